@@ -1,0 +1,60 @@
+"""qv_lens: where a language model keeps a fact, and how to change it.
+
+    import qv_lens as qv
+    lens = qv.load("toy-gptj")
+
+Public names are loaded when first used; importing the package imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Fact": "facts.records",
+    "EditRequest": "facts.records",
+    "MultiHopCase": "facts.records",
+    "NeuronSet": "neurons",
+    "Trace": "trace",
+    "Zero": "interventions",
+    "Scale": "interventions",
+    "Replace": "interventions",
+    "Suppress": "interventions",
+    "Patch": "patch",
+    "Lens": "models.lens",
+    "load": "models.zoo",
+    "value_neurons": "attribution.value",
+    "layer_scores": "attribution.value",
+    "query_neurons": "attribution.query",
+    "query_layers": "attribution.query",
+    "vocabulary": "attribution.projection",
+    "locate": "attribution.locate",
+    "QVLensError": "errors",
+}
+
+if TYPE_CHECKING:
+    from qv_lens.attribution.locate import locate
+    from qv_lens.attribution.projection import vocabulary
+    from qv_lens.attribution.query import query_layers, query_neurons
+    from qv_lens.attribution.value import layer_scores, value_neurons
+    from qv_lens.errors import QVLensError
+    from qv_lens.facts.records import EditRequest, Fact, MultiHopCase
+    from qv_lens.interventions import Replace, Scale, Suppress, Zero
+    from qv_lens.models.lens import Lens
+    from qv_lens.models.zoo import load
+    from qv_lens.neurons import NeuronSet
+    from qv_lens.patch import Patch
+    from qv_lens.trace import Trace
+
+__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(f"qv_lens.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'qv_lens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,1 @@
+"""Which neurons hold a fact (value), which activate them (query), and in which layers."""

@@ -1,0 +1,81 @@
+"""Layer rankings over a set of cases: which layers hold value neurons, which hold query neurons.
+
+1. Value layers: I summed over the FFN neurons of a layer (Eq. 9) and over the prompts.
+2. Query layers: the query functional (Eq. 10) on the layer's whole FFN output, for the top value neurons of each
+   prompt, summed over the prompts.
+Source: ACE, section 5, stage 1. The prompts are multi-hop questions there; facts work as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from qv_lens.attribution.projection import NormMode
+from qv_lens.attribution.query import Method, query_layers
+from qv_lens.attribution.value import Base, layer_scores, value_neurons
+from qv_lens.errors import ConfigError
+from qv_lens.facts.records import Fact, MultiHopCase
+from qv_lens.facts.spans import FactToken
+from qv_lens.models.lens import Lens
+
+
+@dataclass(frozen=True)
+class Layers:
+    """`value` and `query`: layers, best first; `frame`: `kind ('value', 'query'), layer, score`."""
+
+    value: tuple[int, ...]
+    query: tuple[int, ...]
+    frame: pd.DataFrame
+
+    def editable(self, count: int, last: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(value layers, query layers) for an edit at the subject's last token: `count` of each, ascending.
+
+        Value layers lie below layer `last` (nothing reads the subject after the last attention), query layers
+        below the lowest value layer where there are any, else below the highest.
+        """
+        value = tuple(sorted([layer for layer in self.value if layer < last][:count]))
+        if not value:
+            raise ConfigError(f"No value layer lies below layer {last}.")
+        below = [q for q in self.query if q < value[0]] or [q for q in self.query if q < value[-1] and q not in value]
+        return value, tuple(sorted(below[:count]))
+
+
+def locate(
+    lens: Lens,
+    cases: Sequence[Fact | MultiHopCase] | Fact,
+    position: FactToken = "last",
+    *,
+    norm: NormMode = "frozen",
+    base: Base = "mid",
+    method: Method = "grad",
+    top: int = 300,
+) -> Layers:
+    """Rank the layers over the cases; a `MultiHopCase` counts with its first question and its old answer."""
+    records = [cases] if isinstance(cases, Fact) else list(cases)
+    facts = [_as_fact(record) for record in records]
+    if not facts:
+        raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")
+    trace = lens.trace(facts, position)
+    value = value_neurons(lens, trace, top, norm=norm, base=base)
+    by_layer = layer_scores(lens, trace, norm=norm, base=base).groupby("layer")["score"].sum()
+    queries = query_layers(lens, trace, value, method=method)
+    by_query = queries[queries["kind"] == "ffn"].groupby("layer")["score"].sum()
+    frame = pd.concat(
+        [pd.DataFrame({"kind": kind, "layer": s.index, "score": s.to_numpy()}) for kind, s in (("value", by_layer), ("query", by_query))],
+        ignore_index=True,
+    )  # fmt: skip
+    frame.attrs.update({**value.settings, "method": method, "position": position, "prompts": len(facts)})
+    return Layers(_order(by_layer), _order(by_query), frame)
+
+
+def _order(scores: pd.Series) -> tuple[int, ...]:
+    return tuple(int(layer) for layer in scores.sort_values(ascending=False, kind="stable").index)
+
+
+def _as_fact(record: Fact | MultiHopCase) -> Fact:
+    if isinstance(record, MultiHopCase):
+        return Fact("{}", record.questions[0], record.answer)
+    return record

@@ -1,0 +1,33 @@
+"""Errors of qv_lens: each message says what failed, where, why, and what to do about it."""
+
+from __future__ import annotations
+
+
+class QVLensError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ModelError(QVLensError):
+    """A model that cannot be found, loaded, wrapped or trusted."""
+
+
+class FactError(QVLensError):
+    """A fact, prompt or answer that does not map onto tokens, or a record that does not parse."""
+
+
+class EditError(QVLensError):
+    """An edit that cannot be computed or applied."""
+
+
+class PatchError(QVLensError):
+    """A patch that does not belong to this model, or whose files are damaged."""
+
+
+class ConfigError(QVLensError):
+    """An option, a path or a setting that cannot be honoured."""
+
+
+def unknown(what: str, got: object, known: object, *, error: type[QVLensError] = ConfigError) -> QVLensError:
+    """The error for a name that is not one of `known`: '<what> X not found. Available: ...'."""
+    names = ", ".join(str(name) for name in known)  # pyright: ignore[reportGeneralTypeIssues]
+    return error(f"{what} {got!r} not found. Available: {names}.")

@@ -1,0 +1,1 @@
+"""Facts in words: records, token positions, prompts, the bundled world, benchmark readers."""

@@ -1,0 +1,118 @@
+"""Records: what is asked of a model, what is changed in it, and what is probed afterwards.
+
+Frozen dataclasses in the field's words. A `Fact` is (subject, relation, object) with the prompt that asks for it;
+an `EditRequest` is a fact and its new object; a `MultiHopCase` chains facts, some of them edited (MQuAKE).
+Positions in tokens live in `spans`, file formats in `benchmarks`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qv_lens.errors import FactError
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact as a cloze: `prompt` with one `{}` for the subject, ending right before the answer.
+
+    `aliases` are other accepted answers, `paraphrases` other prompts with `{}` for the same fact,
+    `subject_aliases` other names of the subject.
+
+    Raises `FactError` if the prompt has not exactly one `{}`, or subject, prompt or answer is empty.
+    """
+
+    prompt: str
+    subject: str
+    answer: str
+    relation: str | None = None
+    category: str | None = None
+    aliases: tuple[str, ...] = ()
+    paraphrases: tuple[str, ...] = ()
+    subject_aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("aliases", "paraphrases", "subject_aliases"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise FactError(f"Fact.{name} must be a sequence of strings, got the single string {value!r}.")
+            object.__setattr__(self, name, tuple(value))
+        for name in ("prompt", "subject", "answer"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise FactError(f"Fact.{name} is empty: {value!r}. Give it some text.")
+        for template in (self.prompt, *self.paraphrases):
+            check_template(template)
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in."""
+        return self.prompt.replace("{}", self.subject)
+
+    def with_prompt(self, prompt: str) -> Fact:
+        """The same fact asked with another prompt."""
+        return replace(self, prompt=prompt)
+
+    def to(self, new: str, via: tuple[str, ...] | list[str] = ()) -> EditRequest:
+        """The request to change this fact's answer to `new`.
+
+        `via` are multi-hop prompts that end at this fact (used only by editors whose passes ask for them).
+        """
+        return EditRequest(self, new, tuple(via))
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """Change `fact.answer` to `new` (the papers' o -> o*)."""
+
+    fact: Fact
+    new: str
+    via: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.new, str) or not self.new.strip():
+            raise FactError(f"The new answer for {self.fact.text!r} is empty. Give it some text.")
+
+    @property
+    def target(self) -> Fact:
+        """The fact as it should be after the edit."""
+        return replace(self.fact, answer=self.new, aliases=())
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One link of a chain: asked as a question and as a cloze (both complete texts, no `{}`)."""
+
+    question: str
+    cloze: str
+    answer: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MultiHopCase:
+    """A chain of facts with one or more of them edited, and the questions that depend on the whole chain.
+
+    `hops` holds the chain before, `new_hops` after the edits; `extra` keeps keys of the source record that
+    nothing here reads.
+    """
+
+    case_id: int
+    edits: tuple[EditRequest, ...]
+    questions: tuple[str, ...]
+    answer: str
+    new_answer: str
+    aliases: tuple[str, ...] = ()
+    new_aliases: tuple[str, ...] = ()
+    hops: tuple[Hop, ...] = ()
+    new_hops: tuple[Hop, ...] = ()
+    extra: tuple[tuple[str, object], ...] = ()
+
+
+def check_template(template: str) -> None:
+    """Raise `FactError` unless `template` is a prompt with exactly one `{}`."""
+    count = template.count("{}")
+    if count == 0:
+        raise FactError(f"The prompt {template!r} has no {{}}: put {{}} where the subject goes.")
+    if count > 1:
+        raise FactError(f"The prompt {template!r} has {count} times {{}}: keep the one where the subject goes.")

@@ -1,0 +1,106 @@
+"""The one place where prompt, subject and answer become token positions.
+
+1. A prompt is tokenised once, filled in, the way the model's own tokenizer does it by default.
+2. The answer's tokens are what the tokenizer adds when " " + answer follows the prompt; if that changes a token
+   of the prompt, there is no position that predicts the answer, and it is an error.
+3. The subject's tokens are those that cover its characters (offset mapping), so a merge across its border counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from qv_lens.errors import FactError, ModelError, unknown
+from qv_lens.facts.records import Fact
+
+FactToken = Literal["subject_last", "subject_first", "last", "first_after_last"]
+FACT_TOKENS: tuple[FactToken, ...] = ("subject_last", "subject_first", "last", "first_after_last")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised prompt: `subject` are its first and last token, `answer` the tokens that follow the prompt.
+
+    Both are empty for a bare text.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    subject: tuple[int, int] | None = None
+    answer: tuple[int, ...] = ()
+
+    @property
+    def last(self) -> int:
+        """The position that predicts the answer's first token."""
+        return len(self.ids) - 1
+
+    def position(self, token: FactToken) -> int:
+        """The position of a named token of the fact. Raises `FactError` where the prompt has none."""
+        if token == "last":
+            return self.last
+        if token not in FACT_TOKENS:
+            raise unknown("Fact token", token, FACT_TOKENS)
+        if self.subject is None:
+            raise FactError(f"The bare prompt {self.text!r} has no subject: pass a Fact, or use the token 'last'.")
+        if token == "first_after_last":
+            if self.subject[1] + 1 > self.last:
+                raise FactError(f"Nothing follows the subject in {self.text!r}: use the token 'subject_last'.")
+            return self.subject[1] + 1
+        return self.subject[token == "subject_last"]
+
+
+def encode(tokenizer: Any, text: str, bos: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and their character spans; `bos` puts the tokenizer's BOS in front (span (0, 0))."""
+    encoding = tokenizer(text, return_offsets_mapping=True)
+    ids, spans = list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]]
+    if bos and (not ids or ids[0] != tokenizer.bos_token_id):
+        if tokenizer.bos_token_id is None:
+            raise ModelError("prepend_bos=True, but this tokenizer has no BOS token. Load with prepend_bos=False.")
+        ids, spans = [tokenizer.bos_token_id, *ids], [(0, 0), *spans]
+    return ids, spans
+
+
+def continuation(tokenizer: Any, text: str, answer: str, bos: bool = False) -> tuple[int, ...]:
+    """The tokens of `answer` as it follows `text` (a blank is put between them where there is none).
+
+    Raises `FactError` where the answer has no tokens, or changes those of the prompt.
+    """
+    ids, _ = encode(tokenizer, text, bos)
+    glue = "" if text[-1:].isspace() or answer[:1].isspace() else " "
+    whole, _ = encode(tokenizer, text + glue + answer, bos)
+    if whole[: len(ids)] != ids:
+        raise FactError(
+            f"The answer {answer!r} changes how the prompt {text!r} is tokenised. "
+            "End the prompt at a word, without a trailing blank or an open word."
+        )
+    if len(whole) == len(ids):
+        raise FactError(f"The answer {answer!r} behind {text!r} has no tokens. Give it some text.")
+    return tuple(whole[len(ids) :])
+
+
+def tokenize(tokenizer: Any, fact: Fact | str, bos: bool = False) -> Prompt:
+    """The prompt of a fact, or a bare text, as tokens. Raises `FactError` for an empty prompt."""
+    text = fact if isinstance(fact, str) else fact.text
+    if not text.strip():
+        raise FactError(f"The prompt is empty: {text!r}. Give it some text.")
+    ids, spans = encode(tokenizer, text, bos)
+    if isinstance(fact, str):
+        return Prompt(text, tuple(ids))
+    start = fact.prompt.index("{}")
+    start, stop = start, start + len(fact.subject)
+    covering = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
+    if not covering:
+        raise FactError(f"No token of {text!r} covers the subject {fact.subject!r}.")
+    return Prompt(text, tuple(ids), (covering[0], covering[-1]), continuation(tokenizer, text, fact.answer, bos))
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "batch seq"]:
+    """Right-padded ids. What is behind a row's end is never seen by what is in it."""
+    length = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])

@@ -1,0 +1,202 @@
+"""Interventions: frozen data that say what to change in a forward pass, compiled to (hook name, function) lists.
+
+`Zero`, `Scale` and `Replace` act on a unit for every reader. `Suppress` acts on one path only: it takes what query
+neurons write out of what chosen value neurons read, and leaves all else alone (the direct effect that Eq. 10 claims).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qv_lens.errors import ConfigError
+from qv_lens.neurons import NeuronSet
+
+if TYPE_CHECKING:
+    from qv_lens.models.backend import Hook
+    from qv_lens.models.lens import Lens
+
+Positions = Literal["all", "last"]
+
+
+class Intervention(Protocol):
+    """Anything that a Lens can put in force."""
+
+    def check(self, lens: Lens) -> None:
+        """Raise `ConfigError` if this cannot be meant on this model."""
+        ...
+
+    def hooks(self, lens: Lens) -> list[Hook]:
+        """Fresh hooks for one forward pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply the coefficient m of FFN neurons by `factor`, at all positions or at each prompt's last one."""
+
+    neurons: NeuronSet
+    factor: float
+    positions: Positions = "all"
+
+    def check(self, lens: Lens) -> None:
+        check_ffn(lens, self.neurons, self.positions)
+
+    def hooks(self, lens: Lens) -> list[Hook]:
+        return _rewrite(lens, self.neurons, self.positions, lambda m: m * self.factor)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Remove FFN neurons for every reader (m := 0); at all positions it equals zeroing their rows of W_out."""
+
+    neurons: NeuronSet
+    positions: Positions = "all"
+
+    def check(self, lens: Lens) -> None:
+        check_ffn(lens, self.neurons, self.positions)
+
+    def hooks(self, lens: Lens) -> list[Hook]:
+        return _rewrite(lens, self.neurons, self.positions, torch.zeros_like)
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Set the coefficient m of FFN neurons to `value`."""
+
+    neurons: NeuronSet
+    value: float
+    positions: Positions = "all"
+
+    def check(self, lens: Lens) -> None:
+        check_ffn(lens, self.neurons, self.positions)
+
+    def hooks(self, lens: Lens) -> list[Hook]:
+        return _rewrite(lens, self.neurons, self.positions, lambda m: torch.full_like(m, self.value))
+
+
+@dataclass(frozen=True)
+class Suppress:
+    """Take m_q * fc2_q of the query neurons out of what the target neurons read, at the same position.
+
+    For each target layer l: x' = x - sum over queries in layers below l of m_q fc2_q, and m_j is computed again from
+    x' for the targets j alone. The query neurons keep their effect on every other reader.
+    """
+
+    query: NeuronSet
+    targets: NeuronSet
+    positions: Positions = "all"
+
+    def check(self, lens: Lens) -> None:
+        check_ffn(lens, self.query, self.positions)
+        check_ffn(lens, self.targets, self.positions)
+        if len(self.query) and len(self.targets) and min(self.query.by_layer()) >= max(self.targets.by_layer()):
+            raise ConfigError(
+                "Suppress: every query neuron lies in or above the layers of the targets and cannot reach them. "
+                "Choose query neurons from lower layers."
+            )
+
+    def hooks(self, lens: Lens) -> list[Hook]:
+        return list(self._hooks(lens))
+
+    def _hooks(self, lens: Lens) -> Iterator[Hook]:
+        backend = lens.backend_adapter
+        written: dict[int, Tensor] = {}
+        read: dict[int, Tensor] = {}
+        for layer, neurons in self.query.by_layer().items():
+            if any(target > layer for target in self.targets.by_layer()):
+                yield backend.coefficient(layer), self._record(lens, layer, neurons, written)
+        for layer, neurons in self.targets.by_layer().items():
+            if any(query < layer for query in self.query.by_layer()):
+                yield from self._remove(lens, layer, neurons, written, read)
+
+    def _record(self, lens: Lens, layer: int, neurons: list[int], written: dict[int, Tensor]):
+        index = torch.tensor(neurons, device=lens.device)
+
+        def record(m: Float[Tensor, "prompt seq d_mlp"]) -> None:
+            written[layer] = m[..., index] @ lens.w_out(layer)[index].to(m.dtype)
+
+        return record
+
+    def _remove(self, lens: Lens, layer: int, neurons: list[int], written: dict[int, Tensor], read: dict[int, Tensor]):
+        backend = lens.backend_adapter
+        index = torch.tensor(neurons, device=lens.device)
+
+        def keep_stream(x: Tensor) -> None:
+            read[layer] = x
+
+        def keep_attention(a: Tensor) -> None:
+            read[layer] = read[layer] + a
+
+        def recompute(m: Float[Tensor, "prompt seq d_mlp"]) -> Tensor:
+            x = read[layer] - sum(v for below, v in written.items() if below < layer)
+            new = ffn_coefficients(lens, layer, x, index)
+            changed = m.clone()
+            changed[..., index] = new.to(m.dtype)
+            return _only(lens, self.positions, m, changed)
+
+        yield backend.resid_pre(layer), keep_stream
+        if not backend.parallel:
+            yield backend.attn_out(layer), keep_attention
+        yield backend.coefficient(layer), recompute
+
+
+def ffn_coefficients(
+    lens: Lens, layer: int, x: Float[Tensor, "*batch d_model"], neurons: Tensor | slice = slice(None)
+) -> Float[Tensor, "*batch neuron"]:
+    """m of chosen neurons when the FFN of `layer` reads the stream `x` (norm applied here): Eq. 3 of ACE.
+
+    GPT-J: act(x_n W_in + b_in). Qwen3: act(x_n W_gate) * (x_n W_in).
+    """
+    backend = lens.backend_adapter
+    normed = backend.norm(layer)(x)
+    gate, bias = backend.w_gate(layer), backend.b_in(layer)
+    up = normed @ backend.w_in(layer)[:, neurons].to(x.dtype)
+    if bias is not None:
+        up = up + bias[neurons].to(x.dtype)
+    if gate is None:
+        return backend.activation(up)
+    return backend.activation(normed @ gate[:, neurons].to(x.dtype)) * up
+
+
+def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
+    """Raise `ConfigError` unless the set holds FFN neurons that exist in this model."""
+    if positions not in ("all", "last"):
+        raise ConfigError(f"positions must be 'all' or 'last', got {positions!r}.")
+    if neurons.unit != "ffn":
+        raise ConfigError(
+            f"An intervention on coefficients needs FFN neurons (unit 'ffn'), got units {neurons.unit!r}: "
+            "a column of W_out, a head or an attention channel is not a neuron of the FFN."
+        )
+    for layer, indices in neurons.by_layer().items():
+        lens.check_layer(int(layer))
+        if not 0 <= min(indices) <= max(indices) < lens.d_mlp:
+            raise ConfigError(f"Layer {layer} has neurons 0 to {lens.d_mlp - 1}; the set names {min(indices)} to {max(indices)}.")
+
+
+def _rewrite(lens: Lens, neurons: NeuronSet, positions: Positions, change) -> list[Hook]:
+    def hook_for(indices: list[int]):
+        index = torch.tensor(indices, device=lens.device)
+
+        def hook(m: Float[Tensor, "prompt seq d_mlp"]) -> Tensor:
+            changed = m.clone()
+            changed[..., index] = change(m[..., index])
+            return _only(lens, positions, m, changed)
+
+        return hook
+
+    return [(lens.backend_adapter.coefficient(layer), hook_for(indices)) for layer, indices in neurons.by_layer().items()]
+
+
+def _only(lens: Lens, positions: Positions, before: Tensor, after: Tensor) -> Tensor:
+    """`after` at the positions asked for, `before` elsewhere."""
+    if positions == "all" or lens.last is None:
+        return after
+    out, rows = before.clone(), torch.arange(len(before), device=before.device)
+    out[rows, lens.last] = after[rows, lens.last]
+    return out

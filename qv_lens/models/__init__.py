@@ -1,0 +1,1 @@
+"""The hooked model: backends, the Lens, and what can be loaded."""

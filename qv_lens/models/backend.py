@@ -1,0 +1,284 @@
+"""The only file that knows a HookedTransformer (TransformerLens 3.9) from a TransformerBridge (3.9 and 4.x).
+
+1. `wrap` puts a loaded Hugging Face model behind hook points without processing or copying its weights
+   (no fold_ln, no centring: editing and export need the raw ones).
+2. `Backend` offers the same hook names, the same weight layout and the same behaviour on both classes:
+   GPT-J's missing ln2, None biases, unknown hook names and transposed views are settled here.
+
+Layouts are TransformerLens's: W_in, W_gate [d_model, d_mlp], W_out [d_mlp, d_model], W_O [head, d_head, d_model],
+W_U [d_model, d_vocab].
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qv_lens.errors import ModelError, unknown
+
+Hook = tuple[str, Callable[..., Any]]
+BackendName = Literal["hooked", "bridge"]
+ARCHITECTURES = ("GPTJForCausalLM", "Qwen3ForCausalLM")
+#: HookedTransformer holds a [n_ctx, n_ctx] mask per layer, so its context is capped as TransformerLens caps it.
+HOOKED_CONTEXT = 2048
+
+
+def hooked_available() -> bool:
+    """Whether this TransformerLens still has HookedTransformer (3.x)."""
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
+    """A HookedTransformer or TransformerBridge around `hf`, sharing its storage, weights unprocessed.
+
+    Raises `ModelError` for an architecture that is neither GPT-J nor Qwen3, or a backend that is not installed.
+    """
+    architecture = type(hf).__name__
+    if architecture not in ARCHITECTURES:
+        raise unknown("Architecture", architecture, ARCHITECTURES, error=ModelError)
+    if backend not in ("auto", "hooked", "bridge"):
+        raise unknown("Backend", backend, ("auto", "hooked", "bridge"))
+    if backend == "auto":
+        backend = "hooked" if hooked_available() else "bridge"
+    if backend == "hooked" and not hooked_available():
+        raise ModelError(
+            "backend='hooked' needs HookedTransformer, which TransformerLens removed in 4.0. "
+            "Install transformer-lens>=3.9,<4, or use backend='bridge'."
+        )
+    hf.config.architectures = [architecture]
+    # Both loaders ask for a folder or an official name, and guess the family from the words in it ("llama", "gemma").
+    # A folder with the config alone keeps them offline and unbiased.
+    with tempfile.TemporaryDirectory(prefix="qv_") as folder, _quiet():
+        hf.config.save_pretrained(folder)
+        return (_wrap_hooked if backend == "hooked" else _wrap_bridge)(hf, tokenizer, folder)
+
+
+def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
+
+    parameter = next(hf.parameters())
+    n_ctx = min(hf.config.max_position_embeddings, HOOKED_CONTEXT)
+    cfg = get_pretrained_model_config(
+        folder, hf_cfg=hf.config.to_dict(), device=parameter.device, dtype=parameter.dtype, n_ctx=n_ctx
+    )
+    if type(hf).__name__ == "GPTJForCausalLM":  # TransformerLens hard-codes both
+        cfg.d_mlp = hf.config.n_inner or 4 * hf.config.n_embd
+        cfg.eps = hf.config.layer_norm_epsilon
+    cfg.default_prepend_bos = False
+    state = get_pretrained_state_dict(folder, cfg, hf_model=hf, dtype=parameter.dtype)
+    model = HookedTransformer(cfg, tokenizer=tokenizer, move_to_device=False)
+    model.load_state_dict(state, assign=True, strict=False)
+    return model.to(parameter.device, print_details=False).eval()
+
+
+def _wrap_bridge(hf: Any, tokenizer: Any, folder: str) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    parameter = next(hf.parameters())
+    bridge = TransformerBridge.boot_transformers(
+        folder, hf_model=hf, tokenizer=tokenizer, dtype=parameter.dtype, device=parameter.device
+    )
+    return bridge.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """TransformerLens warns at every construction (deprecation, missing mask buffers); none of it concerns the user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+class Backend:
+    """One face for both hooked classes: names, weights, one forward pass. Holds the model, and no other state."""
+
+    def __init__(self, model: Any) -> None:
+        kind = type(model).__name__
+        if kind not in ("HookedTransformer", "TransformerBridge"):
+            raise ModelError(
+                f"A Lens wraps a HookedTransformer or a TransformerBridge, not {kind}. "
+                "Load a Hugging Face model with qv.load(folder)."
+            )
+        self.model = model
+        self.name: BackendName = "hooked" if kind == "HookedTransformer" else "bridge"
+        self.cfg = model.cfg
+        self.parallel = bool(getattr(self.cfg, "parallel_attn_mlp", False))  # GPT-J: attention and FFN read the same
+        self.gated = bool(self.cfg.gated_mlp)
+        self.rms = self.cfg.normalization_type in ("RMS", "RMSPre")
+
+    # ------------------------------------------------------------------ sizes
+
+    @property
+    def n_layers(self) -> int:
+        return self.cfg.n_layers
+
+    @property
+    def n_kv_heads(self) -> int:
+        return getattr(self.cfg, "n_key_value_heads", None) or self.cfg.n_heads
+
+    @property
+    def device(self) -> torch.device:
+        return self.w_out(0).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.w_out(0).dtype
+
+    # ------------------------------------------------------------------ hook names
+
+    def resid_pre(self, layer: int) -> str:
+        return f"blocks.{layer}.hook_resid_pre"
+
+    def resid_post(self, layer: int) -> str:
+        return f"blocks.{layer}.hook_resid_post"
+
+    def attn_out(self, layer: int) -> str:
+        return f"blocks.{layer}.hook_attn_out"
+
+    def mlp_out(self, layer: int) -> str:
+        return f"blocks.{layer}.hook_mlp_out"
+
+    def coefficient(self, layer: int) -> str:
+        """m: the FFN activation that multiplies the rows of W_out."""
+        return f"blocks.{layer}.mlp.hook_post"
+
+    def z(self, layer: int) -> str:
+        """Attention-weighted values per head, what W_O multiplies."""
+        return f"blocks.{layer}.attn.hook_z"
+
+    def site(self, module: Literal["ffn", "attn"], layer: int) -> str:
+        return self.mlp_out(layer) if module == "ffn" else self.attn_out(layer)
+
+    # ------------------------------------------------------------------ weights (live)
+
+    def w_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """Live view: writing to it changes the next forward pass."""
+        return self.model.blocks[layer].mlp.W_out.data
+
+    def w_in(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+        return self.model.blocks[layer].mlp.W_in.data
+
+    def w_gate(self, layer: int) -> Float[Tensor, "d_model d_mlp"] | None:
+        return self.model.blocks[layer].mlp.W_gate.data if self.gated else None
+
+    def b_in(self, layer: int) -> Float[Tensor, " d_mlp"] | None:
+        return _data(getattr(self.model.blocks[layer].mlp, "b_in", None))
+
+    def b_out(self, layer: int) -> Float[Tensor, " d_model"]:
+        bias = _data(getattr(self.model.blocks[layer].mlp, "b_out", None))
+        return self.w_out(layer).new_zeros(self.cfg.d_model) if bias is None else bias
+
+    def w_o(self, layer: int) -> Float[Tensor, "head_channel d_model"]:
+        """Live view of W_O with heads and channels in one axis (the k-th row is `hook_z`'s k-th channel)."""
+        weight = self.model.blocks[layer].attn.W_O.data
+        flat = rearrange(weight, "head channel d -> (head channel) d")
+        if flat.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
+            return flat
+        return self.model.blocks[layer].attn.o.weight.data.T  # 4.x hands out a copy of the heads' view
+
+    def unembed(self) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
+        weight, bias = self.model.unembed.W_U.data, _data(getattr(self.model.unembed, "b_U", None))
+        return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias
+
+    def norm(self, layer: int | None, sublayer: Literal["ffn", "attn"] = "ffn") -> Norm:
+        """The norm in front of a sublayer, or the final one (`layer=None`)."""
+        if layer is None:
+            module = self.model.ln_final
+        else:
+            block = self.model.blocks[layer]
+            module = block.ln1 if self.parallel or sublayer == "attn" else block.ln2
+        gain = _data(getattr(module, "w", None))
+        gain = _data(module.weight) if gain is None else gain
+        bias = None if self.rms else _data(getattr(module, "b", None))
+        if bias is None and not self.rms:
+            bias = _data(module.bias)
+        return Norm(gain, bias, float(self.cfg.eps), self.rms)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """The FFN's non-linearity, as the model applies it."""
+        name = self.cfg.act_fn
+        if name in ("silu", "swish"):
+            return torch.nn.functional.silu(x)
+        if name in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"):
+            return torch.nn.functional.gelu(x, approximate="tanh")
+        if name == "gelu":
+            return torch.nn.functional.gelu(x)
+        if name == "relu":
+            return torch.relu(x)
+        raise unknown("Activation", name, ("silu", "gelu_new", "gelu", "relu"), error=ModelError)
+
+    # ------------------------------------------------------------------ running
+
+    def check_names(self, hooks: Sequence[Hook]) -> None:
+        """Refuse hook names the model does not have (the bridge of 3.9 would ignore them)."""
+        names = self.model.hook_dict
+        for name, _ in hooks:
+            if name not in names:
+                raise ModelError(f"This model has no hook point {name!r}. lens.model.hook_dict lists all of them.")
+
+    @contextmanager
+    def hooks(self, hooks: Sequence[Hook]) -> Iterator[None]:
+        """Install (name, function) pairs and take away exactly these again; the user's own hooks stay.
+
+        Plain PyTorch handles on the hook points: `model.hooks(...)` of 3.9 ends with reset_hooks, which also
+        removes what a caller added at the same level.
+        """
+        self.check_names(hooks)
+        handles = []
+        try:
+            for name, function in hooks:
+                handles.append(self.model.hook_dict[name].register_forward_hook(_adapt(function)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def logits(self, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
+        """One forward pass over right-padded ids. Causal attention never looks at what follows, so no mask is needed."""
+        return self.model(ids, return_type="logits")
+
+
+def _adapt(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _module, _inputs, output: function(output)
+
+
+def _data(parameter: Any) -> Tensor | None:
+    return None if parameter is None else parameter.data
+
+
+class Norm:
+    """LayerNorm or RMSNorm as numbers: gain, bias, eps; `center` is the identity for RMSNorm."""
+
+    def __init__(self, gain: Tensor, bias: Tensor | None, eps: float, rms: bool) -> None:
+        self.gain, self.bias, self.eps, self.rms = gain, bias, eps, rms
+
+    def center(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return x if self.rms else x - x.mean(-1, keepdim=True)
+
+    def scale(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
+        """sigma: what the centred vector is divided by."""
+        return (self.center(x).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def __call__(self, x: Float[Tensor, "*batch d"], scale: Tensor | None = None) -> Float[Tensor, "*batch d"]:
+        """The normed vector; `scale` freezes sigma instead of taking the vector's own."""
+        y = self.center(x) / (self.scale(x) if scale is None else scale) * self.gain.to(x.dtype)
+        return y if self.bias is None else y + self.bias.to(x.dtype)

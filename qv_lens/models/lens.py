@@ -1,0 +1,378 @@
+"""Lens: a hooked model one can look into, intervene on, edit and put back.
+
+State: the weights (with the stack of applied patches and the tensors they replaced) and the interventions in force.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qv_lens.errors import ConfigError, ModelError, PatchError
+from qv_lens.facts.records import Fact
+from qv_lens.facts.spans import FactToken, Prompt, continuation, pad, tokenize
+from qv_lens.models.backend import Backend, Hook, wrap
+from qv_lens.trace import Trace
+
+if TYPE_CHECKING:
+    from qv_lens.interventions import Intervention
+    from qv_lens.patch import Patch
+
+Facts = Fact | str | Sequence[Fact | str]
+
+
+@dataclass
+class _Applied:
+    patch: Patch
+    saved: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+
+
+class Lens:
+    """A HookedTransformer or TransformerBridge, with the tokenizer and the Hugging Face model it wraps.
+
+    `Lens(model)` takes a hooked model of the user's own; `Lens.from_hf` (and `qv.load`) wraps a Hugging Face model,
+    whose weights it shares, and can therefore `save`. Tokens are the tokenizer's own; `prepend_bos=True` puts a BOS
+    in front.
+    """
+
+    def __init__(self, model: Any, *, tokenizer: Any = None, prepend_bos: bool = False, name: str = "") -> None:
+        self.backend_adapter = Backend(model)
+        self.model = model
+        self.tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+        if self.tokenizer is None:
+            raise ModelError("This model has no tokenizer. Pass one: qv.Lens(model, tokenizer=...).")
+        self.hf: Any = None
+        self._hf_state: dict[str, Tensor] = {}
+        self.prepend_bos = prepend_bos
+        self.name = name or str(getattr(model.cfg, "model_name", ""))
+        self._stack: list[_Applied] = []
+        self._in_force: list[Intervention] = []
+        self.last: Int[Tensor, " prompt"] | None = None  # last real position of each row of the pass in progress
+
+    @classmethod
+    def from_hf(cls, hf: Any, tokenizer: Any, *, backend: str = "auto", prepend_bos: bool = False, name: str = "") -> Lens:
+        """Wrap a loaded Hugging Face model (GPT-J or Qwen3); weights are shared, not copied or processed."""
+        state = dict(hf.state_dict(keep_vars=True))  # before the bridge re-registers parameters under other keys
+        lens = cls(wrap(hf, tokenizer, backend), tokenizer=tokenizer, prepend_bos=prepend_bos, name=name)
+        lens.hf, lens._hf_state = hf, state
+        return lens
+
+    def __repr__(self) -> str:
+        return (
+            f"Lens({self.name}, {self.backend}, {self.n_layers} layers, d_model {self.d_model}, d_mlp {self.d_mlp}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, patches {len(self._stack)})"
+        )
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def backend(self) -> str:
+        """'hooked' (HookedTransformer) or 'bridge' (TransformerBridge)."""
+        return self.backend_adapter.name
+
+    @property
+    def n_layers(self) -> int:
+        return self.backend_adapter.n_layers
+
+    @property
+    def d_model(self) -> int:
+        return self.backend_adapter.cfg.d_model
+
+    @property
+    def d_mlp(self) -> int:
+        return self.w_out(0).shape[0]
+
+    @property
+    def d_vocab(self) -> int:
+        return self.backend_adapter.unembed()[0].shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.backend_adapter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backend_adapter.dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the weights as first seen and of the architecture: 16 hex digits. Patches record it."""
+        if self._stack:
+            raise PatchError("The fingerprint belongs to the unpatched model: revert the patches first.")
+        digest = hashlib.blake2b(digest_size=8)
+        cfg, backend = self.backend_adapter.cfg, self.backend_adapter
+        digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, backend.n_kv_heads, cfg.act_fn, backend.rms)).encode())
+        # canonical tensors, so that both backends give the same hash
+        for layer in range(self.n_layers):
+            gate = backend.w_gate(layer)
+            for weight in (backend.w_in(layer), *([] if gate is None else [gate]), self.w_out(layer), backend.w_o(layer)):
+                digest.update(checksum(weight))
+        digest.update(checksum(backend.unembed()[0]))
+        return digest.hexdigest()
+
+    def check_layer(self, layer: int) -> int:
+        """The layer itself; raises `ConfigError` for one that does not exist. Negative numbers never wrap."""
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise ConfigError(f"A layer is an integer from 0 to {self.n_layers - 1}, got {layer!r}.")
+        if not 0 <= layer < self.n_layers:
+            raise ConfigError(f"Layer {layer} does not exist: this model has layers 0 to {self.n_layers - 1}.")
+        return layer
+
+    def w_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+        """The live W_out of a layer: row k is the value vector fc2_k, and writing to it changes the next pass."""
+        return self.backend_adapter.w_out(self.check_layer(layer))
+
+    def parameter(self, layer: int, name: str) -> Tensor:
+        """A live weight by name: 'W_out', 'W_in', 'W_gate', 'W_O', 'b_in' or 'b_out'. Raises `ConfigError`."""
+        self.check_layer(layer)
+        backend = self.backend_adapter
+        readers = {
+            "W_out": backend.w_out, "W_in": backend.w_in, "W_gate": backend.w_gate,
+            "W_O": backend.w_o, "b_in": backend.b_in, "b_out": backend.b_out,
+        }  # fmt: skip
+        weight = readers[name](layer) if name in readers else None
+        if weight is None:
+            raise ConfigError(f"This model has no parameter {name!r} in layer {layer}. Names: {', '.join(readers)}.")
+        return weight
+
+    # ------------------------------------------------------------------ tokens
+
+    def tokenize(self, facts: Facts) -> list[Prompt]:
+        """The prompts as tokens, with the positions of subject and answer (`spans.Prompt`)."""
+        return [tokenize(self.tokenizer, fact, self.prepend_bos) for fact in as_list(facts)]
+
+    def str_tokens(self, fact: Fact | str) -> list[str]:
+        """The prompt's tokens as readable text."""
+        return [self.token_label(i) for i in tokenize(self.tokenizer, fact, self.prepend_bos).ids]
+
+    def token_label(self, token: int) -> str:
+        """One vocabulary row as text; rows that no token uses are '<unused N>'."""
+        return self.tokenizer.decode([token]) if token < len(self.tokenizer) else f"<unused {token}>"
+
+    # ------------------------------------------------------------------ running
+
+    def logits(self, rows: Sequence[Sequence[int]], hooks: Sequence[Hook] = ()) -> Float[Tensor, "prompt seq d_vocab"]:
+        """One forward pass over token rows of any lengths (right-padded), interventions in force and `hooks` applied.
+
+        Keeps the autograd graph if gradients are enabled and something requires them.
+        """
+        longest = max(len(row) for row in rows)
+        limit = self.backend_adapter.cfg.n_ctx
+        if longest > limit:
+            raise ConfigError(f"A prompt of {longest} tokens is longer than the model's context of {limit}. Shorten it.")
+        ids = pad(rows).to(self.device)
+        outer, self.last = self.last, torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        try:
+            forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
+            with self.backend_adapter.hooks([*forced, *hooks]):
+                return self.backend_adapter.logits(ids)
+        finally:
+            self.last = outer
+
+    @torch.no_grad()
+    def next_token_logits(self, facts: Facts, batch_size: int = 64) -> Float[Tensor, "prompt d_vocab"]:
+        """Logits of the token after each prompt, in the order given (float32 or better)."""
+        rows = [prompt.ids for prompt in self.tokenize(facts)]
+        out = []
+        for i in range(0, len(rows), batch_size):
+            chunk = rows[i : i + batch_size]
+            logits = self.logits(chunk)
+            last = torch.tensor([len(row) - 1 for row in chunk], device=logits.device)
+            out.append(at_least_float32(logits[torch.arange(len(chunk), device=logits.device), last]))
+        return torch.cat(out)
+
+    @overload
+    def logprob(self, fact: Fact | str, answer: str | None = None) -> float: ...
+    @overload
+    def logprob(self, fact: Sequence[Fact | str], answer: str | None = None) -> list[float]: ...
+
+    def logprob(self, fact: Facts, answer: str | None = None) -> float | list[float]:
+        """log p(first token of the answer | prompt), natural log; `answer` asks for another answer by name."""
+        facts = as_list(fact)
+        targets = [self.answer_ids(f, answer)[0] for f in facts]
+        logp = self.next_token_logits(facts).log_softmax(-1)
+        values = [logp[i, target].item() for i, target in enumerate(targets)]
+        return values[0] if isinstance(fact, (Fact, str)) else values
+
+    def answer_ids(self, fact: Fact | str, answer: str | None = None) -> tuple[int, ...]:
+        """Tokens of the fact's answer, or of another one by name, as they follow the prompt."""
+        if answer is None and isinstance(fact, str):
+            raise ConfigError(f"The bare prompt {fact!r} has no answer: pass a Fact or answer=.")
+        text = fact if isinstance(fact, str) else fact.text
+        wanted = fact.answer if answer is None and isinstance(fact, Fact) else answer
+        return continuation(self.tokenizer, text, str(wanted), self.prepend_bos)
+
+    @torch.no_grad()
+    def generate(self, text: str | Sequence[str], max_new_tokens: int = 32, batch_size: int = 16) -> Any:
+        """The greedy continuation of a text, or of each of several (special tokens left out; stops at EOS).
+
+        Without interventions in force it runs on the wrapped Hugging Face model (same weights) with its cache; with
+        them, or with hooks of the user's own, on the hooked model without one.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [list(prompt.ids) for prompt in self.tokenize(texts)]
+        hooked = bool(self._in_force) or self.hf is None or self.backend == "bridge" or self._user_hooks()
+        step = self._generate_hooked if hooked else self._generate_cached
+        out = [r for i in range(0, len(rows), batch_size) for r in step(rows[i : i + batch_size], max_new_tokens)]
+        texts_out = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
+        return texts_out[0] if isinstance(text, str) else texts_out
+
+    def _user_hooks(self) -> bool:
+        return any(point._forward_hooks for point in self.model.hook_dict.values())
+
+    def _generate_cached(self, rows: list[list[int]], steps: int) -> list[list[int]]:
+        longest = max(map(len, rows))
+        eos = self.tokenizer.eos_token_id
+        ids = torch.tensor([[eos or 0] * (longest - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        out = self.hf.generate(ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, eos_token_id=eos, pad_token_id=eos or 0)  # fmt: skip
+        return [_until(row.tolist(), eos) for row in out[:, longest:]]
+
+    def _generate_hooked(self, rows: list[list[int]], steps: int) -> list[list[int]]:
+        eos = self.tokenizer.eos_token_id
+        grown = [list(row) for row in rows]
+        for _ in range(steps):
+            logits = self.logits(grown)
+            tokens = [int(logits[i, len(row) - 1].argmax()) for i, row in enumerate(grown)]
+            for row, token in zip(grown, tokens, strict=True):
+                row.append(token)
+            if all(eos in row[len(start) :] for row, start in zip(grown, rows, strict=True)):
+                break
+        return [_until(row[len(start) :], eos) for row, start in zip(grown, rows, strict=True)]
+
+    @torch.no_grad()
+    def trace(self, facts: Facts, positions: FactToken = "last", batch_size: int = 64) -> Trace:
+        """Capture one forward pass of the prompts at one position of each: 'last' or a token of the subject."""
+        records = as_list(facts)
+        prompts = self.tokenize(records)
+        where = [prompt.position(positions) for prompt in prompts]
+        parts = [
+            self._trace_rows([p.ids for p in prompts[i : i + batch_size]], where[i : i + batch_size])
+            for i in range(0, len(prompts), batch_size)
+        ]
+        m, z, attn, ffn, resid = (torch.cat([part[k] for part in parts], dim=1) for k in range(5))
+        logits = torch.cat([part[5] for part in parts])
+        return Trace(tuple(records), tuple(prompts), torch.tensor(where), m, z, attn, ffn, resid, logits)
+
+    def _trace_rows(self, rows: list[tuple[int, ...]], where: list[int]) -> tuple[Tensor, ...]:
+        backend, kept = self.backend_adapter, {}
+        index, position = torch.arange(len(rows), device=self.device), torch.tensor(where, device=self.device)
+
+        def keep(name: str) -> Hook:
+            def hook(tensor: Tensor) -> None:
+                kept[name] = tensor[index, position].flatten(1)  # z comes as [head, channel]
+
+            return name, hook
+
+        layers = range(self.n_layers)
+        sites = (backend.coefficient, backend.z, backend.attn_out, backend.mlp_out, backend.resid_pre)
+        names = [[site(layer) for layer in layers] for site in sites]
+        names[4].append(backend.resid_post(self.n_layers - 1))
+        logits = self.logits(rows, [keep(name) for group in names for name in group])
+        stacked = [torch.stack([kept[name] for name in group]) for group in names]
+        return (*stacked, logits[index, position])
+
+    # ------------------------------------------------------------------ interventions
+
+    @contextmanager
+    def intervene(self, *interventions: Intervention) -> Iterator[Lens]:
+        """Put interventions in force for every forward pass inside the block; nests, also with `patched`."""
+        for intervention in interventions:
+            intervention.check(self)
+        count = len(self._in_force)
+        self._in_force.extend(interventions)
+        try:
+            yield self
+        finally:
+            del self._in_force[count:]
+
+    # ------------------------------------------------------------------ patches
+
+    def apply(self, patch: Patch) -> None:
+        """Write a patch into the live weights, on top of those applied before; `revert` takes it back bit for bit.
+
+        Raises `PatchError` if the patch was made for other weights; nothing is written then.
+        """
+        patch.check(self)
+        applied = _Applied(patch)
+        self._stack.append(applied)
+        try:
+            for (layer, name), delta in patch.deltas.items():
+                weight = self.parameter(layer, name)
+                applied.saved[layer, name] = weight.clone()
+                weight.copy_(weight.double() + delta.dense().to(weight.device))
+        except BaseException:
+            self.revert()
+            raise
+
+    def revert(self) -> Patch:
+        """Take back the patch applied last: the saved tensors are restored, not subtracted. Returns the patch."""
+        if not self._stack:
+            raise PatchError("No patch is applied: there is nothing to revert.")
+        applied = self._stack.pop()
+        for (layer, name), saved in applied.saved.items():
+            self.parameter(layer, name).copy_(saved)
+        return applied.patch
+
+    @property
+    def patches(self) -> tuple[Patch, ...]:
+        """The patches applied at present, oldest first."""
+        return tuple(applied.patch for applied in self._stack)
+
+    @contextmanager
+    def patched(self, *patches: Patch) -> Iterator[Lens]:
+        """The model with patches applied inside the block; the weights are back bit for bit behind it."""
+        with ExitStack() as stack:
+            for patch in patches:
+                self.apply(patch)
+                stack.callback(self.revert)
+            yield self
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model as it now is, patches included, as a checkpoint that transformers alone can load.
+
+        Raises `ModelError` without a Hugging Face model behind the lens, `ConfigError` for a folder in use.
+        """
+        if self.hf is None:
+            raise ModelError("This Lens has no Hugging Face model behind it: build it with qv.load or qv.Lens.from_hf.")
+        target = Path(folder)
+        if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+            raise ConfigError(f"{target} already holds files. Choose a new folder; nothing was written.")
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            self.hf.save_pretrained(target, state_dict={k: v.detach().contiguous() for k, v in self._hf_state.items()})
+            self.tokenizer.save_pretrained(target)
+        except OSError as error:
+            raise ConfigError(f"Cannot write a checkpoint to {target}: {error}.") from error
+        return target
+
+
+def as_list(facts: Facts) -> list[Fact | str]:
+    """One fact or many, as a list. Raises `ConfigError` for none."""
+    records = [facts] if isinstance(facts, (Fact, str)) else list(facts)
+    if not records:
+        raise ConfigError("No facts were given: pass at least one Fact or prompt.")
+    return records
+
+
+def checksum(weight: Tensor) -> bytes:
+    """Bytes that change with any change of the tensor's content, whatever its strides."""
+    return hashlib.blake2b(weight.detach().contiguous().flatten().view(torch.uint8).cpu().numpy(), digest_size=8).digest()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """bf16 and fp16 as float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _until(ids: list[int], eos: int | None) -> list[int]:
+    return ids[: ids.index(eos)] if eos in ids else ids

@@ -1,0 +1,116 @@
+"""What can be loaded: the two bundled models, GPT-J-6B and Qwen3-8B from the hub, and any local folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qv_lens.errors import ConfigError, ModelError, unknown
+from qv_lens.models.lens import Lens
+
+WEIGHTS = Path(__file__).parent / "weights"
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that `load` knows by name. `parameters` is what memory estimates rest on."""
+
+    name: str
+    architecture: str
+    n_layers: int
+    parameters: int
+    dtype: str
+    source: str
+
+    def gigabytes(self, dtype: str | None = None) -> float:
+        """Size of the weights alone, in GB (1e9 bytes), at the checkpoint's own dtype or another."""
+        return self.parameters * {"float64": 8, "float32": 4}.get(dtype or self.dtype, 2) / 1e9
+
+
+MODELS: tuple[Entry, ...] = (
+    Entry("toy-gptj", "GPT-J", 12, 2_765_056, "float32", "bundled"),
+    Entry("toy-qwen3", "Qwen3", 12, 2_756_480, "float32", "bundled"),
+    Entry("EleutherAI/gpt-j-6B", "GPT-J", 28, 6_050_882_784, "float32", "Hugging Face hub"),
+    Entry("Qwen/Qwen3-8B", "Qwen3", 36, 8_190_735_360, "bfloat16", "Hugging Face hub"),
+)
+BUNDLED = tuple(entry.name for entry in MODELS if entry.source == "bundled")
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | Any = None,
+    device: str | None = None,
+    backend: str = "auto",
+    prepend_bos: bool = False,
+) -> Lens:
+    """Load a model and wrap it, weights unprocessed.
+
+    `name`: 'toy-gptj', 'toy-qwen3', a hub name, or a folder with a Hugging Face checkpoint of GPT-J or Qwen3.
+    `dtype`: 'float32', 'float64', 'bfloat16', 'float16' or a torch dtype; the checkpoint's own by default.
+    `device`: as torch names it; the first GPU if there is one, else the CPU. `backend`: 'auto', 'hooked', 'bridge'.
+
+    Raises `ModelError` for a model that is not there, damaged, not finite, or without tokenizer.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from qv_lens.models.backend import ARCHITECTURES
+
+    source = _source(name)
+    kind = _dtype(dtype)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"Cannot read the model {str(name)!r}: {_first_line(error)}") from error
+    if (config.architectures or ["?"])[0] not in ARCHITECTURES:
+        raise unknown("Architecture", (config.architectures or ["?"])[0], ARCHITECTURES, error=ModelError)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # transformers raises a different type for each thing that can be missing
+        raise ModelError(f"No tokenizer in {source}: {_first_line(error)} Put tokenizer.json beside the weights.") from error
+    try:
+        hf, report = AutoModelForCausalLM.from_pretrained(source, dtype=kind or "auto", output_loading_info=True)
+    except Exception as error:  # safetensors, OSError, JSON errors: all mean that the checkpoint cannot be used
+        raise ModelError(f"The weights of {str(name)!r} cannot be read (damaged or truncated?): {_first_line(error)}") from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise ModelError(f"The checkpoint {str(name)!r} lacks or mis-shapes {len(bad)} tensors, first {bad[0]!r}.")
+    hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
+    broken = [key for key, weight in hf.state_dict().items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ModelError(
+            f"The weights of {str(name)!r} are not finite in {len(broken)} tensors, first {broken[0]!r}. "
+            "Every number computed from them would be NaN: load an intact checkpoint."
+        )
+    return Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
+
+
+def _source(name: str | Path) -> str:
+    """Where transformers shall read: a bundled folder, a local one, or the hub's name."""
+    if str(name) in BUNDLED:
+        return str(WEIGHTS / str(name))
+    if Path(name).is_dir():
+        return str(Path(name).resolve())
+    if isinstance(name, str) and name in {entry.name for entry in MODELS}:
+        return name
+    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/")):
+        return name
+    known = [*(entry.name for entry in MODELS), "any folder with a Hugging Face checkpoint"]
+    raise unknown("Model", str(name), known, error=ModelError)
+
+
+def _dtype(dtype: Any) -> Any:
+    import torch
+
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES, error=ConfigError)
+    return getattr(torch, dtype)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,137 @@
+"""NeuronSet: which units, of which prompt, with coefficient and score; set algebra, frames, save and load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qv_lens.errors import ConfigError, unknown
+
+UNITS = ("ffn", "attn_channel", "attn_neuron", "head", "w_out_column")
+COLUMNS = ("prompt", "unit", "layer", "neuron", "coefficient", "score")
+
+
+@dataclass(frozen=True)
+class NeuronSet:
+    """Units in order of decreasing score within each prompt, as a frame with `COLUMNS`.
+
+    `prompt` is the index into the facts (-1: summed over the set). `settings` say how the scores came about.
+    Two sets are combined by their units (layer, neuron): `|`, `&`, `-` keep the rows of the left operand
+    (and, for `|`, the right one's rows that the left lacks).
+    """
+
+    frame: pd.DataFrame
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [column for column in COLUMNS if column not in self.frame.columns]
+        if missing:
+            raise ConfigError(f"A NeuronSet needs the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}.")
+        bad = set(self.frame["unit"]) - set(UNITS)
+        if bad:
+            raise unknown("Unit", sorted(bad)[0], UNITS)
+
+    @classmethod
+    def of(cls, units: list[tuple[int, int]], unit: str = "ffn") -> NeuronSet:
+        """A set by hand: (layer, neuron) pairs, without scores."""
+        layers, neurons = [layer for layer, _ in units], [neuron for _, neuron in units]
+        frame = {"prompt": -1, "unit": unit, "layer": layers, "neuron": neurons, "coefficient": np.nan, "score": np.nan}
+        return cls(pd.DataFrame(frame), {"by": "hand"})
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """The distinct (layer, neuron) pairs."""
+        return iter(self.units)
+
+    def __repr__(self) -> str:
+        prompts = self.frame["prompt"].nunique()
+        return f"NeuronSet({len(self)} rows, {len(self.units)} distinct units, {prompts} prompts, {self.settings})"
+
+    def _repr_html_(self) -> str:
+        return self.frame.head(20).to_html(index=False)
+
+    @property
+    def units(self) -> list[tuple[int, int]]:
+        """The distinct (layer, neuron) pairs, in order of first appearance."""
+        return list(dict.fromkeys(zip(self.frame["layer"].tolist(), self.frame["neuron"].tolist(), strict=True)))
+
+    @property
+    def unit(self) -> str:
+        """The one kind of unit in the set. Raises `ConfigError` for a mixture."""
+        kinds = self.frame["unit"].unique()
+        if len(kinds) > 1:
+            raise ConfigError(f"This set mixes units ({', '.join(kinds)}): filter it to one kind first.")
+        return kinds[0] if len(kinds) else "ffn"
+
+    def by_layer(self) -> dict[int, list[int]]:
+        """Layer -> its distinct neurons, layers ascending."""
+        table: dict[int, list[int]] = {}
+        for layer, neuron in self.units:
+            table.setdefault(layer, []).append(neuron)
+        return dict(sorted(table.items()))
+
+    def top(self, k: int) -> NeuronSet:
+        """The k highest-scored units of each prompt."""
+        order = self.frame.sort_values("score", ascending=False, kind="stable")
+        kept = order.groupby("prompt", sort=False).head(k).sort_values("prompt", kind="stable")
+        return replace(self, frame=kept.reset_index(drop=True))
+
+    def where(self, condition: Callable[[pd.DataFrame], pd.Series]) -> NeuronSet:
+        """The rows for which `condition(frame)` holds: `value.where(lambda f: f.layer == 7)`."""
+        return replace(self, frame=self.frame[condition(self.frame)].reset_index(drop=True))
+
+    def layer(self, layer: int) -> NeuronSet:
+        """The units of one layer."""
+        return self.where(lambda frame: frame["layer"] == layer)
+
+    def union(self) -> NeuronSet:
+        """The distinct units over all prompts, each with its highest score, as one set (prompt -1)."""
+        best = self.frame.sort_values("score", ascending=False, kind="stable").drop_duplicates(["unit", "layer", "neuron"])
+        return replace(self, frame=best.assign(prompt=-1).reset_index(drop=True))
+
+    def _keys(self) -> pd.MultiIndex:
+        return pd.MultiIndex.from_frame(self.frame[["unit", "layer", "neuron"]])
+
+    def __and__(self, other: NeuronSet) -> NeuronSet:
+        return replace(self, frame=self.frame[self._keys().isin(other._keys())].reset_index(drop=True))
+
+    def __sub__(self, other: NeuronSet) -> NeuronSet:
+        return replace(self, frame=self.frame[~self._keys().isin(other._keys())].reset_index(drop=True))
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        return replace(self, frame=pd.concat([self.frame, (other - self).frame], ignore_index=True))
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of the frame, the settings in `.attrs`."""
+        frame = self.frame.copy()
+        frame.attrs.update(self.settings)
+        return frame
+
+    def save(self, path: str | Path) -> Path:
+        """Write the set as one Parquet file, the settings in its metadata. Raises `ConfigError` if it cannot."""
+        target = Path(path)
+        frame = self.frame.copy()
+        frame.attrs = {"settings": json.dumps(self.settings)}
+        try:
+            frame.to_parquet(target, index=False)
+        except OSError as error:
+            raise ConfigError(f"Cannot write the neuron set to {target}: {error}.") from error
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronSet:
+        """Read a set written by `save`. Raises `ConfigError` for a file that is absent or damaged."""
+        try:
+            frame = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"Cannot read a neuron set from {path}: {error}.") from error
+        settings = json.loads(frame.attrs.pop("settings", "{}"))
+        return cls(frame, settings)

@@ -1,0 +1,102 @@
+"""Every score against a re-evaluation that shares no code with it: add the vector, read the logits out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.attribution.value import setting
+from tests.models import KINDS, tiny_lens
+
+FACTS = [qv.Fact("{} works for", "Olga Pelodan", "Nortek"), qv.Fact("The capital of {} is the city of", "Norway", "Oslo")]
+
+
+def log_prob(hf, y, token, sigma=None, raw=False):
+    """log p(token | y) from Hugging Face's own modules; `sigma` freezes the final norm's divisor."""
+    if raw:
+        return torch.log_softmax(hf.lm_head(y), -1)[token]
+    gptj = hasattr(hf, "transformer")
+    norm = hf.transformer.ln_f if gptj else hf.model.norm
+    centred = y - y.mean() if gptj else y
+    own = torch.sqrt((centred**2).mean() + (norm.eps if gptj else norm.variance_epsilon))
+    normed = centred / (own if sigma is None else sigma) * norm.weight + (norm.bias if gptj else 0)
+    return torch.log_softmax(hf.lm_head(normed), -1)[token]
+
+
+def final_sigma(hf, y):
+    gptj = hasattr(hf, "transformer")
+    centred = y - y.mean() if gptj else y
+    return torch.sqrt((centred**2).mean() + (hf.transformer.ln_f.eps if gptj else hf.model.norm.variance_epsilon))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["frozen", "full", "none"])
+@pytest.mark.parametrize("base", ["mid", "pre", "loo_final"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_every_ffn_neuron_equals_brute_force(kind, norm, base, dtype, tolerance, true_float64):
+    lens = tiny_lens(kind, dtype=dtype, n_layers=2)
+    trace = lens.trace(FACTS)
+    got = qv.value_neurons(lens, trace, top=None, norm=norm, base=base).frame
+    reference = lens.hf.double()  # the same weights, read out in float64
+    for prompt, fact in enumerate(FACTS):
+        token = lens.answer_ids(fact)[0]
+        final = trace.final[prompt].double()
+        options = {"raw": True} if norm == "none" else {"sigma": final_sigma(reference, final) if norm == "frozen" else None}
+        for layer in range(lens.n_layers):
+            x = trace.resid[layer, prompt].double()
+            if base == "mid":
+                x = x + trace.attn[layer, prompt].double()
+            rows = got[(got["prompt"] == prompt) & (got["layer"] == layer)].sort_values("neuron")
+            block = (reference.transformer.h if hasattr(reference, "transformer") else reference.model.layers)[layer]
+            columns = (block.mlp.fc_out if hasattr(reference, "transformer") else block.mlp.down_proj).weight.double()
+            for neuron in range(lens.d_mlp):
+                v = trace.m[layer, prompt, neuron].double() * columns[:, neuron]
+                low, high = (final - v, final) if base == "loo_final" else (x, x + v)
+                expected = (log_prob(reference, high, token, **options) - log_prob(reference, low, token, **options)).item()
+                assert abs(rows["score"].iloc[neuron] - expected) <= tolerance * max(1, abs(expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["frozen", "full", "none"])
+def test_layer_vectors_telescope(kind, norm, true_float64):
+    lens = tiny_lens(kind)
+    parts = [qv.layer_scores(lens, FACTS, sort, "layer_vector", norm=norm) for sort in ("ffn", "attn")]
+    task = setting(lens, FACTS, norm=norm)
+    ends = task.readout.log_prob(task.trace.final, task.target) - task.readout.log_prob(task.trace.resid[0], task.target)
+    total = sum(frame.groupby("prompt")["score"].sum().to_numpy() for frame in parts)
+    assert abs(total - ends.numpy()).max() < 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_add_up_to_attention(kind, true_float64):
+    """With the log-sum taken away (a contrast of two tokens) scores are linear, so heads must add up exactly."""
+    lens = tiny_lens(kind)
+    trace = lens.trace(FACTS)
+    for target in (3, 7):
+        frame = qv.layer_scores(lens, trace, "head", "layer_vector", target=target)
+        assert len(frame) == 2 * lens.n_layers * 4
+    difference = [
+        qv.layer_scores(lens, trace, sort, "layer_vector", target=3).groupby(["prompt", "layer"])["score"].sum()
+        - qv.layer_scores(lens, trace, sort, "layer_vector", target=7).groupby(["prompt", "layer"])["score"].sum()
+        for sort in ("head", "attn")
+    ]
+    assert (difference[0] - difference[1]).abs().max() < 1e-9
+
+
+def test_sums_over_the_set_and_counts():
+    lens = tiny_lens("gptj")
+    each = qv.value_neurons(lens, FACTS, top=None).frame
+    both = qv.value_neurons(lens, FACTS, top=None, over="set").frame.set_index(["layer", "neuron"])["score"]
+    summed = each.groupby(["layer", "neuron"])["score"].sum()
+    assert (both - summed).abs().max() < 1e-12
+    by_layer = qv.layer_scores(lens, FACTS).groupby("layer")["score"].sum()
+    assert (by_layer - summed.groupby("layer").sum()).abs().max() < 1e-10
+    counts = qv.layer_scores(lens, FACTS, how="count", count_top=40)
+    assert counts.groupby("prompt")["score"].sum().tolist() == [40, 40]
+
+
+@pytest.mark.parametrize("option", [{"norm": "x"}, {"base": "x"}, {"target": "x"}, {"over": "x"}, {"target": 10**9}])
+def test_unknown_options_are_refused(option):
+    with pytest.raises(qv.QVLensError):
+        qv.value_neurons(tiny_lens("gptj"), FACTS, **option)

@@ -1,0 +1,135 @@
+"""What a Lens promises on both backends and every kind of attention, against Hugging Face alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import qv_lens as qv
+from qv_lens.interventions import ffn_coefficients
+from tests.models import BACKENDS, KINDS, PROMPTS, tiny_hf, tiny_lens, tokenizer
+
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+exact = pytest.mark.usefixtures("true_float64")
+
+
+def hf_logits(hf, text):
+    return hf(torch.tensor([tokenizer()(text)["input_ids"]])).logits[0, -1]
+
+
+def logits_agree(kind, backend, dtype, tolerance, exact=True):
+    reference, lens = tiny_hf(kind, dtype, exact=exact), tiny_lens(kind, backend, dtype, exact=exact)
+    batch = lens.next_token_logits(PROMPTS)
+    for row, prompt in zip(batch, PROMPTS, strict=True):
+        assert (row - hf_logits(reference, prompt)).abs().max() < tolerance
+        assert (row - lens.next_token_logits(prompt)[0]).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_equal_hugging_face_also_in_an_unequal_batch(kind, backend):
+    logits_agree(kind, backend, torch.float32, 1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@exact
+def test_logits_equal_hugging_face_in_float64(kind, backend):
+    """The bridge restores Hugging Face's float32 rotary tables; all else is float64 throughout."""
+    logits_agree(kind, backend, torch.float64, 1e-9, exact=backend == "hooked" or kind == "gptj")
+
+
+@exact
+@pytest.mark.parametrize("kind", KINDS)
+def test_identities_of_the_forward_pass(kind, backend):
+    lens = tiny_lens(kind, backend)
+    trace = lens.trace(PROMPTS)
+    adapter = lens.backend_adapter
+    for layer in range(lens.n_layers):
+        m, ffn = trace.m[layer], trace.ffn[layer]
+        reads = trace.resid[layer] if adapter.parallel else trace.mid[layer]
+        torch.testing.assert_close(ffn_coefficients(lens, layer, reads), m, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(m @ lens.w_out(layer) + adapter.b_out(layer), ffn, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(trace.mid[layer] + ffn, trace.resid[layer + 1], atol=1e-10, rtol=1e-10)
+    weight, bias = adapter.unembed()
+    logits = adapter.norm(None)(trace.final) @ weight + bias
+    torch.testing.assert_close(logits, trace.logits, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("positions", ["last", "subject_last", "subject_first"])
+def test_a_batch_traces_what_single_prompts_trace(kind, backend, positions):
+    facts = [qv.Fact("{} works for", "Olga Pelodan", "Nortek"), qv.Fact("The capital of {} is the city of", "Norway", "Oslo")]
+    lens = tiny_lens(kind, backend)
+    batch = lens.trace(facts, positions)
+    for i, fact in enumerate(facts):
+        alone = lens.trace(fact, positions)
+        torch.testing.assert_close(batch.m[:, i], alone.m[:, 0], atol=1e-11, rtol=1e-11)
+        torch.testing.assert_close(batch.resid[:, i], alone.resid[:, 0], atol=1e-11, rtol=1e-11)
+
+
+@exact
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["W_out", "W_O", "W_in"])
+def test_a_write_reaches_the_hooked_and_the_wrapped_model(kind, backend, name):
+    lens = tiny_lens(kind, backend)
+    before = lens.next_token_logits(PROMPTS[0])[0]
+    weight = lens.parameter(1, name)
+    weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype) * 0.1)
+    after = lens.next_token_logits(PROMPTS[0])[0]
+    assert (after - before).abs().max() > 1e-3
+    assert (after - hf_logits(lens.hf, PROMPTS[0])).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_checkpoint_loads_with_transformers_alone(kind, backend, tmp_path):
+    lens = tiny_lens(kind, backend, torch.float32)
+    lens.w_out(2).add_(torch.randn(lens.w_out(2).shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    lens.save(tmp_path / "model")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert (hf_logits(reloaded, PROMPTS[1]) - lens.next_token_logits(PROMPTS[1])[0]).abs().max() < 1e-4
+    again = qv.load(tmp_path / "model", backend=backend)
+    assert again.fingerprint == lens.fingerprint
+    with pytest.raises(qv.QVLensError, match="already holds files"):
+        lens.save(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_a_users_own_hooks_survive_intervene(kind, backend):
+    lens = tiny_lens(kind, backend)
+    seen = []
+    lens.model.add_hook("blocks.1.hook_mlp_out", lambda tensor, hook: seen.append(tensor.shape))
+    neurons = qv.NeuronSet.of([(1, 3), (2, 5)])
+    with lens.intervene(qv.Zero(neurons)):
+        lens.next_token_logits(PROMPTS[0])
+    with pytest.raises(RuntimeError), lens.intervene(qv.Zero(neurons)):
+        raise RuntimeError
+    lens.next_token_logits(PROMPTS[0])
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeroing_by_hook_equals_zeroing_the_row(kind, backend):
+    lens = tiny_lens(kind, backend)
+    units = [(0, 3), (1, 7), (2, 11)]
+    clean = lens.next_token_logits(PROMPTS)
+    with lens.intervene(qv.Zero(qv.NeuronSet.of(units))):
+        hooked = lens.next_token_logits(PROMPTS)
+    for layer, neuron in units:
+        lens.w_out(layer)[neuron] = 0
+    assert (lens.next_token_logits(PROMPTS) - hooked).abs().max() < 1e-12
+    assert (clean - hooked).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_generation_agrees_with_hugging_face_and_with_itself_under_hooks(kind, backend):
+    lens = tiny_lens(kind, backend)
+    texts = list(PROMPTS)
+    fast = lens.generate(texts, max_new_tokens=6)
+    assert fast == [lens.generate(text, max_new_tokens=6) for text in texts]
+    with lens.intervene(qv.Scale(qv.NeuronSet.of([(0, 0)]), 1.0)):
+        assert lens.generate(texts, max_new_tokens=6) == fast
+
+
+def test_both_backends_share_one_fingerprint(backend):
+    assert tiny_lens("gptj", backend).fingerprint == tiny_lens("gptj", BACKENDS[0]).fingerprint
+    assert tiny_lens("qwen3-gqa", backend).fingerprint == tiny_lens("qwen3-gqa", BACKENDS[0]).fingerprint
