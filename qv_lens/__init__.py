@@ -30,6 +30,10 @@ _HOME = {
     "query_layers": "attribution.query",
     "vocabulary": "attribution.projection",
     "locate": "attribution.locate",
+    "edit": "editing.closed_form",
+    "MEMIT": "editing.closed_form",
+    "PMET": "editing.closed_form",
+    "ACE": "editing.closed_form",
     "QVLensError": "errors",
 }
 
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from qv_lens.attribution.projection import vocabulary
     from qv_lens.attribution.query import query_layers, query_neurons
     from qv_lens.attribution.value import layer_scores, value_neurons
+    from qv_lens.editing.closed_form import ACE, MEMIT, PMET, edit
     from qv_lens.errors import QVLensError
     from qv_lens.facts.records import EditRequest, Fact, MultiHopCase
     from qv_lens.interventions import Replace, Scale, Suppress, Zero

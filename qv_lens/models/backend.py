@@ -63,7 +63,8 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
     # A folder with the config alone keeps them offline and unbiased.
     with tempfile.TemporaryDirectory(prefix="qv_") as folder, _quiet():
         hf.config.save_pretrained(folder)
-        return (_wrap_hooked if backend == "hooked" else _wrap_bridge)(hf, tokenizer, folder)
+        model = (_wrap_hooked if backend == "hooked" else _wrap_bridge)(hf, tokenizer, folder)
+    return model.requires_grad_(False).eval()
 
 
 def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:
@@ -82,17 +83,16 @@ def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:
     state = get_pretrained_state_dict(folder, cfg, hf_model=hf, dtype=parameter.dtype)
     model = HookedTransformer(cfg, tokenizer=tokenizer, move_to_device=False)
     model.load_state_dict(state, assign=True, strict=False)
-    return model.to(parameter.device, print_details=False).eval()
+    return model.to(parameter.device, print_details=False)
 
 
 def _wrap_bridge(hf: Any, tokenizer: Any, folder: str) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     parameter = next(hf.parameters())
-    bridge = TransformerBridge.boot_transformers(
+    return TransformerBridge.boot_transformers(
         folder, hf_model=hf, tokenizer=tokenizer, dtype=parameter.dtype, device=parameter.device
     )
-    return bridge.eval()
 
 
 @contextmanager

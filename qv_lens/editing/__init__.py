@@ -1,0 +1,1 @@
+"""Weight edits: statistics, keys, target vectors, the closed form, and the editors made of them."""
