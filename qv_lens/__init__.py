@@ -34,6 +34,10 @@ _HOME = {
     "MEMIT": "editing.closed_form",
     "PMET": "editing.closed_form",
     "ACE": "editing.closed_form",
+    "evaluate": "evaluation.protocols",
+    "study": "case_study",
+    "Study": "case_study",
+    "report": "reporting.page",
     "QVLensError": "errors",
 }
 
@@ -52,14 +56,16 @@ if TYPE_CHECKING:
     from qv_lens.patch import Patch
     from qv_lens.trace import Trace
 
-__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_HOME, "plots"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
+    if name == "plots":
+        return import_module("qv_lens.plots")
     if name in _HOME:
         return getattr(import_module(f"qv_lens.{_HOME[name]}"), name)
     raise AttributeError(f"module 'qv_lens' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *__all__])

@@ -30,17 +30,18 @@ class Layers:
     query: tuple[int, ...]
     frame: pd.DataFrame
 
-    def editable(self, count: int, last: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(value layers, query layers) for an edit at the subject's last token: `count` of each, ascending.
+    def editable(self, values: int, queries: int, first: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The best layers for an edit at the subject's last token: (value layers, query layers), each ascending.
 
-        Value layers lie below layer `last` (nothing reads the subject after the last attention), query layers
-        below the lowest value layer where there are any, else below the highest.
+        Value layers lie below the model's last layer, behind whose attention nothing reads the subject. Query layers
+        lie below the highest value layer and are not value layers themselves. None lies below `first`.
         """
-        value = tuple(sorted([layer for layer in self.value if layer < last][:count]))
+        top = max(self.value)
+        value = sorted([layer for layer in self.value if first < layer < top][:values])
         if not value:
-            raise ConfigError(f"No value layer lies below layer {last}.")
-        below = [q for q in self.query if q < value[0]] or [q for q in self.query if q < value[-1] and q not in value]
-        return value, tuple(sorted(below[:count]))
+            raise ConfigError(f"No value layer lies between layer {first} and the last one, {top}.")
+        query = [layer for layer in self.query if first <= layer < value[-1] and layer not in value]
+        return tuple(value), tuple(sorted(query[:queries]))
 
 
 def locate(

@@ -35,19 +35,31 @@ SMALL = 1e-6
 
 
 def query_neurons(
-    lens: Lens, facts: Facts | Trace, value: NeuronSet, top: int | None = 300, *, method: Method = "grad", targets: int = 30
+    lens: Lens,
+    facts: Facts | Trace,
+    value: NeuronSet,
+    top: int | None = 300,
+    *,
+    over: Literal["prompt", "set"] = "prompt",
+    method: Method = "grad",
+    targets: int = 30,
 ) -> NeuronSet:
-    """The `top` query FFN neurons of each prompt for its `targets` best value neurons; `top=None` keeps all.
+    """The `top` query FFN neurons for the `targets` best value neurons of each prompt; `top=None` keeps all.
 
-    `value` is what `value_neurons` gave for the same facts (rows of prompt -1 count for every prompt).
-    Scores are in nats for `grad` and `share`. Raises `ConfigError` if a prompt has no value neurons.
+    `value` is what `value_neurons` gave for the same facts (rows of prompt -1 count for every prompt). `over="set"`
+    ranks by the sum over the prompts. Scores are in nats for `grad` and `share`.
+    Raises `ConfigError` if a prompt has no value neurons, or for an unknown option.
     """
+    if over not in ("prompt", "set"):
+        raise unknown("over", over, ("prompt", "set"))
     trace = _trace(lens, facts)
     below = _below(target_keys(lens, trace, value, method, targets))
     m = at_least_float32(trace.m)
     scores = torch.stack([m[layer] * (d @ at_least_float32(lens.w_out(layer)).T) for layer, d in enumerate(below)])
-    settings = {**_settings(lens, method, targets), "over": "prompt"}
-    return ranked(scores, m, top, settings)
+    if over == "set":
+        scores, m = scores.sum(1, keepdim=True), m.mean(1, keepdim=True)
+    settings = {**_settings(lens, method, targets), "over": over}
+    return ranked(scores, m, top, settings, prompt=-1 if over == "set" else None)
 
 
 def query_layers(

@@ -163,7 +163,7 @@ def edit(
 
 
 def _write(lens: Lens, requests: list[EditRequest], plan: Plan, prefixes: Sequence[str], metrics: dict, parts: dict) -> list:
-    """Search z*, then write the groups' layers in ascending order; collects the deltas and returns the losses."""
+    """Search z*, then write the groups' layers in ascending order; collects the deltas and returns the losses by fact and step."""
     rows = rows_of(lens, requests, prefixes, plan.fact_token)
     targets = search(lens, requests, rows, plan.fact_token, plan.search)
     site = plan.search.sites[0]
@@ -177,7 +177,7 @@ def _write(lens: Lens, requests: list[EditRequest], plan: Plan, prefixes: Sequen
             delta = solve(metrics[layer], K, R, plan.lam)
             lens.w_out(layer).copy_(lens.w_out(layer).double() + delta.dense())
             parts[layer].append(delta)
-    return [list(map(list, zip(*[[list(map(float, fact)) for fact in step] for step in targets.losses], strict=True)))]
+    return [[list(step[i]) for step in targets.losses] for i in range(len(requests))]
 
 
 def _groups(lens: Lens, groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
@@ -197,8 +197,9 @@ def _info(
     lens: Lens, batch: list[EditRequest], editor: Any, prefixes: Sequence[str], statistics: Statistics,
     losses: list, relative: dict[str, float], seed: int,
 ) -> dict[str, Any]:  # fmt: skip
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(editor).items()}  # as JSON gives it back
     return {
-        "model": lens.name, "backend": lens.backend, "method": type(editor).__name__, "hyperparameters": asdict(editor),
+        "model": lens.name, "backend": lens.backend, "method": type(editor).__name__, "hyperparameters": plain,
         "facts": [{"prompt": r.fact.prompt, "subject": r.fact.subject, "old": r.fact.answer, "new": r.new} for r in batch],
         "contexts": list(prefixes), "seed": seed, "statistics": {"corpus": statistics.corpus, "tokens": statistics.tokens},
         "relative_norm": relative, "losses": losses,

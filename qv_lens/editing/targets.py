@@ -95,6 +95,8 @@ class _Problem:
         for step in tqdm(range(s.steps), desc="target vectors", unit="step", delay=2, leave=False):
             with torch.enable_grad():
                 total, nll, kl, known = self._loss()
+                if step == 0:
+                    self._check_reach(nll)
             losses.append(tuple(zip(total.tolist(), nll.tolist(), kl.tolist(), strict=True)))
             if not torch.isfinite(total).all():
                 raise EditError(f"The loss of the target vectors is not finite at step {step}: lower lr or clamp.")
@@ -104,18 +106,22 @@ class _Problem:
             active &= ~done
             if step == s.steps - 1 or not active.any():
                 break
-            self._update(adam, total, active, step)
+            self._update(adam, total, active)
         return Targets((self.inits[0] + self.deltas[0]).detach().double(), tuple(losses))
 
-    def _update(self, adam: torch.optim.Optimizer, total: Tensor, active: Tensor, step: int) -> None:
-        before = [delta.detach().clone() for delta in self.deltas]
-        adam.zero_grad()
-        total.sum().backward()
-        if step == 0 and all(delta.grad is None or not delta.grad.any() for delta in self.deltas):
+    def _check_reach(self, nll: Tensor) -> None:
+        """Raise `EditError` where the new answer's probability does not depend on delta at all."""
+        gradients = torch.autograd.grad(nll.sum(), self.deltas, retain_graph=True, allow_unused=True)
+        if not any(gradient is not None and gradient.any() for gradient in gradients):
             raise EditError(
                 "No gradient reaches the site: behind the last edited layer nothing reads the fact's token any more. "
                 "Choose value layers below the model's last layer, or fact_token='last'."
             )
+
+    def _update(self, adam: torch.optim.Optimizer, total: Tensor, active: Tensor) -> None:
+        before = [delta.detach().clone() for delta in self.deltas]
+        adam.zero_grad()
+        total.sum().backward()
         adam.step()
         with torch.no_grad():
             for delta, old, init in zip(self.deltas, before, self.inits, strict=True):

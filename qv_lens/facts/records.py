@@ -116,3 +116,17 @@ def check_template(template: str) -> None:
         raise FactError(f"The prompt {template!r} has no {{}}: put {{}} where the subject goes.")
     if count > 1:
         raise FactError(f"The prompt {template!r} has {count} times {{}}: keep the one where the subject goes.")
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """An edit and what should, and should not, follow from it.
+
+    `paraphrases` ask for the new answer in other words; `neighbours` are other facts, which must keep their answers;
+    `onward` are multi-hop prompts over the edited fact, each with the answer before and after.
+    """
+
+    request: EditRequest
+    paraphrases: tuple[Fact, ...] = ()
+    neighbours: tuple[Fact, ...] = ()
+    onward: tuple[tuple[Fact, Fact], ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 
 from qv_lens.facts.miniworld import Chain, World, capitalise
 from qv_lens.facts.prompts import cot_block
-from qv_lens.facts.records import Fact
+from qv_lens.facts.records import EditCase, Fact
 from qv_lens.facts.world_data import Relation
 
 
@@ -60,6 +60,24 @@ def chains_through(world: World, chain: Chain, new: str) -> list[tuple[Chain, Ch
             if before.answer != after.answer:
                 pairs.append((before, after))
     return pairs
+
+
+def edit_case(world: World, chain: Chain, new: str, rng: random.Random, neighbour_count: int = 8, via: int = 4) -> EditCase:
+    """An edit of one fact with its paraphrases, neighbours and the two-hop prompts that depend on it."""
+    fact = as_fact(world, chain)
+    through = chains_through(world, chain, new)
+    request = fact.to(new, [after.cloze() for _, after in through[:via]])
+    paraphrases = tuple(request.target.with_prompt(prompt) for prompt in fact.paraphrases)
+    onward = tuple((as_fact(world, before), as_fact(world, after)) for before, after in through)
+    return EditCase(request, paraphrases, tuple(neighbours(world, chain, neighbour_count, rng)), onward)
+
+
+def edit_cases(world: World, count: int, seed: int = 0, relation: str | None = None) -> list[EditCase]:
+    """`count` edits of different facts to other objects of their relation."""
+    rng = random.Random(f"edits:{world.seed}:{seed}")
+    pool = [chain for chain in world.facts() if relation in (None, chain.relations[0].id)]
+    chosen = rng.sample(pool, min(count, len(pool)))
+    return [edit_case(world, c, new_object(world, c.relations[0], (c.answer,), rng), rng) for c in chosen]
 
 
 def new_object(world: World, relation: Relation, avoid: Iterable[str], rng: random.Random) -> str:

@@ -1,0 +1,239 @@
+"""study(): one fact from attribution to edit, as one object.
+
+1. Attribute: top value neurons (Eq. 9) with what they promote, top query neurons (Eq. 10), layers ranked over
+   multi-hop prompts on the fact's relation (ACE, section 5, stage 1).
+2. Ablate: zero the top 1% of neurons, ranked on one half of the facts of that kind, of the top layer and of the whole
+   model, against 1% at random; accuracy on the other half and on facts of other kinds.
+3. Suppress: the top query neurons of the strongest query layers, by `Zero` and by `Suppress`; two-hop accuracy and
+   activated value neurons per layer (those above the K-th largest clean score of their prompt).
+4. Edit: ACE with the layers just found, with the value layers alone, and with random layers of the same number.
+
+What the study asks about is a `Material`; the bundled world provides one, any records do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+import torch
+
+from qv_lens.attribution.locate import Layers, locate
+from qv_lens.attribution.projection import vocabulary
+from qv_lens.attribution.query import query_neurons
+from qv_lens.attribution.value import layer_scores, value_neurons
+from qv_lens.editing.closed_form import ACE
+from qv_lens.editing.presets import presets
+from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.errors import FactError
+from qv_lens.evaluation.metrics import correct
+from qv_lens.evaluation.protocols import evaluate, summary
+from qv_lens.facts import miniworld, worldrecords
+from qv_lens.facts.records import EditCase, EditRequest, Fact
+from qv_lens.interventions import Suppress, Zero
+from qv_lens.models.lens import Lens
+from qv_lens.models.zoo import BUNDLED
+from qv_lens.neurons import NeuronSet
+
+RANDOM_SEEDS = 5
+ACTIVATED = 300  # K: the neurons counted as activated on the clean model
+QUERY_LAYERS = 2
+SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a study asks besides its fact: `same` facts of its kind, `other` kinds, `chains` over it, `cases` to edit
+    (the fact's own first), and `texts` for the statistics."""
+
+    same: tuple[Fact, ...]
+    other: tuple[Fact, ...]
+    chains: tuple[Fact, ...]
+    cases: tuple[EditCase, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything measured about one fact, as frames; `settings` reproduce it."""
+
+    request: EditRequest
+    logprob: float
+    answered: str
+    value: NeuronSet
+    query: NeuronSet
+    value_tokens: pd.DataFrame
+    query_tokens: pd.DataFrame
+    heat: pd.DataFrame
+    layers: Layers
+    ablation: pd.DataFrame
+    suppression: pd.DataFrame
+    activated: pd.DataFrame
+    edits: pd.DataFrame
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def study(
+    lens: Lens, fact: Fact, new: str, *, material: Material | None = None, editor: ACE | None = None, edits: int = 8, seed: int = 0
+) -> Study:
+    """Run the whole walk for one fact.
+
+    `material`: what else to ask; None takes it from the bundled world, which must know the fact.
+    `editor`: ACE's settings; its layers are replaced by those found here. `edits`: how many cases are edited.
+    Raises `FactError` for a fact that the bundled world does not hold and no material is given for.
+    """
+    asked = material or world_material(lens, fact, new, seed)
+    ace = editor or presets(lens.name)["ACE"].editor
+    assert isinstance(ace, ACE)
+    trace = lens.trace(fact)
+    value = value_neurons(lens, trace)
+    query = query_neurons(lens, trace, value)
+    ranking, held_out = asked.same[::2], asked.same[1::2]
+    chained = lens.trace(asked.chains)
+    layers = locate(lens, asked.chains)
+    heat = pd.concat([layer_scores(lens, chained, kind) for kind in ("ffn", "attn")], ignore_index=True)
+    strongest = layer_scores(lens, [fact, *ranking]).groupby("layer")["score"].sum().idxmax()
+    suppression, activated = suppress(lens, asked.chains, layers)
+    answered = lens.token_label(int(trace.logits[0].argmax()))
+    return Study(
+        fact.to(new), lens.logprob(fact), answered, value, query, vocabulary(lens, value.top(10)), vocabulary(lens, query.top(10)),
+        heat, layers, ablate(lens, ranking, held_out, asked.other, int(strongest), seed), suppression, activated,
+        edit_variants(lens, asked, layers, ace, edits, seed),
+        {"model": lens.name, "backend": lens.backend, "fingerprint": lens.fingerprint, "seed": seed, **value.settings},
+    )  # fmt: skip
+
+
+def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
+    """The bundled world's facts, chains and text around one of its own facts."""
+    world, rng = miniworld.build(0), random.Random(f"study:{seed}")
+    chain = next((c for c in world.facts() if c.subject == fact.subject and fact.prompt in c.relations[0].phrasings), None)
+    if chain is None or lens.name not in BUNDLED:
+        raise FactError(
+            f"The bundled world does not hold {fact.text!r} as one of its phrasings, or {lens.name} was not trained on it. "
+            "Pass material= with facts of your own."
+        )
+    relation = chain.relations[0]
+    if new not in worldrecords.objects(world, relation):
+        raise FactError(f"{new!r} is no object of {relation.label!r}. Some: {', '.join(worldrecords.objects(world, relation)[:12])}.")
+    same = [f for f in worldrecords.facts(world, relation.id) if f.subject != fact.subject]
+    other = [f for f in worldrecords.facts(world) if f.relation != relation.id]
+    onward = [c for c in world.chains(2) if c.relations[0].id == relation.id]
+    cases = [worldrecords.edit_case(world, chain, new, rng)]
+    cases += [c for c in worldrecords.edit_cases(world, 24, seed, relation.id) if c.request.fact.subject != fact.subject]
+    texts = [miniworld.text(d) for d in itertools.islice(miniworld.documents(world, random.Random("statistics")), 2000)]
+    return Material(
+        tuple(rng.sample(same, min(60, len(same)))), tuple(rng.sample(other, 60)),
+        tuple(worldrecords.as_fact(world, c) for c in rng.sample(onward, min(40, len(onward)))), tuple(cases), tuple(texts),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ the causal tests
+
+
+def ablate(
+    lens: Lens, ranking: Sequence[Fact], held_out: Sequence[Fact], other: Sequence[Fact], top_layer: int, seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy when 1% of neurons are zeroed: `scope, neurons, seed, count, group, clean, accuracy, drop_points,
+    drop_relative` (drops among the prompts that the clean model answers)."""
+    ranked = value_neurons(lens, ranking, None, over="set")
+    scopes = {f"layer {top_layer}": ranked.layer(top_layer), "whole model": ranked}
+    groups = {"same kind": list(held_out), "other kinds": list(other)}
+    clean = {name: correct(lens, facts) for name, facts in groups.items()}
+    rows = []
+    for scope, pool in scopes.items():
+        count = max(1, round(SHARE * len(pool)))
+        chosen = [("top 1%", 0, pool.top(count))]
+        for s in range(RANDOM_SEEDS):
+            index = random.Random(f"{seed}:{scope}:{s}").sample(range(len(pool)), count)
+            chosen.append(("random 1%", s, replace(pool, frame=pool.frame.iloc[index])))
+        for name, s, neurons in chosen:
+            with lens.intervene(Zero(neurons)):
+                hits = {group: correct(lens, facts) for group, facts in groups.items()}
+            for group in groups:
+                rows.append((scope, name, s, count, group, *_drop(clean[group], hits[group])))
+    columns = ["scope", "neurons", "seed", "count", "group", "clean", "accuracy", "drop_points", "drop_relative"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two-hop accuracy with the top query neurons of the strongest query layers, one layer at a time, zeroed for every
+    reader or suppressed for the value neurons alone; and activated value neurons per layer under each condition.
+
+    `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10).
+    """
+    count = top or max(10, round(100 * lens.d_mlp / 16384))
+    trace = lens.trace(list(chains))
+    value = value_neurons(lens, trace, ACTIVATED)
+    every = query_neurons(lens, trace, value, None, over="set")
+    tau = torch.tensor(value.frame.groupby("prompt")["score"].min().to_numpy())
+    clean = correct(lens, chains)
+    targets = value.top(30).union()
+    rows, counts = [], [_count(lens, chains, tau, "clean")]
+    for layer in [layer for layer in layers.query if layer < lens.n_layers - 1][:QUERY_LAYERS]:
+        neurons = every.layer(layer).top(count)
+        above = targets.where(lambda frame, layer=layer: frame["layer"] > layer)
+        conditions: list[tuple[str, Any]] = [("Zero", Zero(neurons))]
+        if len(above):
+            conditions.append(("Suppress", Suppress(neurons, above)))
+        for name, intervention in conditions:
+            with lens.intervene(intervention):
+                hits = correct(lens, chains)
+                counts.append(_count(lens, chains, tau, f"{name} layer {layer}"))
+            rows.append((name, layer, count, *_drop(clean, hits)))
+    columns = ["intervention", "layer", "count", "clean", "accuracy", "drop_points", "drop_relative"]
+    return pd.DataFrame(rows, columns=columns), pd.concat(counts, ignore_index=True)
+
+
+def _count(lens: Lens, chains: Sequence[Fact], tau: torch.Tensor, condition: str) -> pd.DataFrame:
+    """Mean number per prompt of neurons whose score reaches the prompt's clean threshold, by layer."""
+    frame = value_neurons(lens, list(chains), None).frame
+    frame = frame[frame["score"].to_numpy() >= tau[frame["prompt"].to_numpy()].numpy()]
+    found = frame.groupby("layer").size().reindex(range(lens.n_layers), fill_value=0) / len(chains)
+    return pd.DataFrame({"condition": condition, "layer": found.index, "count": found.to_numpy()})
+
+
+def _drop(clean: list[bool], hits: list[bool]) -> tuple[float, float, float, float]:
+    """Clean accuracy, accuracy, drop in points and relative, the drops among prompts that were right."""
+    before, after = sum(clean) / len(clean), sum(hits) / len(hits)
+    kept = sum(hit for hit, was in zip(hits, clean, strict=True) if was) / max(1, sum(clean))
+    return before, after, 100 * (before - after), 1 - kept
+
+
+# ------------------------------------------------------------------ the edit
+
+
+def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, count: int, seed: int) -> pd.DataFrame:
+    """ACE with located layers, with the value layers alone, and with random layers: summaries by `variant` and `layers`."""
+    value, query = layers.editable(*layer_counts(lens), first=1 if lens.backend_adapter.parallel else 0)
+    pool = [layer for layer in range(1, lens.n_layers - 1)]
+    drawn = sorted(random.Random(f"layers:{seed}").sample(pool, len(value) + len(query)))
+    variants = {
+        "ACE, located layers": (value, query),
+        "value layers alone": (value, ()),
+        "random layers": (tuple(drawn[len(query) :]), tuple(drawn[: len(query)])),
+    }
+    wanted = sorted({layer for v, q in variants.values() for layer in (*v, *q)})
+    statistics = covariance(lens, material.texts, wanted)
+    tables = []
+    for name, (v, q) in variants.items():
+        editor = replace(ace, value_layers=v, query_layers=q)
+        table = summary(evaluate(lens, material.cases[:count], editor, statistics=statistics, seed=seed))
+        label = f"value {list(v)}" + (f", query {list(q)}" if q else "")
+        tables.append(table.assign(variant=name, layers=label, editor=repr(editor)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def layer_counts(lens: Lens) -> tuple[int, int]:
+    """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled to the model."""
+    of = ((3, 6, 28) if lens.backend_adapter.parallel else (5, 3, 36))
+    return max(1, round(of[0] * lens.n_layers / of[2])), max(1, round(of[1] * lens.n_layers / of[2]))
+
+
+def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000) -> Statistics:
+    """C0 of the bundled world's own text."""
+    stream = miniworld.documents(miniworld.build(0), random.Random("statistics"))
+    return covariance(lens, [miniworld.text(d) for d in itertools.islice(stream, documents)], layers)

@@ -1,0 +1,168 @@
+"""Command line: thin verbs over the library. `qv-lens --help` imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from qv_lens import __version__
+from qv_lens.errors import QVLensError
+
+if TYPE_CHECKING:
+    from qv_lens.case_study import Study
+
+app = App(name="qv-lens", help="Where a language model keeps a fact, and how to change it.", version=__version__)
+models = App(name="models", help="What can be loaded, and what the bundled models know.")
+app.command(models)
+
+
+@app.command
+def demo(*, model: str = "toy-gptj", out: Path = Path("figures/demo.html"), seed: int = 0) -> None:
+    """Attribute, ablate, suppress and edit one fact of the bundled world, and write the page.
+
+    Parameters
+    ----------
+    model
+        toy-gptj or toy-qwen3.
+    out
+        The HTML file to write.
+    seed
+        Seed of every random draw.
+    """
+    from qv_lens.facts import miniworld, worldrecords
+
+    world = miniworld.build(0)
+    chain = next(c for c in world.facts() if c.relations[0].id == "P641")
+    fact = worldrecords.as_fact(world, chain)
+    new = next(o for o in worldrecords.objects(world, chain.relations[0]) if o != chain.answer)
+    study(fact.prompt, subject=fact.subject, answer=fact.answer, new=new, model=model, out=out, seed=seed)
+
+
+@app.command
+def study(
+    prompt: str,
+    *,
+    subject: str,
+    answer: str,
+    new: str,
+    model: str = "toy-gptj",
+    out: Path = Path("figures/study.html"),
+    edits: int = 8,
+    seed: int = 0,
+) -> None:
+    """The same walk for a fact of your own.
+
+    Parameters
+    ----------
+    prompt
+        A cloze with {} for the subject, ending right before the answer.
+    subject
+        What {} stands for.
+    answer
+        The true answer.
+    new
+        What the edit shall make of it.
+    model
+        toy-gptj or toy-qwen3.
+    out
+        The HTML file to write.
+    edits
+        How many facts of the kind are edited, this one first.
+    seed
+        Seed of every random draw.
+    """
+    from qv_lens import Fact, load
+    from qv_lens.reporting.page import report
+    from qv_lens.case_study import study as run
+
+    check_writable(out)
+    fact = Fact(prompt, subject, answer)
+    found = run(load(model), fact, new, edits=edits, seed=seed)
+    words = ["qv-lens", "study", prompt, "--subject", subject, "--answer", answer, "--new", new]
+    words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
+    _tell(found)
+    print(f"\nPage: {report(found, out, shlex.join(words))}")
+
+
+@models.command(name="list")
+def list_models() -> None:
+    """Every model known by name, with the size of its weights."""
+    from qv_lens.models.zoo import MODELS
+
+    print(f"{'name':<24}{'architecture':<14}{'layers':>6}  {'weights':>22}  source")
+    for entry in MODELS:
+        size = f"{entry.gigabytes():.2f} GB in {entry.dtype}"
+        print(f"{entry.name:<24}{entry.architecture:<14}{entry.n_layers:>6}  {size:>22}  {entry.source}")
+
+
+@models.command
+def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
+    """Measure what a bundled model knows, and how it takes edits.
+
+    Parameters
+    ----------
+    name
+        toy-gptj or toy-qwen3.
+    edits
+        Number of single edits.
+    chains
+        Number of chains asked by chain of thought, of each length.
+    """
+    from qv_lens import load
+    from qv_lens.evaluation.checks import check as run
+    from qv_lens.case_study import statistics_of_world
+
+    lens = load(name)
+    table = run(lens, statistics_of_world(lens, range(1, lens.n_layers)), edits=edits, chains=chains)
+    for row in table.itertuples():
+        verdict = "ok" if row.measured >= row.wanted else "MISSED"
+        print(f"{row.measure:<42}{100 * row.measured:>7.1f}%  wanted {100 * row.wanted:.0f}%  of {row.of:<5}{verdict}")
+    if (table["measured"] < table["wanted"]).any():
+        sys.exit(1)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work, not after it. Raises `ConfigError`."""
+    from qv_lens.errors import ConfigError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"Cannot write to {path}: {error}. Choose another --out.") from error
+
+
+def _tell(study: Study) -> None:
+    fact = study.request.fact
+    print(f"\n{fact.text} {fact.answer} -> {study.request.new}   (log p of the answer {study.logprob:.3f})")
+    for title, frame in (("Value neurons", study.value_tokens), ("Query neurons", study.query_tokens)):
+        print(f"\n{title}: neuron, coefficient, score, promoted tokens")
+        for row in frame.itertuples():
+            tokens = " ".join(token.strip() for token in row.promoted[:6])
+            print(f"  f{row.layer}-{row.neuron:<6} {row.coefficient:>8.3f} {row.score:>9.4f}  {tokens}")
+    print(f"\nLayers, strongest first: value {study.layers.value}, query {study.layers.query}")
+    print("\nZeroing 1% of the neurons")
+    by = study.ablation.groupby(["scope", "neurons", "group"], sort=False)[["clean", "accuracy"]].mean()
+    print(by.round(3).to_string())
+    print("\nSilencing query neurons, two-hop prompts")
+    print(study.suppression.round(3).to_string(index=False))
+    print("\nEdit, before and after")
+    print(study.edits[["variant", "layers", "metric", "before", "after"]].round(3).to_string(index=False))
+
+
+def main(arguments: Annotated[list[str] | None, Parameter(parse=False)] = None) -> None:
+    """Entry point: an error of ours is one line and exit code 2, never a traceback."""
+    try:
+        app(arguments)
+    except QVLensError as error:
+        print(f"qv-lens: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Metrics, multi-hop accuracy and the protocol that edits, probes and puts back."""

@@ -1,0 +1,53 @@
+"""What the bundled models must know, measured: `qv-lens models check`.
+
+Single facts, unseen phrasings, unseen two-hop chains from the cloze and by chain of thought, unseen three-hop chains by
+chain of thought, and single edits by MEMIT at the subject's last token.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pandas as pd
+
+from qv_lens.editing.presets import presets
+from qv_lens.editing.statistics import Statistics
+from qv_lens.evaluation.metrics import accuracy
+from qv_lens.evaluation.multihop import chain_of_thought
+from qv_lens.evaluation.protocols import evaluate, summary
+from qv_lens.facts import miniworld, worldrecords
+from qv_lens.facts.miniworld import Chain
+from qv_lens.models.lens import Lens
+
+SHOTS = 4
+
+
+def check(lens: Lens, statistics: Statistics, *, edits: int = 50, chains: int = 120, seed: int = 0) -> pd.DataFrame:
+    """One row per yardstick: `measure, wanted, measured, of` (shares, and the number of prompts or cases)."""
+    world, rng = miniworld.build(0), random.Random(f"check:{seed}")
+    facts = world.facts()
+    unseen = [(f, i) for f in facts if (i := world.unseen_phrasing(f)) is not None]
+    two, three = ([c for c in world.chains(hops) if not world.seen(c)] for hops in (2, 3))
+    groups = [
+        ("single facts", 0.99, [worldrecords.as_fact(world, f) for f in facts]),
+        ("unseen phrasing", 0.90, [worldrecords.as_fact(world, f, i) for f, i in unseen]),
+        ("unseen two-hop, cloze", 0.90, [worldrecords.as_fact(world, c) for c in two]),
+    ]
+    rows = [(name, wanted, accuracy(lens, asked), len(asked)) for name, wanted, asked in groups]
+    for name, wanted, pool in (("unseen two-hop, chain of thought", 0.95, two), ("unseen three-hop, chain of thought", 0.85, three)):
+        drawn = rng.sample(pool, min(chains, len(pool)))
+        rows.append((name, wanted, _by_thought(lens, world, drawn, rng), len(drawn)))
+    cases = worldrecords.edit_cases(world, edits, seed=1000 + seed)
+    table = summary(evaluate(lens, cases, presets(lens.name)["MEMIT"].editor, statistics=statistics)).set_index("metric")["after"]
+    for metric, wanted in (("efficacy_acc", 0.90), ("specificity_acc", 0.80)):
+        rows.append((f"MEMIT at subject-last, {metric}", wanted, float(table[metric]), len(cases)))
+    return pd.DataFrame(rows, columns=["measure", "wanted", "measured", "of"])
+
+
+def _by_thought(lens: Lens, world: miniworld.World, chains: Sequence[Chain], rng: random.Random) -> float:
+    """Share of chains whose first question is answered behind worked examples about other entities."""
+    names = {name for chain in chains[:1] for name in chain.entities}
+    blocks = worldrecords.cot_blocks(world, SHOTS, names, rng)
+    hits = chain_of_thought(lens, [[c.questions()[0]] for c in chains], [[c.answer] for c in chains], blocks)
+    return sum(any(case) for case in hits) / len(hits)

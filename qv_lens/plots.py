@@ -1,0 +1,73 @@
+"""Frames -> plotly figures. Nothing here computes or shows anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
+#: blue for increase, orange for decrease, white at zero
+DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
+
+
+def layer_heatmap(frame: pd.DataFrame, title: str = "Layer importance") -> go.Figure:
+    """Layers across, one row per kind (or per prompt where there is one kind); colour is the score in nats."""
+    rows = "kind" if frame["kind"].nunique() > 1 else "prompt" if "prompt" in frame else "kind"
+    table = frame.pivot_table(index=rows, columns="layer", values="score", aggfunc="sum")
+    return _heatmap(table, title, "layer", rows)
+
+
+def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figure:
+    """Heads down, layers across (ACE, Figure 6)."""
+    return _heatmap(frame.pivot_table(index="head", columns="layer", values="score", aggfunc="sum"), title, "layer", "head")
+
+
+def neuron_table(frame: pd.DataFrame, title: str = "Neurons") -> go.Figure:
+    """A vocabulary frame as a table: neuron, coefficient, score, promoted tokens (ACE, Tables 6 and 7)."""
+    names = [f"f{layer}-{neuron}" for layer, neuron in zip(frame["layer"], frame["neuron"], strict=True)]
+    tokens = [", ".join(repr(t.strip()) for t in row) for row in frame["promoted"]]
+    cells = [names, frame["coefficient"].map("{:.2f}".format), frame["score"].map("{:.4f}".format), tokens]
+    header = {"values": ["neuron", "m", "score", "promotes"], "fill_color": "#eef2f6", "align": "left"}
+    body = {"values": cells, "align": "left", "fill_color": "white", "height": 24}
+    figure = go.Figure(go.Table(header=header, cells=body, columnwidth=[1, 1, 1, 6]))
+    return _layout(figure, title, height=90 + 26 * len(frame))
+
+
+def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant") -> go.Figure:
+    """Shares before and after by metric; one colour per value of column `by`, the unedited model in grey."""
+    first = frame[frame[by] == frame[by].iloc[0]]
+    figure = go.Figure(go.Bar(x=first["metric"], y=first["before"], name="before", marker_color=GREY))
+    for colour, (name, rows) in zip((BLUE, ORANGE, "#5b8c5a", "#8e5ea2"), frame.groupby(by, sort=False), strict=False):
+        error = {"type": "data", "array": rows["interval"]} if "interval" in rows else None
+        figure.add_bar(x=rows["metric"], y=rows["after"], name=str(name), marker_color=colour, error_y=error)
+    figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
+    return _layout(figure, title)
+
+
+def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Figure:
+    """Mean number of activated value neurons per layer, one line per condition."""
+    figure = go.Figure()
+    for colour, (name, rows) in zip((GREY, BLUE, ORANGE, "#5b8c5a", "#8e5ea2"), frame.groupby("condition", sort=False), strict=False):
+        figure.add_scatter(x=rows["layer"], y=rows["count"], name=str(name), mode="lines+markers", line={"color": colour})
+    figure.update_xaxes(title="layer", dtick=1)
+    figure.update_yaxes(title="neurons per prompt")
+    return _layout(figure, title)
+
+
+def _heatmap(table: pd.DataFrame, title: str, x: str, y: str) -> go.Figure:
+    limit = float(table.abs().to_numpy().max()) or 1.0
+    labels = [str(value) for value in table.index]
+    heat: dict[str, Any] = {"z": table.to_numpy(), "x": list(table.columns), "y": labels, "zmin": -limit, "zmax": limit}
+    figure = go.Figure(go.Heatmap(**heat, colorscale=DIVERGING, colorbar={"title": "nats"}))
+    figure.update_xaxes(title=x, dtick=1)
+    figure.update_yaxes(title=y, autorange="reversed", type="category")
+    return _layout(figure, title, height=170 + 40 * len(table))
+
+
+def _layout(figure: go.Figure, title: str, height: int = 380) -> go.Figure:
+    return figure.update_layout(
+        title=title, height=height, template="plotly_white", font={"color": INK, "size": 13},
+        margin={"l": 60, "r": 30, "t": 60, "b": 50}, barmode="group",
+    )  # fmt: skip

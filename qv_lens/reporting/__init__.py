@@ -1,0 +1,1 @@
+"""Results as pages: a study as one self-contained HTML file."""

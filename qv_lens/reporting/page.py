@@ -1,0 +1,137 @@
+"""report(): a Study -> one HTML file that needs nothing else (plotly.js is written into it once)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from qv_lens import plots
+from qv_lens.errors import ConfigError
+from qv_lens.case_study import ACTIVATED, Study
+
+STYLE = """
+body{font:16px/1.55 system-ui,-apple-system,Segoe UI,sans-serif;color:#1d2733;background:#f6f8fa;margin:0}
+main{max-width:1000px;margin:0 auto;padding:32px 24px 80px}
+h1{font-size:30px;line-height:1.25;margin:8px 0 4px} h2{font-size:21px;margin:40px 0 6px}
+.fact{font-size:19px;background:#fff;border:1px solid #dde3ea;border-radius:12px;padding:18px 22px;margin:18px 0}
+.fact b{color:#2a6fdb} .fact s{color:#9aa5b1} .card{background:#fff;border:1px solid #dde3ea;border-radius:12px;padding:10px 16px;margin:12px 0;overflow-x:auto}
+table{border-collapse:collapse;font-size:14px;width:100%} th,td{padding:5px 10px;text-align:left;border-bottom:1px solid #edf0f3}
+th{color:#5b6775;font-weight:600} td.n{text-align:right;font-variant-numeric:tabular-nums} .note{color:#5b6775;font-size:14px}
+.tok{background:#eaf1fd;border-radius:5px;padding:1px 6px;margin-right:4px;white-space:nowrap} code,pre{font:13px ui-monospace,Menlo,monospace}
+pre{background:#1d2733;color:#e8edf2;border-radius:10px;padding:14px 18px;overflow-x:auto}
+"""
+
+
+def report(study: Study, path: str | Path, command: str = "") -> Path:
+    """Write the page. `command` is what reproduces it. Raises `ConfigError` if the path cannot be written."""
+    target = Path(path)
+    page = _page(study, command)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot write the report to {target}: {error}. Choose another path.") from error
+    return target
+
+
+def _page(study: Study, command: str) -> str:
+    fact, new = study.request.fact, study.request.new
+    parts = [
+        f"<h1>Where {escape(str(study.settings['model']))} keeps a fact</h1>",
+        f"<div class=fact>{escape(fact.prompt).replace('{}', f'<b>{escape(fact.subject)}</b>')} <s>{escape(fact.answer)}</s> "
+        f"&rarr; <b>{escape(new)}</b><div class=note>The model answers <span class=tok>{escape(study.answered.strip())}</span>; "
+        f"log p({escape(fact.answer)}) = {study.logprob:.3f}.</div></div>",
+        *_attribution(study), *_causes(study), *_edit(study),
+        "<h2>5. Do it again</h2>", f"<pre>{escape(command)}</pre>" if command else "",
+        f"<div class=card>{_settings(study)}</div>",
+    ]  # fmt: skip
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{escape(fact.text)} {escape(fact.answer)} → {escape(new)}</title><style>{STYLE}</style>"
+        f"<script>{get_plotlyjs()}</script></head><body><main>{''.join(parts)}</main></body></html>"
+    )
+
+
+def _attribution(study: Study) -> Iterable[str]:
+    layers = study.layers
+    yield "<h2>1. Value and query neurons</h2>"
+    yield (
+        "<p>A <b>value neuron</b> raises the log-probability of the answer by its score (Eq. 9, nats). "
+        "A <b>query neuron</b> raises the coefficients of value neurons in higher layers (Eq. 10).</p>"
+    )
+    yield "<p class=note>Top value neurons of this prompt</p>" + _card(_neurons(study.value_tokens))
+    yield "<p class=note>Top query neurons of this prompt</p>" + _card(_neurons(study.query_tokens))
+    yield _figure(plots.layer_heatmap(study.heat, "Importance by layer, summed over two-hop prompts on this relation"))
+    best = ", ".join(map(str, layers.value[:3])), ", ".join(map(str, layers.query[:3]))
+    yield f"<p>Strongest value layers: <b>{best[0]}</b>; strongest query layers: <b>{best[1]}</b>.</p>"
+
+
+def _causes(study: Study) -> Iterable[str]:
+    table = study.ablation.groupby(["scope", "neurons", "group"], sort=False)
+    table = table[["count", "clean", "accuracy", "drop_points", "drop_relative"]].mean().reset_index()
+    yield "<h2>2. Take 1% of the neurons away</h2>"
+    yield (
+        "<p>Neurons are ranked on one half of the facts of this kind and zeroed; accuracy is measured on the other half and "
+        "on other kinds of fact. Random: mean of five seeds.</p>" + _card(_table(table))
+    )
+    yield "<h2>3. Silence the query neurons</h2>"
+    yield (
+        "<p><b>Zero</b> removes them for every reader; <b>Suppress</b> removes only what they write into the value neurons. "
+        "Two-hop prompts over this relation, one layer at a time.</p>" + _card(_table(study.suppression))
+    )
+    yield _figure(plots.counts(study.activated, f"Activated value neurons (score above the {ACTIVATED}th clean one)"))
+
+
+def _edit(study: Study) -> Iterable[str]:
+    yield "<h2>4. Edit</h2>"
+    yield (
+        f"<p>This fact and {int(study.edits['cases'].max()) - 1} of its kind, one at a time, weights put back in between. "
+        "<i>before</i> counts old answers of multi-hop prompts, <i>after</i> the new ones.</p>"
+    )
+    yield _figure(plots.metric_bars(study.edits, "Before and after the edit"))
+    yield _card(_table(study.edits[["variant", "layers", "metric", "before", "after", "interval", "cases"]]))
+
+
+def _neurons(frame: pd.DataFrame) -> str:
+    rows = []
+    for layer, neuron, m, score, promoted in zip(
+        frame["layer"], frame["neuron"], frame["coefficient"], frame["score"], frame["promoted"], strict=True
+    ):
+        tokens = "".join(f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in promoted[:8])
+        rows.append(f"<tr><td><code>f{layer}-{neuron}</code></td><td class=n>{m:.2f}</td><td class=n>{score:.4f}</td><td>{tokens}</td></tr>")
+    return f"<table><tr><th>neuron</th><th>m</th><th>score</th><th>promotes</th></tr>{''.join(rows)}</table>"
+
+
+def _table(frame: pd.DataFrame) -> str:
+    head = "".join(f"<th>{escape(str(c)).replace('_', ' ')}</th>" for c in frame.columns)
+    body = "".join("<tr>" + "".join(_cell(c, v) for c, v in zip(frame.columns, row, strict=True)) + "</tr>" for row in frame.itertuples(index=False))
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(column: str, value: object) -> str:
+    if isinstance(value, float):
+        if value != value:
+            return "<td class=n>–</td>"
+        shares = ("clean", "accuracy", "drop_relative", "before", "after", "interval")
+        return f"<td class=n>{100 * value:.1f}%</td>" if column in shares else f"<td class=n>{value:.1f}</td>"
+    return f"<td>{escape(str(value))}</td>"
+
+
+def _settings(study: Study) -> str:
+    hidden = ("targets", "target_is_argmax")
+    rows = "".join(f"<tr><td>{escape(k)}</td><td><code>{escape(str(v))}</code></td></tr>" for k, v in study.settings.items() if k not in hidden)
+    editor = f"<tr><td>editor</td><td><code>{escape(str(study.edits['editor'].iloc[0]))}</code></td></tr>"
+    return f"<table>{rows}{editor}</table>"
+
+
+def _card(html: str) -> str:
+    return f"<div class=card>{html}</div>"
+
+
+def _figure(figure: go.Figure) -> str:
+    return _card(figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}))
