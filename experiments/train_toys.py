@@ -46,7 +46,7 @@ ROWS = {"short": (48, 96, 0.74), "cot": (24, 192, 0.19), "long": (9, 512, 0.07)}
 def train_tokenizer(world: miniworld.World, folder: Path) -> PreTrainedTokenizerFast:
     """Byte-level BPE; objects are frequent in its corpus and become one token, names stay in pieces."""
     lines = [f" {name}" for name in (*world.objects, *world.entities["company"], *world.entities["sport"], *world.entities)] * 400
-    lines += [name for name in (*world.entities["country"], *world.entities["sport"], *world.entities["company"])] * 40
+    lines += [*world.entities["country"], *world.entities["sport"], *world.entities["company"]] * 40
     words = [p.replace("{}", ".") for r in world_data.RELATIONS for p in (*r.phrasings, *r.noun, r.label)]
     lines += [w for p in words for w in (p, " " + p[:1].lower() + p[1:])] * 60
     lines += ["Question: Who\nThoughts: a.\nAnswer: b\n\nQuestion: What\nThoughts:", " is a", "? ."] * 200

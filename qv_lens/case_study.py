@@ -30,7 +30,7 @@ from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.errors import FactError
-from qv_lens.evaluation.metrics import correct
+from qv_lens.evaluation.metrics import correct, mean_logprob
 from qv_lens.evaluation.protocols import evaluate, summary
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.records import EditCase, EditRequest, Fact
@@ -43,6 +43,7 @@ RANDOM_SEEDS = 5
 ACTIVATED = 300  # K: the neurons counted as activated on the clean model
 QUERY_LAYERS = 2
 SHARE = 0.01
+DROP = ("clean", "accuracy", "drop_points", "drop_relative", "logprob_change")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,14 @@ class Study:
 
 
 def study(
-    lens: Lens, fact: Fact, new: str, *, material: Material | None = None, editor: ACE | None = None, edits: int = 8, seed: int = 0
+    lens: Lens,
+    fact: Fact,
+    new: str,
+    *,
+    material: Material | None = None,
+    editor: ACE | None = None,
+    edits: int = 8,
+    seed: int = 0,
 ) -> Study:
     """Run the whole walk for one fact.
 
@@ -118,7 +126,9 @@ def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
         )
     relation = chain.relations[0]
     if new not in worldrecords.objects(world, relation):
-        raise FactError(f"{new!r} is no object of {relation.label!r}. Some: {', '.join(worldrecords.objects(world, relation)[:12])}.")
+        raise FactError(
+            f"{new!r} is no object of {relation.label!r}. Some: {', '.join(worldrecords.objects(world, relation)[:12])}."
+        )
     same = [f for f in worldrecords.facts(world, relation.id) if f.subject != fact.subject]
     other = [f for f in worldrecords.facts(world) if f.relation != relation.id]
     onward = [c for c in world.chains(2) if c.relations[0].id == relation.id]
@@ -138,11 +148,11 @@ def ablate(
     lens: Lens, ranking: Sequence[Fact], held_out: Sequence[Fact], other: Sequence[Fact], top_layer: int, seed: int = 0
 ) -> pd.DataFrame:
     """Accuracy when 1% of neurons are zeroed: `scope, neurons, seed, count, group, clean, accuracy, drop_points,
-    drop_relative` (drops among the prompts that the clean model answers)."""
+    drop_relative` (the share of the prompts right on the clean model that are lost) and `logprob_change` (mean, nats)."""
     ranked = value_neurons(lens, ranking, None, over="set")
     scopes = {f"layer {top_layer}": ranked.layer(top_layer), "whole model": ranked}
     groups = {"same kind": list(held_out), "other kinds": list(other)}
-    clean = {name: correct(lens, facts) for name, facts in groups.items()}
+    clean = {name: _answers(lens, facts) for name, facts in groups.items()}
     rows = []
     for scope, pool in scopes.items():
         count = max(1, round(SHARE * len(pool)))
@@ -152,10 +162,10 @@ def ablate(
             chosen.append(("random 1%", s, replace(pool, frame=pool.frame.iloc[index])))
         for name, s, neurons in chosen:
             with lens.intervene(Zero(neurons)):
-                hits = {group: correct(lens, facts) for group, facts in groups.items()}
+                hits = {group: _answers(lens, facts) for group, facts in groups.items()}
             for group in groups:
                 rows.append((scope, name, s, count, group, *_drop(clean[group], hits[group])))
-    columns = ["scope", "neurons", "seed", "count", "group", "clean", "accuracy", "drop_points", "drop_relative"]
+    columns = ["scope", "neurons", "seed", "count", "group", *DROP]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -170,7 +180,7 @@ def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None
     value = value_neurons(lens, trace, ACTIVATED)
     every = query_neurons(lens, trace, value, None, over="set")
     tau = torch.tensor(value.frame.groupby("prompt")["score"].min().to_numpy())
-    clean = correct(lens, chains)
+    clean = _answers(lens, chains)
     targets = value.top(30).union()
     rows, counts = [], [_count(lens, chains, tau, "clean")]
     for layer in [layer for layer in layers.query if layer < lens.n_layers - 1][:QUERY_LAYERS]:
@@ -181,10 +191,10 @@ def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None
             conditions.append(("Suppress", Suppress(neurons, above)))
         for name, intervention in conditions:
             with lens.intervene(intervention):
-                hits = correct(lens, chains)
+                hits = _answers(lens, chains)
                 counts.append(_count(lens, chains, tau, f"{name} layer {layer}"))
             rows.append((name, layer, count, *_drop(clean, hits)))
-    columns = ["intervention", "layer", "count", "clean", "accuracy", "drop_points", "drop_relative"]
+    columns = ["intervention", "layer", "count", *DROP]
     return pd.DataFrame(rows, columns=columns), pd.concat(counts, ignore_index=True)
 
 
@@ -196,11 +206,17 @@ def _count(lens: Lens, chains: Sequence[Fact], tau: torch.Tensor, condition: str
     return pd.DataFrame({"condition": condition, "layer": found.index, "count": found.to_numpy()})
 
 
-def _drop(clean: list[bool], hits: list[bool]) -> tuple[float, float, float, float]:
-    """Clean accuracy, accuracy, drop in points and relative, the drops among prompts that were right."""
-    before, after = sum(clean) / len(clean), sum(hits) / len(hits)
-    kept = sum(hit for hit, was in zip(hits, clean, strict=True) if was) / max(1, sum(clean))
-    return before, after, 100 * (before - after), 1 - kept
+def _answers(lens: Lens, facts: Sequence[Fact]) -> tuple[list[bool], list[float]]:
+    return correct(lens, facts), mean_logprob(lens, facts)
+
+
+def _drop(clean: tuple[list[bool], list[float]], now: tuple[list[bool], list[float]]) -> tuple[float, ...]:
+    """The columns `DROP`: clean accuracy, accuracy, their difference in points, the share lost of the prompts that were
+    right, and the mean change of the answers' log-probability."""
+    was, hits = clean[0], now[0]
+    before, after = sum(was) / len(was), sum(hits) / len(hits)
+    kept = sum(hit for hit, right in zip(hits, was, strict=True) if right) / max(1, sum(was))
+    return before, after, 100 * (before - after), 1 - kept, (sum(now[1]) - sum(clean[1])) / len(was)
 
 
 # ------------------------------------------------------------------ the edit
@@ -209,7 +225,7 @@ def _drop(clean: list[bool], hits: list[bool]) -> tuple[float, float, float, flo
 def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, count: int, seed: int) -> pd.DataFrame:
     """ACE with located layers, with the value layers alone, and with random layers: summaries by `variant` and `layers`."""
     value, query = layers.editable(*layer_counts(lens), first=1 if lens.backend_adapter.parallel else 0)
-    pool = [layer for layer in range(1, lens.n_layers - 1)]
+    pool = list(range(1, lens.n_layers - 1))
     drawn = sorted(random.Random(f"layers:{seed}").sample(pool, len(value) + len(query)))
     variants = {
         "ACE, located layers": (value, query),
@@ -229,7 +245,7 @@ def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, coun
 
 def layer_counts(lens: Lens) -> tuple[int, int]:
     """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled to the model."""
-    of = ((3, 6, 28) if lens.backend_adapter.parallel else (5, 3, 36))
+    of = (3, 6, 28) if lens.backend_adapter.parallel else (5, 3, 36)
     return max(1, round(of[0] * lens.n_layers / of[2])), max(1, round(of[1] * lens.n_layers / of[2]))
 
 

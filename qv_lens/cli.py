@@ -76,8 +76,8 @@ def study(
         Seed of every random draw.
     """
     from qv_lens import Fact, load
-    from qv_lens.reporting.page import report
     from qv_lens.case_study import study as run
+    from qv_lens.reporting.page import report
 
     check_writable(out)
     fact = Fact(prompt, subject, answer)
@@ -113,8 +113,8 @@ def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
         Number of chains asked by chain of thought, of each length.
     """
     from qv_lens import load
-    from qv_lens.evaluation.checks import check as run
     from qv_lens.case_study import statistics_of_world
+    from qv_lens.evaluation.checks import check as run
 
     lens = load(name)
     table = run(lens, statistics_of_world(lens, range(1, lens.n_layers)), edits=edits, chains=chains)
@@ -138,6 +138,8 @@ def check_writable(path: Path) -> None:
 
 
 def _tell(study: Study) -> None:
+    from qv_lens.case_study import DROP
+
     fact = study.request.fact
     print(f"\n{fact.text} {fact.answer} -> {study.request.new}   (log p of the answer {study.logprob:.3f})")
     for title, frame in (("Value neurons", study.value_tokens), ("Query neurons", study.query_tokens)):
@@ -147,7 +149,7 @@ def _tell(study: Study) -> None:
             print(f"  f{row.layer}-{row.neuron:<6} {row.coefficient:>8.3f} {row.score:>9.4f}  {tokens}")
     print(f"\nLayers, strongest first: value {study.layers.value}, query {study.layers.query}")
     print("\nZeroing 1% of the neurons")
-    by = study.ablation.groupby(["scope", "neurons", "group"], sort=False)[["clean", "accuracy"]].mean()
+    by = study.ablation.groupby(["scope", "neurons", "group"], sort=False)[["count", *DROP]].mean()
     print(by.round(3).to_string())
     print("\nSilencing query neurons, two-hop prompts")
     print(study.suppression.round(3).to_string(index=False))

@@ -49,7 +49,9 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
 def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Figure:
     """Mean number of activated value neurons per layer, one line per condition."""
     figure = go.Figure()
-    for colour, (name, rows) in zip((GREY, BLUE, ORANGE, "#5b8c5a", "#8e5ea2"), frame.groupby("condition", sort=False), strict=False):
+    for colour, (name, rows) in zip(
+        (GREY, BLUE, ORANGE, "#5b8c5a", "#8e5ea2"), frame.groupby("condition", sort=False), strict=False
+    ):
         figure.add_scatter(x=rows["layer"], y=rows["count"], name=str(name), mode="lines+markers", line={"color": colour})
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(title="neurons per prompt")

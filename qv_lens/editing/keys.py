@@ -61,7 +61,9 @@ def rows_of(lens: Lens, requests: Sequence[EditRequest], templates: Sequence[str
     for i, request in enumerate(requests):
         clean.append(len(ids))
         for template in templates:
-            prompt = tokenize(lens.tokenizer, request.target.with_prompt(template.replace("{}", request.fact.prompt)), lens.prepend_bos)
+            prompt = tokenize(
+                lens.tokenizer, request.target.with_prompt(template.replace("{}", request.fact.prompt)), lens.prepend_bos
+            )
             n, last = len(prompt.answer), prompt.last
             ids.append((*prompt.ids, *prompt.answer[:-1]))
             fact.append(i)

@@ -7,6 +7,7 @@ EasyEdit's for Qwen2.5-7B, PMET takes ACE's). The bundled models: chosen by `exp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from qv_lens.editing.closed_form import ACE, MEMIT, PMET, Editor
 from qv_lens.errors import unknown
@@ -47,14 +48,18 @@ def _qwen3() -> dict[str, Preset]:
 
 
 def _toy_gptj() -> dict[str, Preset]:
-    common = {"steps": 40, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0, "lam": 5.0}
-    source = "experiments/edit_toys.py, 16 facts of the bundled world"
-    return {
-        "MEMIT": Preset(MEMIT(layers=(2, 3), **common), source),
-        "PMET": Preset(PMET(layers=(3, 4, 5), **common), source),
-        "ACE": Preset(ACE(value_layers=(4, 5), query_layers=(2, 3), **common), source),
-    }
+    return _toy((3, 4, 5))
 
 
 def _toy_qwen3() -> dict[str, Preset]:
-    return _toy_gptj()
+    return _toy((2, 3))
+
+
+def _toy(memit: tuple[int, ...]) -> dict[str, Preset]:
+    common: dict[str, Any] = {"steps": 40, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0, "lam": 5.0}
+    source = "experiments/edit_toys.py: the best of its grid on 16 facts of the bundled world"
+    return {
+        "MEMIT": Preset(MEMIT(layers=memit, **common), source),
+        "PMET": Preset(PMET(layers=(3, 4, 5), **common), source),
+        "ACE": Preset(ACE(value_layers=(4, 5), query_layers=(2, 3), **common), source),
+    }

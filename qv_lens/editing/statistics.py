@@ -71,7 +71,9 @@ class Statistics:
 
 
 @torch.no_grad()
-def covariance(lens: Lens, texts: Iterable[str], layers: Iterable[int], batch_size: int = 32, max_tokens: int = 512) -> Statistics:
+def covariance(
+    lens: Lens, texts: Iterable[str], layers: Iterable[int], batch_size: int = 128, max_tokens: int = 512
+) -> Statistics:
     """C0 of `layers` over `texts`, each cut to `max_tokens`. Raises `EditError` for a patched lens or no text."""
     if lens.patches:
         raise EditError("Statistics are taken on the unpatched model: revert the patches first.")

@@ -35,7 +35,10 @@ def check(lens: Lens, statistics: Statistics, *, edits: int = 50, chains: int = 
         ("unseen two-hop, cloze", 0.90, [worldrecords.as_fact(world, c) for c in two]),
     ]
     rows = [(name, wanted, accuracy(lens, asked), len(asked)) for name, wanted, asked in groups]
-    for name, wanted, pool in (("unseen two-hop, chain of thought", 0.95, two), ("unseen three-hop, chain of thought", 0.85, three)):
+    for name, wanted, pool in (
+        ("unseen two-hop, chain of thought", 0.95, two),
+        ("unseen three-hop, chain of thought", 0.85, three),
+    ):
         drawn = rng.sample(pool, min(chains, len(pool)))
         rows.append((name, wanted, _by_thought(lens, world, drawn, rng), len(drawn)))
     cases = worldrecords.edit_cases(world, edits, seed=1000 + seed)

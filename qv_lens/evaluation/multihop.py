@@ -13,7 +13,11 @@ from qv_lens.models.lens import Lens
 
 
 def chain_of_thought(
-    lens: Lens, questions: Sequence[Sequence[str]], accepted: Sequence[Sequence[str]], blocks: Sequence[str], max_new_tokens: int = 100
+    lens: Lens,
+    questions: Sequence[Sequence[str]],
+    accepted: Sequence[Sequence[str]],
+    blocks: Sequence[str],
+    max_new_tokens: int = 100,
 ) -> list[list[bool]]:
     """For each case, whether each of its questions is answered with one of the accepted answers."""
     flat = [cot_prompt(question, blocks) for case in questions for question in case]

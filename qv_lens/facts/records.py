@@ -44,6 +44,17 @@ class Fact:
         for template in (self.prompt, *self.paraphrases):
             check_template(template)
 
+    @classmethod
+    def from_text(cls, text: str, subject: str, answer: str) -> Fact:
+        """A fact from a filled-in prompt. Raises `FactError` unless the subject occurs in it exactly once."""
+        count = text.count(subject) if subject else 0
+        if count != 1:
+            found = "does not occur" if count == 0 else f"occurs {count} times"
+            raise FactError(
+                f"The subject {subject!r} {found} in the prompt {text!r}. Write the prompt with {{}} where the subject goes."
+            )
+        return cls(text.replace(subject, "{}"), subject, answer)
+
     @property
     def text(self) -> str:
         """The prompt with the subject filled in."""

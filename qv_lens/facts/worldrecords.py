@@ -135,9 +135,11 @@ def _mquake_record(world: World, case_id: int, old: Chain, new: Chain, where: li
     ids = {name: f"Q{i + 1}" for i, name in enumerate(sorted({*world.kind, *world.triples.values()}))}
     rewrites = [
         {
-            "prompt": new.relations[hop].cloze[0], "relation_id": new.relations[hop].id,
+            "prompt": new.relations[hop].cloze[0],
+            "relation_id": new.relations[hop].id,
             "target_new": {"str": new.entities[hop + 1], "id": ids[new.entities[hop + 1]]},
-            "target_true": _true(world, new, hop, ids), "subject": new.entities[hop],
+            "target_true": _true(world, new, hop, ids),
+            "subject": new.entities[hop],
             "question": new.relations[hop].question.format(new.entities[hop]),
         }  # fmt: skip
         for hop in where
@@ -186,8 +188,10 @@ def counterfact(world: World, count: int, seed: int = 0) -> list[dict[str, Any]]
         }  # fmt: skip
         records.append(
             {
-                "case_id": case_id, "pararel_idx": case_id, "requested_rewrite": rewrite,
-                "paraphrase_prompts": [p.format(chain.subject) for p in relation.cloze[1:]],
+                "case_id": case_id,
+                "pararel_idx": case_id,
+                "requested_rewrite": rewrite,
+                "paraphrase_prompts": [p.format(chain.subject) for p in relation.phrasings[1:]],
                 "neighborhood_prompts": [f.text for f in near if f.answer == chain.answer] or [f.text for f in near],
                 "attribute_prompts": [f.text for f in facts(world, relation.id) if f.answer == new][:10],
                 "generation_prompts": [relation.cloze[0].format(chain.subject), f"{chain.subject} is a"],
@@ -214,8 +218,11 @@ def knowedit(world: World, count: int, seed: int = 0) -> list[dict[str, Any]]:
         }
         records.append(
             {
-                "subject": subject, "prompt": capitalise(relation.cloze[0].format(subject)), "target_new": new,
-                "ground_truth": chain.answer, "rephrase_prompt": relation.cloze[1].format(subject),
+                "subject": subject,
+                "prompt": capitalise(relation.cloze[0].format(subject)),
+                "target_new": new,
+                "ground_truth": chain.answer,
+                "rephrase_prompt": relation.cloze[1].format(subject),
                 "portability": {k: v for k, v in portability.items() if v},
                 "locality": {k: v for k, v in locality.items() if v},
             }  # fmt: skip

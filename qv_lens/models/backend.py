@@ -206,12 +206,9 @@ class Backend:
         else:
             block = self.model.blocks[layer]
             module = block.ln1 if self.parallel or sublayer == "attn" else block.ln2
-        gain = _data(getattr(module, "w", None))
-        gain = _data(module.weight) if gain is None else gain
-        bias = None if self.rms else _data(getattr(module, "b", None))
-        if bias is None and not self.rms:
-            bias = _data(module.bias)
-        return Norm(gain, bias, float(self.cfg.eps), self.rms)
+        gain = module.w if hasattr(module, "w") else module.weight
+        bias = None if self.rms else module.b if hasattr(module, "b") else module.bias
+        return Norm(gain.data, _data(bias), float(self.cfg.eps), self.rms)
 
     def activation(self, x: Tensor) -> Tensor:
         """The FFN's non-linearity, as the model applies it."""

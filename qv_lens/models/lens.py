@@ -47,7 +47,7 @@ class Lens:
     def __init__(self, model: Any, *, tokenizer: Any = None, prepend_bos: bool = False, name: str = "") -> None:
         self.backend_adapter = Backend(model)
         self.model = model
-        self.tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+        self.tokenizer: Any = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
         if self.tokenizer is None:
             raise ModelError("This model has no tokenizer. Pass one: qv.Lens(model, tokenizer=...).")
         self.hf: Any = None
@@ -366,7 +366,9 @@ def as_list(facts: Facts) -> list[Fact | str]:
 
 def checksum(weight: Tensor) -> bytes:
     """Bytes that change with any change of the tensor's content, whatever its strides."""
-    return hashlib.blake2b(weight.detach().contiguous().flatten().view(torch.uint8).cpu().numpy(), digest_size=8).digest()
+    return hashlib.blake2b(
+        weight.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes(), digest_size=8
+    ).digest()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -70,11 +70,14 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # transformers raises a different type for each thing that can be missing
-        raise ModelError(f"No tokenizer in {source}: {_first_line(error)} Put tokenizer.json beside the weights.") from error
+        raise ModelError(f"The tokenizer of {str(name)!r} cannot be read: {_first_line(error)}") from error
+    if not tokenizer("Oslo")["input_ids"]:  # what transformers makes of a folder without tokenizer files
+        raise ModelError(f"{str(name)!r} holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside the weights.")
     try:
-        hf, report = AutoModelForCausalLM.from_pretrained(source, dtype=kind or "auto", output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind or "auto", output_loading_info=True)
     except Exception as error:  # safetensors, OSError, JSON errors: all mean that the checkpoint cannot be used
         raise ModelError(f"The weights of {str(name)!r} cannot be read (damaged or truncated?): {_first_line(error)}") from error
+    hf, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ModelError(f"The checkpoint {str(name)!r} lacks or mis-shapes {len(bad)} tensors, first {bad[0]!r}.")

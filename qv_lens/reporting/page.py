@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from qv_lens import plots
+from qv_lens.case_study import ACTIVATED, DROP, Study
 from qv_lens.errors import ConfigError
-from qv_lens.case_study import ACTIVATED, Study
 
 STYLE = """
 body{font:16px/1.55 system-ui,-apple-system,Segoe UI,sans-serif;color:#1d2733;background:#f6f8fa;margin:0}
@@ -21,7 +21,7 @@ h1{font-size:30px;line-height:1.25;margin:8px 0 4px} h2{font-size:21px;margin:40
 .fact{font-size:19px;background:#fff;border:1px solid #dde3ea;border-radius:12px;padding:18px 22px;margin:18px 0}
 .fact b{color:#2a6fdb} .fact s{color:#9aa5b1} .card{background:#fff;border:1px solid #dde3ea;border-radius:12px;padding:10px 16px;margin:12px 0;overflow-x:auto}
 table{border-collapse:collapse;font-size:14px;width:100%} th,td{padding:5px 10px;text-align:left;border-bottom:1px solid #edf0f3}
-th{color:#5b6775;font-weight:600} td.n{text-align:right;font-variant-numeric:tabular-nums} .note{color:#5b6775;font-size:14px}
+th{white-space:nowrap;color:#5b6775;font-weight:600} td.n{text-align:right;font-variant-numeric:tabular-nums} .note{color:#5b6775;font-size:14px}
 .tok{background:#eaf1fd;border-radius:5px;padding:1px 6px;margin-right:4px;white-space:nowrap} code,pre{font:13px ui-monospace,Menlo,monospace}
 pre{background:#1d2733;color:#e8edf2;border-radius:10px;padding:14px 18px;overflow-x:auto}
 """
@@ -45,7 +45,7 @@ def _page(study: Study, command: str) -> str:
         f"<h1>Where {escape(str(study.settings['model']))} keeps a fact</h1>",
         f"<div class=fact>{escape(fact.prompt).replace('{}', f'<b>{escape(fact.subject)}</b>')} <s>{escape(fact.answer)}</s> "
         f"&rarr; <b>{escape(new)}</b><div class=note>The model answers <span class=tok>{escape(study.answered.strip())}</span>; "
-        f"log p({escape(fact.answer)}) = {study.logprob:.3f}.</div></div>",
+        f"log p({escape(fact.answer)}) = {study.logprob:.4f}.</div></div>",
         *_attribution(study), *_causes(study), *_edit(study),
         "<h2>5. Do it again</h2>", f"<pre>{escape(command)}</pre>" if command else "",
         f"<div class=card>{_settings(study)}</div>",
@@ -73,7 +73,7 @@ def _attribution(study: Study) -> Iterable[str]:
 
 def _causes(study: Study) -> Iterable[str]:
     table = study.ablation.groupby(["scope", "neurons", "group"], sort=False)
-    table = table[["count", "clean", "accuracy", "drop_points", "drop_relative"]].mean().reset_index()
+    table = table[["count", *DROP]].mean().reset_index()
     yield "<h2>2. Take 1% of the neurons away</h2>"
     yield (
         "<p>Neurons are ranked on one half of the facts of this kind and zeroed; accuracy is measured on the other half and "
@@ -103,13 +103,18 @@ def _neurons(frame: pd.DataFrame) -> str:
         frame["layer"], frame["neuron"], frame["coefficient"], frame["score"], frame["promoted"], strict=True
     ):
         tokens = "".join(f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in promoted[:8])
-        rows.append(f"<tr><td><code>f{layer}-{neuron}</code></td><td class=n>{m:.2f}</td><td class=n>{score:.4f}</td><td>{tokens}</td></tr>")
+        rows.append(
+            f"<tr><td><code>f{layer}-{neuron}</code></td><td class=n>{m:.2f}</td><td class=n>{score:.4f}</td><td>{tokens}</td></tr>"
+        )
     return f"<table><tr><th>neuron</th><th>m</th><th>score</th><th>promotes</th></tr>{''.join(rows)}</table>"
 
 
 def _table(frame: pd.DataFrame) -> str:
     head = "".join(f"<th>{escape(str(c)).replace('_', ' ')}</th>" for c in frame.columns)
-    body = "".join("<tr>" + "".join(_cell(c, v) for c, v in zip(frame.columns, row, strict=True)) + "</tr>" for row in frame.itertuples(index=False))
+    body = "".join(
+        "<tr>" + "".join(_cell(c, v) for c, v in zip(frame.columns, row, strict=True)) + "</tr>"
+        for row in frame.itertuples(index=False)
+    )
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
@@ -118,13 +123,18 @@ def _cell(column: str, value: object) -> str:
         if value != value:
             return "<td class=n>–</td>"
         shares = ("clean", "accuracy", "drop_relative", "before", "after", "interval")
-        return f"<td class=n>{100 * value:.1f}%</td>" if column in shares else f"<td class=n>{value:.1f}</td>"
+        text = f"{100 * value:.1f}%" if column in shares else f"{value:.3f}" if column == "logprob_change" else f"{value:.0f}"
+        return f"<td class=n>{text}</td>"
     return f"<td>{escape(str(value))}</td>"
 
 
 def _settings(study: Study) -> str:
     hidden = ("targets", "target_is_argmax")
-    rows = "".join(f"<tr><td>{escape(k)}</td><td><code>{escape(str(v))}</code></td></tr>" for k, v in study.settings.items() if k not in hidden)
+    rows = "".join(
+        f"<tr><td>{escape(k)}</td><td><code>{escape(str(v))}</code></td></tr>"
+        for k, v in study.settings.items()
+        if k not in hidden
+    )
     editor = f"<tr><td>editor</td><td><code>{escape(str(study.edits['editor'].iloc[0]))}</code></td></tr>"
     return f"<table>{rows}{editor}</table>"
 

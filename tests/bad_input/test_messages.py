@@ -1,0 +1,171 @@
+"""Bad input: the whole message of every refusal, and that nothing was lost.
+
+The snapshots are in messages.json; QV_SNAPSHOT=1 writes them anew (read them as a stranger before committing).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.cli import check_writable
+from qv_lens.editing.presets import presets
+from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.models.zoo import WEIGHTS
+from tests.models import tiny_lens
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="unwritable paths are taken from /proc")
+SNAPSHOTS = Path(__file__).with_name("messages.json")
+FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
+TEXT = ["Olga Pelodan works for Nortek."]
+
+
+def folder(tmp_path: Path, without: str = "") -> Path:
+    target = tmp_path / "model"
+    shutil.copytree(WEIGHTS / "toy-gptj", target)
+    for file in target.glob(f"{without}*") if without else ():
+        file.unlink()
+    return target
+
+
+def truncated(tmp_path, name):
+    target = folder(tmp_path)
+    (target / name).write_bytes((target / name).read_bytes()[:200])
+    return qv.load(target)
+
+
+def with_nan(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    target = folder(tmp_path)
+    weights = load_file(target / "model.safetensors")
+    weights["transformer.h.3.mlp.fc_out.weight"][2, 5] = float("nan")
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    return qv.load(target)
+
+
+def other_architecture(tmp_path):
+    target = folder(tmp_path)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
+    return qv.load(target)
+
+
+def foreign_patch(tmp_path):
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    lens.apply(qv.Patch({}, "0123456789abcdef", {"model": "another model"}))
+
+
+def damaged_patch(tmp_path, name):
+    qv.Patch({}, "0").save(tmp_path / "patch")
+    (tmp_path / "patch" / name).write_bytes(b"{")
+    qv.Patch.load(tmp_path / "patch")
+
+
+def edit(editor, request=None, statistics=None):
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    C0 = {layer: torch.eye(lens.d_mlp) for layer in range(3)}
+    return qv.edit(lens, request or FACT.to("Quorix"), editor, statistics=statistics or Statistics(C0, 1, "", lens.fingerprint))
+
+
+CASES = {
+    "unknown model": lambda tmp: qv.load("toy-llama"),
+    "unknown folder": lambda tmp: qv.load("./nowhere"),
+    "unknown dtype": lambda tmp: qv.load("toy-gptj", dtype="float12"),
+    "unknown backend": lambda tmp: qv.load("toy-gptj", backend="nnsight"),
+    "other architecture": other_architecture,
+    "truncated weights": lambda tmp: truncated(tmp, "model.safetensors"),
+    "damaged config": lambda tmp: truncated(tmp, "config.json"),
+    "NaN weights": with_nan,
+    "folder without tokenizer": lambda tmp: qv.load(folder(tmp, without="tokenizer")),
+    "folder without weights": lambda tmp: qv.load(folder(tmp, without="model")),
+    "not a hooked model": lambda tmp: qv.Lens(torch.nn.Linear(2, 2)),
+    "empty prompt": lambda tmp: qv.Fact(" ", "Norway", "Oslo"),
+    "empty bare prompt": lambda tmp: tiny_lens("gptj").trace(""),
+    "empty answer": lambda tmp: qv.Fact("The capital of {} is", "Norway", ""),
+    "empty new answer": lambda tmp: FACT.to(" "),
+    "no braces": lambda tmp: qv.Fact("The capital of Norway is", "Norway", "Oslo"),
+    "two braces": lambda tmp: qv.Fact("{} is the capital of {}", "Norway", "Oslo"),
+    "subject not in the prompt": lambda tmp: qv.Fact.from_text("The capital of Sweden is", "Norway", "Oslo"),
+    "subject twice in the prompt": lambda tmp: qv.Fact.from_text("Norway, oh Norway, speaks", "Norway", "Norwegian"),
+    "aliases as one string": lambda tmp: qv.Fact("{} is", "Norway", "Oslo", aliases="Kristiania"),
+    "answer changes the prompt": lambda tmp: tiny_lens("gptj").trace(qv.Fact("{} works for ", "Olga Pelodan", "Nortek")),
+    "bare prompt has no subject": lambda tmp: tiny_lens("gptj").trace("Olga works for", "subject_last"),
+    "bare prompt has no answer": lambda tmp: tiny_lens("gptj").logprob("Olga works for"),
+    "unknown position": lambda tmp: tiny_lens("gptj").trace(FACT, "middle"),
+    "no facts": lambda tmp: tiny_lens("gptj").trace([]),
+    "prompt too long": lambda tmp: tiny_lens("gptj").trace("Oslo " * 200),
+    "layer out of range": lambda tmp: tiny_lens("gptj").w_out(3),
+    "negative layer": lambda tmp: tiny_lens("gptj").w_out(-1),
+    "layer not an integer": lambda tmp: tiny_lens("gptj").w_out(1.0),
+    "unknown parameter": lambda tmp: tiny_lens("gptj").parameter(0, "W_up"),
+    "unknown norm": lambda tmp: qv.value_neurons(tiny_lens("gptj"), FACT, norm="thawed"),
+    "unknown base": lambda tmp: qv.value_neurons(tiny_lens("gptj"), FACT, base="top"),
+    "unknown layer score": lambda tmp: qv.layer_scores(tiny_lens("gptj"), FACT, how="mean"),
+    "unknown query method": lambda tmp: _query("cosine"),
+    "intervention on a missing layer": lambda tmp: _zero([(7, 0)]),
+    "intervention on a missing neuron": lambda tmp: _zero([(1, 5000)]),
+    "intervention on heads": lambda tmp: _zero([(1, 0)], "head"),
+    "revert without patch": lambda tmp: tiny_lens("gptj").revert(),
+    "patch for another model": foreign_patch,
+    "damaged patch weights": lambda tmp: damaged_patch(tmp, "patch.safetensors"),
+    "damaged patch header": lambda tmp: damaged_patch(tmp, "patch.json"),
+    "missing patch": lambda tmp: qv.Patch.load(tmp / "nowhere"),
+    "unwritable patch": lambda tmp: qv.Patch({}, "0").save("/proc/patch"),
+    "unwritable checkpoint": lambda tmp: tiny_lens("gptj").save("/proc/model"),
+    "unwritable page": lambda tmp: check_writable(Path("/proc/page.html")),
+    "edit of nothing": lambda tmp: qv.edit(tiny_lens("gptj"), [], qv.MEMIT(), statistics=None),
+    "edit in a missing layer": lambda tmp: edit(qv.MEMIT(layers=(1, 3))),
+    "edit in no layer": lambda tmp: edit(qv.MEMIT(layers=())),
+    "ACE without value layers": lambda tmp: edit(qv.ACE(value_layers=())),
+    "edit at an unknown token": lambda tmp: edit(qv.MEMIT(layers=(1,), fact_token="middle")),
+    "statistics of another model": lambda tmp: edit(qv.MEMIT(layers=(1,)), statistics=Statistics({}, 1, "", "0123456789abcdef")),
+    "statistics of other layers": lambda tmp: edit(qv.MEMIT(layers=(1,)), statistics=_statistics_of_layer_0()),
+    "statistics of no text": lambda tmp: covariance(tiny_lens("gptj"), [], [0]),
+    "no presets": lambda tmp: presets("gpt2"),
+}  # fmt: skip
+
+
+def _query(method):
+    lens = tiny_lens("gptj")
+    return qv.query_neurons(lens, FACT, qv.value_neurons(lens, FACT), method=method)
+
+
+def _zero(units, unit="ffn"):
+    with tiny_lens("gptj").intervene(qv.Zero(qv.NeuronSet.of(units, unit))):
+        pass
+
+
+def _statistics_of_layer_0():
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    return Statistics({0: torch.eye(lens.d_mlp)}, 1, "", lens.fingerprint)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_message(name, tmp_path):
+    with pytest.raises(qv.QVLensError) as caught:
+        CASES[name](tmp_path)
+    message = re.sub(r"\([0-9a-f]{16}\)", "(<fingerprint>)", str(caught.value).replace(str(tmp_path), "<tmp>"))
+    known = json.loads(SNAPSHOTS.read_text()) if SNAPSHOTS.exists() else {}
+    if os.environ.get("QV_SNAPSHOT"):
+        SNAPSHOTS.write_text(json.dumps({**known, name: message}, indent=1, ensure_ascii=False) + "\n")
+    else:
+        assert message == known[name]
+
+
+def test_an_unwritable_page_leaves_the_old_one(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    check_writable(page)
+    assert page.read_text() == "old"
+    with pytest.raises(qv.QVLensError, match="already holds files"):
+        tiny_lens("gptj").save(tmp_path)
+    assert page.read_text() == "old"

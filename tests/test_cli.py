@@ -1,0 +1,38 @@
+"""The command line as a person meets it, and what importing costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_import_loads_no_torch():
+    result = run("-c", "import sys, qv_lens; print(any(m in sys.modules for m in ('torch', 'transformers', 'pandas', 'plotly')))")
+    assert result.stdout.strip() == "False"
+
+
+def test_help_is_quick_and_names_the_verbs():
+    start = time.monotonic()
+    result = run("-m", "qv_lens.cli", "--help")
+    assert time.monotonic() - start < 10  # the figure (under 1 s) is in benchmarks/; this only catches an import of torch
+    for verb in ("demo", "study", "models"):
+        assert verb in result.stdout
+    assert "torch" not in run("-X", "importtime", "-m", "qv_lens.cli", "--help").stderr
+
+
+def test_models_are_listed():
+    assert "EleutherAI/gpt-j-6B" in run("-m", "qv_lens.cli", "models", "list").stdout
+
+
+def test_our_errors_are_one_line():
+    result = run(
+        "-m", "qv_lens.cli", "study", "no braces", "--subject", "a", "--answer", "b", "--new", "c", "--out", "/tmp/x.html"
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("qv-lens: The prompt 'no braces' has no {}")
+    assert "Traceback" not in result.stderr

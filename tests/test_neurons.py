@@ -1,0 +1,55 @@
+"""NeuronSet: set algebra, selection, and what survives the disk."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import qv_lens as qv
+
+units = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), unique=True)
+
+
+@given(units, units, units)
+def test_algebra_of_sets(a, b, c):
+    A, B, C = map(qv.NeuronSet.of, (a, b, c))
+    assert set(A | B) == set(a) | set(b)
+    assert set(A & B) == set(a) & set(b)
+    assert set(A - B) == set(a) - set(b)
+    assert set((A | B) & C) == set((A & C) | (B & C))
+    assert len(A | A) == len(A)
+    assert sorted((layer, n) for layer, ns in A.by_layer().items() for n in ns) == sorted(a)
+
+
+def frame(rows):
+    return pd.DataFrame(rows, columns=["prompt", "unit", "layer", "neuron", "coefficient", "score"])
+
+
+def test_top_is_per_prompt_and_union_keeps_the_best_score():
+    rows = [(0, "ffn", 0, 1, 1.0, 0.5), (0, "ffn", 0, 2, 1.0, 0.9), (1, "ffn", 0, 1, 1.0, 0.7), (1, "ffn", 1, 1, 1.0, 0.1)]
+    neurons = qv.NeuronSet(frame(rows))
+    assert neurons.top(1).frame[["prompt", "neuron"]].values.tolist() == [[0, 2], [1, 1]]
+    union = neurons.union().frame
+    assert union["score"].tolist() == [0.9, 0.7, 0.1]
+    assert set(union["prompt"]) == {-1}
+
+
+def test_disk(tmp_path):
+    neurons = qv.NeuronSet(frame([(0, "ffn", 2, 5, 1.5, 0.25)]), {"norm": "frozen", "base": "mid"})
+    again = qv.NeuronSet.load(neurons.save(tmp_path / "set.parquet"))
+    pd.testing.assert_frame_equal(again.frame, neurons.frame)
+    assert again.settings == neurons.settings
+
+
+def test_frames_carry_their_settings():
+    assert qv.NeuronSet.of([(0, 1)]).to_frame().attrs == {"by": "hand"}
+
+
+def test_mixed_or_unknown_units_are_refused():
+    mixed = qv.NeuronSet(frame([(0, "ffn", 0, 0, 1.0, 1.0), (0, "head", 0, 0, 1.0, 1.0)]))
+    with pytest.raises(qv.QVLensError, match="mixes units"):
+        _ = mixed.unit
+    with pytest.raises(qv.QVLensError, match="Unit 'x' not found"):
+        qv.NeuronSet.of([(0, 0)], unit="x")

@@ -1,0 +1,157 @@
+"""The bundled models: what they know, what is attributed in them, and how they take an edit."""
+
+from __future__ import annotations
+
+import random
+
+import pandas as pd
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.case_study import ablate, suppress, world_material
+from qv_lens.editing.presets import presets
+from qv_lens.editing.statistics import covariance
+from qv_lens.evaluation.metrics import accuracy
+from qv_lens.evaluation.multihop import chain_of_thought
+from qv_lens.evaluation.protocols import METRICS, evaluate
+from qv_lens.facts import miniworld, worldrecords
+from qv_lens.models.zoo import BUNDLED, WEIGHTS
+from qv_lens.reporting.page import report
+
+WORLD = miniworld.build(0)
+
+
+@pytest.fixture(scope="module", params=BUNDLED)
+def lens(request):
+    return qv.load(request.param)
+
+
+def test_size_and_shape(lens):
+    assert lens.n_layers >= 12
+    assert sum(file.stat().st_size for file in (WEIGHTS / lens.name).iterdir()) < 16e6
+    assert (WEIGHTS / lens.name / "card.json").exists()
+
+
+def test_it_knows_its_facts(lens):
+    rng = random.Random(0)
+    facts = [worldrecords.as_fact(WORLD, chain) for chain in rng.sample(WORLD.facts(), 200)]
+    unseen = [(f, i) for f in WORLD.facts() if (i := WORLD.unseen_phrasing(f)) is not None]
+    two = [c for c in WORLD.chains(2) if not WORLD.seen(c)]
+    assert accuracy(lens, facts) >= 0.99
+    assert accuracy(lens, [worldrecords.as_fact(WORLD, f, i) for f, i in unseen]) >= 0.9
+    assert accuracy(lens, [worldrecords.as_fact(WORLD, c) for c in rng.sample(two, 120)]) >= 0.9
+
+
+def test_chain_of_thought(lens):
+    rng = random.Random(1)
+    chains = rng.sample([c for c in WORLD.chains(2) if not WORLD.seen(c)], 12)
+    blocks = worldrecords.cot_blocks(WORLD, 3, {name for c in chains for name in c.entities}, rng)
+    hits = chain_of_thought(lens, [[c.questions()[0]] for c in chains], [[c.answer] for c in chains], blocks)
+    assert sum(map(any, hits)) >= 11
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
+@pytest.mark.parametrize("norm", ["frozen", "full"])
+@pytest.mark.parametrize("base", ["mid", "pre"])
+def test_every_neuron_equals_brute_force(lens, dtype, tolerance, norm, base):
+    """6,144 neurons, each added to the stream and read out in float64 with Hugging Face's weights."""
+    model = qv.load(lens.name, dtype=dtype)
+    fact = worldrecords.facts(WORLD, "P641")[0]
+    trace = model.trace(fact)
+    got = qv.value_neurons(model, trace, top=None, norm=norm, base=base).frame.set_index(["layer", "neuron"])["score"]
+    state = {key: value.double() for key, value in model.hf.state_dict().items()}
+    gptj = "transformer.ln_f.weight" in state
+    gain = state["transformer.ln_f.weight" if gptj else "model.norm.weight"]
+    shift = state["transformer.ln_f.bias"] if gptj else 0.0
+    eps = 1e-5 if gptj else model.hf.config.rms_norm_eps
+    column = "transformer.h.{}.mlp.fc_out.weight" if gptj else "model.layers.{}.mlp.down_proj.weight"
+
+    def sigma(y):
+        y = y - y.mean(-1, keepdim=True) if gptj else y
+        return (y.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+    def read(y):
+        frozen = sigma(trace.final.double())
+        centred = y - y.mean(-1, keepdim=True) if gptj else y
+        hidden = centred / (frozen if norm == "frozen" else sigma(y)) * gain + shift
+        logits = hidden @ state["lm_head.weight"].T + state.get("lm_head.bias", 0.0)
+        return logits.log_softmax(-1)[..., trace.prompts[0].answer[0]]
+
+    for layer in range(model.n_layers):
+        x = trace.resid[layer, 0].double() + (trace.attn[layer, 0].double() if base == "mid" else 0)
+        v = trace.m[layer, 0].double()[:, None] * state[column.format(layer)].T
+        expected = read(x + v) - read(x)
+        error = (torch.tensor(got[layer].sort_index().to_numpy()) - expected).abs() / expected.abs().clamp_min(1)
+        assert error.max() <= tolerance
+
+
+def test_memit_edits_at_the_subject(lens):
+    statistics = covariance(lens, world_material(lens, *_request()).texts[:800], range(1, 6))
+    before = [lens.w_out(layer).clone() for layer in range(lens.n_layers)]
+    cases = worldrecords.edit_cases(WORLD, 5, seed=77)
+    frame = evaluate(lens, cases, presets(lens.name)["MEMIT"].editor, statistics=statistics)
+    after = frame.groupby("metric")["after"].mean()
+    assert after["efficacy_acc"] >= 0.8
+    assert after["specificity_acc"] >= 0.9
+    assert set(frame["metric"]) == set(METRICS)
+    assert all(torch.equal(lens.w_out(layer), weight) for layer, weight in enumerate(before))
+
+
+def _request():
+    chain = next(c for c in WORLD.facts() if c.relations[0].id == "P641")
+    fact = worldrecords.as_fact(WORLD, chain)
+    return fact, next(o for o in worldrecords.objects(WORLD, chain.relations[0]) if o != chain.answer)
+
+
+def test_interventions_of_the_study(lens):
+    """Few prompts: shapes, counts and bounds; the numbers themselves are the demo's business."""
+    fact, new = _request()
+    material = world_material(lens, fact, new)
+    frame = ablate(lens, material.same[:6], material.same[6:12], material.other[:6], top_layer=2)
+    assert len(frame) == 2 * (1 + 5) * 2
+    assert set(frame[frame["scope"] == "layer 2"]["count"]) == {round(0.01 * lens.d_mlp)}
+    assert frame["accuracy"].between(0, 1).all()
+    layers = qv.locate(lens, material.chains[:6])
+    drops, counts = suppress(lens, material.chains[:6], layers)
+    clean = counts[counts["condition"] == "clean"]["count"].sum()
+    assert clean == pytest.approx(300)
+    assert set(drops["intervention"]) <= {"Zero", "Suppress"}
+
+
+def test_study_and_its_page(lens, tmp_path):
+    """The whole walk on a small material, and the page that it writes."""
+    if lens.name != "toy-gptj":
+        pytest.skip("one page is enough for the suite; the demo of toy-qwen3 is run by hand")
+    from dataclasses import replace
+
+    fact, new = _request()
+    material = world_material(lens, fact, new)
+    small = replace(
+        material, same=material.same[:8], other=material.other[:8], chains=material.chains[:6], texts=material.texts[:600]
+    )
+    found = qv.study(lens, fact, new, material=small, edits=1)
+    assert found.answered.strip() == fact.answer
+    assert set(found.edits["variant"]) == {"ACE, located layers", "value layers alone", "random layers"}
+    page = report(found, tmp_path / "page.html", "qv-lens demo").read_text()
+    for text in (fact.subject, new, "qv-lens demo", "Plotly.newPlot", "Eq. 10"):
+        assert text in page
+    assert "<script src=" not in page
+
+
+def test_facts_outside_the_world_are_refused(lens):
+    with pytest.raises(qv.QVLensError, match="does not hold"):
+        world_material(lens, qv.Fact("{} plays the sport of", "Tim Duncan", "basketball"), "football")
+    with pytest.raises(qv.QVLensError, match="is no object"):
+        world_material(lens, _request()[0], "Oslo")
+
+
+def test_vocabulary_is_sign_aware(lens):
+    fact, _ = _request()
+    value = qv.value_neurons(lens, fact, top=5)
+    frame = qv.vocabulary(lens, value, top=4)
+    flipped = value.frame.assign(coefficient=-value.frame["coefficient"])
+    other = qv.vocabulary(lens, qv.NeuronSet(flipped), top=4)
+    assert frame["promoted"].tolist() == other["suppressed"].tolist()
+    assert isinstance(frame, pd.DataFrame)
+    assert all(len(tokens) == 4 for tokens in frame["promoted"])
