@@ -15,6 +15,7 @@ _HOME = {
     "Fact": "facts.records",
     "EditRequest": "facts.records",
     "MultiHopCase": "facts.records",
+    "EditCase": "facts.records",
     "NeuronSet": "neurons",
     "Trace": "trace",
     "Zero": "interventions",
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from qv_lens.attribution.value import layer_scores, value_neurons
     from qv_lens.editing.closed_form import ACE, MEMIT, PMET, edit
     from qv_lens.errors import QVLensError
-    from qv_lens.facts.records import EditRequest, Fact, MultiHopCase
+    from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase
     from qv_lens.interventions import Replace, Scale, Suppress, Zero
     from qv_lens.models.lens import Lens
     from qv_lens.models.zoo import load

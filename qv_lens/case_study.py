@@ -8,19 +8,22 @@
    activated value neurons per layer (those above the K-th largest clean score of their prompt).
 4. Edit: ACE with the layers just found, with the value layers alone, and with random layers of the same number.
 
-What the study asks about is a `Material`; the bundled world provides one, any records do.
+What the study asks about is a `Material`; the bundled world provides one, files of the user's own do (`file_material`).
+A step that its material says nothing about is left out: its frame is empty.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
 
 from qv_lens.attribution.locate import Layers, locate
 from qv_lens.attribution.projection import vocabulary
@@ -29,7 +32,7 @@ from qv_lens.attribution.value import layer_scores, value_neurons
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
-from qv_lens.errors import FactError
+from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.metrics import correct, mean_logprob
 from qv_lens.evaluation.protocols import evaluate, summary
 from qv_lens.facts import miniworld, worldrecords
@@ -101,8 +104,9 @@ def study(
     value = value_neurons(lens, trace)
     query = query_neurons(lens, trace, value)
     ranking, held_out = asked.same[::2], asked.same[1::2]
-    chained = lens.trace(asked.chains)
-    layers = locate(lens, asked.chains)
+    located = list(asked.chains) or [fact, *ranking]
+    chained = lens.trace(located)
+    layers = locate(lens, located)
     heat = pd.concat([layer_scores(lens, chained, kind) for kind in ("ffn", "attn")], ignore_index=True)
     strongest = layer_scores(lens, [fact, *ranking]).groupby("layer")["score"].sum().idxmax()
     suppression, activated = suppress(lens, asked.chains, layers)
@@ -122,7 +126,7 @@ def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     if chain is None or lens.name not in BUNDLED:
         raise FactError(
             f"The bundled world does not hold {fact.text!r} as one of its phrasings, or {lens.name} was not trained on it. "
-            "Pass material= with facts of your own."
+            "Pass material= with facts of your own (qv-lens study: --facts and --text)."
         )
     relation = chain.relations[0]
     if new not in worldrecords.objects(world, relation):
@@ -141,6 +145,26 @@ def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     )  # fmt: skip
 
 
+def file_material(fact: Fact, new: str, facts: str | Path, text: str | Path) -> Material:
+    """Material from files: `facts`, a JSON list of {"prompt" with {}, "subject", "answer"}, and `text`, plain paragraphs.
+
+    Facts with the fact's own prompt are of its kind (and its neighbours), all others are of other kinds.
+    Raises `ConfigError` for a file that cannot be read, `FactError` for a record that is no fact.
+    """
+    try:
+        records = json.loads(Path(facts).read_text(encoding="utf-8"))
+        paragraphs = [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+        read = [Fact(str(r["prompt"]), str(r["subject"]), str(r["answer"])) for r in records]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"Cannot read {facts} and {text}: {type(error).__name__}: {error}. --facts is a JSON list of "
+            '{"prompt": "{} plays the sport of", "subject": ..., "answer": ...}, --text is plain text.'
+        ) from error
+    same = tuple(f for f in read if f.prompt == fact.prompt and f.subject != fact.subject)
+    other = tuple(f for f in read if f.prompt != fact.prompt)
+    return Material(same, other, (), (EditCase(fact.to(new), (), same[:8]),), tuple(paragraphs))
+
+
 # ------------------------------------------------------------------ the causal tests
 
 
@@ -149,9 +173,12 @@ def ablate(
 ) -> pd.DataFrame:
     """Accuracy when 1% of neurons are zeroed: `scope, neurons, seed, count, group, clean, accuracy, drop_points,
     drop_relative` (the share of the prompts right on the clean model that are lost) and `logprob_change` (mean, nats)."""
+    groups = {name: list(facts) for name, facts in (("same kind", held_out), ("other kinds", other)) if facts}
+    columns = ["scope", "neurons", "seed", "count", "group", *DROP]
+    if not ranking or not groups:
+        return pd.DataFrame(columns=columns)
     ranked = value_neurons(lens, ranking, None, over="set")
     scopes = {f"layer {top_layer}": ranked.layer(top_layer), "whole model": ranked}
-    groups = {"same kind": list(held_out), "other kinds": list(other)}
     clean = {name: _answers(lens, facts) for name, facts in groups.items()}
     rows = []
     for scope, pool in scopes.items():
@@ -165,7 +192,6 @@ def ablate(
                 hits = {group: _answers(lens, facts) for group, facts in groups.items()}
             for group in groups:
                 rows.append((scope, name, s, count, group, *_drop(clean[group], hits[group])))
-    columns = ["scope", "neurons", "seed", "count", "group", *DROP]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -175,11 +201,14 @@ def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None
 
     `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10).
     """
+    columns = ["intervention", "layer", "count", *DROP]
+    if not chains:
+        return pd.DataFrame(columns=columns), pd.DataFrame(columns=["condition", "layer", "count"])
     count = top or max(10, round(100 * lens.d_mlp / 16384))
     trace = lens.trace(list(chains))
     value = value_neurons(lens, trace, ACTIVATED)
     every = query_neurons(lens, trace, value, None, over="set")
-    tau = torch.tensor(value.frame.groupby("prompt")["score"].min().to_numpy())
+    tau = value.frame.groupby("prompt")["score"].min().to_numpy()
     clean = _answers(lens, chains)
     targets = value.top(30).union()
     rows, counts = [], [_count(lens, chains, tau, "clean")]
@@ -194,14 +223,13 @@ def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None
                 hits = _answers(lens, chains)
                 counts.append(_count(lens, chains, tau, f"{name} layer {layer}"))
             rows.append((name, layer, count, *_drop(clean, hits)))
-    columns = ["intervention", "layer", "count", *DROP]
     return pd.DataFrame(rows, columns=columns), pd.concat(counts, ignore_index=True)
 
 
-def _count(lens: Lens, chains: Sequence[Fact], tau: torch.Tensor, condition: str) -> pd.DataFrame:
+def _count(lens: Lens, chains: Sequence[Fact], tau: np.ndarray, condition: str) -> pd.DataFrame:
     """Mean number per prompt of neurons whose score reaches the prompt's clean threshold, by layer."""
     frame = value_neurons(lens, list(chains), None).frame
-    frame = frame[frame["score"].to_numpy() >= tau[frame["prompt"].to_numpy()].numpy()]
+    frame = frame[frame["score"].to_numpy() >= tau[frame["prompt"].to_numpy()]]
     found = frame.groupby("layer").size().reindex(range(lens.n_layers), fill_value=0) / len(chains)
     return pd.DataFrame({"condition": condition, "layer": found.index, "count": found.to_numpy()})
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from qv_lens import __version__
-from qv_lens.errors import QVLensError
+from qv_lens.errors import ConfigError, QVLensError
 
 if TYPE_CHECKING:
     from qv_lens.case_study import Study
@@ -51,10 +51,12 @@ def study(
     new: str,
     model: str = "toy-gptj",
     out: Path = Path("figures/study.html"),
+    facts: Path | None = None,
+    text: Path | None = None,
     edits: int = 8,
     seed: int = 0,
 ) -> None:
-    """The same walk for a fact of your own.
+    """The same walk for a fact of your own: one of the bundled world, or with --facts and --text any other.
 
     Parameters
     ----------
@@ -67,23 +69,32 @@ def study(
     new
         What the edit shall make of it.
     model
-        toy-gptj or toy-qwen3.
+        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B.
     out
         The HTML file to write.
+    facts
+        JSON list of {"prompt", "subject", "answer"} to compare with; needs --text.
+    text
+        Plain text for the statistics of the edit; needs --facts.
     edits
         How many facts of the kind are edited, this one first.
     seed
         Seed of every random draw.
     """
     from qv_lens import Fact, load
+    from qv_lens.case_study import file_material
     from qv_lens.case_study import study as run
     from qv_lens.reporting.page import report
 
     check_writable(out)
     fact = Fact(prompt, subject, answer)
-    found = run(load(model), fact, new, edits=edits, seed=seed)
+    if (facts is None) != (text is None):
+        raise ConfigError("--facts and --text go together: one gives the comparison, the other the statistics.")
+    material = file_material(fact, new, facts, text) if facts and text else None
+    found = run(load(model), fact, new, material=material, edits=edits, seed=seed)
     words = ["qv-lens", "study", prompt, "--subject", subject, "--answer", answer, "--new", new]
     words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
+    words += ["--facts", str(facts), "--text", str(text)] if facts else []
     _tell(found)
     print(f"\nPage: {report(found, out, shlex.join(words))}")
 
@@ -127,8 +138,6 @@ def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
 
 def check_writable(path: Path) -> None:
     """Find out before the work, not after it. Raises `ConfigError`."""
-    from qv_lens.errors import ConfigError
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab"):

@@ -21,10 +21,28 @@ from qv_lens.facts.miniworld import Chain
 from qv_lens.models.lens import Lens
 
 SHOTS = 4
+TUNED = 16  # facts that experiments/edit_toys.py chose the presets on
+
+
+COLUMNS = ["measure", "wanted", "measured", "of"]
 
 
 def check(lens: Lens, statistics: Statistics, *, edits: int = 50, chains: int = 120, seed: int = 0) -> pd.DataFrame:
-    """One row per yardstick: `measure, wanted, measured, of` (shares, and the number of prompts or cases)."""
+    """`knowledge`, and single edits by MEMIT's preset on facts that it was not chosen on: `measure, wanted, measured, of`."""
+    world = miniworld.build(0)
+    tuned = {(c.request.fact.subject, c.request.fact.prompt) for c in worldrecords.edit_cases(world, TUNED)}
+    cases = worldrecords.edit_cases(world, edits + TUNED, seed=1000 + seed)
+    cases = [c for c in cases if (c.request.fact.subject, c.request.fact.prompt) not in tuned][:edits]
+    table = summary(evaluate(lens, cases, presets(lens.name)["MEMIT"].editor, statistics=statistics)).set_index("metric")["after"]
+    rows = [
+        (f"MEMIT at subject-last, {metric}", wanted, float(table[metric]), len(cases))
+        for metric, wanted in (("efficacy_acc", 0.90), ("specificity_acc", 0.80))
+    ]
+    return pd.concat([knowledge(lens, chains=chains, seed=seed), pd.DataFrame(rows, columns=COLUMNS)], ignore_index=True)
+
+
+def knowledge(lens: Lens, *, chains: int = 120, seed: int = 0) -> pd.DataFrame:
+    """What the model answers: `measure, wanted, measured, of` (shares, and the number of prompts)."""
     world, rng = miniworld.build(0), random.Random(f"check:{seed}")
     facts = world.facts()
     unseen = [(f, i) for f in facts if (i := world.unseen_phrasing(f)) is not None]
@@ -41,11 +59,7 @@ def check(lens: Lens, statistics: Statistics, *, edits: int = 50, chains: int = 
     ):
         drawn = rng.sample(pool, min(chains, len(pool)))
         rows.append((name, wanted, _by_thought(lens, world, drawn, rng), len(drawn)))
-    cases = worldrecords.edit_cases(world, edits, seed=1000 + seed)
-    table = summary(evaluate(lens, cases, presets(lens.name)["MEMIT"].editor, statistics=statistics)).set_index("metric")["after"]
-    for metric, wanted in (("efficacy_acc", 0.90), ("specificity_acc", 0.80)):
-        rows.append((f"MEMIT at subject-last, {metric}", wanted, float(table[metric]), len(cases)))
-    return pd.DataFrame(rows, columns=["measure", "wanted", "measured", "of"])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _by_thought(lens: Lens, world: miniworld.World, chains: Sequence[Chain], rng: random.Random) -> float:

@@ -72,19 +72,25 @@ def _attribution(study: Study) -> Iterable[str]:
 
 
 def _causes(study: Study) -> Iterable[str]:
-    table = study.ablation.groupby(["scope", "neurons", "group"], sort=False)
-    table = table[["count", *DROP]].mean().reset_index()
     yield "<h2>2. Take 1% of the neurons away</h2>"
-    yield (
-        "<p>Neurons are ranked on one half of the facts of this kind and zeroed; accuracy is measured on the other half and "
-        "on other kinds of fact. Random: mean of five seeds.</p>" + _card(_table(table))
-    )
+    if study.ablation.empty:
+        yield "<p class=note>Left out: no other facts were given.</p>"
+    else:
+        table = study.ablation.groupby(["scope", "neurons", "group"], sort=False)
+        yield (
+            "<p>Neurons are ranked on one half of the facts of this kind and zeroed; accuracy is measured on the other half and "
+            "on other kinds of fact. Random: mean of five seeds.</p>"
+            + _card(_table(table[["count", *DROP]].mean().reset_index()))
+        )
     yield "<h2>3. Silence the query neurons</h2>"
-    yield (
-        "<p><b>Zero</b> removes them for every reader; <b>Suppress</b> removes only what they write into the value neurons. "
-        "Two-hop prompts over this relation, one layer at a time.</p>" + _card(_table(study.suppression))
-    )
-    yield _figure(plots.counts(study.activated, f"Activated value neurons (score above the {ACTIVATED}th clean one)"))
+    if study.suppression.empty:
+        yield "<p class=note>Left out: no multi-hop prompts were given.</p>"
+    else:
+        yield (
+            "<p><b>Zero</b> removes them for every reader; <b>Suppress</b> removes only what they write into the value neurons. "
+            "Two-hop prompts over this relation, one layer at a time.</p>" + _card(_table(study.suppression))
+        )
+        yield _figure(plots.counts(study.activated, f"Activated value neurons (score above the {ACTIVATED}th clean one)"))
 
 
 def _edit(study: Study) -> Iterable[str]:

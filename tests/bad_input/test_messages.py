@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.case_study import file_material
 from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
@@ -130,6 +131,7 @@ CASES = {
     "statistics of another model": lambda tmp: edit(qv.MEMIT(layers=(1,)), statistics=Statistics({}, 1, "", "0123456789abcdef")),
     "statistics of other layers": lambda tmp: edit(qv.MEMIT(layers=(1,)), statistics=_statistics_of_layer_0()),
     "statistics of no text": lambda tmp: covariance(tiny_lens("gptj"), [], [0]),
+    "unreadable facts": lambda tmp: file_material(FACT, "Quorix", tmp / "facts.json", tmp / "text.txt"),
     "no presets": lambda tmp: presets("gpt2"),
 }  # fmt: skip
 

@@ -186,3 +186,22 @@ def test_patch_survives_the_disk(tmp_path):
         logits = lens.next_token_logits(FACTS)
     with lens.patched(patch):
         assert torch.equal(lens.next_token_logits(FACTS), logits)
+
+
+def test_weights_are_back_after_every_case_of_an_evaluation(monkeypatch):
+    """Looked at from inside: whenever the unedited model is probed, its weights are the original ones."""
+    from qv_lens.evaluation import protocols
+
+    lens = tiny_lens("qwen3-gqa", dtype=torch.float32)
+    statistics = covariance(lens, TEXTS, range(3))
+    before, seen, probe = weights(lens), [], protocols.probe
+
+    def watched(lens, case, edited):
+        seen.append((edited, same(lens, before)))
+        return probe(lens, case, edited)
+
+    monkeypatch.setattr(protocols, "probe", watched)
+    cases = [qv.EditCase(request, (), (), ()) for request in REQUESTS * 2]
+    protocols.evaluate(lens, cases, EDITORS[2], statistics=statistics)
+    assert seen == [(False, True), (True, False)] * 4
+    assert same(lens, before)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.case_study import ablate, suppress, world_material
+from qv_lens.case_study import ablate, file_material, suppress, world_material
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.metrics import accuracy
@@ -155,3 +155,19 @@ def test_vocabulary_is_sign_aware(lens):
     assert frame["promoted"].tolist() == other["suppressed"].tolist()
     assert isinstance(frame, pd.DataFrame)
     assert all(len(tokens) == 4 for tokens in frame["promoted"])
+
+
+def test_a_study_of_the_users_own_facts(lens, tmp_path):
+    """Facts and text from files; steps without material are left out and the page says so."""
+    import json
+
+    fact, new = _request()
+    others = [*worldrecords.facts(WORLD, "P641")[1:7], *worldrecords.facts(WORLD, "P36")[:4]]
+    facts, text = tmp_path / "facts.json", tmp_path / "text.txt"
+    facts.write_text(json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in others]))
+    text.write_text("\n".join(world_material(lens, fact, new).texts[:700]))
+    found = qv.study(lens, fact, new, material=file_material(fact, new, facts, text))
+    assert len(found.ablation) == 24
+    assert found.suppression.empty
+    assert found.edits[found.edits["metric"] == "specificity_acc"]["cases"].tolist() == [1, 1, 1]
+    assert "Left out: no multi-hop prompts" in report(found, tmp_path / "page.html").read_text()
