@@ -26,7 +26,7 @@ _HOME = {
     "Lens": "models.lens",
     "load": "models.zoo",
     "value_neurons": "attribution.value",
-    "layer_scores": "attribution.value",
+    "layer_scores": "attribution.layers",
     "query_neurons": "attribution.query",
     "query_layers": "attribution.query",
     "vocabulary": "attribution.projection",
@@ -43,10 +43,11 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from qv_lens.attribution.layers import layer_scores
     from qv_lens.attribution.locate import locate
     from qv_lens.attribution.projection import vocabulary
     from qv_lens.attribution.query import query_layers, query_neurons
-    from qv_lens.attribution.value import layer_scores, value_neurons
+    from qv_lens.attribution.value import value_neurons
     from qv_lens.editing.closed_form import ACE, MEMIT, PMET, edit
     from qv_lens.errors import QVLensError
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.locate import Layers, locate
 from qv_lens.attribution.projection import vocabulary
 from qv_lens.attribution.query import query_neurons
-from qv_lens.attribution.value import layer_scores, value_neurons
+from qv_lens.attribution.value import value_neurons
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance

@@ -9,19 +9,18 @@
    logits of x + v_k are (b + m_k G_k) / sigma_k + c, and I = delta_t - log sum_j p_j exp(delta_j) with
    delta = logits(x + v_k) - logits(x), p = softmax(logits(x)). Neurons are taken in tiles: nothing of the size
    prompts x neurons x vocabulary is held.
-4. Layers: `neuron_sum` adds up I over a layer's units (Table 1), `layer_vector` is I of the whole output (Figure 5),
-   which telescopes over the layers when x is `mid` for FFN and `pre` for attention.
+4. `topk` finds the same k best neurons from far fewer exact scores: by Jensen's inequality I <= J = delta_t - E_p[delta].
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
@@ -36,8 +35,10 @@ from qv_lens.trace import Trace
 Base = Literal["mid", "pre", "loo_final"]
 BASES: tuple[Base, ...] = ("mid", "pre", "loo_final")
 Kind = Literal["ffn", "attn", "head"]
-How = Literal["neuron_sum", "neuron_sum_positive", "layer_vector", "count"]
-HOWS: tuple[How, ...] = ("neuron_sum", "neuron_sum_positive", "layer_vector", "count")
+Method = Literal["exact", "topk", "first_order"]
+METHODS: tuple[Method, ...] = ("exact", "topk", "first_order")
+#: what a bound must fall short by before it ends the search: covers rounding in float32
+SLACK = 1e-5
 #: entries of the largest intermediate, [tile, vocabulary]
 TILE_ENTRIES = 1 << 22
 
@@ -99,8 +100,7 @@ class Setting:
         scores = torch.empty_like(m)
         for i in range(len(x)):
             if out.mode == "full":
-                square = x_c[i].square().mean() + 2 * m[i] * (v @ x_c[i]) / v.shape[1] + m[i].square() * v.square().mean(1)
-                sigma = (square + out.norm.eps).sqrt()
+                sigma = self._sigma(x_c[i], m[i], v)
                 b = x_c[i] @ out.U
                 delta = G * (m[i] / sigma)[:, None] + b * (1 / sigma - 1 / sigma_0[i])[:, None]
             else:
@@ -108,6 +108,44 @@ class Setting:
             wanted = delta[:, self.target[i]].clone()
             scores[i] = wanted - torch.logsumexp(delta.add_(log_p[i]), dim=1)
         return scores
+
+    def _sigma(self, x_c: Float[Tensor, " d_model"], m: Float[Tensor, " unit"], v: Float[Tensor, "unit d_model"]) -> Tensor:
+        """sigma of x + m_k v_k for every unit, without forming the sums."""
+        square = x_c.square().mean() + 2 * m * (v @ x_c) / v.shape[1] + m.square() * v.square().mean(1)
+        return (square + self.readout.norm.eps).sqrt()
+
+    def bound_of_units(
+        self, layer: int, m: Float[Tensor, "prompt unit"], rows: Float[Tensor, "unit d_model"]
+    ) -> Float[Tensor, "prompt unit"]:
+        """J = delta_t - E_p[delta] >= I for every FFN unit (Jensen), from two matrix-vector products per prompt.
+
+        In `frozen` mode J is the gradient of I times the vector. Raises `ConfigError` for base `loo_final`, whose sign
+        turns the bound round.
+        """
+        if self.base == "loo_final":
+            raise ConfigError("The bound J holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'.")
+        out, x, m, rows = self.readout, self.x(layer), at_least_float32(m), at_least_float32(rows)
+        p = out.logits(x).softmax(-1)
+        v, x_c, sigma_0 = out.centre(rows), out.centre(x), out.scale(x)
+        reach = (out.U[:, self.target].T - p @ out.U.T) @ v.T
+        if out.mode != "full":
+            return m * reach / sigma_0
+        b = x_c @ out.U
+        pull = b.gather(1, self.target[:, None]) - (p * b).sum(1, keepdim=True)
+        sigma = torch.stack([self._sigma(x_c[i], m[i], v) for i in range(len(x))])
+        return m / sigma * reach + (1 / sigma - 1 / sigma_0) * pull
+
+    def only(self, prompts: list[int]) -> Setting:
+        """The same problem for some of its prompts."""
+        t = self.trace
+        some = replace(
+            t, facts=tuple(t.facts[i] for i in prompts), prompts=tuple(t.prompts[i] for i in prompts),
+            positions=t.positions[prompts], m=t.m[:, prompts], z=t.z[:, prompts], attn=t.attn[:, prompts],
+            ffn=t.ffn[:, prompts], resid=t.resid[:, prompts], logits=t.logits[prompts],
+        )  # fmt: skip
+        return replace(
+            self, trace=some, target=self.target[prompts], readout=replace(self.readout, sigma=self.readout.sigma[prompts])
+        )
 
 
 def setting(
@@ -148,23 +186,82 @@ def value_neurons(
     over: Literal["prompt", "set"] = "prompt",
     norm: NormMode = "frozen",
     base: Base = "mid",
+    method: Method = "exact",
     target: str | int = "answer",
     positions: FactToken = "last",
 ) -> NeuronSet:
     """The `top` FFN neurons by I (Eq. 9), of each prompt or summed `over` the set; `top=None` keeps all.
 
+    `method`: 'exact' scores every neuron; 'topk' scores, exactly, only as many as a certificate needs
+    (`certified_top`; the same result); 'first_order' gives the upper bound J instead of I: a ranking, not the score.
     Scores are in nats. `coefficient` is m_k (its mean over the prompts where `over="set"`).
-    Raises `FactError` for prompts or answers that do not tokenise, `ConfigError` for unknown options.
+    Raises `FactError` for prompts or answers that do not tokenise, `ConfigError` for unknown options, or for base
+    'loo_final' or `top=None` where the method does not allow them.
     """
     if over not in ("prompt", "set"):
         raise unknown("over", over, ("prompt", "set"))
+    if method not in METHODS:
+        raise unknown("Value method", method, METHODS)
     task = setting(lens, facts, norm=norm, base=base, target=target, positions=positions)
-    scores = torch.stack(list(ffn_scores(task)))
     m = at_least_float32(task.trace.m)
+    settings = {**task.attrs, "over": over, "method": method}
+    if method == "topk":
+        if top is None:
+            raise ConfigError("method='topk' finds the best k: give top=, or use method='exact' for all neurons.")
+        scores, scored = certified_top(task, top, over)
+        settings["scored"] = scored
+    else:
+        scores = torch.stack(list(ffn_scores(task) if method == "exact" else ffn_bounds(task)))
+        scores = scores.sum(1, keepdim=True) if over == "set" else scores
     if over == "set":
-        scores, m = scores.sum(1, keepdim=True), m.mean(1, keepdim=True)
-    settings = {**task.attrs, "over": over, "method": "exact"}
+        m = m.mean(1, keepdim=True)
     return ranked(scores, m, top, settings, prompt=-1 if over == "set" else None)
+
+
+def certified_top(
+    task: Setting, k: int, over: Literal["prompt", "set"]
+) -> tuple[Float[Tensor, "layer prompt_or_set unit"], list[int]]:
+    """Exact scores of the k best neurons of each prompt (or of the set), -inf for all others, and how many were scored.
+
+    1. J >= I for every neuron, summed over the prompts for a set.
+    2. Neurons are scored exactly in order of decreasing J, until no J left reaches the k-th best exact score.
+    """
+    bounds = torch.stack(list(ffn_bounds(task)))
+    bounds = bounds.sum(1, keepdim=True) if over == "set" else bounds
+    scores, scored = torch.full_like(bounds, -torch.inf), []
+    every = list(range(len(task.trace.prompts)))
+    for column in range(bounds.shape[1]):
+        part = task.only(every if over == "set" else [column])
+        order = bounds[:, column].flatten().argsort(descending=True)
+        J, done = bounds[:, column].flatten()[order], 0
+        found = torch.full_like(J, -torch.inf)
+        while done < len(order):
+            chunk = order[done : done + max(k, 32)]
+            found[chunk] = _exact_of(part, chunk)
+            done += len(chunk)
+            kth = found.topk(min(k, len(found))).values[-1]
+            if done < len(order) and J[done] + SLACK * max(1.0, float(J[done].abs())) < kth:
+                break
+        scores[:, column] = found.view(bounds.shape[0], -1)
+        scored.append(done)
+    return scores, scored
+
+
+def _exact_of(task: Setting, flat: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
+    """I of some neurons, given by their index over all layers, summed over the prompts of the task."""
+    width, out = task.lens.d_mlp, torch.empty(len(flat), dtype=task.readout.U.dtype, device=flat.device)
+    for layer in (flat // width).unique().tolist():
+        here = flat // width == layer
+        neurons = flat[here] % width
+        I = task.increase_of_units(layer, "ffn", task.trace.m[layer][:, neurons], task.lens.w_out(layer)[neurons])
+        out[here] = I.sum(0)
+    return out
+
+
+def ffn_bounds(task: Setting) -> Iterator[Float[Tensor, "prompt d_mlp"]]:
+    """J of every FFN neuron, layer by layer."""
+    for layer in range(task.lens.n_layers):
+        yield task.bound_of_units(layer, task.trace.m[layer], task.lens.w_out(layer))
 
 
 def ffn_scores(task: Setting) -> Iterator[Float[Tensor, "prompt d_mlp"]]:
@@ -200,83 +297,3 @@ def ranked(
             )
         )
     return NeuronSet(pd.concat(rows, ignore_index=True), settings)
-
-
-@torch.no_grad()
-def layer_scores(
-    lens: Lens,
-    facts: Facts | Trace,
-    kind: Kind = "ffn",
-    how: How = "neuron_sum",
-    *,
-    norm: NormMode = "frozen",
-    base: Base = "mid",
-    target: str | int = "answer",
-    positions: FactToken = "last",
-    count_top: int = 300,
-) -> pd.DataFrame:
-    """Scores of layers (or heads), one row per prompt and layer: `prompt, kind, layer, score` (and `head`), in nats.
-
-    `neuron_sum` (Eq. 9 summed; Table 1), `neuron_sum_positive` (its positive terms), `layer_vector` (Figure 5; the
-    only one for heads, Figure 6), `count` (how many of the model's `count_top` best FFN neurons lie there; Figure 3).
-    """
-    if how not in HOWS:
-        raise unknown("how", how, HOWS)
-    if kind not in ("ffn", "attn", "head"):
-        raise unknown("kind", kind, ("ffn", "attn", "head"))
-    task = setting(lens, facts, norm=norm, base=base, target=target, positions=positions)
-    if kind == "head":
-        if how != "layer_vector":
-            raise ConfigError(f"Heads are scored as whole vectors: kind='head' needs how='layer_vector', not {how!r}.")
-        return _head_frame(task)
-    if how == "layer_vector":
-        outputs = task.trace.ffn if kind == "ffn" else task.trace.attn
-        scores = torch.stack([task.increase_of_vectors(layer, kind, v) for layer, v in enumerate(outputs)])
-    elif how == "count":
-        if kind != "ffn":
-            raise ConfigError("how='count' counts FFN neurons: use it with kind='ffn'.")
-        return _counts(task, count_top)
-    else:
-        units = ffn_scores(task) if kind == "ffn" else _channel_scores(task)
-        scores = torch.stack([(I if how == "neuron_sum" else I.clamp_min(0)).sum(1) for I in units])
-    return _layer_frame(task, kind, how, scores)
-
-
-def _channel_scores(task: Setting) -> Iterator[Tensor]:
-    for layer in range(task.lens.n_layers):
-        yield task.increase_of_units(layer, "attn", task.trace.z[layer], task.lens.backend_adapter.w_o(layer))
-
-
-def _layer_frame(task: Setting, kind: str, how: str, scores: Float[Tensor, "layer prompt"]) -> pd.DataFrame:
-    layers, prompts = scores.shape
-    frame = pd.DataFrame(
-        {
-            "prompt": [p for p in range(prompts) for _ in range(layers)],
-            "kind": kind,
-            "layer": list(range(layers)) * prompts,
-            "score": scores.T.flatten().cpu().numpy(),
-        }  # fmt: skip
-    )
-    frame.attrs.update({**task.attrs, "how": how, "kind": kind})
-    return frame
-
-
-def _counts(task: Setting, top: int) -> pd.DataFrame:
-    best = ranked(torch.stack(list(ffn_scores(task))), at_least_float32(task.trace.m), top, {}).frame
-    counts = torch.zeros(task.lens.n_layers, len(task.trace.prompts))
-    for (prompt, layer), rows in best.groupby(["prompt", "layer"]):
-        counts[int(layer), int(prompt)] = len(rows)
-    return _layer_frame(task, "ffn", "count", counts)
-
-
-def _head_frame(task: Setting) -> pd.DataFrame:
-    heads, rows = task.lens.backend_adapter.cfg.n_heads, []
-    for layer in range(task.lens.n_layers):
-        z = rearrange(at_least_float32(task.trace.z[layer]), "p (h c) -> p h c", h=heads)
-        w_o = rearrange(at_least_float32(task.lens.backend_adapter.w_o(layer)), "(h c) d -> h c d", h=heads)
-        for head, v in enumerate(einsum(z, w_o, "p h c, h c d -> h p d")):
-            scores = task.increase_of_vectors(layer, "head", v).tolist()
-            rows += [(p, "head", layer, head, score) for p, score in enumerate(scores)]
-    frame = pd.DataFrame(rows, columns=["prompt", "kind", "layer", "head", "score"])
-    frame.attrs.update({**task.attrs, "how": "layer_vector", "kind": "head"})
-    return frame

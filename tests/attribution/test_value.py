@@ -100,3 +100,38 @@ def test_sums_over_the_set_and_counts():
 def test_unknown_options_are_refused(option):
     with pytest.raises(qv.QVLensError):
         qv.value_neurons(tiny_lens("gptj"), FACTS, **option)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["frozen", "full", "none"])
+@pytest.mark.parametrize("base", ["mid", "pre"])
+def test_first_order_is_an_upper_bound(kind, norm, base):
+    lens = tiny_lens(kind)
+    trace, keys = lens.trace(FACTS), ["prompt", "layer", "neuron"]
+    options = {"top": None, "norm": norm, "base": base}
+    I, J = (qv.value_neurons(lens, trace, method=m, **options).frame.set_index(keys)["score"] for m in ("exact", "first_order"))
+    assert (I - J).max() < 1e-10
+    assert (J - I).max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize("norm", ["frozen", "full"])
+@pytest.mark.parametrize("over", ["prompt", "set"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_topk_is_exact_and_certified(kind, norm, over, dtype):
+    lens = tiny_lens(kind, dtype=dtype, n_layers=4)
+    trace = lens.trace(FACTS)
+    full = qv.value_neurons(lens, trace, 20, norm=norm, over=over)
+    short = qv.value_neurons(lens, trace, 20, norm=norm, over=over, method="topk")
+    assert abs(full.frame["score"].to_numpy() - short.frame["score"].to_numpy()).max() < (
+        1e-10 if dtype == torch.float64 else 1e-5
+    )
+    assert set(full) == set(short)
+    assert max(short.settings["scored"]) < lens.n_layers * lens.d_mlp
+
+
+def test_methods_say_what_they_cannot_do():
+    lens = tiny_lens("gptj")
+    for options in ({"method": "moments"}, {"method": "topk", "top": None}, {"method": "topk", "base": "loo_final"}):
+        with pytest.raises(qv.QVLensError):
+            qv.value_neurons(lens, FACTS, **options)
