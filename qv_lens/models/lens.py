@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -21,6 +21,7 @@ from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import FactToken, Prompt, continuation, pad, tokenize
 from qv_lens.models.backend import Backend, Hook, wrap
+from qv_lens.models.generation import cached, plain
 from qv_lens.trace import Trace
 
 if TYPE_CHECKING:
@@ -220,34 +221,16 @@ class Lens:
         """
         texts = [text] if isinstance(text, str) else list(text)
         rows = [list(prompt.ids) for prompt in self.tokenize(texts)]
-        hooked = bool(self._in_force) or self.hf is None or self.backend == "bridge" or self._user_hooks()
-        step = self._generate_hooked if hooked else self._generate_cached
-        out = [r for i in range(0, len(rows), batch_size) for r in step(rows[i : i + batch_size], max_new_tokens)]
+        bare = self.hf is not None and self.backend == "hooked" and not self._hooked()
+        step = partial(cached, self.hf) if bare else partial(plain, self.logits)
+        eos = self.tokenizer.eos_token_id
+        out = [r for i in range(0, len(rows), batch_size) for r in step(rows[i : i + batch_size], max_new_tokens, eos)]
         texts_out = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
         return texts_out[0] if isinstance(text, str) else texts_out
 
-    def _user_hooks(self) -> bool:
-        return any(point._forward_hooks for point in self.model.hook_dict.values())
-
-    def _generate_cached(self, rows: list[list[int]], steps: int) -> list[list[int]]:
-        longest = max(map(len, rows))
-        eos = self.tokenizer.eos_token_id
-        ids = torch.tensor([[eos or 0] * (longest - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        out = self.hf.generate(ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, eos_token_id=eos, pad_token_id=eos or 0)  # fmt: skip
-        return [_until(row.tolist(), eos) for row in out[:, longest:]]
-
-    def _generate_hooked(self, rows: list[list[int]], steps: int) -> list[list[int]]:
-        eos = self.tokenizer.eos_token_id
-        grown = [list(row) for row in rows]
-        for _ in range(steps):
-            logits = self.logits(grown)
-            tokens = [int(logits[i, len(row) - 1].argmax()) for i, row in enumerate(grown)]
-            for row, token in zip(grown, tokens, strict=True):
-                row.append(token)
-            if all(eos in row[len(start) :] for row, start in zip(grown, rows, strict=True)):
-                break
-        return [_until(row[len(start) :], eos) for row, start in zip(grown, rows, strict=True)]
+    def _hooked(self) -> bool:
+        """Whether a pass must run on the hooked model: interventions in force, or hooks of the user's own."""
+        return bool(self._in_force) or any(point._forward_hooks for point in self.model.hook_dict.values())
 
     @torch.no_grad()
     def trace(self, facts: Facts, positions: FactToken = "last", batch_size: int = 64) -> Trace:
@@ -374,7 +357,3 @@ def checksum(weight: Tensor) -> bytes:
 def at_least_float32(x: Tensor) -> Tensor:
     """bf16 and fp16 as float32; float32 and float64 as they are."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def _until(ids: list[int], eos: int | None) -> list[int]:
-    return ids[: ids.index(eos)] if eos in ids else ids
