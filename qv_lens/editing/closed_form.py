@@ -143,7 +143,7 @@ def edit(
     if plan.fact_token not in FACT_TOKENS:
         raise unknown("Fact token", plan.fact_token, FACT_TOKENS, error=EditError)
     fingerprint = lens.fingerprint
-    metrics = {layer: inverse_of(statistics.of(lens, layer)) for group in plan.groups for layer in group}
+    metrics = {layer: inverse_of(statistics.of(lens, layer).to(lens.device)) for group in plan.groups for layer in group}
     prefixes = tuple(templates) if templates is not None else contexts(lens, seed)
     saved = {layer: lens.w_out(layer).clone() for layer in metrics}
     parts: dict[int, list[Delta]] = {layer: [] for layer in metrics}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -314,11 +314,14 @@ class Lens:
     @contextmanager
     def patched(self, *patches: Patch) -> Iterator[Lens]:
         """The model with patches applied inside the block; the weights are back bit for bit behind it."""
-        with ExitStack() as stack:
+        depth = len(self._stack)
+        try:
             for patch in patches:
                 self.apply(patch)
-                stack.callback(self.revert)
             yield self
+        finally:
+            while len(self._stack) > depth:  # also what was applied inside and left
+                self.revert()
 
     def save(self, folder: str | Path) -> Path:
         """Write the model as it now is, patches included, as a checkpoint that transformers alone can load.

@@ -133,3 +133,11 @@ def test_generation_agrees_with_hugging_face_and_with_itself_under_hooks(kind, b
 def test_both_backends_share_one_fingerprint(backend):
     assert tiny_lens("gptj", backend).fingerprint == tiny_lens("gptj", BACKENDS[0]).fingerprint
     assert tiny_lens("qwen3-gqa", backend).fingerprint == tiny_lens("qwen3-gqa", BACKENDS[0]).fingerprint
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_a_tokenizer_that_pads_left_changes_nothing(kind, backend):
+    lens, left = tiny_lens(kind, backend), tiny_lens(kind, backend)
+    left.model.tokenizer.padding_side = "left"
+    left.model.tokenizer.pad_token_id = lens.tokenize(PROMPTS[0])[0].ids[0]
+    assert (left.next_token_logits(PROMPTS) - lens.next_token_logits(PROMPTS)).abs().max() < 1e-12

@@ -104,6 +104,9 @@ def test_revert_is_bit_for_bit_also_after_an_exception_and_in_a_stack(tmp_path):
         assert lens.patches == (first, second)
         raise ZeroDivisionError
     assert same(lens, before)
+    with lens.patched(first):
+        lens.apply(second)  # left applied: the block takes it back too
+    assert same(lens, before)
     lens.apply(first)
     middle = weights(lens)
     lens.apply(second)
