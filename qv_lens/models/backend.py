@@ -11,11 +11,13 @@ W_U [d_model, d_vocab].
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -64,7 +66,17 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
     with tempfile.TemporaryDirectory(prefix="qv_") as folder, _quiet():
         hf.config.save_pretrained(folder)
         model = (_wrap_hooked if backend == "hooked" else _wrap_bridge)(hf, tokenizer, folder)
+    model.cfg.model_name = Path(hf.name_or_path).name or architecture  # not the folder's
     return model.requires_grad_(False).eval()
+
+
+def plain_tokenizer(model: Any) -> Any:
+    """The model's tokenizer without the BOS that TransformerLens makes it put in front. Raises `ModelError` if it has none."""
+    if getattr(model, "tokenizer", None) is None:
+        raise ModelError("This model has no tokenizer. Pass one: qv.Lens(model, tokenizer=...).")
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.add_bos_token = False
+    return tokenizer
 
 
 def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:

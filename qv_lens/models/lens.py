@@ -20,7 +20,7 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import FactToken, Prompt, continuation, pad, tokenize
-from qv_lens.models.backend import Backend, Hook, wrap
+from qv_lens.models.backend import Backend, Hook, plain_tokenizer, wrap
 from qv_lens.models.generation import cached, plain
 from qv_lens.trace import Trace
 
@@ -48,9 +48,7 @@ class Lens:
     def __init__(self, model: Any, *, tokenizer: Any = None, prepend_bos: bool = False, name: str = "") -> None:
         self.backend_adapter = Backend(model)
         self.model = model
-        self.tokenizer: Any = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
-        if self.tokenizer is None:
-            raise ModelError("This model has no tokenizer. Pass one: qv.Lens(model, tokenizer=...).")
+        self.tokenizer: Any = plain_tokenizer(model) if tokenizer is None else tokenizer
         self.hf: Any = None
         self._hf_state: dict[str, Tensor] = {}
         self.prepend_bos = prepend_bos

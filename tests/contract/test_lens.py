@@ -141,3 +141,15 @@ def test_a_tokenizer_that_pads_left_changes_nothing(kind, backend):
     left.model.tokenizer.padding_side = "left"
     left.model.tokenizer.pad_token_id = lens.tokenize(PROMPTS[0])[0].ids[0]
     assert (left.next_token_logits(PROMPTS) - lens.next_token_logits(PROMPTS)).abs().max() < 1e-12
+
+
+def test_a_users_own_model_is_tokenised_without_a_bos(backend):
+    """TransformerLens gives its tokenizer a BOS of its own; the papers' code uses none."""
+    loaded = qv.load("toy-gptj", backend=backend)
+    own = qv.Lens(loaded.model)
+    assert own.tokenize(PROMPTS) == loaded.tokenize(PROMPTS)
+    assert own.model.tokenizer(PROMPTS[0])["input_ids"] != list(own.tokenize(PROMPTS[0])[0].ids)
+    assert own.name == loaded.name
+    assert qv.load("toy-gptj", backend=backend, prepend_bos=True).tokenize(PROMPTS[0])[0].ids[0] == own.tokenizer.bos_token_id
+    with pytest.raises(qv.QVLensError, match="no Hugging Face model"):
+        own.save("nowhere")
