@@ -1,4 +1,4 @@
-"""Trace: what one forward pass of a batch of prompts computed at one position of each prompt, as plain tensors."""
+"""Trace: what one forward pass of a batch of prompts computed at chosen positions, as plain tensors."""
 
 from __future__ import annotations
 
@@ -13,28 +13,34 @@ from qv_lens.facts.spans import Prompt
 
 @dataclass(frozen=True)
 class Trace:
-    """One captured forward pass. The prompt axis follows `facts`; layers are stacked in front.
+    """One captured forward pass. A row is one position of one prompt: `prompt[row]` says of which, `positions[row]` where.
+    With one position per prompt (the usual case) rows and prompts are the same.
 
     `resid` holds the stream before each layer and, last, the stream the final norm reads; for layer l:
     resid[l + 1] = resid[l] + attn[l] + ffn[l], ffn[l] = m[l] @ W_out[l] + b_out[l], and attn[l] = z[l] @ W_O[l].
+    `pattern` and `v` (attention weights of each row, value vectors of each prompt and key position) are there only if
+    asked for: z[l, row, head] = v[l, prompt, head // group's channels] @ pattern[l, row, head].
     """
 
     facts: tuple[Fact | str, ...]
     prompts: tuple[Prompt, ...]
-    positions: Int[Tensor, " prompt"]
-    m: Float[Tensor, "layer prompt d_mlp"]
-    z: Float[Tensor, "layer prompt head_channel"]
-    attn: Float[Tensor, "layer prompt d_model"]
-    ffn: Float[Tensor, "layer prompt d_model"]
-    resid: Float[Tensor, "layer_and_final prompt d_model"]
-    logits: Float[Tensor, "prompt d_vocab"]
+    prompt: Int[Tensor, " row"]
+    positions: Int[Tensor, " row"]
+    m: Float[Tensor, "layer row d_mlp"]
+    z: Float[Tensor, "layer row head_channel"]
+    attn: Float[Tensor, "layer row d_model"]
+    ffn: Float[Tensor, "layer row d_model"]
+    resid: Float[Tensor, "layer_and_final row d_model"]
+    logits: Float[Tensor, "row d_vocab"]
+    pattern: Float[Tensor, "layer row head key"] | None = None
+    v: Float[Tensor, "layer prompt kv_head_channel key"] | None = None
 
     @property
-    def mid(self) -> Float[Tensor, "layer prompt d_model"]:
+    def mid(self) -> Float[Tensor, "layer row d_model"]:
         """h + A: the stream after attention (what a sequential FFN reads; defined in GPT-J too, where it does not)."""
         return self.resid[:-1] + self.attn
 
     @property
-    def final(self) -> Float[Tensor, "prompt d_model"]:
+    def final(self) -> Float[Tensor, "row d_model"]:
         """h^L: what the final norm reads."""
         return self.resid[-1]

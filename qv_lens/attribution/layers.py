@@ -4,106 +4,134 @@ neuron_sum            sum of I over a layer's FFN neurons, or over attention's c
 neuron_sum_positive   its positive terms
 layer_vector          I of the whole output (Figures 5 and 6); telescopes over the layers with base `mid` for the FFN
                       and `pre` for attention
-count                 how many of the model's best FFN neurons lie in the layer (Figure 3)
+head_sum              sum of I over the layer's heads
+count                 how many of the model's best neurons (FFN) or channels (attention) lie in the layer (Figure 3)
+
+I is not linear: the parts of a layer (its neurons or heads, and b_out) do not add up to I of the whole. What is missing
+is reported beside every sum, as `gap`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import pandas as pd
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.attribution.projection import NormMode
-from qv_lens.attribution.value import Base, Kind, Setting, ffn_scores, ranked, setting
+from qv_lens.attribution.setting import Base, Kind, Method, Over, Setting, Target, setting
+from qv_lens.attribution.value import Unit, grouped, scored
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.facts.spans import FactToken
+from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.trace import Trace
 
-How = Literal["neuron_sum", "neuron_sum_positive", "layer_vector", "count"]
-HOWS: tuple[How, ...] = ("neuron_sum", "neuron_sum_positive", "layer_vector", "count")
+How = Literal["neuron_sum", "neuron_sum_positive", "layer_vector", "head_sum", "count"]
+HOWS: tuple[How, ...] = ("neuron_sum", "neuron_sum_positive", "layer_vector", "head_sum", "count")
 
 
 @torch.no_grad()
 def layer_scores(
     lens: Lens,
-    facts: Facts | Trace,
+    facts: Facts | Trace | Setting,
     kind: Kind = "ffn",
     how: How = "neuron_sum",
     *,
+    over: Over = "prompt",
     norm: NormMode = "frozen",
     base: Base = "mid",
-    target: str | int = "answer",
-    positions: FactToken = "last",
+    method: Method = "exact",
+    target: Target = "answer",
+    positions: Positions = "last",
     count_top: int = 300,
+    memory_budget: int | None = None,
 ) -> pd.DataFrame:
-    """Scores of layers (or heads), one row per prompt and layer: `prompt, kind, layer, score` (and `head`), in nats.
+    """Scores of layers (or heads), in nats: `prompt, kind, layer, score`, one row per prompt and layer.
 
-    `neuron_sum` (Eq. 9 summed; Table 1), `neuron_sum_positive` (its positive terms), `layer_vector` (Figure 5; the
-    only one for heads, Figure 6), `count` (how many of the model's `count_top` best FFN neurons lie there; Figure 3).
+    `how`: see the module. Sums have, beside `score` (the parts), `bias` (I of b_out), `whole` (I of the layer's
+    output) and `gap` = whole - score - bias. `kind='head'` gives I of each head's vector and a column `head`.
+    `over='set'` or 'category' adds the prompts up (prompt -1). `positions='all'` (Table 5) gives a row per token, with
+    `position` and `token`. `count_top`: how many of the best count.
+    `method`: 'exact' or 'moments'; raises `ConfigError` for the others, which do not score every neuron.
+    A `Setting` instead of facts brings its own norm, base, target and positions.
     """
     if how not in HOWS:
         raise unknown("how", how, HOWS)
     if kind not in ("ffn", "attn", "head"):
         raise unknown("kind", kind, ("ffn", "attn", "head"))
-    task = setting(lens, facts, norm=norm, base=base, target=target, positions=positions)
+    if method not in ("exact", "moments"):
+        raise ConfigError(
+            f"Layer sums need the score of every neuron; method={method!r} gives "
+            f"{'the best k alone' if method == 'topk' else 'bounds, not scores'}: use 'exact' or 'moments'."
+        )
+    if method == "moments" and norm == "full":
+        raise ConfigError("method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'.")
+    task = facts if isinstance(facts, Setting) else setting(
+        lens, facts, norm=norm, base=base, target=target, positions=positions, memory_budget=memory_budget
+    )  # fmt: skip
     if kind == "head":
         if how != "layer_vector":
             raise ConfigError(f"Heads are scored as whole vectors: kind='head' needs how='layer_vector', not {how!r}.")
-        return _head_frame(task)
+        heads = torch.stack([grouped(layer.score, task.rows.groups(over)) for layer in scored(task, "head")])
+        return _frame(task, over, kind, how, {"score": heads})
     if how == "layer_vector":
-        outputs = task.trace.ffn if kind == "ffn" else task.trace.attn
-        scores = torch.stack([task.increase_of_vectors(layer, kind, v) for layer, v in enumerate(outputs)])
-    elif how == "count":
-        if kind != "ffn":
-            raise ConfigError("how='count' counts FFN neurons: use it with kind='ffn'.")
-        return _counts(task, count_top)
-    else:
-        units = ffn_scores(task) if kind == "ffn" else _channel_scores(task)
-        scores = torch.stack([(I if how == "neuron_sum" else I.clamp_min(0)).sum(1) for I in units])
-    return _layer_frame(task, kind, how, scores)
+        return _frame(task, over, kind, how, {"score": _wholes(task, kind, over)})
+    if how == "head_sum":
+        if kind == "ffn":
+            raise ConfigError("how='head_sum' adds up attention's heads: use it with kind='attn'.")
+        return _sums(task, over, kind, how, "head", method)
+    unit: Unit = "ffn" if kind == "ffn" else "attn_channel"
+    if how == "count":
+        return _frame(task, over, kind, how, {"score": _counts(task, unit, count_top, over, method)})
+    return _sums(task, over, kind, how, unit, method)
 
 
-def _channel_scores(task: Setting) -> Iterator[Tensor]:
-    for layer in range(task.lens.n_layers):
-        yield task.increase_of_units(layer, "attn", task.trace.z[layer], task.lens.backend_adapter.w_o(layer))
+def _sums(task: Setting, over: Over, kind: Kind, how: How, unit: Unit, method: Method) -> pd.DataFrame:
+    groups = task.rows.groups(over)
+    parts = [layer.score for layer in scored(task, unit, method)]
+    if how == "neuron_sum_positive":
+        positive = torch.stack([grouped(part.clamp_min(0).sum(1, keepdim=True), groups)[:, 0] for part in parts])
+        return _frame(task, over, kind, how, {"score": positive})
+    score = torch.stack([grouped(part.sum(1, keepdim=True), groups)[:, 0] for part in parts])
+    bias = torch.zeros_like(score)
+    if kind == "ffn":
+        bias = torch.stack([grouped(_bias(task, layer)[:, None], groups)[:, 0] for layer in range(task.lens.n_layers)])
+    whole = _wholes(task, kind, over)
+    return _frame(task, over, kind, how, {"score": score, "bias": bias, "whole": whole, "gap": whole - score - bias})
 
 
-def _layer_frame(task: Setting, kind: str, how: str, scores: Float[Tensor, "layer prompt"]) -> pd.DataFrame:
-    layers, prompts = scores.shape
-    frame = pd.DataFrame(
-        {
-            "prompt": [p for p in range(prompts) for _ in range(layers)],
-            "kind": kind,
-            "layer": list(range(layers)) * prompts,
-            "score": scores.T.flatten().cpu().numpy(),
-        }  # fmt: skip
-    )
-    frame.attrs.update({**task.attrs, "how": how, "kind": kind})
-    return frame
+def _bias(task: Setting, layer: int) -> Float[Tensor, " row"]:
+    b_out = at_least_float32(task.lens.backend_adapter.b_out(layer))
+    return task.increase_of_vectors(layer, "ffn", b_out.expand(len(task.token), -1))
 
 
-def _counts(task: Setting, top: int) -> pd.DataFrame:
-    best = ranked(torch.stack(list(ffn_scores(task))), at_least_float32(task.trace.m), top, {}).frame
-    counts = torch.zeros(task.lens.n_layers, len(task.trace.prompts))
-    for (prompt, layer), rows in best.groupby(["prompt", "layer"]):
-        counts[int(layer), int(prompt)] = len(rows)
-    return _layer_frame(task, "ffn", "count", counts)
+def _wholes(task: Setting, kind: Kind, over: Over) -> Float[Tensor, "layer group"]:
+    outputs = task.trace.ffn if kind == "ffn" else task.trace.attn
+    scores = [task.increase_of_vectors(layer, kind, v)[:, None] for layer, v in enumerate(outputs)]
+    return torch.stack([grouped(score, task.rows.groups(over))[:, 0] for score in scores])
 
 
-def _head_frame(task: Setting) -> pd.DataFrame:
-    heads, rows = task.lens.backend_adapter.cfg.n_heads, []
-    for layer in range(task.lens.n_layers):
-        z = rearrange(at_least_float32(task.trace.z[layer]), "p (h c) -> p h c", h=heads)
-        w_o = rearrange(at_least_float32(task.lens.backend_adapter.w_o(layer)), "(h c) d -> h c d", h=heads)
-        for head, v in enumerate(einsum(z, w_o, "p h c, h c d -> h p d")):
-            scores = task.increase_of_vectors(layer, "head", v).tolist()
-            rows += [(p, "head", layer, head, score) for p, score in enumerate(scores)]
-    frame = pd.DataFrame(rows, columns=["prompt", "kind", "layer", "head", "score"])
-    frame.attrs.update({**task.attrs, "how": "layer_vector", "kind": "head"})
+def _counts(task: Setting, unit: Unit, top: int, over: Over, method: Method) -> Float[Tensor, "layer group"]:
+    """The model's `top` best units of each group, counted by layer."""
+    scores = torch.stack([grouped(layer.score, task.rows.groups(over)) for layer in scored(task, unit, method)])
+    layers, groups, width = scores.shape
+    best = scores.transpose(0, 1).reshape(groups, -1).topk(min(top, layers * width), dim=1).indices // width
+    return torch.stack([(best == layer).sum(1) for layer in range(layers)]).to(scores.dtype)
+
+
+def _frame(
+    task: Setting, over: Over, kind: Kind, how: How, columns: dict[str, Float[Tensor, "layer group *head"]]
+) -> pd.DataFrame:
+    """Tidy rows, group by group."""
+    score = columns["score"]
+    layers, heads = score.shape[0], score.shape[2] if score.ndim == 3 else 1
+    rows = [
+        {**label, "kind": kind, "layer": layer, **({"head": head} if kind == "head" else {})}
+        for label in task.rows.labels(over) for layer in range(layers) for head in range(heads)
+    ]  # fmt: skip
+    values = {name: value.transpose(0, 1).flatten().cpu().numpy() for name, value in columns.items()}
+    frame = pd.DataFrame(rows).assign(**values)
+    frame.attrs.update({**task.attrs, "how": how, "kind": kind, "over": over})
     return frame

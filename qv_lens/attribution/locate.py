@@ -16,7 +16,8 @@ import pandas as pd
 from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.projection import NormMode
 from qv_lens.attribution.query import Method, query_layers
-from qv_lens.attribution.value import Base, value_neurons
+from qv_lens.attribution.setting import Base
+from qv_lens.attribution.value import value_neurons
 from qv_lens.errors import ConfigError
 from qv_lens.facts.records import Fact, MultiHopCase
 from qv_lens.facts.spans import FactToken

@@ -37,11 +37,14 @@ class Readout:
     norm: Norm
     U: Float[Tensor, "d_model d_vocab"]
     c: Float[Tensor, " d_vocab"]
-    sigma: Float[Tensor, "prompt 1"]
+    sigma: Float[Tensor, "row 1"]
 
     @classmethod
-    def of(cls, lens: Lens, trace: Trace, mode: NormMode) -> Readout:
-        """The readout of a traced batch. Raises `ConfigError` for an unknown mode."""
+    def of(cls, lens: Lens, trace: Trace, mode: NormMode, final_bias: bool = True) -> Readout:
+        """The readout of a traced batch; the published codes leave ln_f.bias out (`final_bias=False`).
+
+        Raises `ConfigError` for an unknown mode.
+        """
         if mode not in NORM_MODES:
             raise unknown("Norm mode", mode, NORM_MODES)
         norm = lens.backend_adapter.norm(None)
@@ -49,22 +52,18 @@ class Readout:
         sigma = norm.scale(at_least_float32(trace.final))
         if mode == "none":
             return cls(mode, norm, weight, bias, torch.ones_like(sigma))
-        c = bias if norm.bias is None else bias + at_least_float32(norm.bias) @ weight
+        c = bias if norm.bias is None or not final_bias else bias + at_least_float32(norm.bias) @ weight
         return cls(mode, norm, weight * at_least_float32(norm.gain)[:, None], c, sigma)
 
     def centre(self, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return y if self.mode == "none" else self.norm.center(y)
 
-    def scale(self, y: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt 1"]:
-        """sigma by which the centred vectors of each prompt are divided."""
-        return self.norm.scale(y) if self.mode == "full" else self.sigma
+    def scale(self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)) -> Float[Tensor, "row 1"]:
+        """sigma by which the centred vectors are divided; `rows` says which rows of the trace they belong to."""
+        return self.norm.scale(y) if self.mode == "full" else self.sigma[rows]
 
-    def logits(self, y: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt d_vocab"]:
-        return self.centre(y) @ self.U / self.scale(y) + self.c
-
-    def log_prob(self, y: Float[Tensor, "prompt d_model"], token: Tensor) -> Float[Tensor, " prompt"]:
-        """log p(token | y), one token per prompt."""
-        return self.logits(y).log_softmax(-1).gather(-1, token[:, None])[:, 0]
+    def logits(self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)) -> Float[Tensor, "row d_vocab"]:
+        return self.centre(y) @ self.U / self.scale(y, rows) + self.c
 
 
 def vocabulary(lens: Lens, neurons: NeuronSet, top: int = 10) -> pd.DataFrame:

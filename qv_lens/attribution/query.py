@@ -1,164 +1,330 @@
-"""Query importance (ACE, Eq. 10): which lower neurons activate the value neurons.
+"""Query importance (ACE, Eq. 10): which lower units activate the value neurons, and the graph of who feeds whom.
 
-1. Take the top K value FFN neurons j of each prompt, with importance I_j and coefficient m_j.
-2. A query neuron q of a lower layer writes v_q = m_q fc2_q into the stream that j reads. Its score adds up, over j,
-   what v_q does to m_j, weighted by I_j. Three readings:
+1. Take the top K value neurons j of each prompt, with importance I_j and coefficient m_j: FFN neurons, read at the
+   prompt's last token, or attention neurons (head, channel, position p), read at p with the attention weight held.
+2. A query unit q of a lower layer writes v_q (m_q fc2_q, a channel, a head) into the stream h that j reads. Its score
+   adds up, over j, what v_q does to m_j, weighted by I_j. Three readings:
    `grad`           sum_j (I_j / m_j) v_q . grad m_j(h): first order through the norm and the gate (default),
-   `share`          sum_j I_j (v_q . key_j) / (h . key_j), key_j = gain * subkey_j (Yu & Ananiadou 2024); the subkey of a
-                    gated FFN is its linearisation s'(z_g) z_u g_j + s(z_g) u_j,
-   `inner_product`  sum_j v_q . subkey_j: Eq. 10 literally (a gated FFN's subkey is its gate column).
-   All are linear in v_q, so one vector per layer, summed over the layers above, scores every neuron of that layer.
-3. h is what the FFN of j reads: the stream after attention, in GPT-J the stream before it.
+   `share`          sum_j I_j (v_q . key_j) / (h . key_j), key_j = gain * subkey_j (Yu & Ananiadou 2024),
+   `inner_product`  sum_j v_q . subkey_j: Eq. 10 literally.
+   subkey_j is row j of fc1; of a gated FFN its linearisation s'(z_g) z_u g_j + s(z_g) u_j for `share`, its gate row
+   for `inner_product`; of an attention neuron the row of W_V.
+   All are linear in v_q, so one vector per layer and row, summed over the layers above, scores everything below.
+3. h is the stream after attention for an FFN (in GPT-J the stream before it, which its FFN reads), the stream before
+   attention for an attention neuron.
 4. Layers: the same functional on whole outputs A^l and F^l (`query_layers`), the embedding apart (layer -1).
+5. Graph: the terms of the sum, one edge per pair (`qv_graph`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from einops import einsum, rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.value import ranked
+from qv_lens.attribution.setting import Over, Rows
+from qv_lens.attribution.value import AT_POSITIONS, Unit, grouped, ranked, units_of
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.interventions import check_ffn, ffn_coefficients
+from qv_lens.facts.spans import Positions
+from qv_lens.interventions import check_ffn
+from qv_lens.models.backend import Norm
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 
 Method = Literal["grad", "share", "inner_product"]
 METHODS: tuple[Method, ...] = ("grad", "share", "inner_product")
+Subkey = Literal["linear", "gate", "up"]
 #: a value neuron whose coefficient, or whose share's denominator, is smaller than this has no defined weight
 SMALL = 1e-6
 
 
+@torch.no_grad()
 def query_neurons(
     lens: Lens,
     facts: Facts | Trace,
     value: NeuronSet,
     top: int | None = 300,
     *,
-    over: Literal["prompt", "set"] = "prompt",
+    unit: Unit = "ffn",
+    over: Over = "prompt",
     method: Method = "grad",
     targets: int = 30,
+    subkey: Subkey | None = None,
+    positions: Positions = "last",
 ) -> NeuronSet:
-    """The `top` query FFN neurons for the `targets` best value neurons of each prompt; `top=None` keeps all.
+    """The `top` query units for the `targets` best value neurons of each prompt; `top=None` keeps all.
 
-    `value` is what `value_neurons` gave for the same facts (rows of prompt -1 count for every prompt). `over="set"`
-    ranks by the sum over the prompts. Scores are in nats for `grad` and `share`.
+    `value` is what `value_neurons` gave for the same facts (rows of prompt -1 count for every prompt): FFN neurons, or
+    attention neurons (`unit='attn_neuron'`), whose query units have a `position`, that which they read. `unit`: what
+    may be a query, 'ffn', 'attn_channel' or 'head' (FFN targets also take 'attn_neuron', 'head_position').
+    `over` ranks by the sum over a set or category. `subkey`: for a gated FFN, 'linear' (share's default), 'gate'
+    (inner_product's) or 'up'. Scores are in nats for `grad` and `share`.
     Raises `ConfigError` if a prompt has no value neurons, or for an unknown option.
     """
-    if over not in ("prompt", "set"):
-        raise unknown("over", over, ("prompt", "set"))
-    trace = _trace(lens, facts)
-    below = _below(target_keys(lens, trace, value, method, targets))
-    m = at_least_float32(trace.m)
-    scores = torch.stack([m[layer] * (d @ at_least_float32(lens.w_out(layer)).T) for layer, d in enumerate(below)])
-    if over == "set":
-        scores, m = scores.sum(1, keepdim=True), m.mean(1, keepdim=True)
-    settings = {**_settings(lens, method, targets), "over": over}
-    return ranked(scores, m, top, settings, prompt=-1 if over == "set" else None)
-
-
-def query_layers(
-    lens: Lens, facts: Facts | Trace, value: NeuronSet, *, method: Method = "grad", targets: int = 30
-) -> pd.DataFrame:
-    """Query scores of whole outputs: `prompt, kind ('ffn', 'attn', 'embed'), layer, score`; the embedding is layer -1."""
-    trace = _trace(lens, facts)
-    own = target_keys(lens, trace, value, method, targets)
-    below = _below(own)
-    readers = below if lens.backend_adapter.parallel else below + own  # GPT-J's attention cannot feed its own layer's FFN
-    rows = []
+    if over not in ("prompt", "set", "category"):
+        raise unknown("over", over, ("prompt", "set", "category"))
+    reader = targets_of(lens, facts, value, method, targets, subkey, positions, attention=unit in AT_POSITIONS)
+    trace, below = reader.trace, reader.below("ffn" if unit == "ffn" else "attn")
+    scores, m = [], []
     for layer in range(lens.n_layers):
-        for kind, output, reader in (("ffn", trace.ffn, below), ("attn", trace.attn, readers)):
-            scores = (at_least_float32(output[layer]) * reader[layer]).sum(1).tolist()
-            rows += [(p, kind, layer, s) for p, s in enumerate(scores)]
-    embedding = (at_least_float32(trace.resid[0]) * own.sum(0)).sum(1).tolist()
-    rows += [(p, "embed", -1, s) for p, s in enumerate(embedding)]
+        units = units_of(lens, trace, unit, layer)
+        if units.kind == "head":
+            scores.append(einsum(units.vectors, below[layer], "r u d, r d -> r u"))
+        else:
+            reach = (below[layer] @ at_least_float32(units.vectors).T).repeat(1, units.keys)
+            scores.append(units.m * reach)
+        m.append(units.m)
+    settings = {**_settings(lens, method, targets), "over": over, "unit": unit}
+    if reader.attention:
+        if over != "prompt" or unit in AT_POSITIONS:
+            raise ConfigError("Queries of attention neurons have a position: use over='prompt' and unit 'ffn', 'attn_channel' or 'head'.")
+        last = [prompt.last for prompt in trace.prompts]
+        return ranked(Rows(lens, trace), unit, _by_prompt(trace, scores), _by_prompt(trace, m), top, settings, last=last)
+    groups = Rows(lens, trace).groups(over)
+    sizes = torch.bincount(groups)[:, None].to(m[0])
+    totals, means = (torch.stack([grouped(x, groups) for x in parts]) for parts in (scores, m))
+    last = trace.positions.tolist() if unit in AT_POSITIONS else None
+    return ranked(Rows(lens, trace), unit, totals, means / sizes, top, settings, over, last)
+
+
+@torch.no_grad()
+def query_layers(
+    lens: Lens,
+    facts: Facts | Trace,
+    value: NeuronSet,
+    *,
+    method: Method = "grad",
+    targets: int = 30,
+    subkey: Subkey | None = None,
+    positions: Positions = "last",
+) -> pd.DataFrame:
+    """Query scores of whole outputs: `prompt, kind ('ffn', 'attn', 'embed'), layer, score`; the embedding is layer -1.
+
+    For attention neurons as targets the positions that they read are added up.
+    """
+    reader = targets_of(lens, facts, value, method, targets, subkey, positions)
+    trace, rows = reader.trace, []
+    for layer in range(lens.n_layers):
+        for kind, output in (("ffn", trace.ffn), ("attn", trace.attn)):
+            scores = (at_least_float32(output[layer]) * reader.below(kind)[layer]).sum(1, keepdim=True)
+            rows += [(p, kind, layer, s) for p, s in enumerate(grouped(scores, trace.prompt)[:, 0].tolist())]
+    whole = reader.own["ffn"].sum(0) + reader.own["attn"].sum(0)
+    embedding = grouped((at_least_float32(trace.resid[0]) * whole).sum(1, keepdim=True), trace.prompt)[:, 0]
+    rows += [(p, "embed", -1, s) for p, s in enumerate(embedding.tolist())]
     frame = pd.DataFrame(rows, columns=["prompt", "kind", "layer", "score"])
     frame.attrs.update(_settings(lens, method, targets))
     return frame
 
 
-def target_keys(
-    lens: Lens, trace: Trace, value: NeuronSet, method: Method, targets: int
-) -> Float[Tensor, "layer prompt d_model"]:
-    """For each layer, the weighted keys of the target value neurons that lie in it: what a vector in the stream that
-    they read is scored by. Raises `ConfigError` for an unknown method or a prompt without value neurons."""
+class Graph(NamedTuple):
+    """The Q-V graph. `nodes`: prompt, id, layer, neuron, role ('value', 'query', 'shared'), value_score, query_score,
+    coefficient. `edges`: prompt, source, target, source_layer, target_layer, weight (nats)."""
+
+    nodes: pd.DataFrame
+    edges: pd.DataFrame
+
+
+@torch.no_grad()
+def qv_graph(
+    lens: Lens,
+    facts: Facts | Trace,
+    value: NeuronSet,
+    query: NeuronSet,
+    *,
+    method: Method = "grad",
+    targets: int = 30,
+    subkey: Subkey | None = None,
+    positions: Positions = "last",
+) -> Graph:
+    """Which query FFN neuron feeds which value FFN neuron: the terms of Eq. 10's sum, prompt by prompt.
+
+    An edge weight is what query_neurons adds up over the targets. `edges` is what networkx takes:
+    `nx.from_pandas_edgelist(edges, "source", "target", "weight", create_using=nx.DiGraph)`.
+    """
+    check_ffn(lens, value)
+    check_ffn(lens, query)
+    reader = targets_of(lens, facts, value, method, targets, subkey, positions)
+    nodes, edges = [], []
+    for prompt in range(len(reader.trace.prompts)):
+        here = reader.table[reader.table["prompt"] == prompt]
+        sources = query.frame[query.frame["prompt"].isin((prompt, -1))]
+        nodes.append(_nodes(here, sources).assign(prompt=prompt))
+        row = int((reader.trace.prompt == prompt).nonzero()[0])
+        for layer, group in sources.groupby("layer"):
+            above = here[here["layer"] > layer]
+            q = torch.tensor(group["neuron"].to_numpy())
+            v = at_least_float32(reader.trace.m[layer, row, q])[:, None] * at_least_float32(lens.w_out(int(layer))[q])
+            weights = v @ reader.keys[torch.tensor(above.index.to_numpy(), dtype=torch.long)].T
+            edges += [
+                (prompt, f"f{layer}-{n}", f"f{j.layer}-{j.neuron}", layer, j.layer, weights[a, b].item())
+                for a, n in enumerate(group["neuron"]) for b, j in enumerate(above.itertuples())
+            ]  # fmt: skip
+    columns = ["prompt", "source", "target", "source_layer", "target_layer", "weight"]
+    graph = Graph(pd.concat(nodes, ignore_index=True), pd.DataFrame(edges, columns=columns))
+    for frame in graph:
+        frame.attrs.update(_settings(lens, method, targets))
+    return graph
+
+
+def _nodes(value: pd.DataFrame, query: pd.DataFrame) -> pd.DataFrame:
+    keys = ["layer", "neuron"]
+    value = value[[*keys, "score", "coefficient"]].rename(columns={"score": "value_score"})
+    query = query[[*keys, "score", "coefficient"]].rename(columns={"score": "query_score"})
+    both = value.merge(query, on=keys, how="outer", suffixes=("", "_query"))
+    both["coefficient"] = both["coefficient"].fillna(both.pop("coefficient_query"))
+    role = both["query_score"].isna().map({True: "value", False: "shared"})
+    both["role"] = role.where(both["value_score"].notna(), "query")
+    return both.assign(id=[f"f{row.layer}-{row.neuron}" for row in both.itertuples()])
+
+
+# ------------------------------------------------------------------ what the targets read
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The value neurons that queries are scored by: a weighted key each, and its sum by layer, row and sublayer."""
+
+    trace: Trace
+    table: pd.DataFrame  # prompt, row, layer, neuron, score, coefficient of every target
+    keys: Float[Tensor, "target d_model"]
+    own: dict[str, Float[Tensor, "layer row d_model"]]
+    parallel: bool
+    attention: bool
+
+    def below(self, writer: str) -> Float[Tensor, "layer row d_model"]:
+        """What an output of each layer is scored by: all targets in the layers above and, for attention in front of a
+        sequential FFN, its own layer's FFN targets."""
+        both = self.own["ffn"] + self.own["attn"]
+        above = both.flip(0).cumsum(0).flip(0) - both
+        return above + self.own["ffn"] if writer == "attn" and not self.parallel else above
+
+
+def targets_of(
+    lens: Lens, facts: Facts | Trace, value: NeuronSet, method: Method, targets: int, subkey: Subkey | None = None,
+    positions: Positions = "last", attention: bool = False,
+) -> Reader:  # fmt: skip
+    """The weighted keys of the best value neurons of each prompt. Raises `ConfigError` for an unknown method, a prompt
+    without value neurons, or value neurons that were computed elsewhere in the prompt."""
     if method not in METHODS:
         raise unknown("Query method", method, METHODS)
-    check_ffn(lens, value)
-    return torch.stack([_keys_of_layer(lens, trace, value, layer, method, targets) for layer in range(lens.n_layers)])
+    if subkey not in (None, "linear", "gate", "up"):
+        raise unknown("Subkey", subkey, ("linear", "gate", "up"))
+    reads_attention = value.unit == "attn_neuron"
+    if not reads_attention:
+        check_ffn(lens, value)
+    given = facts if isinstance(facts, Trace) else lens.trace(facts, "all" if reads_attention else positions, attention=attention)
+    trace = lens.trace(list(given.facts), "all") if reads_attention and len(given.prompt) == len(given.prompts) else given
+    if attention and trace.pattern is None:
+        raise ConfigError("These units need attention patterns: trace the facts with lens.trace(facts, attention=True).")
+    computed = value.settings.get("positions")
+    if not reads_attention and computed is not None and value.settings.get("over") == "prompt" and computed != trace.positions.tolist():
+        raise ConfigError(
+            f"The value neurons were computed at positions {computed}, the queries are asked for at "
+            f"{trace.positions.tolist()}: give both the same trace, or the same positions=."
+        )
+    table = pd.concat([_best(value, trace, p, targets) for p in range(len(trace.prompts))], ignore_index=True)
+    keys = torch.zeros(len(table), lens.d_model, dtype=at_least_float32(trace.resid).dtype, device=trace.resid.device)
+    own = {name: torch.zeros_like(trace.resid[:-1], dtype=keys.dtype) for name in ("ffn", "attn")}
+    for layer, group in table.groupby("layer"):
+        index = torch.tensor(group.index.to_numpy(), device=keys.device)
+        rows = torch.tensor(group["row"].to_numpy(), device=keys.device)
+        keys[index] = _keys(lens, trace, int(layer), rows, group, method, subkey, reads_attention)
+        own["attn" if reads_attention else "ffn"][int(layer)].index_add_(0, rows, keys[index])
+    return Reader(trace, table, keys, own, lens.backend_adapter.parallel, reads_attention)
 
 
-def _below(own: Float[Tensor, "layer prompt d_model"]) -> Float[Tensor, "layer prompt d_model"]:
-    """For each layer, the sum over all layers above it: what its FFN's output is scored by."""
-    return own.flip(0).cumsum(0).flip(0) - own
-
-
-def _keys_of_layer(
-    lens: Lens, trace: Trace, value: NeuronSet, layer: int, method: Method, targets: int
-) -> Float[Tensor, "prompt d_model"]:
-    """Sum over the targets j in one layer of their weight times their key, per prompt."""
-    stream = trace.resid[layer] if lens.backend_adapter.parallel else trace.mid[layer]
-    h = at_least_float32(stream)
-    out = torch.zeros_like(h)
-    for prompt in range(len(trace.prompts)):
-        rows = _targets_of(value, prompt, targets)
-        chosen = rows[rows["layer"] == layer]
-        if len(chosen):
-            j = torch.tensor(chosen["neuron"].to_numpy(), device=h.device)
-            I = torch.tensor(chosen["score"].to_numpy(), dtype=h.dtype, device=h.device)
-            out[prompt] = _key_sum(lens, layer, h[prompt], j, I, at_least_float32(trace.m[layer, prompt, j]), method)
-    return out
-
-
-def _key_sum(lens: Lens, layer: int, h: Tensor, j: Tensor, I: Tensor, m: Tensor, method: Method) -> Float[Tensor, " d"]:
-    if method == "inner_product":
-        return _subkeys(lens, layer, j).to(h.dtype).sum(1)
-    if method == "grad":
-        weight = torch.where(m.abs() < SMALL, 0.0, I / m.where(m.abs() >= SMALL, torch.ones_like(m)))
-        with torch.enable_grad():
-            leaf = h.detach().requires_grad_(True)
-            total = (weight * ffn_coefficients(lens, layer, leaf, j)).sum()
-        return torch.autograd.grad(total, leaf)[0]
-    keys = _linear_keys(lens, layer, h, j)
-    reach = h @ keys
-    weight = torch.where(reach.abs() < SMALL, 0.0, I / reach.where(reach.abs() >= SMALL, torch.ones_like(reach)))
-    return keys @ weight
-
-
-def _subkeys(lens: Lens, layer: int, j: Tensor) -> Float[Tensor, "d_model target"]:
-    gate = lens.backend_adapter.w_gate(layer)
-    return (lens.backend_adapter.w_in(layer) if gate is None else gate)[:, j]
-
-
-def _linear_keys(lens: Lens, layer: int, h: Tensor, j: Tensor) -> Float[Tensor, "d_model target"]:
-    """gain * subkey; for a gated FFN the subkey of its linearisation at h, norm frozen."""
-    backend = lens.backend_adapter
-    norm, up = backend.norm(layer), backend.w_in(layer)[:, j].to(h.dtype)
-    gate = backend.w_gate(layer)
-    if gate is None:
-        return norm.gain.to(h.dtype)[:, None] * up
-    n, g = norm(h), gate[:, j].to(h.dtype)
-    with torch.enable_grad():
-        z = (n @ g).detach().requires_grad_(True)
-        s = backend.activation(z)
-    slope = torch.autograd.grad(s.sum(), z)[0]
-    return norm.gain.to(h.dtype)[:, None] * (slope * (n @ up) * g + s.detach() * up)
-
-
-def _targets_of(value: NeuronSet, prompt: int, targets: int) -> pd.DataFrame:
-    rows = value.frame[value.frame["prompt"].isin((prompt, -1))]
-    if rows.empty:
+def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataFrame:
+    """The best value neurons of one prompt, with the row of the trace at which each is read."""
+    frame = value.frame[value.frame["prompt"].isin((prompt, -1))]
+    if "category" in frame:
+        frame = frame[frame["category"] == getattr(trace.facts[prompt], "category", None)]
+    if frame.empty:
         raise ConfigError(f"The value neurons hold no row for prompt {prompt}: compute them for the same facts.")
-    return rows.nlargest(targets, "score")
+    best = frame.nlargest(targets, "score")
+    rows = (trace.prompt == prompt).nonzero()[:, 0].tolist()
+    if value.unit == "attn_neuron":
+        by_position = {int(trace.positions[row]): row for row in rows}
+        return best.assign(prompt=prompt, row=[by_position[p] for p in best["position"]])
+    return best.assign(prompt=prompt, row=rows[-1])
 
 
-def _trace(lens: Lens, facts: Facts | Trace) -> Trace:
-    return facts if isinstance(facts, Trace) else lens.trace(facts)
+def _keys(
+    lens: Lens, trace: Trace, layer: int, rows: Int[Tensor, " target"], group: pd.DataFrame, method: Method,
+    subkey: Subkey | None, attention: bool,
+) -> Float[Tensor, "target d_model"]:  # fmt: skip
+    """The weighted key of each target in one layer."""
+    backend = lens.backend_adapter
+    pre = attention or backend.parallel
+    h = at_least_float32(trace.resid[layer][rows] if pre else trace.resid[layer][rows] + trace.attn[layer][rows])
+    j = torch.tensor(group["neuron"].to_numpy(), device=h.device)
+    I = torch.tensor(group["score"].to_numpy(), dtype=h.dtype, device=h.device)
+    norm = backend.norm(layer, "attn" if attention else "ffn")
+    if attention:
+        channels, per_kv = trace.z.shape[2] // backend.cfg.n_heads, backend.cfg.n_heads // backend.n_kv_heads
+        key = at_least_float32(backend.w_qkv(layer, "V").T[j // channels // per_kv * channels + j % channels])
+        m = torch.ones_like(I)  # the attention weight cancels in grad m_j / m_j: both are a times that of val
+        linear = key
+        if method == "grad":
+            m = (norm(h) * key).sum(1)
+    else:
+        m = at_least_float32(trace.m[layer][rows, j])
+        linear, key = _subkeys(lens, layer, norm(h), j, subkey or ("gate" if method == "inner_product" else "linear"))
+    if method == "inner_product":
+        return key
+    if method == "grad":
+        return _safe(I, m)[:, None] * _through_norm(norm, h, linear)
+    keys = norm.gain.to(h.dtype) * key
+    return _safe(I, (h * keys).sum(1))[:, None] * keys
+
+
+def _subkeys(
+    lens: Lens, layer: int, n: Float[Tensor, "target d_model"], j: Int[Tensor, " target"], subkey: Subkey
+) -> tuple[Float[Tensor, "target d_model"], Float[Tensor, "target d_model"]]:
+    """grad of m_j with respect to the normed stream n, and the key asked for (fc1's row where there is no gate)."""
+    backend = lens.backend_adapter
+    up = at_least_float32(backend.w_in(layer).T[j])
+    bias, weight = backend.b_in(layer), backend.w_gate(layer)
+    z_u = (n * up).sum(1) + (0 if bias is None else at_least_float32(bias[j]))
+    if weight is None:
+        return _slope(lens, z_u)[:, None] * up, up
+    gate = at_least_float32(weight.T[j])
+    z_g = (n * gate).sum(1)
+    linear = (_slope(lens, z_g) * z_u)[:, None] * gate + lens.backend_adapter.activation(z_g)[:, None] * up
+    return linear, {"linear": linear, "gate": gate, "up": up}[subkey]
+
+
+def _slope(lens: Lens, z: Tensor) -> Tensor:
+    """s'(z) of the FFN's non-linearity."""
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_(True)
+        return torch.autograd.grad(lens.backend_adapter.activation(leaf).sum(), leaf)[0]
+
+
+def _through_norm(norm: Norm, h: Float[Tensor, "t d"], key: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
+    """grad_h of key . norm(h): (gain * key - h_c (h_c . gain * key) / (d sigma^2)) / sigma, centred for LayerNorm."""
+    k, h_c, sigma = norm.gain.to(h.dtype) * key, norm.center(h), norm.scale(h)
+    return norm.center(k - h_c * (h_c * k).sum(1, keepdim=True) / (h.shape[1] * sigma.square())) / sigma
+
+
+def _safe(I: Tensor, divisor: Tensor) -> Tensor:
+    """I / divisor; 0 where the divisor vanishes and the weight has no meaning."""
+    vanishes = divisor.abs() < SMALL
+    return torch.where(vanishes, 0.0, I / torch.where(vanishes, 1.0, divisor))
+
+
+def _by_prompt(trace: Trace, parts: list[Float[Tensor, "row unit"]]) -> Float[Tensor, "layer prompt key_unit"]:
+    """Rows of all positions as one (position, unit) axis per prompt, padded with zeros."""
+    longest = int(trace.positions.max()) + 1
+    stacked = torch.stack(parts)
+    out = stacked.new_zeros(len(parts), len(trace.prompts), longest, stacked.shape[2])
+    out[:, trace.prompt, trace.positions] = stacked
+    return rearrange(out, "l p k u -> l p (k u)")
 
 
 def _settings(lens: Lens, method: str, targets: int) -> dict[str, Any]:

@@ -1,180 +1,41 @@
-"""Value importance (ACE, Eq. 9): how much one component raises the log-probability of the answer.
+"""Value importance (ACE, Eq. 9): which neurons, channels and heads raise the log-probability of the answer.
 
-    I(v) = log p(w | x + v) - log p(w | x)
-
-1. Trace the prompts; take a base x in each layer: `mid` (h + A, the stream after attention; default), `pre` (h), or
-   `loo_final` (the final vector with the component taken away: log p(h^L) - log p(h^L - v)).
-2. FFN neuron k is v_k = m_k fc2_k; attention channel k is z_k times the k-th row of W_O, always on base `pre`.
-3. In closed form (no pass per neuron): with G = centre(V) (U * gain) computed once for all prompts,
-   logits of x + v_k are (b + m_k G_k) / sigma_k + c, and I = delta_t - log sum_j p_j exp(delta_j) with
-   delta = logits(x + v_k) - logits(x), p = softmax(logits(x)). Neurons are taken in tiles: nothing of the size
-   prompts x neurons x vocabulary is held.
-4. `topk` finds the same k best neurons from far fewer exact scores: by Jensen's inequality I <= J = delta_t - E_p[delta].
+1. A unit writes v_k = m_k * row_k into the stream: FFN neuron k (row k of W_out), attention channel k (row k of W_O,
+   z_k as coefficient), attention neuron (the channel's share from one position, a_hp val_hpc), or a head's vector
+   (summed over positions, or from one).
+2. I(v_k) for all of them in closed form (`setting`, `engine`); attention's base is the stream before it.
+3. `topk` finds the same k best units from few exact scores: I <= J (Jensen), so units are scored exactly in decreasing
+   order of J until no J left reaches the k-th best score. Sums of I are bounded by sums of J, so this holds for a set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
+from einops import einsum, rearrange, repeat
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from qv_lens.attribution.projection import NormMode, Readout
+from qv_lens.attribution.projection import NormMode
+from qv_lens.attribution.setting import (
+    METHODS, MOMENTS_ORDER, MOMENTS_TOLERANCE, Base, Kind, Method, Over, Rows, Setting, Target, setting,
+)  # fmt: skip
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.facts.spans import FactToken
+from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 
-Base = Literal["mid", "pre", "loo_final"]
-BASES: tuple[Base, ...] = ("mid", "pre", "loo_final")
-Kind = Literal["ffn", "attn", "head"]
-Method = Literal["exact", "topk", "first_order"]
-METHODS: tuple[Method, ...] = ("exact", "topk", "first_order")
+Unit = Literal["ffn", "attn_channel", "attn_neuron", "head", "head_position"]
+UNITS: tuple[Unit, ...] = ("ffn", "attn_channel", "attn_neuron", "head", "head_position")
+AT_POSITIONS = ("attn_neuron", "head_position")
 #: what a bound must fall short by before it ends the search: covers rounding in float32
 SLACK = 1e-5
-#: entries of the largest intermediate, [tile, vocabulary]
-TILE_ENTRIES = 1 << 22
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One attribution problem: what was traced, what is asked for, and how it is read out."""
-
-    lens: Lens
-    trace: Trace
-    target: Int[Tensor, " prompt"]
-    readout: Readout
-    base: Base
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """What every frame and set of this problem is labelled with."""
-        import transformer_lens
-
-        versions = {"torch": torch.__version__, "transformer_lens": getattr(transformer_lens, "__version__", "")}
-        return {
-            "model": self.lens.name, "fingerprint": self.lens.fingerprint if not self.lens.patches else "patched",
-            "backend": self.lens.backend, "norm": self.readout.mode, "base": self.base, "versions": versions,
-            "targets": [self.lens.token_label(int(t)) for t in self.target],
-            "target_is_argmax": (self.trace.logits.argmax(-1) == self.target).tolist(),
-        }  # fmt: skip
-
-    def x(self, layer: int, kind: Kind = "ffn") -> Float[Tensor, "prompt d_model"]:
-        """The base vector of a layer. Attention's is always the stream before it."""
-        if self.base == "loo_final":
-            return at_least_float32(self.trace.final)
-        pre = at_least_float32(self.trace.resid[layer])
-        return pre + at_least_float32(self.trace.attn[layer]) if kind == "ffn" and self.base == "mid" else pre
-
-    def increase_of_vectors(self, layer: int, kind: Kind, v: Float[Tensor, "prompt d_model"]) -> Float[Tensor, " prompt"]:
-        """I of one vector per prompt."""
-        x, v = self.x(layer, kind), at_least_float32(v)
-        low, high = (x - v, x) if self.base == "loo_final" else (x, x + v)
-        return self.readout.log_prob(high, self.target) - self.readout.log_prob(low, self.target)
-
-    def increase_of_units(
-        self, layer: int, kind: Kind, m: Float[Tensor, "prompt unit"], rows: Float[Tensor, "unit d_model"]
-    ) -> Float[Tensor, "prompt unit"]:
-        """I of every v_k = m_k rows_k: step 3 of the module's algorithm."""
-        x, m = self.x(layer, kind), at_least_float32(m)
-        sign = -1.0 if self.base == "loo_final" else 1.0  # I = -(log p(x - v) - log p(x))
-        log_p = self.readout.logits(x).log_softmax(-1)
-        tile = max(1, TILE_ENTRIES // log_p.shape[1])
-        parts = [
-            sign * self._tile(x, log_p, sign * m[:, i : i + tile], at_least_float32(rows[i : i + tile]))
-            for i in range(0, rows.shape[0], tile)
-        ]
-        return torch.cat(parts, dim=1)
-
-    def _tile(self, x: Tensor, log_p: Tensor, m: Tensor, rows: Tensor) -> Float[Tensor, "prompt unit"]:
-        out = self.readout
-        v, x_c, sigma_0 = out.centre(rows), out.centre(x), out.scale(x)
-        G = v @ out.U
-        scores = torch.empty_like(m)
-        for i in range(len(x)):
-            if out.mode == "full":
-                sigma = self._sigma(x_c[i], m[i], v)
-                b = x_c[i] @ out.U
-                delta = G * (m[i] / sigma)[:, None] + b * (1 / sigma - 1 / sigma_0[i])[:, None]
-            else:
-                delta = G * (m[i] / sigma_0[i])[:, None]
-            wanted = delta[:, self.target[i]].clone()
-            scores[i] = wanted - torch.logsumexp(delta.add_(log_p[i]), dim=1)
-        return scores
-
-    def _sigma(self, x_c: Float[Tensor, " d_model"], m: Float[Tensor, " unit"], v: Float[Tensor, "unit d_model"]) -> Tensor:
-        """sigma of x + m_k v_k for every unit, without forming the sums."""
-        square = x_c.square().mean() + 2 * m * (v @ x_c) / v.shape[1] + m.square() * v.square().mean(1)
-        return (square + self.readout.norm.eps).sqrt()
-
-    def bound_of_units(
-        self, layer: int, m: Float[Tensor, "prompt unit"], rows: Float[Tensor, "unit d_model"]
-    ) -> Float[Tensor, "prompt unit"]:
-        """J = delta_t - E_p[delta] >= I for every FFN unit (Jensen), from two matrix-vector products per prompt.
-
-        In `frozen` mode J is the gradient of I times the vector. Raises `ConfigError` for base `loo_final`, whose sign
-        turns the bound round.
-        """
-        if self.base == "loo_final":
-            raise ConfigError("The bound J holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'.")
-        out, x, m, rows = self.readout, self.x(layer), at_least_float32(m), at_least_float32(rows)
-        p = out.logits(x).softmax(-1)
-        v, x_c, sigma_0 = out.centre(rows), out.centre(x), out.scale(x)
-        reach = (out.U[:, self.target].T - p @ out.U.T) @ v.T
-        if out.mode != "full":
-            return m * reach / sigma_0
-        b = x_c @ out.U
-        pull = b.gather(1, self.target[:, None]) - (p * b).sum(1, keepdim=True)
-        sigma = torch.stack([self._sigma(x_c[i], m[i], v) for i in range(len(x))])
-        return m / sigma * reach + (1 / sigma - 1 / sigma_0) * pull
-
-    def only(self, prompts: list[int]) -> Setting:
-        """The same problem for some of its prompts."""
-        t = self.trace
-        some = replace(
-            t, facts=tuple(t.facts[i] for i in prompts), prompts=tuple(t.prompts[i] for i in prompts),
-            positions=t.positions[prompts], m=t.m[:, prompts], z=t.z[:, prompts], attn=t.attn[:, prompts],
-            ffn=t.ffn[:, prompts], resid=t.resid[:, prompts], logits=t.logits[prompts],
-        )  # fmt: skip
-        return replace(
-            self, trace=some, target=self.target[prompts], readout=replace(self.readout, sigma=self.readout.sigma[prompts])
-        )
-
-
-def setting(
-    lens: Lens, facts: Facts | Trace, *, norm: NormMode = "frozen", base: Base = "mid", target: str | int = "answer",
-    positions: FactToken = "last",
-) -> Setting:  # fmt: skip
-    """Trace the facts and fix what is asked for.
-
-    `target`: 'answer' (first answer token; a bare prompt has none and takes the model's own), 'predicted' (the
-    model's own most likely token), or a token id.
-    """
-    if base not in BASES:
-        raise unknown("Base", base, BASES)
-    trace = facts if isinstance(facts, Trace) else lens.trace(facts, positions)
-    predicted = trace.logits.argmax(-1)
-    if isinstance(target, int):
-        if not 0 <= target < trace.logits.shape[1]:
-            raise ConfigError(f"Token id {target} is outside the vocabulary of {trace.logits.shape[1]}.")
-        wanted = torch.full_like(predicted, target)
-    elif target == "predicted":
-        wanted = predicted
-    elif target == "answer":
-        wanted = predicted.clone()
-        for i, prompt in enumerate(trace.prompts):
-            if prompt.answer:
-                wanted[i] = prompt.answer[0]
-    else:
-        raise unknown("Target", target, ("answer", "predicted", "a token id"))
-    return Setting(lens, trace, wanted, Readout.of(lens, trace, norm), base)
 
 
 @torch.no_grad()
@@ -183,117 +44,225 @@ def value_neurons(
     facts: Facts | Trace,
     top: int | None = 300,
     *,
-    over: Literal["prompt", "set"] = "prompt",
+    unit: Unit = "ffn",
+    over: Over = "prompt",
     norm: NormMode = "frozen",
     base: Base = "mid",
     method: Method = "exact",
-    target: str | int = "answer",
-    positions: FactToken = "last",
+    target: Target = "answer",
+    positions: Positions = "last",
+    memory_budget: int | None = None,
 ) -> NeuronSet:
-    """The `top` FFN neurons by I (Eq. 9), of each prompt or summed `over` the set; `top=None` keeps all.
+    """The `top` units by I (Eq. 9), of each prompt or summed `over` a set or its categories; `top=None` keeps all.
 
-    `method`: 'exact' scores every neuron; 'topk' scores, exactly, only as many as a certificate needs
-    (`certified_top`; the same result); 'first_order' gives the upper bound J instead of I: a ranking, not the score.
-    Scores are in nats. `coefficient` is m_k (its mean over the prompts where `over="set"`).
-    Raises `FactError` for prompts or answers that do not tokenise, `ConfigError` for unknown options, or for base
-    'loo_final' or `top=None` where the method does not allow them.
+    `unit`: 'ffn', 'attn_channel' (a row of W_O), 'attn_neuron' (channel and position), 'head', 'head_position'.
+    `method`: 'exact' scores every unit; 'topk' only as many as its certificate needs (the same result, `settings`
+    say how many); 'moments' scores every FFN neuron or channel to 1e-6 (order 4; `settings` give the share that had to
+    be done exactly); 'first_order' gives the upper bound J instead of I: a ranking, not the score.
+    `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see `setting`).
+    `positions`: where to look; with 'all', every position is ranked apart. `memory_budget`: bytes for the largest
+    intermediate (default: half of what is free).
+    Scores are in nats. `coefficient` is m_k, z_k or a_hp (its mean where rows are added up; none for whole heads).
+    Raises `FactError` for prompts or answers that do not tokenise, `ConfigError` for options that do not exist or do not
+    go together.
     """
-    if over not in ("prompt", "set"):
-        raise unknown("over", over, ("prompt", "set"))
+    _check(unit, over, method, top, target, base, norm)
+    task = setting(
+        lens, facts, norm=norm, base=base, target=target, positions=positions, attention=unit in AT_POSITIONS,
+        memory_budget=memory_budget,
+    )  # fmt: skip
+    if unit in AT_POSITIONS and (over != "prompt" or len(task.trace.prompt) != len(task.trace.prompts)):
+        raise ConfigError(
+            f"unit={unit!r} ranks the positions that one token of one prompt reads: use over='prompt', one position and "
+            "a target of one token."
+        )
+    settings = {**task.attrs, "unit": unit, "over": over, "method": method}
+    groups = task.rows.groups(over)
+    if method == "topk" and top is not None:
+        scores, settings["scored"] = certified_top(task, unit, top, over)
+    else:
+        found = list(scored(task, unit, method))
+        scores = torch.stack([grouped(layer.score, groups) for layer in found])
+        if method == "moments":
+            share = sum(layer.fallback for layer in found) / sum(layer.score.numel() for layer in found)
+            settings |= {"order": MOMENTS_ORDER, "tolerance": MOMENTS_TOLERANCE, "fallback": share}
+    m = torch.stack([grouped(units.m, groups) for units in every_unit(lens, task.trace, unit)])
+    last = task.trace.positions.tolist() if unit in AT_POSITIONS else None
+    return ranked(task.rows, unit, scores, m / torch.bincount(groups)[:, None].to(m), top, settings, over, last)
+
+
+def _check(unit: str, over: str, method: str, top: int | None, target: Target, base: str, norm: str) -> None:
+    if unit not in UNITS:
+        raise unknown("Unit", unit, UNITS)
+    if over not in ("prompt", "set", "category"):
+        raise unknown("over", over, ("prompt", "set", "category"))
     if method not in METHODS:
         raise unknown("Value method", method, METHODS)
-    task = setting(lens, facts, norm=norm, base=base, target=target, positions=positions)
-    m = at_least_float32(task.trace.m)
-    settings = {**task.attrs, "over": over, "method": method}
-    if method == "topk":
-        if top is None:
-            raise ConfigError("method='topk' finds the best k: give top=, or use method='exact' for all neurons.")
-        scores, scored = certified_top(task, top, over)
-        settings["scored"] = scored
-    else:
-        scores = torch.stack(list(ffn_scores(task) if method == "exact" else ffn_bounds(task)))
-        scores = scores.sum(1, keepdim=True) if over == "set" else scores
-    if over == "set":
-        m = m.mean(1, keepdim=True)
-    return ranked(scores, m, top, settings, prompt=-1 if over == "set" else None)
+    if method == "topk" and top is None:
+        raise ConfigError("method='topk' finds the best k: give top=, or use method='exact' for all neurons.")
+    if method != "exact" and base == "loo_final":
+        raise ConfigError(f"method={method!r} holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'.")
+    if method != "exact" and (unit in ("head", "head_position") or isinstance(target, tuple)):
+        raise ConfigError("Heads and contrasts of two tokens are few or closed form: use method='exact'.")
+    if method == "moments" and norm == "full":
+        raise ConfigError("method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'.")
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one layer: problem q (row, and position where units have one) has coefficient m_qk on vector k."""
+
+    kind: Kind
+    m: Float[Tensor, "row unit"]
+    vectors: Tensor  # [unit, d_model], shared by all rows; for heads [row, unit, d_model]
+    keys: int = 1  # positions in the unit axis: it is (key, unit)
+
+
+def every_unit(lens: Lens, trace: Trace, unit: Unit) -> Iterator[Units]:
+    """The units of each layer."""
+    for layer in range(lens.n_layers):
+        yield units_of(lens, trace, unit, layer)
+
+
+def units_of(lens: Lens, trace: Trace, unit: Unit, layer: int) -> Units:
+    """The units of one layer: their coefficients at every row, and what they write."""
+    if unit == "ffn":
+        return Units("ffn", at_least_float32(trace.m[layer]), lens.w_out(layer))
+    w_o, heads = lens.backend_adapter.w_o(layer), lens.backend_adapter.cfg.n_heads
+    if unit == "attn_channel":
+        return Units("attn", at_least_float32(trace.z[layer]), w_o)
+    by_head = rearrange(at_least_float32(w_o), "(h c) d -> h c d", h=heads)
+    if unit == "head":
+        z = rearrange(at_least_float32(trace.z[layer]), "r (h c) -> r h c", h=heads)
+        none = torch.full(z.shape[:2], torch.nan, dtype=z.dtype, device=z.device)
+        return Units("head", none, einsum(z, by_head, "r h c, h c d -> r h d"))
+    a, z = values_by_head(lens, trace, layer)
+    keys = a.shape[-1]
+    if unit == "attn_neuron":
+        return Units("attn", rearrange(z, "r h c k -> r (k h c)"), w_o, keys)
+    vectors = einsum(z, by_head, "r h c k, h c d -> r k h d")
+    return Units("head", rearrange(a, "r h k -> r (k h)"), rearrange(vectors, "r k h d -> r (k h) d"), keys)
+
+
+def values_by_head(
+    lens: Lens, trace: Trace, layer: int
+) -> tuple[Float[Tensor, "row head key"], Float[Tensor, "row head channel key"]]:
+    """a_hp and a_hp val_hpc: under grouped-query attention a query head reads the value head h // group."""
+    backend = lens.backend_adapter
+    assert trace.pattern is not None and trace.v is not None
+    group = backend.cfg.n_heads // backend.n_kv_heads
+    val = rearrange(at_least_float32(trace.v[layer]), "p (h c) k -> p h c k", h=backend.n_kv_heads)
+    val = repeat(val, "p h c k -> p (h group) c k", group=group)[trace.prompt]
+    a = at_least_float32(trace.pattern[layer])
+    return a, a[:, :, None] * val
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """I (or J) of every unit of a layer, and how many pairs `moments` did exactly."""
+
+    score: Float[Tensor, "row unit"]
+    fallback: int = 0
+
+
+def scored(
+    task: Setting, unit: Unit = "ffn", method: Method = "exact", wanted: Bool[Tensor, "layer row unit"] | None = None
+) -> Iterator[LayerScores]:
+    """The scores of every layer; where `wanted` is given, of these units (all others -inf)."""
+    layers = tqdm(range(task.lens.n_layers), desc=f"{unit} scores", unit="layer", delay=2, leave=False)
+    for layer in layers:
+        some = None if wanted is None else wanted[layer]
+        if some is not None and not some.any():
+            yield LayerScores(torch.full(some.shape, -torch.inf, dtype=task.readout.U.dtype, device=task.readout.U.device))
+            continue
+        units = units_of(task.lens, task.trace, unit, layer)
+        if units.kind == "head":
+            yield LayerScores(task.increase_of_many(layer, "head", units.vectors))
+            continue
+        rows = len(units.m)
+        split = {"k": units.keys, "r": rows}
+        of = torch.arange(rows, device=units.m.device).repeat_interleave(units.keys)
+        m = rearrange(units.m, "r (k u) -> (r k) u", **split)
+        mask = None if some is None else rearrange(some, "r (k u) -> (r k) u", **split)
+        score, fallback = task.increase_of_units(layer, units.kind, m, units.vectors, of, method, mask)
+        score = rearrange(score, "(r k) u -> r (k u)", **split)
+        yield LayerScores(score if some is None else score.masked_fill(~some, -torch.inf), fallback)
+
+
+def grouped(scores: Float[Tensor, "row unit"], groups: Int[Tensor, " row"]) -> Float[Tensor, "group unit"]:
+    """Rows added up by group."""
+    if len(groups) == int(groups.max()) + 1:
+        return scores
+    out = scores.new_zeros(int(groups.max()) + 1, scores.shape[1])
+    return out.index_add_(0, groups.to(scores.device), scores)
 
 
 def certified_top(
-    task: Setting, k: int, over: Literal["prompt", "set"]
-) -> tuple[Float[Tensor, "layer prompt_or_set unit"], list[int]]:
-    """Exact scores of the k best neurons of each prompt (or of the set), -inf for all others, and how many were scored.
+    task: Setting, unit: Unit, k: int, over: Over
+) -> tuple[Float[Tensor, "layer group unit"], list[int]]:
+    """Exact scores of the k best units of each group, -inf for all others, and how many were scored.
 
-    1. J >= I for every neuron, summed over the prompts for a set.
-    2. Neurons are scored exactly in order of decreasing J, until no J left reaches the k-th best exact score.
+    1. J >= I for every unit, summed over the rows of a group.
+    2. Units are scored exactly in order of decreasing J, all groups side by side (a vector wanted by several is
+       multiplied with the unembedding once), until no J left reaches the k-th best exact score of its group.
     """
-    bounds = torch.stack(list(ffn_bounds(task)))
-    bounds = bounds.sum(1, keepdim=True) if over == "set" else bounds
-    scores, scored = torch.full_like(bounds, -torch.inf), []
-    every = list(range(len(task.trace.prompts)))
-    for column in range(bounds.shape[1]):
-        part = task.only(every if over == "set" else [column])
-        order = bounds[:, column].flatten().argsort(descending=True)
-        J, done = bounds[:, column].flatten()[order], 0
-        found = torch.full_like(J, -torch.inf)
-        while done < len(order):
-            chunk = order[done : done + max(k, 32)]
-            found[chunk] = _exact_of(part, chunk)
-            done += len(chunk)
-            kth = found.topk(min(k, len(found))).values[-1]
-            if done < len(order) and J[done] + SLACK * max(1.0, float(J[done].abs())) < kth:
-                break
-        scores[:, column] = found.view(bounds.shape[0], -1)
-        scored.append(done)
-    return scores, scored
+    groups = task.rows.groups(over)
+    bounds = torch.stack([grouped(layer.score, groups) for layer in scored(task, unit, "first_order")])
+    layers, n, width = bounds.shape
+    J, order = rearrange(bounds, "l g u -> g (l u)").sort(dim=1, descending=True)
+    found = torch.full_like(J, -torch.inf)  # by unit, not by rank
+    done, wave = [0] * n, k + max(8, k // 16)
+    while open_groups := [g for g in range(n) if not _certified(J[g], found[g], done[g], k)]:
+        wanted = torch.zeros_like(found, dtype=torch.bool)
+        for g in open_groups:
+            wanted[g, order[g, done[g] : done[g] + wave]] = True
+            done[g] = min(done[g] + wave, J.shape[1])
+        mask = rearrange(wanted, "g (l u) -> l g u", l=layers)
+        exact = [grouped(layer.score, groups) for layer in scored(task, unit, "exact", mask[:, groups])]
+        found = torch.where(wanted, rearrange(torch.stack(exact), "l g u -> g (l u)"), found)
+        wave = max(8, k // 8)
+    return rearrange(found, "g (l u) -> l g u", l=layers), done
 
 
-def _exact_of(task: Setting, flat: Int[Tensor, " unit"]) -> Float[Tensor, " unit"]:
-    """I of some neurons, given by their index over all layers, summed over the prompts of the task."""
-    width, out = task.lens.d_mlp, torch.empty(len(flat), dtype=task.readout.U.dtype, device=flat.device)
-    for layer in (flat // width).unique().tolist():
-        here = flat // width == layer
-        neurons = flat[here] % width
-        I = task.increase_of_units(layer, "ffn", task.trace.m[layer][:, neurons], task.lens.w_out(layer)[neurons])
-        out[here] = I.sum(0)
-    return out
-
-
-def ffn_bounds(task: Setting) -> Iterator[Float[Tensor, "prompt d_mlp"]]:
-    """J of every FFN neuron, layer by layer."""
-    for layer in range(task.lens.n_layers):
-        yield task.bound_of_units(layer, task.trace.m[layer], task.lens.w_out(layer))
-
-
-def ffn_scores(task: Setting) -> Iterator[Float[Tensor, "prompt d_mlp"]]:
-    """I of every FFN neuron, layer by layer."""
-    for layer in tqdm(range(task.lens.n_layers), desc="value neurons", unit="layer", delay=2, leave=False):
-        yield task.increase_of_units(layer, "ffn", task.trace.m[layer], task.lens.w_out(layer))
+def _certified(J: Tensor, found: Tensor, done: int, k: int) -> bool:
+    """Whether no unit behind the first `done` can be among the k best."""
+    if done >= len(J):
+        return True
+    if done < k:
+        return False
+    next_best = float(J[done])
+    return next_best + SLACK * max(1.0, abs(next_best)) < float(found.topk(k).values[-1])
 
 
 def ranked(
-    scores: Float[Tensor, "layer prompt unit"],
-    m: Float[Tensor, "layer prompt unit"],
-    top: int | None,
-    settings: dict[str, Any],
-    prompt: int | None = None,
-) -> NeuronSet:
-    """The highest-scored FFN neurons of each prompt as a NeuronSet; `prompt` overrides the prompt's index."""
-    width, rows = scores.shape[2], []
-    flat, coefficients = rearrange(scores, "l p n -> p (l n)"), rearrange(m, "l p n -> p (l n)")
+    rows: Rows, unit: Unit, scores: Float[Tensor, "layer group unit"], m: Float[Tensor, "layer group unit"],
+    top: int | None, settings: dict[str, Any], over: Over = "prompt", last: list[int] | None = None,
+) -> NeuronSet:  # fmt: skip
+    """The highest-scored units of each group as a NeuronSet. `last`: each group is a prompt, its unit axis runs over
+    positions too, and this is the last one that exists."""
+    heads, channels = rows.lens.backend_adapter.cfg.n_heads, rows.trace.z.shape[2]
+    width = {"ffn": rows.lens.d_mlp, "head": heads, "head_position": heads}.get(unit, channels)
+    if last is not None:  # shorter prompts are padded with positions that do not exist
+        key = torch.arange(scores.shape[2], device=scores.device) // width
+        scores = scores.masked_fill(key > torch.tensor(last, device=key.device)[:, None], -torch.inf)
+    flat, coefficients = rearrange(scores, "l g u -> g (l u)"), rearrange(m, "l g u -> g (l u)")
     k = flat.shape[1] if top is None else min(top, flat.shape[1])
     values, index = flat.sort(dim=1, descending=True, stable=True)
-    for i in range(len(flat)):
-        chosen = index[i, :k]
-        rows.append(
-            pd.DataFrame(
-                {
-                    "prompt": i if prompt is None else prompt,
-                    "unit": "ffn",
-                    "layer": (chosen // width).cpu().numpy(),
-                    "neuron": (chosen % width).cpu().numpy(),
-                    "coefficient": coefficients[i, chosen].cpu().numpy(),
-                    "score": values[i, :k].cpu().numpy(),
-                }  # fmt: skip
-            )
-        )
-    return NeuronSet(pd.concat(rows, ignore_index=True), settings)
+    frames = []
+    labels = rows.labels(over) if last is None else [{"prompt": i} for i in range(len(last))]
+    for g, label in enumerate(labels):
+        chosen = index[g, :k].cpu()
+        neuron, key = chosen % scores.shape[2] % width, chosen % scores.shape[2] // width
+        columns = {**label, "unit": "head" if unit == "head_position" else unit, "layer": (chosen // scores.shape[2]).numpy()}
+        columns |= {"neuron": neuron.numpy()}
+        if unit != "ffn":
+            columns["head"] = (neuron if "head" in unit else neuron // (channels // heads)).numpy()
+        if last is not None:
+            ids = rows.trace.prompts[g].ids
+            columns |= {"position": key.numpy(), "token": [rows.lens.token_label(ids[i]) if i < len(ids) else "" for i in key]}
+        columns |= {"coefficient": coefficients[g].cpu()[chosen].numpy(), "score": values[g, :k].cpu().numpy()}
+        frame = pd.DataFrame(columns)
+        frames.append(frame[frame["score"] > -torch.inf])
+    first = ["prompt", "unit", "layer", "neuron"]
+    frame = pd.concat(frames, ignore_index=True)
+    return NeuronSet(frame[[*first, *(c for c in frame.columns if c not in first)]], settings)

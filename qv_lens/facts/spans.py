@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -21,6 +21,8 @@ from qv_lens.facts.records import Fact
 
 FactToken = Literal["subject_last", "subject_first", "last", "first_after_last"]
 FACT_TOKENS: tuple[FactToken, ...] = ("subject_last", "subject_first", "last", "first_after_last")
+#: one token of each prompt by name or index, or several: 'all' of the prompt's, 'answer' (those that predict the answer)
+Positions: TypeAlias = FactToken | Literal["all", "answer"] | int
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,27 @@ class Prompt:
                 raise FactError(f"Nothing follows the subject in {self.text!r}: use the token 'subject_last'.")
             return self.subject[1] + 1
         return self.subject[token == "subject_last"]
+
+    def positions(self, where: Positions) -> tuple[int, ...]:
+        """The positions asked for: one for a named token or an index, several for 'all' and 'answer'.
+
+        Raises `FactError` for an index outside the prompt, or 'answer' of a bare prompt.
+        """
+        if where == "all":
+            return tuple(range(len(self.ids)))
+        if where == "answer":
+            if not self.answer:
+                raise FactError(f"The bare prompt {self.text!r} has no answer: pass a Fact, or another position.")
+            return tuple(range(self.last, self.last + len(self.answer)))
+        if isinstance(where, int):
+            if not 0 <= where < len(self.ids):
+                raise FactError(f"Position {where} does not exist in {self.text!r}: it has tokens 0 to {self.last}.")
+            return (where,)
+        return (self.position(where),)
+
+    def row(self, where: Positions) -> tuple[int, ...]:
+        """The tokens to run: the prompt's, and for 'answer' the answer's behind it but for the last (teacher forcing)."""
+        return (*self.ids, *self.answer[:-1]) if where == "answer" else self.ids
 
 
 def encode(tokenizer: Any, text: str, bos: bool = False) -> tuple[list[int], list[tuple[int, int]]]:

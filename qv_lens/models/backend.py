@@ -177,6 +177,14 @@ class Backend:
         """Attention-weighted values per head, what W_O multiplies."""
         return f"blocks.{layer}.attn.hook_z"
 
+    def pattern(self, layer: int) -> str:
+        """Attention weights [prompt, head, query, key]."""
+        return f"blocks.{layer}.attn.hook_pattern"
+
+    def v(self, layer: int) -> str:
+        """Value vectors of the key-value heads at every position."""
+        return f"blocks.{layer}.attn.hook_v"
+
     def site(self, module: Literal["ffn", "attn"], layer: int) -> str:
         return self.mlp_out(layer) if module == "ffn" else self.attn_out(layer)
 
@@ -206,6 +214,13 @@ class Backend:
         if flat.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
             return flat
         return self.model.blocks[layer].attn.o.weight.data.T  # 4.x hands out a copy of the heads' view
+
+    def w_qkv(self, layer: int, which: Literal["Q", "K", "V"]) -> Float[Tensor, "d_model head_channel"]:
+        """W_Q, W_K or W_V, heads (for K and V the key-value heads) and channels in one axis."""
+        attn = self.model.blocks[layer].attn
+        weight = getattr(attn, f"_W_{which}", None)  # HookedTransformer's W_K and W_V repeat the key-value heads
+        weight = getattr(attn, f"W_{which}") if weight is None else weight
+        return rearrange(weight.data, "head d channel -> d (head channel)")
 
     def unembed(self) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
         weight, bias = self.model.unembed.W_U.data, _data(getattr(self.model.unembed, "b_U", None))

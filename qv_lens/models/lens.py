@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Fact
-from qv_lens.facts.spans import FactToken, Prompt, continuation, pad, tokenize
+from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.backend import Backend, Hook, plain_tokenizer, wrap
 from qv_lens.models.generation import cached, plain
 from qv_lens.trace import Trace
@@ -231,22 +231,30 @@ class Lens:
         return bool(self._in_force) or any(point._forward_hooks for point in self.model.hook_dict.values())
 
     @torch.no_grad()
-    def trace(self, facts: Facts, positions: FactToken = "last", batch_size: int = 64) -> Trace:
-        """Capture one forward pass of the prompts at one position of each: 'last' or a token of the subject."""
+    def trace(
+        self, facts: Facts, positions: Positions = "last", *, attention: bool = False, batch_size: int = 64
+    ) -> Trace:
+        """Capture one forward pass of the prompts: at one position of each (a name or an index), at 'all' of them, or at
+        those that predict the 'answer' token by token. `attention` keeps patterns and value vectors as well."""
         records = as_list(facts)
         prompts = self.tokenize(records)
-        where = [prompt.position(positions) for prompt in prompts]
+        where = [prompt.positions(positions) for prompt in prompts]
+        rows = [prompt.row(positions) for prompt in prompts]
         parts = [
-            self._trace_rows([p.ids for p in prompts[i : i + batch_size]], where[i : i + batch_size])
+            self._trace_rows(rows[i : i + batch_size], where[i : i + batch_size], attention)
             for i in range(0, len(prompts), batch_size)
         ]
         m, z, attn, ffn, resid = (torch.cat([part[k] for part in parts], dim=1) for k in range(5))
         logits = torch.cat([part[5] for part in parts])
-        return Trace(tuple(records), tuple(prompts), torch.tensor(where), m, z, attn, ffn, resid, logits)
+        pattern, v = (_cat_padded([part[k] for part in parts]) if attention else None for k in (6, 7))
+        prompt = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=logits.device)
+        position = torch.tensor([p for chosen in where for p in chosen], device=logits.device)
+        return Trace(tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v)
 
-    def _trace_rows(self, rows: list[tuple[int, ...]], where: list[int]) -> tuple[Tensor, ...]:
+    def _trace_rows(self, rows: list[tuple[int, ...]], where: list[tuple[int, ...]], attention: bool) -> tuple[Tensor, ...]:
         backend, kept = self.backend_adapter, {}
-        index, position = torch.arange(len(rows), device=self.device), torch.tensor(where, device=self.device)
+        index = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=self.device)
+        position = torch.tensor([p for chosen in where for p in chosen], device=self.device)
 
         def keep(name: str) -> Hook:
             def hook(tensor: Tensor) -> None:
@@ -254,13 +262,30 @@ class Lens:
 
             return name, hook
 
+        def keep_pattern(name: str) -> Hook:
+            def hook(tensor: Float[Tensor, "prompt head query key"]) -> None:
+                kept[name] = tensor[index, :, position]
+
+            return name, hook
+
+        def keep_values(name: str) -> Hook:
+            def hook(tensor: Tensor) -> None:
+                kept[name] = tensor.flatten(2).mT  # [prompt, kv_head_channel, key]: the key axis last, to be padded
+
+            return name, hook
+
         layers = range(self.n_layers)
         sites = (backend.coefficient, backend.z, backend.attn_out, backend.mlp_out, backend.resid_pre)
         names = [[site(layer) for layer in layers] for site in sites]
         names[4].append(backend.resid_post(self.n_layers - 1))
-        logits = self.logits(rows, [keep(name) for group in names for name in group])
+        hooks = [keep(name) for group in names for name in group]
+        if attention:
+            extra = [[site(layer) for layer in layers] for site in (backend.pattern, backend.v)]
+            hooks += [keep_pattern(name) for name in extra[0]] + [keep_values(name) for name in extra[1]]
+        logits = self.logits(rows, hooks)
         stacked = [torch.stack([kept[name] for name in group]) for group in names]
-        return (*stacked, logits[index, position])
+        more = [torch.stack([kept[name] for name in group]) for group in extra] if attention else []
+        return (*stacked, logits[index, position], *more)
 
     # ------------------------------------------------------------------ interventions
 
@@ -346,6 +371,12 @@ def as_list(facts: Facts) -> list[Fact | str]:
     if not records:
         raise ConfigError("No facts were given: pass at least one Fact or prompt.")
     return records
+
+
+def _cat_padded(parts: list[Tensor]) -> Tensor:
+    """Batches of different longest prompts along axis 1, the last axis (keys) padded with zeros."""
+    longest = max(part.shape[-1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts], dim=1)
 
 
 def checksum(weight: Tensor) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution.value import setting
+from qv_lens.attribution.setting import setting
 from tests.models import KINDS, tiny_lens
 
 FACTS = [qv.Fact("{} works for", "Olga Pelodan", "Nortek"), qv.Fact("The capital of {} is the city of", "Norway", "Oslo")]
@@ -63,7 +63,7 @@ def test_layer_vectors_telescope(kind, norm, true_float64):
     lens = tiny_lens(kind)
     parts = [qv.layer_scores(lens, FACTS, sort, "layer_vector", norm=norm) for sort in ("ffn", "attn")]
     task = setting(lens, FACTS, norm=norm)
-    ends = task.readout.log_prob(task.trace.final, task.target) - task.readout.log_prob(task.trace.resid[0], task.target)
+    ends = task.gain(task.trace.final) - task.gain(task.trace.resid[0])
     total = sum(frame.groupby("prompt")["score"].sum().to_numpy() for frame in parts)
     assert abs(total - ends.numpy()).max() < 1e-9
 
@@ -132,6 +132,10 @@ def test_topk_is_exact_and_certified(kind, norm, over, dtype):
 
 def test_methods_say_what_they_cannot_do():
     lens = tiny_lens("gptj")
-    for options in ({"method": "moments"}, {"method": "topk", "top": None}, {"method": "topk", "base": "loo_final"}):
+    for options in (
+        {"method": "moments", "norm": "full"}, {"method": "topk", "top": None}, {"method": "topk", "base": "loo_final"},
+        {"method": "topk", "unit": "head"}, {"method": "topk", "target": (1, 2)}, {"unit": "attn_neuron", "over": "set"},
+        {"unit": "x"}, {"over": "category"}, {"target": "sequence", "positions": "all"}, {"memory_budget": 1000},
+    ):  # fmt: skip
         with pytest.raises(qv.QVLensError):
             qv.value_neurons(lens, FACTS, **options)

@@ -1,0 +1,201 @@
+"""How much each of many vectors raises log p(token), for many prompts at once: the numerics behind every score.
+
+For neuron k and problem q (a prompt, with base distribution p and coefficient m_qk) the logits move by
+
+    delta_j = alpha G_kj + beta b_j,   G = V U (one product for all problems),   alpha = m / sigma_k,
+    beta = 1/sigma_k - 1/sigma_0 (zero unless the final norm is recomputed for every vector),
+
+and I = delta_t - log sum_j p_j exp(delta_j).
+
+1. `log_sums`      the second term exactly: tiles of G; per problem one exp in place and one matrix-vector product, or
+                   on a CUDA GPU the fused kernel (`kernel.py`), which keeps G on the chip.
+2. `log_sums_by_moments`  the same by a Taylor series in alpha: with a centre g_k that no prompt decides (the mean of
+                   G_kj over the vocabulary),
+                   E_p[e^{alpha G}] = e^{alpha g} sum_r alpha^r / r! * (p @ (G - g)^r): products with p for all
+                   problems together. The remainder is bounded by alpha^order E_p[|G - g|^order] * |alpha| rho
+                   e^{|alpha| rho} / (order + 1)!, rho = max_j |G_kj - g_k|; pairs above the tolerance are done exactly.
+3. `bounds`        Jensen: I <= J = delta_t - E_p[delta], from two matrix-vector products per problem.
+
+Nothing of the size problems x neurons x vocabulary is ever held; `tile_rows` sizes the tiles.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from qv_lens.errors import ConfigError
+
+#: entries of a tile [neuron, vocabulary]: on a CPU what stays in its cache, on a GPU what keeps it busy
+CPU_TILE, GPU_TILE = 1 << 20, 1 << 28
+#: a spread of delta over the vocabulary (and a size) up to which exp and the sum need no shift in float32
+SAFE = 50.0
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What every neuron is scored for. `of` says which base distribution a problem starts from."""
+
+    U: Float[Tensor, "d_model d_vocab"]
+    log_p: Float[Tensor, "base d_vocab"]
+    of: Int[Tensor, " problem"]
+    alpha: Float[Tensor, "problem neuron"]
+    beta: Float[Tensor, "problem neuron"] | None = None
+    b: Float[Tensor, "base d_vocab"] | None = None
+
+    def of_neurons(self, some: Int[Tensor, " some"]) -> Problems:
+        """The same problems for some of the neurons."""
+        return replace(self, alpha=self.alpha[:, some], beta=None if self.beta is None else self.beta[:, some])
+
+    def delta(self, V: Float[Tensor, "neuron d_model"], token: Int[Tensor, " base"]) -> Float[Tensor, "problem neuron"]:
+        """delta at one token of each problem."""
+        wanted = self.alpha * (V @ self.U[:, token]).T[self.of]
+        if self.beta is None or self.b is None:
+            return wanted
+        return wanted + self.beta * self.b.gather(1, token[:, None])[self.of]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device: of a CPU, what the system says (all of it where it does not)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def tile_rows(U: Tensor, budget: int | None = None) -> int:
+    """Neurons per tile such that its two buffers [neuron, vocabulary] fit `budget` bytes (default: half of what is free).
+
+    Raises `ConfigError` for a budget below one row.
+    """
+    row = 2 * U.shape[1] * U.element_size()
+    allowed = free_memory(U.device) // 2 if budget is None else budget
+    if allowed < row:
+        raise ConfigError(
+            f"memory_budget={allowed} bytes is less than one neuron's logits take ({row} bytes). "
+            "Give more, or None for half of what is free."
+        )
+    preferred = (GPU_TILE if U.is_cuda else CPU_TILE) // U.shape[1]
+    return max(1, min(preferred, allowed // row))
+
+
+def log_sums(
+    V: Float[Tensor, "neuron d_model"],
+    task: Problems,
+    budget: int | None = None,
+    wanted: Bool[Tensor, "problem neuron"] | None = None,
+) -> Float[Tensor, "problem neuron"]:
+    """log sum_j p_j exp(delta_j) of every pair, or of the `wanted` ones (the others stay 0)."""
+    if wanted is not None and not wanted.any(0).all():  # only the neurons that somebody wants
+        some = wanted.any(0).nonzero()[:, 0]
+        out = torch.zeros_like(task.alpha)
+        if len(some):
+            out[:, some] = log_sums(V[some], task.of_neurons(some), budget, wanted[:, some])
+        return out
+    rows = tile_rows(task.U, budget)
+    if wanted is None and V.is_cuda and V.dtype == torch.float32 and importlib.util.find_spec("triton"):
+        from qv_lens.attribution import kernel
+
+        return kernel.log_sums(V, task.U, task.log_p, task.of, task.alpha, task.beta, task.b)
+    out = torch.zeros_like(task.alpha)
+    p = task.log_p.exp()
+    whole = torch.mv(p, p.new_ones(p.shape[1]))  # 1 but for rounding; the same rounding as in the sums below
+    buffer = V.new_empty(min(rows, len(V)), task.U.shape[1])
+    for i in range(0, len(V), rows):
+        tile = slice(i, i + rows)
+        chosen = None if wanted is None else wanted[:, tile]
+        _exact_tile(V[tile] @ task.U, task, tile, chosen, p, whole, buffer, out)
+    return out
+
+
+def _exact_tile(
+    G: Float[Tensor, "neuron d_vocab"], task: Problems, tile: slice, chosen: Tensor | None,
+    p: Tensor, whole: Tensor, buffer: Tensor, out: Tensor,
+) -> None:  # fmt: skip
+    low, high = G.aminmax(dim=1)
+    for q, base in enumerate(task.of.tolist()):
+        alpha, beta = task.alpha[q, tile], None if task.beta is None else task.beta[q, tile]
+        part, keep = G, None
+        if chosen is not None:
+            keep = chosen[q].nonzero()[:, 0]
+            if not len(keep):
+                continue
+            part, alpha, beta = G[keep], alpha[keep], None if beta is None else beta[keep]
+        delta = torch.mul(part, alpha[:, None], out=buffer[: len(part)])
+        ends = torch.stack([low if keep is None else low[keep], high if keep is None else high[keep]]) * alpha
+        top, bottom = ends.amax(0), ends.amin(0)
+        if beta is not None and task.b is not None:
+            delta.addcmul_(beta[:, None], task.b[base][None])
+            ends = torch.stack(task.b[base].aminmax())[:, None] * beta
+            top, bottom = top + ends.amax(0), bottom + ends.amin(0)
+        if float(torch.maximum(top, -bottom).max()) < SAFE and float((top - bottom).max()) < SAFE:
+            value = (torch.mv(delta.exp_(), p[base]) / whole[base]).log_()
+        else:
+            value = torch.logsumexp(delta.add_(task.log_p[base]), dim=1)
+        if keep is None:
+            out[q, tile] = value
+        else:
+            out[q, tile.start + keep] = value
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Result of `log_sums_by_moments`: the sums, and which pairs had to be done exactly."""
+
+    value: Float[Tensor, "problem neuron"]
+    fallback: Bool[Tensor, "problem neuron"]
+
+
+def log_sums_by_moments(
+    V: Float[Tensor, "neuron d_model"], task: Problems, budget: int | None = None, order: int = 4, tolerance: float = 1e-6
+) -> Moments:
+    """`log_sums` to `tolerance`, by moments of G under p up to an even `order`; exact where the bound says no.
+
+    Frozen divisor only. Raises `ConfigError` otherwise, or for an odd order.
+    """
+    if task.beta is not None:
+        raise ConfigError("method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'.")
+    if order < 2 or order % 2:
+        raise ConfigError(f"The order of the moments must be even and at least 2, got {order}.")
+    rows = tile_rows(task.U, budget)
+    value, error = torch.empty_like(task.alpha), torch.empty_like(task.alpha)
+    p = task.log_p.exp()
+    p = p / p.sum(1, keepdim=True)
+    for i in range(0, len(V), rows):
+        tile = slice(i, i + rows)
+        G = V[tile] @ task.U
+        g = G.mean(1)
+        G -= g[:, None]
+        low, high = G.aminmax(dim=1)
+        rho = torch.maximum(high, -low)
+        power, alpha = G.clone(), task.alpha[:, tile]
+        term, series = alpha.clone(), torch.zeros_like(alpha)
+        for r in range(1, order + 1):
+            moment = (power @ p.T).T[task.of]
+            series += term * moment
+            if r < order:
+                power *= G
+                term = term * alpha / (r + 1)
+            else:  # the last moment is even: E|G - g|^order itself
+                y = alpha.abs() * rho
+                error[:, tile] = (term * moment).abs() * y / (order + 1) * y.exp()
+        value[:, tile] = torch.log1p(series.clamp_min(-0.999)) + alpha * g
+    fallback = ~(error < tolerance) | (error.isnan())
+    if fallback.any():
+        value = torch.where(fallback, log_sums(V, task, budget, fallback), value)
+    return Moments(value, fallback)
+
+
+def bounds(V: Float[Tensor, "neuron d_model"], task: Problems) -> Float[Tensor, "problem neuron"]:
+    """E_p[delta] <= log sum_j p_j exp(delta_j), of every pair, without G."""
+    p = task.log_p.exp()
+    mean = task.alpha * (V @ (p @ task.U.T).T).T[task.of]
+    if task.beta is None or task.b is None:
+        return mean
+    return mean + task.beta * (p * task.b).sum(1)[task.of][:, None]
+

@@ -1,0 +1,260 @@
+"""Setting: one attribution problem - what was traced, what is asked for, how it is read out - and Eq. 9 on it.
+
+    I(v) = log p(w | x + v) - log p(w | x)
+
+1. Base x of a layer: `mid` (h + A, the stream after attention; default), `pre` (h), or `loo_final` (the final vector
+   with the component taken away: log p(h^L) - log p(h^L - v)). Attention's base is always h.
+2. Target w: the answer's first token, the model's own prediction, a token id, the whole answer (teacher forced, one
+   row per answer token, added up), or one token against another: I = delta_1 - delta_2, closed form, the log-sum cancels.
+3. Numerics: `engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from qv_lens.attribution.engine import Problems, bounds, log_sums, log_sums_by_moments
+from qv_lens.attribution.projection import NormMode, Readout
+from qv_lens.errors import ConfigError, unknown
+from qv_lens.facts.records import Fact
+from qv_lens.facts.spans import Positions
+from qv_lens.models.lens import Facts, Lens, at_least_float32
+from qv_lens.trace import Trace
+
+Base = Literal["mid", "pre", "loo_final"]
+BASES: tuple[Base, ...] = ("mid", "pre", "loo_final")
+Kind = Literal["ffn", "attn", "head"]
+Over = Literal["prompt", "set", "category"]
+Method = Literal["exact", "topk", "moments", "first_order"]
+METHODS: tuple[Method, ...] = ("exact", "topk", "moments", "first_order")
+#: 'answer', 'predicted', 'sequence', a token id, or a pair (for, against) of answers, ids, 'answer' or 'predicted'
+Target = str | int | tuple[str | int, str | int]
+#: neurons whose weights are upcast at a time
+CHUNK = 2048
+MOMENTS_ORDER, MOMENTS_TOLERANCE = 4, 1e-6
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the rows of a trace (positions of prompts) are added up and named. `sequence`: a prompt's rows belong together."""
+
+    lens: Lens
+    trace: Trace
+    sequence: bool = False
+
+    def groups(self, over: Over) -> Int[Tensor, " row"]:
+        """Which group each row is added up in: its prompt and position, the set, or its fact's category.
+
+        The rows of a whole answer belong to one prompt. Raises `ConfigError` for categories that facts do not have.
+        """
+        if over == "set":
+            return torch.zeros_like(self.trace.prompt)
+        if over == "category":
+            names = self.categories()
+            return torch.tensor([names.index(_category(self.trace.facts[p])) for p in self.trace.prompt.tolist()])
+        return self.trace.prompt if self.sequence else torch.arange(len(self.trace.prompt))
+
+    def categories(self) -> list[str]:
+        """The categories of the facts, in order of first appearance. Raises `ConfigError` if one has none."""
+        return list(dict.fromkeys(_category(fact) for fact in self.trace.facts))
+
+    def labels(self, over: Over) -> list[dict[str, Any]]:
+        """One record per group: `prompt` (-1 for sums), `position` and `token` where a prompt has several rows, `category`."""
+        if over == "set":
+            return [{"prompt": -1}]
+        if over == "category":
+            return [{"prompt": -1, "category": name} for name in self.categories()]
+        t = self.trace
+        if self.sequence or len(t.prompt) == len(t.prompts):
+            return [{"prompt": i} for i in range(len(t.prompts))]
+        where = list(zip(t.prompt.tolist(), t.positions.tolist(), strict=True))
+        return [{"prompt": i, "position": p, "token": self.lens.token_label(t.prompts[i].ids[p])} for i, p in where]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One attribution problem. `token` is what is asked for at each row of the trace, `against` what it is compared to."""
+
+    lens: Lens
+    trace: Trace
+    token: Int[Tensor, " row"]
+    readout: Readout
+    base: Base = "mid"
+    against: Int[Tensor, " row"] | None = None
+    sequence: bool = False
+    memory_budget: int | None = None
+
+    @property
+    def rows(self) -> Rows:
+        """How scores are added up and named."""
+        return Rows(self.lens, self.trace, self.sequence)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What every frame and set of this problem is labelled with."""
+        import transformer_lens
+
+        versions = {"torch": torch.__version__, "transformer_lens": getattr(transformer_lens, "__version__", "")}
+        label = self.lens.token_label
+        attrs = {
+            "model": self.lens.name, "fingerprint": self.lens.fingerprint if not self.lens.patches else "patched",
+            "backend": self.lens.backend, "norm": self.readout.mode, "base": self.base, "versions": versions, "seed": None,
+            "dtype": str(self.readout.U.dtype).removeprefix("torch."), "targets": [label(int(t)) for t in self.token],
+            "positions": self.trace.positions.tolist(),
+            "target_is_argmax": (self.trace.logits.argmax(-1) == self.token).tolist(),
+        }  # fmt: skip
+        return attrs if self.against is None else {**attrs, "against": [label(int(t)) for t in self.against]}
+
+    def x(self, layer: int, kind: Kind = "ffn") -> Float[Tensor, "row d_model"]:
+        """The base vector of a layer. Attention's is always the stream before it."""
+        if self.base == "loo_final":
+            return at_least_float32(self.trace.final)
+        pre = at_least_float32(self.trace.resid[layer])
+        return pre + at_least_float32(self.trace.attn[layer]) if kind == "ffn" and self.base == "mid" else pre
+
+    def gain(self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)) -> Float[Tensor, " row"]:
+        """log p(token | y), or the difference of two tokens' logits."""
+        logits = self.readout.logits(y, rows)
+        wanted = logits.gather(-1, self.token[rows][:, None])[:, 0]
+        if self.against is not None:
+            return wanted - logits.gather(-1, self.against[rows][:, None])[:, 0]
+        return wanted - logits.logsumexp(-1)
+
+    def increase_of_vectors(self, layer: int, kind: Kind, v: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
+        """I of one vector per row."""
+        x, v = self.x(layer, kind), at_least_float32(v)
+        low, high = (x - v, x) if self.base == "loo_final" else (x, x + v)
+        return self.gain(high) - self.gain(low)
+
+    def increase_of_many(self, layer: int, kind: Kind, v: Float[Tensor, "row n d_model"]) -> Float[Tensor, "row n"]:
+        """I of several vectors per row, row by row: nothing larger than one row's logits is held."""
+        x, out = self.x(layer, kind), []
+        sign = -1.0 if self.base == "loo_final" else 1.0
+        for row in range(len(v)):
+            start = x[row : row + 1]
+            rows = torch.full((len(v[row]),), row, device=v.device)
+            moved = self.gain(start + sign * at_least_float32(v[row]), rows)
+            out.append(sign * (moved - self.gain(start, rows[:1])))
+        return torch.stack(out)
+
+    def increase_of_units(
+        self,
+        layer: int,
+        kind: Kind,
+        m: Float[Tensor, "problem unit"],
+        vectors: Float[Tensor, "unit d_model"],
+        of: Int[Tensor, " problem"] | None = None,
+        method: Method = "exact",
+        wanted: Bool[Tensor, "problem unit"] | None = None,
+    ) -> tuple[Float[Tensor, "problem unit"], int]:
+        """I of every v_k = m_k vectors_k (J for `first_order`), and how many `moments` had to do exactly.
+
+        `of` says which row a problem belongs to (all rows in order by default). What is not `wanted` is not I.
+        Raises `ConfigError` for a bound with base `loo_final`, whose sign turns it round.
+        """
+        if method == "first_order" and self.base == "loo_final":
+            raise ConfigError("The bound J holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'.")
+        of = torch.arange(len(m), device=m.device) if of is None else of
+        sign = -1.0 if self.base == "loo_final" else 1.0  # I = -(log p(x - v) - log p(x))
+        x = self.x(layer, kind)
+        x_c, sigma_0, log_p = self.readout.centre(x), self.readout.scale(x), self.readout.logits(x).log_softmax(-1)
+        out, fallback = torch.empty(m.shape, dtype=x.dtype, device=x.device), 0
+        for i in range(0, len(vectors), CHUNK):
+            chunk = slice(i, i + CHUNK)
+            V = self.readout.centre(at_least_float32(vectors[chunk]))
+            task = self._problems(V, x_c, sigma_0, log_p, of, sign * at_least_float32(m[:, chunk]))
+            delta = task.delta(V, self.token)
+            if self.against is not None:
+                out[:, chunk] = sign * (delta - task.delta(V, self.against))
+                continue
+            if method == "first_order":
+                sums = bounds(V, task)
+            elif method == "moments":
+                moments = log_sums_by_moments(V, task, self.memory_budget, MOMENTS_ORDER, MOMENTS_TOLERANCE)
+                sums, fallback = moments.value, fallback + int(moments.fallback.sum())
+            else:
+                sums = log_sums(V, task, self.memory_budget, None if wanted is None else wanted[:, chunk])
+            out[:, chunk] = sign * (delta - sums)
+        return out, fallback
+
+    def _problems(self, V: Tensor, x_c: Tensor, sigma_0: Tensor, log_p: Tensor, of: Tensor, m: Tensor) -> Problems:
+        out = self.readout
+        if out.mode != "full":
+            return Problems(out.U, log_p, of, m / sigma_0[of])
+        cross = 2 * m * (V @ x_c.T).T[of] / V.shape[1]  # sigma of x + m_k v_k, without forming the sums
+        square = x_c.square().mean(1)[of][:, None] + cross + m.square() * V.square().mean(1)
+        sigma = (square + out.norm.eps).sqrt()
+        return Problems(out.U, log_p, of, m / sigma, 1 / sigma - 1 / sigma_0[of], x_c @ out.U)
+
+
+def setting(
+    lens: Lens,
+    facts: Facts | Trace,
+    *,
+    norm: NormMode = "frozen",
+    base: Base = "mid",
+    target: Target = "answer",
+    positions: Positions = "last",
+    attention: bool = False,
+    memory_budget: int | None = None,
+) -> Setting:
+    """Trace the facts (unless that is done) and fix what is asked for.
+
+    `target`: 'answer' (its first token; a bare prompt has none and takes the model's own), 'predicted' (the model's own
+    most likely token), 'sequence' (the whole answer, teacher forced), a token id, or a pair for a contrast.
+    """
+    if base not in BASES:
+        raise unknown("Base", base, BASES)
+    if isinstance(target, str) and target not in ("answer", "predicted", "sequence"):
+        raise unknown("Target", target, ("answer", "predicted", "sequence", "a token id", "a pair of answers"))
+    sequence = target == "sequence"
+    if sequence and positions not in ("last", "answer"):
+        raise ConfigError(f"target='sequence' has its own positions, those that predict the answer; got {positions!r}.")
+    where = "answer" if sequence else positions
+    trace = facts if isinstance(facts, Trace) else lens.trace(facts, where, attention=attention)
+    if attention and trace.pattern is None:
+        raise ConfigError("These units need attention patterns: trace the facts with lens.trace(facts, attention=True).")
+    pair = target if isinstance(target, tuple) else (target, None)
+    token = _tokens(lens, trace, pair[0])
+    against = None if pair[1] is None else _tokens(lens, trace, pair[1])
+    return Setting(lens, trace, token, Readout.of(lens, trace, norm), base, against, sequence, memory_budget)
+
+
+def _tokens(lens: Lens, trace: Trace, target: str | int) -> Int[Tensor, " row"]:
+    """The token asked for at each row."""
+    predicted = trace.logits.argmax(-1)
+    if isinstance(target, int):
+        if not 0 <= target < trace.logits.shape[1]:
+            raise ConfigError(f"Token id {target} is outside the vocabulary of {trace.logits.shape[1]}.")
+        return torch.full_like(predicted, target)
+    if target == "predicted":
+        return predicted
+    return torch.tensor(list(_named(lens, trace, target, predicted.tolist())), device=predicted.device)
+
+
+def _named(lens: Lens, trace: Trace, target: str, predicted: list[int]) -> Iterator[int]:
+    for row, (index, position) in enumerate(zip(trace.prompt.tolist(), trace.positions.tolist(), strict=True)):
+        prompt = trace.prompts[index]
+        if target == "answer":
+            yield prompt.answer[0] if prompt.answer else predicted[row]
+        elif target == "sequence":
+            rows = trace.positions[trace.prompt == index].tolist()
+            if tuple(rows) != prompt.positions("answer"):
+                raise ConfigError("target='sequence' reads every token of the answer: trace with positions='answer'.")
+            yield prompt.answer[position - prompt.last]
+        else:
+            yield lens.answer_ids(trace.facts[index], target)[0]
+
+
+def _category(fact: Fact | str) -> str:
+    name = None if isinstance(fact, str) else fact.category
+    if not name:
+        text = fact if isinstance(fact, str) else fact.text
+        raise ConfigError(f"over='category' needs a category of every fact; {text!r} has none: Fact(..., category=...).")
+    return name

@@ -1,0 +1,241 @@
+"""Attention units, other targets and positions, layer sums: against brute force by hand, on every kind of model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.attribution import engine
+from qv_lens.attribution.setting import setting
+from tests.attribution.test_value import FACTS, final_sigma, log_prob
+from tests.models import KINDS, tiny_lens
+
+TWO_TOKENS = qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin")
+
+
+def attention_parts(hf, ids, layer):
+    """Per head: attention weights of the last token, and value vectors of the head it reads, by hand from the weights."""
+    ids = torch.tensor([ids])
+    out = hf(ids, output_hidden_states=True)
+    h = out.hidden_states[layer][0]
+    if hasattr(hf, "transformer"):
+        block, heads = hf.transformer.h[layer], hf.config.n_head
+        n, kv, v_proj, o = block.ln_1(h), heads, block.attn.v_proj, block.attn.out_proj.weight
+    else:
+        block, heads = hf.model.layers[layer], hf.config.num_attention_heads
+        n, kv, v_proj, o = (
+            block.input_layernorm(h), hf.config.num_key_value_heads, block.self_attn.v_proj, block.self_attn.o_proj.weight
+        )  # fmt: skip
+    values = v_proj(n).view(len(h), kv, -1)
+    return values, kv, heads, o, h[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["frozen", "full"])
+def test_attention_units_equal_brute_force(kind, norm, true_float64):
+    """Every (head, channel, position), channel, head and (head, position) by adding its vector and reading out by hand."""
+    lens = tiny_lens(kind, n_layers=2)
+    trace = lens.trace(FACTS, attention=True)
+    units = ("attn_neuron", "attn_channel", "head", "head_position")
+    got = {u: qv.value_neurons(lens, trace, None, unit=u, norm=norm).frame for u in units}
+    for prompt, fact in enumerate(FACTS):
+        token, final = lens.answer_ids(fact)[0], trace.final[prompt]
+        sigma = final_sigma(lens.hf, final) if norm == "frozen" else None
+        ids = trace.prompts[prompt].ids
+        for layer in range(2):
+            values, kv, heads, o, x = attention_parts(lens.hf, ids, layer)
+            base = log_prob(lens.hf, x, token, sigma)
+            channels = values.shape[2]
+            for head in range(heads):
+                weights = trace.pattern[layer, prompt, head, : len(ids)]
+                head_vectors = torch.zeros(len(ids), len(x), dtype=x.dtype)
+                channel_vectors = torch.zeros(channels, len(x), dtype=x.dtype)
+                for key in range(len(ids)):
+                    for c in range(channels):
+                        v = weights[key] * values[key, head // (heads // kv), c] * o[:, head * channels + c]
+                        head_vectors[key] += v
+                        channel_vectors[c] += v
+                        if c == 3:
+                            row = {"layer": layer, "neuron": head * channels + c, "position": key}
+                            check(got["attn_neuron"], prompt, row, log_prob(lens.hf, x + v, token, sigma) - base)
+                    row = {"layer": layer, "neuron": head, "position": key}
+                    check(got["head_position"], prompt, row, log_prob(lens.hf, x + head_vectors[key], token, sigma) - base)
+                row = {"layer": layer, "neuron": head}
+                check(got["head"], prompt, row, log_prob(lens.hf, x + head_vectors.sum(0), token, sigma) - base)
+                for c in range(channels):
+                    row = {"layer": layer, "neuron": head * channels + c}
+                    check(got["attn_channel"], prompt, row, log_prob(lens.hf, x + channel_vectors[c], token, sigma) - base)
+
+
+def check(frame, prompt, row, expected):
+    rows = frame[(frame["prompt"] == prompt) & (frame[list(row)] == list(row.values())).all(axis=1)]
+    assert len(rows) == 1
+    assert abs(rows["score"].item() - expected.item()) <= 1e-10 * max(1, abs(expected.item()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unit_labels_name_what_they_mean(kind):
+    lens = tiny_lens(kind)
+    frame = qv.value_neurons(lens, FACTS, None, unit="attn_neuron").frame
+    for prompt, fact in enumerate(FACTS):
+        tokens = lens.str_tokens(fact)
+        rows = frame[frame["prompt"] == prompt]
+        assert sorted(rows["position"].unique()) == list(range(len(tokens)))  # padding never shows
+        assert (rows["token"] == rows["position"].map(dict(enumerate(tokens)))).all()
+    assert qv.value_neurons(lens, FACTS, 5, unit="attn_neuron", method="topk").frame["score"].tolist() == pytest.approx(
+        qv.value_neurons(lens, FACTS, 5, unit="attn_neuron").frame["score"].tolist(), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_a_whole_answer_is_the_sum_over_its_tokens(kind, true_float64):
+    """Teacher forced by hand: the prompt with the answer's first tokens behind it, attributed to the next one."""
+    lens = tiny_lens(kind)
+    answer = lens.answer_ids(TWO_TOKENS)
+    assert len(answer) > 1
+    whole = qv.value_neurons(lens, TWO_TOKENS, None, target="sequence").frame.set_index(["layer", "neuron"])["score"]
+    ids, total = list(lens.tokenize(TWO_TOKENS)[0].ids), 0
+    for n, token in enumerate(answer):
+        text = lens.tokenizer.decode(ids + list(answer[:n]))
+        assert tuple(lens.tokenize(text)[0].ids) == tuple(ids + list(answer[:n]))
+        total += qv.value_neurons(lens, text, None, target=token).frame.set_index(["layer", "neuron"])["score"].sort_index()
+    assert (whole.sort_index() - total).abs().max() < 1e-9
+    top = qv.value_neurons(lens, [TWO_TOKENS, FACTS[0]], 9, target="sequence", method="topk").frame
+    full = qv.value_neurons(lens, [TWO_TOKENS, FACTS[0]], 9, target="sequence").frame
+    assert (top["score"] - full["score"]).abs().max() < 1e-9
+    assert set(full["prompt"]) == {0, 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["frozen", "full", "none"])
+def test_a_contrast_is_the_difference_of_two_scores(kind, norm, true_float64):
+    """log p(a) - log p(b): each by brute-force-checked `exact`, whose log-sums cancel. In frozen mode parts add up exactly."""
+    lens = tiny_lens(kind)
+    keys = ["prompt", "layer", "neuron"]
+    first, second = (qv.value_neurons(lens, FACTS, None, norm=norm, target=t).frame.set_index(keys)["score"] for t in (3, 7))
+    contrast = qv.value_neurons(lens, FACTS, None, norm=norm, target=(3, 7)).frame.set_index(keys)["score"]
+    assert (contrast - (first - second)).abs().max() < 1e-10
+    named = qv.value_neurons(lens, FACTS[0], 3, target=("answer", "Dalrin")).settings
+    assert len(named["against"]) == 1
+    if norm != "full":
+        for part in ("ffn", "attn"):
+            sums = qv.layer_scores(lens, FACTS, part, norm=norm, target=(3, 7))
+            assert sums["gap"].abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_parts_and_gap_add_up_to_the_whole(kind, true_float64):
+    lens = tiny_lens(kind)
+    frame = qv.layer_scores(lens, FACTS)
+    whole = qv.layer_scores(lens, FACTS, how="layer_vector")
+    assert (frame["score"] + frame["bias"] + frame["gap"] - whole["score"]).abs().max() < 1e-12
+    assert (frame["bias"].abs().max() > 0) == (kind == "gptj")
+    heads = qv.layer_scores(lens, FACTS, "head", "layer_vector").groupby(["prompt", "layer"])["score"].sum()
+    summed = qv.layer_scores(lens, FACTS, "attn", "head_sum").set_index(["prompt", "layer"])["score"]
+    assert (heads - summed).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_every_token_equals_the_prompt_cut_there(kind, true_float64):
+    """Position i of the whole pass is the last position of the prompt's first i + 1 tokens (causal)."""
+    lens = tiny_lens(kind)
+    token = lens.answer_ids(FACTS[0])[0]
+    frame = qv.layer_scores(lens, FACTS[0], "ffn", "layer_vector", positions="all", norm="full")
+    ids = lens.tokenize(FACTS[0])[0].ids
+    assert frame["token"].tolist()[:: lens.n_layers] == lens.str_tokens(FACTS[0])
+    for position in (1, len(ids) - 1):
+        text = lens.tokenizer.decode(ids[: position + 1])
+        alone = qv.layer_scores(lens, text, "ffn", "layer_vector", target=token, norm="full")["score"]
+        assert abs(frame[frame["position"] == position]["score"].to_numpy() - alone.to_numpy()).max() < 1e-9
+    index = qv.layer_scores(lens, FACTS[0], "ffn", "layer_vector", positions=1, norm="full")["score"].to_numpy()
+    assert abs(index - frame[frame["position"] == 1]["score"].to_numpy()).max() < 1e-12
+
+
+def test_sums_by_category_and_over_the_set():
+    lens = tiny_lens("gptj")
+    facts = [qv.Fact(f.prompt, f.subject, f.answer, category=c) for f, c in zip(FACTS, ("NN", "LG"), strict=True)]
+    each = qv.layer_scores(lens, facts)
+    split = qv.layer_scores(lens, facts, over="category")
+    assert split["category"].unique().tolist() == ["NN", "LG"]
+    assert abs(split["score"].to_numpy() - each["score"].to_numpy()).max() < 1e-12
+    assert (split["prompt"] == -1).all()
+    both = qv.layer_scores(lens, facts, over="set")
+    assert (both.set_index("layer")["score"] - each.groupby("layer")["score"].sum()).abs().max() < 1e-12
+    ranked = qv.value_neurons(lens, facts, 4, over="category", method="topk").frame
+    assert ranked.groupby("category", sort=False).size().tolist() == [4, 4]
+
+
+def test_layer_sums_refuse_what_does_not_score_every_neuron():
+    lens = tiny_lens("gptj")
+    for method in ("topk", "first_order"):
+        with pytest.raises(qv.QVLensError, match="Layer sums need the score of every neuron"):
+            qv.layer_scores(lens, FACTS, method=method)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moments_keep_their_tolerance(kind, true_float64):
+    """Against exact, in float64, where the tolerance is all that may differ; large coefficients must fall back."""
+    lens = tiny_lens(kind)
+    exact = qv.value_neurons(lens, FACTS, None).frame.sort_values(["prompt", "layer", "neuron"])
+    quick = qv.value_neurons(lens, FACTS, None, method="moments")
+    close = quick.frame.sort_values(["prompt", "layer", "neuron"])
+    assert abs(exact["score"].to_numpy() - close["score"].to_numpy()).max() < 1e-6
+    assert 0 < quick.settings["fallback"] < 1
+    assert quick.settings["order"] == 4
+    sums = qv.layer_scores(lens, FACTS, method="moments")["score"] - qv.layer_scores(lens, FACTS)["score"]
+    assert sums.abs().max() < 1e-6 * lens.d_mlp
+
+
+def random_problem(dtype=torch.float32, spread=1.0):
+    g = torch.Generator().manual_seed(0)
+    V, U = torch.randn(150, 48, generator=g), torch.randn(48, 333, generator=g)
+    log_p = (torch.randn(3, 333, generator=g) * 3).log_softmax(1)
+    alpha, beta = torch.randn(5, 150, generator=g) * spread, torch.randn(5, 150, generator=g) * 0.1
+    of, b = torch.tensor([0, 1, 1, 2, 0]), torch.randn(3, 333, generator=g)
+    return V.to(dtype), engine.Problems(U.to(dtype), log_p.to(dtype), of, alpha.to(dtype), beta.to(dtype), b.to(dtype))
+
+
+def by_definition(V, task):
+    V, U = V.double(), task.U.double()
+    delta = task.alpha.double()[:, :, None] * (V @ U)[None]
+    if task.beta is not None:
+        delta = delta + task.beta.double()[:, :, None] * task.b.double()[task.of][:, None]
+    return (delta + task.log_p.double()[task.of][:, None]).logsumexp(2)
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.1, 30.0])
+@pytest.mark.parametrize("budget", [None, 2 * 333 * 4, 2 * 333 * 4 * 7])
+def test_log_sums_of_any_size_and_tile(spread, budget):
+    """spread 30 would overflow exp in float32: such tiles must take the shifted form."""
+    V, task = random_problem(spread=spread)
+    expected = by_definition(V, task)
+    error = (engine.log_sums(V, task, budget) - expected).abs() / expected.abs().clamp_min(1)
+    assert error.max() < 1e-5
+    wanted = torch.rand(task.alpha.shape, generator=torch.Generator().manual_seed(1)) < 0.1
+    some = engine.log_sums(V, task, budget, wanted)
+    assert ((some - expected).abs() / expected.abs().clamp_min(1))[wanted].max() < 1e-5
+
+
+def test_memory_budget_sizes_the_tiles():
+    U = torch.zeros(8, 1000)
+    assert engine.tile_rows(U, 2 * 1000 * 4 * 10) == 10
+    assert engine.tile_rows(U) == engine.CPU_TILE // 1000
+    with pytest.raises(qv.QVLensError, match="memory_budget"):
+        engine.tile_rows(U, 100)
+
+
+def test_bfloat16_models_are_scored_in_float32():
+    lens = tiny_lens("qwen3-gqa", dtype=torch.bfloat16)
+    trace = lens.trace(FACTS)
+    assert trace.m.dtype == torch.bfloat16
+    got = qv.value_neurons(lens, trace, None)
+    assert got.settings["dtype"] == "float32"
+    task = setting(lens, trace)
+    v = (trace.m[1, 0, 5].double() * lens.w_out(1)[5].double())[None]
+    x = task.x(1).double()[:1]
+    U, s = task.readout.U.double(), task.readout.sigma[:1].double()
+    expected = ((x + v) / s @ U).log_softmax(1)[0, task.token[0]] - (x / s @ U).log_softmax(1)[0, task.token[0]]
+    frame = got.frame
+    score = frame[(frame["prompt"] == 0) & (frame["layer"] == 1) & (frame["neuron"] == 5)]["score"].item()
+    assert score == pytest.approx(expected.item(), abs=1e-5)
