@@ -164,9 +164,8 @@ def compare(shape: dict, prompts: int, device: str, dtype: torch.dtype, repeats:
         seconds, peak = timed(lambda: naive(lens, trace, best, layers, some), repeats, device)
     rows["naive"] = (seconds * scale, peak, f"chunks of {best}" + ("" if whole else f", {1 / scale:.1%} timed"))
     for name, options in METHODS.items():
-        found = []
-        seconds, peak = timed(lambda o=options: found.append(qv.value_neurons(lens, trace, **o)), repeats, device)
-        settings = found[-1].settings
+        seconds, peak = timed(lambda o=options: qv.value_neurons(lens, trace, **o), repeats, device)
+        settings = qv.value_neurons(lens, trace, **options).settings
         note = f"fallback {settings['fallback']:.2%}" if "fallback" in settings else ""
         note = f"scored {max(settings['scored'])}" if "scored" in settings else note
         rows[name] = (seconds, peak, note)

@@ -29,7 +29,13 @@ _HOME = {
     "layer_scores": "attribution.layers",
     "query_neurons": "attribution.query",
     "query_layers": "attribution.query",
+    "qv_graph": "attribution.query",
     "vocabulary": "attribution.projection",
+    "interpretable": "attribution.projection",
+    "neuron_ensemble": "attribution.gradients",
+    "integrated_gradients": "attribution.gradients",
+    "transmission_paths": "attribution.gradients",
+    "ace_official": "attribution.official",
     "locate": "attribution.locate",
     "edit": "editing.closed_form",
     "MEMIT": "editing.closed_form",
@@ -43,10 +49,12 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from qv_lens.attribution.gradients import integrated_gradients, neuron_ensemble, transmission_paths
     from qv_lens.attribution.layers import layer_scores
     from qv_lens.attribution.locate import locate
-    from qv_lens.attribution.projection import vocabulary
-    from qv_lens.attribution.query import query_layers, query_neurons
+    from qv_lens.attribution.official import ace_official
+    from qv_lens.attribution.projection import interpretable, vocabulary
+    from qv_lens.attribution.query import query_layers, query_neurons, qv_graph
     from qv_lens.attribution.value import value_neurons
     from qv_lens.editing.closed_form import ACE, MEMIT, PMET, edit
     from qv_lens.errors import QVLensError

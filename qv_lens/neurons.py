@@ -13,7 +13,11 @@ import pandas as pd
 
 from qv_lens.errors import ConfigError, unknown
 
-UNITS = ("ffn", "attn_channel", "attn_neuron", "head", "w_out_column")
+#: FFN neuron, channel of W_O, channel at one position, head, and a column of a weight matrix (KNE's neuron)
+UNITS = (
+    "ffn", "attn_channel", "attn_neuron", "head",
+    *(f"w_{name}_column" for name in ("out", "in", "gate", "o", "q", "k", "v")),
+)  # fmt: skip
 COLUMNS = ("prompt", "unit", "layer", "neuron", "coefficient", "score")
 
 
@@ -94,11 +98,14 @@ class NeuronSet:
 
     def union(self) -> NeuronSet:
         """The distinct units over all prompts, each with its highest score, as one set (prompt -1)."""
-        best = self.frame.sort_values("score", ascending=False, kind="stable").drop_duplicates(["unit", "layer", "neuron"])
+        ordered = replace(self, frame=self.frame.sort_values("score", ascending=False, kind="stable"))
+        best = ordered.frame[~ordered._keys().duplicated()]
         return replace(self, frame=best.assign(prompt=-1).reset_index(drop=True))
 
     def _keys(self) -> pd.MultiIndex:
-        return pd.MultiIndex.from_frame(self.frame[["unit", "layer", "neuron"]])
+        """What makes two rows the same unit: an attention unit at another position is another unit."""
+        position = self.frame["position"].fillna(-1) if "position" in self.frame and self.frame["unit"].ne("ffn").all() else -1
+        return pd.MultiIndex.from_frame(self.frame[["unit", "layer", "neuron"]].assign(position=position))
 
     def __and__(self, other: NeuronSet) -> NeuronSet:
         return replace(self, frame=self.frame[self._keys().isin(other._keys())].reset_index(drop=True))

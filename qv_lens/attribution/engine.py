@@ -198,4 +198,3 @@ def bounds(V: Float[Tensor, "neuron d_model"], task: Problems) -> Float[Tensor, 
     if task.beta is None or task.b is None:
         return mean
     return mean + task.beta * (p * task.b).sum(1)[task.of][:, None]
-

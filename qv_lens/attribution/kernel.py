@@ -36,8 +36,8 @@ def log_sums(
     V, U, log_p, alpha = V.contiguous(), U.contiguous(), log_p.contiguous(), alpha.contiguous()
     top, total = torch.full_like(alpha, -torch.inf), torch.zeros_like(alpha)
     second, offsets = (alpha, log_p) if beta is None or b is None else (beta.contiguous(), b.contiguous())
-    launch: Any = _fused[(-(-neurons // BLOCK_N),)]
-    launch(
+    fused: Any = _fused  # Triton's decorator hides its type
+    fused[(-(-neurons // BLOCK_N),)](
         V, U, log_p, of.to(torch.int32), alpha, second, offsets, top, total,
         neurons, d_model, U.shape[1], len(alpha), beta is not None, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip

@@ -68,9 +68,7 @@ def layer_scores(
         )
     if method == "moments" and norm == "full":
         raise ConfigError("method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'.")
-    task = facts if isinstance(facts, Setting) else setting(
-        lens, facts, norm=norm, base=base, target=target, positions=positions, memory_budget=memory_budget
-    )  # fmt: skip
+    task = setting(lens, facts, norm=norm, base=base, target=target, positions=positions, memory_budget=memory_budget)
     if kind == "head":
         if how != "layer_vector":
             raise ConfigError(f"Heads are scored as whole vectors: kind='head' needs how='layer_vector', not {how!r}.")

@@ -16,10 +16,10 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.errors import unknown
+from qv_lens.errors import ConfigError, unknown
 from qv_lens.models.backend import Norm
 from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
@@ -66,22 +66,65 @@ class Readout:
         return self.centre(y) @ self.U / self.scale(y, rows) + self.c
 
 
-def vocabulary(lens: Lens, neurons: NeuronSet, top: int = 10) -> pd.DataFrame:
-    """Tokens that FFN neurons promote and suppress: `prompt, layer, neuron, coefficient, score, promoted, suppressed`.
+def vocabulary(lens: Lens, neurons: NeuronSet, top: int = 10, *, bias: bool = False) -> pd.DataFrame:
+    """Tokens that neurons promote and suppress: the set's columns, and lists of `top` token texts, strongest first.
 
-    Lists of `top` token texts, strongest first, sign-aware: with m < 0 the neuron promotes what its value vector
-    points away from. Rows of the vocabulary that no token uses are left out. Source: ACE, Tables 6 and 7.
+    FFN neurons and attention channels, by the vector they write. Sign-aware: with a negative coefficient a neuron
+    promotes what its vector points away from. Rows of the vocabulary that no token uses are left out. `bias` adds the
+    unembedding's bias (GPT-J's swamps short vectors). Source: ACE, Tables 6 and 7.
     """
-    norm = lens.backend_adapter.norm(None)
-    weight = at_least_float32(lens.backend_adapter.unembed()[0])[:, : len(lens.tokenizer)]
-    weight = weight * at_least_float32(norm.gain)[:, None]
     frame = neurons.to_frame()
-    promoted, suppressed = [], []
-    for layer, neuron, coefficient in zip(frame["layer"], frame["neuron"], frame["coefficient"], strict=True):
-        vector = at_least_float32(lens.w_out(int(layer))[int(neuron)])
-        logits = norm.center(vector) @ weight * (-1.0 if coefficient < 0 else 1.0)
-        order = logits.argsort(descending=True).tolist()
-        promoted.append([lens.token_label(i) for i in order[:top]])
-        suppressed.append([lens.token_label(i) for i in order[::-1][:top]])
-    keep = [column for column in ("prompt", "layer", "neuron", "coefficient", "score") if column in frame]
-    return frame[keep].assign(promoted=promoted, suppressed=suppressed)
+    ids = projected(lens, written(lens, neurons), top, bias, signs(frame))
+    promoted, suppressed = ([[lens.token_label(i) for i in row] for row in end.tolist()] for end in ids)
+    return frame.assign(promoted=list(promoted), suppressed=list(suppressed))
+
+
+def interpretable(
+    lens: Lens, neurons: NeuronSet, answer: str, top: int = 10, *, plural: bool = False, bias: bool = False
+) -> pd.Series:
+    """For each row of the set, whether the answer or a surface variant of it is among the `top` promoted tokens.
+
+    Variants: other case, with and without a leading space, `plural` also with an s; those that are single tokens, and
+    the answer's own first token. Use: `value.where(lambda frame: qv.interpretable(lens, value, "basketball"))`.
+    Source: ACE, section 6.4 ("associated vocabulary included the correct target token").
+    """
+    words = {answer, answer.lower(), answer.upper(), answer.capitalize()}
+    words |= {f"{word}s" for word in words} if plural else set()
+    wanted = {lens.answer_ids("The", answer)[0]}
+    for text in [spaced for word in words for spaced in (word, f" {word}")]:
+        ids = lens.tokenizer(text, add_special_tokens=False)["input_ids"]
+        wanted |= set(ids) if len(ids) == 1 else set()
+    promoted, _ = projected(lens, written(lens, neurons), top, bias, signs(neurons.frame))
+    return pd.Series([not wanted.isdisjoint(row) for row in promoted.tolist()], index=neurons.frame.index, dtype=bool)
+
+
+def signs(frame: pd.DataFrame) -> Float[Tensor, "neuron 1"]:
+    """-1 for neurons with a negative coefficient, 1 for all others."""
+    return torch.tensor([[-1.0 if c < 0 else 1.0] for c in frame["coefficient"]])
+
+
+def written(lens: Lens, neurons: NeuronSet) -> Float[Tensor, "neuron d_model"]:
+    """The vector that each row's unit writes per unit of its coefficient. Raises `ConfigError` for heads and columns."""
+    if neurons.unit not in ("ffn", "attn_channel", "attn_neuron"):
+        raise ConfigError(f"A vocabulary projection needs units that write one vector, not {neurons.unit!r}.")
+    out = torch.empty(len(neurons), lens.d_model, dtype=at_least_float32(lens.w_out(0)).dtype, device=lens.device)
+    for layer, rows in neurons.frame.reset_index(drop=True).groupby("layer"):
+        weight = lens.w_out(int(layer)) if neurons.unit == "ffn" else lens.backend_adapter.w_o(lens.check_layer(int(layer)))
+        out[torch.tensor(rows.index.to_numpy())] = at_least_float32(weight[torch.tensor(rows["neuron"].to_numpy())])
+    return out
+
+
+def projected(
+    lens: Lens, vectors: Float[Tensor, "neuron d_model"], top: int, bias: bool, sign: Float[Tensor, "neuron 1"], tile: int = 64
+) -> tuple[Int[Tensor, "neuron top"], Int[Tensor, "neuron top"]]:
+    """The `top` highest and lowest tokens of U^T (gain * centre(v)), times the sign."""
+    norm = lens.backend_adapter.norm(None)
+    U, b = (at_least_float32(w)[..., : len(lens.tokenizer)] for w in lens.backend_adapter.unembed())
+    U, ends = U * at_least_float32(norm.gain)[:, None], []
+    for i in range(0, len(vectors), tile):
+        logits = norm.center(vectors[i : i + tile]) @ U + (b if bias else 0)
+        logits = logits * sign[i : i + tile].to(logits)
+        ends.append([logits.topk(min(top, logits.shape[1]), dim=1, largest=largest).indices for largest in (True, False)])
+    if not ends:
+        return torch.empty(0, top, dtype=torch.long), torch.empty(0, top, dtype=torch.long)
+    return torch.cat([high for high, _ in ends]), torch.cat([low for _, low in ends])

@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -40,6 +41,8 @@ from qv_lens.trace import Trace
 Method = Literal["grad", "share", "inner_product"]
 METHODS: tuple[Method, ...] = ("grad", "share", "inner_product")
 Subkey = Literal["linear", "gate", "up"]
+#: (layer, neurons) -> a vector each
+KeyOf = Callable[[int, Tensor], Tensor]
 #: a value neuron whose coefficient, or whose share's denominator, is smaller than this has no defined weight
 SMALL = 1e-6
 
@@ -70,6 +73,12 @@ def query_neurons(
     if over not in ("prompt", "set", "category"):
         raise unknown("over", over, ("prompt", "set", "category"))
     reader = targets_of(lens, facts, value, method, targets, subkey, positions, attention=unit in AT_POSITIONS)
+    settings = {**_settings(lens, method, targets), "over": over, "unit": unit}
+    return queries_of(lens, reader, unit, top, over, settings)
+
+
+def queries_of(lens: Lens, reader: Reader, unit: Unit, top: int | None, over: Over, settings: dict[str, Any]) -> NeuronSet:
+    """The units below the reader's targets, scored by its keys and ranked."""
     trace, below = reader.trace, reader.below("ffn" if unit == "ffn" else "attn")
     scores, m = [], []
     for layer in range(lens.n_layers):
@@ -80,10 +89,11 @@ def query_neurons(
             reach = (below[layer] @ at_least_float32(units.vectors).T).repeat(1, units.keys)
             scores.append(units.m * reach)
         m.append(units.m)
-    settings = {**_settings(lens, method, targets), "over": over, "unit": unit}
     if reader.attention:
         if over != "prompt" or unit in AT_POSITIONS:
-            raise ConfigError("Queries of attention neurons have a position: use over='prompt' and unit 'ffn', 'attn_channel' or 'head'.")
+            raise ConfigError(
+                "Queries of attention neurons have a position: use over='prompt' and unit 'ffn', 'attn_channel' or 'head'."
+            )
         last = [prompt.last for prompt in trace.prompts]
         return ranked(Rows(lens, trace), unit, _by_prompt(trace, scores), _by_prompt(trace, m), top, settings, last=last)
     groups = Rows(lens, trace).groups(over)
@@ -108,7 +118,13 @@ def query_layers(
 
     For attention neurons as targets the positions that they read are added up.
     """
-    reader = targets_of(lens, facts, value, method, targets, subkey, positions)
+    frame = layers_of(lens, targets_of(lens, facts, value, method, targets, subkey, positions))
+    frame.attrs.update(_settings(lens, method, targets))
+    return frame
+
+
+def layers_of(lens: Lens, reader: Reader) -> pd.DataFrame:
+    """The functional on whole outputs, per prompt."""
     trace, rows = reader.trace, []
     for layer in range(lens.n_layers):
         for kind, output in (("ffn", trace.ffn), ("attn", trace.attn)):
@@ -117,9 +133,7 @@ def query_layers(
     whole = reader.own["ffn"].sum(0) + reader.own["attn"].sum(0)
     embedding = grouped((at_least_float32(trace.resid[0]) * whole).sum(1, keepdim=True), trace.prompt)[:, 0]
     rows += [(p, "embed", -1, s) for p, s in enumerate(embedding.tolist())]
-    frame = pd.DataFrame(rows, columns=["prompt", "kind", "layer", "score"])
-    frame.attrs.update(_settings(lens, method, targets))
-    return frame
+    return pd.DataFrame(rows, columns=["prompt", "kind", "layer", "score"])
 
 
 class Graph(NamedTuple):
@@ -207,10 +221,13 @@ class Reader:
 
 def targets_of(
     lens: Lens, facts: Facts | Trace, value: NeuronSet, method: Method, targets: int, subkey: Subkey | None = None,
-    positions: Positions = "last", attention: bool = False,
+    positions: Positions = "last", attention: bool = False, key_of: KeyOf | None = None,
 ) -> Reader:  # fmt: skip
-    """The weighted keys of the best value neurons of each prompt. Raises `ConfigError` for an unknown method, a prompt
-    without value neurons, or value neurons that were computed elsewhere in the prompt."""
+    """The weighted keys of the best value neurons of each prompt; `key_of` puts other vectors in the place of subkeys.
+
+    Raises `ConfigError` for an unknown method, a prompt without value neurons, or value neurons that were computed
+    elsewhere in the prompt.
+    """
     if method not in METHODS:
         raise unknown("Query method", method, METHODS)
     if subkey not in (None, "linear", "gate", "up"):
@@ -220,10 +237,13 @@ def targets_of(
         check_ffn(lens, value)
     given = facts if isinstance(facts, Trace) else lens.trace(facts, "all" if reads_attention else positions, attention=attention)
     trace = lens.trace(list(given.facts), "all") if reads_attention and len(given.prompt) == len(given.prompts) else given
-    if attention and trace.pattern is None:
-        raise ConfigError("These units need attention patterns: trace the facts with lens.trace(facts, attention=True).")
     computed = value.settings.get("positions")
-    if not reads_attention and computed is not None and value.settings.get("over") == "prompt" and computed != trace.positions.tolist():
+    if (
+        not reads_attention
+        and computed is not None
+        and value.settings.get("over") == "prompt"
+        and computed != trace.positions.tolist()
+    ):
         raise ConfigError(
             f"The value neurons were computed at positions {computed}, the queries are asked for at "
             f"{trace.positions.tolist()}: give both the same trace, or the same positions=."
@@ -234,7 +254,7 @@ def targets_of(
     for layer, group in table.groupby("layer"):
         index = torch.tensor(group.index.to_numpy(), device=keys.device)
         rows = torch.tensor(group["row"].to_numpy(), device=keys.device)
-        keys[index] = _keys(lens, trace, int(layer), rows, group, method, subkey, reads_attention)
+        keys[index] = _keys(lens, trace, int(layer), rows, group, method, subkey, reads_attention, key_of)
         own["attn" if reads_attention else "ffn"][int(layer)].index_add_(0, rows, keys[index])
     return Reader(trace, table, keys, own, lens.backend_adapter.parallel, reads_attention)
 
@@ -256,7 +276,7 @@ def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataF
 
 def _keys(
     lens: Lens, trace: Trace, layer: int, rows: Int[Tensor, " target"], group: pd.DataFrame, method: Method,
-    subkey: Subkey | None, attention: bool,
+    subkey: Subkey | None, attention: bool, key_of: KeyOf | None,
 ) -> Float[Tensor, "target d_model"]:  # fmt: skip
     """The weighted key of each target in one layer."""
     backend = lens.backend_adapter
@@ -275,6 +295,7 @@ def _keys(
     else:
         m = at_least_float32(trace.m[layer][rows, j])
         linear, key = _subkeys(lens, layer, norm(h), j, subkey or ("gate" if method == "inner_product" else "linear"))
+    key = key if key_of is None else at_least_float32(key_of(layer, j))
     if method == "inner_product":
         return key
     if method == "grad":

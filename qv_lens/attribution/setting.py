@@ -195,7 +195,7 @@ class Setting:
 
 def setting(
     lens: Lens,
-    facts: Facts | Trace,
+    facts: Facts | Trace | Setting,
     *,
     norm: NormMode = "frozen",
     base: Base = "mid",
@@ -204,11 +204,13 @@ def setting(
     attention: bool = False,
     memory_budget: int | None = None,
 ) -> Setting:
-    """Trace the facts (unless that is done) and fix what is asked for.
+    """Trace the facts (unless that is done) and fix what is asked for. A Setting stays what it is.
 
     `target`: 'answer' (its first token; a bare prompt has none and takes the model's own), 'predicted' (the model's own
     most likely token), 'sequence' (the whole answer, teacher forced), a token id, or a pair for a contrast.
     """
+    if isinstance(facts, Setting):
+        return facts
     if base not in BASES:
         raise unknown("Base", base, BASES)
     if isinstance(target, str) and target not in ("answer", "predicted", "sequence"):
@@ -218,8 +220,6 @@ def setting(
         raise ConfigError(f"target='sequence' has its own positions, those that predict the answer; got {positions!r}.")
     where = "answer" if sequence else positions
     trace = facts if isinstance(facts, Trace) else lens.trace(facts, where, attention=attention)
-    if attention and trace.pattern is None:
-        raise ConfigError("These units need attention patterns: trace the facts with lens.trace(facts, attention=True).")
     pair = target if isinstance(target, tuple) else (target, None)
     token = _tokens(lens, trace, pair[0])
     against = None if pair[1] is None else _tokens(lens, trace, pair[1])

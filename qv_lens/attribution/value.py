@@ -23,7 +23,17 @@ from tqdm import tqdm
 
 from qv_lens.attribution.projection import NormMode
 from qv_lens.attribution.setting import (
-    METHODS, MOMENTS_ORDER, MOMENTS_TOLERANCE, Base, Kind, Method, Over, Rows, Setting, Target, setting,
+    METHODS,
+    MOMENTS_ORDER,
+    MOMENTS_TOLERANCE,
+    Base,
+    Kind,
+    Method,
+    Over,
+    Rows,
+    Setting,
+    Target,
+    setting,
 )  # fmt: skip
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
@@ -41,7 +51,7 @@ SLACK = 1e-5
 @torch.no_grad()
 def value_neurons(
     lens: Lens,
-    facts: Facts | Trace,
+    facts: Facts | Trace | Setting,
     top: int | None = 300,
     *,
     unit: Unit = "ffn",
@@ -149,7 +159,8 @@ def values_by_head(
 ) -> tuple[Float[Tensor, "row head key"], Float[Tensor, "row head channel key"]]:
     """a_hp and a_hp val_hpc: under grouped-query attention a query head reads the value head h // group."""
     backend = lens.backend_adapter
-    assert trace.pattern is not None and trace.v is not None
+    if trace.pattern is None or trace.v is None:
+        raise ConfigError("These units need attention patterns: trace the facts with lens.trace(facts, attention=True).")
     group = backend.cfg.n_heads // backend.n_kv_heads
     val = rearrange(at_least_float32(trace.v[layer]), "p (h c) k -> p h c k", h=backend.n_kv_heads)
     val = repeat(val, "p h c k -> p (h group) c k", group=group)[trace.prompt]
@@ -197,9 +208,7 @@ def grouped(scores: Float[Tensor, "row unit"], groups: Int[Tensor, " row"]) -> F
     return out.index_add_(0, groups.to(scores.device), scores)
 
 
-def certified_top(
-    task: Setting, unit: Unit, k: int, over: Over
-) -> tuple[Float[Tensor, "layer group unit"], list[int]]:
+def certified_top(task: Setting, unit: Unit, k: int, over: Over) -> tuple[Float[Tensor, "layer group unit"], list[int]]:
     """Exact scores of the k best units of each group, -inf for all others, and how many were scored.
 
     1. J >= I for every unit, summed over the rows of a group.
@@ -208,7 +217,7 @@ def certified_top(
     """
     groups = task.rows.groups(over)
     bounds = torch.stack([grouped(layer.score, groups) for layer in scored(task, unit, "first_order")])
-    layers, n, width = bounds.shape
+    layers, n, _ = bounds.shape
     J, order = rearrange(bounds, "l g u -> g (l u)").sort(dim=1, descending=True)
     found = torch.full_like(J, -torch.inf)  # by unit, not by rank
     done, wave = [0] * n, k + max(8, k // 16)

@@ -173,6 +173,18 @@ class Backend:
         """m: the FFN activation that multiplies the rows of W_out."""
         return f"blocks.{layer}.mlp.hook_post"
 
+    def pre(self, layer: int) -> str:
+        """What the non-linearity reads: x W_in + b_in, in a gated FFN x W_gate."""
+        return f"blocks.{layer}.mlp.hook_pre"
+
+    def pre_linear(self, layer: int) -> str:
+        """A gated FFN's x W_in."""
+        return f"blocks.{layer}.mlp.hook_pre_linear"
+
+    def qkv(self, layer: int, which: str) -> str:
+        """Queries, keys or values ('Q', 'K', 'V') as the projection gives them."""
+        return f"blocks.{layer}.attn.hook_{which.lower()}"
+
     def z(self, layer: int) -> str:
         """Attention-weighted values per head, what W_O multiplies."""
         return f"blocks.{layer}.attn.hook_z"
@@ -180,10 +192,6 @@ class Backend:
     def pattern(self, layer: int) -> str:
         """Attention weights [prompt, head, query, key]."""
         return f"blocks.{layer}.attn.hook_pattern"
-
-    def v(self, layer: int) -> str:
-        """Value vectors of the key-value heads at every position."""
-        return f"blocks.{layer}.attn.hook_v"
 
     def site(self, module: Literal["ffn", "attn"], layer: int) -> str:
         return self.mlp_out(layer) if module == "ffn" else self.attn_out(layer)

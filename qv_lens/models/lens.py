@@ -131,12 +131,16 @@ class Lens:
         return self.backend_adapter.w_out(self.check_layer(layer))
 
     def parameter(self, layer: int, name: str) -> Tensor:
-        """A live weight by name: 'W_out', 'W_in', 'W_gate', 'W_O', 'b_in' or 'b_out'. Raises `ConfigError`."""
+        """A live weight by name: 'W_out', 'W_in', 'W_gate', 'W_O', 'W_Q', 'W_K', 'W_V', 'b_in' or 'b_out'.
+
+        Heads and channels share one axis. Raises `ConfigError` for a weight that the model does not have.
+        """
         self.check_layer(layer)
         backend = self.backend_adapter
         readers = {
             "W_out": backend.w_out, "W_in": backend.w_in, "W_gate": backend.w_gate,
             "W_O": backend.w_o, "b_in": backend.b_in, "b_out": backend.b_out,
+            **{f"W_{which}": partial(backend.w_qkv, which=which) for which in ("Q", "K", "V")},
         }  # fmt: skip
         weight = readers[name](layer) if name in readers else None
         if weight is None:
@@ -231,9 +235,7 @@ class Lens:
         return bool(self._in_force) or any(point._forward_hooks for point in self.model.hook_dict.values())
 
     @torch.no_grad()
-    def trace(
-        self, facts: Facts, positions: Positions = "last", *, attention: bool = False, batch_size: int = 64
-    ) -> Trace:
+    def trace(self, facts: Facts, positions: Positions = "last", *, attention: bool = False, batch_size: int = 64) -> Trace:
         """Capture one forward pass of the prompts: at one position of each (a name or an index), at 'all' of them, or at
         those that predict the 'answer' token by token. `attention` keeps patterns and value vectors as well."""
         records = as_list(facts)
@@ -280,7 +282,7 @@ class Lens:
         names[4].append(backend.resid_post(self.n_layers - 1))
         hooks = [keep(name) for group in names for name in group]
         if attention:
-            extra = [[site(layer) for layer in layers] for site in (backend.pattern, backend.v)]
+            extra = [[backend.pattern(layer) for layer in layers], [backend.qkv(layer, "V") for layer in layers]]
             hooks += [keep_pattern(name) for name in extra[0]] + [keep_values(name) for name in extra[1]]
         logits = self.logits(rows, hooks)
         stacked = [torch.stack([kept[name] for name in group]) for group in names]

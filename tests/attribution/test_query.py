@@ -97,3 +97,119 @@ def test_locate_ranks_every_layer_once():
     layers = qv.locate(lens, FACTS)
     assert sorted(layers.value) == sorted(layers.query) == [0, 1, 2]
     assert layers.frame["score"].notna().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_and_channels_add_up_to_their_layer(kind, true_float64):
+    lens = tiny_lens(kind)
+    trace = lens.trace(FACTS, attention=True)
+    value = qv.value_neurons(lens, trace, top=20)
+    layers = qv.query_layers(lens, trace, value)
+    whole = layers[layers["kind"] == "attn"].set_index(["prompt", "layer"])["score"]
+    for unit in ("head", "attn_channel", "head_position", "attn_neuron"):
+        frame = qv.query_neurons(lens, trace, value, None, unit=unit).frame
+        assert (frame.groupby(["prompt", "layer"])["score"].sum() - whole).abs().max() < 1e-9
+        assert ("position" in frame) == (unit in ("head_position", "attn_neuron"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_queries_of_attention_neurons_equal_finite_differences(kind, true_float64):
+    """What v_q at position p does to the value that a head reads there, attention held; channel and head by hand."""
+    lens = tiny_lens(kind)
+    trace = lens.trace(FACTS, attention=True)
+    value = qv.value_neurons(lens, trace, 12, unit="attn_neuron")
+    query = qv.query_neurons(lens, trace, value, None, targets=12).frame
+    everywhere, eps = lens.trace(FACTS, "all"), 1e-6
+    blocks = lens.hf.transformer.h if kind == "gptj" else lens.hf.model.layers
+    heads, kv = KINDS[kind]
+    for prompt in range(2):
+        targets = value.frame[(value.frame["prompt"] == prompt) & (value.frame["layer"] > 0)]
+        assert len(targets) > 1
+        for position in sorted(targets["position"].unique())[:3]:
+            row = ((everywhere.prompt == prompt) & (everywhere.positions == position)).nonzero().item()
+            v, expected = everywhere.m[0, row, 5] * lens.w_out(0)[5], 0.0
+            for j in targets[targets["position"] == position].itertuples():
+                block, h = blocks[j.layer], everywhere.resid[j.layer, row]
+                norm, v_proj = (
+                    (block.ln_1, block.attn.v_proj) if kind == "gptj" else (block.input_layernorm, block.self_attn.v_proj)
+                )
+                channels = v_proj.weight.shape[0] // kv
+                read = j.neuron // channels // (heads // kv) * channels + j.neuron % channels
+                up, down, here = (v_proj(norm(h + s * eps * v))[read].item() for s in (1, -1, 0))
+                assert j.coefficient == pytest.approx(here * trace.pattern[j.layer, prompt, j.head, position].item(), rel=1e-6)
+                expected += j.score / here * (up - down) / (2 * eps)
+            got = query[
+                (query["prompt"] == prompt) & (query["layer"] == 0) & (query["neuron"] == 5) & (query["position"] == position)
+            ]
+            assert got["score"].item() == pytest.approx(expected, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize("method", ["grad", "share", "inner_product"])
+def test_edges_of_the_graph_add_up_to_query_scores(kind, method, true_float64):
+    lens = tiny_lens(kind)
+    trace = lens.trace(FACTS)
+    value = qv.value_neurons(lens, trace, 20)
+    query = qv.query_neurons(lens, trace, value, 15, method=method, targets=20)
+    graph = qv.qv_graph(lens, trace, value, query, method=method, targets=20)
+    sums = graph.edges.groupby(["prompt", "source"])["weight"].sum()
+    for row in query.frame.itertuples():
+        assert sums.get((row.prompt, f"f{row.layer}-{row.neuron}"), 0.0) == pytest.approx(row.score, abs=1e-9)
+    assert (graph.edges["source_layer"] < graph.edges["target_layer"]).all()
+    both = {f"f{layer}-{neuron}" for layer, neuron in (value & query)}
+    assert set(graph.nodes[graph.nodes["role"] == "shared"]["id"]) <= both
+    assert (
+        len(graph.nodes[graph.nodes["prompt"] == 0]) == 35 - (graph.nodes[graph.nodes["prompt"] == 0]["role"] == "shared").sum()
+    )
+
+
+def test_values_from_elsewhere_in_the_prompt_are_refused():
+    lens = tiny_lens("gptj")
+    value = qv.value_neurons(lens, FACTS, 20, positions="subject_last")
+    with pytest.raises(qv.QVLensError, match="computed at positions"):
+        qv.query_neurons(lens, FACTS, value)
+    assert len(qv.query_neurons(lens, FACTS, value, 5, positions="subject_last")) == 10
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_the_released_notebooks(kind, true_float64):
+    """`ace_official`: shares add up to what they share out, whatever key was taken; heads from out_proj cut the wrong way."""
+    lens = tiny_lens(kind)
+    out = qv.ace_official(lens, FACTS)
+    trace = lens.trace(FACTS)
+    assert out.value_layers.attrs["preset"] == "ace_official, as released"
+    assert out.counts.groupby("prompt")["score"].sum().tolist() == [min(300, lens.n_layers * lens.d_mlp)] * 2
+    assert (out.query_neurons is None) == (kind != "gptj")
+    if kind != "gptj":
+        shares = out.query_layers.groupby("prompt")["score"].sum()
+        assert shares.to_numpy() == pytest.approx(
+            out.value_neurons.top(30).frame.groupby("prompt")["score"].sum().to_numpy(), rel=1e-9
+        )
+        return
+    hf, final = lens.hf, trace.final[0]
+    c = final - final.mean()
+    sigma = (c.square().mean() + hf.transformer.ln_f.eps).sqrt()
+
+    def log_prob(y):  # ln_f.bias left out
+        return hf.lm_head((y - y.mean()) / sigma * hf.transformer.ln_f.weight).log_softmax(-1)[trace.logits[0].argmax()]
+
+    w = hf.transformer.h[1].attn.out_proj.weight.view(4, 8, 32)  # (head, channel) of the OUTPUT axis
+    z, x = trace.z[1, 0].view(4, 8), trace.resid[1, 0]
+    expected = log_prob(x + z[2] @ w[2]) - log_prob(x)
+    row = out.heads[(out.heads["prompt"] == 0) & (out.heads["layer"] == 1) & (out.heads["head"] == 2)]
+    assert row["score"].item() == pytest.approx(expected.item(), rel=1e-8, abs=1e-10)
+    assert "position" in out.query_neurons.frame
+
+
+def test_interpretable_neurons_promote_the_answer():
+    """A neuron whose vector is the answer's unembedding row; its opposite with a negative coefficient; and a third."""
+    lens = tiny_lens("qwen3-gqa")
+    token = lens.answer_ids(FACTS[1])[0]
+    row = lens.backend_adapter.unembed()[0][:, token] / lens.backend_adapter.norm(None).gain
+    lens.w_out(0)[3], lens.w_out(0)[4], lens.w_out(0)[5] = row, -row, -row
+    neurons = qv.NeuronSet.of([(0, 3), (0, 4), (0, 5)])
+    neurons = qv.NeuronSet(neurons.frame.assign(coefficient=[1.0, -1.0, 1.0]))
+    assert qv.interpretable(lens, neurons, FACTS[1].answer, 1).tolist() == [True, True, False]
+    table = qv.vocabulary(lens, neurons, 4)
+    assert table["promoted"][0] == table["promoted"][1] == table["suppressed"][2]
+    assert table["promoted"][0][0] == lens.token_label(token)

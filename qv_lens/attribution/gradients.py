@@ -1,0 +1,269 @@
+"""Gradient attribution: KNE's neuronal ensembles, KN's integrated gradients, CTP's critical transmission paths.
+
+KNE (section 3, Eq. 4-7)
+1. Scale a weight matrix of one layer by i/m, i = 1..m, all of it jointly, and take the gradient of sum_j P(y*_j | x, y*_<j).
+2. Attr(w_k) = w_k/m * sum_i gradient at (i/m) w, summed over the entries of neuron k: a row of the stored (Hugging Face)
+   matrix, which is a column here. Mean over the facts.
+3. The ensemble is what lies above one quantile over all layers and matrices (Eq. 6, 7).
+
+KN (Dai et al. 2022): the same along the activations m of one prompt, from 0 to what they are, at the last token.
+
+CTP (section 3.2, Eq. 6; scores as its code computes them)
+1. G: the gradient of the cross-entropy of the new answer with respect to W_in and W_out.
+2. A key node is neuron j's column of W_in, a value node its row of W_out; each row of G over the model's dimension is
+   z-scored over the nodes, and a node's score is the mean absolute value of its column.
+3. T+ are the `top` nodes of each layer and matrix, T- the `bottom` ones.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from qv_lens.errors import ConfigError, unknown
+from qv_lens.facts.records import EditRequest, Fact
+from qv_lens.facts.spans import Prompt
+from qv_lens.models.deltas import delta_hooks, zeros_like_parameters
+from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.neurons import NeuronSet
+
+Records = Fact | EditRequest | Sequence[Fact | EditRequest]
+Reduce = Literal["sum", "norm"]
+NodeScore = Literal["mean_abs_z", "abs_sum", "sum", "norm"]
+NODE_SCORES: tuple[NodeScore, ...] = ("mean_abs_z", "abs_sum", "sum", "norm")
+
+
+def neuron_ensemble(
+    lens: Lens,
+    records: Records,
+    share: float = 0.01,
+    *,
+    parameters: Sequence[str] = ("W_out",),
+    axis: Literal["column", "row"] = "column",
+    reduce: Reduce = "sum",
+    steps: int = 20,
+    together: bool = False,
+) -> NeuronSet:
+    """KNE's ensemble: the neurons above the 1 - `share` quantile of Attr over all layers (Eq. 4-7), unit e.g. 'w_out_column'.
+
+    `records`: an EditRequest counts with its new answer, a Fact with its answer. `parameters`: names of `Lens.parameter`.
+    `axis`: 'column' is KNE's neuron (a row of the stored matrix), 'row' KN's (W_out alone: FFN neurons). `reduce`: a
+    neuron's entries summed, or their norm. `together` scales all layers at once (`steps` passes instead of one sweep per
+    layer). Scores are probabilities, not nats. `settings["threshold"]` is t_p.
+    Raises `ConfigError` for a share outside (0, 1], an unknown parameter or axis.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"share is a fraction of the neurons, above 0 and at most 1; got {share}.")
+    if axis not in ("column", "row"):
+        raise unknown("Axis", axis, ("column", "row"))
+    if axis == "row" and tuple(parameters) != ("W_out",):
+        raise ConfigError("axis='row' means FFN neurons, rows of W_out: use it with parameters=('W_out',).")
+    if reduce not in ("sum", "norm"):
+        raise unknown("Reduction", reduce, ("sum", "norm"))
+    facts, names = targets(records), [(layer, name) for name in parameters for layer in range(lens.n_layers)]
+    sweeps = [names] if together else [[name] for name in names]
+    attributed = {}
+    for sweep in tqdm(sweeps, desc="neuron ensemble", unit="matrix", delay=2, leave=False):
+        attributed |= weight_attributions(lens, facts, sweep, steps)
+    rows = []
+    for (layer, name), entries in attributed.items():
+        along = entries.sum if reduce == "sum" else entries.norm
+        score = along(dim=1 if axis == "row" else 0)
+        unit = "ffn" if axis == "row" else f"{name.lower()}_column"
+        rows.append(
+            pd.DataFrame({"prompt": -1, "unit": unit, "layer": layer, "neuron": range(len(score)), "score": score.cpu().numpy()})
+        )
+    frame = pd.concat(rows, ignore_index=True).assign(coefficient=float("nan"))
+    threshold = float(frame["score"].quantile(1 - share))
+    kept = frame[frame["score"] >= threshold].sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    settings = {"model": lens.name, "method": "integrated gradients of weights", "share": share, "threshold": threshold}
+    settings |= {"parameters": list(parameters), "axis": axis, "reduce": reduce, "steps": steps, "together": together}
+    return NeuronSet(kept[["prompt", "unit", "layer", "neuron", "coefficient", "score"]], settings)
+
+
+def weight_attributions(
+    lens: Lens, facts: Sequence[Fact], names: list[tuple[int, str]], steps: int = 20
+) -> dict[tuple[int, str], Tensor]:
+    """w/m sum_i dP/dw at (i/m) w for every entry of the named weights, scaled together, mean over the facts (Eq. 5)."""
+    prompts = lens.tokenize(list(facts))
+    total = {name: torch.zeros(()) for name in names}
+    for i in range(1, steps + 1):
+        with torch.enable_grad():
+            deltas = zeros_like_parameters(lens, names)
+            for (layer, name), delta in deltas.items():
+                delta.data += (i / steps - 1) * lens.parameter(layer, name).to(delta.dtype)
+            p = answer_probabilities(lens, prompts, delta_hooks(lens, deltas))
+            gradients = torch.autograd.grad(p.sum() / len(prompts), list(deltas.values()))
+        for name, gradient in zip(names, gradients, strict=True):
+            total[name] = total[name].to(gradient.device) + gradient
+    return {(layer, name): lens.parameter(layer, name).to(g.dtype) * g / steps for (layer, name), g in total.items()}
+
+
+def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *, steps: int = 20) -> NeuronSet:
+    """KN's attribution of FFN neurons: m_k/steps sum_i dP(answer)/dm_k at (i/steps) m, at the token that predicts.
+
+    Each layer is scaled alone, all its neurons jointly. An answer of several tokens is teacher forced, token by token,
+    and added up. Scores are probabilities.
+    """
+    facts = targets(records)
+    prompts = lens.tokenize(facts)
+    trace = lens.trace(facts, "answer")
+    rows = [(*prompts[p].ids, *prompts[p].answer[: i - prompts[p].last]) for p, i in _where(trace)]
+    token = torch.tensor([prompts[p].answer[i - prompts[p].last] for p, i in _where(trace)], device=lens.device)
+    index, last = torch.arange(len(rows), device=lens.device), torch.tensor([len(row) - 1 for row in rows], device=lens.device)
+    frames = []
+    for layer in tqdm(range(lens.n_layers), desc="integrated gradients", unit="layer", delay=2, leave=False):
+        m, gradient = at_least_float32(trace.m[layer]), torch.zeros(())
+        for i in range(1, steps + 1):
+            with torch.enable_grad():
+                leaf = (m * i / steps).requires_grad_(True)
+
+                def scale(x: Tensor, leaf: Tensor = leaf) -> Tensor:
+                    out = x.clone()
+                    out[index, last] = leaf.to(x.dtype)
+                    return out
+
+                logits = lens.logits(rows, [(lens.backend_adapter.coefficient(layer), scale)])
+                p = at_least_float32(logits[index, last]).softmax(-1)[index, token]
+                gradient = gradient.to(leaf) + torch.autograd.grad(p.sum(), leaf)[0]
+        score = torch.zeros(len(facts), lens.d_mlp, dtype=m.dtype, device=m.device)
+        score.index_add_(0, trace.prompt, m * gradient / steps)
+        mean = torch.zeros_like(score).index_add_(0, trace.prompt, m) / torch.bincount(trace.prompt)[:, None]
+        for p in range(len(facts)):
+            columns = {"prompt": p, "unit": "ffn", "layer": layer, "neuron": range(lens.d_mlp)}
+            frames.append(pd.DataFrame({**columns, "coefficient": mean[p].cpu().numpy(), "score": score[p].cpu().numpy()}))
+    frame = pd.concat(frames, ignore_index=True).sort_values(["prompt", "score"], ascending=[True, False], kind="stable")
+    found = NeuronSet(frame.reset_index(drop=True), {"model": lens.name, "method": "integrated gradients", "steps": steps})
+    return found if top is None else found.top(top)
+
+
+def transmission_paths(
+    lens: Lens,
+    records: Records,
+    top: int = 15,
+    bottom: int = 1,
+    *,
+    score: NodeScore = "mean_abs_z",
+    paths: Literal["ranks", "k_best"] = "ranks",
+    gate: bool = False,
+    batch_size: int = 2,
+) -> pd.DataFrame:
+    """CTP's packed nodes: `layer, kind ('key', 'value'), neuron, score, path ('T+', 'T-' or '')`, every node one row.
+
+    `score`: 'mean_abs_z' (CTP's code), 'abs_sum' and 'sum' (Eq. 6 over the node's entries, signed), 'norm'.
+    `paths`: 'ranks' takes the `top` and `bottom` nodes of each layer and kind; 'k_best' the nodes on the `top` paths
+    (one node per layer and kind) with the largest sum of scores, and on the `bottom` lowest. `gate`: a gated FFN's key
+    node includes its column of W_gate.
+    """
+    if score not in NODE_SCORES:
+        raise unknown("Node score", score, NODE_SCORES)
+    if paths not in ("ranks", "k_best"):
+        raise unknown("paths", paths, ("ranks", "k_best"))
+    if not (0 < top <= lens.d_mlp and 0 <= bottom <= lens.d_mlp - top):
+        raise ConfigError(f"top={top} and bottom={bottom} must fit into the {lens.d_mlp} neurons of a layer.")
+    gradients = answer_gradients(lens, targets(records), gate, batch_size)
+    columns = {}
+    for layer in range(lens.n_layers):
+        key = gradients[layer, "W_in"]
+        if gate:
+            key = torch.cat([key, gradients[layer, "W_gate"]])
+        columns[layer, "key"], columns[layer, "value"] = key, gradients[layer, "W_out"].T
+    scores = {node: _node_scores(G, score) for node, G in columns.items()}
+    marks = (_by_rank if paths == "ranks" else _by_sum)(scores, top, bottom)
+    frame = pd.concat(
+        [
+            pd.DataFrame({"layer": layer, "kind": kind, "neuron": range(lens.d_mlp), "score": s.cpu().numpy(), "path": marks[layer, kind]})
+            for (layer, kind), s in scores.items()
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+    frame.attrs.update({"model": lens.name, "score": score, "paths": paths, "top": top, "bottom": bottom, "gate": gate})
+    return frame
+
+
+def answer_gradients(lens: Lens, facts: Sequence[Fact], gate: bool = False, batch_size: int = 2) -> dict[tuple[int, str], Tensor]:
+    """G: mini-batches' mean cross-entropy of the answers, added up, differentiated by W_in, W_out (and W_gate)."""
+    if gate and not lens.backend_adapter.gated:
+        raise ConfigError(f"gate=True, but the FFN of {lens.name} has no gate.")
+    names = [(layer, name) for layer in range(lens.n_layers) for name in ("W_in", "W_out", *(("W_gate",) if gate else ()))]
+    prompts, total = lens.tokenize(list(facts)), {name: torch.zeros(()) for name in names}
+    for i in range(0, len(prompts), batch_size):
+        with torch.enable_grad():
+            deltas = zeros_like_parameters(lens, names)
+            p = answer_probabilities(lens, prompts[i : i + batch_size], delta_hooks(lens, deltas))
+            gradients = torch.autograd.grad(-p.log().mean(), list(deltas.values()))
+        total = {name: total[name].to(g.device) + g for name, g in zip(names, gradients, strict=True)}
+    return total
+
+
+def answer_probabilities(lens: Lens, prompts: Sequence[Prompt], hooks: list) -> Float[Tensor, " token"]:
+    """P(y_j | x, y_<j) of every answer token of every prompt, in one pass, in order."""
+    logits = lens.logits([prompt.row("answer") for prompt in prompts], hooks)
+    where = [
+        (i, position, token)
+        for i, p in enumerate(prompts)
+        for position, token in zip(p.positions("answer"), p.answer, strict=True)
+    ]
+    row, position, token = (torch.tensor(axis, device=logits.device) for axis in zip(*where, strict=True))
+    return at_least_float32(logits[row, position]).softmax(-1).gather(1, token[:, None])[:, 0]
+
+
+def targets(records: Records) -> list[Fact]:
+    """The facts whose answers are asked for: a request's new one. Raises `ConfigError` for none."""
+    several = [records] if isinstance(records, (Fact, EditRequest)) else list(records)
+    if not several:
+        raise ConfigError("No facts were given: pass at least one Fact or EditRequest.")
+    return [record.target if isinstance(record, EditRequest) else record for record in several]
+
+
+def _where(trace) -> list[tuple[int, int]]:
+    return list(zip(trace.prompt.tolist(), trace.positions.tolist(), strict=True))
+
+
+def _node_scores(G: Float[Tensor, "d node"], score: NodeScore) -> Float[Tensor, " node"]:
+    if score == "sum":
+        return G.sum(0)
+    if score == "abs_sum":
+        return G.sum(0).abs()
+    if score == "norm":
+        return G.norm(dim=0)
+    spread = G.std(dim=1, keepdim=True)
+    z = torch.where(spread == 0, 0.0, (G - G.mean(1, keepdim=True)) / torch.where(spread == 0, 1.0, spread))
+    return z.abs().mean(0)
+
+
+def _by_rank(scores: dict[tuple[int, str], Tensor], top: int, bottom: int) -> dict[tuple[int, str], list[str]]:
+    marks = {}
+    for node, s in scores.items():
+        order, names = s.argsort(descending=True).tolist(), [""] * len(s)
+        for j in order[:top]:
+            names[j] = "T+"
+        for j in order[len(order) - bottom :]:
+            names[j] = "T-"
+        marks[node] = names
+    return marks
+
+
+def _by_sum(scores: dict[tuple[int, str], Tensor], top: int, bottom: int) -> dict[tuple[int, str], list[str]]:
+    marks = {node: [""] * len(s) for node, s in scores.items()}
+    for mark, count, sign in (("T-", bottom, -1.0), ("T+", top, 1.0)):
+        for path in _best_paths([(sign * s).tolist() for s in scores.values()], count):
+            for node, j in zip(scores, path, strict=True):
+                marks[node][j] = mark
+    return marks
+
+
+def _best_paths(scores: list[list[float]], count: int) -> list[tuple[int, ...]]:
+    """The `count` choices of one entry per list with the largest sums: lists merged one by one, `count` sums kept."""
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for s in scores:
+        order = heapq.nlargest(count, range(len(s)), key=s.__getitem__)
+        best = heapq.nlargest(count, [(total + s[j], (*path, j)) for total, path in best for j in order])
+    return [path for _, path in best]

@@ -1,0 +1,92 @@
+"""W + D without writing W: hooks that add (what the weight reads) @ D to what it gives.
+
+    W_out  reads m                      adds at the FFN's output        b_out  adds there
+    W_in, W_gate  read the normed stream, add at the pre-activations    b_in   adds there
+    W_O    reads z                      adds at attention's output
+    W_Q, W_K, W_V  read the normed stream, add at queries, keys, values (in front of Qwen3's q/k norm)
+
+D may require gradients, and may be any function of such tensors: integrated gradients and the gradient editors train
+through these hooks with every parameter of the model frozen. Names and shapes are those of `Lens.parameter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qv_lens.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qv_lens.models.backend import Hook
+    from qv_lens.models.lens import Lens
+
+#: D, or a function from what the weight reads to what is to be added (for factors or some of the rows)
+Added = Tensor | Callable[[Tensor], Tensor]
+
+
+def delta_hooks(lens: Lens, deltas: Mapping[tuple[int, str], Added]) -> list[Hook]:
+    """Hooks for one forward pass in which the named weights are W + D. Raises `ConfigError` for an unknown weight."""
+    hooks: list[Hook] = []
+    for (layer, name), delta in deltas.items():
+        lens.parameter(layer, name)
+        hooks += _hooks(lens, layer, name, delta)
+    return hooks
+
+
+def _hooks(lens: Lens, layer: int, name: str, delta: Added) -> list[Hook]:
+    backend, seen = lens.backend_adapter, {}
+
+    def keep(x: Tensor) -> None:
+        seen["x"] = x.flatten(2)
+
+    def keep_more(x: Tensor) -> None:
+        seen["x"] = seen["x"] + x
+
+    def add(y: Tensor) -> Tensor:
+        moved = _apply(delta, seen["x"], y)
+        return y + moved.reshape(y.shape)
+
+    def add_normed(y: Tensor) -> Tensor:
+        normed = backend.norm(layer, "attn" if name.startswith("W_") and name[2] in "QKV" else "ffn")(seen["x"])
+        return y + _apply(delta, normed, y).reshape(y.shape)
+
+    def add_bias(y: Tensor) -> Tensor:
+        return y + (delta(y) if callable(delta) else delta).to(y.dtype)
+
+    gated = backend.gated
+    pre = backend.pre_linear(layer) if gated else backend.pre(layer)
+    if name == "W_out":
+        return [(backend.coefficient(layer), keep), (backend.mlp_out(layer), add)]
+    if name == "W_O":
+        return [(backend.z(layer), keep), (backend.attn_out(layer), add)]
+    if name in ("b_out", "b_in"):
+        return [(backend.mlp_out(layer) if name == "b_out" else pre, add_bias)]
+    if name in ("W_in", "W_gate"):
+        read = [(backend.resid_pre(layer), keep)]
+        if not backend.parallel:
+            read.append((backend.attn_out(layer), keep_more))
+        return [*read, (backend.pre(layer) if name == "W_gate" else pre, add_normed)]
+    if name in ("W_Q", "W_K", "W_V"):
+        return [(backend.resid_pre(layer), keep), (backend.qkv(layer, name[2]), add_normed)]
+    raise ConfigError(f"No way is known to add to {name!r} in passing.")
+
+
+def _apply(delta: Added, x: Tensor, y: Tensor) -> Tensor:
+    if isinstance(delta, Tensor):
+        return (x.to(delta.dtype) @ delta).to(y.dtype)
+    return delta(x).to(y.dtype)
+
+
+def zeros_like_parameters(lens: Lens, names: list[tuple[int, str]]) -> dict[tuple[int, str], Tensor]:
+    """A D of zeros that asks for its gradient, in float32 or better, for each named weight."""
+    wide = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+    made = {}
+    for layer, name in names:
+        weight = lens.parameter(layer, name)
+        made[layer, name] = torch.zeros(
+            weight.shape, dtype=wide.get(weight.dtype, weight.dtype), device=weight.device, requires_grad=True
+        )
+    return made
