@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -13,6 +13,8 @@ from qv_lens import __version__
 from qv_lens.errors import ConfigError, QVLensError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from qv_lens.case_study import Study
 
 app = App(name="qv-lens", help="Where a language model keeps a fact, and how to change it.", version=__version__)
@@ -99,6 +101,59 @@ def study(
     print(f"\nPage: {report(found, out, shlex.join(words))}")
 
 
+@app.command
+def attribute(
+    prompt: str,
+    *,
+    subject: str,
+    answer: str,
+    model: str = "toy-gptj",
+    method: Literal["exact", "topk", "moments", "first_order"] = "exact",
+    norm: Literal["frozen", "full", "none"] = "frozen",
+    top: int = 300,
+    out: Path | None = None,
+) -> None:
+    """Value and query neurons of one fact, with their tokens, and the layers they lie in.
+
+    Parameters
+    ----------
+    prompt
+        A cloze with {} for the subject, ending right before the answer.
+    subject
+        What {} stands for.
+    answer
+        The answer whose log-probability is attributed.
+    model
+        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B, a local folder.
+    method
+        How value neurons are scored.
+    norm
+        The final norm: frozen at the pass's own scale, recomputed for every vector, or none.
+    top
+        How many neurons of each kind are kept.
+    out
+        Folder for value.parquet and query.parquet.
+    """
+    import qv_lens as qv
+
+    if out is not None:
+        check_writable(out / "value.parquet")
+    lens, fact = qv.load(model), qv.Fact(prompt, subject, answer)
+    trace = lens.trace(fact)
+    value = qv.value_neurons(lens, trace, top, method=method, norm=norm)
+    query = qv.query_neurons(lens, trace, value, top)
+    print(
+        f"{fact.text} {answer}   (log p of the answer {lens.logprob(fact):.3f}; {model}, {lens.backend}, norm {norm}, {method})"
+    )
+    _tell_neurons("Value neurons", qv.vocabulary(lens, value.top(10)))
+    _tell_neurons("Query neurons", qv.vocabulary(lens, query.top(10)))
+    print(f"\nOf the {top} best in each layer: value, query")
+    for layer in range(lens.n_layers):
+        print(f"  {layer:>3} {len(value.layer(layer)):>6} {len(query.layer(layer)):>6}")
+    if out is not None:
+        print(f"\n{value.save(out / 'value.parquet')}\n{query.save(out / 'query.parquet')}")
+
+
 @models.command(name="list")
 def list_models() -> None:
     """Every model known by name, with the size of its weights."""
@@ -137,11 +192,14 @@ def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work, not after it. Raises `ConfigError`."""
+    """Find out before the work, not after it; a file that is there stays as it is. Raises `ConfigError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
         with path.open("ab"):
             pass
+        if new:
+            path.unlink()
     except OSError as error:
         raise ConfigError(f"Cannot write to {path}: {error}. Choose another --out.") from error
 
@@ -151,11 +209,8 @@ def _tell(study: Study) -> None:
 
     fact = study.request.fact
     print(f"\n{fact.text} {fact.answer} -> {study.request.new}   (log p of the answer {study.logprob:.3f})")
-    for title, frame in (("Value neurons", study.value_tokens), ("Query neurons", study.query_tokens)):
-        print(f"\n{title}: neuron, coefficient, score, promoted tokens")
-        for row in frame.itertuples():
-            tokens = " ".join(token.strip() for token in row.promoted[:6])
-            print(f"  f{row.layer}-{row.neuron:<6} {row.coefficient:>8.3f} {row.score:>9.4f}  {tokens}")
+    _tell_neurons("Value neurons", study.value_tokens)
+    _tell_neurons("Query neurons", study.query_tokens)
     print(f"\nLayers, strongest first: value {study.layers.value}, query {study.layers.query}")
     print("\nZeroing 1% of the neurons")
     by = study.ablation.groupby(["scope", "neurons", "group"], sort=False)[["count", *DROP]].mean()
@@ -164,6 +219,13 @@ def _tell(study: Study) -> None:
     print(study.suppression.round(3).to_string(index=False))
     print("\nEdit, before and after")
     print(study.edits[["variant", "layers", "metric", "before", "after"]].round(3).to_string(index=False))
+
+
+def _tell_neurons(title: str, frame: pd.DataFrame) -> None:
+    print(f"\n{title}: neuron, coefficient, score, promoted tokens")
+    for row in frame.itertuples():
+        tokens = " ".join(token.strip() for token in row.promoted[:6])
+        print(f"  f{row.layer}-{row.neuron:<6} {row.coefficient:>8.3f} {row.score:>9.4f}  {tokens}")
 
 
 def main(arguments: Annotated[list[str] | None, Parameter(parse=False)] = None) -> None:

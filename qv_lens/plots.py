@@ -19,6 +19,38 @@ def layer_heatmap(frame: pd.DataFrame, title: str = "Layer importance") -> go.Fi
     return _heatmap(table, title, "layer", rows)
 
 
+def token_heatmap(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
+    """Tokens down, layers across (Table 5): a frame of `layer_scores(..., positions="all")`, one prompt, kinds side by side."""
+    rows = [f"{row.position}: {row.token.strip() or repr(row.token)}" for row in frame.itertuples()]
+    columns = [f"{row.kind} {row.layer}" for row in frame.itertuples()] if frame["kind"].nunique() > 1 else frame["layer"]
+    table = frame.assign(row=rows, column=columns).pivot_table(
+        index="row", columns="column", values="score", aggfunc="sum", sort=False
+    )
+    return _heatmap(table, title, "layer", "token")
+
+
+def pathway(nodes: pd.DataFrame, edges: pd.DataFrame, title: str = "Query neurons and the value neurons they feed") -> go.Figure:
+    """The Q-V graph of one prompt (`qv_graph`): layers across, strongest neurons on top, width is the edge's weight."""
+    nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1))
+    nodes = nodes.sort_values("size", ascending=False).assign(y=lambda f: -f.groupby("layer").cumcount())
+    at = {row.id: (row.layer, row.y) for row in nodes.itertuples()}
+    figure, largest = go.Figure(), float(edges["weight"].abs().max()) if len(edges) else 1.0
+    for edge in edges.sort_values("weight", key=abs).tail(120).itertuples():
+        (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
+        line = {"color": BLUE if edge.weight > 0 else ORANGE, "width": 0.3 + 4 * abs(edge.weight) / largest}
+        figure.add_scatter(x=[x0, x1], y=[y0, y1], mode="lines", line=line, opacity=0.5, showlegend=False, hoverinfo="skip")
+    for role, colour in (("query", ORANGE), ("value", BLUE), ("shared", "#8e5ea2")):
+        rows = nodes[nodes["role"] == role]
+        text = [f"{row.id}<br>score {row.size:.4f}<br>m {row.coefficient:.2f}" for row in rows.itertuples()]
+        figure.add_scatter(
+            x=rows["layer"], y=rows["y"], mode="markers", name=role, hovertext=text, hoverinfo="text", customdata=rows["id"],
+            marker={"color": colour, "size": 10, "line": {"color": "white", "width": 1}},
+        )  # fmt: skip
+    figure.update_xaxes(title="layer", dtick=1)
+    figure.update_yaxes(visible=False)
+    return _layout(figure, title, height=520)
+
+
 def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figure:
     """Heads down, layers across (ACE, Figure 6)."""
     return _heatmap(frame.pivot_table(index="head", columns="layer", values="score", aggfunc="sum"), title, "layer", "head")

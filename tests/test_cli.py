@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+from qv_lens.neurons import NeuronSet
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
@@ -27,6 +29,16 @@ def test_help_is_quick_and_names_the_verbs():
 
 def test_models_are_listed():
     assert "EleutherAI/gpt-j-6B" in run("-m", "qv_lens.cli", "models", "list").stdout
+
+
+def test_attribute_prints_neurons_and_keeps_them(tmp_path):
+    words = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing", "--out", str(tmp_path))
+    result = run("-m", "qv_lens.cli", "attribute", *words)
+    assert result.returncode == 0, result.stderr
+    assert "Value neurons" in result.stdout
+    value, query = (NeuronSet.load(tmp_path / f"{kind}.parquet") for kind in ("value", "query"))
+    assert len(value) == len(query) == 300
+    assert value.settings["norm"] == "frozen"
 
 
 def test_our_errors_are_one_line():

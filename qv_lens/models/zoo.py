@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,8 @@ def load(
     if not tokenizer("Oslo")["input_ids"]:  # what transformers makes of a folder without tokenizer files
         raise ModelError(f"{str(name)!r} holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside the weights.")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind or "auto", output_loading_info=True)
+        with _bar(str(name) not in BUNDLED):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind or "auto", output_loading_info=True)
     except Exception as error:  # safetensors, OSError, JSON errors: all mean that the checkpoint cannot be used
         raise ModelError(f"The weights of {str(name)!r} cannot be read (damaged or truncated?): {_first_line(error)}") from error
     hf, report = loaded
@@ -89,6 +92,21 @@ def load(
             "Every number computed from them would be NaN: load an intact checkpoint."
         )
     return Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
+
+
+@contextmanager
+def _bar(wanted: bool) -> Iterator[None]:
+    """transformers' progress bar, for models that take more than a moment."""
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    if was and not wanted:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()
 
 
 def _source(name: str | Path) -> str:

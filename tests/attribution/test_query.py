@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import networkx
 import pytest
 import torch
 
@@ -156,6 +157,11 @@ def test_edges_of_the_graph_add_up_to_query_scores(kind, method, true_float64):
     for row in query.frame.itertuples():
         assert sums.get((row.prompt, f"f{row.layer}-{row.neuron}"), 0.0) == pytest.approx(row.score, abs=1e-9)
     assert (graph.edges["source_layer"] < graph.edges["target_layer"]).all()
+    network = networkx.from_pandas_edgelist(
+        graph.edges[graph.edges["prompt"] == 0], "source", "target", "weight", create_using=networkx.DiGraph
+    )
+    assert set(network) <= set(graph.nodes[graph.nodes["prompt"] == 0]["id"])
+    assert len(qv.plots.pathway(graph.nodes[graph.nodes["prompt"] == 0], graph.edges[graph.edges["prompt"] == 0]).data) > 3
     both = {f"f{layer}-{neuron}" for layer, neuron in (value & query)}
     assert set(graph.nodes[graph.nodes["role"] == "shared"]["id"]) <= both
     assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 
@@ -150,6 +151,14 @@ def test_every_token_equals_the_prompt_cut_there(kind, true_float64):
         assert abs(frame[frame["position"] == position]["score"].to_numpy() - alone.to_numpy()).max() < 1e-9
     index = qv.layer_scores(lens, FACTS[0], "ffn", "layer_vector", positions=1, norm="full")["score"].to_numpy()
     assert abs(index - frame[frame["position"] == 1]["score"].to_numpy()).max() < 1e-12
+
+
+def test_token_heatmap_shows_every_token():
+    lens = tiny_lens("gptj")
+    parts = [qv.layer_scores(lens, FACTS[0], kind, "layer_vector", positions="all") for kind in ("ffn", "attn")]
+    figure = qv.plots.token_heatmap(pd.concat(parts, ignore_index=True))
+    assert len(figure.data[0].y) == len(lens.str_tokens(FACTS[0]))
+    assert len(figure.data[0].x) == 2 * lens.n_layers
 
 
 def test_sums_by_category_and_over_the_set():

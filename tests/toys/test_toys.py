@@ -16,6 +16,7 @@ from qv_lens.evaluation.metrics import accuracy
 from qv_lens.evaluation.multihop import chain_of_thought
 from qv_lens.evaluation.protocols import METRICS, evaluate
 from qv_lens.facts import miniworld, worldrecords
+from qv_lens.interventions import ffn_coefficients
 from qv_lens.models.zoo import BUNDLED, WEIGHTS
 from qv_lens.reporting.page import report
 
@@ -41,6 +42,23 @@ def test_it_knows_its_facts(lens):
     assert accuracy(lens, facts) >= 0.99
     assert accuracy(lens, [worldrecords.as_fact(WORLD, f, i) for f, i in unseen]) >= 0.9
     assert accuracy(lens, [worldrecords.as_fact(WORLD, c) for c in rng.sample(two, 120)]) >= 0.9
+
+
+def test_query_scores_agree_with_exact_removal(lens):
+    """The 100 best query neurons, summed over 24 two-hop prompts: `grad` against m_j recomputed without each neuron."""
+    chains = random.Random(3).sample([c for c in WORLD.chains(2) if not WORLD.seen(c)], 24)
+    trace = lens.trace([worldrecords.as_fact(WORLD, c) for c in chains])
+    value = qv.value_neurons(lens, trace, 30)
+    got = qv.query_neurons(lens, trace, value, 100, over="set")
+    exact = torch.zeros(lens.n_layers, lens.d_mlp)
+    for row in value.frame.itertuples():
+        j = torch.tensor([row.neuron])
+        h = (trace.resid if lens.backend_adapter.parallel else trace.mid)[row.layer, row.prompt]
+        for layer in range(row.layer):
+            without = h - trace.m[layer, row.prompt][:, None] * lens.w_out(layer)
+            exact[layer] += row.score * (1 - ffn_coefficients(lens, row.layer, without, j)[:, 0] / row.coefficient)
+    best = {(i // lens.d_mlp, i % lens.d_mlp) for i in exact.flatten().topk(100).indices.tolist()}
+    assert len(best & set(got)) >= 90
 
 
 def test_chain_of_thought(lens):
