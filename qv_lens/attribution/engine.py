@@ -52,6 +52,13 @@ class Problems:
         """The same problems for some of the neurons."""
         return replace(self, alpha=self.alpha[:, some], beta=None if self.beta is None else self.beta[:, some])
 
+    def reach(self, V: Float[Tensor, "neuron d_model"]) -> Float[Tensor, "problem neuron"]:
+        """What |delta_j| cannot exceed, times 2: a bound of its spread over the vocabulary (Cauchy-Schwarz, no G)."""
+        bound = self.alpha.abs() * (V.norm(dim=1) * self.U.norm(dim=0).max())
+        if self.beta is not None and self.b is not None:
+            bound = bound + self.beta.abs() * self.b.abs().amax(1)[self.of][:, None]
+        return 2 * bound
+
     def delta(self, V: Float[Tensor, "neuron d_model"], token: Int[Tensor, " base"]) -> Float[Tensor, "problem neuron"]:
         """delta at one token of each problem."""
         wanted = self.alpha * (V @ self.U[:, token]).T[self.of]
@@ -104,43 +111,44 @@ def log_sums(
         return kernel.log_sums(V, task.U, task.log_p, task.of, task.alpha, task.beta, task.b)
     out = torch.zeros_like(task.alpha)
     p = task.log_p.exp()
-    whole = torch.mv(p, p.new_ones(p.shape[1]))  # 1 but for rounding; the same rounding as in the sums below
-    buffer = V.new_empty(min(rows, len(V)), task.U.shape[1])
+    sums = _Sums(task, p, torch.mv(p, p.new_ones(p.shape[1])), V.new_empty(min(rows, len(V)), task.U.shape[1]), task.reach(V))
     for i in range(0, len(V), rows):
         tile = slice(i, i + rows)
-        chosen = None if wanted is None else wanted[:, tile]
-        _exact_tile(V[tile] @ task.U, task, tile, chosen, p, whole, buffer, out)
+        sums.add(V[tile] @ task.U, tile, None if wanted is None else wanted[:, tile], out)
     return out
 
 
-def _exact_tile(
-    G: Float[Tensor, "neuron d_vocab"], task: Problems, tile: slice, chosen: Tensor | None,
-    p: Tensor, whole: Tensor, buffer: Tensor, out: Tensor,
-) -> None:  # fmt: skip
-    low, high = G.aminmax(dim=1)
-    for q, base in enumerate(task.of.tolist()):
-        alpha, beta = task.alpha[q, tile], None if task.beta is None else task.beta[q, tile]
-        part, keep = G, None
-        if chosen is not None:
-            keep = chosen[q].nonzero()[:, 0]
-            if not len(keep):
+@dataclass(frozen=True)
+class _Sums:
+    """The exact sums of one tile after another, through one buffer."""
+
+    task: Problems
+    p: Float[Tensor, "base d_vocab"]
+    whole: Float[Tensor, " base"]  # sum of p, 1 but for rounding: the same rounding as in the sums
+    buffer: Float[Tensor, "tile d_vocab"]
+    reach: Float[Tensor, "problem neuron"]
+
+    def add(self, G: Float[Tensor, "tile d_vocab"], tile: slice, wanted: Tensor | None, out: Tensor) -> None:
+        for q, base in enumerate(self.task.of.tolist()):
+            keep = slice(None) if wanted is None else wanted[q].nonzero()[:, 0]
+            part = G[keep]
+            if not len(part):
                 continue
-            part, alpha, beta = G[keep], alpha[keep], None if beta is None else beta[keep]
-        delta = torch.mul(part, alpha[:, None], out=buffer[: len(part)])
-        ends = torch.stack([low if keep is None else low[keep], high if keep is None else high[keep]]) * alpha
-        top, bottom = ends.amax(0), ends.amin(0)
-        if beta is not None and task.b is not None:
-            delta.addcmul_(beta[:, None], task.b[base][None])
-            ends = torch.stack(task.b[base].aminmax())[:, None] * beta
-            top, bottom = top + ends.amax(0), bottom + ends.amin(0)
-        if float(torch.maximum(top, -bottom).max()) < SAFE and float((top - bottom).max()) < SAFE:
-            value = (torch.mv(delta.exp_(), p[base]) / whole[base]).log_()
-        else:
-            value = torch.logsumexp(delta.add_(task.log_p[base]), dim=1)
-        if keep is None:
-            out[q, tile] = value
-        else:
-            out[q, tile.start + keep] = value
+            alpha = self.task.alpha[q, tile][keep]
+            delta = torch.mul(part, alpha[:, None], out=self.buffer[: len(part)])
+            if self.task.beta is not None and self.task.b is not None:
+                delta.addcmul_(self.task.beta[q, tile][keep][:, None], self.task.b[base][None])
+            if float(self.reach[q, tile][keep].max()) < SAFE or _spread(delta) < SAFE:
+                value = (torch.mv(delta.exp_(), self.p[base]) / self.whole[base]).log_()
+            else:
+                value = torch.logsumexp(delta.add_(self.task.log_p[base]), dim=1)
+            out[q, tile] = value if wanted is None else out[q, tile].index_copy(0, keep, value)
+
+
+def _spread(delta: Tensor) -> float:
+    """The largest size of delta, and its range: what exp in float32 has to bear without a shift."""
+    low, high = delta.aminmax()
+    return float(max(high, -low, high - low))
 
 
 @dataclass(frozen=True)
