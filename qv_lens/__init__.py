@@ -45,6 +45,8 @@ _HOME = {
     "study": "case_study",
     "Study": "case_study",
     "report": "reporting.page",
+    "load_run": "sweeps.store",
+    "compare_runs": "sweeps.store",
     "QVLensError": "errors",
 }
 
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from qv_lens.models.zoo import load
     from qv_lens.neurons import NeuronSet
     from qv_lens.patch import Patch
+    from qv_lens.sweeps.store import compare_runs, load_run
     from qv_lens.trace import Trace
 
 __all__ = [*_HOME, "plots"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -15,7 +15,6 @@ A step that its material says nothing about is left out: its frame is empty.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +36,7 @@ from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.metrics import correct, mean_logprob
 from qv_lens.evaluation.protocols import evaluate, summary
 from qv_lens.facts import miniworld, worldrecords
+from qv_lens.facts.benchmarks import plain_facts
 from qv_lens.facts.records import EditCase, EditRequest, Fact
 from qv_lens.interventions import Suppress, Zero
 from qv_lens.models.lens import Lens
@@ -152,15 +152,11 @@ def file_material(fact: Fact, new: str, facts: str | Path, text: str | Path) -> 
     Facts with the fact's own prompt are of its kind (and its neighbours), all others are of other kinds.
     Raises `ConfigError` for a file that cannot be read, `FactError` for a record that is no fact.
     """
+    read = plain_facts(facts)
     try:
-        records = json.loads(Path(facts).read_text(encoding="utf-8"))
         paragraphs = [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
-        read = [Fact(str(r["prompt"]), str(r["subject"]), str(r["answer"])) for r in records]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"Cannot read {facts} and {text}: {type(error).__name__}: {error}. --facts is a JSON list of "
-            '{"prompt": "{} plays the sport of", "subject": ..., "answer": ...}, --text is plain text.'
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the text for the statistics from {text}: {error}.") from error
     same = tuple(f for f in read if f.prompt == fact.prompt and f.subject != fact.subject)
     other = tuple(f for f in read if f.prompt != fact.prompt)
     return Material(same, other, (), (EditCase(fact.to(new), (), same[:8]),), tuple(paragraphs))
@@ -180,7 +176,7 @@ def ablate(
         return pd.DataFrame(columns=columns)
     ranked = value_neurons(lens, ranking, None, over="set")
     scopes = {f"layer {top_layer}": ranked.layer(top_layer), "whole model": ranked}
-    clean = {name: _answers(lens, facts) for name, facts in groups.items()}
+    clean = {name: answers(lens, facts) for name, facts in groups.items()}
     rows = []
     for scope, pool in scopes.items():
         count = max(1, round(SHARE * len(pool)))
@@ -190,9 +186,9 @@ def ablate(
             chosen.append(("random 1%", s, replace(pool, frame=pool.frame.iloc[index])))
         for name, s, neurons in chosen:
             with lens.intervene(Zero(neurons)):
-                hits = {group: _answers(lens, facts) for group, facts in groups.items()}
+                hits = {group: answers(lens, facts) for group, facts in groups.items()}
             for group in groups:
-                rows.append((scope, name, s, count, group, *_drop(clean[group], hits[group])))
+                rows.append((scope, name, s, count, group, *drop(clean[group], hits[group])))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -210,7 +206,7 @@ def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None
     value = value_neurons(lens, trace, ACTIVATED)
     every = query_neurons(lens, trace, value, None, over="set")
     tau = value.frame.groupby("prompt")["score"].min().to_numpy()
-    clean = _answers(lens, chains)
+    clean = answers(lens, chains)
     targets = value.top(30).union()
     rows, counts = [], [_count(lens, chains, tau, "clean")]
     for layer in [layer for layer in layers.query if layer < lens.n_layers - 1][:QUERY_LAYERS]:
@@ -221,9 +217,9 @@ def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None
             conditions.append(("Suppress", Suppress(neurons, above)))
         for name, intervention in conditions:
             with lens.intervene(intervention):
-                hits = _answers(lens, chains)
+                hits = answers(lens, chains)
                 counts.append(_count(lens, chains, tau, f"{name} layer {layer}"))
-            rows.append((name, layer, count, *_drop(clean, hits)))
+            rows.append((name, layer, count, *drop(clean, hits)))
     return pd.DataFrame(rows, columns=columns), pd.concat(counts, ignore_index=True)
 
 
@@ -235,11 +231,12 @@ def _count(lens: Lens, chains: Sequence[Fact], tau: np.ndarray, condition: str) 
     return pd.DataFrame({"condition": condition, "layer": found.index, "count": found.to_numpy()})
 
 
-def _answers(lens: Lens, facts: Sequence[Fact]) -> tuple[list[bool], list[float]]:
+def answers(lens: Lens, facts: Sequence[Fact]) -> tuple[list[bool], list[float]]:
+    """Which prompts are answered right, and the mean log-probability of each answer."""
     return correct(lens, facts), mean_logprob(lens, facts)
 
 
-def _drop(clean: tuple[list[bool], list[float]], now: tuple[list[bool], list[float]]) -> tuple[float, ...]:
+def drop(clean: tuple[list[bool], list[float]], now: tuple[list[bool], list[float]]) -> tuple[float, ...]:
     """The columns `DROP`: clean accuracy, accuracy, their difference in points, the share lost of the prompts that were
     right, and the mean change of the answers' log-probability."""
     was, hits = clean[0], now[0]

@@ -154,6 +154,75 @@ def attribute(
         print(f"\n{value.save(out / 'value.parquet')}\n{query.save(out / 'query.parquet')}")
 
 
+@app.command
+def run(
+    file: Path,
+    *,
+    model: list[str] | None = None,
+    changes: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    out: Path | None = None,
+    engine: Literal["inline", "ray"] = "inline",
+    workers: int | None = None,
+    address: str | None = None,
+    device: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run a sweep from a TOML file; run it again to resume.
+
+    Parameters
+    ----------
+    file
+        The run file (experiments/*.toml).
+    model
+        Models to run on, instead of the file's.
+    changes
+        key=value, for any key of the file; a list is varied, anything else is fixed.
+    out
+        The run folder (default: runs/ and the file's name).
+    engine
+        inline, or ray: one worker per GPU or CPU core.
+    workers
+        Ray workers.
+    address
+        Address of a running Ray cluster; 'auto' for this machine's.
+    device
+        Device of the models, inline.
+    dry_run
+        Print the tasks, the estimated time and memory, and write nothing.
+    """
+    from qv_lens.sweeps.config import find_recipe, read_config
+    from qv_lens.sweeps.engine import estimate
+    from qv_lens.sweeps.engine import run as start
+    from qv_lens.sweeps.store import load_run
+
+    config = read_config(file, changes or (), model or ())
+    folder = out or Path("runs") / file.stem
+    if dry_run:
+        cost = estimate(config, folder, device=device)
+        for task in cost.tasks:
+            print(f"{task.index:>5}  " + "  ".join(f"{key}={value}" for key, value in task.values.items()))
+        time = f"{cost.seconds / 60:.1f} minutes on one worker (from {cost.source})"
+        print(f"{len(cost.tasks)} tasks, {cost.todo} to do: {time}; weights {cost.gigabytes:.2f} GB per worker")
+        return
+    try:
+        start(config, folder, engine=engine, workers=workers, address=address, device=device)
+    except KeyboardInterrupt:
+        print(f"\nStopped. What is finished is in {folder}; the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+    frame = load_run(folder)
+    failed = frame[frame["status"] == "failed"]
+    print(
+        f"{folder}: {frame['task'].nunique()} tasks, {len(failed)} failed, {len(frame) - len(failed)} rows (qv.load_run reads them)"
+    )
+    recipe = find_recipe(config.recipe)
+    if recipe.figure is not None and len(failed) < len(frame):
+        recipe.figure(frame[frame["status"] == "finished"]).write_html(folder / "figure.html", include_plotlyjs="directory")
+        print(f"figure: {folder / 'figure.html'}")
+    if len(failed):
+        print(f"first failure:\n{failed['error'].iloc[0]}", file=sys.stderr)
+        sys.exit(1)
+
+
 @models.command(name="list")
 def list_models() -> None:
     """Every model known by name, with the size of its weights."""

@@ -56,6 +56,13 @@ def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figu
     return _heatmap(frame.pivot_table(index="head", columns="layer", values="score", aggfunc="sum"), title, "layer", "head")
 
 
+def sweep_heatmap(frame: pd.DataFrame, rows: list[str], column: str, value: str, title: str, unit: str) -> go.Figure:
+    """The mean of a result over everything else that was varied: `rows` down, `column` across."""
+    table = frame.pivot_table(index=rows, columns=column, values=value, aggfunc="mean", sort=False)
+    table.index = [" · ".join(str(part) for part in (key if isinstance(key, tuple) else (key,))) for key in table.index]
+    return _heatmap(table, title, column, ", ".join(rows), unit)
+
+
 def neuron_table(frame: pd.DataFrame, title: str = "Neurons") -> go.Figure:
     """A vocabulary frame as a table: neuron, coefficient, score, promoted tokens (ACE, Tables 6 and 7)."""
     names = [f"f{layer}-{neuron}" for layer, neuron in zip(frame["layer"], frame["neuron"], strict=True)]
@@ -90,11 +97,11 @@ def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Fi
     return _layout(figure, title)
 
 
-def _heatmap(table: pd.DataFrame, title: str, x: str, y: str) -> go.Figure:
+def _heatmap(table: pd.DataFrame, title: str, x: str, y: str, unit: str = "nats") -> go.Figure:
     limit = float(table.abs().to_numpy().max()) or 1.0
     labels = [str(value) for value in table.index]
     heat: dict[str, Any] = {"z": table.to_numpy(), "x": list(table.columns), "y": labels, "zmin": -limit, "zmax": limit}
-    figure = go.Figure(go.Heatmap(**heat, colorscale=DIVERGING, colorbar={"title": "nats"}))
+    figure = go.Figure(go.Heatmap(**heat, colorscale=DIVERGING, colorbar={"title": unit}))
     figure.update_xaxes(title=x, dtick=1)
     figure.update_yaxes(title=y, autorange="reversed", type="category")
     return _layout(figure, title, height=170 + 40 * len(table))

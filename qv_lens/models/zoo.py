@@ -94,6 +94,28 @@ def load(
     return Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
 
 
+def n_layers(name: str) -> int:
+    """How many layers a model has, without reading its weights. Raises `ModelError` for a name that cannot be resolved."""
+    for entry in MODELS:
+        if entry.name == name:
+            return entry.n_layers
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(_source(name)).num_hidden_layers)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"Cannot read the config of {name!r}: {_first_line(error)}") from error
+
+
+def weight_gigabytes(name: str) -> float:
+    """Size of a model's weights in GB: of a known name from its parameter count, of a folder what its files take."""
+    for entry in MODELS:
+        if entry.name == name:
+            return entry.gigabytes()
+    folder = Path(name)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9 if folder.is_dir() else 0.0
+
+
 @contextmanager
 def _bar(wanted: bool) -> Iterator[None]:
     """transformers' progress bar, for models that take more than a moment."""

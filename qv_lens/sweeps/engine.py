@@ -1,0 +1,220 @@
+"""Tasks to rows: in this process, or on Ray. The same tasks, the same seeds, the same rows.
+
+1. Every task that has no shard yet is run; a model is loaded when the first task asks for it and kept.
+2. A task that raises is marked failed with its traceback, and the rest goes on. Ctrl-C and a kill leave a run that resumes.
+3. Ray: one actor per GPU, or per CPU share with one torch thread each; an actor loads a model once. Placement, retries and
+   scheduling are Ray's. Rows come back to the driver, which alone writes, so no shared disk is needed.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tqdm import tqdm
+
+from qv_lens.errors import ConfigError, QVLensError, unknown
+from qv_lens.sweeps.config import Recipe, RunConfig, Task, find_recipe, tasks_of
+from qv_lens.sweeps.store import Store, remaining
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qv_lens.models.lens import Lens
+
+Engine = Literal["inline", "ray"]
+RETRIES = 2
+
+
+@dataclass
+class Context:
+    """What a worker keeps between tasks: the model loaded last, and what recipes computed once on it."""
+
+    device: str | None = None
+    loaded: dict[str, Lens] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict)
+
+    def lens(self, name: str) -> Lens:
+        """The model, loaded once; another one takes its place (and that of everything computed on it)."""
+        if name not in self.loaded:
+            from qv_lens.models.zoo import load
+
+            self.loaded.clear()
+            self.known.clear()
+            self.loaded[name] = load(name, device=self.device)
+        return self.loaded[name]
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """What `compute` gives, kept until another model is loaded. `key` must say everything that it depends on."""
+        if key not in self.known:
+            self.known[key] = compute()
+        return self.known[key]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: its rows, or the traceback; and the fingerprint of the model it ran on."""
+
+    task: Task
+    rows: pd.DataFrame | None
+    error: str | None
+    seconds: float
+    fingerprint: tuple[str, str] | None = None
+
+
+def run_task(recipe: Recipe, task: Task, context: Context) -> Outcome:
+    """Run one task; an exception becomes part of the outcome."""
+    start = time.perf_counter()
+    try:
+        rows, error = recipe.run(task.fields, context), None
+    except Exception:
+        rows, error = None, traceback.format_exc()
+    model = getattr(task.fields, "model", None)
+    lens = context.loaded.get(model) if isinstance(model, str) else None
+    mark = None if lens is None or lens.patches else (str(model), lens.fingerprint)
+    return Outcome(task, rows, error, time.perf_counter() - start, mark)
+
+
+def run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    engine: Engine = "inline",
+    workers: int | None = None,
+    address: str | None = None,
+    device: str | None = None,
+) -> Path:
+    """Run every task of `config` that `out` does not hold yet, and return the folder; run it again to resume.
+
+    `engine`: 'inline' or 'ray'. `workers`: Ray actors (default: one per GPU, or per CPU core). `address`: of a Ray
+    cluster to join ('auto': the one of this machine). `device`: for models (inline).
+    Raises `ConfigError` for a folder of another run, one that cannot be written, or weights that changed on the way.
+    """
+    if engine not in ("inline", "ray"):
+        raise unknown("Engine", engine, ("inline", "ray"))
+    recipe, tasks = find_recipe(config.recipe), all_tasks(config)
+    store = Store.open(out, config, tasks)
+    todo = remaining(tasks, store.finished())
+    if todo:
+        outcomes = _inline(recipe, todo, device) if engine == "inline" else _on_ray(config.recipe, todo, workers, address)
+        bar = tqdm(
+            desc=recipe.name, total=len(tasks), initial=len(tasks) - len(todo), unit="task", delay=2 if len(todo) < 20 else 0
+        )
+        with bar:
+            for outcome in outcomes:
+                _keep(store, outcome)
+                bar.update()
+    store.close(config, tasks)
+    return Path(out)
+
+
+def _keep(store: Store, outcome: Outcome) -> None:
+    if outcome.fingerprint is not None:
+        store.check_model(*outcome.fingerprint)
+    if outcome.rows is None:
+        store.fail(outcome.task, outcome.error or "no rows")
+    else:
+        store.save(outcome.task, outcome.rows, outcome.seconds)
+
+
+def all_tasks(config: RunConfig) -> list[Task]:
+    """The run's tasks, with `layers` filled in from the models."""
+    from qv_lens.models.zoo import n_layers
+
+    return tasks_of(config, n_layers)
+
+
+def _inline(recipe: Recipe, tasks: list[Task], device: str | None) -> Iterator[Outcome]:
+    context = Context(device)
+    for task in tasks:
+        yield run_task(recipe, task, context)
+
+
+def _on_ray(recipe: str, tasks: list[Task], workers: int | None, address: str | None) -> Iterator[Outcome]:
+    try:
+        ray: Any = import_module("ray")
+        pools: Any = import_module("ray.util")
+    except ImportError as error:
+        raise ConfigError("engine='ray' needs Ray: pip install 'qv_lens[ray]'.") from error
+    ours = not ray.is_initialized()
+    if ours:
+        local = {} if address else {"num_cpus": workers, "include_dashboard": False}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"Ray cannot start or join {address or 'this machine'}: {error}.") from error
+    try:
+        gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+        count = min(workers or gpus or max(1, cpus), len(tasks))
+        share = {"num_gpus": gpus / count} if gpus else {"num_cpus": 1}
+        remote = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **share)(Worker)
+        pool, answered, lost = pools.ActorPool([remote.remote(recipe) for _ in range(count)]), set(), ""
+        for task in tasks:
+            pool.submit(lambda actor, task: actor.run.remote(task), task)
+        while pool.has_next():
+            try:
+                outcome: Outcome = pool.get_next_unordered()
+            except ray.exceptions.RayError as error:  # a worker died, and Ray's retries with it
+                lost = lost or str(error)
+                continue
+            answered.add(outcome.task.id)
+            yield outcome
+        for task in tasks:
+            if task.id not in answered:
+                yield Outcome(task, None, f"The worker died on this task, {RETRIES + 1} times: {lost}", float("nan"))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+class Worker:
+    """A Ray actor: one share of the machine, one torch thread per CPU of it, models loaded once."""
+
+    def __init__(self, recipe: str) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self.recipe, self.context = find_recipe(recipe), Context()
+
+    def run(self, task: Task) -> Outcome:
+        return run_task(self.recipe, task, self.context)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would cost. `seconds` of one worker; `source` says from what; `gigabytes` of weights per worker."""
+
+    tasks: list[Task]
+    todo: int
+    seconds: float
+    source: str
+    gigabytes: float
+
+
+def estimate(config: RunConfig, out: str | Path | None = None, *, device: str | None = None) -> Estimate:
+    """Tasks, time and memory, without writing anything: from the finished tasks in `out`, or by running the first one."""
+    from qv_lens.models.zoo import weight_gigabytes
+
+    recipe, tasks = find_recipe(config.recipe), all_tasks(config)
+    store = Store(Path(out)) if out is not None and (Path(out) / "shards").is_dir() else None
+    finished = store.finished() if store else set()
+    todo = remaining(tasks, finished)
+    models = {m for task in tasks if isinstance(m := getattr(task.fields, "model", None), str)}
+    gigabytes = max((weight_gigabytes(model) for model in models), default=0.0)
+    known = [s for s in (store.seconds() if store else []) if s == s]
+    if known:
+        return Estimate(tasks, len(todo), len(todo) * sum(known) / len(known), f"{len(known)} finished tasks", gigabytes)
+    if not todo:
+        return Estimate(tasks, 0, 0.0, "nothing to do", gigabytes)
+    context = Context(device)
+    outcomes = [run_task(recipe, task, context) for task in todo[:2]]  # the first one loads the model
+    if outcomes[0].error:
+        raise QVLensError(f"The first task fails:\n{outcomes[0].error}")
+    return Estimate(
+        tasks, len(todo), outcomes[0].seconds + (len(todo) - 1) * outcomes[-1].seconds, "a probe of two tasks", gigabytes
+    )

@@ -1,0 +1,238 @@
+"""The run folder: the only place where results are written, and every file in it is whole or absent.
+
+    config.json            the run as described, written first; a run folder belongs to one config
+    models/<name>.json     fingerprint of each model when first used
+    shards/<task>.parquet  the rows of a finished task; written under another name, synced, then renamed
+    failed/<task>.json     traceback of a task that raised (tried again when the run resumes)
+    manifest.json          written last, when every task is finished or failed: config, fingerprints, versions, seeds,
+                           command, machine
+
+A task is finished when its shard bears its name, and only then; what a kill leaves half-written bears another name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qv_lens.errors import ConfigError
+from qv_lens.sweeps.config import RunConfig, Task, find_recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGES = ("qv_lens", "torch", "transformer-lens", "transformers", "pandas", "pyarrow", "ray")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A run folder that exists and belongs to one config."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: str | Path, config: RunConfig, tasks: list[Task]) -> Store:
+        """Make the folder, or find the one begun with the same config. Raises `ConfigError` for another config, a
+        folder with other files in it, or one that cannot be written."""
+        store = cls(Path(folder))
+        measures = list(find_recipe(config.recipe).measures)
+        described = {**config.as_dict(), "measures": measures, "tasks": [task.id for task in tasks]}
+        known = store._read("config.json")
+        if known is None:
+            if store.folder.is_dir() and any(p for p in store.folder.iterdir() if not p.name.startswith(".")):
+                raise ConfigError(f"{folder} holds files that are no run. Choose another --out; nothing was changed.")
+            store._make_folders()
+            store._write("config.json", described)
+        elif known != described:
+            keys = [key for key in ("recipe", "settings", "grid") if known.get(key) != described[key]] or ["the recipe's version"]
+            raise ConfigError(
+                f"{folder} holds a run with another config (different: {', '.join(keys)}). "
+                "Choose another --out, or remove the folder; nothing was changed."
+            )
+        store._make_folders()
+        return store
+
+    def finished(self) -> set[str]:
+        """Ids of the tasks whose rows are here."""
+        return {path.stem for path in (self.folder / "shards").glob("*.parquet")}
+
+    def save(self, task: Task, rows: pd.DataFrame, seconds: float) -> None:
+        """Write the rows of a task, with its fields as columns: whole or not at all."""
+        columns = {"task": task.index, **task.values}
+        clash = sorted(set(columns) & set(rows.columns))
+        if clash:
+            raise ConfigError(f"A recipe's rows must not hold the task's own column {clash[0]!r}.")
+        table = pa.Table.from_pandas(rows.reset_index(drop=True), preserve_index=False)
+        for at, (name, value) in enumerate(columns.items()):
+            table = table.add_column(at, name, pa.array([value] * len(rows)))
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"seconds": str(seconds).encode()})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self._put(self.folder / "shards" / f"{task.id}.parquet", sink.getvalue().to_pybytes())
+        (self.folder / "failed" / f"{task.id}.json").unlink(missing_ok=True)
+
+    def fail(self, task: Task, error: str) -> None:
+        """Keep the traceback of a task that raised."""
+        self._write(f"failed/{task.id}.json", {"task": task.index, **task.values, "error": error})
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Fields and traceback of every failed task."""
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in (self.folder / "failed").glob("*.json")]
+        return sorted(found, key=lambda failure: failure["task"])
+
+    def check_model(self, name: str, fingerprint: str) -> None:
+        """Keep a model's fingerprint. Raises `ConfigError` if the run began with other weights of that name."""
+        path = f"models/{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.json"
+        known = self._read(path)
+        if known is None:
+            self._write(path, {"name": name, "fingerprint": fingerprint})
+        elif known["fingerprint"] != fingerprint:
+            raise ConfigError(
+                f"{self.folder} was begun with other weights of {name!r} (fingerprint {known['fingerprint']}, now {fingerprint}). "
+                "Load the same checkpoint, or start a new folder with --out."
+            )
+
+    def seconds(self) -> list[float]:
+        """What each finished task took."""
+        shards = (self.folder / "shards").glob("*.parquet")
+        return [float((pq.read_schema(path).metadata or {}).get(b"seconds", b"nan")) for path in shards]
+
+    def close(self, config: RunConfig, tasks: list[Task]) -> None:
+        """Write the manifest: every task is finished or has failed."""
+        finished = self.finished()
+        seeds = sorted({seed for task in tasks if (seed := getattr(task.fields, "seed", None)) is not None})
+        models = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((self.folder / "models").glob("*.json"))]
+        failed = [task.id for task in tasks if task.id not in finished]
+        self._write("manifest.json", {
+            **config.as_dict(), "tasks": len(tasks), "failed": failed, "models": models, "seeds": seeds, "command": sys.argv,
+            "versions": {name: _version(name) for name in PACKAGES}, "machine": machine(),
+        })  # fmt: skip
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of a run that is complete."""
+        return self._read("manifest.json")
+
+    def config(self) -> dict[str, Any]:
+        """The config the folder belongs to. Raises `ConfigError` for a folder that is no run."""
+        known = self._read("config.json")
+        if known is None:
+            raise ConfigError(f"{self.folder} is no run folder: it has no config.json.")
+        return known
+
+    def _make_folders(self) -> None:
+        try:
+            for name in ("shards", "failed", "models"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"Cannot write to the run folder {self.folder}: {error}. Choose another --out.") from error
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} is damaged: {error}. Remove it, or choose another --out.") from error
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        self._put(self.folder / name, (json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+
+    def _put(self, target: Path, content: bytes) -> None:
+        """Write under another name, sync, rename. Raises `ConfigError`; what was there before stays."""
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ConfigError(
+                f"Cannot write {target}: {error}. The finished tasks are kept; make room (or the folder writable) "
+                "and run the same command again."
+            ) from error
+
+
+def load_run(folder: str | Path) -> pd.DataFrame:
+    """All rows of a run, also of an unfinished one, in the order of its grid: fields, then results, then `status`.
+
+    A failed task is one row with status 'failed' and its traceback in `error`. `.attrs`: the manifest (or the config, with
+    complete=False), `measures`, the columns that are results. Raises `ConfigError` for a folder that is no run.
+    """
+    import pandas as pd
+
+    store = Store(Path(folder))
+    config = store.config()
+    order = {task: i for i, task in enumerate(config["tasks"])}
+    tables = []
+    for path in sorted((store.folder / "shards").glob("*.parquet"), key=lambda p: order.get(p.stem, -1)):
+        if path.stem in order:
+            tables.append(pq.read_table(path).replace_schema_metadata(None))
+    whole = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
+    frame = whole.assign(status="finished")
+    failures = store.failures()
+    if failures:
+        frame = pd.concat([frame, pd.DataFrame(failures).assign(status="failed")], ignore_index=True)
+    if "task" in frame:
+        frame = frame.sort_values("task", kind="stable").reset_index(drop=True)
+    manifest = store.manifest()
+    frame.attrs.update(manifest or config, complete=manifest is not None, measures=config["measures"])
+    return frame
+
+
+def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
+    """Two runs of a recipe side by side: rows with the same fields joined, results as `x_first`, `x_second`, `x_difference`.
+
+    Raises `ConfigError` for runs of different recipes.
+    """
+    a, b = load_run(first), load_run(second)
+    if a.attrs["recipe"] != b.attrs["recipe"]:
+        raise ConfigError(
+            f"{first} is a run of {a.attrs['recipe']!r}, {second} of {b.attrs['recipe']!r}: compare runs of one recipe."
+        )
+    measures = a.attrs["measures"]
+    keys = [c for c in a.columns if c in b.columns and c not in (*measures, "task", "status", "error")]
+    joined = a[[*keys, *measures]].merge(b[[*keys, *measures]], on=keys, how="outer", suffixes=("_first", "_second"))
+    for name in measures:
+        joined[f"{name}_difference"] = joined[f"{name}_second"] - joined[f"{name}_first"]
+    return joined
+
+
+def machine() -> dict[str, Any]:
+    """Where this runs."""
+    gpu = None
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        gpu = torch.cuda.get_device_name()
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def remaining(tasks: Iterable[Task], finished: set[str]) -> list[Task]:
+    """The tasks still to do, those of one model together, so that it is loaded once."""
+    return sorted((task for task in tasks if task.id not in finished), key=lambda task: str(getattr(task.fields, "model", "")))

@@ -1,0 +1,56 @@
+"""kill -9 at thirty random moments: the run that is taken up again ends with the rows of the one that never stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+
+import qv_lens as qv
+from qv_lens.sweeps.config import RunConfig
+from qv_lens.sweeps.engine import run
+
+KILLS = 30
+DRIVER = """
+import sys
+from qv_lens.sweeps.config import RunConfig
+from qv_lens.sweeps.engine import run
+
+out, log = sys.argv[1:]
+print("ready", flush=True)
+run(RunConfig("tests.sweeps.trivial:RECIPE", {"wait": 0.015, "log": log}, {"n": tuple(range(200))}), out)
+"""
+
+
+def test_thirty_kills(tmp_path):
+    config = RunConfig("tests.sweeps.trivial:RECIPE", {"wait": 0.0}, {"n": tuple(range(200))})
+    run(config, tmp_path / "whole")
+    out, log, rng, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), 0
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(out), str(log)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout.readline().strip() == b"ready"
+        if kills < KILLS:
+            time.sleep(rng.uniform(0.0, 0.2))
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            if (out / "shards").is_dir():  # what is there can be read: nothing half-written counts
+                qv.load_run(out)
+                ran = pd.Series(log.read_text().split()) if log.exists() else pd.Series(dtype=str)
+                assert ran.value_counts().max() <= 1 + kills
+            continue
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+        break
+    columns = ["task", "n", "seed", "part", "draw", "status"]
+    pd.testing.assert_frame_equal(qv.load_run(out)[columns], qv.load_run(tmp_path / "whole")[columns])
+    # a task ran again only if a kill came before its rows were written: at most one per kill
+    assert len(log.read_text().split()) <= 200 + kills
+    assert len(list((out / "shards").glob("*.parquet"))) == 200

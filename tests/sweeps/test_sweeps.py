@@ -1,0 +1,248 @@
+"""Configs, the run folder, both engines: what is finished stays, what fails is told, and the rows do not depend on who ran."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.sweeps import store as store_module
+from qv_lens.sweeps.config import RunConfig, read_config, tasks_of
+from qv_lens.sweeps.engine import estimate, run
+
+TRIVIAL = "tests.sweeps.trivial:RECIPE"
+
+
+def trivial(n: int = 6, **settings) -> RunConfig:
+    return RunConfig(TRIVIAL, settings, {"n": tuple(range(n)), "seed": (0, 1)})
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_becomes_tasks(tmp_path):
+    path = write(tmp_path, f'recipe = "{TRIVIAL}"\n[settings]\neditor.lam = 1\n[grid]\nn = [1, 2]\neditor.clamp = [0.5, 2.0]\n')
+    config = read_config(path, ["seed=[3, 4]", "wait=0.5"])
+    tasks = tasks_of(config)
+    assert len(tasks) == 8
+    assert [t.fields.n for t in tasks] == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert tasks[0].fields.editor == {"lam": 1, "clamp": 0.5}
+    assert {t.fields.seed for t in tasks} == {3, 4}
+    assert tasks[0].fields.wait == 0.5
+    assert len({t.id for t in tasks}) == 8
+    again = tasks_of(read_config(path, ["seed=[4, 3]", "wait=0.5"]))
+    assert {t.id for t in again} == {t.id for t in tasks}  # an id belongs to the fields, not to the order
+    layers = tasks_of(RunConfig("ablation", {"neurons": "top", "model": "toy-gptj"}, {"layer": "layers"}), lambda name: 12)
+    assert [t.fields.layer for t in layers] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "says"),
+    [
+        ("recipe = ", [], "not valid TOML"),
+        ('recipe = "nothing"', [], "Recipe 'nothing'"),
+        ("x = 1", [], "unknown key 'x'"),
+        (f'recipe = "{TRIVIAL}"\n[grid]\nn = []', [], "at least one value"),
+        (f'recipe = "{TRIVIAL}"\n[grid]\nn = [1, 1]', [], "twice"),
+        (f'recipe = "{TRIVIAL}"\n[grid]\nn = ["one"]', [], "must be int"),
+        (f'recipe = "{TRIVIAL}"\n[grid]\nm = [1]', [], "'m'"),
+        (f'recipe = "{TRIVIAL}"\n[settings]\nwait = 1.0', [], "needs a value for 'n'"),
+        (f'recipe = "{TRIVIAL}"\n[settings]\nn = 1\n[grid]\nn = [1]', [], "keep one"),
+        (f'recipe = "{TRIVIAL}"\n[grid]\nn = [1]', ["n"], "key=value"),
+        ('recipe = "no.such.module:RECIPE"\n[grid]\nn = [1]', [], "cannot be imported"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, text, changes, says):
+    with pytest.raises(qv.QVLensError, match=says):
+        tasks_of(read_config(write(tmp_path, text), changes))
+
+
+def test_a_run_resumes_and_reads_back(tmp_path):
+    out, log = tmp_path / "run", tmp_path / "log"
+    config = trivial(log=str(log))
+    run(config, out)
+    frame = qv.load_run(out)
+    assert len(frame) == 24
+    assert frame.attrs["complete"]
+    assert frame.attrs["measures"] == ["draw"]
+    assert frame.columns[:3].tolist() == ["task", "n", "seed"]
+    for name in ("versions", "machine", "command", "seeds", "models"):
+        assert name in frame.attrs
+    shards = sorted((out / "shards").iterdir())
+    for shard in shards[:5]:
+        shard.unlink()
+    (out / "shards" / ".half.parquet.1.partial").write_bytes(b"PAR1")  # what a kill leaves behind
+    assert len(qv.load_run(out)) == 14
+    run(config, out)
+    pd.testing.assert_frame_equal(qv.load_run(out), frame)
+    assert len(log.read_text().split()) == 12 + 5  # nothing that was finished ran again
+
+
+def test_failed_tasks_are_marked_and_the_rest_goes_on(tmp_path):
+    run(trivial(4, do="raise"), tmp_path / "run")
+    frame = qv.load_run(tmp_path / "run")
+    failed = frame[frame["status"] == "failed"]
+    assert failed["n"].tolist() == [1, 1]
+    assert "ValueError: task one is broken" in failed["error"].iloc[0]
+    assert (frame["status"] == "finished").sum() == 12
+    assert len(frame.attrs["failed"]) == 2
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
+    out, log = tmp_path / "run", tmp_path / "log"
+    with pytest.raises(KeyboardInterrupt):
+        run(trivial(5, do="stop", log=str(log)), out)
+    frame = qv.load_run(out)
+    assert len(frame) == 12
+    assert not frame.attrs["complete"]
+
+
+def test_another_config_and_foreign_folders_are_refused(tmp_path):
+    run(trivial(2), tmp_path / "run")
+    before = qv.load_run(tmp_path / "run")
+    with pytest.raises(qv.QVLensError, match="another config"):
+        run(trivial(3), tmp_path / "run")
+    pd.testing.assert_frame_equal(qv.load_run(tmp_path / "run"), before)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(qv.QVLensError, match="no run"):
+        run(trivial(2), tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(qv.QVLensError, match="Cannot write"):
+        run(trivial(2), tmp_path / "file" / "run")
+    with pytest.raises(qv.QVLensError, match="no run folder"):
+        qv.load_run(tmp_path / "mine")
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    out, written = tmp_path / "run", []
+
+    def full(descriptor):
+        written.append(descriptor)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "fsync", full)
+    with pytest.raises(qv.QVLensError, match="No space left on device"):
+        run(trivial(), out)
+    kept = len(qv.load_run(out)) // 2
+    assert kept == 4  # config.json came first
+    assert not list(out.rglob("*.partial"))
+    monkeypatch.undo()
+    run(trivial(), out)
+    assert len(qv.load_run(out)) == 24
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path):
+    store = store_module.Store.open(tmp_path, trivial(1), tasks_of(trivial(1)))
+    store.check_model("org/model", "aaaa")
+    store.check_model("org/model", "aaaa")
+    with pytest.raises(qv.QVLensError, match="other weights"):
+        store.check_model("org/model", "bbbb")
+
+
+def test_two_runs_side_by_side(tmp_path):
+    run(trivial(3), tmp_path / "a")
+    run(trivial(4), tmp_path / "b")
+    frame = qv.compare_runs(tmp_path / "a", tmp_path / "b")
+    assert len(frame) == 16
+    assert (frame["draw_difference"].dropna() == 0).all()
+    assert frame["draw_difference"].isna().sum() == 4
+
+
+def test_estimates_write_nothing(tmp_path):
+    cost = estimate(trivial(3, wait=0.01), tmp_path / "run")
+    assert (len(cost.tasks), cost.todo) == (6, 6)
+    assert 0.05 < cost.seconds < 5
+    assert not (tmp_path / "run").exists()
+    run(trivial(3, wait=0.01), tmp_path / "run")
+    assert estimate(trivial(3, wait=0.01), tmp_path / "run").todo == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "qv_lens.cli", "run", str(write(tmp_path, f'recipe = "{TRIVIAL}"\n[grid]\nn = [1, 2]')), "--dry-run"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "2 tasks, 2 to do" in done.stdout, done.stderr
+
+
+ABLATION = RunConfig(
+    "ablation",
+    {"prompts": 8, "model": "toy-gptj"},
+    {"neurons": ("top", "random", "query"), "fraction": (0.1,), "layer": (1, 3), "seed": (0, 1)},
+)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_ablation_recipe_against_an_ablation_by_hand(tmp_path, one_thread):
+    """The same accuracy from zeroed rows of W_out, without hooks."""
+    run(ABLATION, tmp_path / "run")
+    frame = qv.load_run(tmp_path / "run")
+    assert len(frame) == 24
+    assert (frame["status"] == "finished").all()
+    assert frame.attrs["models"][0]["name"] == "toy-gptj"
+    from qv_lens.sweeps.engine import Context
+    from qv_lens.sweeps.recipes.ablation import Ablation, choose, draw
+
+    lens, task, context = qv.load("toy-gptj"), Ablation("toy-gptj", "top", 3, 0.1, prompts=8), Context()
+    drawn = draw(lens, task)
+    neurons = choose(lens, task, drawn, context)
+    assert len(neurons) == round(0.1 * lens.d_mlp)
+    lens.w_out(3)[torch.tensor([n for _, n in neurons])] = 0
+    for group, facts in drawn.groups.items():
+        logits = lens.next_token_logits(facts)
+        hits = [int(row.argmax()) == lens.answer_ids(fact)[0] for row, fact in zip(logits, facts, strict=True)]
+        row = frame[(frame["neurons"] == "top") & (frame["layer"] == 3) & (frame["seed"] == 0) & (frame["group"] == group)]
+        assert row["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
+    figure = qv.plots.sweep_heatmap(frame, ["group", "neurons"], "layer", "drop_points", "t", "points")
+    assert figure.data[0].z.shape == (6, 2)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Two CPUs of Ray for this file's tests."""
+    module = pytest.importorskip("ray", reason="Ray is not installed")
+    module.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield module
+    module.shutdown()
+
+
+def test_ray_gives_the_same_rows(tmp_path, ray, one_thread):
+    run(ABLATION, tmp_path / "inline")
+    run(ABLATION, tmp_path / "ray", engine="ray", workers=2)
+    inline, other = (qv.load_run(tmp_path / name) for name in ("inline", "ray"))
+    pd.testing.assert_frame_equal(inline, other)
+
+
+def test_a_killed_worker_changes_no_row(tmp_path, ray):
+    run(trivial(8), tmp_path / "inline")
+    log = tmp_path / "log"
+    run(trivial(8, do="die once", log=str(log), wait=0.01), tmp_path / "ray", engine="ray", workers=2)
+    columns = ["n", "seed", "part", "draw", "status"]
+    inline, other = (qv.load_run(tmp_path / name)[columns] for name in ("inline", "ray"))
+    pd.testing.assert_frame_equal(inline, other, check_like=True)
+    assert log.read_text().split().count("1") > 2  # it did die, and was tried again
+
+
+def test_a_task_that_takes_its_worker_along_is_marked(tmp_path, ray):
+    run(trivial(5, do="die"), tmp_path / "run", engine="ray", workers=2)
+    frame = qv.load_run(tmp_path / "run")
+    assert frame[frame["status"] == "failed"]["n"].unique().tolist() == [1]
+    assert "worker died" in frame[frame["status"] == "failed"]["error"].iloc[0]
+    assert (frame["status"] == "finished").sum() == 2 * 2 * 4
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["failed"]

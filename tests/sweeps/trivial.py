@@ -1,0 +1,44 @@
+"""Recipes for tests: no model, and tasks that wait, fail, or take their worker with them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from qv_lens.sweeps.config import Recipe
+
+
+@dataclass(frozen=True)
+class Trivial:
+    n: int
+    seed: int = 0
+    wait: float = 0.0
+    log: str = ""
+    do: str = "work"
+    editor: dict = field(default_factory=dict)
+
+
+def work(task: Trivial, context) -> pd.DataFrame:
+    if task.log:  # who ran, and how often
+        with Path(task.log).open("a") as log:
+            log.write(f"{task.n}\n")
+    time.sleep(task.wait)
+    if task.do == "raise" and task.n == 1:
+        raise ValueError("task one is broken")
+    if task.do == "die" and task.n == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task.do == "die once" and task.n == 1 and Path(task.log).read_text().split().count("1") == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task.do == "stop" and task.n == 3:
+        raise KeyboardInterrupt
+    draw = random.Random(f"{task.n}:{task.seed}").random()
+    return pd.DataFrame({"part": ["a", "b"], "draw": [draw, -draw]})
+
+
+RECIPE = Recipe("trivial", Trivial, work, ("draw",))
