@@ -24,7 +24,11 @@ REAL = {"prompts": 40, "model": "toy-gptj"}
 
 def sweep(folder: Path, workers: int, seeds: range) -> float:
     """Seconds between the first and the last shard of a run, that is without starting workers and loading models."""
-    config = RunConfig("ablation", REAL, {"neurons": ("top", "random"), "layer": (1, 2, 3, 4, 5, 6), "fraction": (0.01, 0.1), "seed": tuple(seeds)})
+    config = RunConfig(
+        "ablation",
+        REAL,
+        {"neurons": ("top", "random"), "layer": (1, 2, 3, 4, 5, 6), "fraction": (0.01, 0.1), "seed": tuple(seeds)},
+    )
     run(config, folder, engine="ray", workers=workers)
     written = sorted(path.stat().st_mtime for path in (folder / "shards").iterdir())
     count = len(written)
@@ -38,14 +42,18 @@ def main() -> None:
         each = (time.perf_counter() - start) / 2000
         start = time.perf_counter()
         rows = len(qv.load_run(Path(name) / "trivial"))
-        print(f"2,000 trivial tasks inline: {1000 * each:.2f} ms a task; reading {rows} rows back: {time.perf_counter() - start:.1f} s")
+        print(
+            f"2,000 trivial tasks inline: {1000 * each:.2f} ms a task; reading {rows} rows back: {time.perf_counter() - start:.1f} s"
+        )
         for attempt in range(3):
             seconds = {}
             for workers in (1, 2):
                 ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
                 seconds[workers] = sweep(Path(name) / f"{attempt}-{workers}", workers, range(4))
                 ray.shutdown()
-            print(f"ablation, 96 tasks: 1 worker {seconds[1]:.1f} s, 2 workers {seconds[2]:.1f} s, ratio {seconds[1] / seconds[2]:.2f}")
+            print(
+                f"ablation, 96 tasks: 1 worker {seconds[1]:.1f} s, 2 workers {seconds[2]:.1f} s, ratio {seconds[1] / seconds[2]:.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""MEMIT, PMET and ACE on a bundled model: settings chosen on some facts, reported on others, single edits.
+"""Every editor on a bundled model: settings chosen on some facts, reported on others, single edits.
 
-    python experiments/edit_toys.py toy-gptj --tune 16 --test 50 --threads 1 --out experiments/results
-    python experiments/edit_toys.py toy-qwen3 --tune 16 --test 50 --threads 1 --out experiments/results
+    python experiments/edit_toys.py toy-gptj --tune 8 --test 50 --threads 1 --out experiments/results
+    python experiments/edit_toys.py toy-qwen3 --tune 8 --test 50 --threads 1 --out experiments/results
 
-For each method and position (subject's last token, prompt's last token) every setting of the grid is tried on
-`--tune` facts; the one with the best sum of efficacy, paraphrase and specificity is run on `--test` other facts.
+For each method and position (subject's last token; prompt's last token where a method has a position) every setting of the
+grid is tried on `--tune` facts; the one with the best sum of efficacy, paraphrase and specificity is run on `--test` others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,32 +24,61 @@ from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.protocols import evaluate, summary
 from qv_lens.facts import miniworld, worldrecords
 
-LAYERS = {"subject_last": ((2, 3), (1, 2, 3), (3, 4, 5)), "last": ((7, 8), (8, 9, 10))}
-GROUPS = {  # (value layers, query layers)
-    "subject_last": (((4, 5), (2, 3)), ((3, 4), (1, 2)), ((3,), (1, 2))),
-    "last": (((8, 9), (5, 6)), ((9, 10), (7, 8))),
-}
-LAMBDAS = {"subject_last": (5.0,), "last": (5.0, 30.0)}  # k C0^-1 k is about 1,000 for these models' keys
+SEARCH: dict[str, Any] = {"steps": 40, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0}
+WIDE: dict[str, Any] = {"steps": 60, "lr": 2.0, "weight_decay": 0.01, "clamp": 30.0}  # z* at one FFN's output needs room
+LAM = 5.0  # k C0^-1 k is about 1,000 for these models' keys
 
 
-def grid(position: str) -> list:
-    """Every setting tried."""
-    common = {"steps": 40, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0, "fact_token": position}
-    return [
-        editor
-        for lam in LAMBDAS[position]
-        for editor in (
-            *(qv.MEMIT(layers=layers, lam=lam, **common) for layers in LAYERS[position]),
-            *(qv.PMET(layers=layers, lam=lam, **common) for layers in LAYERS[position]),
-            *(qv.ACE(value_layers=v, query_layers=q, lam=lam, **common) for v, q in GROUPS[position]),
-        )
-    ]
+def at_the_subject() -> dict[str, list]:
+    """Settings tried at the subject's last token, and of the methods without a position."""
+    return {
+        "ROME": [qv.ROME(layer=layer, **WIDE) for layer in (3, 4, 5)],
+        "RROME": [qv.RROME(layer=layer, **WIDE) for layer in (3, 4, 5)],
+        "EMMET": [qv.EMMET(layers=(layer,), **SEARCH) for layer in (3, 4)],
+        "MEMIT": [qv.MEMIT(layers=layers, lam=LAM, **SEARCH) for layers in ((2, 3), (3, 4, 5))],
+        "PMET": [qv.PMET(layers=(3, 4, 5), lam=LAM, attention=attention, **SEARCH) for attention in (False, True)],
+        "AlphaEdit": [qv.AlphaEdit(layers=(3, 4, 5), threshold=t, L2=1e-3, **SEARCH) for t in (1e-2, 1e-1)],
+        "IFMET": [
+            qv.IFMET(layers=layers, deep_layers=deep, lam=LAM, **{**SEARCH, "clamp": 5.0})
+            for layers, deep in (((2, 3, 4), (6, 7)), ((3, 4, 5), (8, 9)))
+        ],
+        "ACE": [qv.ACE(value_layers=v, query_layers=q, lam=LAM, **SEARCH) for v, q in (((4, 5), (2, 3)), ((3, 4), (1, 2)))],
+        "FTL": [qv.FTL(layer=layer, lr=2e-2, clamp=clamp) for layer in (2, 3) for clamp in (0.06, 0.1)],
+        "KNE": [
+            *(qv.KNE(lr=lr, share=share, steps=50, together=True) for lr, share in ((3e-2, 0.02), (1e-2, 0.1), (3e-2, 0.1))),
+            qv.KNE(lr=3e-2, share=0.02, steps=50, together=True, axis="row"),
+        ],
+        "CTP": [qv.CTP(alone=(lr, 50, stop)) for lr, stop in ((3e-3, 0.1), (3e-3, 0.4), (1e-3, 0.1))],
+        "LoRA": [
+            qv.LoRA(layers=layers, steps=30, lr=lr, dropout=0.0, stop=stop)
+            for layers, lr, stop in (((2, 3, 4), 5e-3, 0.3), ((2, 3, 4), 2e-3, 0.3), (tuple(range(1, 7)), 2e-3, 0.3), ((2, 3, 4), 1e-3, 0.1))
+        ],
+        "FT": [qv.FT(layer=layer, lr=1e-2) for layer in (2, 3)],
+        "RECT": [qv.RECT(layers=(3, 4, 5), lam=LAM, **SEARCH)],
+        "PRUNE": [qv.PRUNE(layers=(3, 4, 5), lam=LAM, **SEARCH)],
+        "KN": [qv.KN(threshold=threshold) for threshold in (0.1, 0.5)],
+    }  # fmt: skip
+
+
+def at_the_end() -> dict[str, list]:
+    """Settings tried at the prompt's last token."""
+    last: dict[str, Any] = {**SEARCH, "fact_token": "last"}
+    wide: dict[str, Any] = {**WIDE, "fact_token": "last"}
+    return {
+        "ROME": [qv.ROME(layer=9, **wide)],
+        "RROME": [qv.RROME(layer=9, **wide)],
+        "EMMET": [qv.EMMET(layers=(9,), **last)],
+        "MEMIT": [qv.MEMIT(layers=(8, 9, 10), lam=lam, **last) for lam in (LAM, 30.0)],
+        "PMET": [qv.PMET(layers=(8, 9, 10), lam=LAM, **last)],
+        "AlphaEdit": [qv.AlphaEdit(layers=(8, 9, 10), threshold=1e-1, L2=1e-3, **last)],
+        "ACE": [qv.ACE(value_layers=(8, 9), query_layers=(5, 6), lam=lam, **last) for lam in (LAM, 30.0)],
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("toy-gptj", "toy-qwen3"))
-    parser.add_argument("--tune", type=int, default=16)
+    parser.add_argument("--tune", type=int, default=8)
     parser.add_argument("--test", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
@@ -57,25 +87,26 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     lens, world = qv.load(args.model), miniworld.build(0)
     texts = [miniworld.text(d) for d in itertools.islice(miniworld.documents(world, random.Random("statistics")), 3000)]
-    statistics = covariance(lens, texts, range(1, lens.n_layers))
+    statistics = covariance(lens, texts, range(1, lens.n_layers), modules=("ffn", "attn"))
     cases = worldrecords.edit_cases(world, args.tune + args.test)
     tune, test = cases[: args.tune], cases[args.tune :]
     tuned, results = [], []
-    for position in ("subject_last", "last"):
-        best: dict[str, tuple[float, object]] = {}
-        for editor in grid(position):
-            start, name = time.monotonic(), type(editor).__name__
-            table = summary(evaluate(lens, tune, editor, statistics=statistics)).set_index("metric")["after"]
-            score = table["efficacy_acc"] + table["paraphrase_acc"] + table["specificity_acc"]
-            tuned.append({"model": args.model, "editor": repr(editor), **table.round(3), "seconds": time.monotonic() - start})
-            print(name, position, editor, table.round(3).to_dict(), flush=True)
-            if name not in best or score > best[name][0]:
-                best[name] = (score, editor)
-        for name, (_, editor) in best.items():
+    for position, grids in (("subject_last", at_the_subject()), ("last", at_the_end())):
+        for name, grid in grids.items():
+            found = []
+            for editor in grid:
+                start = time.monotonic()
+                table = summary(evaluate(lens, tune, editor, statistics=statistics)).set_index("metric")["after"]
+                score = table["efficacy_acc"] + table["paraphrase_acc"] + table["specificity_acc"]
+                found.append((score, editor))
+                seconds = (time.monotonic() - start) / len(tune)
+                tuned.append({"model": args.model, "editor": repr(editor), **table.round(3), "seconds": seconds})
+                print(name, position, editor, table.round(3).to_dict(), flush=True)
+            best = max(found, key=lambda pair: pair[0])[1]
             start = time.monotonic()
-            table = summary(evaluate(lens, test, editor, statistics=statistics))
+            table = summary(evaluate(lens, test, best, statistics=statistics))
             seconds = (time.monotonic() - start) / len(test)
-            results.append(table.assign(model=args.model, method=name, position=position, editor=repr(editor), seconds=seconds))
+            results.append(table.assign(model=args.model, method=name, position=position, editor=repr(best), seconds=seconds))
             print("TEST", name, position, table.set_index("metric")["after"].round(3).to_dict(), flush=True)
             pd.concat(results).to_csv(args.out / f"edit_{args.model}.csv", index=False)
             pd.DataFrame(tuned).to_csv(args.out / f"edit_{args.model}_grid.csv", index=False)

@@ -37,10 +37,23 @@ _HOME = {
     "transmission_paths": "attribution.gradients",
     "ace_official": "attribution.official",
     "locate": "attribution.locate",
-    "edit": "editing.closed_form",
+    "edit": "editing.edit",
+    "ROME": "editing.closed_form",
+    "RROME": "editing.closed_form",
+    "EMMET": "editing.closed_form",
     "MEMIT": "editing.closed_form",
     "PMET": "editing.closed_form",
+    "AlphaEdit": "editing.closed_form",
+    "RECT": "editing.closed_form",
+    "PRUNE": "editing.closed_form",
+    "IFMET": "editing.closed_form",
     "ACE": "editing.closed_form",
+    "FT": "editing.gradient",
+    "FTL": "editing.gradient",
+    "KNE": "editing.gradient",
+    "CTP": "editing.gradient",
+    "LoRA": "editing.gradient",
+    "KN": "editing.gradient",
     "evaluate": "evaluation.protocols",
     "study": "case_study",
     "Study": "case_study",
@@ -58,7 +71,9 @@ if TYPE_CHECKING:
     from qv_lens.attribution.projection import interpretable, vocabulary
     from qv_lens.attribution.query import query_layers, query_neurons, qv_graph
     from qv_lens.attribution.value import value_neurons
-    from qv_lens.editing.closed_form import ACE, MEMIT, PMET, edit
+    from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
+    from qv_lens.editing.edit import edit
+    from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE, LoRA
     from qv_lens.errors import QVLensError
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase
     from qv_lens.interventions import Replace, Scale, Suppress, Zero

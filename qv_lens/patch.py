@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from qv_lens.errors import PatchError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from qv_lens.models.lens import Lens
 
 FORMAT = 1
@@ -22,27 +25,46 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Delta:
-    """left @ right in float64, TransformerLens layout: for W_out [d_mlp, n] and [n, d_model], n facts."""
+    """left @ right in float64, TransformerLens layout: for W_out [d_mlp, n] and [n, d_model], n facts.
+
+    Where an edit has no such factors (masked entries, fine-tuning) `right` is None and `left` the delta itself.
+    """
 
     left: Float[Tensor, "rows rank"]
-    right: Float[Tensor, "rank columns"]
+    right: Float[Tensor, "rank columns"] | None = None
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.left.shape[0], self.right.shape[1]
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.left.shape) if self.right is None else (self.left.shape[0], self.right.shape[1])
 
     @property
     def rank(self) -> int:
-        """An upper bound of the rank: the number of factors."""
-        return self.left.shape[1]
+        """An upper bound of the rank: the number of factors, or the smaller side."""
+        return self.left.shape[1] if self.right is not None else min(self.left.shape) if self.left.ndim > 1 else 1
 
     def dense(self) -> Float[Tensor, "rows columns"]:
-        return self.left @ self.right
+        return self.left if self.right is None else self.left @ self.right
 
     def norm(self) -> float:
         """Frobenius norm, without forming the product."""
+        if self.right is None:
+            return float(self.left.norm())
         gram = (self.left.T @ self.left) * (self.right @ self.right.T)
         return float(gram.sum().clamp_min(0).sqrt())
+
+    def finite(self) -> bool:
+        """Whether every entry is a number."""
+        return all(bool(torch.isfinite(part).all()) for part in (self.left, self.right) if part is not None)
+
+    @staticmethod
+    def total(parts: list[Delta]) -> Delta:
+        """The sum of several deltas: factors side by side where all have them."""
+        if len(parts) == 1:
+            return parts[0]
+        factors = [(d.left, d.right) for d in parts if d.right is not None]
+        if len(factors) == len(parts):
+            return Delta(torch.cat([left for left, _ in factors], 1), torch.cat([right for _, right in factors], 0))
+        return Delta(torch.stack([d.dense() for d in parts]).sum(0))
 
 
 @dataclass(frozen=True)
@@ -73,7 +95,7 @@ class Patch:
             weight = lens.parameter(layer, name)
             if tuple(weight.shape) != delta.shape:
                 raise PatchError(f"The delta of {name}[{layer}] is {delta.shape}, the weight {tuple(weight.shape)}.")
-            if not (torch.isfinite(delta.left).all() and torch.isfinite(delta.right).all()):
+            if not delta.finite():
                 raise PatchError(f"The delta of {name}[{layer}] is not finite; nothing was written.")
 
     def save(self, folder: str | Path) -> Path:
@@ -84,7 +106,8 @@ class Patch:
         tensors = {}
         for (layer, name), delta in self.deltas.items():
             tensors[f"{layer}.{name}.left"] = delta.left.contiguous()
-            tensors[f"{layer}.{name}.right"] = delta.right.contiguous()
+            if delta.right is not None:
+                tensors[f"{layer}.{name}.right"] = delta.right.contiguous()
         header = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -114,18 +137,36 @@ class Patch:
             if header["format"] != FORMAT:
                 raise PatchError(f"{source} holds a patch of format {header['format']}; this version reads {FORMAT}.")
             deltas = {
-                (int(layer), name): Delta(tensors[f"{layer}.{name}.left"], tensors[f"{layer}.{name}.right"])
+                (int(layer), name): Delta(tensors[f"{layer}.{name}.left"], tensors.get(f"{layer}.{name}.right"))
                 for layer, name in header["keys"]
             }
             return cls(deltas, header["fingerprint"], header["info"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise PatchError(f"{source} does not hold an intact patch: {type(error).__name__}: {error}.") from error
 
-    def frame(self):
-        """One row per written weight: layer, parameter, rank, norm of the delta, and relative norm where recorded."""
+    def frame(self) -> pd.DataFrame:
+        """One row per written weight: layer, parameter, rank, norm of the delta, its share of the weight's norm."""
         import pandas as pd
 
+        relative = self.info.get("relative_norm", {})
         rows = []
         for (layer, name), delta in self.deltas.items():
-            rows.append({"layer": layer, "parameter": name, "rank": delta.rank, "norm": delta.norm()})
+            share = relative.get(f"{layer}.{name}", float("nan"))
+            rows.append({"layer": layer, "parameter": name, "rank": delta.rank, "norm": delta.norm(), "relative_norm": share})
         return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """The edit card: method, facts, what was written where, how far, and the search's last losses."""
+        facts = self.info.get("facts", [])
+        shown = [
+            f"<li>{escape(f['prompt'].replace('{}', f['subject']))} <s>{escape(f['old'])}</s> {escape(f['new'])}</li>"
+            for f in facts[:20]
+        ]
+        more = f"<li>and {len(facts) - 20} more</li>" if len(facts) > 20 else ""
+        settings = ", ".join(f"{k}={v}" for k, v in self.info.get("hyperparameters", {}).items())
+        last = [steps[-1][0] for steps in self.info.get("losses", []) if steps]
+        loss = f"<p>final loss of the search: {min(last):.3f} to {max(last):.3f}</p>" if last else ""
+        return (
+            f"<b>{escape(self.info.get('method', 'Patch'))}</b> on {escape(self.info.get('model', self.fingerprint))}"
+            f"<ul>{''.join(shown)}{more}</ul>{self.frame().to_html(index=False)}{loss}<small>{escape(settings)}</small>"
+        )

@@ -18,7 +18,7 @@ CTP (section 3.2, Eq. 6; scores as its code computes them)
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import pandas as pd
@@ -30,7 +30,8 @@ from tqdm import tqdm
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
-from qv_lens.models.deltas import delta_hooks, zeros_like_parameters
+from qv_lens.models.backend import Hook
+from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
 from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
 
@@ -154,13 +155,14 @@ def transmission_paths(
     paths: Literal["ranks", "k_best"] = "ranks",
     gate: bool = False,
     batch_size: int = 2,
+    added: Mapping[tuple[int, str], Added] | None = None,
 ) -> pd.DataFrame:
     """CTP's packed nodes: `layer, kind ('key', 'value'), neuron, score, path ('T+', 'T-' or '')`, every node one row.
 
     `score`: 'mean_abs_z' (CTP's code), 'abs_sum' and 'sum' (Eq. 6 over the node's entries, signed), 'norm'.
     `paths`: 'ranks' takes the `top` and `bottom` nodes of each layer and kind; 'k_best' the nodes on the `top` paths
     (one node per layer and kind) with the largest sum of scores, and on the `bottom` lowest. `gate`: a gated FFN's key
-    node includes its column of W_gate.
+    node includes its column of W_gate. `added`: deltas in force, as `delta_hooks` takes them.
     """
     if score not in NODE_SCORES:
         raise unknown("Node score", score, NODE_SCORES)
@@ -168,7 +170,7 @@ def transmission_paths(
         raise unknown("paths", paths, ("ranks", "k_best"))
     if not (0 < top <= lens.d_mlp and 0 <= bottom <= lens.d_mlp - top):
         raise ConfigError(f"top={top} and bottom={bottom} must fit into the {lens.d_mlp} neurons of a layer.")
-    gradients = answer_gradients(lens, targets(records), gate, batch_size)
+    gradients = answer_gradients(lens, targets(records), gate, batch_size, added or {})
     columns = {}
     for layer in range(lens.n_layers):
         key = gradients[layer, "W_in"]
@@ -188,7 +190,9 @@ def transmission_paths(
     return frame
 
 
-def answer_gradients(lens: Lens, facts: Sequence[Fact], gate: bool = False, batch_size: int = 2) -> dict[tuple[int, str], Tensor]:
+def answer_gradients(
+    lens: Lens, facts: Sequence[Fact], gate: bool, batch_size: int, added: Mapping[tuple[int, str], Added]
+) -> dict[tuple[int, str], Tensor]:
     """G: mini-batches' mean cross-entropy of the answers, added up, differentiated by W_in, W_out (and W_gate)."""
     if gate and not lens.backend_adapter.gated:
         raise ConfigError(f"gate=True, but the FFN of {lens.name} has no gate.")
@@ -196,21 +200,21 @@ def answer_gradients(lens: Lens, facts: Sequence[Fact], gate: bool = False, batc
     prompts, total = lens.tokenize(list(facts)), {name: torch.zeros(()) for name in names}
     for i in range(0, len(prompts), batch_size):
         with torch.enable_grad():
-            deltas = zeros_like_parameters(lens, names)
-            p = answer_probabilities(lens, prompts[i : i + batch_size], delta_hooks(lens, deltas))
-            gradients = torch.autograd.grad(-p.log().mean(), list(deltas.values()))
+            zeros = zeros_like_parameters(lens, names)
+            hooks = [*delta_hooks(lens, added), *delta_hooks(lens, dict(zeros))]
+            p = answer_probabilities(lens, prompts[i : i + batch_size], hooks)
+            gradients = torch.autograd.grad(-p.log().mean(), list(zeros.values()))
         total = {name: total[name].to(g.device) + g for name, g in zip(names, gradients, strict=True)}
     return total
 
 
-def answer_probabilities(lens: Lens, prompts: Sequence[Prompt], hooks: list) -> Float[Tensor, " token"]:
-    """P(y_j | x, y_<j) of every answer token of every prompt, in one pass, in order."""
+def answer_probabilities(
+    lens: Lens, prompts: Sequence[Prompt], hooks: list[Hook], labels: Sequence[tuple[int, ...]] | None = None
+) -> Float[Tensor, " token"]:
+    """P(y_j | x, y_<j) of every answer token of every prompt, in one pass, in order; or of other `labels` there."""
     logits = lens.logits([prompt.row("answer") for prompt in prompts], hooks)
-    where = [
-        (i, position, token)
-        for i, p in enumerate(prompts)
-        for position, token in zip(p.positions("answer"), p.answer, strict=True)
-    ]
+    asked = [p.answer for p in prompts] if labels is None else labels
+    where = [(i, at, t) for i, p in enumerate(prompts) for at, t in zip(p.positions("answer"), asked[i], strict=True)]
     row, position, token = (torch.tensor(axis, device=logits.device) for axis in zip(*where, strict=True))
     return at_least_float32(logits[row, position]).softmax(-1).gather(1, token[:, None])[:, 0]
 

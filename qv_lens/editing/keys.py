@@ -7,17 +7,23 @@ itself. The key is the mean of two group means, so that the bare prompt weighs o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
-from qv_lens.facts.spans import FactToken, tokenize
-from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.facts.spans import FactToken, Prompt, continuation, tokenize
+from qv_lens.models.lens import Lens, Start, at_least_float32
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
+#: the request's own prompt, or the multi-hop prompts that end at its fact
+Prompts = Literal["rewrite", "via"]
+#: MEMIT's mean of two group means (the bare prompt weighs one half), or ROME's plain mean
+Average = Literal["halves", "mean"]
 
 
 @dataclass(frozen=True)
@@ -37,39 +43,53 @@ class Rows:
 
 
 @torch.no_grad()
-def contexts(lens: Lens, seed: int = 0, length: int = 10) -> tuple[str, ...]:
-    """The bare context "{}" and five prefixes "<start> ... . {}" sampled from the model (top 5) with its own generator."""
+def contexts(lens: Lens, seed: int = 0, style: str = "memit") -> tuple[str, ...]:
+    """The bare context "{}" and prefixes "... . {}" sampled from the model (top 5) with its own generator.
+
+    MEMIT: five of 10 tokens behind "The", "Therefore", ... ROME: ten of 5 and ten of 10 tokens behind the text's start.
+    """
     generator = torch.Generator().manual_seed(seed)
-    rows = [list(prompt.ids) for prompt in lens.tokenize(STARTS)]
+    if style == "memit":
+        texts = _sampled(lens, [list(prompt.ids) for prompt in lens.tokenize(STARTS)], 10, generator)
+    else:
+        start = lens.tokenizer.bos_token_id if lens.tokenizer.bos_token_id is not None else lens.tokenizer.eos_token_id
+        first = [start] if start is not None else list(lens.tokenize(STARTS[0])[0].ids)
+        texts = [text for length in (5, 10) for text in _sampled(lens, [list(first) for _ in range(10)], length, generator)]
+    clean = [" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts]
+    return ("{}", *(f"{text.rstrip('. ')}. {{}}" for text in clean))
+
+
+def _sampled(lens: Lens, rows: list[list[int]], length: int, generator: torch.Generator) -> list[str]:
     for _ in range(length):
         logits = lens.logits(rows)
         for i, row in enumerate(rows):
             best = logits[i, len(row) - 1].float().cpu().topk(5)
             row.append(int(best.indices[torch.multinomial(best.values.softmax(0), 1, generator=generator)]))
-    texts = [lens.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-    clean = [" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts]
-    return ("{}", *(f"{text.rstrip('. ')}. {{}}" for text in clean))
+    return [lens.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
-def rows_of(lens: Lens, requests: Sequence[EditRequest], templates: Sequence[str], token: FactToken) -> Rows:
+def rows_of(
+    lens: Lens, requests: Sequence[EditRequest], templates: Sequence[str], token: FactToken, prompts: Prompts = "rewrite"
+) -> Rows:
     """The requests in every context, each followed by all but the last token of the new answer.
 
-    With `token="last"` and an answer of several tokens, every predicting position is looked up (only the first could
-    be reached from the last prompt token).
+    `prompts='via'`: the request's multi-hop prompts instead of its own (its own where it has none); they have no
+    subject to look up, so the token must be 'last'. With `token="last"` and an answer of several tokens, every predicting
+    position is looked up (only the first could be reached from the last prompt token).
     """
+    if prompts == "via" and token != "last":
+        raise EditError(f"Multi-hop prompts are read at their last token; got fact_token={token!r}.")
     ids, fact, clean, looked, asked, labels = [], [], [], [], [], []
     for i, request in enumerate(requests):
         clean.append(len(ids))
         for template in templates:
-            prompt = tokenize(
-                lens.tokenizer, request.target.with_prompt(template.replace("{}", request.fact.prompt)), lens.prepend_bos
-            )
-            n, last = len(prompt.answer), prompt.last
-            ids.append((*prompt.ids, *prompt.answer[:-1]))
-            fact.append(i)
-            asked.append(range(last, last + n))
-            looked.append(range(last, last + n) if token == "last" else [prompt.position(token)])
-            labels.extend(prompt.answer)
+            for prompt in _asked(lens, request, template, prompts):
+                n, last = len(prompt.answer), prompt.last
+                ids.append((*prompt.ids, *prompt.answer[:-1]))
+                fact.append(i)
+                asked.append(range(last, last + n))
+                looked.append(range(last, last + n) if token == "last" else [prompt.position(token)])
+                labels.extend(prompt.answer)
     length = max(map(len, ids))
     lookup, answer = (torch.zeros(len(ids), length, dtype=torch.bool) for _ in range(2))
     for r, (where, predicted) in enumerate(zip(looked, asked, strict=True)):
@@ -79,29 +99,44 @@ def rows_of(lens: Lens, requests: Sequence[EditRequest], templates: Sequence[str
     return Rows(tuple(ids), tuple(fact), tuple(clean), lookup.to(device), answer.to(device), torch.tensor(labels, device=device))
 
 
+def _asked(lens: Lens, request: EditRequest, template: str, prompts: Prompts) -> list[Prompt]:
+    """The prompts of a request in one context, with the new answer's tokens."""
+    if prompts == "rewrite" or not request.via:
+        asked = request.target.with_prompt(template.replace("{}", request.fact.prompt))
+        return [tokenize(lens.tokenizer, asked, lens.prepend_bos)]
+    texts = [template.replace("{}", text) for text in request.via]
+    bare = [tokenize(lens.tokenizer, text, lens.prepend_bos) for text in texts]
+    return [replace(p, answer=continuation(lens.tokenizer, p.text, request.new, lens.prepend_bos)) for p in bare]
+
+
 @torch.no_grad()
-def read(lens: Lens, rows: Rows, sites: Sequence[str]) -> dict[str, Float[Tensor, "row d"]]:
-    """The activation at each site (hook name), averaged over a row's lookup positions."""
+def read(
+    lens: Lens, rows: Rows, sites: Sequence[str], start: Start | None = None, stop: int | None = None
+) -> dict[str, Float[Tensor, "row d"]]:
+    """The activation at each site (hook name), averaged over a row's lookup positions.
+
+    `start` and `stop` leave out the layers below and above (`Lens.stream`)."""
     kept: dict[str, Tensor] = {}
 
     def keep(name: str):
         def hook(x: Tensor) -> None:
-            chosen = at_least_float32(x) * rows.lookup[..., None]
+            chosen = at_least_float32(x.flatten(2)) * rows.lookup[..., None]
             kept[name] = chosen.sum(1) / rows.lookup.sum(1, keepdim=True)
 
         return hook
 
-    lens.logits(rows.ids, [(name, keep(name)) for name in sites])
+    lens.stream(rows.ids, lens.n_layers if stop is None else stop, [(name, keep(name)) for name in sites], start)
     return kept
 
 
-def mean_over_contexts(rows: Rows, x: Float[Tensor, "row d"]) -> Float[Tensor, "fact d"]:
-    """Bare prompt and mean of the prefixed ones, half each; the bare prompt alone where there are no others."""
+def mean_over_contexts(rows: Rows, x: Float[Tensor, "row d"], average: Average = "halves") -> Float[Tensor, "fact d"]:
+    """Bare prompt and mean of the prefixed ones, half each (the bare one alone where there are no others); or the mean."""
     owner = torch.tensor(rows.fact, device=x.device)
     bare = x[list(rows.clean)]
-    total = torch.zeros_like(bare).index_add_(0, owner, x)
-    others = torch.bincount(owner, minlength=len(bare))[:, None] - 1
-    return torch.where(others > 0, (bare + (total - bare) / others.clamp_min(1)) / 2, bare)
+    total, count = torch.zeros_like(bare).index_add_(0, owner, x), torch.bincount(owner, minlength=len(bare))[:, None]
+    if average == "mean":
+        return total / count
+    return torch.where(count > 1, (bare + (total - bare) / (count - 1).clamp_min(1)) / 2, bare)
 
 
 def clean_values(rows: Rows, x: Float[Tensor, "row d"]) -> Float[Tensor, "fact d"]:

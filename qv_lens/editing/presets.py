@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qv_lens.editing.closed_form import ACE, MEMIT, PMET, Editor
+from qv_lens.editing.closed_form import ACE, MEMIT, PMET
+from qv_lens.editing.edit import Editor
 from qv_lens.errors import unknown
 
 

@@ -46,6 +46,44 @@ def inverse_of(C0: Float[Tensor, "d_mlp d_mlp"]) -> Metric:
     raise EditError("C0 is not positive definite even with jitter: compute the statistics from more text.")
 
 
+def identity(K: Float[Tensor, "d_mlp n"]) -> Float[Tensor, "d_mlp n"]:
+    """C0 = I."""
+    return K.double()
+
+
+def null_space(C0: Float[Tensor, "d_mlp d_mlp"], threshold: float) -> Float[Tensor, "d_mlp d_mlp"]:
+    """P = U0 U0^T, U0 the eigenvectors of C0 with eigenvalues below the threshold (AlphaEdit)."""
+    values, vectors = torch.linalg.eigh(C0.double())
+    U0 = vectors[:, values < threshold]
+    return U0 @ U0.T
+
+
+def null_space_metric(P: Float[Tensor, "d_mlp d_mlp"], earlier: list[Float[Tensor, "d_mlp n"]], L2: float) -> Metric:
+    """K -> (P Kp Kp^T P + L2 I)^-1 P K, Kp the keys of earlier batches (AlphaEdit)."""
+    system = L2 * torch.eye(len(P), dtype=P.dtype, device=P.device)
+    if earlier:
+        seen = P @ torch.cat(earlier, 1)
+        system = system + seen @ seen.T
+    factor = torch.linalg.cholesky(system)
+    return lambda K: torch.cholesky_solve(P @ K.double(), factor)
+
+
+def rect(W: Float[Tensor, "a b"], delta: Float[Tensor, "a b"], keep: float) -> Float[Tensor, "a b"]:
+    """The `keep` share of the entries with the largest |dW / (W + 1e-8)|, all others 0 (RECT)."""
+    change = (delta / (W.double() + 1e-8)).abs().flatten()
+    count = max(1, round(keep * change.numel()))
+    mask = torch.zeros_like(change, dtype=torch.bool)
+    mask[change.topk(count).indices] = True
+    return delta * mask.view_as(delta)
+
+
+def prune(W: Float[Tensor, "a b"], delta: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
+    """Singular values s of dW above sigma = sigma_max(W) become ln s - ln sigma + sigma (PRUNE)."""
+    limit = torch.linalg.matrix_norm(W.double(), 2)
+    U, s, V = torch.linalg.svd(delta, full_matrices=False)
+    return U * torch.where(s > limit, s.log() - limit.log() + limit, s) @ V
+
+
 def solve(
     metric: Metric,
     K: Float[Tensor, "d_mlp n"],
@@ -55,7 +93,8 @@ def solve(
 ) -> Delta:
     """dW_out as factors [d_mlp, n] @ [n, d_model].
 
-    MEMIT, PMET, ACE: metric C0^-1, eps = lambda. `K_read` differs from K only in ROME.
+    MEMIT, PMET, ACE: metric C0^-1, eps = lambda. EMMET and ROME: eps 0 (0.1 for several facts). `K_read` differs from K
+    only in ROME. Where there are more facts than neurons the system is as large as they are many.
     Raises `EditError` if the small system is singular (two facts with one key and eps = 0).
     """
     Y, R = metric(K), R.double()

@@ -1,110 +1,212 @@
-"""C0 = (1/T) sum k k^T over all tokens of a text: the uncentred second moment of an FFN's keys, all layers in one pass.
+"""C0 = (1/T) sum k k^T over all tokens of a text: the uncentred second moment of keys, all layers in one pass.
 
-Keys in float32 or better, sums in float64. Statistics belong to the weights (fingerprint) and the text (hash) they
-were computed from, and are refused for others.
+1. Texts are read as a stream, each cut to `max_tokens`; documents of like length share a batch within a chunk.
+2. Keys in float32 or better (FFN: what W_out reads; attention: what W_O reads), sums in float64.
+3. With a `folder` the sums so far are kept there after every `every` documents, whole or not at all; the same call with
+   the same text goes on from them after a kill.
+
+Statistics belong to the weights (fingerprint) and the text (hash) they were computed from, and are refused for others.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from qv_lens.errors import EditError
+from qv_lens.errors import EditError, unknown
 from qv_lens.models.lens import Lens, at_least_float32
+
+Module = Literal["ffn", "attn"]
+Moments = dict[tuple[int, str], Tensor]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """C0 by layer, with the number of tokens, the hash of the text and the fingerprint of the model."""
+    """C0 of the FFN's keys by layer (and of attention's, where collected), with the number of tokens, the hash of the
+    text and the fingerprint of the model."""
 
     C0: dict[int, Float[Tensor, "d_mlp d_mlp"]]
     tokens: int
     corpus: str
     fingerprint: str
+    attention: dict[int, Float[Tensor, "channel channel"]] = field(default_factory=dict)
 
-    def of(self, lens: Lens, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
+    def of(self, lens: Lens, layer: int, module: Module = "ffn") -> Float[Tensor, "key key"]:
         """C0 of a layer. Raises `EditError` for another model's statistics or a layer that was not collected."""
         if self.fingerprint != lens.fingerprint:
             raise EditError(
                 f"These statistics belong to the model {self.fingerprint}, not to {lens.name} ({lens.fingerprint}). "
                 "Compute them anew with qv_lens.editing.statistics.covariance."
             )
-        if layer not in self.C0:
-            raise EditError(f"No statistics for layer {layer}: collected were layers {sorted(self.C0)}.")
-        return self.C0[layer]
+        found = self.C0 if module == "ffn" else self.attention
+        if layer not in found:
+            what = "" if module == "ffn" else " of attention (modules=('ffn', 'attn'))"
+            raise EditError(f"No statistics{what} for layer {layer}: collected were layers {sorted(found)}.")
+        return found[layer]
 
     def save(self, folder: str | Path) -> Path:
-        """Write statistics.safetensors and statistics.json. Raises `EditError` if the folder cannot be written."""
-        from safetensors.torch import save_file
-
-        target = Path(folder)
+        """Write statistics.safetensors and, last, statistics.json. Raises `EditError` if the folder cannot be written."""
+        sums = {(layer, "ffn"): C for layer, C in self.C0.items()} | {(layer, "attn"): C for layer, C in self.attention.items()}
         header = {"tokens": self.tokens, "corpus": self.corpus, "fingerprint": self.fingerprint}
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            save_file({str(layer): C0.contiguous() for layer, C0 in self.C0.items()}, target / "statistics.safetensors")
-            (target / "statistics.json").write_text(json.dumps(header, indent=2) + "\n")
-        except OSError as error:
-            raise EditError(f"Cannot write the statistics to {target}: {error}.") from error
-        return target
+        return _write(Path(folder), "statistics", sums, header)
 
     @classmethod
     def load(cls, folder: str | Path) -> Statistics:
         """Read statistics written by `save`. Raises `EditError` for files that are absent or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        source = Path(folder)
+        sums, header = _read(Path(folder), "statistics")
         try:
-            header = json.loads((source / "statistics.json").read_text())
-            tensors = load_file(source / "statistics.safetensors")
-            return cls({int(k): v for k, v in tensors.items()}, header["tokens"], header["corpus"], header["fingerprint"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise EditError(f"{source} does not hold intact statistics: {type(error).__name__}: {error}.") from error
+            by = {module: {layer: C for (layer, m), C in sums.items() if m == module} for module in ("ffn", "attn")}
+            return cls(by["ffn"], header["tokens"], header["corpus"], header["fingerprint"], by["attn"])
+        except KeyError as error:
+            raise EditError(f"{folder} does not hold intact statistics: KeyError: {error}.") from error
+
+
+@dataclass
+class _Progress:
+    """The sums so far: over how many documents and tokens, and the hash of those documents."""
+
+    sums: Moments
+    documents: int = 0
+    tokens: int = 0
+    digest: str = ""
 
 
 @torch.no_grad()
 def covariance(
-    lens: Lens, texts: Iterable[str], layers: Iterable[int], batch_size: int = 128, max_tokens: int = 512
+    lens: Lens,
+    texts: Iterable[str],
+    layers: Iterable[int],
+    batch_size: int = 128,
+    max_tokens: int = 512,
+    *,
+    modules: tuple[Module, ...] = ("ffn",),
+    folder: str | Path | None = None,
+    every: int = 2048,
+    total: int | None = None,
 ) -> Statistics:
-    """C0 of `layers` over `texts`, each cut to `max_tokens`. Raises `EditError` for a patched lens or no text."""
+    """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end. `total`: how many texts there are,
+    for the progress bar. Raises `EditError` for a patched lens, no text, or a folder of other statistics."""
     if lens.patches:
         raise EditError("Statistics are taken on the unpatched model: revert the patches first.")
+    if not modules or set(modules) - {"ffn", "attn"}:
+        raise unknown("Module", modules, ("ffn", "attn"), error=EditError)
     max_tokens = min(max_tokens, lens.backend_adapter.cfg.n_ctx)
-    wanted = sorted({lens.check_layer(layer) for layer in layers})
-    sums = {layer: torch.zeros(lens.d_mlp, lens.d_mlp, dtype=torch.float64, device=lens.device) for layer in wanted}
-    digest, tokens, pool = hashlib.blake2b(digest_size=8), 0, list(texts)
-    pool.sort(key=len)  # rows of like length share a batch
-    for start in tqdm(range(0, len(pool), batch_size), desc="statistics", unit="batch", delay=2, leave=False):
-        rows = []
-        for text in pool[start : start + batch_size]:
-            digest.update(text.encode() + b"\0")
-            rows.append(lens.tokenizer(text)["input_ids"][:max_tokens])
-        rows = [row for row in rows if row]
-        if rows:
-            tokens += sum(map(len, rows))
-            _accumulate(lens, rows, sums)
-    if not tokens:
+    wanted = [(lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules]
+    stream, digest = iter(texts), hashlib.blake2b(digest_size=8)
+    progress = _resume(lens, folder, wanted, max_tokens)
+    for text in itertools.islice(stream, progress.documents):
+        digest.update(text.encode() + b"\0")
+    if progress.documents and digest.hexdigest() != progress.digest:
+        raise EditError(f"{folder} holds statistics begun on another text. Give the same text, or another folder.")
+    size = total if total is not None else len(texts) if isinstance(texts, (list, tuple)) else None
+    bar = tqdm(desc="statistics", unit="text", total=size, initial=progress.documents, delay=2, leave=False)
+    with bar:
+        for chunk in _chunks(stream, every):
+            for rows in _batches(lens, chunk, batch_size, max_tokens):
+                progress.tokens += sum(map(len, rows))
+                _accumulate(lens, rows, progress.sums)
+            for text in chunk:
+                digest.update(text.encode() + b"\0")
+            progress.documents, progress.digest = progress.documents + len(chunk), digest.hexdigest()
+            if folder is not None:
+                header = {"documents": progress.documents, "tokens": progress.tokens, "digest": progress.digest}
+                _write(
+                    Path(folder), "partial", progress.sums, {**header, "fingerprint": lens.fingerprint, "max_tokens": max_tokens}
+                )
+            bar.update(len(chunk))
+    if not progress.tokens:
         raise EditError("The text for the statistics holds no tokens.")
-    return Statistics({layer: C / tokens for layer, C in sums.items()}, tokens, digest.hexdigest(), lens.fingerprint)
+    means = {key: C / progress.tokens for key, C in progress.sums.items()}
+    by = {module: {layer: C for (layer, m), C in means.items() if m == module} for module in ("ffn", "attn")}
+    statistics = Statistics(by["ffn"], progress.tokens, progress.digest, lens.fingerprint, by["attn"])
+    if folder is not None:
+        statistics.save(folder)
+        for name in ("partial.json", "partial.safetensors"):
+            (Path(folder) / name).unlink(missing_ok=True)
+    return statistics
 
 
-def _accumulate(lens: Lens, rows: list[list[int]], sums: dict[int, Tensor]) -> None:
+def _resume(lens: Lens, folder: str | Path | None, wanted: list[tuple[int, str]], max_tokens: int) -> _Progress:
+    fresh = _Progress({key: _zeros(lens, *key) for key in wanted})
+    if folder is None or not (Path(folder) / "partial.json").exists():
+        return fresh
+    sums, header = _read(Path(folder), "partial")
+    theirs = (header.get("fingerprint"), header.get("max_tokens"), sorted(sums))
+    if theirs != (lens.fingerprint, max_tokens, sorted(wanted)):
+        raise EditError(f"{folder} holds statistics begun for another model, length or layers. Choose another folder.")
+    sums = {key: C.to(lens.device) for key, C in sums.items()}
+    return _Progress(sums, header["documents"], header["tokens"], header["digest"])
+
+
+def _zeros(lens: Lens, layer: int, module: str) -> Tensor:
+    size = lens.d_mlp if module == "ffn" else lens.backend_adapter.w_o(layer).shape[0]
+    return torch.zeros(size, size, dtype=torch.float64, device=lens.device)
+
+
+def _chunks(stream: Iterator[str], size: int) -> Iterator[list[str]]:
+    while chunk := list(itertools.islice(stream, size)):
+        yield chunk
+
+
+def _batches(lens: Lens, texts: list[str], batch_size: int, max_tokens: int) -> Iterator[list[list[int]]]:
+    rows = sorted((lens.tokenizer(text)["input_ids"][:max_tokens] for text in texts), key=len)  # rows of like length together
+    rows = [row for row in rows if row]
+    for start in range(0, len(rows), batch_size):
+        yield rows[start : start + batch_size]
+
+
+def _accumulate(lens: Lens, rows: list[list[int]], sums: Moments) -> None:
     real = torch.arange(max(map(len, rows)))[None] < torch.tensor([len(row) for row in rows])[:, None]
     real = real.to(lens.device)
 
-    def add(layer: int):
-        def hook(m: Float[Tensor, "prompt seq d_mlp"]) -> None:
-            k = at_least_float32(m[real])
-            sums[layer].add_((k.T @ k).double())
+    def add(key: tuple[int, str]):
+        def hook(m: Tensor) -> None:
+            k = at_least_float32(m.flatten(2)[real])
+            sums[key].add_((k.T @ k).double())
 
         return hook
 
-    lens.logits(rows, [(lens.backend_adapter.coefficient(layer), add(layer)) for layer in sums])
+    backend = lens.backend_adapter
+    hooks = [(backend.coefficient(key[0]) if key[1] == "ffn" else backend.z(key[0]), add(key)) for key in sums]
+    lens.stream(rows, max(layer for layer, _ in sums) + 1, hooks)  # nothing above the last layer is run
+
+
+def _write(folder: Path, name: str, sums: Moments, header: dict) -> Path:
+    """Tensors first, the header that names their checksum last; both by renaming."""
+    tensors = {f"{layer}.{module}": C.contiguous() for (layer, module), C in sums.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / f"{name}.tmp", metadata={"stamp": json.dumps(header)})
+        os.replace(folder / f"{name}.tmp", folder / f"{name}.safetensors")
+        (folder / f"{name}.json.tmp").write_text(json.dumps(header, indent=2) + "\n")
+        os.replace(folder / f"{name}.json.tmp", folder / f"{name}.json")
+    except OSError as error:
+        raise EditError(f"Cannot write the statistics to {folder}: {error}.") from error
+    return folder
+
+
+def _read(folder: Path, name: str) -> tuple[Moments, dict]:
+    from safetensors import safe_open
+
+    try:
+        (folder / f"{name}.json").read_text()
+        with safe_open(folder / f"{name}.safetensors", "pt") as file:  # the header that belongs to these very tensors
+            header = json.loads((file.metadata() or {})["stamp"])
+        tensors = load_file(folder / f"{name}.safetensors")
+        keys = {key: key.split(".") for key in tensors}
+        return {(int(layer), module): tensors[key] for key, (layer, module) in keys.items()}, header
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise EditError(f"{folder} does not hold intact statistics: {type(error).__name__}: {error}.") from error

@@ -48,10 +48,15 @@ class Search:
 
 @dataclass(frozen=True)
 class Targets:
-    """z* of the first site, and per fact the losses along the way: `losses[step][fact]` = (total, NLL, KL)."""
+    """z* by site, and per fact the losses along the way: `losses[step][fact]` = (total, NLL, KL)."""
 
-    z: Float[Tensor, "fact d_model"]
+    z_of: tuple[Float[Tensor, "fact d_model"], ...]
     losses: tuple[tuple[tuple[float, float, float], ...], ...]
+
+    @property
+    def z(self) -> Float[Tensor, "fact d_model"]:
+        """z* of the first site."""
+        return self.z_of[0]
 
 
 def search(lens: Lens, requests: Sequence[EditRequest], rows: Rows, token: FactToken, settings: Search) -> Targets:
@@ -83,7 +88,10 @@ class _Problem:
         self.where, self.answer, self.kl_at = where, answer, kl_at
         self.n = len(rows.clean)
         self.answer_rows, _ = answer.nonzero(as_tuple=True)
-        inits = read(lens, rows, settings.sites)
+        z_layer = int(settings.sites[0].split(".")[1])
+        with torch.no_grad():  # nothing below the z layer changes during the search
+            self.start = (z_layer, lens.stream(ids, z_layer))
+        inits = read(lens, rows, settings.sites, (z_layer, self.start[1][: len(rows.ids), : rows.lookup.shape[1]]), z_layer + 1)
         self.inits = [clean_values(rows, inits[site]) for site in settings.sites]
         self.deltas = [torch.zeros_like(init, requires_grad=True) for init in self.inits]
         self.kl_start: Tensor | None = None
@@ -107,7 +115,8 @@ class _Problem:
             if step == s.steps - 1 or not active.any():
                 break
             self._update(adam, total, active)
-        return Targets((self.inits[0] + self.deltas[0]).detach().double(), tuple(losses))
+        z_of = tuple((init + delta).detach().double() for init, delta in zip(self.inits, self.deltas, strict=True))
+        return Targets(z_of, tuple(losses))
 
     def _check_reach(self, nll: Tensor) -> None:
         """Raise `EditError` where the new answer's probability does not depend on delta at all."""
@@ -132,7 +141,8 @@ class _Problem:
     def _loss(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Per fact: L, its NLL and KL terms, and whether the new answer is the argmax everywhere."""
         s = self.settings
-        logits = at_least_float32(self.lens.logits(self.ids, list(zip(s.sites, map(self._adder, self.deltas), strict=True))))
+        hooks = list(zip(s.sites, map(self._adder, self.deltas), strict=True))
+        logits = at_least_float32(self.lens.logits(self.ids, hooks, self.start))
         picked = logits[self.answer]
         label_logp = picked.log_softmax(-1).gather(1, self.rows.labels[:, None])[:, 0]
         row_nll = self._row_mean(-label_logp)

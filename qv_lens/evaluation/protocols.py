@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import pandas as pd
 from tqdm import tqdm
 
-from qv_lens.editing.closed_form import Editor, edit
-from qv_lens.editing.keys import contexts
+from qv_lens.editing.edit import Editor, edit
 from qv_lens.editing.statistics import Statistics
 from qv_lens.evaluation.metrics import correct, mean_logprob
 from qv_lens.facts.records import EditCase
@@ -22,20 +21,23 @@ from qv_lens.models.lens import Lens
 METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
 
 
-def evaluate(lens: Lens, cases: Sequence[EditCase], editor: Editor, *, statistics: Statistics, seed: int = 0) -> pd.DataFrame:
-    """One row per case and metric: `case, subject, metric, before, after`, shares from 0 to 1 (NaN: nothing to ask).
+def evaluate(
+    lens: Lens, cases: Sequence[EditCase], editor: Editor, *, statistics: Statistics | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """One row per case and metric: `case, subject, metric, before, after`, shares from 0 to 1 (NaN: nothing to ask), and
+    `relative_norm`, the largest ||dW|| / ||W|| of the weights that the case's edit wrote.
 
     For `multihop_acc`, `before` counts the old answers on the unedited model, `after` the new ones on the edited.
     """
-    templates = contexts(lens, seed)
     rows = []
     for number, case in enumerate(tqdm(cases, desc=f"evaluate {type(editor).__name__}", unit="case", delay=2, leave=False)):
         before = probe(lens, case, edited=False)
-        patch = edit(lens, case.request, editor, statistics=statistics, templates=templates, seed=seed)
+        patch = edit(lens, case.request, editor, statistics=statistics, seed=seed)
         with lens.patched(patch):
             after = probe(lens, case, edited=True)
-        rows += [(number, case.request.fact.subject, metric, before[metric], after[metric]) for metric in METRICS]
-    frame = pd.DataFrame(rows, columns=["case", "subject", "metric", "before", "after"])
+        largest = max(patch.info["relative_norm"].values(), default=0.0)
+        rows += [(number, case.request.fact.subject, metric, before[metric], after[metric], largest) for metric in METRICS]
+    frame = pd.DataFrame(rows, columns=["case", "subject", "metric", "before", "after", "relative_norm"])
     frame.attrs.update({"model": lens.name, "backend": lens.backend, "editor": repr(editor), "protocol": "single", "seed": seed})
     return frame
 
@@ -55,9 +57,10 @@ def probe(lens: Lens, case: EditCase, edited: bool) -> dict[str, float]:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over the cases with 95% intervals (1.96 standard errors): `metric, before, after, interval, cases`."""
+    """Means over the cases with 95% intervals (1.96 standard errors): `metric, before, after, interval, cases`, and the largest `relative_norm`."""
     by = frame.groupby("metric", sort=False)
     out = by[["before", "after"]].mean()
     out["interval"] = 1.96 * by["after"].std(ddof=1) / by["after"].count() ** 0.5
     out["cases"] = by["after"].count()
+    out["relative_norm"] = by["relative_norm"].max()
     return out.reset_index()

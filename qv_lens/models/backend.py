@@ -230,6 +230,10 @@ class Backend:
         weight = getattr(attn, f"W_{which}") if weight is None else weight
         return rearrange(weight.data, "head d channel -> d (head channel)")
 
+    def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
+        """Token embeddings."""
+        return self.model.embed.W_E.data
+
     def unembed(self) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
         weight, bias = self.model.unembed.W_U.data, _data(getattr(self.model.unembed, "b_U", None))
         return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias
@@ -284,11 +288,22 @@ class Backend:
             for handle in handles:
                 handle.remove()
 
-    def logits(self, ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_vocab"]:
-        """One forward pass over right-padded ids. Causal attention never looks at what follows, so no mask is needed."""
+    def run(self, ids: Int[Tensor, "batch seq"], start: tuple[int, Tensor] | None = None, stop: int | None = None) -> Tensor:
+        """One forward pass over right-padded ids: logits, or with `stop` the stream in front of that layer; with `start`
+        from the stream in front of a layer. Causal attention never looks at what follows, so no mask is needed.
+
+        A TransformerBridge can do neither and runs in full, with the same result.
+        """
         if self.name == "hooked":  # a tokenizer that pads on the left would make it guess a mask from the ids
-            return self.model(ids, return_type="logits", padding_side="right")
-        return self.model(ids, return_type="logits")
+            options = {"return_type": "logits", "padding_side": "right", "stop_at_layer": stop}
+            return self.model(ids, **options) if start is None else self.model(start[1], start_at_layer=start[0], **options)
+        if stop is None:
+            return self.model(ids, return_type="logits")
+        kept: list[Tensor] = []
+        site = self.resid_pre(stop) if stop < self.n_layers else self.resid_post(stop - 1)
+        with self.hooks([(site, kept.append)]):
+            self.model(ids, return_type="logits")
+        return kept[0]
 
 
 def _adapt(function: Callable[..., Any]) -> Callable[..., Any]:

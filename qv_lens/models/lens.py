@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from qv_lens.patch import Patch
 
 Facts = Fact | str | Sequence[Fact | str]
+#: a layer, and the stream in front of it
+Start = tuple[int, Tensor]
 
 
 @dataclass
@@ -163,11 +165,23 @@ class Lens:
 
     # ------------------------------------------------------------------ running
 
-    def logits(self, rows: Sequence[Sequence[int]], hooks: Sequence[Hook] = ()) -> Float[Tensor, "prompt seq d_vocab"]:
+    def logits(
+        self, rows: Sequence[Sequence[int]], hooks: Sequence[Hook] = (), start: Start | None = None
+    ) -> Float[Tensor, "prompt seq d_vocab"]:
         """One forward pass over token rows of any lengths (right-padded), interventions in force and `hooks` applied.
 
-        Keeps the autograd graph if gradients are enabled and something requires them.
+        Keeps the autograd graph if gradients are enabled and something requires them. `start`: (layer, the stream in
+        front of it), to leave out the layers below, whose hooks then do not run.
         """
+        return self._forward(rows, hooks, start, None)
+
+    def stream(
+        self, rows: Sequence[Sequence[int]], layer: int, hooks: Sequence[Hook] = (), start: Start | None = None
+    ) -> Float[Tensor, "prompt seq d_model"]:
+        """The stream in front of a layer (`n_layers`: behind the last one); what lies behind it is not run."""
+        return self._forward(rows, hooks, start, layer)
+
+    def _forward(self, rows: Sequence[Sequence[int]], hooks: Sequence[Hook], start: Start | None, stop: int | None) -> Tensor:
         longest = max(len(row) for row in rows)
         limit = self.backend_adapter.cfg.n_ctx
         if longest > limit:
@@ -176,8 +190,9 @@ class Lens:
         outer, self.last = self.last, torch.tensor([len(row) - 1 for row in rows], device=self.device)
         try:
             forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
+            start = None if forced else start  # an intervention may act, or look, below
             with self.backend_adapter.hooks([*forced, *hooks]):
-                return self.backend_adapter.logits(ids)
+                return self.backend_adapter.run(ids, start, stop)
         finally:
             self.last = outer
 

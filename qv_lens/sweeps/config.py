@@ -62,7 +62,11 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as written into the run folder."""
-        return {"recipe": self.recipe, "settings": dict(self.settings), "grid": {k: v if isinstance(v, str) else list(v) for k, v in self.grid.items()}}
+        return {
+            "recipe": self.recipe,
+            "settings": dict(self.settings),
+            "grid": {k: v if isinstance(v, str) else list(v) for k, v in self.grid.items()},
+        }
 
 
 @dataclass(frozen=True)

@@ -155,11 +155,11 @@ def test_batched_targets_equal_those_searched_alone():
     from qv_lens.editing.targets import search
 
     lens = tiny_lens("qwen3-gqa")
-    plan = qv.MEMIT(layers=(1,), steps=6).plan(lens)
+    settings = qv.MEMIT(steps=6).spread(lens, (1,)).search
     templates = contexts(lens)
-    both = search(lens, REQUESTS, rows_of(lens, REQUESTS, templates, "subject_last"), "subject_last", plan.search)
+    both = search(lens, REQUESTS, rows_of(lens, REQUESTS, templates, "subject_last"), "subject_last", settings)
     for i, request in enumerate(REQUESTS):
-        alone = search(lens, [request], rows_of(lens, [request], templates, "subject_last"), "subject_last", plan.search)
+        alone = search(lens, [request], rows_of(lens, [request], templates, "subject_last"), "subject_last", settings)
         torch.testing.assert_close(both.z[i], alone.z[0], atol=1e-9, rtol=1e-9)
 
 
@@ -171,9 +171,9 @@ def test_no_gradient_at_the_last_layer_is_an_error():
 
 
 def test_query_layers_above_the_value_layers_are_dropped():
-    with pytest.warns(UserWarning, match="dropped"):
-        plan = qv.ACE(value_layers=(1,), query_layers=(0, 2)).plan(tiny_lens("gptj"))
-    assert plan.groups == ((0,), (1,))
+    with pytest.warns(UserWarning, match="and are dropped"):
+        groups = qv.ACE(value_layers=(1, 7), query_layers=(0, 2))._layers(tiny_lens("gptj"))
+    assert groups == ((0,), (1,))
 
 
 def test_patch_survives_the_disk(tmp_path):

@@ -56,9 +56,13 @@ class Reference:
     def editor(self):
         kind = {"memit": qv.MEMIT, "pmet": qv.PMET}[self.method]
         return kind(
-            tuple(self.layers), self.h["v_num_grad_steps"], self.h["v_lr"], self.h["v_weight_decay"],
-            self.h["clamp_norm_factor"], self.h["kl_factor"], self.h["mom2_update_weight"],
+            layers=tuple(self.layers), steps=self.h["v_num_grad_steps"], lr=self.h["v_lr"], clamp=self.h["clamp_norm_factor"],
+            weight_decay=self.h["v_weight_decay"], kl=self.h["kl_factor"], lam=self.h["mom2_update_weight"],
         )  # fmt: skip
+
+    def one_pass(self, lens):
+        editor = self.editor()
+        return editor.spread(lens, editor.layers) if self.method == "memit" else editor.two_deltas(lens, (editor.layers,))
 
 
 @pytest.fixture(params=["memit", "pmet"])
@@ -92,7 +96,7 @@ def test_rows_and_keys(reference, lens):
     where = [i for request in reference.record["lookup_idx"] for i in request[:-1]]
     assert rows.lookup.long().argmax(1).tolist() == where
     layer = reference.layers[0]
-    sites = (lens.backend_adapter.coefficient(layer), reference.editor().plan(lens).search.sites[0])
+    sites = (lens.backend_adapter.coefficient(layer), reference.one_pass(lens).search.sites[0])
     seen = read(lens, rows, sites)
     assert relative(mean_over_contexts(rows, seen[sites[0]]), reference.keys(layer)) < 1e-5
     assert relative(clean_values(rows, seen[sites[1]]), reference.current(layer)) < 1e-5
@@ -100,7 +104,7 @@ def test_rows_and_keys(reference, lens):
 
 def test_targets_and_their_losses(reference, lens):
     rows = rows_of(lens, reference.requests, reference.templates, "subject_last")
-    found = search(lens, reference.requests, rows, "subject_last", reference.editor().plan(lens).search)
+    found = search(lens, reference.requests, rows, "subject_last", reference.one_pass(lens).search)
     assert relative(found.z, reference.z) < 1e-3
     log, steps = reference.record["loss_log"], reference.h["v_num_grad_steps"]
     assert len(log) == len(found.losses) * len(reference.requests) == steps * len(reference.requests)

@@ -1,0 +1,149 @@
+"""edit(): requests and an editor become a Patch; the lens is left as it was.
+
+Editors are frozen dataclasses of hyperparameters with one method, `deltas(job)`: what to add to which weight. They may
+write to the live weights on the way (a sweep reads each layer under those written before); whatever happens, the weights
+are put back bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qv_lens.editing.keys import contexts
+from qv_lens.editing.statistics import Statistics
+from qv_lens.errors import EditError
+from qv_lens.facts.records import EditRequest
+from qv_lens.models.lens import Lens
+from qv_lens.patch import Delta, Patch
+
+Deltas = dict[tuple[int, str], Delta]
+
+
+@dataclass
+class Job:
+    """What an editor works on. `batches`: requests that are edited together, one batch after another on the weights as
+    written so far. `losses` and `notes` are filled in by the editor and end up in the patch."""
+
+    lens: Lens
+    requests: list[EditRequest]
+    batch_size: int | None
+    statistics: Statistics | None
+    templates: tuple[str, ...] | None
+    seed: int
+    losses: list[Any] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    saved: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    used: tuple[str, ...] = ()
+
+    def batches(self, size: int | None) -> list[list[EditRequest]]:
+        """The requests in batches of the size asked for in `edit`, or else the editor's own (None: all together)."""
+        size = self.batch_size or size or len(self.requests)
+        return [self.requests[i : i + size] for i in range(0, len(self.requests), size)]
+
+    def prefixes(self, style: str = "memit") -> tuple[str, ...]:
+        """Contexts with `{}`: those given to `edit`, or sampled from the model (recorded)."""
+        self.used = self.templates if self.templates is not None else contexts(self.lens, self.seed, style)
+        return self.used
+
+    def moments(self) -> Statistics:
+        """C0. Raises `EditError` where none was given."""
+        if self.statistics is None:
+            raise EditError("This editor needs C0: pass statistics= (qv_lens.editing.statistics.covariance, qv-lens stats).")
+        return self.statistics
+
+    def write(self, layer: int, name: str, delta: Delta) -> None:
+        """Add a delta to the live weight; it is put back when the edit is done."""
+        if not delta.finite():
+            raise EditError(f"The edit of {name}[{layer}] is not finite. Lower lr or clamp, or raise lambda; nothing was kept.")
+        weight = self.lens.parameter(layer, name)
+        if (layer, name) not in self.saved:
+            self.saved[layer, name] = weight.clone()
+        weight.copy_(weight.double() + delta.dense().to(weight.device))
+
+    def original(self, layer: int, name: str) -> Tensor:
+        """The weight as it was before this edit."""
+        return self.saved.get((layer, name), self.lens.parameter(layer, name))
+
+    def restore(self) -> None:
+        """Put every written weight back, bit for bit."""
+        for (layer, name), weight in self.saved.items():
+            self.lens.parameter(layer, name).copy_(weight)
+
+
+class Editor(Protocol):
+    """A frozen dataclass of hyperparameters that knows what to write."""
+
+    def deltas(self, job: Job) -> Deltas: ...
+
+
+def edit(
+    lens: Lens,
+    requests: Sequence[EditRequest] | EditRequest,
+    editor: Editor,
+    *,
+    statistics: Statistics | None = None,
+    templates: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Patch:
+    """Compute an edit as a Patch; the lens is left as it was, bit for bit, also after an exception.
+
+    `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`; None samples them from the
+    model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
+    Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests, `FactError` for
+    requests that do not tokenise.
+    """
+    batch = [requests] if isinstance(requests, EditRequest) else list(requests)
+    if not batch:
+        raise EditError("No edit was requested: pass at least one EditRequest (fact.to('new answer')).")
+    if batch_size is not None and batch_size < 1:
+        raise EditError(f"batch_size must be at least 1, got {batch_size}.")
+    check_requests(batch)
+    fingerprint = lens.fingerprint
+    job = Job(lens, batch, batch_size, statistics, None if templates is None else tuple(templates), seed)
+    try:
+        deltas = editor.deltas(job)
+    finally:
+        job.restore()
+    relative = {}
+    for (layer, name), delta in deltas.items():
+        if not delta.finite():
+            raise EditError(f"The edit of {name}[{layer}] is not finite. Lower the learning rate, or raise lambda.")
+        relative[f"{layer}.{name}"] = delta.norm() / float(lens.parameter(layer, name).double().norm())
+    return Patch(dict(sorted(deltas.items())), fingerprint, _info(job, editor, relative))
+
+
+def check_requests(batch: Sequence[EditRequest]) -> None:
+    """Raise `EditError` for two requests that ask different things of one prompt, or one that asks for the old answer."""
+    asked: dict[str, str] = {}
+    for request in batch:
+        text = request.fact.text
+        if request.new.strip() == request.fact.answer.strip():
+            raise EditError(f"The new answer of {text!r} is the old one, {request.new!r}: there is nothing to edit.")
+        if asked.setdefault(text, request.new.strip()) != request.new.strip():
+            raise EditError(f"Two requests of one batch conflict: {text!r} shall become {asked[text]!r} and {request.new!r}.")
+
+
+def _info(job: Job, editor: Any, relative: dict[str, float]) -> dict[str, Any]:
+    import transformer_lens
+
+    plain = {name: _plain(value) for name, value in asdict(editor).items()}
+    statistics = job.statistics
+    return {
+        "model": job.lens.name, "backend": job.lens.backend, "method": type(editor).__name__, "hyperparameters": plain,
+        "facts": [{"prompt": r.fact.prompt, "subject": r.fact.subject, "old": r.fact.answer, "new": r.new} for r in job.requests],
+        "contexts": list(job.used), "seed": job.seed, "batch_size": job.batch_size,
+        "statistics": None if statistics is None else {"corpus": statistics.corpus, "tokens": statistics.tokens},
+        "versions": {"torch": torch.__version__, "transformer_lens": getattr(transformer_lens, "__version__", "")},
+        "relative_norm": relative, "losses": job.losses, **job.notes,
+    }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value

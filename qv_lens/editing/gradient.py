@@ -1,0 +1,370 @@
+"""FT, FT-L, KNE, CTP, LoRA: a few trainable numbers per weight, one trainer. KN, which trains nothing.
+
+1. A method says which deltas exist and what is trainable in them: whole matrices (FT), some columns (KNE), some rows and
+   columns (CTP), two factors (LoRA). All parameters of the model stay frozen: the forward pass runs with W + delta through
+   hooks (`models.deltas`), so no weight is written and none has to be put back.
+2. One Adam; the loss is the mean NLL of the new answers, teacher forced, or (FT) of every answer token at the prompt's
+   last position; stop below `stop`.
+3. The deltas at the end are the edit, kept as factors where they are factors.
+
+Sources: FT, FT-L: the baseline of ROME's authors. KNE: its section 3. CTP: its released code (`editing.md` section 4 of the
+design). LoRA: Hu et al. 2022, EasyEdit's settings. KN: Dai et al. 2022, EasyEdit's rule.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from qv_lens.attribution.gradients import answer_probabilities, integrated_gradients, neuron_ensemble, transmission_paths
+from qv_lens.editing.edit import Deltas, Job
+from qv_lens.errors import EditError, unknown
+from qv_lens.facts.records import EditRequest
+from qv_lens.facts.spans import Prompt
+from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
+from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.patch import Delta
+
+Key = tuple[int, str]
+Objective = Literal["last_token", "target_new"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FT:
+    """Fine-tuning of one layer's W_out and b_out (the baseline of ROME's authors). Defaults: GPT-J's, unconstrained.
+
+    `objective`: 'last_token' (as released: every token of the answer at the prompt's last position), 'target_new' (a
+    language model's loss, FT-M). `clamp`: largest change of any entry (None: free).
+    """
+
+    layer: int = 21
+    steps: int = 25
+    lr: float = 5e-4
+    stop: float = 1e-2
+    objective: Objective = "last_token"
+    clamp: float | None = None
+
+    def deltas(self, job: Job) -> Deltas:
+        if self.objective not in ("last_token", "target_new"):
+            raise unknown("Objective", self.objective, ("last_token", "target_new"), error=EditError)
+        layer = job.lens.check_layer(self.layer)
+        names = [(layer, "W_out"), *([] if job.lens.backend_adapter.gated else [(layer, "b_out")])]
+        leaves = zeros_like_parameters(job.lens, names)
+
+        def loss(prompts: list[Prompt]) -> Tensor:
+            if self.objective == "target_new":
+                return -answer_probabilities(job.lens, prompts, delta_hooks(job.lens, dict(leaves))).log().mean()
+            return last_token_loss(job.lens, prompts, delta_hooks(job.lens, dict(leaves)))
+
+        def limit() -> None:
+            if self.clamp is not None:
+                for leaf in leaves.values():
+                    leaf.data.clamp_(-self.clamp, self.clamp)
+
+        train(job, list(leaves.values()), loss, self.steps, self.lr, self.stop, after=limit)
+        return {key: Delta(leaf.detach().double()) for key, leaf in leaves.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FTL(FT):
+    """FT-L: fine-tuning with every entry kept within `clamp` of the original. Defaults: GPT-J's, of ROME's authors."""
+
+    layer: int = 0
+    clamp: float | None = 5e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNE:
+    """Neuronal ensembles: train only the columns that `neuron_ensemble` finds; W' = W + alpha / sqrt(n) dW.
+
+    `share`: the ensemble's share of all columns of `parameters`. The paper gives no alpha, lr, steps or m (`steps_ig`):
+    untuned. Several requests share one ensemble (mean attribution).
+    """
+
+    share: float = 0.01
+    parameters: tuple[str, ...] = ("W_out",)
+    axis: Literal["column", "row"] = "column"
+    alpha: float = 1.0
+    steps: int = 25
+    lr: float = 5e-4
+    stop: float = 1e-2
+    steps_ig: int = 20
+    together: bool = False
+
+    def deltas(self, job: Job) -> Deltas:
+        found = neuron_ensemble(
+            job.lens, job.requests, self.share, parameters=self.parameters, axis=self.axis, steps=self.steps_ig, together=self.together
+        )  # fmt: skip
+        by_name = {"ffn": "W_out", **{f"{name.lower()}_column": name for name in self.parameters}}
+        chosen: dict[Key, Tensor] = {}
+        for (unit, layer), rows in found.frame.groupby(["unit", "layer"]):
+            chosen[int(layer), by_name[str(unit)]] = torch.tensor(sorted(rows["neuron"]), device=job.lens.device)
+        job.notes["ensemble"] = {f"{layer}.{name}": len(index) for (layer, name), index in chosen.items()}
+        leaves, added = {}, {}
+        for key, index in chosen.items():
+            weight = job.lens.parameter(*key)
+            shape = (weight.shape[0], len(index)) if self.axis == "column" else (len(index), weight.shape[1])
+            leaves[key] = torch.zeros(shape, dtype=at_least_float32(weight).dtype, device=weight.device, requires_grad=True)
+            added[key] = _some(leaves[key], index, weight.shape[1], self.axis, self.alpha / sqrt(len(index)))
+        train(job, list(leaves.values()), _nll(job.lens, added), self.steps, self.lr, self.stop)
+        return {
+            key: _scattered(job.lens, key, leaves[key], chosen[key], self.axis, self.alpha / sqrt(len(chosen[key])))
+            for key in chosen
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters on the FFN of every layer, merged at the end. Defaults: EasyEdit's."""
+
+    layers: tuple[int, ...] | None = None
+    parameters: tuple[str, ...] = ("W_in", "W_out")
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.1
+    steps: int = 50
+    lr: float = 5e-3
+    stop: float = 0.0
+
+    def deltas(self, job: Job) -> Deltas:
+        layers = range(job.lens.n_layers) if self.layers is None else [job.lens.check_layer(layer) for layer in self.layers]
+        generator = torch.Generator(job.lens.device).manual_seed(job.seed)
+        factors: dict[Key, tuple[Tensor, Tensor]] = {}
+        for key in ((layer, name) for layer in layers for name in self.parameters):
+            rows, columns = job.lens.parameter(*key).shape
+            A = torch.randn(rows, self.rank, generator=generator, device=job.lens.device) / sqrt(rows)
+            factors[key] = (A.requires_grad_(True), torch.zeros(self.rank, columns, device=job.lens.device, requires_grad=True))
+        scale = self.alpha / self.rank
+
+        def low_rank(A: Tensor, B: Tensor) -> Callable[[Tensor], Tensor]:
+            def add(x: Tensor) -> Tensor:
+                keep = (torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout) / (1 - self.dropout)
+                return (x.to(A.dtype) * keep) @ A @ B * scale
+
+            return add
+
+        added = {key: low_rank(A, B) for key, (A, B) in factors.items()}
+        train(job, [leaf for pair in factors.values() for leaf in pair], _nll(job.lens, added), self.steps, self.lr, self.stop)
+        return {key: Delta((scale * A).detach().double(), B.detach().double()) for key, (A, B) in factors.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CTP:
+    """Critical transmission paths with contrastive editing, as its released code runs.
+
+    `epochs` passes over the requests in shuffled mini-batches; before every `every`-th epoch T+ and T- are found anew on the
+    weights as they are. Each mini-batch takes two Adam steps: (A) the new answer's cross-entropy on the T+ nodes, (B)
+    `lam` times that of what the unedited model says, on the T- nodes. b_in of a key node goes with it; the whole b_out
+    is trained in both (`train_b_out`). `adam='shared'`: one state for both steps, so that nodes without gradient still
+    move by momentum (as released); 'separate': one each, fresh at each selection. `stream` takes the requests one
+    after another. One request alone gets `alone` = (lr, steps, stop) instead, untuned: twelve steps of 1e-5 do nothing.
+    """
+
+    top: int = 15
+    bottom: int = 1
+    epochs: int = 12
+    every: int = 2
+    batch_size: int = 2
+    lr: float = 1e-5
+    lam: float = 0.1
+    score: Literal["mean_abs_z", "abs_sum", "sum", "norm"] = "mean_abs_z"
+    paths: Literal["ranks", "k_best"] = "ranks"
+    adam: Literal["shared", "separate"] = "shared"
+    gate: bool = False
+    train_b_out: bool = True
+    stream: bool = False
+    alone: tuple[float, int, float] = (1e-4, 50, 1e-2)
+
+    def deltas(self, job: Job) -> Deltas:
+        trained: dict[Key, Tensor] = {}
+        for requests in [[r] for r in job.requests] if self.stream else [job.requests]:
+            trained = _contrast(self, job, requests, trained)
+        return {key: Delta(leaf.detach().double()) for key, leaf in trained.items() if leaf.any()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KN:
+    """Knowledge neurons: in the rows of W_out with the largest attribution for the OLD answer, -2 emb(old) + 2 emb(new)
+    (once each for answers of several tokens). `threshold`: share of the largest attribution that a neuron must reach."""
+
+    threshold: float = 0.1
+    steps: int = 20
+
+    def deltas(self, job: Job) -> Deltas:
+        rows: dict[int, dict[int, Tensor]] = {}
+        embed = at_least_float32(job.lens.backend_adapter.embedding())
+        for request in job.requests:
+            found = integrated_gradients(job.lens, request.fact, None, steps=self.steps).frame
+            strong = found[found["score"] > self.threshold * found["score"].max()]
+            old, new = (job.lens.answer_ids(request.fact, answer) for answer in (request.fact.answer, request.new))
+            move = sum((2.0 if len(ids) == 1 else 1.0) * sign * embed[list(ids)].sum(0) for ids, sign in ((old, -1), (new, 1)))
+            for layer, neuron in strong[["layer", "neuron"]].itertuples(index=False):
+                table = rows.setdefault(int(layer), {})
+                table[int(neuron)] = table.get(int(neuron), torch.zeros_like(embed[0])) + move
+        job.notes["neurons"] = {str(layer): sorted(table) for layer, table in rows.items()}
+        out = {}
+        for layer, table in rows.items():
+            left = torch.zeros(job.lens.d_mlp, len(table), dtype=torch.float64, device=embed.device)
+            left[list(table), range(len(table))] = 1.0
+            out[layer, "W_out"] = Delta(left, torch.stack(list(table.values())).double())
+        return out
+
+
+# ------------------------------------------------------------------ the trainer
+
+
+def train(
+    job: Job, leaves: Sequence[Tensor], loss: Callable[[list[Prompt]], Tensor], steps: int, lr: float, stop: float,
+    after: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Adam on the leaves until the loss is below `stop`. Raises `EditError` if it is not finite."""
+    prompts, adam, losses = job.lens.tokenize([r.target for r in job.requests]), torch.optim.Adam(leaves, lr=lr), []
+    for step in tqdm(range(steps), desc="fine-tuning", unit="step", delay=2, leave=False):
+        adam.zero_grad()
+        with torch.enable_grad():
+            value = loss(prompts)
+        losses.append(value.item())
+        if not torch.isfinite(value):
+            raise EditError(f"The loss is not finite at step {step}: lower lr.")
+        if losses[-1] < stop:
+            break
+        value.backward()
+        adam.step()
+        after()
+    job.losses.append([[value] for value in losses])
+
+
+def _nll(lens: Lens, added: Mapping[Key, Added]) -> Callable[[list[Prompt]], Tensor]:
+    return lambda prompts: -answer_probabilities(lens, prompts, delta_hooks(lens, added)).log().mean()
+
+
+def last_token_loss(lens: Lens, prompts: Sequence[Prompt], hooks: list) -> Tensor:
+    """FT's loss: minus the mean over prompts of the mean of log p(token | prompt), all tokens at the last position."""
+    logits = lens.logits([p.ids for p in prompts], hooks)
+    last = torch.tensor([p.last for p in prompts], device=logits.device)
+    logp = at_least_float32(logits[torch.arange(len(prompts), device=logits.device), last]).log_softmax(-1)
+    return -torch.stack([logp[i, list(p.answer)].mean() for i, p in enumerate(prompts)]).mean()
+
+
+def _some(leaf: Tensor, index: Tensor, columns: int, axis: str, scale: float) -> Callable[[Tensor], Tensor]:
+    """x @ D where only some columns (or rows) of D are there."""
+
+    def add(x: Tensor) -> Tensor:
+        x = x.to(leaf.dtype)
+        if axis == "row":
+            return x[..., index] @ leaf * scale
+        out = x.new_zeros(*x.shape[:-1], columns)
+        return out.index_copy(-1, index, x @ leaf * scale)
+
+    return add
+
+
+def _scattered(lens: Lens, key: Key, leaf: Tensor, index: Tensor, axis: str, scale: float) -> Delta:
+    """The same D as two factors: the leaf and a selection."""
+    size = lens.parameter(*key).shape[1 if axis == "column" else 0]
+    pick = torch.zeros(len(index), size, dtype=torch.float64, device=leaf.device)
+    pick[range(len(index)), index] = 1.0
+    part = (scale * leaf).detach().double()
+    return Delta(part, pick) if axis == "column" else Delta(pick.T, part)
+
+
+# ------------------------------------------------------------------ CTP's loop
+
+
+def _contrast(editor: CTP, job: Job, requests: list[EditRequest], begun: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    """One run of CTP's epochs; `begun` holds what earlier runs trained."""
+    lens = job.lens
+    layers = range(lens.n_layers)
+    names = [(layer, name) for layer in layers for name in ("W_in", "W_out", *(("W_gate",) if editor.gate else ()))]
+    names += [(layer, name) for layer in layers for name in ("b_in", "b_out") if not lens.backend_adapter.gated]
+    leaves = zeros_like_parameters(lens, names)
+    for key, leaf in begun.items():
+        leaves[key].data.copy_(leaf)
+    prompts = lens.tokenize([r.target for r in requests])
+    said = _said(lens, prompts)
+    lr, epochs, stop = (
+        (editor.lr, editor.epochs, 0.0) if len(requests) > 1 else (editor.alone[0], editor.alone[1], editor.alone[2])
+    )
+    optimisers, order, losses = [], random.Random(job.seed), []
+    plus: dict[Key, Tensor] = {}
+    minus: dict[Key, Tensor] = {}
+    for epoch in range(epochs):
+        if epoch % editor.every == 0 and (len(requests) > 1 or epoch == 0):
+            plus, minus = _masks(editor, job, requests, leaves)
+            if not optimisers or editor.adam == "separate":
+                first = torch.optim.Adam(list(leaves.values()), lr=lr)
+                optimisers = [first, first if editor.adam == "shared" else torch.optim.Adam(list(leaves.values()), lr=lr)]
+        shuffled = order.sample(range(len(prompts)), len(prompts))
+        total = 0.0
+        for i in range(0, len(shuffled), editor.batch_size):
+            batch = shuffled[i : i + editor.batch_size]
+            asked = [prompts[b] for b in batch]
+            total += _step(lens, leaves, asked, None, plus, optimisers[0], 1.0) * len(batch)
+            if editor.lam > 0 and editor.bottom > 0:
+                _step(lens, leaves, asked, [said[b] for b in batch], minus, optimisers[1], editor.lam)
+        losses.append([total / len(prompts)])
+        if losses[-1][0] < stop:
+            break
+    job.losses.append(losses)
+    return leaves
+
+
+def _step(
+    lens: Lens, leaves: dict[Key, Tensor], prompts: list[Prompt], labels: list[tuple[int, ...]] | None,
+    mask: dict[Key, Tensor], adam: torch.optim.Optimizer, factor: float,
+) -> float:  # fmt: skip
+    """One masked Adam step on the answers, or other labels at their positions; returns the loss before it."""
+    adam.zero_grad(set_to_none=False)
+    with torch.enable_grad():
+        loss = -answer_probabilities(lens, prompts, delta_hooks(lens, dict(leaves)), labels).log().mean()
+    if not torch.isfinite(loss):
+        raise EditError("CTP's loss is not finite: lower lr.")
+    (factor * loss).backward()
+    for key, leaf in leaves.items():
+        assert leaf.grad is not None
+        leaf.grad.mul_(mask[key])
+    adam.step()
+    return loss.item()
+
+
+def _masks(
+    editor: CTP, job: Job, requests: list[EditRequest], leaves: dict[Key, Tensor]
+) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+    """Entries that step A and step B may move: T+ and T- found on the weights as they are."""
+    lens = job.lens
+    table = transmission_paths(
+        lens, requests, editor.top, editor.bottom, score=editor.score, paths=editor.paths, gate=editor.gate,
+        batch_size=editor.batch_size, added=dict(leaves),
+    )  # fmt: skip
+    masks = []
+    for sign in ("T+", "T-"):
+        mask = {key: torch.zeros_like(leaf) for key, leaf in leaves.items()}
+        for (layer, kind), rows in table[table["path"] == sign].groupby(["layer", "kind"]):
+            index = torch.tensor(rows["neuron"].to_numpy(), device=lens.device)
+            if kind == "value":
+                mask[int(layer), "W_out"][index] = 1
+                continue
+            for name in ("W_in", "W_gate", "b_in"):
+                if (int(layer), name) in mask:
+                    mask[int(layer), name][..., index] = 1
+        if editor.train_b_out:
+            for (_, name), entries in mask.items():
+                if name == "b_out":
+                    entries.fill_(1)
+        masks.append(mask)
+    return masks[0], masks[1]
+
+
+@torch.no_grad()
+def _said(lens: Lens, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    """What the unedited model says at the answer's positions, teacher forced on the new answer."""
+    return [
+        tuple(lens.logits([p.row("answer")])[0, list(p.positions("answer"))].argmax(-1).tolist()) for p in prompts
+    ]  # fmt: skip

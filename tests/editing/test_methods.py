@@ -1,0 +1,290 @@
+"""Every editor: its own algebra against an independent solution, what it may and may not touch, and its guards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.editing.edit import Job
+from qv_lens.editing.keys import contexts, rows_of
+from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, prune, rect, solve
+from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.patch import Delta
+from tests.attribution.test_gradients import hf_name
+from tests.attribution.test_value import FACTS
+from tests.editing.test_closed_form import REQUESTS, TEXTS, same, weights
+from tests.models import BACKENDS, tiny_lens
+
+QUICK = {"steps": 4}
+EVERY = [
+    qv.ROME(layer=1, **QUICK), qv.RROME(layer=1, **QUICK), qv.EMMET(layers=(1,), **QUICK), qv.MEMIT(layers=(0, 1), lam=1.0, **QUICK),
+    qv.AlphaEdit(layers=(0, 1), threshold=1.0, L2=0.1, **QUICK), qv.RECT(layers=(0, 1), lam=1.0, **QUICK), qv.PRUNE(layers=(0, 1), lam=1.0, **QUICK),
+    qv.PMET(layers=(0, 1), lam=1.0, attention=True, **QUICK), qv.IFMET(layers=(0,), deep_layers=(1, 2), lam=1.0, **QUICK),
+    qv.ACE(value_layers=(1,), query_layers=(0,), lam=1.0, **QUICK),
+    dataclasses.replace(qv.ACE.paper(), value_layers=(1, 2, 3), query_layers=(0,), lam=1.0, steps=4),
+    dataclasses.replace(qv.ACE.official(), value_layers=(1,), query_layers=(0,), lam=1.0, steps=4),
+    qv.FT(layer=1, lr=1e-2, **QUICK), qv.FTL(layer=1, lr=1e-2, clamp=1e-3, **QUICK), qv.KNE(lr=1e-2, steps_ig=2, share=0.1, **QUICK),
+    qv.KNE(lr=1e-2, steps_ig=2, share=0.1, axis="row", together=True, **QUICK), qv.LoRA(**QUICK),
+    qv.CTP(epochs=2, top=5, lr=1e-3), qv.CTP(epochs=2, top=5, lr=1e-3, stream=True, adam="separate", paths="k_best"), qv.KN(steps=3),
+]  # fmt: skip
+
+
+def named(editor):
+    return f"{type(editor).__name__}-{EVERY.index(editor)}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize("editor", EVERY, ids=named)
+@pytest.mark.filterwarnings("ignore:Value layers")
+def test_every_editor_leaves_the_lens_alone_and_its_patch_comes_back(kind, backend, editor, tmp_path):
+    lens = tiny_lens(kind, backend, torch.float32)
+    statistics = covariance(lens, TEXTS, range(3), modules=("ffn", "attn"))
+    state = {key: value.clone() for key, value in lens._hf_state.items()}
+    before = lens.logprob([r.target for r in REQUESTS])
+    patch = qv.edit(lens, REQUESTS, editor, statistics=statistics)
+    assert all(torch.equal(value, state[key]) for key, value in lens._hf_state.items())
+    assert patch.deltas
+    again = qv.Patch.load(patch.save(tmp_path / "patch"))
+    assert again.info == patch.info
+    with lens.patched(again):
+        after = lens.logprob([r.target for r in REQUESTS])
+    assert all(torch.equal(value, state[key]) for key, value in lens._hf_state.items())
+    assert after != before
+    if not isinstance(editor, (qv.KN, qv.PRUNE)):
+        assert sum(after) > sum(before)
+    assert type(editor).__name__ in patch._repr_html_()
+    assert patch.frame()["relative_norm"].notna().all()
+
+
+def test_rome_is_its_own_formula():
+    """dW = u (v* - vc)^T / (kc . u), u = C0^-1 kbar, kbar over all contexts: by an explicit inverse."""
+    lens = tiny_lens("gptj")
+    statistics, editor = covariance(lens, TEXTS, [1]), qv.ROME(layer=1, steps=3)
+    templates = contexts(lens, 0, "rome")
+    assert len(templates) == 21
+    patch = qv.edit(lens, REQUESTS[0], editor, statistics=statistics, templates=templates)
+    backend, keys, values = lens.backend_adapter, [], []
+    for template in templates:
+        fact = REQUESTS[0].fact.with_prompt(template.replace("{}", REQUESTS[0].fact.prompt))
+        trace = lens.trace(fact, "subject_last")
+        keys.append(trace.m[1, 0])
+        values.append(trace.ffn[1, 0])
+    assert backend.n_layers == 3
+    u = torch.linalg.inv(statistics.C0[1]) @ torch.stack(keys).mean(0)
+    delta = patch.deltas[1, "W_out"].dense()
+    right = (keys[0] @ u) * (delta[u.abs().argmax()] / u[u.abs().argmax()])  # v* - vc, from the delta itself
+    torch.testing.assert_close(delta, torch.outer(u, right) / (keys[0] @ u), atol=1e-9, rtol=1e-7)
+    with lens.patched(patch):
+        now = lens.trace(REQUESTS[0].fact, "subject_last").ffn[1, 0]
+    torch.testing.assert_close(now - values[0], right, atol=1e-9, rtol=1e-7)  # the bare prompt gets exactly v*
+    single = qv.edit(lens, REQUESTS[0], qv.RROME(layer=1, steps=3), statistics=statistics, templates=("{}",))
+    both = qv.edit(lens, REQUESTS[0], editor, statistics=statistics, templates=("{}",))
+    torch.testing.assert_close(single.deltas[1, "W_out"].dense(), both.deltas[1, "W_out"].dense())  # one context: the same
+
+
+def test_alphaedit_solves_the_published_system_and_spares_what_c0_knows():
+    """(P (K K^T + Kp Kp^T) + L2 I) dW = P K R^T, by LU; and dW^T k = 0 for keys outside the null space."""
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(20, 20, generator=g, dtype=torch.float64)).Q
+    known = basis[:, :8] @ torch.randn(8, 50, generator=g, dtype=torch.float64)
+    C0, L2 = known @ known.T / 50, 0.7
+    P = null_space(C0, 1e-9)
+    assert round(float(P.trace())) == 12
+    K, Kp, R = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((20, 3), (20, 4), (6, 3)))
+    ours = solve(null_space_metric(P, [Kp], L2), K, R, 1.0).dense()
+    direct = torch.linalg.solve(P @ (K @ K.T + Kp @ Kp.T) + L2 * torch.eye(20, dtype=torch.float64), P @ K @ R.T)
+    torch.testing.assert_close(ours, direct, atol=1e-10, rtol=1e-8)
+    assert (ours.T @ known).abs().max() < 1e-10
+
+
+def test_emmet_writes_its_values_exactly():
+    g = torch.Generator().manual_seed(0)
+    A, K, R = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((20, 60), (20, 3), (6, 3)))
+    delta = solve(inverse_of(A @ A.T), K, R, 0.0).dense()
+    torch.testing.assert_close(delta.T @ K, R, atol=1e-9, rtol=1e-9)
+
+
+def test_trims():
+    g = torch.Generator().manual_seed(0)
+    W, delta = torch.randn(9, 7, generator=g, dtype=torch.float64), torch.randn(9, 7, generator=g, dtype=torch.float64) * 3
+    kept = rect(W, delta, 0.4)
+    change = (delta / (W + 1e-8)).abs()
+    assert (kept != 0).sum() == round(0.4 * 63)
+    assert change[kept != 0].min() >= change[kept == 0].max()
+    s0, limit = torch.linalg.svdvals(delta), torch.linalg.svdvals(W)[0]
+    expected = torch.tensor([v if v <= limit else v.log() - limit.log() + limit for v in s0], dtype=torch.float64)
+    torch.testing.assert_close(torch.linalg.svdvals(prune(W, delta)), expected.sort(descending=True).values)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_methods_touch_only_what_they_may(kind):
+    lens = tiny_lens(kind, dtype=torch.float32)
+    limited = qv.edit(lens, REQUESTS[0], qv.FTL(layer=1, lr=1.0, steps=5, clamp=1e-3))
+    assert all(delta.dense().abs().max() <= 1.000001e-3 for delta in limited.deltas.values())
+    ensemble = qv.edit(lens, REQUESTS, qv.KNE(lr=1e-2, steps=3, share=0.05, steps_ig=2))
+    found = qv.neuron_ensemble(lens, REQUESTS, 0.05, steps=2)
+    for (layer, _), delta in ensemble.deltas.items():
+        moved = delta.dense().abs().sum(0).nonzero()[:, 0].tolist()
+        assert moved == sorted(found.by_layer()[layer])
+    knowledge = qv.edit(lens, REQUESTS[0], qv.KN(steps=3))
+    for (layer, _), delta in knowledge.deltas.items():
+        assert delta.dense().abs().sum(1).nonzero()[:, 0].tolist() == knowledge.info["neurons"][str(layer)]
+    paths = qv.edit(lens, REQUESTS, qv.CTP(epochs=1, top=4, bottom=2, lr=1e-3, train_b_out=False))
+    marked = qv.transmission_paths(lens, REQUESTS, 4, 2)
+    for (layer, name), delta in paths.deltas.items():
+        nodes = marked[(marked["layer"] == layer) & (marked["path"] != "")]
+        if name == "W_out":
+            rows = delta.dense().abs().sum(1).nonzero()[:, 0].tolist()
+            assert set(rows) <= set(nodes[nodes["kind"] == "value"]["neuron"])
+        if name == "W_in":
+            columns = delta.dense().abs().sum(0).nonzero()[:, 0].tolist()
+            assert set(columns) <= set(nodes[nodes["kind"] == "key"]["neuron"])
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_ctp_equals_a_dense_masked_adam(kind, true_float64):
+    """Two mini-batches by hand on Hugging Face's parameters: the A step on T+, the B step on T-, one shared torch Adam."""
+    lens = tiny_lens(kind)
+    editor = qv.CTP(epochs=1, top=4, bottom=2, lr=1e-3, batch_size=1, train_b_out=False)
+    patch = qv.edit(lens, REQUESTS, editor)
+    marked = qv.transmission_paths(lens, REQUESTS, 4, 2)
+    names = {(layer, name): hf_name(kind, layer, name) for layer in range(3) for name in ("W_in", "W_out")}
+    parameters = dict(lens.hf.named_parameters())
+    leaves = {key: parameters[name].detach().clone().requires_grad_(True) for key, name in names.items()}
+    biases = {(layer, "b_in"): f"transformer.h.{layer}.mlp.fc_in.bias" for layer in range(3)} if kind == "gptj" else {}
+    leaves |= {key: parameters[name].detach().clone().requires_grad_(True) for key, name in biases.items()}
+    names |= biases
+
+    def mask(key, sign):
+        layer, name = key
+        rows = marked[
+            (marked["layer"] == layer) & (marked["path"] == sign) & (marked["kind"] == ("value" if name == "W_out" else "key"))
+        ]
+        out = torch.zeros_like(leaves[key])  # stored: W_in [d_mlp, d_model], W_out [d_model, d_mlp]
+        index = torch.tensor(rows["neuron"].to_numpy())
+        if name == "W_out":
+            out[:, index] = 1
+        else:
+            out[index] = 1
+        return out
+
+    adam = torch.optim.Adam(list(leaves.values()), lr=1e-3)
+    prompts = lens.tokenize([r.target for r in REQUESTS])
+    ids = [torch.tensor([[*p.ids, *p.answer[:-1]]]) for p in prompts]
+    where = [slice(p.last, p.last + len(p.answer)) for p in prompts]
+    said = [lens.hf(i).logits[0, w].argmax(-1) for i, w in zip(ids, where, strict=True)]
+    import random
+
+    for b in random.Random(0).sample(range(2), 2):
+        for sign, labels, factor in (("T+", torch.tensor(prompts[b].answer), 1.0), ("T-", said[b], 0.1)):
+            adam.zero_grad(set_to_none=False)
+            logits = torch.func.functional_call(lens.hf, {names[k]: leaf for k, leaf in leaves.items()}, (ids[b],)).logits
+            (factor * torch.nn.functional.cross_entropy(logits[0, where[b]], labels)).backward()
+            for key, leaf in leaves.items():
+                leaf.grad.mul_(mask(key, sign))
+            adam.step()
+    for key, leaf in leaves.items():
+        moved = leaf.detach() - parameters[names[key]]
+        expected = moved.T if moved.ndim > 1 else moved
+        got = patch.deltas[key].dense() if key in patch.deltas else torch.zeros_like(expected)
+        torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-5)
+
+
+def test_ace_reads_what_it_says():
+    """Two passes, value layers first at the last token; the official form writes attention too, on one flat list."""
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    statistics = covariance(lens, TEXTS, range(3), modules=("ffn", "attn"))
+    official = qv.edit(
+        lens,
+        REQUESTS[0],
+        dataclasses.replace(qv.ACE.official(), value_layers=(1,), query_layers=(0,), lam=1.0, steps=3),
+        statistics=statistics,
+    )
+    assert set(official.deltas) == {(layer, name) for layer in (0, 1) for name in ("W_O", "W_out")}
+    with pytest.warns(UserWarning, match="do not exist"):
+        paper = qv.edit(
+            lens,
+            REQUESTS[0],
+            dataclasses.replace(qv.ACE.paper(), value_layers=(2, 9), query_layers=(0,), lam=1.0, steps=3),
+            statistics=statistics,
+        )
+    assert set(paper.deltas) == {(0, "W_out"), (2, "W_out")}
+    assert len(paper.info["losses"]) == 2  # one search per pass
+    via = FACTS[0].to("Quorix", via=["The employer of Olga Pelodan is", "Olga Pelodan gets her pay from"])
+    other = qv.edit(
+        lens,
+        via,
+        dataclasses.replace(qv.ACE.paper(), value_layers=(2,), query_layers=(0,), lam=1.0, steps=3),
+        statistics=statistics,
+    )
+    assert not torch.equal(other.deltas[2, "W_out"].dense(), paper.deltas[2, "W_out"].dense())
+    rows = rows_of(lens, [via], ("{}",), "last", "via")
+    assert len(rows.ids) == 2
+    with pytest.raises(qv.QVLensError, match="last token"):
+        rows_of(lens, [via], ("{}",), "subject_last", "via")
+    with pytest.raises(qv.QVLensError, match="passes='two'"):
+        qv.edit(lens, via, qv.ACE(value_layers=(1,), query_layers=(0,), value_prompts="via"), statistics=statistics)
+
+
+def test_batches_are_edited_one_after_another():
+    """Two batches of one: the second one's z* is searched on the weights that the first one left."""
+    lens = tiny_lens("qwen3-gqa", dtype=torch.float32)
+    statistics, editor, templates = covariance(lens, TEXTS, range(3)), qv.MEMIT(layers=(0, 1), lam=1.0, steps=4), contexts(lens)
+    together = qv.edit(lens, REQUESTS, editor, statistics=statistics, templates=templates, batch_size=1)
+    first = qv.edit(lens, REQUESTS[0], editor, statistics=statistics, templates=templates)
+    with lens.patched(first):
+        second = qv.edit(lens, REQUESTS[1], editor, statistics=statistics, templates=templates)
+    for layer in (0, 1):
+        sums = first.deltas[layer, "W_out"].dense() + second.deltas[layer, "W_out"].dense()
+        torch.testing.assert_close(together.deltas[layer, "W_out"].dense(), sums, atol=1e-6, rtol=1e-4)
+    alpha = qv.AlphaEdit(layers=(0, 1), threshold=1.0, L2=0.1, steps=4)
+    apart = qv.edit(lens, REQUESTS, alpha, statistics=statistics, templates=templates, batch_size=1)
+    joint = qv.edit(lens, REQUESTS, alpha, statistics=statistics, templates=templates)
+    assert not torch.allclose(apart.deltas[0, "W_out"].dense(), joint.deltas[0, "W_out"].dense())
+
+
+def test_bad_requests_and_failures_leave_the_weights(monkeypatch):
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    statistics, before = covariance(lens, TEXTS, range(3)), weights(lens)
+    editor = qv.MEMIT(layers=(0, 1), lam=1.0, steps=3)
+    for requests, says in (
+        ([FACTS[0].to("Nortek")], "nothing to edit"),
+        ([FACTS[0].to("Quorix"), FACTS[0].to("Dalrin")], "conflict"),
+        ([], "No edit was requested"),
+    ):
+        with pytest.raises(qv.QVLensError, match=says):
+            qv.edit(lens, requests, editor, statistics=statistics)
+    with pytest.raises(qv.QVLensError, match="needs C0"):
+        qv.edit(lens, REQUESTS[0], editor)
+    with pytest.raises(qv.QVLensError, match="attention"):
+        qv.edit(lens, REQUESTS[0], qv.PMET(layers=(0, 1), attention=True, steps=2), statistics=statistics)
+    with pytest.raises(qv.QVLensError, match="not finite"):
+        qv.edit(lens, REQUESTS[0], qv.FT(layer=1, lr=float("inf"), steps=3))
+    nan = Statistics({0: torch.eye(lens.d_mlp), 1: torch.eye(lens.d_mlp)}, 1, "", lens.fingerprint)
+    monkeypatch.setattr(
+        "qv_lens.editing.closed_form.solve",
+        lambda *a: Delta(torch.full((lens.d_mlp, 1), float("nan")), torch.ones(1, lens.d_model)),
+    )
+    with pytest.raises(qv.QVLensError, match="not finite"):
+        qv.edit(lens, REQUESTS[0], editor, statistics=nan)
+    assert same(lens, before)
+
+
+def test_partial_passes_equal_whole_ones():
+    for kind in ("gptj", "qwen3-gqa"):
+        for backend in BACKENDS:
+            lens, rows = tiny_lens(kind, backend), [[5, 6, 7, 8, 9], [3, 4, 5]]
+            stream, whole = lens.stream(rows, 1), lens.logits(rows)
+            torch.testing.assert_close(lens.logits(rows, start=(1, stream)), whole, atol=1e-12, rtol=0)
+            torch.testing.assert_close(lens.stream(rows, 3, start=(1, stream)), lens.stream(rows, 3), atol=1e-12, rtol=0)
+
+
+def test_jobs_split_requests():
+    job = Job(tiny_lens("gptj"), REQUESTS * 2, None, None, ("{}",), 0)
+    assert [len(b) for b in job.batches(None)] == [4]
+    assert [len(b) for b in job.batches(3)] == [3, 1]
+    assert [len(b) for b in dataclasses.replace(job, batch_size=2).batches(1)] == [2, 2]
