@@ -83,9 +83,13 @@ class NeuronSet:
         return dict(sorted(table.items()))
 
     def top(self, k: int) -> NeuronSet:
-        """The k highest-scored units of each prompt."""
+        """The k highest-scored units of each prompt (of each category, or of each position that was ranked apart)."""
+        apart = ["category"] if "category" in self.frame else []
+        if "position" in self.frame and self.frame["unit"].eq("ffn").all() and self.settings.get("ranked") == "positions":
+            apart.append("position")
         order = self.frame.sort_values("score", ascending=False, kind="stable")
-        kept = order.groupby("prompt", sort=False).head(k).sort_values("prompt", kind="stable")
+        kept = order.groupby(["prompt", *apart], sort=False, dropna=False).head(k).sort_index(kind="stable")
+        kept = kept.sort_values(["prompt", "score"], ascending=[True, False], kind="stable")
         return replace(self, frame=kept.reset_index(drop=True))
 
     def where(self, condition: Callable[[pd.DataFrame], pd.Series]) -> NeuronSet:

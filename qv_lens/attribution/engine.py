@@ -39,7 +39,7 @@ SAFE = 50.0
 
 @dataclass(frozen=True)
 class Problems:
-    """What every neuron is scored for. `of` says which base distribution a problem starts from."""
+    """What every neuron is scored for. `of` says which base distribution a problem starts from, `sigma_0` its divisor."""
 
     U: Float[Tensor, "d_model d_vocab"]
     log_p: Float[Tensor, "base d_vocab"]
@@ -47,6 +47,7 @@ class Problems:
     alpha: Float[Tensor, "problem neuron"]
     beta: Float[Tensor, "problem neuron"] | None = None
     b: Float[Tensor, "base d_vocab"] | None = None
+    sigma_0: Float[Tensor, "problem 1"] | None = None
 
     def of_neurons(self, some: Int[Tensor, " some"]) -> Problems:
         """The same problems for some of the neurons."""

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from qv_lens.attribution.value import check_top
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
@@ -62,6 +63,13 @@ def neuron_ensemble(
     """
     if not 0 < share <= 1:
         raise ConfigError(f"share is a fraction of the neurons, above 0 and at most 1; got {share}.")
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1, got {steps}.")
+    vectors = [name for name in parameters if not name.startswith("W_")]
+    if vectors:
+        raise ConfigError(
+            f"{vectors[0]!r} is no weight matrix: a neuron of KNE is a column of W_out, W_in, W_gate, W_O, W_Q, W_K or W_V."
+        )
     if axis not in ("column", "row"):
         raise unknown("Axis", axis, ("column", "row"))
     if axis == "row" and tuple(parameters) != ("W_out",):
@@ -100,7 +108,7 @@ def weight_attributions(
             deltas = zeros_like_parameters(lens, names)
             for (layer, name), delta in deltas.items():
                 delta.data += (i / steps - 1) * lens.parameter(layer, name).to(delta.dtype)
-            p = answer_probabilities(lens, prompts, delta_hooks(lens, deltas))
+            p = answer_logprobs(lens, prompts, delta_hooks(lens, deltas)).exp()
             gradients = torch.autograd.grad(p.sum() / len(prompts), list(deltas.values()))
         for name, gradient in zip(names, gradients, strict=True):
             total[name] = total[name].to(gradient.device) + gradient
@@ -113,6 +121,9 @@ def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *,
     Each layer is scaled alone, all its neurons jointly. An answer of several tokens is teacher forced, token by token,
     and added up. Scores are probabilities.
     """
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1, got {steps}.")
+    check_top(top)
     facts = targets(records)
     prompts = lens.tokenize(facts)
     trace = lens.trace(facts, "answer")
@@ -202,21 +213,23 @@ def answer_gradients(
         with torch.enable_grad():
             zeros = zeros_like_parameters(lens, names)
             hooks = [*delta_hooks(lens, added), *delta_hooks(lens, dict(zeros))]
-            p = answer_probabilities(lens, prompts[i : i + batch_size], hooks)
-            gradients = torch.autograd.grad(-p.log().mean(), list(zeros.values()))
+            logp = answer_logprobs(lens, prompts[i : i + batch_size], hooks)
+            gradients = torch.autograd.grad(-logp.mean(), list(zeros.values()))
         total = {name: total[name].to(g.device) + g for name, g in zip(names, gradients, strict=True)}
+    if not all(torch.isfinite(g).all() for g in total.values()):
+        raise ConfigError("The gradient of the answers is not finite: no node can be ranked by it.")
     return total
 
 
-def answer_probabilities(
+def answer_logprobs(
     lens: Lens, prompts: Sequence[Prompt], hooks: list[Hook], labels: Sequence[tuple[int, ...]] | None = None
 ) -> Float[Tensor, " token"]:
-    """P(y_j | x, y_<j) of every answer token of every prompt, in one pass, in order; or of other `labels` there."""
+    """log P(y_j | x, y_<j) of every answer token of every prompt, in one pass, in order; or of other `labels` there."""
     logits = lens.logits([prompt.row("answer") for prompt in prompts], hooks)
     asked = [p.answer for p in prompts] if labels is None else labels
     where = [(i, at, t) for i, p in enumerate(prompts) for at, t in zip(p.positions("answer"), asked[i], strict=True)]
     row, position, token = (torch.tensor(axis, device=logits.device) for axis in zip(*where, strict=True))
-    return at_least_float32(logits[row, position]).softmax(-1).gather(1, token[:, None])[:, 0]
+    return at_least_float32(logits[row, position]).log_softmax(-1).gather(1, token[:, None])[:, 0]
 
 
 def targets(records: Records) -> list[Fact]:

@@ -61,6 +61,8 @@ def layer_scores(
         raise unknown("how", how, HOWS)
     if kind not in ("ffn", "attn", "head"):
         raise unknown("kind", kind, ("ffn", "attn", "head"))
+    if over not in ("prompt", "set", "category"):
+        raise unknown("over", over, ("prompt", "set", "category"))
     if method not in ("exact", "moments"):
         raise ConfigError(
             f"Layer sums need the score of every neuron; method={method!r} gives "

@@ -31,7 +31,11 @@ NORM_MODES: tuple[NormMode, ...] = ("frozen", "full", "none")
 
 @dataclass(frozen=True)
 class Readout:
-    """The final norm and the unembedding as one map, gain folded into `U`, in float32 or better."""
+    """The final norm and the unembedding as one map, gain folded into `U`, in float32 or better.
+
+    The mean over the vocabulary is taken out of every row of `U` (and of `c`): it moves all logits alike, which no
+    probability sees, and would cost float32 its digits.
+    """
 
     mode: NormMode
     norm: Norm
@@ -51,9 +55,10 @@ class Readout:
         weight, bias = (at_least_float32(w) for w in lens.backend_adapter.unembed())
         sigma = norm.scale(at_least_float32(trace.final))
         if mode == "none":
-            return cls(mode, norm, weight, bias, torch.ones_like(sigma))
+            return cls(mode, norm, weight - weight.mean(1, keepdim=True), bias - bias.mean(), torch.ones_like(sigma))
         c = bias if norm.bias is None or not final_bias else bias + at_least_float32(norm.bias) @ weight
-        return cls(mode, norm, weight * at_least_float32(norm.gain)[:, None], c, sigma)
+        U = weight * at_least_float32(norm.gain)[:, None]
+        return cls(mode, norm, U - U.mean(1, keepdim=True), c - c.mean(), sigma)
 
     def centre(self, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return y if self.mode == "none" else self.norm.center(y)

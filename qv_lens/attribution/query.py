@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.attribution.setting import Over, Rows
-from qv_lens.attribution.value import AT_POSITIONS, Unit, grouped, ranked, units_of
+from qv_lens.attribution.value import AT_POSITIONS, Unit, check_top, grouped, ranked, units_of
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.interventions import check_ffn
@@ -72,6 +72,7 @@ def query_neurons(
     """
     if over not in ("prompt", "set", "category"):
         raise unknown("over", over, ("prompt", "set", "category"))
+    check_top(top)
     reader = targets_of(lens, facts, value, method, targets, subkey, positions, attention=unit in AT_POSITIONS)
     settings = {**_settings(lens, method, targets), "over": over, "unit": unit}
     return queries_of(lens, reader, unit, top, over, settings)
@@ -164,10 +165,12 @@ def qv_graph(
     check_ffn(lens, value)
     check_ffn(lens, query)
     reader = targets_of(lens, facts, value, method, targets, subkey, positions)
+    if len(reader.trace.prompt) != len(reader.trace.prompts):
+        raise ConfigError("The graph is drawn for one position of each prompt: trace at one, not at several.")
     nodes, edges = [], []
     for prompt in range(len(reader.trace.prompts)):
         here = reader.table[reader.table["prompt"] == prompt]
-        sources = query.frame[query.frame["prompt"].isin((prompt, -1))]
+        sources = _rows_of(query, reader.trace, prompt)
         nodes.append(_nodes(here, sources).assign(prompt=prompt))
         row = int((reader.trace.prompt == prompt).nonzero()[0])
         for layer, group in sources.groupby("layer"):
@@ -236,18 +239,23 @@ def targets_of(
     if not reads_attention:
         check_ffn(lens, value)
     given = facts if isinstance(facts, Trace) else lens.trace(facts, "all" if reads_attention else positions, attention=attention)
-    trace = lens.trace(list(given.facts), "all") if reads_attention and len(given.prompt) == len(given.prompts) else given
-    computed = value.settings.get("positions")
-    if (
-        not reads_attention
-        and computed is not None
-        and value.settings.get("over") == "prompt"
-        and computed != trace.positions.tolist()
-    ):
+    whole = [p for prompt in given.prompts for p in prompt.positions("all")]
+    trace = lens.trace(list(given.facts), "all") if reads_attention and given.positions.tolist() != whole else given
+    computed, here = value.settings.get("positions"), trace.positions.tolist()
+    comparable = computed is not None and (value.settings.get("over") == "prompt" or len(computed) == len(here))
+    if not reads_attention and comparable and computed != here:
         raise ConfigError(
             f"The value neurons were computed at positions {computed}, the queries are asked for at "
-            f"{trace.positions.tolist()}: give both the same trace, or the same positions=."
+            f"{here}: give both the same trace, or the same positions=."
         )
+    several = len(trace.prompt) != len(trace.prompts)
+    if not reads_attention and several and value.settings.get("ranked") != "positions":
+        raise ConfigError(
+            "The trace holds several positions of a prompt, the value neurons belong to none of them (a whole answer, a "
+            "set): trace at one position, or rank the value neurons with positions='all'."
+        )
+    if method == "grad" and subkey is not None:
+        raise ConfigError("method='grad' goes through gate and up as they are: subkey= is for 'share' and 'inner_product'.")
     table = pd.concat([_best(value, trace, p, targets) for p in range(len(trace.prompts))], ignore_index=True)
     keys = torch.zeros(len(table), lens.d_model, dtype=at_least_float32(trace.resid).dtype, device=trace.resid.device)
     own = {name: torch.zeros_like(trace.resid[:-1], dtype=keys.dtype) for name in ("ffn", "attn")}
@@ -261,17 +269,28 @@ def targets_of(
 
 def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataFrame:
     """The best value neurons of one prompt, with the row of the trace at which each is read."""
-    frame = value.frame[value.frame["prompt"].isin((prompt, -1))]
-    if "category" in frame:
-        frame = frame[frame["category"] == getattr(trace.facts[prompt], "category", None)]
+    frame = _rows_of(value, trace, prompt)
     if frame.empty:
         raise ConfigError(f"The value neurons hold no row for prompt {prompt}: compute them for the same facts.")
-    best = frame.nlargest(targets, "score")
+    if frame["score"].isna().any():
+        raise ConfigError(
+            "Value neurons without a score (a set made by hand) have no weight here: give them scores, or use value_neurons."
+        )
     rows = (trace.prompt == prompt).nonzero()[:, 0].tolist()
-    if value.unit == "attn_neuron":
-        by_position = {int(trace.positions[row]): row for row in rows}
-        return best.assign(prompt=prompt, row=[by_position[p] for p in best["position"]])
-    return best.assign(prompt=prompt, row=rows[-1])
+    if value.unit != "attn_neuron" and len(rows) == 1:
+        return frame.nlargest(targets, "score").assign(prompt=prompt, row=rows[0])
+    ordered = frame.sort_values("score", ascending=False, kind="stable")
+    best = ordered.head(targets) if value.unit == "attn_neuron" else ordered.groupby("position", sort=False).head(targets)
+    by_position = {int(trace.positions[row]): row for row in rows}
+    return best.assign(prompt=prompt, row=[by_position[p] for p in best["position"]])
+
+
+def _rows_of(neurons: NeuronSet, trace: Trace, prompt: int) -> pd.DataFrame:
+    """The rows of a set that are about one prompt: its own, those summed over the set, or over its fact's category."""
+    frame = neurons.frame[neurons.frame["prompt"].isin((prompt, -1))]
+    if "category" in frame:
+        frame = frame[frame["category"] == getattr(trace.facts[prompt], "category", None)]
+    return frame
 
 
 def _keys(

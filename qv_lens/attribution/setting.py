@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.engine import Problems, bounds, log_sums, log_sums_by_moments
+from qv_lens.attribution.engine import Problems, bounds, log_sums, log_sums_by_moments, tile_rows
 from qv_lens.attribution.projection import NormMode, Readout
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
@@ -37,6 +38,8 @@ METHODS: tuple[Method, ...] = ("exact", "topk", "moments", "first_order")
 Target = str | int | tuple[str | int, str | int]
 #: neurons whose weights are upcast at a time
 CHUNK = 2048
+#: how far the divisor of a base may shrink, norm recomputed, before the closed form is left
+CANCELS = 30.0
 MOMENTS_ORDER, MOMENTS_TOLERANCE = 4, 1e-6
 
 
@@ -74,7 +77,8 @@ class Rows:
         if self.sequence or len(t.prompt) == len(t.prompts):
             return [{"prompt": i} for i in range(len(t.prompts))]
         where = list(zip(t.prompt.tolist(), t.positions.tolist(), strict=True))
-        return [{"prompt": i, "position": p, "token": self.lens.token_label(t.prompts[i].ids[p])} for i, p in where]
+        ids = [prompt.row("answer") for prompt in t.prompts]
+        return [{"prompt": i, "position": p, "token": self.lens.token_label(ids[i][p])} for i, p in where]
 
 
 @dataclass(frozen=True)
@@ -136,11 +140,14 @@ class Setting:
         """I of several vectors per row, row by row: nothing larger than one row's logits is held."""
         x, out = self.x(layer, kind), []
         sign = -1.0 if self.base == "loo_final" else 1.0
+        tile = tile_rows(self.readout.U, self.memory_budget)
         for row in range(len(v)):
-            start = x[row : row + 1]
-            rows = torch.full((len(v[row]),), row, device=v.device)
-            moved = self.gain(start + sign * at_least_float32(v[row]), rows)
-            out.append(sign * (moved - self.gain(start, rows[:1])))
+            start, rows = x[row : row + 1], torch.full((len(v[row]),), row, device=v.device)
+            parts = [
+                self.gain(start + sign * at_least_float32(v[row, i : i + tile]), rows[i : i + tile])
+                for i in range(0, len(rows), tile)
+            ]
+            out.append(sign * (torch.cat(parts) - self.gain(start, rows[:1])))
         return torch.stack(out)
 
     def increase_of_units(
@@ -160,7 +167,7 @@ class Setting:
         """
         if method == "first_order" and self.base == "loo_final":
             raise ConfigError("The bound J holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'.")
-        of = torch.arange(len(m), device=m.device) if of is None else of
+        of = torch.arange(len(m), device=m.device) if of is None else of.to(m.device)
         sign = -1.0 if self.base == "loo_final" else 1.0  # I = -(log p(x - v) - log p(x))
         x = self.x(layer, kind)
         x_c, sigma_0, log_p = self.readout.centre(x), self.readout.scale(x), self.readout.logits(x).log_softmax(-1)
@@ -172,6 +179,7 @@ class Setting:
             delta = task.delta(V, self.token)
             if self.against is not None:
                 out[:, chunk] = sign * (delta - task.delta(V, self.against))
+                self._by_hand(out[:, chunk], layer, kind, m[:, chunk], vectors[chunk], of, task)
                 continue
             if method == "first_order":
                 sums = bounds(V, task)
@@ -181,16 +189,36 @@ class Setting:
             else:
                 sums = log_sums(V, task, self.memory_budget, None if wanted is None else wanted[:, chunk])
             out[:, chunk] = sign * (delta - sums)
+            if method == "first_order":
+                out[:, chunk].masked_fill_(_cancels(task), torch.inf)
+            else:
+                self._by_hand(out[:, chunk], layer, kind, m[:, chunk], vectors[chunk], of, task)
         return out, fallback
+
+    def _by_hand(self, out: Tensor, layer: int, kind: Kind, m: Tensor, vectors: Tensor, of: Tensor, task: Problems) -> None:
+        """Score anew the pairs that nearly cancel the stream: there the closed form subtracts what is nearly equal."""
+        x, sign = self.x(layer, kind), -1.0 if self.base == "loo_final" else 1.0
+        for q, k in _cancels(task).nonzero().tolist():
+            row = of[q : q + 1]
+            v = sign * at_least_float32(m[q, k]) * at_least_float32(vectors[k : k + 1])
+            out[q, k] = (sign * (self.gain(x[row] + v, row) - self.gain(x[row], row)))[0]
 
     def _problems(self, V: Tensor, x_c: Tensor, sigma_0: Tensor, log_p: Tensor, of: Tensor, m: Tensor) -> Problems:
         out = self.readout
         if out.mode != "full":
             return Problems(out.U, log_p, of, m / sigma_0[of])
-        cross = 2 * m * (V @ x_c.T).T[of] / V.shape[1]  # sigma of x + m_k v_k, without forming the sums
-        square = x_c.square().mean(1)[of][:, None] + cross + m.square() * V.square().mean(1)
-        sigma = (square + out.norm.eps).sqrt()
-        return Problems(out.U, log_p, of, m / sigma, 1 / sigma - 1 / sigma_0[of], x_c @ out.U)
+        wide, base, c = V.double(), x_c.double(), m.double()  # sigma of x + m_k v_k, without forming the sums
+        cross = 2 * c * (wide @ base.T).T[of] / V.shape[1]
+        square = base.square().mean(1)[of][:, None] + cross + c.square() * wide.square().mean(1)
+        sigma = (square.clamp_min(0) + out.norm.eps).sqrt().type_as(m)
+        return Problems(out.U, log_p, of, m / sigma, 1 / sigma - 1 / sigma_0[of], x_c @ out.U, sigma_0[of])
+
+
+def _cancels(task: Problems) -> Bool[Tensor, "problem neuron"]:
+    """Pairs whose divisor falls far below the base's own: 1/sigma - 1/sigma_0 outgrows 1/sigma_0 thirtyfold."""
+    if task.beta is None or task.sigma_0 is None:
+        return torch.zeros_like(task.alpha, dtype=torch.bool)
+    return task.beta * task.sigma_0 > CANCELS
 
 
 def setting(
@@ -213,17 +241,46 @@ def setting(
         return facts
     if base not in BASES:
         raise unknown("Base", base, BASES)
+    target = _plain_target(target)
     if isinstance(target, str) and target not in ("answer", "predicted", "sequence"):
         raise unknown("Target", target, ("answer", "predicted", "sequence", "a token id", "a pair of answers"))
     sequence = target == "sequence"
+    if positions == "answer" and not sequence:
+        raise ConfigError("positions='answer' reads every token of the answer: it goes with target='sequence'.")
     if sequence and positions not in ("last", "answer"):
         raise ConfigError(f"target='sequence' has its own positions, those that predict the answer; got {positions!r}.")
     where = "answer" if sequence else positions
     trace = facts if isinstance(facts, Trace) else lens.trace(facts, where, attention=attention)
+    _check_positions(trace, where)
     pair = target if isinstance(target, tuple) else (target, None)
     token = _tokens(lens, trace, pair[0])
     against = None if pair[1] is None else _tokens(lens, trace, pair[1])
     return Setting(lens, trace, token, Readout.of(lens, trace, norm), base, against, sequence, memory_budget)
+
+
+def _plain_target(target: Any) -> Target:
+    """Any integer as an int. Raises `ConfigError` for what is no target."""
+    if isinstance(target, tuple) and len(target) == 2:
+        return _plain_target(target[0]), _plain_target(target[1])  # type: ignore[return-value]
+    if isinstance(target, str):
+        return target
+    number: Any = target
+    try:
+        return operator.index(number)
+    except TypeError:
+        kinds = ("'answer'", "'predicted'", "'sequence'", "a token id", "a pair of answers")
+        raise unknown("Target", target, kinds) from None
+
+
+def _check_positions(trace: Trace, where: Positions) -> None:
+    """Raise `ConfigError` for a trace of other positions than those asked for, or of an answer's without being asked."""
+    where_of = [trace.positions[trace.prompt == i].tolist() for i in range(len(trace.prompts))]
+    if where not in ("last", "answer") and any(
+        list(p.positions(where)) != found for p, found in zip(trace.prompts, where_of, strict=True)
+    ):
+        raise ConfigError(f"This trace holds positions {where_of}, not {where!r}: trace with positions={where!r}.")
+    if where != "answer" and any(max(found) > p.last for p, found in zip(trace.prompts, where_of, strict=True)):
+        raise ConfigError("This trace holds an answer's positions: use it with target='sequence'.")
 
 
 def _tokens(lens: Lens, trace: Trace, target: str | int) -> Int[Tensor, " row"]:

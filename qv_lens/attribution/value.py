@@ -67,11 +67,12 @@ def value_neurons(
 
     `unit`: 'ffn', 'attn_channel' (a row of W_O), 'attn_neuron' (channel and position), 'head', 'head_position'.
     `method`: 'exact' scores every unit; 'topk' only as many as its certificate needs (the same result, `settings`
-    say how many); 'moments' scores every FFN neuron or channel to 1e-6 (order 4; `settings` give the share that had to
-    be done exactly); 'first_order' gives the upper bound J instead of I: a ranking, not the score.
+    say how many); 'moments' scores every FFN neuron or channel to 1e-6 beside float32's rounding (order 4; `settings`
+    give the share that had to be done exactly); 'first_order' gives the upper bound J instead of I: a ranking, not the score.
     `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see `setting`).
     `positions`: where to look; with 'all', every position is ranked apart. `memory_budget`: bytes for the largest
     intermediate (default: half of what is free).
+    A `Setting` instead of facts brings its own norm, base, target and positions.
     Scores are in nats. `coefficient` is m_k, z_k or a_hp (its mean where rows are added up; none for whole heads).
     Raises `FactError` for prompts or answers that do not tokenise, `ConfigError` for options that do not exist or do not
     go together.
@@ -101,6 +102,12 @@ def value_neurons(
     return ranked(task.rows, unit, scores, m / torch.bincount(groups)[:, None].to(m), top, settings, over, last)
 
 
+def check_top(top: int | None) -> None:
+    """Raise `ConfigError` for a number of units below 1."""
+    if top is not None and top < 1:
+        raise ConfigError(f"top is how many units are kept, at least 1 (None: all); got {top}.")
+
+
 def _check(unit: str, over: str, method: str, top: int | None, target: Target, base: str, norm: str) -> None:
     if unit not in UNITS:
         raise unknown("Unit", unit, UNITS)
@@ -108,6 +115,7 @@ def _check(unit: str, over: str, method: str, top: int | None, target: Target, b
         raise unknown("over", over, ("prompt", "set", "category"))
     if method not in METHODS:
         raise unknown("Value method", method, METHODS)
+    check_top(top)
     if method == "topk" and top is None:
         raise ConfigError("method='topk' finds the best k: give top=, or use method='exact' for all neurons.")
     if method != "exact" and base == "loo_final":
@@ -188,7 +196,10 @@ def scored(
             continue
         units = units_of(task.lens, task.trace, unit, layer)
         if units.kind == "head":
-            yield LayerScores(task.increase_of_many(layer, "head", units.vectors))
+            score = task.increase_of_many(layer, "head", units.vectors)
+            if unit in AT_POSITIONS:
+                score = score.masked_fill(_padded(task, score.shape[1] // units.keys, units.keys), -torch.inf)
+            yield LayerScores(score)
             continue
         rows = len(units.m)
         split = {"k": units.keys, "r": rows}
@@ -197,7 +208,15 @@ def scored(
         mask = None if some is None else rearrange(some, "r (k u) -> (r k) u", **split)
         score, fallback = task.increase_of_units(layer, units.kind, m, units.vectors, of, method, mask)
         score = rearrange(score, "(r k) u -> r (k u)", **split)
+        if unit in AT_POSITIONS:
+            score = score.masked_fill(_padded(task, score.shape[1] // units.keys, units.keys), -torch.inf)
         yield LayerScores(score if some is None else score.masked_fill(~some, -torch.inf), fallback)
+
+
+def _padded(task: Setting, width: int, keys: int) -> Bool[Tensor, "row key_unit"]:
+    """Units at positions that a shorter prompt of the batch does not have."""
+    key = torch.arange(keys, device=task.trace.positions.device).repeat_interleave(width)
+    return key > task.trace.positions[:, None]
 
 
 def grouped(scores: Float[Tensor, "row unit"], groups: Int[Tensor, " row"]) -> Float[Tensor, "group unit"]:
@@ -234,8 +253,10 @@ def certified_top(task: Setting, unit: Unit, k: int, over: Over) -> tuple[Float[
 
 
 def _certified(J: Tensor, found: Tensor, done: int, k: int) -> bool:
-    """Whether no unit behind the first `done` can be among the k best."""
-    if done >= len(J):
+    """Whether no unit behind the first `done` can be among the k best (-inf: a unit that does not exist)."""
+    real = int((-torch.inf < J).sum())
+    k = min(k, real)
+    if done >= real:
         return True
     if done < k:
         return False
@@ -251,6 +272,8 @@ def ranked(
     positions too, and this is the last one that exists."""
     heads, channels = rows.lens.backend_adapter.cfg.n_heads, rows.trace.z.shape[2]
     width = {"ffn": rows.lens.d_mlp, "head": heads, "head_position": heads}.get(unit, channels)
+    if scores.isnan().any():
+        raise ConfigError("Some scores are not a number: the weights, the coefficients or the value scores are not finite.")
     if last is not None:  # shorter prompts are padded with positions that do not exist
         key = torch.arange(scores.shape[2], device=scores.device) // width
         scores = scores.masked_fill(key > torch.tensor(last, device=key.device)[:, None], -torch.inf)
@@ -259,6 +282,8 @@ def ranked(
     values, index = flat.sort(dim=1, descending=True, stable=True)
     frames = []
     labels = rows.labels(over) if last is None else [{"prompt": i} for i in range(len(last))]
+    if "position" in labels[0]:
+        settings = {**settings, "ranked": "positions"}
     for g, label in enumerate(labels):
         chosen = index[g, :k].cpu()
         neuron, key = chosen % scores.shape[2] % width, chosen % scores.shape[2] // width

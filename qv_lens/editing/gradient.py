@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qv_lens.attribution.gradients import answer_probabilities, integrated_gradients, neuron_ensemble, transmission_paths
+from qv_lens.attribution.gradients import answer_logprobs, integrated_gradients, neuron_ensemble, transmission_paths
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
@@ -60,7 +60,7 @@ class FT:
 
         def loss(prompts: list[Prompt]) -> Tensor:
             if self.objective == "target_new":
-                return -answer_probabilities(job.lens, prompts, delta_hooks(job.lens, dict(leaves))).log().mean()
+                return -answer_logprobs(job.lens, prompts, delta_hooks(job.lens, dict(leaves))).mean()
             return last_token_loss(job.lens, prompts, delta_hooks(job.lens, dict(leaves)))
 
         def limit() -> None:
@@ -242,7 +242,7 @@ def train(
 
 
 def _nll(lens: Lens, added: Mapping[Key, Added]) -> Callable[[list[Prompt]], Tensor]:
-    return lambda prompts: -answer_probabilities(lens, prompts, delta_hooks(lens, added)).log().mean()
+    return lambda prompts: -answer_logprobs(lens, prompts, delta_hooks(lens, added)).mean()
 
 
 def last_token_loss(lens: Lens, prompts: Sequence[Prompt], hooks: list) -> Tensor:
@@ -323,7 +323,7 @@ def _step(
     """One masked Adam step on the answers, or other labels at their positions; returns the loss before it."""
     adam.zero_grad(set_to_none=False)
     with torch.enable_grad():
-        loss = -answer_probabilities(lens, prompts, delta_hooks(lens, dict(leaves)), labels).log().mean()
+        loss = -answer_logprobs(lens, prompts, delta_hooks(lens, dict(leaves)), labels).mean()
     if not torch.isfinite(loss):
         raise EditError("CTP's loss is not finite: lower lr.")
     (factor * loss).backward()

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 #: D, or a function from what the weight reads to what is to be added (for factors or some of the rows)
 Added = Tensor | Callable[[Tensor], Tensor]
+#: as the pass meets them: what a weight adds must be there before another one reads the same point
+ORDER = {name: i for i, name in enumerate(("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "b_in", "W_out", "b_out"))}
 
 
 def delta_hooks(lens: Lens, deltas: Mapping[tuple[int, str], Added]) -> list[Hook]:
     """Hooks for one forward pass in which the named weights are W + D. Raises `ConfigError` for an unknown weight."""
     hooks: list[Hook] = []
-    for (layer, name), delta in deltas.items():
+    for (layer, name), delta in sorted(deltas.items(), key=lambda item: (item[0][0], ORDER.get(item[0][1], 0))):
         lens.parameter(layer, name)
         hooks += _hooks(lens, layer, name, delta)
     return hooks
