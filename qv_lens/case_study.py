@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,36 @@ def layer_counts(lens: Lens) -> tuple[int, int]:
     """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled to the model."""
     of = (3, 6, 28) if lens.backend_adapter.parallel else (5, 3, 36)
     return max(1, round(of[0] * lens.n_layers / of[2])), max(1, round(of[1] * lens.n_layers / of[2]))
+
+
+def corpus(source: str) -> Iterator[str]:
+    """Texts by name: 'world', a file with a paragraph per line, a folder of .txt files, or a dataset (name or name:config).
+
+    Raises `ConfigError` for a source that cannot be read.
+    """
+    path = Path(source)
+    if source == "world":
+        yield from (miniworld.text(d) for d in miniworld.documents(miniworld.build(0), random.Random("statistics")))
+    elif path.exists():
+        files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+        if not files:
+            raise ConfigError(f"{path} holds no .txt file.")
+        for file in files:
+            try:
+                with file.open(encoding="utf-8") as lines:
+                    yield from (line.strip() for line in lines if line.strip())
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"Cannot read the text {file}: {error}.") from error
+    else:
+        try:
+            datasets = import_module("datasets")
+        except ImportError as error:
+            raise ConfigError(
+                f"{source!r} is no file or folder; for a dataset of that name: pip install 'qv_lens[data]'."
+            ) from error
+        name, _, config = source.partition(":")
+        rows = datasets.load_dataset(name, config or None, split="train", streaming=True)
+        yield from (row["text"] for row in rows if row["text"].strip())
 
 
 def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000) -> Statistics:

@@ -155,6 +155,116 @@ def attribute(
 
 
 @app.command
+def stats(
+    *,
+    model: str = "toy-gptj",
+    text: str = "world",
+    layers: list[int] | None = None,
+    samples: int | None = None,
+    attention: bool = False,
+    max_tokens: int = 512,
+    out: Path = Path("stats"),
+) -> None:
+    """Second moments C0 of the keys, all layers in one pass; run it again to resume.
+
+    Parameters
+    ----------
+    model
+        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B, a local folder.
+    text
+        A text file (a paragraph per line), a folder of .txt files, a dataset name for the datasets package
+        (column "text", e.g. Salesforce/wikitext:wikitext-103-raw-v1), or "world": the bundled world's own text.
+    layers
+        Which layers (default: all above the first).
+    samples
+        How many texts (default: all; 2000 of the world).
+    attention
+        Also collect what W_O reads.
+    max_tokens
+        Length to which each text is cut.
+    out
+        The folder.
+    """
+    import itertools
+
+    import qv_lens as qv
+    from qv_lens.case_study import corpus
+    from qv_lens.editing.statistics import covariance
+
+    lens = qv.load(model)
+    texts = itertools.islice(corpus(text), samples or (2000 if text == "world" else None))
+    modules = ("ffn", "attn") if attention else ("ffn",)
+    wanted = layers or list(range(1, lens.n_layers))
+    found = covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules, folder=out, total=samples)
+    print(f"{out}: C0 of layers {wanted} over {found.tokens} tokens (text {found.corpus}, model {found.fingerprint})")
+
+
+@app.command
+def edit(
+    prompt: str,
+    *,
+    subject: str,
+    answer: str,
+    new: str,
+    method: str = "MEMIT",
+    model: str = "toy-gptj",
+    statistics: Path | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Edit one fact with a method's preset, and probe it before and after.
+
+    Parameters
+    ----------
+    prompt
+        A cloze with {} for the subject, ending right before the answer.
+    subject
+        What {} stands for.
+    answer
+        The true answer.
+    new
+        What the edit shall make of it.
+    method
+        ROME, RROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET, ACE, FT, FTL, KNE, CTP, LoRA, KN.
+    model
+        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B.
+    statistics
+        Folder made by qv-lens stats (the bundled models make their own).
+    out
+        Folder for the patch.
+    seed
+        Seed of every random draw.
+    """
+    import qv_lens as qv
+    from qv_lens.case_study import statistics_of_world
+    from qv_lens.editing.presets import presets
+    from qv_lens.editing.statistics import Statistics
+    from qv_lens.errors import unknown
+    from qv_lens.models.zoo import BUNDLED
+
+    table = presets(model)
+    if method not in table:
+        raise unknown(f"Preset of {model} for", method, table)
+    lens, fact = qv.load(model), qv.Fact(prompt, subject, answer)
+    request = fact.to(new)
+    if statistics is not None:
+        C0 = Statistics.load(statistics)
+    else:
+        C0 = statistics_of_world(lens, range(1, lens.n_layers)) if model in BUNDLED else None
+    print(f"{table[method].editor}   ({table[method].source})")
+    patch = qv.edit(lens, request, table[method].editor, statistics=C0, seed=seed)
+    before = lens.logprob([request.target, fact])
+    with lens.patched(patch):
+        after, said = lens.logprob([request.target, fact]), lens.generate(fact.text, 8)
+    print(
+        f"log p({new}) {before[0]:.3f} -> {after[0]:.3f}, log p({answer}) {before[1]:.3f} -> {after[1]:.3f}; {fact.text} {said!r}"
+    )
+    print(patch.frame().round(4).to_string(index=False))
+    if out is not None:
+        print(patch.save(out))
+
+
+@app.command
 def run(
     file: Path,
     *,

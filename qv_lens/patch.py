@@ -45,6 +45,14 @@ class Delta:
     def dense(self) -> Float[Tensor, "rows columns"]:
         return self.left if self.right is None else self.left @ self.right
 
+    def factors(self) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank columns"]]:
+        """The factors; of a dense delta those of its singular values above rounding."""
+        if self.right is not None:
+            return self.left, self.right
+        U, s, V = torch.linalg.svd(self.left, full_matrices=False)
+        keep = s > 1e-10 * s.max().clamp_min(1e-300)
+        return U[:, keep] * s[keep], V[keep]
+
     def norm(self) -> float:
         """Frobenius norm, without forming the product."""
         if self.right is None:
@@ -143,6 +151,43 @@ class Patch:
             return cls(deltas, header["fingerprint"], header["info"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise PatchError(f"{source} does not hold an intact patch: {type(error).__name__}: {error}.") from error
+
+    def to_lora(self, folder: str | Path, max_rank: int = 256) -> Path:
+        """Write the patch as a PEFT LoRA adapter (adapter_model.safetensors, adapter_config.json): PEFT on the base model
+        then gives the logits of the edited one.
+
+        Raises `PatchError` for a bias, a delta of more than `max_rank`, or a patch that does not know its modules' names.
+        """
+        from safetensors.torch import save_file
+
+        modules, tensors, ranks = self.info.get("modules", {}), {}, {}
+        for (layer, name), delta in self.deltas.items():
+            module = modules.get(f"{layer}.{name}")
+            if module is None or not name.startswith("W_"):
+                why = "is no weight matrix" if module else "has no module name (patches made by qv.edit have)"
+                raise PatchError(f"A LoRA adapter cannot hold {name}[{layer}]: it {why}. Use lens.save instead.")
+            left, right = delta.factors()
+            if left.shape[1] > max_rank:
+                raise PatchError(
+                    f"The delta of {name}[{layer}] has rank {left.shape[1]}, more than {max_rank}. Use lens.save instead."
+                )
+            tensors[f"base_model.model.{module}.lora_A.weight"] = left.T.float().contiguous()
+            tensors[f"base_model.model.{module}.lora_B.weight"] = right.T.float().contiguous()
+            ranks[module] = left.shape[1]
+        first = max(ranks.values())
+        config = {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.info.get("model"), "bias": "none",
+            "r": first, "lora_alpha": first, "lora_dropout": 0.0, "target_modules": sorted(ranks),
+            "rank_pattern": ranks, "alpha_pattern": ranks, "inference_mode": True, "fan_in_fan_out": False,
+        }  # fmt: skip
+        target = Path(folder)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, target / "adapter_model.safetensors")
+            (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        except OSError as error:
+            raise PatchError(f"Cannot write the adapter to {target}: {error}.") from error
+        return target
 
     def frame(self) -> pd.DataFrame:
         """One row per written weight: layer, parameter, rank, norm of the delta, its share of the weight's norm."""

@@ -7,6 +7,7 @@ are put back bit for bit.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, Patch
 
 Deltas = dict[tuple[int, str], Delta]
+#: ||W'|| / ||W|| above which an edit is warned of (PMET and MEMIT collapse beyond it: EasyEdit #236)
+COLLAPSE = 1.5
 
 
 @dataclass
@@ -110,12 +113,36 @@ def edit(
         deltas = editor.deltas(job)
     finally:
         job.restore()
-    relative = {}
+    deltas = dict(sorted(deltas.items()))
+    return Patch(deltas, fingerprint, {**_info(job, editor), **_measured(lens, deltas)})
+
+
+def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
+    """Per weight: ||dW|| / ||W||, what rounding to the weight's own dtype loses of dW, and its Hugging Face module.
+
+    Warns where the weights grow out of their range. Raises `EditError` for a delta that is not finite.
+    """
+    relative, lost, modules, grown = {}, {}, {}, {}
     for (layer, name), delta in deltas.items():
         if not delta.finite():
             raise EditError(f"The edit of {name}[{layer}] is not finite. Lower the learning rate, or raise lambda.")
-        relative[f"{layer}.{name}"] = delta.norm() / float(lens.parameter(layer, name).double().norm())
-    return Patch(dict(sorted(deltas.items())), fingerprint, _info(job, editor, relative))
+        weight, key = lens.parameter(layer, name), f"{layer}.{name}"
+        W, D = weight.double(), delta.dense().to(weight.device)
+        norm, size = float(W.norm()), float(D.norm())
+        relative[key] = size / norm if norm else float("inf")
+        rounded = (W + D).to(weight.dtype).double() - (W + D)
+        lost[key] = float(rounded.norm()) / size if size else 0.0
+        modules[key] = lens.backend_adapter.stored_name(layer, name)
+        if norm and float((W + D).norm()) > COLLAPSE * norm:
+            grown[key] = float((W + D).norm()) / norm
+    if grown:
+        worst = max(grown, key=grown.__getitem__)
+        warnings.warn(
+            f"||W'|| / ||W|| of {worst} is {grown[worst]:.2f}: edits of this size usually ruin a model. "
+            "Raise lambda, or lower clamp, lr or steps; metrics of unrelated facts show the damage.",
+            stacklevel=3,
+        )
+    return {"relative_norm": relative, "rounding_error": lost, "modules": modules}
 
 
 def check_requests(batch: Sequence[EditRequest]) -> None:
@@ -129,7 +156,7 @@ def check_requests(batch: Sequence[EditRequest]) -> None:
             raise EditError(f"Two requests of one batch conflict: {text!r} shall become {asked[text]!r} and {request.new!r}.")
 
 
-def _info(job: Job, editor: Any, relative: dict[str, float]) -> dict[str, Any]:
+def _info(job: Job, editor: Any) -> dict[str, Any]:
     import transformer_lens
 
     plain = {name: _plain(value) for name, value in asdict(editor).items()}
@@ -140,7 +167,7 @@ def _info(job: Job, editor: Any, relative: dict[str, float]) -> dict[str, Any]:
         "contexts": list(job.used), "seed": job.seed, "batch_size": job.batch_size,
         "statistics": None if statistics is None else {"corpus": statistics.corpus, "tokens": statistics.tokens},
         "versions": {"torch": torch.__version__, "transformer_lens": getattr(transformer_lens, "__version__", "")},
-        "relative_norm": relative, "losses": job.losses, **job.notes,
+        "losses": job.losses, **job.notes,
     }  # fmt: skip
 
 

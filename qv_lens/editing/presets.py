@@ -1,16 +1,17 @@
 """Hyperparameters by method and model, each with where it comes from, in one place.
 
-GPT-J-6B: the methods' own releases. Qwen3-8B: ACE's release; MEMIT and PMET have none for it (untuned: MEMIT takes
-EasyEdit's for Qwen2.5-7B, PMET takes ACE's). The bundled models: chosen by `experiments/edit_toys.py`.
+GPT-J-6B: the methods' own releases, or EasyEdit where a method has none for it. Qwen3-8B: ACE's release; for the others
+what their authors or EasyEdit use for Qwen2.5-7B, untuned. The bundled models: chosen by `experiments/edit_toys.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qv_lens.editing.closed_form import ACE, MEMIT, PMET
+from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
 from qv_lens.editing.edit import Editor
+from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE, LoRA
 from qv_lens.errors import unknown
 
 
@@ -23,7 +24,7 @@ class Preset:
 
 
 def presets(model: str) -> dict[str, Preset]:
-    """MEMIT, PMET and ACE for a model by name. Raises `ConfigError` for a model without presets."""
+    """Every editor for a model by name. Raises `ConfigError` for a model without presets."""
     table = {"toy-gptj": _toy_gptj, "toy-qwen3": _toy_qwen3, "EleutherAI/gpt-j-6B": _gptj, "Qwen/Qwen3-8B": _qwen3}
     if model not in table:
         raise unknown("Presets for model", model, table)
@@ -31,36 +32,82 @@ def presets(model: str) -> dict[str, Preset]:
 
 
 def _gptj() -> dict[str, Preset]:
+    authors = "authors' release for GPT-J-6B"
     return {
-        "MEMIT": Preset(MEMIT(), "authors' release for GPT-J-6B"),
-        "PMET": Preset(PMET(), "authors' release for GPT-J-6B"),
+        "ROME": Preset(ROME(), authors),
+        "RROME": Preset(RROME(), "ROME's values for GPT-J-6B"),
+        "EMMET": Preset(EMMET(), authors),
+        "MEMIT": Preset(MEMIT(), authors),
+        "PMET": Preset(PMET(), authors),
+        "AlphaEdit": Preset(AlphaEdit(), authors),
+        "RECT": Preset(RECT(), "MEMIT's values for GPT-J-6B"),
+        "PRUNE": Preset(PRUNE(), "MEMIT's values for GPT-J-6B"),
+        "IFMET": Preset(IFMET(), "untuned: PMET's values; deep layers from memory of the paper"),
         "ACE": Preset(ACE(), "official release for GPT-J-6B"),
+        "FT": Preset(FT(), "ROME's authors for GPT-J-6B"),
+        "FTL": Preset(FTL(), "ROME's authors for GPT-J-6B"),
+        "KNE": Preset(KNE(), "untuned: the paper gives no alpha, lr, steps or m"),
+        "CTP": Preset(CTP(), "released code; one request alone: untuned"),
+        "LoRA": Preset(LoRA(), "EasyEdit"),
+        "KN": Preset(KN(), "EasyEdit for GPT-J-6B"),
     }
 
 
 def _qwen3() -> dict[str, Preset]:
-    memit = MEMIT(layers=(4, 5, 6, 7, 8), weight_decay=1e-3)
+    shallow: dict[str, Any] = {"layers": (4, 5, 6, 7, 8), "weight_decay": 1e-3}
+    easy, qwen = "untuned: EasyEdit's values for Qwen2.5-7B", "untuned: GPT-J's values"
+    rome: dict[str, Any] = {"steps": 25, "weight_decay": 1e-3, "mom2_adjustment": False}
     ace = ACE(value_layers=(28, 29, 30, 31, 32), query_layers=(25, 26, 27))
     return {
-        "MEMIT": Preset(memit, "untuned: EasyEdit's values for Qwen2.5-7B"),
+        "ROME": Preset(ROME(**rome), easy),
+        "RROME": Preset(RROME(**rome), easy),
+        "EMMET": Preset(EMMET(weight_decay=1e-3), qwen),
+        "MEMIT": Preset(MEMIT(**shallow), easy),
         "PMET": Preset(PMET(layers=ace.value_layers), "untuned: ACE's values for Qwen3-8B"),
+        "AlphaEdit": Preset(AlphaEdit(clamp=4.0, L2=1.0, **shallow), easy),
+        "RECT": Preset(RECT(**shallow), "untuned: MEMIT's values"),
+        "PRUNE": Preset(PRUNE(**shallow), "untuned: MEMIT's values"),
+        "IFMET": Preset(IFMET(layers=shallow["layers"], deep_layers=(22, 23, 24, 25, 26)), "untuned: GPT-J's, layers scaled"),
         "ACE": Preset(ace, "official release for Qwen3-8B"),
+        "FT": Preset(FT(layer=27), easy),
+        "FTL": Preset(FTL(layer=0), qwen),
+        "KNE": Preset(KNE(), "untuned: the paper gives no alpha, lr, steps or m"),
+        "CTP": Preset(CTP(), "released code; one request alone: untuned"),
+        "LoRA": Preset(LoRA(), "EasyEdit"),
+        "KN": Preset(KN(), qwen),
     }
 
 
 def _toy_gptj() -> dict[str, Preset]:
-    return _toy((3, 4, 5))
+    return _toy({})
 
 
 def _toy_qwen3() -> dict[str, Preset]:
-    return _toy((2, 3))
+    return _toy({"MEMIT": {"layers": (2, 3)}})
 
 
-def _toy(memit: tuple[int, ...]) -> dict[str, Preset]:
-    common: dict[str, Any] = {"steps": 40, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0, "lam": 5.0}
-    source = "experiments/edit_toys.py: the best of its grid on 16 facts of the bundled world"
-    return {
-        "MEMIT": Preset(MEMIT(layers=memit, **common), source),
-        "PMET": Preset(PMET(layers=(3, 4, 5), **common), source),
-        "ACE": Preset(ACE(value_layers=(4, 5), query_layers=(2, 3), **common), source),
+def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
+    """Both bundled models' settings; `changes` are one model's own."""
+    search: dict[str, Any] = {"steps": 40, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0}
+    wide: dict[str, Any] = {"steps": 60, "lr": 2.0, "weight_decay": 0.01, "clamp": 30.0}
+    spread: dict[str, Any] = {"layers": (3, 4, 5), "lam": 5.0, **search}
+    editors: dict[str, Any] = {
+        "ROME": ROME(layer=3, **wide),
+        "RROME": RROME(layer=3, **wide),
+        "EMMET": EMMET(layers=(4,), **search),
+        "MEMIT": MEMIT(**spread),
+        "PMET": PMET(attention=True, **spread),
+        "AlphaEdit": AlphaEdit(layers=(3, 4, 5), threshold=0.1, L2=1e-3, **search),
+        "RECT": RECT(**spread),
+        "PRUNE": PRUNE(**spread),
+        "IFMET": IFMET(**{**spread, "layers": (2, 3, 4), "clamp": 5.0}, deep_layers=(6, 7)),
+        "ACE": ACE(value_layers=(4, 5), query_layers=(2, 3), lam=5.0, **search),
+        "FT": FT(layer=2, lr=1e-2),
+        "FTL": FTL(layer=2, lr=2e-2, clamp=0.1),
+        "KNE": KNE(lr=3e-2, share=0.1, steps=50, together=True),
+        "CTP": CTP(alone=(3e-3, 50, 0.1)),
+        "LoRA": LoRA(layers=(2, 3, 4), steps=30, lr=2e-3, dropout=0.0, stop=0.3),
+        "KN": KN(),
     }
+    source = "experiments/edit_toys.py: the best of its grid on 8 facts of the bundled world"
+    return {name: Preset(replace(editor, **changes.get(name, {})), source) for name, editor in editors.items()}

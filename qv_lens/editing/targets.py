@@ -61,16 +61,7 @@ class Targets:
 
 def search(lens: Lens, requests: Sequence[EditRequest], rows: Rows, token: FactToken, settings: Search) -> Targets:
     """Optimise v* of every request. Raises `EditError` if the loss is not finite or no gradient reaches a site."""
-    kl_ids, kl_at = _kl_rows(lens, requests, token)
-    ids = [*rows.ids, *kl_ids]
-    owner = torch.tensor([*rows.fact, *range(len(requests))], device=lens.device)
-    where = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.bool, device=lens.device)
-    where[: len(rows.ids), : rows.lookup.shape[1]] = rows.lookup
-    where[torch.arange(len(rows.ids), len(ids)), kl_at] = True
-    answer = torch.zeros_like(where)
-    answer[: len(rows.ids), : rows.answer.shape[1]] = rows.answer
-    problem = _Problem(lens, rows, ids, owner, where, answer, torch.tensor(kl_at, device=lens.device), settings)
-    return problem.run()
+    return _Problem(lens, rows, _kl_rows(lens, requests, token), settings).run()
 
 
 def _kl_rows(lens: Lens, requests: Sequence[EditRequest], token: FactToken) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -79,19 +70,27 @@ def _kl_rows(lens: Lens, requests: Sequence[EditRequest], token: FactToken) -> t
 
 
 class _Problem:
-    """The search's tensors, set up once; `run` is the loop."""
+    """The search's tensors, set up once; `run` is the loop.
 
-    def __init__(
-        self, lens: Lens, rows: Rows, ids: list, owner: Tensor, where: Tensor, answer: Tensor, kl_at: Tensor, settings: Search
-    ) -> None:
-        self.lens, self.rows, self.ids, self.owner, self.settings = lens, rows, ids, owner, settings
-        self.where, self.answer, self.kl_at = where, answer, kl_at
-        self.n = len(rows.clean)
-        self.answer_rows, _ = answer.nonzero(as_tuple=True)
-        z_layer = int(settings.sites[0].split(".")[1])
+    Rows are those of the contexts and, behind them, one KL prompt per fact. The stream in front of the z layer is
+    computed once; a fact that is done takes its rows out of the pass; logits are formed where something reads them.
+    """
+
+    def __init__(self, lens: Lens, rows: Rows, kl: tuple[list[tuple[int, ...]], list[int]], settings: Search) -> None:
+        self.lens, self.settings, self.n, device = lens, settings, len(rows.clean), lens.device
+        self.ids, contexts = [*rows.ids, *kl[0]], len(rows.ids)
+        self.owner = torch.tensor([*rows.fact, *range(self.n)], device=device)
+        self.where = torch.zeros(len(self.ids), max(map(len, self.ids)), dtype=torch.bool, device=device)
+        self.where[:contexts, : rows.lookup.shape[1]] = rows.lookup
+        kl_rows, kl_at = torch.arange(contexts, len(self.ids), device=device), torch.tensor(kl[1], device=device)
+        self.where[kl_rows, kl_at] = True
+        self.asked, self.labels = torch.stack(rows.answer.nonzero(as_tuple=True)), rows.labels
+        self.kl_asked = torch.stack([kl_rows, kl_at])
+        self.z_layer = int(settings.sites[0].split(".")[1])
         with torch.no_grad():  # nothing below the z layer changes during the search
-            self.start = (z_layer, lens.stream(ids, z_layer))
-        inits = read(lens, rows, settings.sites, (z_layer, self.start[1][: len(rows.ids), : rows.lookup.shape[1]]), z_layer + 1)
+            self.below = lens.stream(self.ids, self.z_layer)
+        start = (self.z_layer, self.below[:contexts, : rows.lookup.shape[1]])
+        inits = read(lens, rows, settings.sites, start, self.z_layer + 1)
         self.inits = [clean_values(rows, inits[site]) for site in settings.sites]
         self.deltas = [torch.zeros_like(init, requires_grad=True) for init in self.inits]
         self.kl_start: Tensor | None = None
@@ -100,21 +99,24 @@ class _Problem:
         s, losses = self.settings, []
         adam = torch.optim.Adam(self.deltas, lr=s.lr)
         active = torch.ones(self.n, dtype=torch.bool, device=self.owner.device)
+        total = nll = kl = torch.zeros(self.n, device=self.owner.device)
         for step in tqdm(range(s.steps), desc="target vectors", unit="step", delay=2, leave=False):
             with torch.enable_grad():
-                total, nll, kl, known = self._loss()
+                now, now_nll, now_kl, known = self._loss(active)
                 if step == 0:
-                    self._check_reach(nll)
+                    self._check_reach(now_nll)
+            total, nll, kl = (torch.where(active, a.detach(), b) for a, b in ((now, total), (now_nll, nll), (now_kl, kl)))
             losses.append(tuple(zip(total.tolist(), nll.tolist(), kl.tolist(), strict=True)))
             if not torch.isfinite(total).all():
                 raise EditError(f"The loss of the target vectors is not finite at step {step}: lower lr or clamp.")
-            done = total.detach() < STOP
+            done = total < STOP
             if s.drop:
-                done |= known & (kl.detach() <= KL_STOP)
-            active &= ~done
-            if step == s.steps - 1 or not active.any():
+                done |= known & (kl <= KL_STOP)
+            going = active & ~done
+            if step == s.steps - 1 or not going.any():
                 break
-            self._update(adam, total, active)
+            self._update(adam, now, going)
+            active = going
         z_of = tuple((init + delta).detach().double() for init, delta in zip(self.inits, self.deltas, strict=True))
         return Targets(z_of, tuple(losses))
 
@@ -130,7 +132,7 @@ class _Problem:
     def _update(self, adam: torch.optim.Optimizer, total: Tensor, active: Tensor) -> None:
         before = [delta.detach().clone() for delta in self.deltas]
         adam.zero_grad()
-        total.sum().backward()
+        total[active].sum().backward()
         adam.step()
         with torch.no_grad():
             for delta, old, init in zip(self.deltas, before, self.inits, strict=True):
@@ -138,33 +140,46 @@ class _Problem:
                 delta.mul_((limit / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0))
                 delta.copy_(torch.where(active[:, None], delta, old))
 
-    def _loss(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Per fact: L, its NLL and KL terms, and whether the new answer is the argmax everywhere."""
+    def _loss(self, active: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Per fact: L, its NLL and KL terms, and whether the new answer is the argmax everywhere; 0 for facts not active."""
         s = self.settings
-        hooks = list(zip(s.sites, map(self._adder, self.deltas), strict=True))
-        logits = at_least_float32(self.lens.logits(self.ids, hooks, self.start))
-        picked = logits[self.answer]
-        label_logp = picked.log_softmax(-1).gather(1, self.rows.labels[:, None])[:, 0]
-        row_nll = self._row_mean(-label_logp)
-        hits = self._row_mean((picked.argmax(-1) == self.rows.labels).to(row_nll.dtype))
-        fact = self.owner[: len(self.rows.ids)]
-        count = torch.bincount(fact, minlength=self.n).to(row_nll.dtype)
-        nll = torch.zeros(self.n, dtype=row_nll.dtype, device=row_nll.device).index_add(0, fact, row_nll) / count
-        known = torch.zeros_like(count).index_add(0, fact, (hits == 1).to(count.dtype)) == count
-        kl_log = logits[len(self.rows.ids) :][torch.arange(self.n), self.kl_at].log_softmax(-1)
-        if self.kl_start is None:
-            self.kl_start = kl_log.detach()
-        kl = s.kl * F.kl_div(self.kl_start, kl_log, log_target=True, reduction="none").sum(-1)
+        live = active[self.owner].nonzero()[:, 0]
+        place = torch.full((len(self.ids),), -1, device=live.device)
+        place[live] = torch.arange(len(live), device=live.device)
+        stream = self._stream(live)
+        kept, kl_kept = (place[asked[0]] >= 0 for asked in (self.asked, self.kl_asked))
+        rows, positions = self.asked[:, kept]
+        logits, labels = at_least_float32(self.lens.read_out(stream[place[rows], positions])), self.labels[kept]
+        size = torch.bincount(rows, minlength=len(self.ids)).to(logits.dtype)
+        per_row = -logits.log_softmax(-1).gather(1, labels[:, None])[:, 0] / size[rows]
+        wrong = (logits.argmax(-1) != labels).to(logits.dtype)
+        count = torch.zeros(self.n, dtype=logits.dtype, device=live.device)
+        asked_rows = rows.unique()
+        count = count.index_add(0, self.owner[asked_rows], torch.ones_like(asked_rows, dtype=logits.dtype)).clamp_min(1)
+        nll = torch.zeros_like(count).index_add(0, self.owner[rows], per_row) / count
+        known = torch.zeros_like(count).index_add(0, self.owner[rows], wrong) == 0
+        kl = self._kl(stream, place, kl_kept, nll)
         decay = sum(d.norm(dim=1) / i.norm(dim=1).square() for d, i in zip(self.deltas, self.inits, strict=True))
         phi = torch.where(known, 0.1, 1.0) if s.drop else 1.0
         return phi * nll + kl + s.weight_decay * decay, nll, kl, known
 
-    def _adder(self, delta: Tensor):
-        def add(x: Float[Tensor, "row seq d_model"]) -> Tensor:
-            return x + (self.where[..., None] * delta[self.owner][:, None]).to(x.dtype)
+    def _kl(self, stream: Tensor, place: Tensor, kept: Tensor, like: Tensor) -> Tensor:
+        rows, positions = self.kl_asked[:, kept]
+        kl_log = at_least_float32(self.lens.read_out(stream[place[rows], positions])).log_softmax(-1)
+        if self.kl_start is None:
+            self.kl_start = kl_log.detach()  # the first step: every fact is active
+        facts = self.owner[rows]
+        term = self.settings.kl * F.kl_div(self.kl_start[facts], kl_log, log_target=True, reduction="none").sum(-1)
+        return torch.zeros_like(like).index_add(0, facts, term)
 
-        return add
+    def _stream(self, live: Tensor) -> Float[Tensor, "live seq d_model"]:
+        """The final stream of the live rows, deltas added at their sites."""
+        ids = [self.ids[i] for i in live.tolist()]
+        longest = max(map(len, ids))
+        where, owner = self.where[live, :longest, None], self.owner[live]
 
-    def _row_mean(self, x: Float[Tensor, " label"]) -> Float[Tensor, " row"]:
-        size = torch.bincount(self.answer_rows, minlength=len(self.rows.ids)).to(x.dtype)
-        return torch.zeros(len(self.rows.ids), dtype=x.dtype, device=x.device).index_add(0, self.answer_rows, x) / size
+        def adder(delta: Tensor):
+            return lambda x: x + (where * delta[owner][:, None]).to(x.dtype)
+
+        hooks = list(zip(self.settings.sites, map(adder, self.deltas), strict=True))
+        return self.lens.stream(ids, self.lens.n_layers, hooks, (self.z_layer, self.below[live, :longest]))

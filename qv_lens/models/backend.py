@@ -230,6 +230,15 @@ class Backend:
         weight = getattr(attn, f"W_{which}") if weight is None else weight
         return rearrange(weight.data, "head d channel -> d (head channel)")
 
+    def stored_name(self, layer: int, name: str) -> str:
+        """The Hugging Face module that holds a weight: W_out of GPT-J is transformer.h.<layer>.mlp.fc_out, and so on."""
+        if self.parallel:
+            names = {"W_in": "mlp.fc_in", "W_out": "mlp.fc_out", "W_O": "attn.out_proj"}
+            part = names.get(name) or {"b_in": "mlp.fc_in", "b_out": "mlp.fc_out"}.get(name) or f"attn.{name[2].lower()}_proj"
+            return f"transformer.h.{layer}.{part}"
+        names = {"W_in": "mlp.up_proj", "W_gate": "mlp.gate_proj", "W_out": "mlp.down_proj", "W_O": "self_attn.o_proj"}
+        return f"model.layers.{layer}.{names.get(name) or f'self_attn.{name[2].lower()}_proj'}"
+
     def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embeddings."""
         return self.model.embed.W_E.data

@@ -182,6 +182,11 @@ class Lens:
         """The stream in front of a layer (`n_layers`: behind the last one); what lies behind it is not run."""
         return self._forward(rows, hooks, start, layer)
 
+    def read_out(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """Logits of final stream vectors: the final norm and the unembedding, for chosen positions alone."""
+        weight, bias = self.backend_adapter.unembed()
+        return self.backend_adapter.norm(None)(stream) @ weight + bias
+
     def _forward(self, rows: Sequence[Sequence[int]], hooks: Sequence[Hook], start: Start | None, stop: int | None) -> Tensor:
         longest = max(len(row) for row in rows)
         limit = self.backend_adapter.cfg.n_ctx

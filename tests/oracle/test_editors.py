@@ -123,6 +123,17 @@ def test_whole_run(reference, lens):
         assert relative(patch.deltas[layer, "W_out"].dense(), reference.delta(layer)) < 5e-3
 
 
+def test_fine_tuning(lens):
+    """FT of W_out and b_out for 25 steps of Adam in float32: every loss to 2e-3, the deltas to 1e-3 of their norm."""
+    reference = Reference("ft")
+    h = reference.h
+    patch = qv.edit(lens, reference.requests, qv.FT(layer=h["layers"][0], steps=h["num_steps"], lr=h["lr"]))
+    assert [step[0] for step in patch.info["losses"][0]] == pytest.approx(reference.record["batch_losses"], abs=2e-3)
+    name = "delta_fp32.transformer.h.1.mlp.fc_out"
+    assert relative(patch.deltas[1, "W_out"].dense(), reference.tensors[f"{name}.weight"].T) < 1e-3
+    assert relative(patch.deltas[1, "b_out"].dense(), reference.tensors[f"{name}.bias"]) < 1e-3
+
+
 def test_statistics_from_the_corpus(lens):
     """C0 over all 600 texts against a loop with Hugging Face alone; the reference's 500 are a subset."""
     texts = json.loads((ORACLE / "corpus.json").read_text())[:40]

@@ -1,0 +1,185 @@
+"""What an edit leaves behind: adapters that PEFT loads, statistics that survive a kill, warnings, presets, the verbs."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.editing.presets import presets
+from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.models.zoo import MODELS
+from qv_lens.patch import Delta
+from tests.attribution.test_value import FACTS
+from tests.editing.test_closed_form import REQUESTS, TEXTS
+from tests.models import tiny_hf, tiny_lens
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize(
+    "editor",
+    [
+        qv.PMET(layers=(0, 1), lam=1.0, attention=True, steps=4), qv.LoRA(steps=3), qv.RECT(layers=(1,), lam=1.0, steps=4),
+        qv.KNE(lr=1e-2, steps=3, share=0.1, steps_ig=2, parameters=("W_in", "W_Q", "W_V")),
+    ],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+def test_peft_gives_the_edited_models_logits(kind, editor, tmp_path):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed (extra lora)")
+    lens = tiny_lens(kind, dtype=torch.float32)
+    patch = qv.edit(lens, REQUESTS, editor, statistics=covariance(lens, TEXTS, range(3), modules=("ffn", "attn")))
+    patch.to_lora(tmp_path / "adapter")
+    ids = [list(lens.tokenize(FACTS[0])[0].ids)]
+    with lens.patched(patch):
+        expected = lens.logits(ids)
+    base = tiny_hf(kind, torch.float32)
+    before = base(torch.tensor(ids)).logits
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    got = adapted(torch.tensor(ids)).logits
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)
+    assert (before - expected).abs().max() > 1e-2
+
+
+def test_what_no_adapter_can_hold_is_refused(tmp_path):
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    with pytest.raises(qv.QVLensError, match="b_out"):
+        qv.edit(lens, REQUESTS[0], qv.FT(layer=1, lr=1e-2, steps=2)).to_lora(tmp_path)
+    patch = qv.Patch(
+        {(1, "W_out"): Delta(torch.randn(*lens.w_out(1).shape, dtype=torch.float64))},
+        lens.fingerprint,
+        {"modules": {"1.W_out": "x"}},
+    )
+    with pytest.raises(qv.QVLensError, match="rank 32"):
+        patch.to_lora(tmp_path, max_rank=8)
+
+
+DRIVER = """
+import sys, time
+from qv_lens.editing.statistics import covariance
+from tests.editing.test_closed_form import TEXTS
+from tests.models import tiny_lens
+import torch
+
+def slow():
+    for i, text in enumerate(TEXTS):
+        if i % 20 == 0:
+            time.sleep(0.05)
+        yield text
+
+lens = tiny_lens("gptj", dtype=torch.float32)
+print("ready", flush=True)
+covariance(lens, slow(), (1, 2), folder=sys.argv[1], every=20, modules=("ffn", "attn"))
+"""
+
+
+def test_statistics_survive_kills(tmp_path):
+    lens, rng = tiny_lens("gptj", dtype=torch.float32), random.Random(0)
+    whole = covariance(lens, TEXTS, (1, 2), modules=("ffn", "attn"))
+    for attempt in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(tmp_path / "C0")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout.readline().strip() == b"ready"
+        if attempt < 5:
+            time.sleep(rng.uniform(0.05, 0.5))
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        else:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors.decode()
+    resumed = Statistics.load(tmp_path / "C0")
+    assert (resumed.tokens, resumed.corpus, resumed.fingerprint) == (whole.tokens, whole.corpus, whole.fingerprint)
+    for mine, theirs in ((resumed.C0, whole.C0), (resumed.attention, whole.attention)):
+        for layer in (1, 2):
+            torch.testing.assert_close(mine[layer], theirs[layer], atol=1e-6, rtol=1e-4)  # batches differ, in float32
+    assert not list((tmp_path / "C0").glob("partial*"))
+
+
+def test_statistics_of_other_text_or_layers_are_refused(tmp_path):
+    lens = tiny_lens("gptj", dtype=torch.float32)
+
+    def broken():
+        yield from TEXTS[:40]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        covariance(lens, broken(), (1,), folder=tmp_path, every=10)
+    for texts, layers, says in ((TEXTS[5:], (1,), "another text"), (TEXTS, (1, 2), "another model, length or layers")):
+        with pytest.raises(qv.QVLensError, match=says):
+            covariance(lens, texts, layers, folder=tmp_path, every=10)
+    done = covariance(lens, TEXTS[:60], (1,), folder=tmp_path, every=10)
+    assert done.tokens == covariance(lens, TEXTS[:60], (1,)).tokens
+
+
+def test_attention_statistics_against_a_loop(true_float64):
+    lens = tiny_lens("qwen3-gqa")
+    got = covariance(lens, TEXTS[:10], (1,), modules=("attn",))
+    kept = []
+    handle = lens.hf.model.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
+    for text in TEXTS[:10]:
+        lens.hf(torch.tensor([lens.tokenizer(text)["input_ids"]]))
+    handle.remove()
+    keys = torch.cat(kept)
+    torch.testing.assert_close(got.attention[1], keys.T @ keys / len(keys), atol=1e-10, rtol=1e-8)
+
+
+def test_rounding_and_collapse_are_told():
+    lens = tiny_lens("gptj", dtype=torch.bfloat16)
+    patch = qv.edit(lens, REQUESTS[0], qv.MEMIT(layers=(1,), steps=3, lam=1.0), statistics=covariance(lens, TEXTS, (1,)))
+    delta, weight = patch.deltas[1, "W_out"].dense(), lens.w_out(1)
+    with lens.patched(patch):
+        error = (lens.w_out(1).double() - weight.double()).norm()
+    assert 0 < patch.info["rounding_error"]["1.W_out"] < 1
+    assert error >= 0
+    assert delta.dtype == torch.float64
+    with pytest.warns(UserWarning, match="usually ruin a model"):
+        qv.edit(tiny_lens("gptj", dtype=torch.float32), REQUESTS[0], qv.FT(layer=1, lr=1.0, steps=5, stop=0.0))
+
+
+@pytest.mark.parametrize("model", [entry.name for entry in MODELS])
+def test_every_method_has_a_preset_that_fits_the_model(model):
+    table, layers = presets(model), next(entry.n_layers for entry in MODELS if entry.name == model)
+    assert len(table) == 16
+    for preset in table.values():
+        assert preset.source
+        for name in ("layer", "layers", "value_layers", "query_layers", "deep_layers"):
+            value = getattr(preset.editor, name, None)
+            for layer in (value,) if isinstance(value, int) else value or ():
+                assert 0 <= layer < layers
+
+
+def test_stats_and_edit_on_the_command_line(tmp_path):
+    def call(*words):
+        done = subprocess.run([sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(TEXTS))
+    out = call(
+        "stats",
+        "--text",
+        str(text),
+        "--layers",
+        "2",
+        "--layers",
+        "3",
+        "--layers",
+        "4",
+        "--layers",
+        "5",
+        "--out",
+        str(tmp_path / "C0"),
+    )
+    assert "C0 of layers [2, 3, 4, 5]" in out
+    fact = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing", "--new", "golf")
+    out = call("edit", *fact, "--statistics", str(tmp_path / "C0"), "--out", str(tmp_path / "patch"))
+    assert "golf" in out
+    assert qv.Patch.load(tmp_path / "patch").info["method"] == "MEMIT"
