@@ -34,7 +34,7 @@ def at_the_subject() -> dict[str, list]:
     return {
         "ROME": [qv.ROME(layer=layer, **WIDE) for layer in (3, 4, 5)],
         "RROME": [qv.RROME(layer=layer, **WIDE) for layer in (3, 4, 5)],
-        "EMMET": [qv.EMMET(layers=(layer,), **SEARCH) for layer in (3, 4)],
+        "EMMET": [qv.EMMET(layers=(layer,), **{**SEARCH, "clamp": clamp}) for layer in (3, 4) for clamp in (2.0, 4.0)],
         "MEMIT": [qv.MEMIT(layers=layers, lam=LAM, **SEARCH) for layers in ((2, 3), (3, 4, 5))],
         "PMET": [qv.PMET(layers=(3, 4, 5), lam=LAM, attention=attention, **SEARCH) for attention in (False, True)],
         "AlphaEdit": [qv.AlphaEdit(layers=(3, 4, 5), threshold=t, L2=1e-3, **SEARCH) for t in (1e-2, 1e-1)],
@@ -42,8 +42,14 @@ def at_the_subject() -> dict[str, list]:
             qv.IFMET(layers=layers, deep_layers=deep, lam=LAM, **{**SEARCH, "clamp": 5.0})
             for layers, deep in (((2, 3, 4), (6, 7)), ((3, 4, 5), (8, 9)))
         ],
-        "ACE": [qv.ACE(value_layers=v, query_layers=q, lam=LAM, **SEARCH) for v, q in (((4, 5), (2, 3)), ((3, 4), (1, 2)))],
-        "FTL": [qv.FTL(layer=layer, lr=2e-2, clamp=clamp) for layer in (2, 3) for clamp in (0.06, 0.1)],
+        "ACE": [
+            qv.ACE(value_layers=v, query_layers=q, lam=LAM, attention=attention, **SEARCH)
+            for v, q, attention in (((4, 5), (2, 3), False), ((3, 4), (1, 2), False), ((4, 5), (2, 3), True))
+        ],
+        "FTL": [
+            *(qv.FTL(layer=layer, lr=2e-2, clamp=clamp) for layer in (2, 3) for clamp in (0.06, 0.1)),
+            *(qv.FTL(layer=layer, lr=1e-2, clamp=clamp, steps=60) for layer in (3, 4) for clamp in (0.12, 0.2)),
+        ],
         "KNE": [
             *(qv.KNE(lr=lr, share=share, steps=50, together=True) for lr, share in ((3e-2, 0.02), (1e-2, 0.1), (3e-2, 0.1))),
             qv.KNE(lr=3e-2, share=0.02, steps=50, together=True, axis="row"),
@@ -75,11 +81,21 @@ def at_the_end() -> dict[str, list]:
     }
 
 
+def keep(path: Path, new: pd.DataFrame, keys: list[str]) -> None:
+    """Write the new rows in the place of those with the same keys."""
+    if path.exists():
+        old = pd.read_csv(path)
+        replaced = pd.MultiIndex.from_frame(old[keys]).isin(pd.MultiIndex.from_frame(new[keys]))
+        new = pd.concat([old[~replaced], new], ignore_index=True)
+    new.to_csv(path, index=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("toy-gptj", "toy-qwen3"))
     parser.add_argument("--tune", type=int, default=8)
     parser.add_argument("--test", type=int, default=50)
+    parser.add_argument("--methods", nargs="+", help="only these; their rows of an earlier result are replaced")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -93,6 +109,8 @@ def main() -> None:
     tuned, results = [], []
     for position, grids in (("subject_last", at_the_subject()), ("last", at_the_end())):
         for name, grid in grids.items():
+            if args.methods and name not in args.methods:
+                continue
             found = []
             for editor in grid:
                 start = time.monotonic()
@@ -108,8 +126,8 @@ def main() -> None:
             seconds = (time.monotonic() - start) / len(test)
             results.append(table.assign(model=args.model, method=name, position=position, editor=repr(best), seconds=seconds))
             print("TEST", name, position, table.set_index("metric")["after"].round(3).to_dict(), flush=True)
-            pd.concat(results).to_csv(args.out / f"edit_{args.model}.csv", index=False)
-            pd.DataFrame(tuned).to_csv(args.out / f"edit_{args.model}_grid.csv", index=False)
+            keep(args.out / f"edit_{args.model}.csv", pd.concat(results), ["position", "method"])
+            keep(args.out / f"edit_{args.model}_grid.csv", pd.DataFrame(tuned), ["editor"])
 
 
 if __name__ == "__main__":

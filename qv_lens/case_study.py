@@ -140,7 +140,7 @@ def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     onward = [c for c in world.chains(2) if c.relations[0].id == relation.id]
     cases = [worldrecords.edit_case(world, chain, new, rng)]
     cases += [c for c in worldrecords.edit_cases(world, 24, seed, relation.id) if c.request.fact.subject != fact.subject]
-    texts = [miniworld.text(d) for d in itertools.islice(miniworld.documents(world, random.Random("statistics")), 2000)]
+    texts = list(itertools.islice(corpus("world"), 2000))
     return Material(
         tuple(rng.sample(same, min(60, len(same)))), tuple(rng.sample(other, 60)),
         tuple(worldrecords.as_fact(world, c) for c in rng.sample(onward, min(40, len(onward)))), tuple(cases), tuple(texts),
@@ -306,7 +306,7 @@ def corpus(source: str) -> Iterator[str]:
         yield from (row["text"] for row in rows if row["text"].strip())
 
 
-def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000) -> Statistics:
-    """C0 of the bundled world's own text."""
-    stream = miniworld.documents(miniworld.build(0), random.Random("statistics"))
-    return covariance(lens, [miniworld.text(d) for d in itertools.islice(stream, documents)], layers)
+def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000, attention: bool = False) -> Statistics:
+    """C0 of the bundled world's own text; `attention` also that of what W_O reads."""
+    modules = ("ffn", "attn") if attention else ("ffn",)
+    return covariance(lens, list(itertools.islice(corpus("world"), documents)), layers, modules=modules)

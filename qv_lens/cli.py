@@ -250,7 +250,7 @@ def edit(
     if statistics is not None:
         C0 = Statistics.load(statistics)
     else:
-        C0 = statistics_of_world(lens, range(1, lens.n_layers)) if model in BUNDLED else None
+        C0 = statistics_of_world(lens, range(1, lens.n_layers), attention=True) if model in BUNDLED else None
     print(f"{table[method].editor}   ({table[method].source})")
     patch = qv.edit(lens, request, table[method].editor, statistics=C0, seed=seed)
     before = lens.logprob([request.target, fact])

@@ -23,8 +23,8 @@ from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, Patch
 
 Deltas = dict[tuple[int, str], Delta]
-#: ||W'|| / ||W|| above which an edit is warned of (PMET and MEMIT collapse beyond it: EasyEdit #236)
-COLLAPSE = 1.5
+#: ||W'|| / ||W|| above which an edit is warned of
+COLLAPSE = 5.0
 
 
 @dataclass

@@ -79,11 +79,19 @@ def _qwen3() -> dict[str, Preset]:
 
 
 def _toy_gptj() -> dict[str, Preset]:
-    return _toy({})
+    changes: dict[str, dict[str, Any]] = {
+        "ROME": {"layer": 4},
+        "RROME": {"layer": 4},
+        "IFMET": {"layers": (3, 4, 5), "deep_layers": (8, 9)},
+        "CTP": {"alone": (3e-3, 50, 0.4)},
+        "FTL": {"layer": 4, "clamp": 0.12},
+        "KN": {"threshold": 0.5},
+    }
+    return _toy(changes)
 
 
 def _toy_qwen3() -> dict[str, Preset]:
-    return _toy({"MEMIT": {"layers": (2, 3)}})
+    return _toy({"MEMIT": {"layers": (2, 3)}, "LoRA": {"lr": 1e-3, "stop": 0.1}})
 
 
 def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
@@ -94,7 +102,7 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
     editors: dict[str, Any] = {
         "ROME": ROME(layer=3, **wide),
         "RROME": RROME(layer=3, **wide),
-        "EMMET": EMMET(layers=(4,), **search),
+        "EMMET": EMMET(layers=(3,), **search),
         "MEMIT": MEMIT(**spread),
         "PMET": PMET(attention=True, **spread),
         "AlphaEdit": AlphaEdit(layers=(3, 4, 5), threshold=0.1, L2=1e-3, **search),
@@ -102,12 +110,13 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
         "PRUNE": PRUNE(**spread),
         "IFMET": IFMET(**{**spread, "layers": (2, 3, 4), "clamp": 5.0}, deep_layers=(6, 7)),
         "ACE": ACE(value_layers=(4, 5), query_layers=(2, 3), lam=5.0, **search),
-        "FT": FT(layer=2, lr=1e-2),
-        "FTL": FTL(layer=2, lr=2e-2, clamp=0.1),
-        "KNE": KNE(lr=3e-2, share=0.1, steps=50, together=True),
+        "FT": FT(layer=3, lr=1e-2),
+        "FTL": FTL(layer=3, lr=1e-2, steps=60, clamp=0.2),
+        "KNE": KNE(lr=3e-2, share=0.02, steps=50, together=True),
         "CTP": CTP(alone=(3e-3, 50, 0.1)),
-        "LoRA": LoRA(layers=(2, 3, 4), steps=30, lr=2e-3, dropout=0.0, stop=0.3),
+        "LoRA": LoRA(layers=(2, 3, 4), steps=30, lr=5e-3, dropout=0.0, stop=0.3),
         "KN": KN(),
     }
     source = "experiments/edit_toys.py: the best of its grid on 8 facts of the bundled world"
-    return {name: Preset(replace(editor, **changes.get(name, {})), source) for name, editor in editors.items()}
+    sources = {"ACE": f"{source}, FFN alone", "RECT": "MEMIT's, untuned", "PRUNE": "MEMIT's, untuned"}
+    return {name: Preset(replace(editor, **changes.get(name, {})), sources.get(name, source)) for name, editor in editors.items()}
