@@ -58,7 +58,8 @@ def neuron_ensemble(
     `records`: an EditRequest counts with its new answer, a Fact with its answer. `parameters`: names of `Lens.parameter`.
     `axis`: 'column' is KNE's neuron (a row of the stored matrix), 'row' KN's (W_out alone: FFN neurons). `reduce`: a
     neuron's entries summed, or their norm. `together` scales all layers at once (`steps` passes instead of one sweep per
-    layer). Scores are probabilities, not nats. `settings["threshold"]` is t_p.
+    layer). Scores are probabilities, not nats. `settings["threshold"]` is t_p. The weights are scaled in passing: in a bf16
+    model the small steps round with it (up to a tenth of a score on tiny models); load in float32 for exact ones.
     Raises `ConfigError` for a share outside (0, 1], an unknown parameter or axis.
     """
     if not 0 < share <= 1:
