@@ -35,10 +35,10 @@ SEARCH = {"steps": 20, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0, "lam": 5.0}
 
 @contextmanager
 def full_passes() -> Iterator[None]:
-    """Every pass from the first layer to the last."""
-    partial = Backend.run
+    """Every pass from the first layer to the last, over all tokens."""
+    partial, past = Backend.run, qv.Lens.past
 
-    def run(self: Backend, ids, start=None, stop=None):
+    def run(self: Backend, ids, start=None, stop=None, past=None):
         if stop is None:
             return partial(self, ids)
         kept = []
@@ -47,11 +47,11 @@ def full_passes() -> Iterator[None]:
             partial(self, ids)
         return kept[0]
 
-    Backend.run = run
+    Backend.run, qv.Lens.past = run, lambda self, start, first: None
     try:
         yield
     finally:
-        Backend.run = partial
+        Backend.run, qv.Lens.past = partial, past
 
 
 def one_pass(lens: qv.Lens, editor):

@@ -34,7 +34,7 @@ def at_the_subject() -> dict[str, list]:
     return {
         "ROME": [qv.ROME(layer=layer, **WIDE) for layer in (3, 4, 5)],
         "RROME": [qv.RROME(layer=layer, **WIDE) for layer in (3, 4, 5)],
-        "EMMET": [qv.EMMET(layers=(layer,), **{**SEARCH, "clamp": clamp}) for layer in (3, 4) for clamp in (2.0, 4.0)],
+        "EMMET": [qv.EMMET(layers=(layer,), **{**SEARCH, "clamp": clamp}) for layer in (2, 3, 4) for clamp in (2.0, 4.0, 8.0)],
         "MEMIT": [qv.MEMIT(layers=layers, lam=LAM, **SEARCH) for layers in ((2, 3), (3, 4, 5))],
         "PMET": [qv.PMET(layers=(3, 4, 5), lam=LAM, attention=attention, **SEARCH) for attention in (False, True)],
         "AlphaEdit": [qv.AlphaEdit(layers=(3, 4, 5), threshold=t, L2=1e-3, **SEARCH) for t in (1e-2, 1e-1)],
@@ -45,10 +45,13 @@ def at_the_subject() -> dict[str, list]:
         "ACE": [
             qv.ACE(value_layers=v, query_layers=q, lam=LAM, attention=attention, **SEARCH)
             for v, q, attention in (((4, 5), (2, 3), False), ((3, 4), (1, 2), False), ((4, 5), (2, 3), True))
-        ],
+        ]
+        + [qv.ACE(value_layers=(4, 5), query_layers=(2, 3), lam=lam, **{**SEARCH, "clamp": 4.0}) for lam in (LAM, 1.0)],
         "FTL": [
             *(qv.FTL(layer=layer, lr=2e-2, clamp=clamp) for layer in (2, 3) for clamp in (0.06, 0.1)),
             *(qv.FTL(layer=layer, lr=1e-2, clamp=clamp, steps=60) for layer in (3, 4) for clamp in (0.12, 0.2)),
+            *(qv.FTL(layer=layer, lr=5e-3, clamp=0.1, steps=150, objective="target_new") for layer in (2, 3)),
+            qv.FTL(layer=2, lr=2e-2, clamp=0.08, steps=150),
         ],
         "KNE": [
             *(qv.KNE(lr=lr, share=share, steps=50, together=True) for lr, share in ((3e-2, 0.02), (1e-2, 0.1), (3e-2, 0.1))),

@@ -349,12 +349,12 @@ def _write(
     steps = [(group, i) for group in one.groups for i in range(len(group))]
     lowest = min(layer for group in one.groups for layer in group)
     with torch.no_grad():
-        at, stream = lowest, lens.stream(rows.ids, lowest)
+        at, stream = lowest, lens.stream(rows.heads, lowest)
         for group, i in steps:
             layer, left = group[i], len(group) - i
             if layer < at:  # a later group below an earlier one
-                at, stream = lowest, lens.stream(rows.ids, lowest)
-            at, stream = layer, stream if layer == at else lens.stream(rows.ids, layer, start=(at, stream))
+                at, stream = lowest, lens.stream(rows.heads, lowest)
+            at, stream = layer, stream if layer == at else lens.stream(rows.heads, layer, start=(at, stream))
             key_sites = {module: backend.coefficient(layer) if module == "ffn" else backend.z(layer) for module in one.modules}
             K = {}
             for module, site in key_sites.items():  # all keys are taken before anything of the layer is written

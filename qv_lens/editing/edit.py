@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,12 +19,14 @@ from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.patch import Delta, Patch
 
 Deltas = dict[tuple[int, str], Delta]
 #: ||W'|| / ||W|| above which an edit is warned of
 COLLAPSE = 5.0
+#: entropy on held-out text, after over before, outside of which an edit is warned of
+ENTROPY = (0.5, 2.0)
 
 
 @dataclass
@@ -93,11 +95,15 @@ def edit(
     templates: Sequence[str] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
+    held_out: Sequence[str] = (),
 ) -> Patch:
     """Compute an edit as a Patch; the lens is left as it was, bit for bit, also after an exception.
 
     `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`; None samples them from the
     model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
+    `held_out`: texts on which the entropy of the next token is measured before and after, and recorded.
+
+    Warns where weights or entropy leave their range: a model about to collapse.
     Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests, `FactError` for
     requests that do not tokenise.
     """
@@ -114,7 +120,35 @@ def edit(
     finally:
         job.restore()
     deltas = dict(sorted(deltas.items()))
-    return Patch(deltas, fingerprint, {**_info(job, editor), **_measured(lens, deltas)})
+    patch = Patch(deltas, fingerprint, {**_info(job, editor), **_measured(lens, deltas)})
+    return replace(patch, info={**patch.info, "entropy": _entropies(lens, patch, held_out)}) if held_out else patch
+
+
+def _entropies(lens: Lens, patch: Patch, texts: Sequence[str]) -> list[float]:
+    """Before and after the patch; warns where their ratio is out of range."""
+    before = entropy(lens, texts)
+    with lens.patched(patch):
+        after = entropy(lens, texts)
+    if not ENTROPY[0] * before <= after <= ENTROPY[1] * before:
+        warnings.warn(
+            f"The entropy of the next token on held-out text went from {before:.2f} to {after:.2f} nats: the edit ruins the "
+            "model. Raise lambda, or lower clamp, lr or steps.",
+            stacklevel=3,
+        )
+    return [before, after]
+
+
+@torch.no_grad()
+def entropy(lens: Lens, texts: Sequence[str], batch_size: int = 32) -> float:
+    """Mean entropy (nats) of the next-token distribution over all positions of the texts."""
+    rows, total, count = [prompt.ids for prompt in lens.tokenize(list(texts))], 0.0, 0
+    for i in range(0, len(rows), batch_size):
+        chunk = rows[i : i + batch_size]
+        logp = at_least_float32(lens.logits(chunk)).log_softmax(-1)
+        each = -(logp.exp() * logp).sum(-1)
+        total += sum(float(each[r, : len(row)].sum()) for r, row in enumerate(chunk))
+        count += sum(map(len, chunk))
+    return total / count
 
 
 def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:

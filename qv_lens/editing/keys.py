@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -40,6 +41,11 @@ class Rows:
     lookup: Bool[Tensor, "row seq"]
     answer: Bool[Tensor, "row seq"]
     labels: Tensor
+
+    @cached_property
+    def heads(self) -> tuple[tuple[int, ...], ...]:
+        """Each row up to its last lookup position: all that its keys and values depend on."""
+        return tuple(row[: int(at.nonzero()[-1]) + 1] for row, at in zip(self.ids, self.lookup, strict=True))
 
 
 @torch.no_grad()
@@ -115,17 +121,18 @@ def read(
 ) -> dict[str, Float[Tensor, "row d"]]:
     """The activation at each site (hook name), averaged over a row's lookup positions.
 
-    `start` and `stop` leave out the layers below and above (`Lens.stream`)."""
+    `start`, the stream of `rows.heads`, and `stop` leave out the layers below and above (`Lens.stream`)."""
     kept: dict[str, Tensor] = {}
+    lookup = rows.lookup[:, : max(map(len, rows.heads))]
 
     def keep(name: str):
         def hook(x: Tensor) -> None:
-            chosen = at_least_float32(x.flatten(2)) * rows.lookup[..., None]
-            kept[name] = chosen.sum(1) / rows.lookup.sum(1, keepdim=True)
+            chosen = at_least_float32(x.flatten(2)) * lookup[..., None]
+            kept[name] = chosen.sum(1) / lookup.sum(1, keepdim=True)
 
         return hook
 
-    lens.stream(rows.ids, lens.n_layers if stop is None else stop, [(name, keep(name)) for name in sites], start)
+    lens.stream(rows.heads, lens.n_layers if stop is None else stop, [(name, keep(name)) for name in sites], start)
     return kept
 
 

@@ -72,8 +72,8 @@ def _kl_rows(lens: Lens, requests: Sequence[EditRequest], token: FactToken) -> t
 class _Problem:
     """The search's tensors, set up once; `run` is the loop.
 
-    Rows are those of the contexts and, behind them, one KL prompt per fact. The stream in front of the z layer is
-    computed once; a fact that is done takes its rows out of the pass; logits are formed where something reads them.
+    Rows are those of the contexts and, behind them, one KL prompt per fact. What no delta changes is computed once: the
+    stream in front of the z layer, and keys and values of the tokens in front of a row's first lookup position. A fact that is done takes its rows out of the pass; logits are formed where something reads them.
     """
 
     def __init__(self, lens: Lens, rows: Rows, kl: tuple[list[tuple[int, ...]], list[int]], settings: Search) -> None:
@@ -89,7 +89,11 @@ class _Problem:
         self.z_layer = int(settings.sites[0].split(".")[1])
         with torch.no_grad():  # nothing below the z layer changes during the search
             self.below = lens.stream(self.ids, self.z_layer)
-        start = (self.z_layer, self.below[:contexts, : rows.lookup.shape[1]])
+            first = self.where.int().argmax(1)
+            self.past = lens.past((self.z_layer, self.below), first)
+        self.first = first if self.past is not None else torch.zeros_like(first)
+        self.length = torch.tensor([len(row) for row in self.ids], device=device) - self.first
+        start = (self.z_layer, self.below[:contexts, : max(map(len, rows.heads))])
         inits = read(lens, rows, settings.sites, start, self.z_layer + 1)
         self.inits = [clean_values(rows, inits[site]) for site in settings.sites]
         self.deltas = [torch.zeros_like(init, requires_grad=True) for init in self.inits]
@@ -149,7 +153,10 @@ class _Problem:
         stream = self._stream(live)
         kept, kl_kept = (place[asked[0]] >= 0 for asked in (self.asked, self.kl_asked))
         rows, positions = self.asked[:, kept]
-        logits, labels = at_least_float32(self.lens.read_out(stream[place[rows], positions])), self.labels[kept]
+        logits, labels = (
+            at_least_float32(self.lens.read_out(stream[place[rows], positions - self.first[rows]])),
+            self.labels[kept],
+        )
         size = torch.bincount(rows, minlength=len(self.ids)).to(logits.dtype)
         per_row = -logits.log_softmax(-1).gather(1, labels[:, None])[:, 0] / size[rows]
         wrong = (logits.argmax(-1) != labels).to(logits.dtype)
@@ -165,7 +172,7 @@ class _Problem:
 
     def _kl(self, stream: Tensor, place: Tensor, kept: Tensor, like: Tensor) -> Tensor:
         rows, positions = self.kl_asked[:, kept]
-        kl_log = at_least_float32(self.lens.read_out(stream[place[rows], positions])).log_softmax(-1)
+        kl_log = at_least_float32(self.lens.read_out(stream[place[rows], positions - self.first[rows]])).log_softmax(-1)
         if self.kl_start is None:
             self.kl_start = kl_log.detach()  # the first step: every fact is active
         facts = self.owner[rows]
@@ -173,13 +180,25 @@ class _Problem:
         return torch.zeros_like(like).index_add(0, facts, term)
 
     def _stream(self, live: Tensor) -> Float[Tensor, "live seq d_model"]:
-        """The final stream of the live rows, deltas added at their sites."""
-        ids = [self.ids[i] for i in live.tolist()]
-        longest = max(map(len, ids))
-        where, owner = self.where[live, :longest, None], self.owner[live]
+        """The final stream of the live rows behind `first`, deltas added at their sites."""
+        out = self.below.new_zeros(len(live), int(self.length[live].max()), self.below.shape[-1])
+        # rows of nearly one length together, so that little is padded; in one where the pass runs over all tokens anyhow
+        size = (self.length[live] + 1) // 2 if self.past is not None else torch.zeros_like(live)
+        for group in size.unique():
+            kept = (size == group).nonzero()[:, 0]
+            part = self._group(live[kept])
+            out[kept, : part.shape[1]] = part
+        return out
+
+    def _group(self, rows: Tensor) -> Float[Tensor, "row seq d_model"]:
+        first, longest = self.first[rows], int(self.length[rows].max())
+        at = (first[:, None] + torch.arange(longest, device=rows.device)).clamp_max(self.below.shape[1] - 1)
+        below, where = self.below[rows[:, None], at], self.where[rows[:, None], at][..., None]
+        owner, ids = self.owner[rows], [self.ids[row][self.first[row] :] for row in rows.tolist()]
 
         def adder(delta: Tensor):
             return lambda x: x + (where * delta[owner][:, None]).to(x.dtype)
 
         hooks = list(zip(self.settings.sites, map(adder, self.deltas), strict=True))
-        return self.lens.stream(ids, self.lens.n_layers, hooks, (self.z_layer, self.below[live, :longest]))
+        past = self.past and self.past.rows(rows)
+        return self.lens.stream(ids, self.lens.n_layers, hooks, (self.z_layer, below), past)

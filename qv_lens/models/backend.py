@@ -17,13 +17,15 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens import TransformerLensKeyValueCacheEntry as Entry
 
 from qv_lens.errors import ModelError, unknown
 
@@ -297,15 +299,27 @@ class Backend:
             for handle in handles:
                 handle.remove()
 
-    def run(self, ids: Int[Tensor, "batch seq"], start: tuple[int, Tensor] | None = None, stop: int | None = None) -> Tensor:
+    def run(
+        self,
+        ids: Int[Tensor, "batch seq"],
+        start: tuple[int, Tensor] | None = None,
+        stop: int | None = None,
+        past: Past | None = None,
+    ) -> Tensor:
         """One forward pass over right-padded ids: logits, or with `stop` the stream in front of that layer; with `start`
-        from the stream in front of a layer. Causal attention never looks at what follows, so no mask is needed.
+        from the stream in front of a layer (that of the positions behind `past`, where it is given). Causal attention
+        never looks at what follows, so no mask is needed.
 
-        A TransformerBridge can do neither and runs in full, with the same result.
+        A TransformerBridge can do none of this and runs in full, with the same result.
         """
         if self.name == "hooked":  # a tokenizer that pads on the left would make it guess a mask from the ids
             options = {"return_type": "logits", "padding_side": "right", "stop_at_layer": stop}
-            return self.model(ids, **options) if start is None else self.model(start[1], start_at_layer=start[0], **options)
+            if start is None:
+                return self.model(ids, **options)
+            if past is not None:
+                options["attention_mask"] = torch.nn.functional.pad(past.mask, (0, start[1].shape[1]), value=True).int()
+                options["past_kv_cache"] = past.layers
+            return self.model(start[1], start_at_layer=start[0], **options)
         if stop is None:
             return self.model(ids, return_type="logits")
         kept: list[Tensor] = []
@@ -313,6 +327,33 @@ class Backend:
         with self.hooks([(site, kept.append)]):
             self.model(ids, return_type="logits")
         return kept[0]
+
+    @torch.no_grad()
+    def past(self, start: tuple[int, Float[Tensor, "row seq d_model"]], first: Int[Tensor, " row"]) -> Past:
+        """Keys and values of each row's first tokens, from the stream in front of layer `start[0]` on (HookedTransformer)."""
+        layer, stream = start
+        longest = int(first.max())
+        found = {i: Entry.init_cache_entry(self.cfg, self.device, len(stream)) for i in range(layer, self.n_layers)}
+        for entry in found.values():  # their dtype is the config's, which `model.double()` does not change
+            entry.past_keys, entry.past_values = entry.past_keys.to(stream.dtype), entry.past_values.to(stream.dtype)
+        self.model(stream[:, : longest + 1], start_at_layer=layer, past_kv_cache=found, return_type=None)
+        at = torch.arange(longest, device=first.device) - (longest - first)[:, None]
+        rows = torch.arange(len(first), device=first.device)[:, None]
+        index = rows, at.clamp_min(0)
+        return Past(at >= 0, {i: Entry(e.past_keys[index], e.past_values[index], frozen=True) for i, e in found.items()})
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the first tokens of some rows leave to later ones: keys and values by layer, aligned at their ends."""
+
+    mask: Bool[Tensor, "row past"]
+    layers: dict[int, Entry]
+
+    def rows(self, index: Tensor) -> Past:
+        """Those of some of the rows."""
+        chosen = {i: Entry(e.past_keys[index], e.past_values[index], frozen=True) for i, e in self.layers.items()}
+        return Past(self.mask[index], chosen)
 
 
 def _adapt(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
-from qv_lens.models.backend import Backend, Hook, plain_tokenizer, wrap
+from qv_lens.models.backend import Backend, Hook, Past, plain_tokenizer, wrap
 from qv_lens.models.generation import cached, plain
 from qv_lens.trace import Trace
 
@@ -177,17 +177,39 @@ class Lens:
         return self._forward(rows, hooks, start, None)
 
     def stream(
-        self, rows: Sequence[Sequence[int]], layer: int, hooks: Sequence[Hook] = (), start: Start | None = None
+        self,
+        rows: Sequence[Sequence[int]],
+        layer: int,
+        hooks: Sequence[Hook] = (),
+        start: Start | None = None,
+        past: Past | None = None,
     ) -> Float[Tensor, "prompt seq d_model"]:
-        """The stream in front of a layer (`n_layers`: behind the last one); what lies behind it is not run."""
-        return self._forward(rows, hooks, start, layer)
+        """The stream in front of a layer (`n_layers`: behind the last one); what lies behind it is not run.
+
+        `past` (see there) leaves out first tokens as well: rows, hooks, `start` and result are then those behind it.
+        """
+        return self._forward(rows, hooks, start, layer, past)
+
+    def past(self, start: Start, first: Int[Tensor, " row"]) -> Past | None:
+        """Keys and values of each row's tokens in front of `first`, for passes over the tokens behind alone.
+
+        None where that is not possible: on a TransformerBridge, and while interventions are in force.
+        """
+        return self.backend_adapter.past(start, first) if self.backend == "hooked" and not self._in_force else None
 
     def read_out(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of final stream vectors: the final norm and the unembedding, for chosen positions alone."""
         weight, bias = self.backend_adapter.unembed()
         return self.backend_adapter.norm(None)(stream) @ weight + bias
 
-    def _forward(self, rows: Sequence[Sequence[int]], hooks: Sequence[Hook], start: Start | None, stop: int | None) -> Tensor:
+    def _forward(
+        self,
+        rows: Sequence[Sequence[int]],
+        hooks: Sequence[Hook],
+        start: Start | None,
+        stop: int | None,
+        past: Past | None = None,
+    ) -> Tensor:
         longest = max(len(row) for row in rows)
         limit = self.backend_adapter.cfg.n_ctx
         if longest > limit:
@@ -198,7 +220,7 @@ class Lens:
             forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
             start = None if forced else start  # an intervention may act, or look, below
             with self.backend_adapter.hooks([*forced, *hooks]):
-                return self.backend_adapter.run(ids, start, stop)
+                return self.backend_adapter.run(ids, start, stop, past)
         finally:
             self.last = outer
 

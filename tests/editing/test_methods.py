@@ -15,7 +15,7 @@ from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.patch import Delta
 from tests.attribution.test_gradients import hf_name
 from tests.attribution.test_value import FACTS
-from tests.editing.test_closed_form import REQUESTS, TEXTS, same, weights
+from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
 from tests.models import BACKENDS, tiny_lens
 
 QUICK = {"steps": 4}
@@ -281,6 +281,89 @@ def test_partial_passes_equal_whole_ones():
             stream, whole = lens.stream(rows, 1), lens.logits(rows)
             torch.testing.assert_close(lens.logits(rows, start=(1, stream)), whole, atol=1e-12, rtol=0)
             torch.testing.assert_close(lens.stream(rows, 3, start=(1, stream)), lens.stream(rows, 3), atol=1e-12, rtol=0)
+
+
+def test_passes_over_the_last_tokens_alone_equal_whole_ones():
+    """Keys and values kept of the tokens in front, for rows that are cut at different places."""
+    for kind in ("gptj", "qwen3-gqa"):
+        lens, rows = tiny_lens(kind), [[5, 6, 7, 8, 9], [3, 4, 5], [9, 8, 7, 6]]
+        whole, stream, first = lens.stream(rows, 3), lens.stream(rows, 1), torch.tensor([3, 0, 2])
+        past = lens.past((1, stream), first)
+        if lens.backend == "bridge":
+            assert past is None
+            continue
+        tails = [row[at:] for row, at in zip(rows, first.tolist(), strict=True)]
+        start = torch.stack(
+            [
+                torch.nn.functional.pad(s[at : at + 3], (0, 0, 0, 3 - len(s[at : at + 3])))
+                for s, at in zip(stream, first, strict=True)
+            ]
+        )
+        seen = []
+        got = lens.stream(tails, 3, [("blocks.2.hook_mlp_out", lambda x, seen=seen: seen.append(x))], (1, start), past)
+        assert seen[0].shape == got.shape == (3, 3, lens.d_model)
+        for row, at, tail in zip(range(3), first.tolist(), tails, strict=True):
+            torch.testing.assert_close(got[row, : len(tail)], whole[row, at : at + len(tail)], atol=1e-12, rtol=0)
+        with lens.intervene(qv.Zero(qv.value_neurons(lens, FACTS[0]).top(3))):
+            assert lens.past((1, stream), first) is None
+
+
+def test_several_facts_of_one_case_are_edited_each_for_itself():
+    """One after another on the weights as written so far: the second is what it is on a model with the first written."""
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    statistics, editor = covariance(lens, TEXTS, range(2)), EDITORS[2]
+    same_subject = [FACTS[0].to("Quorix"), qv.Fact("{} was born in", FACTS[0].subject, "Norway").to("Paris")]
+    both = qv.edit(lens, same_subject, editor, statistics=statistics, templates=("{}",))
+    first = qv.edit(lens, same_subject[0], editor, statistics=statistics, templates=("{}",))
+    state = weights(lens)
+    with lens.patched(first):
+        written = tiny_lens("gptj", dtype=torch.float32)
+        for key, value in written._hf_state.items():
+            value.data.copy_(lens._hf_state[key])
+    moved = dataclasses.replace(statistics, fingerprint=written.fingerprint)
+    second = qv.edit(written, same_subject[1], editor, statistics=moved, templates=("{}",))
+    for key, delta in both.deltas.items():
+        torch.testing.assert_close(delta.dense(), first.deltas[key].dense() + second.deltas[key].dense(), atol=1e-5, rtol=1e-3)
+    assert len(both.info["losses"]) == 2
+    with lens.patched(both):
+        assert not same(lens, state)
+    assert same(lens, state)  # all facts of the case are taken back, not the last alone
+
+
+def test_requests_leave_nothing_behind_for_the_next_one():
+    """Groups, caches and targets of one request do not reach another: same call, same bits."""
+    lens = tiny_lens("qwen3-gqa", dtype=torch.float32)
+    statistics, editor = covariance(lens, TEXTS, range(2)), EDITORS[2]
+    alone = qv.edit(lens, REQUESTS[1], editor, statistics=statistics)
+    qv.edit(lens, REQUESTS[0], editor, statistics=statistics)
+    again = qv.edit(lens, REQUESTS[1], editor, statistics=statistics)
+    assert all(torch.equal(alone.deltas[key].dense(), again.deltas[key].dense()) for key in alone.deltas)
+    assert (editor.query_layers, editor.value_layers) == ((0,), (1,))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_sites_hand_over_bare_tensors(kind, backend):
+    """Blocks of other libraries return a tuple or a bare tensor; what is hooked here is a tensor, and writing it counts."""
+    lens, adapter = tiny_lens(kind, backend), tiny_lens(kind, backend).backend_adapter
+    clean = lens.logits([[5, 6, 7]])
+    for site in (adapter.mlp_out(1), adapter.attn_out(1), adapter.resid_post(1), adapter.coefficient(1), adapter.z(1)):
+        seen = []
+        moved = lens.logits([[5, 6, 7]], [(site, lambda x, seen=seen: seen.append(type(x)) or 1.5 * x)])
+        assert seen == [torch.Tensor]
+        assert not torch.allclose(moved, clean)
+
+
+def test_collapse_shows_in_the_entropy_of_held_out_text():
+    lens, texts = qv.load("toy-gptj"), TEXTS[:8]
+    request = qv.Fact("{} works for", "Olga Pelodan", "Quorix").to("Norway")
+    rows = [lens.tokenizer(text)["input_ids"] for text in texts]
+    by_hand = [torch.distributions.Categorical(logits=lens.hf(torch.tensor([row])).logits[0].double()).entropy() for row in rows]
+    with pytest.warns(UserWarning, match="on held-out text went from"):
+        patch = qv.edit(lens, request, qv.FT(layer=2, lr=1.0, steps=5, stop=0.0), held_out=texts)
+    assert patch.info["entropy"][0] == pytest.approx(float(torch.cat(by_hand).mean()), rel=1e-4)
+    gentle = qv.edit(lens, request, qv.FT(layer=2, lr=1e-5, steps=1), held_out=texts)
+    assert gentle.info["entropy"][1] == pytest.approx(gentle.info["entropy"][0], rel=1e-2)
 
 
 def test_jobs_split_requests():
