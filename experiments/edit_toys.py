@@ -117,7 +117,7 @@ def main() -> None:
             found = []
             for editor in grid:
                 start = time.monotonic()
-                table = summary(evaluate(lens, tune, editor, statistics=statistics)).set_index("metric")["after"]
+                table = summary(evaluate(lens, tune, editor=editor, statistics=statistics)).set_index("metric")["after"]
                 score = table["efficacy_acc"] + table["paraphrase_acc"] + table["specificity_acc"]
                 found.append((score, editor))
                 seconds = (time.monotonic() - start) / len(tune)
@@ -125,7 +125,7 @@ def main() -> None:
                 print(name, position, editor, table.round(3).to_dict(), flush=True)
             best = max(found, key=lambda pair: pair[0])[1]
             start = time.monotonic()
-            table = summary(evaluate(lens, test, best, statistics=statistics))
+            table = summary(evaluate(lens, test, editor=best, statistics=statistics))
             seconds = (time.monotonic() - start) / len(test)
             results.append(table.assign(model=args.model, method=name, position=position, editor=repr(best), seconds=seconds))
             print("TEST", name, position, table.set_index("metric")["after"].round(3).to_dict(), flush=True)

@@ -34,7 +34,7 @@ from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.errors import ConfigError, FactError
-from qv_lens.evaluation.metrics import correct, mean_logprob
+from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate, summary
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import plain_facts
@@ -48,6 +48,7 @@ RANDOM_SEEDS = 5
 ACTIVATED = 300  # K: the neurons counted as activated on the clean model
 QUERY_LAYERS = 2
 SHARE = 0.01
+METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
 DROP = ("clean", "accuracy", "drop_points", "drop_relative", "logprob_change")
 
 
@@ -234,7 +235,8 @@ def _count(lens: Lens, chains: Sequence[Fact], tau: np.ndarray, condition: str) 
 
 def answers(lens: Lens, facts: Sequence[Fact]) -> tuple[list[bool], list[float]]:
     """Which prompts are answered right, and the mean log-probability of each answer."""
-    return correct(lens, facts), mean_logprob(lens, facts)
+    told = tell(lens, facts)
+    return [t.right for t in told], [t.logprob for t in told]
 
 
 def drop(clean: tuple[list[bool], list[float]], now: tuple[list[bool], list[float]]) -> tuple[float, ...]:
@@ -264,7 +266,7 @@ def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, coun
     tables = []
     for name, (v, q) in variants.items():
         editor = replace(ace, value_layers=v, query_layers=q)
-        table = summary(evaluate(lens, material.cases[:count], editor, statistics=statistics, seed=seed))
+        table = summary(evaluate(lens, material.cases[:count], METRICS, editor, statistics=statistics, seed=seed))
         label = f"value {list(v)}" + (f", query {list(q)}" if q else "")
         tables.append(table.assign(variant=name, layers=label, editor=repr(editor)))
     return pd.concat(tables, ignore_index=True)

@@ -265,6 +265,71 @@ def edit(
 
 
 @app.command
+def evaluate(
+    cases: str = "facts",
+    *,
+    model: str = "toy-gptj",
+    method: str | None = None,
+    protocol: Literal["single", "batch", "consecutive"] = "single",
+    metrics: Annotated[list[str] | None, Parameter(name="--metric")] = None,
+    count: int = 16,
+    text: str = "world",
+    blocks: Path | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """What a model answers about cases, before and after a method's edits.
+
+    Parameters
+    ----------
+    cases
+        facts or multihop (the bundled world), or a file in MQuAKE's, CounterFact's, ZsRE's or KnowEdit's format.
+    model
+        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B.
+    method
+        An editor by name, at the model's preset; none asks the unedited model alone.
+    protocol
+        One case at a time, batches of 32, or one after another without putting back.
+    metrics
+        Names of metrics (default: those that fit the cases).
+    count
+        How many cases.
+    text
+        Text for C0: world, a file, a folder, a dataset.
+    blocks
+        A file of worked examples for multi-hop questions, parted by empty lines.
+    out
+        A CSV file for the rows, case by case.
+    seed
+        Seed of every random draw.
+    """
+    from qv_lens.evaluation.protocols import summary
+    from qv_lens.sweeps.engine import Context
+    from qv_lens.sweeps.recipes.editors import Comparison, compare
+
+    task = Comparison(
+        model, method or "", "none" if method is None else protocol, cases, count, seed, metrics=tuple(metrics or ()), text=text,
+        blocks=str(blocks or ""),
+    )  # fmt: skip
+    frame = compare(task, Context())
+    print(summary(frame).round(3).to_string(index=False))
+    skipped = frame.loc[frame["skipped"] != "", ["case", "skipped"]].drop_duplicates()
+    if len(skipped):
+        print(f"{len(skipped)} cases skipped, the first ({skipped.iloc[0, 0]}): {skipped.iloc[0, 1]}")
+    if out is not None:
+        _write(frame, out)
+
+
+def _write(frame: pd.DataFrame, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(out, index=False)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {out}: {error}. Choose another path.") from error
+    print(out)
+
+
+@app.command
 def run(
     file: Path,
     *,

@@ -85,6 +85,15 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
     return _layout(figure, title)
 
 
+def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
+    """One group of bars per method, one colour per metric, with the intervals of `evaluation.protocols.summary`."""
+    figure = go.Figure()
+    for name, rows in frame.groupby("metric", sort=False):
+        figure.add_bar(x=rows[by], y=rows["after"], name=str(name), error_y={"type": "data", "array": rows["interval"]})
+    figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
+    return _layout(figure, title)
+
+
 def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Figure:
     """Mean number of activated value neurons per layer, one line per condition."""
     figure = go.Figure()

@@ -44,6 +44,8 @@ def _gptj() -> dict[str, Preset]:
         "PRUNE": Preset(PRUNE(), "MEMIT's values for GPT-J-6B"),
         "IFMET": Preset(IFMET(), "untuned: PMET's values; deep layers from memory of the paper"),
         "ACE": Preset(ACE(), "official release for GPT-J-6B"),
+        "ACE.paper": Preset(ACE.paper(), "Appendix F for GPT-J-6B"),
+        "ACE.official": Preset(ACE.official(), "official release for GPT-J-6B, as it runs"),
         "FT": Preset(FT(), "ROME's authors for GPT-J-6B"),
         "FTL": Preset(FTL(), "ROME's authors for GPT-J-6B"),
         "KNE": Preset(KNE(), "untuned: the paper gives no alpha, lr, steps or m"),
@@ -69,6 +71,10 @@ def _qwen3() -> dict[str, Preset]:
         "PRUNE": Preset(PRUNE(**shallow), "untuned: MEMIT's values"),
         "IFMET": Preset(IFMET(layers=shallow["layers"], deep_layers=(22, 23, 24, 25, 26)), "untuned: GPT-J's, layers scaled"),
         "ACE": Preset(ace, "official release for Qwen3-8B"),
+        "ACE.paper": Preset(
+            replace(ACE.paper(), value_layers=ace.value_layers, query_layers=ace.query_layers), "section 5; the release's layers"
+        ),
+        "ACE.official": Preset(replace(ace, attention=True, groups=False), "official release for Qwen3-8B, as it runs"),
         "FT": Preset(FT(layer=27), easy),
         "FTL": Preset(FTL(layer=0), qwen),
         "KNE": Preset(KNE(), "untuned: the paper gives no alpha, lr, steps or m"),
@@ -91,7 +97,7 @@ def _toy_gptj() -> dict[str, Preset]:
 
 
 def _toy_qwen3() -> dict[str, Preset]:
-    return _toy({"MEMIT": {"layers": (2, 3)}, "LoRA": {"lr": 1e-3, "stop": 0.1}})
+    return _toy({"EMMET": {"layers": (2,)}, "MEMIT": {"layers": (2, 3)}, "LoRA": {"lr": 1e-3, "stop": 0.1}})
 
 
 def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
@@ -99,6 +105,7 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
     search: dict[str, Any] = {"steps": 40, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0}
     wide: dict[str, Any] = {"steps": 60, "lr": 2.0, "weight_decay": 0.01, "clamp": 30.0}
     spread: dict[str, Any] = {"layers": (3, 4, 5), "lam": 5.0, **search}
+    ace = ACE(value_layers=(4, 5), query_layers=(2, 3), lam=5.0, **{**search, "clamp": 4.0})
     editors: dict[str, Any] = {
         "ROME": ROME(layer=3, **wide),
         "RROME": RROME(layer=3, **wide),
@@ -109,7 +116,9 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
         "RECT": RECT(**spread),
         "PRUNE": PRUNE(**spread),
         "IFMET": IFMET(**{**spread, "layers": (2, 3, 4), "clamp": 5.0}, deep_layers=(6, 7)),
-        "ACE": ACE(value_layers=(4, 5), query_layers=(2, 3), lam=5.0, **search),
+        "ACE": ace,
+        "ACE.paper": replace(ACE.paper(), value_layers=(8, 9), query_layers=(2, 3), lam=5.0, **search),
+        "ACE.official": replace(ace, attention=True, groups=False),
         "FT": FT(layer=3, lr=1e-2),
         "FTL": FTL(layer=3, lr=1e-2, steps=60, clamp=0.2),
         "KNE": KNE(lr=3e-2, share=0.02, steps=50, together=True),
@@ -118,5 +127,10 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
         "KN": KN(),
     }
     source = "experiments/edit_toys.py: the best of its grid on 8 facts of the bundled world"
-    sources = {"ACE": f"{source}, FFN alone", "RECT": "MEMIT's, untuned", "PRUNE": "MEMIT's, untuned"}
+    sources = {
+        "ACE.paper": "ACE's, deep layers by hand, untuned",
+        "ACE.official": "ACE's, untuned",
+        "RECT": "MEMIT's, untuned",
+        "PRUNE": "MEMIT's, untuned",
+    }
     return {name: Preset(replace(editor, **changes.get(name, {})), sources.get(name, source)) for name, editor in editors.items()}

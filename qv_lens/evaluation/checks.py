@@ -33,7 +33,9 @@ def check(lens: Lens, statistics: Statistics, *, edits: int = 50, chains: int = 
     tuned = {(c.request.fact.subject, c.request.fact.prompt) for c in worldrecords.edit_cases(world, TUNED)}
     cases = worldrecords.edit_cases(world, edits + TUNED, seed=1000 + seed)
     cases = [c for c in cases if (c.request.fact.subject, c.request.fact.prompt) not in tuned][:edits]
-    table = summary(evaluate(lens, cases, presets(lens.name)["MEMIT"].editor, statistics=statistics)).set_index("metric")["after"]
+    table = summary(evaluate(lens, cases, editor=presets(lens.name)["MEMIT"].editor, statistics=statistics)).set_index("metric")[
+        "after"
+    ]
     rows = [
         (f"MEMIT at subject-last, {metric}", wanted, float(table[metric]), len(cases))
         for metric, wanted in (("efficacy_acc", 0.90), ("specificity_acc", 0.80))

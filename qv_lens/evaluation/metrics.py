@@ -1,52 +1,181 @@
-"""What is counted: pure functions of a lens and facts.
+"""What is counted: pure functions of what a model told before and after an edit. Shares from 0 to 1, NaN: nothing to ask.
 
-`_acc`      the answer is the argmax at each of its tokens, teacher-forced;
-`_success`  the new answer is likelier than the true one (mean log-probability of their tokens; CounterFact).
+    efficacy       the edited prompt gives the new answer         `_acc`      the answer is the argmax at each of its tokens
+    paraphrase     so it does in other words                      `_success`  the right answer is likelier than the other one
+    specificity    neighbours keep their own answer                           (mean log-probability of their tokens)
+    multihop       prompts over the edited fact                   `_gen`      the greedy continuation begins with the answer
+
+    edit_success   share of the new answer's tokens that are the argmax (ZsRE, KnowEdit)
+    portability    mean over its groups of that share; locality: share of tokens whose argmax is what it was (KnowEdit)
+    instance_wise  all hops of the new chain are right (MQuAKE); its edit-wise accuracy is efficacy_acc
+    multihop_cot   any of a case's questions is answered right behind worked examples; `_cot_rate`: share of the questions
+    fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams (ROME; papers print it times 100)
+    ctp_score      mean of edit_success, the same of paraphrases, and locality of neighbours (CTP, EasyEdit)
+
+Teacher forcing flatters: an answer counted by `_acc` need not be what the model would write; `_gen` tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from math import log2, nan
+from types import MappingProxyType
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from qv_lens.evaluation.probes import Look, Told, tell
+from qv_lens.facts.prompts import matches, normalise, parse_answer
+from qv_lens.facts.records import Asked, Case, MultiHopCase
+from qv_lens.models.lens import Lens
 
-from qv_lens.facts.records import Fact
-from qv_lens.models.lens import Lens, at_least_float32
-
-
-@torch.no_grad()
-def answer_logits(lens: Lens, facts: Sequence[Fact], batch_size: int = 64) -> list[Float[Tensor, "token d_vocab"]]:
-    """Logits at the positions that predict each fact's answer, teacher-forced."""
-    out = []
-    prompts = lens.tokenize(list(facts))
-    for i in range(0, len(prompts), batch_size):
-        chunk = prompts[i : i + batch_size]
-        logits = lens.logits([(*p.ids, *p.answer[:-1]) for p in chunk])
-        out += [at_least_float32(logits[r, p.last : p.last + len(p.answer)]) for r, p in enumerate(chunk)]
-    return out
+#: (case, what the model tells, what it told before, whether it is edited) -> value
+Metric = Callable[[Case, Look, Look, bool], float]
 
 
-def correct(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
+def correct(lens: Lens, probes: Sequence[Asked]) -> list[bool]:
     """Whether each answer is the argmax at every one of its tokens."""
-    if not facts:
-        return []
-    answers = [prompt.answer for prompt in lens.tokenize(list(facts))]
-    logits = answer_logits(lens, facts)
-    return [rows.argmax(-1).tolist() == list(ids) for rows, ids in zip(logits, answers, strict=True)]
+    return [told.right for told in tell(lens, probes)]
 
 
-def mean_logprob(lens: Lens, facts: Sequence[Fact]) -> list[float]:
-    """Mean log-probability (nats) of each answer's tokens."""
-    if not facts:
-        return []
-    answers = [torch.tensor(prompt.answer, device=lens.device) for prompt in lens.tokenize(list(facts))]
-    logits = answer_logits(lens, facts)
-    return [float(rows.log_softmax(-1).gather(1, ids[:, None]).mean()) for rows, ids in zip(logits, answers, strict=True)]
+def accuracy(lens: Lens, probes: Sequence[Asked]) -> float:
+    """Share of probes answered right; NaN for none."""
+    return mean(correct(lens, probes))
 
 
-def accuracy(lens: Lens, facts: Sequence[Fact]) -> float:
-    """Share of facts answered right; NaN for none."""
-    hits = correct(lens, facts)
-    return sum(hits) / len(hits) if hits else float("nan")
+def mean(values: Sequence[float | bool]) -> float:
+    """The mean; NaN of nothing."""
+    return sum(values) / len(values) if values else nan
+
+
+def harmonic(values: Sequence[float]) -> float:
+    """The harmonic mean; 0 if any value is (CounterFact's score)."""
+    return 0.0 if any(v == 0 for v in values) else len(values) / sum(1 / v for v in values) if values else nan
+
+
+def begins(text: str, accepted: Sequence[str]) -> bool:
+    """Whether a continuation begins with one of the answers, at a word's end."""
+    said = normalise(text)
+    return any(re.match(re.escape(normalise(answer)) + r"(?!\w)", said) is not None for answer in accepted)
+
+
+def ngram_entropy(text: str) -> float:
+    """Mean of 2/3 H2 and 4/3 H3: entropies in bits of the text's word bigrams and trigrams; NaN for under three words."""
+    words = re.findall(r"\w+|[^\w\s]", text)
+    if len(words) < 3:
+        return nan
+    return (2 / 3 * _entropy(words, 2) + 4 / 3 * _entropy(words, 3)) / 2
+
+
+def _entropy(words: Sequence[str], n: int) -> float:
+    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+    total = sum(counts.values())
+    return -sum(c / total * log2(c / total) for c in counts.values())
+
+
+def _share(group: str) -> Metric:
+    return lambda case, now, before, edited: mean([told.share for told in now[group]])
+
+
+def _right(group: str) -> Metric:
+    return lambda case, now, before, edited: mean([told.right for told in now[group]])
+
+
+def _likelier(group: str, other: str) -> Metric:
+    def metric(case: Case, now: Look, before: Look, edited: bool) -> float:
+        if len(now[group]) != len(now[other]):
+            return nan
+        return mean([a.logprob > b.logprob for a, b in zip(now[group], now[other], strict=True)])
+
+    return metric
+
+
+def _of_chain(case: Case, now: Look, before: Look, edited: bool) -> float:
+    return mean([told.right for told in now["onward_new" if edited else "onward_old"]])
+
+
+def _instance(case: Case, now: Look, before: Look, edited: bool) -> float:
+    told = now["hops_new" if edited else "hops_old"]
+    return float(all(t.right for t in told)) if told else nan
+
+
+def _locality(names: Callable[[Look], list[str]]) -> Metric:
+    return lambda case, now, before, edited: mean([_same(now[name], before[name]) for name in names(now) if now[name]])
+
+
+def _same(now: Sequence[Told], before: Sequence[Told]) -> float:
+    """Share of tokens whose argmax is what it was."""
+    pairs = [(a, b) for n, was in zip(now, before, strict=True) for a, b in zip(n.said, was.said, strict=True)]
+    return mean([a == b for a, b in pairs])
+
+
+def _groups(prefix: str) -> Callable[[Look], list[str]]:
+    return lambda look: [name for name in look.told if name.startswith(prefix)]
+
+
+def _portability(case: Case, now: Look, before: Look, edited: bool) -> float:
+    return mean([mean([t.share for t in now[name]]) for name in _groups("portability_")(now)])
+
+
+def _generated(case: Case, now: Look, before: Look, edited: bool) -> float:
+    return mean([begins(text, [r.new]) for text, r in zip(now.texts.get("rewrite", ()), case.requests, strict=False)])
+
+
+def _accepted(case: MultiHopCase, edited: bool) -> list[str]:
+    return [case.new_answer, *case.new_aliases] if edited else [case.answer, *case.aliases]
+
+
+def _thoughts(any_of: bool) -> Metric:
+    def metric(case: Case, now: Look, before: Look, edited: bool) -> float:
+        if not isinstance(case, MultiHopCase) or "cot" not in now.texts:
+            return nan
+        hits = [matches(parse_answer(text), _accepted(case, edited)) for text in now.texts["cot"]]
+        return float(any(hits)) if any_of else mean(hits)
+
+    return metric
+
+
+def _directly(case: Case, now: Look, before: Look, edited: bool) -> float:
+    if not isinstance(case, MultiHopCase) or "direct" not in now.texts:
+        return nan
+    return float(any(begins(text, _accepted(case, edited)) for text in now.texts["direct"]))
+
+
+def _fluency(case: Case, now: Look, before: Look, edited: bool) -> float:
+    found = [ngram_entropy(prompt + text) for prompt, text in zip(_prompts_of(case), now.texts.get("fluency", ()), strict=False)]
+    return mean([value for value in found if value == value])
+
+
+def _prompts_of(case: Case) -> tuple[str, ...]:
+    return () if isinstance(case, MultiHopCase) else case.generation
+
+
+def _ctp(case: Case, now: Look, before: Look, edited: bool) -> float:
+    generality, kept = mean([t.share for t in now["paraphrase_new"]]), _same(now["near_old"], before["near_old"])
+    return mean([mean([t.share for t in now["rewrite_new"]]), generality, kept])
+
+
+#: teacher-forced metrics: one pass over a case's probes
+FORCED: Mapping[str, Metric] = MappingProxyType({
+    "efficacy_acc": _right("rewrite_new"), "efficacy_success": _likelier("rewrite_new", "rewrite_old"),
+    "edit_success": _share("rewrite_new"),
+    "paraphrase_acc": _right("paraphrase_new"), "paraphrase_success": _likelier("paraphrase_new", "paraphrase_old"),
+    "specificity_acc": _right("near_old"), "specificity_success": _likelier("near_old", "near_new"),
+    "multihop_acc": _of_chain, "instance_wise": _instance, "portability": _portability,
+    "locality": _locality(_groups("locality_")), "ctp_score": _ctp,
+})  # fmt: skip
+#: metrics that read continuations, and which kind
+GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
+    "efficacy_gen": ("rewrite", _generated), "multihop_cot": ("cot", _thoughts(True)), "multihop_cot_rate": ("cot", _thoughts(False)),
+    "multihop_direct": ("direct", _directly), "fluency": ("fluency", _fluency),
+})  # fmt: skip
+
+
+def measured(case: Case, names: Sequence[str], now: Look, before: Look, edited: bool) -> dict[str, float]:
+    """The named metrics, and portability and locality by group."""
+    table = {**FORCED, **{name: metric for name, (_, metric) in GENERATED.items()}}
+    found = {name: table[name](case, now, before, edited) for name in names}
+    if "portability" in names:
+        found.update({name: mean([t.share for t in now[name]]) for name in _groups("portability_")(now)})
+    if "locality" in names:
+        found.update({name: _same(now[name], before[name]) for name in _groups("locality_")(now)})
+    return found

@@ -1,66 +1,321 @@
-"""evaluate(): what a model answers before and after each edit, one at a time, weights put back in between.
+"""evaluate(): what a model answers before and after edits, weights put back bit for bit at the end.
 
-Per case: edit, probe, revert. The metrics are those of `editing.md` section 7:
-`efficacy` the edited prompt, `paraphrase` the same fact in other words, `specificity` other facts, `multihop` prompts
-over the edited fact, answered directly.
+    single       per case: its facts edited one after another, everything asked, weights put back
+    batch        `batch_size` cases at once: one edit of all their facts, all of them asked, weights put back
+    consecutive  case after case without putting back; all of them asked at the end, or after every `every` cases
+
+What the unedited model says is asked once for all cases, and kept in `cache` if that is given. Metrics: `metrics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
 from tqdm import tqdm
 
-from qv_lens.editing.edit import Editor, edit
+from qv_lens.editing.edit import Editor, check_requests, edit
 from qv_lens.editing.statistics import Statistics
-from qv_lens.evaluation.metrics import correct, mean_logprob
-from qv_lens.facts.records import EditCase
+from qv_lens.errors import ConfigError, EditError, FactError, unknown
+from qv_lens.evaluation.metrics import FORCED, GENERATED, harmonic, measured
+from qv_lens.evaluation.probes import Generation, Look, look, questions
+from qv_lens.facts.records import Case, EditRequest
 from qv_lens.models.lens import Lens
+from qv_lens.patch import Delta, Patch
 
-METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
+Protocol = Literal["single", "batch", "consecutive"]
+PROTOCOLS = ("single", "batch", "consecutive")
+COLUMNS = ["case", "subject", "edits", "hops", "step", "metric", "before", "after", "relative_norm", "seconds"]
 
 
 def evaluate(
-    lens: Lens, cases: Sequence[EditCase], editor: Editor, *, statistics: Statistics | None = None, seed: int = 0
+    lens: Lens,
+    cases: Sequence[Case],
+    metrics: Sequence[str] | None = None,
+    editor: Editor | None = None,
+    protocol: Protocol = "single",
+    seed: int = 0,
+    *,
+    statistics: Statistics | None = None,
+    templates: Sequence[str] | None = None,
+    batch_size: int = 32,
+    every: int | None = None,
+    generation: Generation | None = None,
+    cache: str | Path | None = None,
 ) -> pd.DataFrame:
-    """One row per case and metric: `case, subject, metric, before, after`, shares from 0 to 1 (NaN: nothing to ask), and
-    `relative_norm`, the largest ||dW|| / ||W|| of the weights that the case's edit wrote.
+    """One row per case and metric: `case, subject, edits, hops, step, metric, before, after`, the largest ||dW|| / ||W||
+    of what was written (`relative_norm`), and the seconds of the edit per fact.
 
-    For `multihop_acc`, `before` counts the old answers on the unedited model, `after` the new ones on the edited.
+    `metrics`: names of `metrics.FORCED` (the default: all of them) and `metrics.GENERATED`, whose settings are
+    `generation`. `editor=None` asks the unedited model alone (`after` is `before`). `step`: how many cases had been
+    edited. `templates`: contexts of the edits (None: sampled once from the unedited model). `cache`: a folder.
+    `before` of multi-hop metrics counts the answers before the edit. A case that cannot be asked or edited has NaN as
+    `after` and its reason in `.attrs["skipped"]`.
+
+    Raises `ConfigError` for an unknown metric or protocol, or no case.
     """
-    rows = []
-    for number, case in enumerate(tqdm(cases, desc=f"evaluate {type(editor).__name__}", unit="case", delay=2, leave=False)):
-        before = probe(lens, case, edited=False)
-        patch = edit(lens, case.request, editor, statistics=statistics, seed=seed)
-        with lens.patched(patch):
-            after = probe(lens, case, edited=True)
-        largest = max(patch.info["relative_norm"].values(), default=0.0)
-        rows += [(number, case.request.fact.subject, metric, before[metric], after[metric], largest) for metric in METRICS]
-    frame = pd.DataFrame(rows, columns=["case", "subject", "metric", "before", "after", "relative_norm"])
-    frame.attrs.update({"model": lens.name, "backend": lens.backend, "editor": repr(editor), "protocol": "single", "seed": seed})
+    wanted = list(FORCED) if metrics is None else list(metrics)
+    for name in wanted:
+        if name not in FORCED and name not in GENERATED:
+            raise unknown("Metric", name, [*FORCED, *GENERATED])
+    if protocol not in PROTOCOLS:
+        raise unknown("Protocol", protocol, PROTOCOLS)
+    if not cases or batch_size < 1:
+        raise ConfigError("There is nothing to evaluate: pass at least one case, and a batch_size of at least 1.")
+    kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
+    asked = Generation(**{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed})
+    run = _Run(lens, wanted, asked, editor, statistics, templates, seed)
+    good = run.readable(cases)
+    before = dict(zip(good, _before(lens, [cases[i] for i in good], asked, cache), strict=True))
+    depth = len(lens.patches)
+    try:
+        steps = _STEPS[protocol](run, cases, good, batch_size, every)
+        rows = [row for step in steps for row in run.rows(cases, before, *step)]
+    finally:
+        while len(lens.patches) > depth:
+            lens.revert()
+    rows += [_row(i, cases[i], 0, name, (nan, nan), nan, nan) for i in run.skipped if i not in before for name in wanted]
+    frame = pd.DataFrame(rows, columns=COLUMNS).sort_values(["step", "case"], kind="stable", ignore_index=True)
+    if editor is None:
+        frame["relative_norm"], frame["seconds"] = 0.0, 0.0
+    frame.attrs.update({
+        "model": lens.name, "backend": lens.backend, "fingerprint": lens.fingerprint, "editor": repr(editor), "protocol": protocol,
+        "seed": seed, "batch_size": batch_size, "skipped": {str(i): reason for i, reason in run.skipped.items()},
+    })  # fmt: skip
     return frame
 
 
-def probe(lens: Lens, case: EditCase, edited: bool) -> dict[str, float]:
-    """Every metric of one case on the model as it now is; `edited` says which chain answers count."""
-    fact, target = case.request.fact, case.request.target
-    onward = [pair[edited] for pair in case.onward]
-    groups = [[target], list(case.paraphrases), list(case.neighbours), onward]
-    hits = correct(lens, [asked for group in groups for asked in group])
-    shares = []
-    for group in groups:
-        taken, hits = hits[: len(group)], hits[len(group) :]
-        shares.append(sum(taken) / len(taken) if taken else float("nan"))
-    new, old = mean_logprob(lens, [target, fact])
-    return dict(zip(METRICS, (shares[0], float(new > old), *shares[1:]), strict=True))
+@dataclass
+class _Written:
+    """The edits in force: their largest relative norm, and the seconds per fact that they took."""
+
+    norm: float = 0.0
+    seconds: float = 0.0
 
 
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over the cases with 95% intervals (1.96 standard errors): `metric, before, after, interval, cases`, and the largest `relative_norm`."""
-    by = frame.groupby("metric", sort=False)
-    out = by[["before", "after"]].mean()
-    out["interval"] = 1.96 * by["after"].std(ddof=1) / by["after"].count() ** 0.5
-    out["cases"] = by["after"].count()
-    out["relative_norm"] = by["relative_norm"].max()
-    return out.reset_index()
+@dataclass
+class _Run:
+    """One evaluation in progress; `skipped` fills up with what could not be asked or edited."""
+
+    lens: Lens
+    metrics: list[str]
+    generation: Generation
+    editor: Editor | None
+    statistics: Statistics | None
+    templates: Sequence[str] | None
+    seed: int
+    skipped: dict[int, str] = field(default_factory=dict)
+
+    def readable(self, cases: Sequence[Case]) -> list[int]:
+        """The cases whose probes tokenise."""
+        good = []
+        for i, case in enumerate(cases):
+            try:
+                for probes in questions(case).values():
+                    for probe in probes:
+                        self.lens.answer_ids(probe.text, probe.answer)
+                self.lens.tokenize([request.target for request in case.requests])
+                good.append(i)
+            except FactError as error:
+                self.skipped[i] = str(error)
+        return good
+
+    def patch(self, requests: Sequence[EditRequest], batch_size: int | None = None) -> Patch:
+        """One edit; contexts sampled for the first one serve all others."""
+        assert self.editor is not None
+        options: dict[str, Any] = {"statistics": self.statistics, "seed": self.seed, "batch_size": batch_size}
+        patch = edit(self.lens, requests, self.editor, templates=self.templates, **options)
+        self.templates = self.templates or patch.info["contexts"] or None
+        return patch
+
+    def one_by_one(self, case: Case) -> tuple[Patch, _Written]:
+        """A case's facts, each edited on the weights with those before it written. Leaves the weights as they were."""
+        start, depth, patches = time.perf_counter(), len(self.lens.patches), []
+        try:
+            for request in case.requests:
+                patches.append(self.patch([request]))
+                self.lens.apply(patches[-1])
+        finally:
+            while len(self.lens.patches) > depth:
+                self.lens.revert()
+        return total(patches), _Written(_largest(self.lens, patches), (time.perf_counter() - start) / len(case.requests))
+
+    def rows(
+        self, cases: Sequence[Case], before: dict[int, Look], step: int, index: Sequence[int], written: Callable[[int], _Written]
+    ) -> Iterator[tuple]:
+        """Ask the cases on the model as it now is."""
+        looks = look(self.lens, [cases[i] for i in index], self.generation)
+        for i, now in zip(index, looks, strict=True):
+            was = measured(cases[i], self.metrics, before[i], before[i], edited=False)
+            told = measured(cases[i], self.metrics, now, before[i], edited=self.editor is not None)
+            for name, value in told.items():
+                after = nan if i in self.skipped else value
+                yield _row(i, cases[i], step, name, (was.get(name, nan), after), written(i).norm, written(i).seconds)
+
+
+def _row(i: int, case: Case, step: int, name: str, values: tuple[float, float], norm: float, seconds: float) -> tuple:
+    hops = max(1, len(getattr(case, "hops", ())))
+    return (i, case.requests[0].fact.subject, len(case.requests), hops, step, name, *values, norm, seconds)
+
+
+Step = tuple[int, Sequence[int], Callable[[int], _Written]]
+
+
+def _single(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Iterator[Step]:
+    if run.editor is None:
+        for at in range(0, len(good), batch_size):
+            yield 0, good[at : at + batch_size], lambda i: _Written()
+        return
+    for i in _bar(good, run, "case"):
+        try:
+            patch, written = run.one_by_one(cases[i])
+        except EditError as error:
+            run.skipped[i] = str(error)
+            yield 1, [i], lambda i: _Written(nan, nan)
+            continue
+        with run.lens.patched(patch):
+            yield 1, [i], lambda i, written=written: written
+
+
+def _batch(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Iterator[Step]:
+    for chunk in _bar(_compatible(cases, good, batch_size), run, "batch"):
+        requests = [request for i in chunk for request in cases[i].requests]
+        start = time.perf_counter()
+        try:
+            patch = run.patch(requests, len(requests))
+        except EditError as error:
+            run.skipped.update(dict.fromkeys(chunk, str(error)))
+            yield len(chunk), chunk, lambda i: _Written(nan, nan)
+            continue
+        written = _Written(_largest(run.lens, [patch]), (time.perf_counter() - start) / len(requests))
+        with run.lens.patched(patch):
+            yield len(chunk), chunk, lambda i, written=written: written
+
+
+def _consecutive(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Iterator[Step]:
+    """One patch is in force at a time, the sum of all edits so far: memory does not grow with their number."""
+    patches: list[Patch] = []
+    written: dict[int, _Written] = {}
+    for count, i in enumerate(_bar(good, run, "case"), 1):
+        try:
+            patch, written[i] = run.one_by_one(cases[i])
+            if patches:
+                run.lens.revert()
+            patches = [total([*patches, patch])]
+            run.lens.apply(patches[0])
+        except EditError as error:
+            run.skipped[i], written[i] = str(error), _Written(nan, nan)
+        if count == len(good) or (every and count % every == 0):
+            norm = _largest(run.lens, patches)
+            yield count, good[:count], lambda i, norm=norm: _Written(norm, written[i].seconds)
+
+
+_STEPS: dict[str, Callable[[_Run, Sequence[Case], list[int], int, int | None], Iterator[Step]]] = {
+    "single": _single, "batch": _batch, "consecutive": _consecutive,
+}  # fmt: skip
+
+
+def _bar(items: Sequence[Any], run: _Run, unit: str) -> Any:
+    return tqdm(items, desc=f"evaluate {type(run.editor).__name__}", unit=unit, delay=2, leave=False)
+
+
+def _compatible(cases: Sequence[Case], good: Sequence[int], size: int) -> list[list[int]]:
+    """Batches of up to `size` cases that do not ask different things of one prompt; a case that would waits for the next."""
+    waiting, chunks = list(good), []
+    while waiting:
+        chunk: list[int] = []
+        for i in waiting:
+            if len(chunk) == size:
+                break
+            try:
+                check_requests([request for j in (*chunk, i) for request in cases[j].requests])
+            except EditError:
+                if chunk:  # alone it goes ahead, and the edit says what is wrong
+                    continue
+            chunk.append(i)
+        chunks.append(chunk)
+        waiting = [i for i in waiting if i not in set(chunk)]
+    return chunks
+
+
+def total(patches: Sequence[Patch]) -> Patch:
+    """Several patches of one model as one. Sums that would hold more factors than the weight has rows become dense."""
+    keys = sorted({key for patch in patches for key in patch.deltas})
+    deltas = {}
+    for key in keys:
+        found = Delta.total([patch.deltas[key] for patch in patches if key in patch.deltas])
+        deltas[key] = Delta(found.dense()) if found.right is not None and found.left.shape[1] > min(found.shape) else found
+    return Patch(deltas, patches[0].fingerprint, patches[-1].info)
+
+
+def _largest(lens: Lens, patches: Sequence[Patch]) -> float:
+    """The largest ||dW|| / ||W|| of all that the patches write together, W the weights they are written to."""
+    if not patches:
+        return 0.0
+    both = total(patches)
+    sizes = [(delta.norm(), float(lens.parameter(*key).double().norm())) for key, delta in both.deltas.items()]
+    return max((a / b if b else float(a > 0) * float("inf") for a, b in sizes if a), default=0.0)
+
+
+# ------------------------------------------------------------------ what the unedited model says, kept
+
+
+def _before(lens: Lens, cases: Sequence[Case], generation: Generation, cache: str | Path | None) -> list[Look]:
+    if cache is None:
+        return look(lens, cases, generation) if cases else []
+    folder, state = Path(cache), lens.state()
+    keys = [hashlib.blake2b(repr((state, questions(c), c, generation)).encode(), digest_size=16).hexdigest() for c in cases]
+    found = {key: Look.of(json.loads(file.read_text())) for key in keys if (file := folder / f"{key}.json").exists()}
+    missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in found}
+    for key, made in zip(missing, look(lens, list(missing.values()), generation) if missing else [], strict=True):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{key}.tmp").write_text(json.dumps(made.plain()))
+            os.replace(folder / f"{key}.tmp", folder / f"{key}.json")
+        except OSError as error:
+            raise ConfigError(f"Cannot keep results in {folder}: {error}.") from error
+        found[key] = made
+    return [found[key] for key in keys]
+
+
+# ------------------------------------------------------------------ summaries
+
+
+def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Means over the cases with 95% intervals (1.96 standard errors), by the columns `by`; of a curve its last step:
+    `metric, before, after, interval, cases`, the largest `relative_norm`, mean `seconds`.
+
+    `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity (CounterFact).
+    """
+    last = frame[frame["step"] == frame.groupby([*by, "case"])["step"].transform("max")]
+    columns = [*by, "metric"]
+    groups = last.groupby(columns, sort=False)
+    out = groups[["before", "after"]].mean()
+    out["interval"] = 1.96 * groups["after"].std(ddof=1) / groups["after"].count() ** 0.5
+    out["cases"] = groups["after"].count()
+    out["relative_norm"], out["seconds"] = groups["relative_norm"].max(), groups["seconds"].mean()
+    out = out.reset_index()
+    scores = []
+    for key, part in out.groupby(list(by), sort=False) if by else [((), out)]:
+        means = part.set_index("metric")
+        for kind in ("acc", "success"):
+            names = [f"{name}_{kind}" for name in ("efficacy", "paraphrase", "specificity")]
+            if set(names) <= set(means.index):
+                values = {column: harmonic(means.loc[names, column].tolist()) for column in ("before", "after")}
+                scores.append(
+                    {
+                        **dict(zip(by, key, strict=True)),
+                        "metric": f"score_{kind}",
+                        **values,
+                        "cases": means.loc[names[0], "cases"],
+                    }
+                )
+    return pd.concat([out, pd.DataFrame(scores)], ignore_index=True) if scores else out

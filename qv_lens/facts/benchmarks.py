@@ -1,34 +1,337 @@
-"""Files of facts -> records."""
+"""Files of facts and edits -> records.
+
+`read` takes a JSON list, JSON lines or a dataset by name (extra `data`) and recognises the format by its keys:
+
+    mquake        MQuAKE-CF, CF-3k, v2, T and ACE's filteredQA: `requested_rewrite` is a list      -> MultiHopCase
+    counterfact   ROME's CounterFact: `requested_rewrite` is one dictionary                        -> EditCase
+    flat          CounterFact in EasyEdit's layout: `rephrase_prompt`, `locality_prompt`           -> EditCase
+    zsre          MEND's ZsRE: `src`, `alt`, `loc`                                                 -> EditCase
+    knowedit      KnowEdit (wiki_counterfact, wiki_recent, ZsRE; `text` and `labels` in old files) -> EditCase
+    known         ROME's known_1000: `attribute`, `template`                                       -> Fact
+    plain         {"prompt" with {}, "subject", "answer"} and, if there, "category", "relation"    -> Fact
+
+A record that is none is refused with its number, field and reason: `read` raises, or with `skip=True` reports it.
+Keys that nothing here reads are kept in `extra`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from qv_lens.errors import FactError
-from qv_lens.facts.records import Fact
+import pandas as pd
+
+from qv_lens.errors import FactError, unknown
+from qv_lens.facts.records import UNKNOWN, Case, EditCase, EditRequest, Fact, Groups, Hop, MultiHopCase, Probe
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a file held. `refused`: one row per record that could not be read: `source, record, field, reason`."""
+
+    format: str
+    cases: tuple[Case, ...]
+    facts: tuple[Fact, ...]
+    refused: pd.DataFrame
+
+
+def read(source: str | Path, format: str | None = None, *, skip: bool = False) -> Read:
+    """Every record of a file or dataset ("name", "name:config"). `format`: a name of the list above (None: by its keys).
+
+    Raises `FactError` for what cannot be read, or, unless `skip`, a record that is refused.
+    """
+    return parse(_records(source), format, source=source, skip=skip)
+
+
+def parse(records: list[Any], format: str | None = None, *, source: str | Path = "records", skip: bool = False) -> Read:
+    """As `read`, of records already in memory."""
+    kind = _format(records, source) if format is None else format
+    if kind not in _READERS:
+        raise unknown("Format", kind, _READERS, error=FactError)
+    found, refused = [], []
+    for number, record in enumerate(records):
+        try:
+            if not isinstance(record, dict):
+                raise FactError(f"it is a {type(record).__name__}, not a dictionary")
+            found.append(_READERS[kind](record))
+        except KeyError as error:
+            refused.append((str(source), number, str(error.args[0]), "missing"))
+        except _RefusedError as error:
+            refused.append((str(source), number, error.field, str(error)))
+        except (FactError, TypeError, AttributeError, IndexError, ValueError) as error:
+            refused.append((str(source), number, "", str(error)))
+    table = pd.DataFrame(refused, columns=["source", "record", "field", "reason"])
+    if refused and not skip:
+        _, number, field, reason = refused[0]
+        what = f"field {field!r}: {reason}" if field else reason
+        raise FactError(
+            f"{source}, record {number} (of {len(records)}, read as {kind}), {what}. "
+            f"{len(refused)} are refused; skip=True reads the others and lists these."
+        )
+    cases = tuple(item for item in found if not isinstance(item, Fact))
+    return Read(kind, cases, tuple(item for item in found if isinstance(item, Fact)), table)
 
 
 def plain_facts(path: str | Path) -> list[Fact]:
-    """A JSON list of {"prompt" with {}, "subject", "answer"} and, if there, "category" and "relation".
+    """The facts of a file in the format `plain` or `known`. Raises `FactError`."""
+    got = read(path)
+    if got.cases:
+        raise FactError(
+            f'{path} holds edits ({got.format}), not facts: [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
+        )
+    return list(got.facts)
 
-    Raises `FactError` for a file that cannot be read, or a record that is no fact, with its number.
-    """
+
+class _RefusedError(FactError):
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+def _records(source: str | Path) -> list[Any]:
+    path = Path(source)
+    if not path.exists() and isinstance(source, str) and path.suffix not in (".json", ".jsonl"):
+        return list(_dataset(source))
     try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        found = json.loads(text)
     except (OSError, ValueError) as error:
         raise FactError(f"Cannot read facts from {path}: {error}.") from error
-    if not isinstance(records, list):
+    if not isinstance(found, list) or not found:
         raise FactError(
-            f'{path} holds no JSON list. Facts are [{{"prompt": "{{}} plays the sport of", "subject": ..., "answer": ...}}].'
+            f'{path} holds no JSON list of records. Facts are [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
         )
-    found = []
-    for number, record in enumerate(records):
-        try:
-            texts = [str(record[key]) for key in ("prompt", "subject", "answer")]
-            found.append(Fact(*texts, relation=record.get("relation"), category=record.get("category")))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FactError(f"{path}, record {number}: no {error}. A fact has prompt, subject and answer.") from error
-        except FactError as error:
-            raise FactError(f"{path}, record {number}: {error}") from error
+    return found
+
+
+def _dataset(source: str) -> Iterable[Record]:
+    try:
+        datasets = import_module("datasets")
+    except ImportError as error:
+        raise FactError(f"{source!r} is no file; for a dataset of that name: pip install 'qv_lens[data]'.") from error
+    name, _, config = source.partition(":")
+    try:
+        return datasets.load_dataset(name, config or None, split="train")
+    except Exception as error:  # the hub's own errors are many
+        raise FactError(f"The dataset {source!r} cannot be loaded: {type(error).__name__}: {error}.") from error
+
+
+def _format(records: list[Any], source: str | Path) -> str:
+    keys = set(records[0]) if isinstance(records[0], dict) else set()
+    rewrite = records[0].get("requested_rewrite") if keys else None
+    marks = (
+        ("mquake", isinstance(rewrite, list)),
+        ("counterfact", isinstance(rewrite, dict)),
+        ("zsre", {"src", "alt"} <= keys),
+        ("flat", {"locality_prompt", "target_new"} <= keys),
+        ("knowedit", bool({"portability", "locality"} & keys) or {"text", "labels"} <= keys or {"prompt", "target_new"} <= keys),
+        ("known", {"attribute", "template"} <= keys),
+        ("plain", {"prompt", "subject", "answer"} <= keys),
+    )
+    for name, fits in marks:
+        if fits:
+            return name
+    raise FactError(
+        f"{source}, record 0 has keys {sorted(keys)}: no known format ({', '.join(_READERS)}). Name one with format=."
+    )
+
+
+# ------------------------------------------------------------------ one reader per format
+
+
+def _mquake(record: Record) -> MultiHopCase:
+    hops, new_hops = (tuple(_hop(hop) for hop in record[key]) for key in ("single_hops", "new_single_hops"))
+    edited = _edited(record)
+    clozes, questions = tuple(record.get("clozes", ())), _texts(record, "questions")
+    edits = []
+    for rewrite, hop in zip(_rewrites(record), edited, strict=True):
+        fact = _fact(rewrite["prompt"], rewrite["subject"], rewrite["target_true"]["str"], rewrite.get("relation_id"))
+        question = str(rewrite.get("question", ""))
+        if question.count(fact.subject) == 1 and "{}" not in question:
+            fact = Fact(
+                fact.prompt, fact.subject, fact.answer, fact.relation, paraphrases=(question.replace(fact.subject, "{}"),)
+            )
+        via = (clozes or questions) if hop == len(new_hops) - 1 and len(new_hops) > 1 else ()
+        edits.append(fact.to(_text(rewrite["target_new"]["str"], "target_new"), via))
+    return MultiHopCase(
+        int(record["case_id"]), tuple(edits), questions, _text(record["answer"], "answer"), _text(record["new_answer"], "new_answer"),
+        tuple(record.get("answer_alias") or ()), tuple(record.get("new_answer_alias") or ()), hops, new_hops, edited, clozes,
+        _extra(record, "case_id", "requested_rewrite", "questions", "answer", "new_answer", "answer_alias", "new_answer_alias", "clozes"),
+    )  # fmt: skip
+
+
+def _rewrites(record: Record) -> list[Record]:
+    rewrites = record["requested_rewrite"]
+    if not rewrites:
+        raise _RefusedError("requested_rewrite", "is empty: nothing to edit")
+    return rewrites
+
+
+def _edited(record: Record) -> tuple[int, ...]:
+    """Which hop of the new chain each edit belongs to: as the record says, or by its triple."""
+    orig, count = record.get("orig", {}), len(_rewrites(record))
+    index = orig.get("edit_triples_idx")
+    if index is None:
+        triples = [list(t) for t in orig.get("new_triples", ())]
+        index = [triples.index(list(t)) for t in orig.get("edit_triples", ()) if list(t) in triples]
+    if len(index) < count:  # by the edited fact's new object
+        answers = [hop["answer"] for hop in record["new_single_hops"]]
+        index = [answers.index(r["target_new"]["str"]) for r in _rewrites(record) if r["target_new"]["str"] in answers]
+    if len(index) < count:
+        raise _RefusedError("orig", f"says for {len(index)} of {count} edits which hop they belong to")
+    return tuple(int(i) for i in index[:count])
+
+
+def _hop(hop: Record) -> Hop:
+    return Hop(
+        _text(hop["question"], "question"),
+        _text(hop["cloze"], "cloze"),
+        _text(hop["answer"], "answer"),
+        tuple(hop.get("answer_alias") or ()),
+    )
+
+
+def _counterfact(record: Record) -> EditCase:
+    rewrite = record["requested_rewrite"]
+    true, new = rewrite["target_true"]["str"], _text(rewrite["target_new"]["str"], "target_new")
+    return EditCase(
+        _fact(rewrite["prompt"], rewrite["subject"], true, rewrite.get("relation_id")).to(new),
+        tuple(Probe(text, new) for text in _texts(record, "paraphrase_prompts")),
+        tuple(Probe(text, true) for text in _texts(record, "neighborhood_prompts")),
+        generation=tuple(record.get("generation_prompts", ())),
+        case_id=int(record["case_id"]),
+        extra=_extra(record, "case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"),
+    )
+
+
+def _flat(record: Record) -> EditCase:
+    request = _filled(record["prompt"], record["subject"], record["ground_truth"]).to(_text(record["target_new"], "target_new"))
+    return EditCase(
+        request,
+        (Probe(record["rephrase_prompt"], request.new),),
+        (Probe(record["locality_prompt"], record["locality_ground_truth"]),),
+        case_id=int(record.get("case_id", 0)),
+        extra=_extra(record, "case_id", "prompt", "subject", "ground_truth", "target_new", "rephrase_prompt", "locality_prompt", "locality_ground_truth"),
+    )  # fmt: skip
+
+
+def _zsre(record: Record) -> EditCase:
+    answers = _flattened(record["answers"])
+    if not answers:
+        raise _RefusedError("answers", "is empty")
+    request = _filled(record["src"], record["subject"], answers[0], tuple(answers[1:]), "src").to(_text(record["alt"], "alt"))
+    return EditCase(
+        request,
+        (Probe(record["rephrase"], request.new),),
+        locality=(("Neighborhood", (Probe(record["loc"], record["loc_ans"]),)),),
+        extra=_extra(record, "subject", "src", "rephrase", "answers", "alt", "loc", "loc_ans"),
+    )
+
+
+def _knowedit(record: Record) -> EditCase:
+    older = "prompt" not in record and "text" in record
+    names = ("text", "concept", "labels") if older else ("prompt", "subject", "target_new")
+    text, subject, new = (record[name] for name in names)
+    answers, old = _flattened(new), _flattened(record.get("ground_truth"))
+    if not answers:
+        raise _RefusedError("target_new", "is empty")
+    request = _filled(text, subject, old[0] if old else UNKNOWN, tuple(old[1:])).to(answers[0])
+    rephrase = record.get("rephrase_prompt") or record.get("rephrase")
+    return EditCase(
+        request,
+        tuple(Probe(t, request.new) for t in _flattened(rephrase)),
+        portability=_groups(record.get("portability")),
+        locality=_groups(record.get("locality")),
+        generation=(str(text),),
+        extra=_extra(record, "prompt", "text", "subject", "concept", "target_new", "labels", "ground_truth", "rephrase_prompt", "rephrase", "portability", "locality"),
+    )  # fmt: skip
+
+
+def _groups(groups: Record | None) -> Groups:
+    """KnowEdit's {name: [{prompt, ground_truth}]}; an empty or absent list is left out, a probe without answer as well."""
+    found = {}
+    for name, probes in (groups or {}).items():
+        told = [(p["prompt"], _flattened(p["ground_truth"])) for p in probes or ()]
+        made = tuple(Probe(text, answers[0], tuple(answers[1:])) for text, answers in told if text and answers)
+        if made:
+            found[name] = made
+    return tuple(found.items())
+
+
+def _known(record: Record) -> Fact:
+    return _filled(record["prompt"], record["subject"], record["attribute"], relation=record.get("relation_id"))
+
+
+def _plain(record: Record) -> Fact:
+    texts = [str(record[key]) for key in ("prompt", "subject", "answer")]
+    return Fact(*texts, relation=record.get("relation"), category=record.get("category"))
+
+
+_READERS: Mapping[str, Callable[[Record], Case | Fact]] = {
+    "mquake": _mquake, "counterfact": _counterfact, "flat": _flat, "zsre": _zsre, "knowedit": _knowedit, "known": _known, "plain": _plain,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------ fields
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _RefusedError(field, f"is {value!r}, not a text")
+    return value
+
+
+def _texts(record: Record, field: str) -> tuple[str, ...]:
+    values = record[field]
+    if not isinstance(values, list):
+        raise _RefusedError(field, f"is {values!r}, not a list of texts")
+    return tuple(_text(value, field) for value in values)
+
+
+def _fact(prompt: str, subject: str, answer: str, relation: str | None) -> Fact:
+    return Fact(_text(prompt, "prompt"), _text(subject, "subject"), _text(answer, "target_true"), relation)
+
+
+def _filled(
+    text: str, subject: str, answer: str, aliases: tuple[str, ...] = (), field: str = "prompt", relation: str | None = None
+) -> Fact:
+    """A fact from a prompt with its subject filled in: the first place where it stands becomes `{}`."""
+    text, subject = _text(text, field), _text(subject, "subject")
+    at = text.find(subject)
+    if at < 0:
+        at = text.casefold().find(subject.casefold())
+    if at < 0 or "{}" in text:
+        raise _RefusedError(field, f"{text!r} does not hold the subject {subject!r}" if at < 0 else f"{text!r} holds {{}}")
+    shown = text[at : at + len(subject)]
+    return Fact(text[:at] + "{}" + text[at + len(subject) :], shown, _text(answer, "answer"), relation, aliases=aliases)
+
+
+def _flattened(value: Any) -> list[str]:
+    """The texts of a text or of nested lists of texts."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    return [text for part in value for text in _flattened(part)]
+
+
+def _extra(record: Record, *taken: str) -> tuple[tuple[str, object], ...]:
+    return tuple((key, value) for key, value in record.items() if key not in taken)
+
+
+def named(cases: Iterable[Case], category: Callable[[EditRequest], str | None]) -> dict[str, list[Case]]:
+    """Cases by the category of their first edit (`categories.of_relation`, or a labeller of your own); None is left out."""
+    found: dict[str, list[Case]] = {}
+    for case in cases:
+        name = category(case.requests[0])
+        if name is not None:
+            found.setdefault(name, []).append(case)
     return found

@@ -1,7 +1,7 @@
 """Records: what is asked of a model, what is changed in it, and what is probed afterwards.
 
 Frozen dataclasses in the field's words. A `Fact` is (subject, relation, object) with the prompt that asks for it;
-an `EditRequest` is a fact and its new object; a `MultiHopCase` chains facts, some of them edited (MQuAKE).
+an `EditRequest` is a fact and its new object; a `MultiHopCase` chains facts, some of them edited (MQuAKE); an `EditCase` is one edit with its probes.
 Positions in tokens live in `spans`, file formats in `benchmarks`.
 """
 
@@ -100,12 +100,36 @@ class Hop:
     aliases: tuple[str, ...] = ()
 
 
+#: the old answer of an edit whose file does not give one (KnowEdit's wiki_recent)
+UNKNOWN = "?"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A complete prompt with the answer that counts, and others that do as well."""
+
+    text: str
+    answer: str
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("text", "answer"):
+            if not str(getattr(self, name)).strip():
+                raise FactError(f"Probe.{name} is empty. Give it some text.")
+
+
+#: anything with `text`, `answer` and `aliases`
+Asked = Fact | Probe
+#: probes by the name of what they test
+Groups = tuple[tuple[str, tuple[Probe, ...]], ...]
+
+
 @dataclass(frozen=True)
 class MultiHopCase:
-    """A chain of facts with one or more of them edited, and the questions that depend on the whole chain.
+    """A chain of facts with one or more of them edited, and the questions that depend on the whole chain (MQuAKE).
 
-    `hops` holds the chain before, `new_hops` after the edits; `extra` keeps keys of the source record that
-    nothing here reads.
+    `hops` holds the chain before, `new_hops` after the edits, `edited` which of them the edits belong to; `clozes` are
+    multi-hop prompts of the chain; `extra` keeps keys of the source record that nothing here reads.
     """
 
     case_id: int
@@ -117,7 +141,42 @@ class MultiHopCase:
     new_aliases: tuple[str, ...] = ()
     hops: tuple[Hop, ...] = ()
     new_hops: tuple[Hop, ...] = ()
+    edited: tuple[int, ...] = ()
+    clozes: tuple[str, ...] = ()
     extra: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """The edits, in the order of the chain."""
+        return self.edits
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """One edit and what should, and should not, follow from it.
+
+    `paraphrases` ask for the new answer in other words; `neighbours` are other facts, which must keep their answers;
+    `onward` are multi-hop prompts over the edited fact, each with the answer before and after. `portability` and
+    `locality` are groups of probes as KnowEdit names them, `generation` prompts to be continued (fluency).
+    """
+
+    request: EditRequest
+    paraphrases: tuple[Asked, ...] = ()
+    neighbours: tuple[Asked, ...] = ()
+    onward: tuple[tuple[Asked, Asked], ...] = ()
+    portability: Groups = ()
+    locality: Groups = ()
+    generation: tuple[str, ...] = ()
+    case_id: int = 0
+    extra: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """The one edit."""
+        return (self.request,)
+
+
+Case = EditCase | MultiHopCase
 
 
 def check_template(template: str) -> None:
@@ -127,17 +186,3 @@ def check_template(template: str) -> None:
         raise FactError(f"The prompt {template!r} has no {{}}: put {{}} where the subject goes.")
     if count > 1:
         raise FactError(f"The prompt {template!r} has {count} times {{}}: keep the one where the subject goes.")
-
-
-@dataclass(frozen=True)
-class EditCase:
-    """An edit and what should, and should not, follow from it.
-
-    `paraphrases` ask for the new answer in other words; `neighbours` are other facts, which must keep their answers;
-    `onward` are multi-hop prompts over the edited fact, each with the answer before and after.
-    """
-
-    request: EditRequest
-    paraphrases: tuple[Fact, ...] = ()
-    neighbours: tuple[Fact, ...] = ()
-    onward: tuple[tuple[Fact, Fact], ...] = ()

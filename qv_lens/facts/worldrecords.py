@@ -12,7 +12,7 @@ from typing import Any
 
 from qv_lens.facts.miniworld import Chain, World, capitalise
 from qv_lens.facts.prompts import cot_block
-from qv_lens.facts.records import EditCase, Fact
+from qv_lens.facts.records import EditCase, Fact, Groups, Probe
 from qv_lens.facts.world_data import Relation
 
 
@@ -63,13 +63,25 @@ def chains_through(world: World, chain: Chain, new: str) -> list[tuple[Chain, Ch
 
 
 def edit_case(world: World, chain: Chain, new: str, rng: random.Random, neighbour_count: int = 8, via: int = 4) -> EditCase:
-    """An edit of one fact with its paraphrases, neighbours and the two-hop prompts that depend on it."""
+    """An edit of one fact with its paraphrases, neighbours, the two-hop prompts that depend on it, and KnowEdit's groups."""
     fact = as_fact(world, chain)
     through = chains_through(world, chain, new)
     request = fact.to(new, [after.cloze() for _, after in through[:via]])
     paraphrases = tuple(request.target.with_prompt(prompt) for prompt in fact.paraphrases)
     onward = tuple((as_fact(world, before), as_fact(world, after)) for before, after in through)
-    return EditCase(request, paraphrases, tuple(neighbours(world, chain, neighbour_count, rng)), onward)
+    near = tuple(neighbours(world, chain, neighbour_count, rng))
+    relation, subject = chain.relations[0], chain.subject
+    aliases = tuple(Probe(relation.cloze[0].format(alias), new) for alias in world.aliases.get(subject, ()))
+    reasoning = tuple(Probe(after.text, after.answer) for _, after in onward)
+    others = tuple(
+        Probe(r.cloze[0].format(subject), world.triples[subject, r.id]) for r in world.relations(subject) if r.id != relation.id
+    )
+    return EditCase(
+        request, paraphrases, near, onward,
+        tuple((name, found) for name, found in (("Subject_Aliasing", aliases), ("Reasoning", reasoning)) if found),
+        (("Relation_Specificity", others),) if others else (),
+        (relation.cloze[0].format(subject), f"{subject} is a"),
+    )  # fmt: skip
 
 
 def edit_cases(world: World, count: int, seed: int = 0, relation: str | None = None) -> list[EditCase]:
@@ -149,6 +161,7 @@ def _mquake_record(world: World, case_id: int, old: Chain, new: Chain, where: li
         "case_id": case_id,
         "requested_rewrite": rewrites,
         "questions": list(old.questions()),
+        "clozes": [old.cloze()],
         "answer": old.answer,
         "answer_alias": list(world.aliases.get(old.answer, ())),
         "new_answer": new.answer,
@@ -206,29 +219,21 @@ def knowedit(world: World, count: int, seed: int = 0) -> list[dict[str, Any]]:
     records = []
     for chain in rng.sample(world.facts(), count):
         relation, subject = chain.relations[0], chain.subject
-        new = new_object(world, relation, (chain.answer,), rng)
-        others = [r for r in world.relations(subject) if r.id != relation.id]
-        portability = {
-            "Subject_Aliasing": [_probe(relation.cloze[0].format(a), new) for a in world.aliases.get(subject, ())],
-            "Reasoning": [_probe(after.cloze(), after.answer) for _, after in chains_through(world, chain, new)],
-        }
-        locality = {
-            "Relation_Specificity": [_probe(r.cloze[0].format(subject), world.triples[subject, r.id]) for r in others],
-            "Neighborhood": [_probe(f.text, f.answer) for f in neighbours(world, chain, 5, rng)],
-        }
+        case = edit_case(world, chain, new_object(world, relation, (chain.answer,), rng), rng, neighbour_count=5)
+        near = tuple(Probe(f.text, f.answer) for f in case.neighbours)
         records.append(
             {
                 "subject": subject,
                 "prompt": capitalise(relation.cloze[0].format(subject)),
-                "target_new": new,
+                "target_new": case.request.new,
                 "ground_truth": chain.answer,
                 "rephrase_prompt": relation.cloze[1].format(subject),
-                "portability": {k: v for k, v in portability.items() if v},
-                "locality": {k: v for k, v in locality.items() if v},
+                "portability": _grouped(case.portability),
+                "locality": _grouped((*case.locality, ("Neighborhood", near))),
             }  # fmt: skip
         )
     return records
 
 
-def _probe(prompt: str, answer: str) -> dict[str, Any]:
-    return {"prompt": prompt, "ground_truth": [[answer]]}
+def _grouped(groups: Groups) -> dict[str, list[dict[str, Any]]]:
+    return {name: [{"prompt": p.text, "ground_truth": [[p.answer]]} for p in probes] for name, probes in groups if probes}

@@ -1,35 +1,69 @@
-"""Greedy continuations of token rows, two ways that agree: with Hugging Face's cache, or plainly on any logits."""
+"""Continuations of token rows, two ways that agree: with Hugging Face's cache, or plainly on any logits.
+
+Greedy, or sampled from the `top_k` likeliest tokens with a generator of their own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def cached(hf: Any, rows: Sequence[Sequence[int]], steps: int, eos: int | None) -> list[list[int]]:
+@dataclass(frozen=True)
+class Sampling:
+    """Draw from the `top_k` likeliest tokens."""
+
+    top_k: int
+    seed: int
+
+
+def cached(
+    hf: Any, rows: Sequence[Sequence[int]], steps: int, eos: int | None, sampling: Sampling | None = None
+) -> list[list[int]]:
     """On the Hugging Face model with its key-value cache; rows are padded on the left and masked."""
     longest, fill, device = max(map(len, rows)), eos or 0, next(hf.parameters()).device
     ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    out = hf.generate(ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, eos_token_id=eos, pad_token_id=fill)
+    options = {"do_sample": False} if sampling is None else {"logits_processor": [_drawn(sampling)], "do_sample": False}
+    out = hf.generate(ids, attention_mask=mask, max_new_tokens=steps, eos_token_id=eos, pad_token_id=fill, **options)
     return [_until(row.tolist(), eos) for row in out[:, longest:]]
 
 
 def plain(
-    logits: Callable[[Sequence[Sequence[int]]], Tensor], rows: Sequence[Sequence[int]], steps: int, eos: int | None
+    logits: Callable[[Sequence[Sequence[int]]], Tensor],
+    rows: Sequence[Sequence[int]],
+    steps: int,
+    eos: int | None,
+    sampling: Sampling | None = None,
 ) -> list[list[int]]:
     """One whole pass per token, for a model with interventions; `logits` takes rows of any lengths."""
-    grown = [list(row) for row in rows]
+    grown, draw = [list(row) for row in rows], None if sampling is None else _drawn(sampling)
     for _ in range(steps):
         scores = logits(grown)
-        for i, row in enumerate(grown):
-            row.append(int(scores[i, len(row) - 1].argmax()))
+        last = torch.stack([scores[i, len(row) - 1] for i, row in enumerate(grown)])
+        chosen = (last if draw is None else draw(None, last)).argmax(-1).tolist()
+        for row, token in zip(grown, chosen, strict=True):
+            row.append(token)
         if all(eos in row[len(start) :] for row, start in zip(grown, rows, strict=True)):
             break
     return [_until(row[len(start) :], eos) for row, start in zip(grown, rows, strict=True)]
+
+
+def _drawn(sampling: Sampling) -> Callable[[Any, Float[Tensor, "row d_vocab"]], Float[Tensor, "row d_vocab"]]:
+    """Logits -> logits whose argmax is the token drawn: sampling with a generator of its own, inside a greedy loop."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+
+    def draw(_ids: Any, logits: Tensor) -> Tensor:
+        best = logits.float().cpu().topk(sampling.top_k, dim=-1)
+        picked = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1, generator=generator)).to(logits.device)
+        return torch.full_like(logits, -torch.inf).scatter(1, picked, 0.0)
+
+    return draw
 
 
 def _until(ids: list[int], eos: int | None) -> list[int]:

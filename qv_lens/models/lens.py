@@ -21,7 +21,7 @@ from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.backend import Backend, Hook, Past, plain_tokenizer, wrap
-from qv_lens.models.generation import cached, plain
+from qv_lens.models.generation import Sampling, cached, plain
 from qv_lens.trace import Trace
 
 if TYPE_CHECKING:
@@ -103,6 +103,18 @@ class Lens:
     @property
     def dtype(self) -> torch.dtype:
         return self.backend_adapter.dtype
+
+    def state(self) -> str:
+        """Hash of all weights as they are now and of the interventions in force: what results on disk are kept by."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(repr((self.name, self.prepend_bos, self._in_force)).encode())
+        names = ("W_in", "W_out", "W_O", "W_Q", "W_K", "W_V", *(("W_gate",) if self.backend_adapter.gated else ("b_in", "b_out")))
+        for layer in range(self.n_layers):
+            for name in names:
+                digest.update(checksum(self.parameter(layer, name)))
+        for weight in (self.backend_adapter.embedding(), self.backend_adapter.unembed()[0]):
+            digest.update(checksum(weight))
+        return digest.hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -258,8 +270,17 @@ class Lens:
         return continuation(self.tokenizer, text, str(wanted), self.prepend_bos)
 
     @torch.no_grad()
-    def generate(self, text: str | Sequence[str], max_new_tokens: int = 32, batch_size: int = 16) -> Any:
-        """The greedy continuation of a text, or of each of several (special tokens left out; stops at EOS).
+    def generate(
+        self,
+        text: str | Sequence[str],
+        max_new_tokens: int = 32,
+        batch_size: int = 16,
+        *,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """The continuation of a text, or of each of several (special tokens left out; stops at EOS): greedy, or with
+        `top_k` sampled from the likeliest tokens (`seed`; the draws of a text depend on its place in the list).
 
         Without interventions in force it runs on the wrapped Hugging Face model (same weights) with its cache; with
         them, or with hooks of the user's own, on the hooked model without one.
@@ -268,8 +289,9 @@ class Lens:
         rows = [list(prompt.ids) for prompt in self.tokenize(texts)]
         bare = self.hf is not None and self.backend == "hooked" and not self._hooked()
         step = partial(cached, self.hf) if bare else partial(plain, self.logits)
+        sample = None if top_k is None else Sampling(top_k, seed)
         eos = self.tokenizer.eos_token_id
-        out = [r for i in range(0, len(rows), batch_size) for r in step(rows[i : i + batch_size], max_new_tokens, eos)]
+        out = [r for i in range(0, len(rows), batch_size) for r in step(rows[i : i + batch_size], max_new_tokens, eos, sample)]
         texts_out = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
         return texts_out[0] if isinstance(text, str) else texts_out
 

@@ -197,14 +197,14 @@ def test_weights_are_back_after_every_case_of_an_evaluation(monkeypatch):
 
     lens = tiny_lens("qwen3-gqa", dtype=torch.float32)
     statistics = covariance(lens, TEXTS, range(3))
-    before, seen, probe = weights(lens), [], protocols.probe
+    before, seen, look = weights(lens), [], protocols.look
 
-    def watched(lens, case, edited):
-        seen.append((edited, same(lens, before)))
-        return probe(lens, case, edited)
+    def watched(lens, cases, generation):
+        seen.append((len(cases), same(lens, before)))
+        return look(lens, cases, generation)
 
-    monkeypatch.setattr(protocols, "probe", watched)
-    cases = [qv.EditCase(request, (), (), ()) for request in REQUESTS * 2]
-    protocols.evaluate(lens, cases, EDITORS[2], statistics=statistics)
-    assert seen == [(False, True), (True, False)] * 4
+    monkeypatch.setattr(protocols, "look", watched)
+    cases = [qv.EditCase(request) for request in REQUESTS * 2]
+    protocols.evaluate(lens, cases, editor=EDITORS[2], statistics=statistics)
+    assert seen == [(4, True), *[(1, False)] * 4]
     assert same(lens, before)

@@ -12,9 +12,9 @@ import qv_lens as qv
 from qv_lens.case_study import ablate, file_material, suppress, world_material
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import covariance
-from qv_lens.evaluation.metrics import accuracy
+from qv_lens.evaluation.metrics import FORCED, accuracy
 from qv_lens.evaluation.multihop import chain_of_thought
-from qv_lens.evaluation.protocols import METRICS, evaluate
+from qv_lens.evaluation.protocols import evaluate
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.interventions import ffn_coefficients
 from qv_lens.models.zoo import BUNDLED, WEIGHTS
@@ -108,11 +108,11 @@ def test_memit_edits_at_the_subject(lens):
     statistics = covariance(lens, world_material(lens, *_request()).texts[:800], range(1, 6))
     before = [lens.w_out(layer).clone() for layer in range(lens.n_layers)]
     cases = worldrecords.edit_cases(WORLD, 5, seed=77)
-    frame = evaluate(lens, cases, presets(lens.name)["MEMIT"].editor, statistics=statistics)
+    frame = evaluate(lens, cases, editor=presets(lens.name)["MEMIT"].editor, statistics=statistics)
     after = frame.groupby("metric")["after"].mean()
     assert after["efficacy_acc"] >= 0.8
     assert after["specificity_acc"] >= 0.9
-    assert set(frame["metric"]) == set(METRICS)
+    assert set(frame["metric"]) == set(FORCED)
     assert all(torch.equal(lens.w_out(layer), weight) for layer, weight in enumerate(before))
 
 

@@ -1,0 +1,168 @@
+"""What is asked of a model about a case, and what it answers: everything the metrics are computed from.
+
+1. `questions` turns a case into named groups of probes: the edited prompt with the new and with the old answer, the same in
+   other words, neighbours, multi-hop prompts, hops, portability and locality (`editing.md` section 7 of the design).
+2. `look` asks all of many cases at once, teacher-forced: per probe the argmax at each answer token and the answer's mean
+   log-probability. Sorted by length and batched; the numbers do not depend on the batch.
+3. `continued` continues prompts: the edited ones, multi-hop questions behind worked examples, prompts for fluency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+
+from qv_lens.facts.prompts import cot_prompt
+from qv_lens.facts.records import UNKNOWN, Asked, Case, EditCase, Hop, MultiHopCase, Probe
+from qv_lens.facts.spans import continuation
+from qv_lens.models.lens import Lens, at_least_float32
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model made of one probe: argmax tokens and the answer's, teacher-forced; its mean log-probability (nats)."""
+
+    said: tuple[int, ...]
+    asked: tuple[int, ...]
+    logprob: float
+
+    @property
+    def right(self) -> bool:
+        """Whether every token of the answer is the argmax."""
+        return self.said == self.asked
+
+    @property
+    def share(self) -> float:
+        """Share of the answer's tokens that are the argmax."""
+        return sum(a == b for a, b in zip(self.said, self.asked, strict=True)) / len(self.asked)
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that was asked of a model about one case: probes by group, and continuations by kind."""
+
+    told: dict[str, tuple[Told, ...]]
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __getitem__(self, group: str) -> tuple[Told, ...]:
+        return self.told.get(group, ())
+
+    def plain(self) -> dict[str, object]:
+        """As JSON holds it."""
+        return {"told": {k: [asdict(t) for t in v] for k, v in self.told.items()}, "texts": self.texts}
+
+    @classmethod
+    def of(cls, plain: dict) -> Look:
+        """From what `plain` gave."""
+        told = {k: tuple(Told(tuple(t["said"]), tuple(t["asked"]), t["logprob"]) for t in v) for k, v in plain["told"].items()}
+        return cls(told, {k: tuple(v) for k, v in plain["texts"].items()})
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How prompts are continued: `blocks` are worked examples in front of multi-hop questions (ACE, Appendix G.1);
+    fluency samples from the `top_k` likeliest tokens with `seed` (ROME)."""
+
+    kinds: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+    answer_tokens: int = 12
+    thought_tokens: int = 100
+    fluency_tokens: int = 100
+    top_k: int = 5
+    seed: int = 0
+
+
+def questions(case: Case) -> dict[str, list[Probe]]:
+    """Named groups of probes. `_new` and `_old`: the same prompts with the answer after and before the edit."""
+    groups: dict[str, list[Probe]] = {name: [] for name in ("rewrite_new", "rewrite_old", "paraphrase_new", "paraphrase_old")}
+    for request in case.requests:
+        fact, known = request.fact, request.fact.answer != UNKNOWN
+        groups["rewrite_new"].append(Probe(fact.text, request.new))
+        groups["rewrite_old"] += [Probe(fact.text, fact.answer)] if known else []
+        asked = list(case.paraphrases) if isinstance(case, EditCase) else [fact.with_prompt(p) for p in fact.paraphrases]
+        groups["paraphrase_new"] += [Probe(p.text, request.new) for p in asked]
+        groups["paraphrase_old"] += [Probe(p.text, fact.answer) for p in asked] if known else []
+    if isinstance(case, EditCase):
+        groups["near_old"] = [_probe(f) for f in case.neighbours]
+        groups["near_new"] = [Probe(f.text, case.request.new) for f in case.neighbours if f.answer != case.request.new]
+        groups["onward_old"], groups["onward_new"] = ([_probe(pair[i]) for pair in case.onward] for i in (0, 1))
+        for kind, named in (("portability", case.portability), ("locality", case.locality)):
+            groups.update({f"{kind}_{name}": list(probes) for name, probes in named})
+    else:
+        before = {hop.cloze for hop in case.hops}
+        kept = [h for i, h in enumerate(case.new_hops) if i not in case.edited and h.cloze in before]
+        groups["near_old"] = [_hop(hop) for hop in kept]
+        groups["hops_old"], groups["hops_new"] = ([_hop(hop) for hop in hops] for hops in (case.hops, case.new_hops))
+        groups["onward_old"] = [Probe(text, case.answer, case.aliases) for text in case.clozes]
+        groups["onward_new"] = [Probe(text, case.new_answer, case.new_aliases) for text in case.clozes]
+    return {name: probes for name, probes in groups.items() if probes}
+
+
+def _probe(asked: Asked) -> Probe:
+    return Probe(asked.text, asked.answer, asked.aliases)
+
+
+def _hop(hop: Hop) -> Probe:
+    return Probe(hop.cloze, hop.answer, hop.aliases)
+
+
+@torch.no_grad()
+def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Told]:
+    """What the model makes of each probe, in the order given."""
+    texts = [probe.text for probe in probes]
+    prompts = lens.tokenize(texts) if texts else []
+    prompts = [
+        replace(p, answer=continuation(lens.tokenizer, p.text, probe.answer, lens.prepend_bos))
+        for p, probe in zip(prompts, probes, strict=True)
+    ]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].row("answer")))
+    found: dict[int, Told] = {}
+    for at in range(0, len(order), batch_size):
+        chunk = order[at : at + batch_size]
+        stream = lens.stream([prompts[i].row("answer") for i in chunk], lens.n_layers)
+        where = [(r, p) for r, i in enumerate(chunk) for p in prompts[i].positions("answer")]
+        rows, positions = (torch.tensor(part, device=stream.device) for part in zip(*where, strict=True))
+        ids = torch.tensor([token for i in chunk for token in prompts[i].answer], device=stream.device)
+        logp = at_least_float32(lens.read_out(stream[rows, positions])).log_softmax(-1)
+        said, each = logp.argmax(-1).tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
+        for i in chunk:
+            n = len(prompts[i].answer)
+            found[i] = Told(tuple(said[:n]), prompts[i].answer, sum(each[:n]) / n)
+            said, each = said[n:], each[n:]
+    return [found[i] for i in range(len(prompts))]
+
+
+def look(lens: Lens, cases: Sequence[Case], generation: Generation | None = None) -> list[Look]:
+    """Everything about every case, on the model as it now is."""
+    generation = generation or Generation()
+    asked = [questions(case) for case in cases]
+    answers = iter(tell(lens, [probe for groups in asked for probes in groups.values() for probe in probes]))
+    told = [{name: tuple(next(answers) for _ in probes) for name, probes in groups.items()} for groups in asked]
+    texts: list[dict[str, tuple[str, ...]]] = [{} for _ in cases]
+    for kind in generation.kinds:
+        prompts = [_prompts(case, kind, generation) for case in cases]
+        said = iter(_continued(lens, [p for part in prompts for p in part], kind, generation))
+        for one, part in zip(texts, prompts, strict=True):
+            one[kind] = tuple(next(said) for _ in part)
+    return [Look(groups, one) for groups, one in zip(told, texts, strict=True)]
+
+
+def _prompts(case: Case, kind: str, generation: Generation) -> list[str]:
+    """The prompts of one kind of continuation: 'rewrite', 'paraphrase', 'cot', 'direct' or 'fluency'."""
+    if kind == "rewrite":
+        return [request.fact.text for request in case.requests]
+    if isinstance(case, MultiHopCase):
+        if kind == "cot":
+            return [cot_prompt(question, generation.blocks) for question in case.questions]
+        return list(case.questions) if kind == "direct" else []
+    return list(case.generation) if kind == "fluency" else []
+
+
+def _continued(lens: Lens, prompts: Sequence[str], kind: str, generation: Generation) -> list[str]:
+    if not prompts:
+        return []
+    if kind == "fluency":
+        return lens.generate(list(prompts), generation.fluency_tokens, top_k=generation.top_k, seed=generation.seed)
+    return lens.generate(list(prompts), generation.thought_tokens if kind == "cot" else generation.answer_tokens)

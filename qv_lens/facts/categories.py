@@ -1,0 +1,50 @@
+"""The knowledge categories that ACE analyses, by relation id, and an optional labeller.
+
+ACE names eight (section 3): Nationality, Continent, Language, Capital, Leadership, Author, Sports Team, Company Founder,
+labelled there by GPT-4o. Here a relation's Wikidata id decides, which needs no model and is the same every time. Who wants
+labels from a model passes `labelled` a callable; nothing here calls one by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from qv_lens.errors import FactError
+from qv_lens.facts.records import EditRequest, Fact
+
+CATEGORIES: Mapping[str, str] = MappingProxyType({
+    "P27": "nationality", "P30": "continent", "P37": "language", "P103": "language", "P364": "language", "P1412": "language",
+    "P36": "capital", "P6": "leadership", "P35": "leadership", "P169": "leadership", "P488": "leadership", "P1308": "leadership",
+    "P50": "author", "P54": "sports team", "P641": "sports team", "P112": "company founder",
+})  # fmt: skip
+
+#: which categories count as related: both ask for a place, or both for a person
+RELATED: tuple[frozenset[str], ...] = (
+    frozenset({"nationality", "continent", "capital"}),
+    frozenset({"leadership", "author", "company founder"}),
+)
+
+
+def of_relation(item: Fact | EditRequest) -> str | None:
+    """ACE's category of a fact or an edit, by its relation id; None for any other relation."""
+    fact = item.fact if isinstance(item, EditRequest) else item
+    return CATEGORIES.get(fact.relation or "")
+
+
+def labelled(questions: Sequence[str], ask: Callable[[str], str]) -> list[tuple[str, str]]:
+    """(Main category, Subcategory) of each question from a model: `ask` takes the prompt of ACE's Appendix G.3's form.
+
+    Raises `FactError` for a reply that is not "Main|Sub".
+    """
+    found = []
+    for question in questions:
+        prompt = (
+            "Analyse the type of the following question and return two categories strictly in this format, separated by '|':\n\n"
+            f"[Main category]|[Subcategory]\n\nQuestion: {question}\n\nCategory:"
+        )
+        main, bar, sub = ask(prompt).strip().partition("|")
+        if not bar or not main.strip() or not sub.strip():
+            raise FactError(f"The labeller's reply to {question!r} is not 'Main|Sub'.")
+        found.append((main.strip(), sub.strip()))
+    return found

@@ -1,0 +1,212 @@
+"""The comparison of editors: method x protocol x cases x seed -> every metric, case by case.
+
+1. `facts`: single edits with paraphrases, neighbours, multi-hop prompts, portability, locality, prompts for fluency;
+   `multihop`: MQuAKE's chains of 2 to 4 hops with 1 to 4 edits, asked behind worked examples. From the bundled world by
+   the task's seed, or from a file of the user's own (`data`: any format of `facts.benchmarks`; every seed draws from it).
+2. Settings: the model's preset (`editing.presets`); `layers` changes ACE's: "located" (over multi-hop prompts on the
+   cases' own relations), "value" and "query" (the located ones of one kind alone), "random 3" (as many, the third draw), "all".
+3. One of the protocols of `evaluation.protocols`; "none" asks the unedited model.
+
+Sources: ACE, section 6 and Tables 2 to 4; KNE, Table 1; CTP, Tables 1 and 2. Facts of one case are edited one after another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from qv_lens.attribution.locate import Layers, locate
+from qv_lens.case_study import corpus, layer_counts
+from qv_lens.editing.closed_form import ACE
+from qv_lens.editing.edit import Editor
+from qv_lens.editing.presets import presets
+from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.errors import ConfigError, unknown
+from qv_lens.evaluation.metrics import FORCED, GENERATED
+from qv_lens.evaluation.probes import Generation
+from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, evaluate, summary
+from qv_lens.facts import miniworld, worldrecords
+from qv_lens.facts.benchmarks import parse, read
+from qv_lens.facts.records import Case
+from qv_lens.models.lens import Lens
+from qv_lens.plots import method_bars
+from qv_lens.sweeps.config import Recipe
+from qv_lens.sweeps.engine import Context
+
+LAYERS = ("preset", "located", "value", "query", "random", "all")
+SHOTS = 4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One cell. `data`: 'facts', 'multihop', or a file; `count` of them; `text`: for C0 ('world', a file, a dataset);
+    `metrics`: names, () for those that fit; `skip`: which highest-ranked layers ACE leaves out, a letter each: 'q', 'qq', 'v', 'qv' (Table 4); `edited`: how many layers in all (0: the preset's number); `curve`: every how many consecutive edits
+    all are asked; `blocks`: a file of worked examples."""
+
+    model: str
+    method: str = "ACE"
+    protocol: str = "single"
+    data: str = "facts"
+    count: int = 34
+    seed: int = 0
+    layers: str = "preset"
+    skip: str = ""
+    edited: int = 0
+    batch_size: int = 32
+    curve: int = 0
+    metrics: tuple[str, ...] = ()
+    text: str = "world"
+    documents: int = 3000
+    blocks: str = ""
+    editor: dict[str, object] | None = None
+
+
+def compare(task: Comparison, context: Context) -> pd.DataFrame:
+    """The rows of one cell: `evaluate`'s frame, with the layers that were written."""
+    lens = context.lens(task.model)
+    if task.protocol not in (*PROTOCOLS, "none"):
+        raise unknown("Protocol", task.protocol, (*PROTOCOLS, "none"))
+    cases, blocks = context.once(("cases", task.data, task.count, task.seed, task.blocks), lambda: drawn(task))
+    protocol: Protocol = "single" if task.protocol == "none" else task.protocol  # pyright: ignore[reportAssignmentType]
+    editor = None if task.protocol == "none" else chosen(lens, task, cases, context)
+    needs = editor is not None and any(hasattr(editor, name) for name in ("lam", "mom2_adjustment", "soften", "threshold"))
+    statistics = context.once(("C0", task.text, task.documents), lambda: _statistics(lens, task)) if needs else None
+    frame = evaluate(
+        lens, cases, _metrics(task), editor, protocol, task.seed, statistics=statistics, batch_size=task.batch_size,
+        every=task.curve or None, generation=Generation(blocks=blocks),
+    )  # fmt: skip
+    written = {
+        name: list(getattr(editor, name)) for name in ("query_layers", "value_layers", "layers") if getattr(editor, name, None)
+    }
+    skipped = frame.attrs["skipped"]
+    return frame.assign(written=str(written), skipped=[skipped.get(str(case), "") for case in frame["case"]])
+
+
+def drawn(task: Comparison) -> tuple[list[Case], tuple[str, ...]]:
+    """The task's cases, and worked examples about other entities (or those of a file)."""
+    rng, world = random.Random(f"editors:{task.seed}"), miniworld.build(0)
+    blocks = tuple(block + "\n\n" for block in _text(task.blocks).strip().split("\n\n")) if task.blocks else ()
+    if task.data == "facts":
+        return list(worldrecords.edit_cases(world, task.count, 2000 + task.seed)), blocks
+    if task.data == "multihop":
+        cases = parse(worldrecords.mquake(world, task.count, 2000 + task.seed)).cases
+        return list(cases), blocks or tuple(worldrecords.cot_blocks(world, SHOTS, (), rng))
+    found = list(read(task.data, skip=True).cases)
+    if not found:
+        raise ConfigError(f"{task.data} holds no edits.")
+    return rng.sample(found, min(task.count, len(found))), blocks
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}.") from error
+
+
+def _metrics(task: Comparison) -> list[str]:
+    if task.metrics:
+        return list(task.metrics)
+    if task.data == "multihop":
+        return [
+            "efficacy_acc",
+            "efficacy_success",
+            "specificity_acc",
+            "multihop_acc",
+            "instance_wise",
+            "multihop_cot",
+            "multihop_cot_rate",
+        ]
+    single = ["efficacy_gen", "fluency"] if task.protocol in ("single", "none") else []
+    return [name for name in FORCED if name != "instance_wise"] + [name for name in GENERATED if name in single]
+
+
+def _statistics(lens: Lens, task: Comparison) -> Statistics:
+    texts = list(itertools.islice(corpus(task.text), task.documents))
+    return covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
+
+
+# ------------------------------------------------------------------ which editor, which layers
+
+
+def chosen(lens: Lens, task: Comparison, cases: Sequence[Case], context: Context) -> Editor:
+    """The preset, with the task's layers and changes."""
+    table = presets(task.model)
+    if task.method not in table:
+        raise unknown("Method", task.method, table)
+    editor = replace(table[task.method].editor, **(task.editor or {}))  # pyright: ignore[reportArgumentType]
+    if task.layers.split(" ")[0] not in LAYERS:
+        raise unknown("Layers", task.layers, LAYERS)
+    if task.layers == "preset" and not task.skip and not task.edited:
+        return editor
+    if not isinstance(editor, ACE):
+        raise ConfigError(f"layers, skip and edited choose ACE's layers; {task.method} has none of query and value.")
+    located = context.once(("located", task.data, task.seed), lambda: _located(lens, task, cases))
+    value, query = _pick(lens, task, located)
+    return replace(editor, value_layers=value, query_layers=query)
+
+
+def _located(lens: Lens, task: Comparison, cases: Sequence[Case]) -> Layers:
+    """Layers ranked over prompts that say nothing about a case's own subject: two-hop prompts of the bundled world on the
+    cases' relations; of a file's cases their own prompts."""
+    requests = [request for case in cases for request in case.requests]
+    if task.data not in ("facts", "multihop"):
+        return locate(lens, [request.fact for request in requests][:100])
+    world, own, relations = miniworld.build(0), {r.fact.subject for r in requests}, {r.fact.relation for r in requests}
+    chains = [c for c in world.chains(2) if c.relations[0].id in relations and c.subject not in own]
+    return locate(lens, [worldrecords.as_fact(world, c) for c in random.Random("located").sample(chains, min(100, len(chains)))])
+
+
+def _pick(lens: Lens, task: Comparison, located: Layers) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(value, query) layers of a task."""
+    first = 1 if lens.backend_adapter.parallel else 0
+    values, queries = layer_counts(lens)
+    if task.edited:  # a fixed number in all, shared out as ACE shares it out
+        queries = min(task.edited - 1, max(1, round(task.edited * queries / (values + queries))))
+        values = task.edited - queries
+    skipped = task.skip.count("v"), task.skip.count("q")
+    value, query = located.editable(values, queries, first, *skipped)
+    while len(value) + len(query) < task.edited and values < lens.n_layers:  # too few query layers below: more value layers
+        values += 1
+        value, query = located.editable(values, queries, first, *skipped)
+    pool = list(range(first, lens.n_layers - 1))
+    if task.layers == "value":
+        return value, ()
+    if task.layers == "query":  # z* at the last of them
+        return query, ()
+    if task.layers == "all":
+        return tuple(pool), ()
+    if task.layers.startswith("random"):
+        picked = sorted(random.Random(f"layers:{task.seed}:{task.layers}").sample(pool, len(value) + len(query)))
+        return tuple(picked[len(query) :]), tuple(picked[: len(query)])
+    return value, query
+
+
+# ------------------------------------------------------------------ the table
+
+
+def table(frame: pd.DataFrame, by: Sequence[str] = ("model", "data", "protocol", "method")) -> pd.DataFrame:
+    """Means with 95% intervals over all seeds' cases, one column per metric, and multi-hop accuracy by number of edits."""
+    frame = frame.assign(case=frame["case"].astype(str) + ":" + frame["seed"].astype(str))
+    out = summary(frame, list(by))
+    chains = frame[frame["metric"].eq("multihop_cot") & frame["data"].eq("multihop")]
+    if len(chains):
+        parts = summary(chains.assign(metric="multihop_cot_" + chains["edits"].astype(str)), list(by))
+        out = pd.concat([out, parts], ignore_index=True)
+    return out
+
+
+def figure(frame: pd.DataFrame) -> go.Figure:
+    """Bars by method, one group per metric."""
+    wanted = ["efficacy_acc", "paraphrase_acc", "specificity_acc", "portability", "multihop_acc", "multihop_cot"]
+    shown = table(frame)
+    return method_bars(shown[shown["metric"].isin(wanted)])
+
+
+RECIPE = Recipe("editors", Comparison, compare, ("before", "after", "relative_norm", "seconds"), figure)

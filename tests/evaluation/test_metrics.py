@@ -1,0 +1,154 @@
+"""Metrics against values worked out by hand, and against independent implementations where a definition is public."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pandas as pd
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.evaluation.metrics import FORCED, GENERATED, begins, harmonic, measured, ngram_entropy
+from qv_lens.evaluation.probes import Look, Told, questions, tell
+from qv_lens.evaluation.protocols import summary
+from qv_lens.facts.records import Hop, MultiHopCase, Probe
+from tests.models import BACKENDS, PROMPTS, tiny_lens
+
+FACT = qv.Fact("{} plays the sport of", "Tim Duncan", "basketball")
+
+
+def told(said, asked, logprob=-1.0):
+    return Told(tuple(said), tuple(asked), logprob)
+
+
+CASE = qv.EditCase(
+    FACT.to("football"),
+    (Probe("The sport of Tim Duncan is", "football"),),
+    (Probe("LeBron James plays", "basketball"), Probe("Larry Bird plays", "basketball")),
+    portability=(("Reasoning", (Probe("a", "x"), Probe("b", "y"))), ("Subject_Aliasing", (Probe("c", "z"),))),
+    locality=(("Relation_Specificity", (Probe("d", "v"),)),),
+    generation=("Tim Duncan is",),
+)
+BEFORE = Look(
+    {
+        "rewrite_new": (told([1, 9], [1, 2], -4.0),), "rewrite_old": (told([3], [3], -0.5),),
+        "paraphrase_new": (told([5, 5], [1, 2], -4.0),), "paraphrase_old": (told([3], [3], -0.5),),
+        "near_old": (told([3], [3], -0.1), told([3], [3], -0.2)), "near_new": (told([3], [1], -2.0), told([3], [1], -2.0)),
+        "portability_Reasoning": (told([7], [8]), told([7], [7])), "portability_Subject_Aliasing": (told([1], [2]),),
+        "locality_Relation_Specificity": (told([4, 6], [4, 5]),),
+    }
+)  # fmt: skip
+AFTER = Look(
+    {
+        "rewrite_new": (told([1, 2], [1, 2], -0.1),), "rewrite_old": (told([1], [3], -3.0),),
+        "paraphrase_new": (told([1, 5], [1, 2], -1.0),), "paraphrase_old": (told([3], [3], -0.5),),
+        "near_old": (told([3], [3], -0.1), told([1], [3], -2.0)), "near_new": (told([3], [1], -2.0), told([1], [1], -1.0)),
+        "portability_Reasoning": (told([8], [8]), told([7], [7])), "portability_Subject_Aliasing": (told([1], [2]),),
+        "locality_Relation_Specificity": (told([4, 5], [4, 5]),),
+    },
+    {"rewrite": (" Football, as ever",), "fluency": (" a a a",)},
+)  # fmt: skip
+
+
+def test_every_metric_by_hand():
+    got = measured(CASE, [*FORCED, "efficacy_gen", "fluency"], AFTER, BEFORE, edited=True)
+    expected = {
+        "efficacy_acc": 1.0, "efficacy_success": 1.0, "edit_success": 1.0, "paraphrase_acc": 0.0, "paraphrase_success": 0.0,
+        "specificity_acc": 0.5, "specificity_success": 0.5, "portability_Reasoning": 1.0, "portability_Subject_Aliasing": 0.0,
+        "portability": 0.5,  # the mean of the groups' means, not of the probes
+        "locality_Relation_Specificity": 0.5, "locality": 0.5,  # agreement with what was said before, not with the truth
+        "ctp_score": (1.0 + 0.5 + 0.5) / 3, "efficacy_gen": 1.0,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value), name
+    assert math.isnan(got["multihop_acc"])
+    assert math.isnan(got["instance_wise"])
+    unedited = measured(CASE, ["efficacy_acc", "edit_success", "locality"], BEFORE, BEFORE, edited=False)
+    assert unedited == {"efficacy_acc": 0.0, "edit_success": 0.5, "locality": 1.0, "locality_Relation_Specificity": 1.0}
+
+
+def test_multi_hop_counts_any_question_and_the_answers_of_its_side():
+    hops = (Hop("q1", "c1", "Spain"), Hop("q2", "c2", "Madrid"))
+    case = MultiHopCase(
+        7, (FACT.to("football"),), ("Q1", "Q2", "Q3"), "Madrid", "Paris", ("City of Madrid",), ("Lutetia",), hops, hops, (0,)
+    )
+    thoughts = ("no answer here", " X. Answer: lutetia.\nQuestion: Answer: Madrid", "Answer: Madrid")
+    look = Look(
+        {"hops_new": (told([1], [1]), told([2], [2])), "hops_old": (told([1], [1]), told([2], [3]))},
+        {"cot": thoughts, "direct": ("Paris!", "x", "y")},
+    )
+    names = ["instance_wise", "multihop_cot", "multihop_cot_rate", "multihop_direct"]
+    assert measured(case, names, look, look, True) == {
+        "instance_wise": 1.0,
+        "multihop_cot": 1.0,
+        "multihop_cot_rate": 1 / 3,
+        "multihop_direct": 1.0,
+    }
+    assert measured(case, names, look, look, False) == {
+        "instance_wise": 0.0,
+        "multihop_cot": 1.0,
+        "multihop_cot_rate": 1 / 3,
+        "multihop_direct": 0.0,
+    }
+    silent = Look({}, {"cot": ("", "", ""), "direct": ("", "", "")})  # a model that answers nothing
+    assert measured(case, names[1:], silent, silent, True) == dict.fromkeys(names[1:], 0.0)
+
+
+def test_begins_stops_at_words():
+    assert begins(" Football.", ["football"])
+    assert begins("football team", ["football"])
+    assert not begins("footballers", ["football"])
+    assert not begins("the football", ["football"])
+
+
+def test_ngram_entropy_against_another_way():
+    """ROME's: sum of -p log2 p over n-gram frequencies, weights 2/3 and 4/3, averaged."""
+    text = "the cat sat on the cat and the dog sat on the cat"
+    words = text.split()
+    parts = []
+    for n, weight in ((2, 2 / 3), (3, 4 / 3)):
+        grams = Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
+        p = torch.tensor(list(grams.values()), dtype=torch.float64) / sum(grams.values())
+        parts.append(weight * float(torch.distributions.Categorical(p).entropy()) / math.log(2))
+    assert ngram_entropy(text) == pytest.approx(sum(parts) / 2)
+    assert ngram_entropy("a b a b a b a b") < ngram_entropy("a b c d e f g h")
+    assert math.isnan(ngram_entropy("two words"))
+
+
+def test_scores_are_harmonic_means_of_means():
+    assert harmonic([1.0, 0.5, 0.25]) == pytest.approx(3 / (1 + 2 + 4))
+    assert harmonic([1.0, 0.0]) == 0.0
+    rows = [
+        (c, 1, m, 0.0, v) for c in (0, 1) for m, v in (("efficacy_acc", 1.0), ("paraphrase_acc", c), ("specificity_acc", 0.5))
+    ]
+    frame = pd.DataFrame(rows, columns=["case", "step", "metric", "before", "after"]).assign(relative_norm=0.0, seconds=1.0)
+    got = summary(frame).set_index("metric")
+    assert got.loc["score_acc", "after"] == pytest.approx(3 / (1 + 2 + 2))
+    assert got.loc["paraphrase_acc", "interval"] == pytest.approx(1.96 * 0.5)  # sd of (0, 1) is 1/sqrt 2, over sqrt 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_what_is_told_equals_hugging_face_one_by_one(kind, backend):
+    """Teacher-forced argmax and mean log-probability, prompt by prompt, without padding."""
+    lens = tiny_lens(kind, backend)
+    probes = [Probe(text, answer) for text in PROMPTS for answer in ("Norway", "Quorix Works of Spain")]
+    for size in (1, 2, 64):
+        for probe, got in zip(probes, tell(lens, probes, batch_size=size), strict=True):
+            prompt, answer = (lens.tokenizer(t)["input_ids"] for t in (probe.text, probe.text + " " + probe.answer))
+            logp = lens.hf(torch.tensor([answer])).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+            asked = answer[len(prompt) :]
+            assert got.asked == tuple(asked)
+            assert got.said == tuple(logp.argmax(-1).tolist())
+            assert got.logprob == pytest.approx(float(logp[range(len(asked)), asked].mean()), abs=1e-5)
+            assert got.share == sum(int(a == b) for a, b in zip(got.said, asked, strict=True)) / len(asked)
+
+
+def test_questions_say_what_is_asked():
+    groups = questions(CASE)
+    assert [p.answer for p in groups["rewrite_new"] + groups["rewrite_old"]] == ["football", "basketball"]
+    assert {p.answer for p in groups["near_new"]} == {"football"}
+    assert "onward_new" not in groups
+    assert set(GENERATED) == {"efficacy_gen", "multihop_cot", "multihop_cot_rate", "multihop_direct", "fluency"}

@@ -1,0 +1,176 @@
+"""Protocols: what is edited when, put back, kept on disk and skipped."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pandas as pd
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.editing.statistics import covariance
+from qv_lens.evaluation import protocols
+from qv_lens.evaluation.metrics import GENERATED
+from qv_lens.evaluation.probes import Generation
+from qv_lens.evaluation.protocols import _compatible, evaluate, total
+from qv_lens.evaluation.subset import known
+from qv_lens.facts import miniworld, worldrecords
+from qv_lens.facts.benchmarks import read
+from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
+from tests.models import tiny_lens
+
+WORLD = miniworld.build(0)
+CASES = worldrecords.edit_cases(WORLD, 4)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    return lens, covariance(lens, TEXTS, range(3))
+
+
+def values(frame, step=None):
+    chosen = frame if step is None else frame[frame["step"] == step]
+    return chosen.set_index(["case", "metric"])["after"].sort_index()
+
+
+def test_consecutive_keeps_every_edit_in_force(tiny):
+    """Asked at the end, it equals asking a model with all patches applied by hand."""
+    lens, statistics = tiny
+    before = weights(lens)
+    names = ["efficacy_acc", "efficacy_success", "edit_success", "paraphrase_success", "specificity_acc", "specificity_success"]
+    options = {"statistics": statistics, "templates": ("{}",)}
+    frame = evaluate(lens, CASES, names, EDITORS[0], "consecutive", every=2, **options)
+    assert sorted(frame["step"].unique()) == [2, 4]
+    assert same(lens, before)
+    for case in CASES:
+        lens.apply(qv.edit(lens, case.request, EDITORS[0], **options))
+    by_hand = evaluate(lens, CASES, names)
+    for _ in CASES:
+        lens.revert()
+    pd.testing.assert_series_equal(values(frame, 4), values(by_hand))
+    assert by_hand["after"].ne(frame[frame["step"] == 4]["before"].to_numpy()).any()  # the edits show
+    assert frame["relative_norm"].gt(0).all()
+
+
+def test_batch_writes_one_joint_edit_and_single_one_at_a_time(tiny):
+    lens, statistics = tiny
+    options = {"statistics": statistics, "templates": ("{}",)}
+    batch = evaluate(lens, CASES, ["efficacy_acc", "efficacy_success"], EDITORS[0], "batch", batch_size=4, **options)
+    with lens.patched(qv.edit(lens, [c.request for c in CASES], EDITORS[0], **options)):
+        by_hand = evaluate(lens, CASES, ["efficacy_acc", "efficacy_success"])
+    pd.testing.assert_series_equal(values(batch), values(by_hand))
+    single = evaluate(lens, CASES[:1], ["efficacy_success"], EDITORS[0], **options)
+    alone = evaluate(lens, CASES[:1], ["efficacy_success"], EDITORS[0], "batch", batch_size=1, **options)
+    pd.testing.assert_series_equal(values(single), values(alone))
+
+
+def test_results_do_not_depend_on_the_company_a_case_is_in(tiny):
+    lens, _ = tiny
+    together = evaluate(lens, CASES, [*protocols.FORCED, *GENERATED])
+    for i, case in enumerate(CASES):
+        alone = evaluate(lens, [case], [*protocols.FORCED, *(name for name in GENERATED if name != "fluency")])
+        mine = together[(together["case"] == i) & (together["metric"] != "fluency")]
+        assert mine["after"].tolist() == pytest.approx(alone["after"].tolist(), nan_ok=True)
+
+
+def test_conflicting_cases_go_into_different_batches():
+    one, other = CASES[0], qv.EditCase(CASES[0].request.fact.to("Quorix"))
+    assert _compatible([one, other, CASES[1]], [0, 1, 2], 3) == [[0, 2], [1]]
+    assert _compatible(CASES, [0, 1, 2, 3], 2) == [[0, 1], [2, 3]]
+
+
+def test_what_cannot_be_edited_or_asked_is_counted(tiny):
+    lens, statistics = tiny
+    impossible = qv.EditCase(qv.Fact("{} plays", "Tim Duncan", "golf").to("golf"))
+    frame = evaluate(lens, [CASES[0], impossible], ["efficacy_acc"], EDITORS[0], statistics=statistics)
+    assert "there is nothing to edit" in frame.attrs["skipped"]["1"]
+    assert math.isnan(frame.set_index("case").loc[1, "after"])
+    assert not math.isnan(frame.set_index("case").loc[0, "after"])
+    unreadable = qv.EditCase(qv.Fact("{} plays ", "Tim Duncan", "golf").to("ball"))
+    frame = evaluate(lens, [unreadable], ["efficacy_acc"])
+    assert list(frame.attrs["skipped"]) == ["0"]
+    assert frame["after"].isna().all()
+    for bad in ({"metrics": ["eficacy_acc"]}, {"protocol": "singel"}):
+        with pytest.raises(qv.QVLensError, match="Available: "):
+            evaluate(lens, CASES, **bad)
+
+
+def test_a_failure_in_the_middle_leaves_the_weights(tiny, monkeypatch):
+    lens, statistics = tiny
+    before, count, look = weights(lens), [], protocols.look
+
+    def interrupted(*args):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return look(*args)
+
+    monkeypatch.setattr(protocols, "look", interrupted)
+    for protocol in ("single", "consecutive"):
+        count.clear()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(lens, CASES, ["efficacy_acc"], EDITORS[0], protocol, statistics=statistics, every=1)
+        assert same(lens, before)
+        assert not lens.patches
+
+
+def test_the_cache_is_kept_by_weights_and_content(tiny, tmp_path, monkeypatch):
+    lens, _ = tiny
+    first = evaluate(lens, CASES, cache=tmp_path)
+    calls, look = [], protocols.look
+    monkeypatch.setattr(
+        protocols, "look", lambda lens, cases, generation: calls.append(len(cases)) or look(lens, cases, generation)
+    )
+    again = evaluate(lens, CASES[::-1], cache=tmp_path)
+    assert calls == [4]  # `after` of the unedited model; nothing for `before`
+    assert sorted(first["before"].dropna()) == sorted(again["before"].dropna())
+    lens.w_out(1)[0, 0] += 1.0  # a write that leaves no other trace
+    evaluate(lens, CASES, cache=tmp_path)
+    lens.w_out(1)[0, 0] -= 1.0
+    assert calls == [4, 4, 4]
+    assert len(json.loads(next(tmp_path.glob("*.json")).read_text())["told"]) > 3
+
+
+def test_totals_of_patches_are_sums(tiny):
+    lens, statistics = tiny
+    patches = [qv.edit(lens, request, EDITORS[0], statistics=statistics, templates=("{}",)) for request in REQUESTS]
+    both = total(patches)
+    for key, delta in both.deltas.items():
+        torch.testing.assert_close(delta.dense(), sum(p.deltas[key].dense() for p in patches))
+
+
+def test_the_benchmarks_layouts_run_on_a_toy():
+    """MQuAKE, CounterFact and KnowEdit records of the bundled world, written and read back, through one evaluation."""
+    lens = qv.load("toy-gptj")
+    cases = [
+        *_read(worldrecords.mquake(WORLD, 3)),
+        *_read(worldrecords.counterfact(WORLD, 2)),
+        *_read(worldrecords.knowedit(WORLD, 2)),
+    ]
+    blocks = tuple(worldrecords.cot_blocks(WORLD, 4, (), random.Random(0)))
+    names = [*protocols.FORCED, "efficacy_gen", "multihop_cot", "fluency"]
+    frame = evaluate(lens, cases, names, generation=Generation(blocks=blocks, fluency_tokens=20))
+    before = frame.groupby("metric")["before"].mean()
+    assert before["efficacy_acc"] == 0
+    assert before["specificity_acc"] == before["instance_wise"] == before["multihop_cot"] == 1
+    assert before["specificity_success"] == before["locality"] == 1
+    assert before["fluency"] > 1
+    kept, told = known(lens, [c for c in cases if isinstance(c, qv.MultiHopCase)])
+    assert len(kept) == 3
+    assert told["right"].all()
+    strange = [c for c in cases if isinstance(c, qv.MultiHopCase)][:1]
+    assert known(lens, [qv.MultiHopCase(**{**strange[0].__dict__, "hops": strange[0].new_hops})])[0] == []
+
+
+def _read(records):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.json"
+        path.write_text(json.dumps(records))
+        return read(path).cases

@@ -1,0 +1,148 @@
+"""Readers: every record of the real samples reads or is refused with its field; formats without a sample by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import qv_lens as qv
+from qv_lens.facts import miniworld, worldrecords
+from qv_lens.facts.benchmarks import named, parse, plain_facts, read
+from qv_lens.facts.categories import labelled, of_relation
+from qv_lens.facts.records import UNKNOWN, Probe
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+SAMPLES = {  # file: format, records read, records refused
+    "mquake/MQuAKE-CF-3k.subset354.json": ("mquake", 354, 0),
+    "counterfact/counterfact-edit-1k.json": ("flat", 1000, 0),
+    "zsre/zsre_mend_train-1k.json": ("zsre", 998, 2),
+    "ace/sample_data.json": ("mquake", 12, 0),
+    "rome/known_1000.json": ("known", 1209, 0),
+}
+
+
+def sample(name):
+    if not (DATA / name).exists():
+        pytest.skip(f"{DATA / name} is not here (real benchmark samples are not part of the repository)")
+    return DATA / name
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_record_of_the_samples_reads_or_is_refused(name):
+    path, (format, good, bad) = sample(name), SAMPLES[name]
+    got = read(path, skip=True)
+    assert (got.format, len(got.cases) + len(got.facts), len(got.refused)) == (format, good, bad)
+    assert good + bad == len(json.loads(path.read_text()))
+    if bad:
+        assert got.refused[["record", "field"]].values.tolist() == [[534, "alt"], [723, "alt"]]
+        with pytest.raises(qv.QVLensError, match=r"record 534 .*field 'alt'.*2 are refused"):
+            read(path)
+
+
+def test_mquake_says_which_hop_is_edited_and_keeps_what_it_does_not_read():
+    """Against the raw records: an edited hop's answer is the new object, every other hop of the chain is kept."""
+    for name in ("mquake/MQuAKE-CF-3k.subset354.json", "ace/sample_data.json"):
+        records = json.loads(sample(name).read_text())
+        for record, case in zip(records, parse(records).cases, strict=True):
+            assert [case.new_hops[i].answer for i in case.edited] == [r["target_new"]["str"] for r in record["requested_rewrite"]]
+            assert [r.fact.text for r in case.edits] == [r["prompt"].format(r["subject"]) for r in record["requested_rewrite"]]
+            assert dict(case.extra)["orig"] == record["orig"]
+    got = dict(parse(records).cases[0].new_hops[0].__dict__)  # ACE's ten highest layers stay with the record
+    assert got["answer"] == "United Kingdom"
+    assert "question_ffn" in dict(parse(records).cases[0].extra)["new_single_hops"][0]
+
+
+def test_known_1000_prompts_are_those_of_the_file():
+    records = json.loads(sample("rome/known_1000.json").read_text())
+    assert [fact.text for fact in parse(records).facts] == [record["prompt"] for record in records]
+
+
+# not checked against the real files: written by hand after the formats' descriptions
+COUNTERFACT = {
+    "case_id": 5, "pararel_idx": 1,
+    "requested_rewrite": {"prompt": "{} plays", "relation_id": "P641", "subject": "Tim Duncan", "target_new": {"str": "football"}, "target_true": {"str": "basketball"}},
+    "paraphrase_prompts": ["X. Tim Duncan plays"], "neighborhood_prompts": ["Larry Bird plays"], "attribute_prompts": ["Pele plays"],
+    "generation_prompts": ["Tim Duncan is"],
+}  # fmt: skip
+KNOWEDIT = {
+    "subject": "Tim Duncan", "prompt": "Tim Duncan plays", "target_new": "football", "ground_truth": [["basketball", "hoops"]],
+    "portability": {"Reasoning": [{"prompt": "Tim Duncan's ball is", "ground_truth": [["round"], ["big"]]}], "Subject_Aliasing": []},
+    "locality": {"Relation_Specificity": [{"prompt": "Tim Duncan was born in", "ground_truth": [["1976"]]}]},
+}  # fmt: skip
+
+
+def test_formats_without_a_sample_here():
+    case = parse([COUNTERFACT]).cases[0]
+    assert (case.case_id, case.request.new, case.request.fact.relation) == (5, "football", "P641")
+    assert case.neighbours == (Probe("Larry Bird plays", "basketball"),)
+    assert dict(case.extra) == {"pararel_idx": 1, "attribute_prompts": ["Pele plays"]}
+    case = parse([KNOWEDIT]).cases[0]
+    assert (case.request.fact.prompt, case.request.fact.answer, case.request.fact.aliases) == (
+        "{} plays",
+        "basketball",
+        ("hoops",),
+    )
+    assert case.portability == (("Reasoning", (Probe("Tim Duncan's ball is", "round", ("big",)),)),)  # the empty list is left out
+    recent = {k: v for k, v in KNOWEDIT.items() if k != "ground_truth"}
+    assert parse([recent]).cases[0].request.fact.answer == UNKNOWN
+    old = {"text": "Tim Duncan plays", "concept": "Tim Duncan", "labels": "football", "portability": None, "locality": None}
+    assert parse([old]).cases[0].request.new == "football"
+
+
+@pytest.mark.parametrize(("record", "field"), [
+    ({**COUNTERFACT, "neighborhood_prompts": "one text"}, "neighborhood_prompts"),
+    ({k: v for k, v in COUNTERFACT.items() if k != "paraphrase_prompts"}, "paraphrase_prompts"),
+    ({**KNOWEDIT, "prompt": "Somebody else plays"}, "prompt"),
+    ({**KNOWEDIT, "target_new": []}, "target_new"),
+])  # fmt: skip
+def test_a_bad_record_is_refused_by_its_field(record, field, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(COUNTERFACT if "case_id" in record else KNOWEDIT) + "\n" + json.dumps(record) + "\n")
+    with pytest.raises(qv.QVLensError, match=f"record 1 .*{field}"):
+        read(path)
+    got = read(path, skip=True)
+    assert (len(got.cases), got.refused.loc[0, "field"], got.refused.loc[0, "record"]) == (1, field, 1)
+
+
+def test_what_is_no_file_of_records_is_told(tmp_path):
+    for name, text in (("a.json", "{}"), ("b.json", "[]"), ("c.json", "not json"), ("d.json", '[{"x": 1}]'), ("e.json", "[3]")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(qv.QVLensError, match=name):
+            read(tmp_path / name)
+    with pytest.raises(qv.QVLensError, match=r"no file; for a dataset|cannot be loaded"):
+        read("no-such/dataset")
+    (tmp_path / "f.json").write_text(json.dumps([COUNTERFACT]))
+    with pytest.raises(qv.QVLensError, match="holds edits"):
+        plain_facts(tmp_path / "f.json")
+
+
+def test_the_worlds_own_files_read_back():
+    world = miniworld.build(0)
+    chains = parse(worldrecords.mquake(world, 9)).cases
+    assert sorted({len(case.edits) for case in chains}) == [1, 2, 3, 4]
+    for case in chains:
+        ends = [r for r in case.edits if case.edited[case.edits.index(r)] == len(case.new_hops) - 1]
+        assert all(r.via == case.clozes for r in ends)  # multi-hop prompts that end at the fact
+    assert len(parse(worldrecords.counterfact(world, 5)).cases) == len(parse(worldrecords.knowedit(world, 5)).cases) == 5
+    by = named(chains, of_relation)
+    assert set(by) <= {
+        "nationality",
+        "continent",
+        "language",
+        "capital",
+        "leadership",
+        "author",
+        "sports team",
+        "company founder",
+    }
+    assert sum(map(len, by.values())) <= len(chains)
+
+
+def test_the_labeller_is_only_what_is_passed():
+    asked = []
+    assert labelled(["Who?"], lambda prompt: asked.append(prompt) or "Sports | Team ") == [("Sports", "Team")]
+    assert "Question: Who?" in asked[0]
+    with pytest.raises(qv.QVLensError, match=r"Main\|Sub"):
+        labelled(["Who?"], lambda prompt: "Sports")

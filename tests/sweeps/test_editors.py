@@ -1,0 +1,81 @@
+"""The comparison of editors: its cells, layers and refusals, on few cases."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+import qv_lens as qv
+from qv_lens.sweeps.engine import Context
+from qv_lens.sweeps.recipes.editors import RECIPE, Comparison, compare, table
+
+QUICK = {"count": 2, "documents": 300}
+
+
+@pytest.fixture(scope="module")
+def context():
+    return Context()
+
+
+def test_a_cell_is_the_evaluation_of_its_preset(context):
+    """Against edits made by hand with the same preset, contexts and cases."""
+    frame = compare(Comparison("toy-gptj", "MEMIT", metrics=("efficacy_acc", "efficacy_success"), **QUICK), context)
+    lens = context.lens("toy-gptj")
+    from qv_lens.editing.presets import presets
+    from qv_lens.facts import miniworld, worldrecords
+
+    cases = worldrecords.edit_cases(miniworld.build(0), 2, 2000)
+    statistics = context.once(("C0", "world", 300), None)
+    for i, case in enumerate(cases):
+        patch = qv.edit(lens, case.request, presets("toy-gptj")["MEMIT"].editor, statistics=statistics)
+        with lens.patched(patch):
+            right = lens.next_token_logits(case.request.fact)[0].argmax() == lens.answer_ids(case.request.target)[0]
+        assert frame.set_index(["case", "metric"]).loc[(i, "efficacy_acc"), "after"] <= float(right)
+        assert frame.loc[frame["case"] == i, "relative_norm"].iloc[0] == pytest.approx(
+            max(patch.info["relative_norm"].values()), rel=1e-6
+        )
+    assert frame["written"].iloc[0] == str({"layers": list(presets("toy-gptj")["MEMIT"].editor.layers)})
+    whole = table(frame.assign(model="toy-gptj", data="facts", protocol="single", method="MEMIT", seed=0))
+    assert whole.set_index("metric").loc["efficacy_acc", "cases"] == 2
+
+
+def test_layers_are_chosen_as_the_task_says(context):
+    def written(**fields):
+        frame = compare(Comparison("toy-gptj", "ACE", metrics=("efficacy_acc",), editor={"steps": 2}, **QUICK, **fields), context)
+        return ast.literal_eval(frame["written"].iloc[0])
+
+    located = written(layers="located")
+    assert written(layers="value") == {"value_layers": located["value_layers"]}
+    assert written(layers="query") == {"value_layers": located["query_layers"]}
+    drawn = [written(layers=f"random {i}") for i in range(4)]
+    assert all({k: len(v) for k, v in d.items()} == {k: len(v) for k, v in located.items()} for d in drawn)
+    assert len({str(d) for d in drawn}) > 1
+    assert written(layers="all")["value_layers"] == list(range(1, 11))
+    assert written(layers="located", skip="q")["query_layers"] != located["query_layers"]
+    assert sum(map(len, written(layers="located", edited=6).values())) == 6
+
+
+def test_bad_cells_say_what_is_wrong(context):
+    for fields, text in (
+        ({"method": "MEMITT"}, "Method"),
+        ({"layers": "best"}, "Layers"),
+        ({"protocol": "twice"}, "Protocol"),
+        ({"data": "none.json"}, "none.json"),
+    ):
+        with pytest.raises(qv.QVLensError, match=text):
+            compare(Comparison("toy-gptj", **{**QUICK, **fields}), context)
+    with pytest.raises(qv.QVLensError, match="choose ACE's layers"):
+        compare(Comparison("toy-gptj", "MEMIT", layers="all", **QUICK), context)
+    assert RECIPE.measures[0] == "before"
+
+
+def test_evaluate_on_the_command_line(tmp_path):
+    out = tmp_path / "rows.csv"
+    words = ["evaluate", "facts", "--count", "2", "--metric", "specificity_acc", "--metric", "efficacy_acc", "--out", str(out)]
+    done = subprocess.run([sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "specificity_acc" in done.stdout
+    assert out.read_text().startswith("case,subject,edits,hops")
