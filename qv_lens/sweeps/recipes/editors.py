@@ -173,7 +173,7 @@ def _pick(lens: Lens, task: Comparison, located: Layers) -> tuple[tuple[int, ...
     skipped = task.skip.count("v"), task.skip.count("q")
     value, query = located.editable(values, queries, first, *skipped)
     while len(value) + len(query) < task.edited and values < lens.n_layers:  # too few query layers below: more value layers
-        values += 1
+        values, queries = values + 1, max(0, queries - 1)
         value, query = located.editable(values, queries, first, *skipped)
     pool = list(range(first, lens.n_layers - 1))
     if task.layers == "value":
