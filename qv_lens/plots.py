@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
+COLOURS = (BLUE, ORANGE, "#5b8c5a", "#8e5ea2")
 #: blue for increase, orange for decrease, white at zero
 DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
 
@@ -56,6 +57,59 @@ def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figu
     return _heatmap(frame.pivot_table(index="head", columns="layer", values="score", aggfunc="sum"), title, "layer", "head")
 
 
+def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by category") -> go.Figure:
+    """Layers across; FFN, attention, query layers and value-neuron counts of each category down, each row scaled to its
+    largest value (ACE, Table 1 and Figure 3)."""
+    shown = frame[frame["part"] != "head"]
+    table = shown.pivot_table(index=["part", "category"], columns="layer", values="score", aggfunc="mean", sort=False)
+    table = table.div(table.abs().max(axis=1), axis=0)
+    table.index = [f"{part} · {category}" for part, category in table.index]
+    return _heatmap(table, title, "layer", "part and category", "share of the largest")
+
+
+def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
+    """FFN's and attention's importance at each token of one prompt (ACE, Table 5); hover for what is predicted there."""
+    figure = go.Figure()
+    for (model, kind), colour in zip([(m, k) for m in frame["model"].unique() for k in ("ffn", "attn")], COLOURS, strict=False):
+        rows = frame[frame["model"] == model]
+        labels = [f"{p}: {t.strip()}" for p, t in zip(rows["position"], rows["token"], strict=True)]
+        figure.add_bar(x=labels, y=rows[kind], name=f"{model} {kind}", marker_color=colour, hovertext=rows["promoted"])
+    figure.update_yaxes(title="nats")
+    return _layout(figure, title)
+
+
+def vocabulary_table(frame: pd.DataFrame, title: str = "Query, value and shared neurons") -> go.Figure:
+    """Neurons by role with the tokens they promote (ACE, Tables 6 and 7)."""
+    names = [
+        f"f{layer}-{neuron} ({role})" for layer, neuron, role in zip(frame["layer"], frame["neuron"], frame["role"], strict=True)
+    ]
+    cells = [frame["model"], names, frame["score"].map("{:.4f}".format), frame["promoted"]]
+    header = {"values": ["model", "neuron", "score", "promotes"], "fill_color": "#eef2f6", "align": "left"}
+    figure = go.Figure(
+        go.Table(header=header, cells={"values": cells, "align": "left", "height": 24}, columnwidth=[1, 1.3, 0.8, 6])
+    )
+    return _layout(figure, title, height=90 + 26 * len(frame))
+
+
+def node_lines(frame: pd.DataFrame, title: str = "Importance of the nodes of T+ by layer") -> go.Figure:
+    """Mean node score by layer, key and value nodes (CTP, Figure 4)."""
+    figure, shown = go.Figure(), frame[frame["path"] == "T+"]
+    for (model, kind), rows in shown.groupby(["model", "kind"], sort=False):
+        rows = rows.groupby("layer", as_index=False)["score"].mean()
+        figure.add_scatter(x=rows["layer"], y=rows["score"], name=f"{model} {kind}", mode="lines+markers")
+    figure.update_xaxes(title="layer", dtick=1)
+    return _layout(figure, title)
+
+
+def set_bars(frame: pd.DataFrame, title: str = "Probability of the answer when neurons are zeroed") -> go.Figure:
+    """Mean probability and sampled accuracy by set of neurons (ACE, section 6.4)."""
+    figure, table = go.Figure(), frame.groupby(["model", "set"], sort=False)[["sampled", "probability"]].mean().reset_index()
+    for name in ("sampled", "probability"):
+        figure.add_bar(x=table["model"] + " · " + table["set"], y=table[name], name=name)
+    figure.update_yaxes(range=[0, 1.05], tickformat=".0%")
+    return _layout(figure, title)
+
+
 def sweep_heatmap(frame: pd.DataFrame, rows: list[str], column: str, value: str, title: str, unit: str) -> go.Figure:
     """The mean of a result over everything else that was varied: `rows` down, `column` across."""
     table = frame.pivot_table(index=rows, columns=column, values=value, aggfunc="mean", sort=False)
@@ -78,7 +132,7 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
     """Shares before and after by metric; one colour per value of column `by`, the unedited model in grey."""
     first = frame[frame[by] == frame[by].iloc[0]]
     figure = go.Figure(go.Bar(x=first["metric"], y=first["before"], name="before", marker_color=GREY))
-    for colour, (name, rows) in zip((BLUE, ORANGE, "#5b8c5a", "#8e5ea2"), frame.groupby(by, sort=False), strict=False):
+    for colour, (name, rows) in zip(COLOURS, frame.groupby(by, sort=False), strict=False):
         error = {"type": "data", "array": rows["interval"]} if "interval" in rows else None
         figure.add_bar(x=rows["metric"], y=rows["after"], name=str(name), marker_color=colour, error_y=error)
     figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
@@ -97,9 +151,7 @@ def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
 def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Figure:
     """Mean number of activated value neurons per layer, one line per condition."""
     figure = go.Figure()
-    for colour, (name, rows) in zip(
-        (GREY, BLUE, ORANGE, "#5b8c5a", "#8e5ea2"), frame.groupby("condition", sort=False), strict=False
-    ):
+    for colour, (name, rows) in zip((GREY, *COLOURS), frame.groupby("condition", sort=False), strict=False):
         figure.add_scatter(x=rows["layer"], y=rows["count"], name=str(name), mode="lines+markers", line={"color": colour})
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(title="neurons per prompt")
