@@ -122,7 +122,7 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
         "FT": FT(layer=3, lr=1e-2),
         "FTL": FTL(layer=3, lr=1e-2, steps=60, clamp=0.2),
         "KNE": KNE(lr=3e-2, share=0.02, steps=50, together=True),
-        "CTP": CTP(alone=(3e-3, 50, 0.1)),
+        "CTP": CTP(lr=3e-3, alone=(3e-3, 50, 0.1)),
         "LoRA": LoRA(layers=(2, 3, 4), steps=30, lr=5e-3, dropout=0.0, stop=0.3),
         "KN": KN(),
     }
