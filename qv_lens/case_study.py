@@ -28,9 +28,10 @@ import pandas as pd
 from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.locate import Layers, locate
 from qv_lens.attribution.projection import vocabulary
-from qv_lens.attribution.query import query_neurons
+from qv_lens.attribution.query import query_neurons, qv_graph
 from qv_lens.attribution.value import value_neurons
 from qv_lens.editing.closed_form import ACE
+from qv_lens.editing.edit import edit
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.errors import ConfigError, FactError
@@ -43,6 +44,7 @@ from qv_lens.interventions import Suppress, Zero
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import BUNDLED
 from qv_lens.neurons import NeuronSet
+from qv_lens.trace import Trace
 
 RANDOM_SEEDS = 5
 ACTIVATED = 300  # K: the neurons counted as activated on the clean model
@@ -81,6 +83,12 @@ class Study:
     suppression: pd.DataFrame
     activated: pd.DataFrame
     edits: pd.DataFrame
+    tokens: pd.DataFrame
+    heads: pd.DataFrame
+    nodes: pd.DataFrame
+    edges: pd.DataFrame
+    states: pd.DataFrame
+    probes: pd.DataFrame
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -117,7 +125,8 @@ def study(
     return Study(
         fact.to(new), lens.logprob(fact), answered, value, query, vocabulary(lens, value.top(10)), vocabulary(lens, query.top(10)),
         heat, layers, ablate(lens, ranking, held_out, asked.other, int(strongest), seed), suppression, activated,
-        edit_variants(lens, asked, layers, ace, edits, seed),
+        edit_variants(lens, asked, layers, ace, edits, seed), by_token(lens, fact), layer_scores(lens, trace, "head", "layer_vector"),
+        *pathway(lens, trace, value, query), *side_by_side(lens, asked, located_editor(lens, layers, ace), seed),
         {"model": lens.name, "backend": lens.backend, "fingerprint": lens.fingerprint, "seed": seed, **value.settings},
     )  # fmt: skip
 
@@ -253,7 +262,8 @@ def drop(clean: tuple[list[bool], list[float]], now: tuple[list[bool], list[floa
 
 def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, count: int, seed: int) -> pd.DataFrame:
     """ACE with located layers, with the value layers alone, and with random layers: summaries by `variant` and `layers`."""
-    value, query = layers.editable(*layer_counts(lens), first=1 if lens.backend_adapter.parallel else 0)
+    best = located_editor(lens, layers, ace)
+    value, query = best.value_layers, best.query_layers
     pool = list(range(1, lens.n_layers - 1))
     drawn = sorted(random.Random(f"layers:{seed}").sample(pool, len(value) + len(query)))
     variants = {
@@ -270,6 +280,61 @@ def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, coun
         label = f"value {list(v)}" + (f", query {list(q)}" if q else "")
         tables.append(table.assign(variant=name, layers=label, editor=repr(editor)))
     return pd.concat(tables, ignore_index=True)
+
+
+def located_editor(lens: Lens, layers: Layers, ace: ACE) -> ACE:
+    """ACE at the layers just found."""
+    value, query = layers.editable(*layer_counts(lens), first=1 if lens.backend_adapter.parallel else 0)
+    return replace(ace, value_layers=value, query_layers=query)
+
+
+def side_by_side(lens: Lens, material: Material, editor: ACE, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The study's own fact before and after its edit: `state, layer, score` (FFN importance for the answer given then), and
+    what the model says: `kind, prompt, before, after, wanted`."""
+    case = material.cases[0]
+    statistics = covariance(lens, material.texts, sorted({*editor.value_layers, *editor.query_layers}))
+    asked = [("the fact", case.request.target), *(("in other words", p) for p in case.paraphrases[:2])]
+    asked += [("follows from it", after) for _, after in case.onward[:3]] + [("must stay", near) for near in case.neighbours[:3]]
+    patch = edit(lens, case.request, editor, statistics=statistics, seed=seed)
+    texts, fact = [probe.text for _, probe in asked], case.request.fact
+    before, told = _layer_line(lens, fact, "before"), said(lens, texts)
+    with lens.patched(patch):
+        after, now = _layer_line(lens, case.request.target, "after"), said(lens, texts)
+    columns = ["kind", "prompt", "before", "after", "wanted"]
+    rows = [(kind, p.text, b, a, p.answer) for (kind, p), b, a in zip(asked, told, now, strict=True)]
+    return pd.concat([before, after], ignore_index=True), pd.DataFrame(rows, columns=columns)
+
+
+def _layer_line(lens: Lens, fact: Fact, state: str) -> pd.DataFrame:
+    return layer_scores(lens, fact)[["layer", "score"]].assign(state=f"{state} ({fact.answer})")
+
+
+def said(lens: Lens, texts: Sequence[str], tokens: int = 4) -> list[str]:
+    """The greedy continuations, up to their first full stop or line."""
+    return [text.strip().split("\n")[0].split(".")[0].strip() for text in lens.generate(list(texts), tokens)]
+
+
+def by_token(lens: Lens, fact: Fact) -> pd.DataFrame:
+    """`position, token, ffn, attn` (nats, summed over layers; ACE, Table 5) and the likeliest next tokens there."""
+    rows = pd.concat([layer_scores(lens, fact, kind, positions="all") for kind in ("ffn", "attn")])
+    frame = rows.pivot_table(index=["position", "token"], columns="kind", values="score", aggfunc="sum").reset_index()
+    best = lens.trace(fact, "all").logits.topk(8).indices.tolist()
+    return frame[["position", "token", "ffn", "attn"]].assign(promoted=[[lens.token_label(i) for i in row] for row in best])
+
+
+def pathway(lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count: int = 18) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The Q-V graph of the best neurons; nodes with the tokens they promote and `effect`, what zeroing one alone does to
+    the answer's log-probability."""
+    graph = qv_graph(lens, trace, value.top(count), query.top(count), targets=count)
+    nodes = graph.nodes.reset_index(drop=True)
+    units = NeuronSet(nodes[["layer", "neuron", "coefficient"]].assign(prompt=0, unit="ffn", score=0.0))
+    promoted = vocabulary(lens, units, 8)["promoted"].tolist()
+    fact = trace.facts[0]
+    clean, effects = lens.logprob(fact), []
+    for layer, neuron in nodes[["layer", "neuron"]].itertuples(index=False):
+        with lens.intervene(Zero(NeuronSet.of([(int(layer), int(neuron))]))):
+            effects.append(lens.logprob(fact) - clean)
+    return nodes.assign(promoted=promoted, effect=effects), graph.edges
 
 
 def layer_counts(lens: Lens) -> tuple[int, int]:

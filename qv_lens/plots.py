@@ -8,7 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
-COLOURS = (BLUE, ORANGE, "#5b8c5a", "#8e5ea2")
+VIOLET = "#8e5ea2"
+COLOURS = (BLUE, ORANGE, "#5b8c5a", VIOLET)
 #: blue for increase, orange for decrease, white at zero
 DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
 
@@ -40,7 +41,7 @@ def pathway(nodes: pd.DataFrame, edges: pd.DataFrame, title: str = "Query neuron
         (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
         line = {"color": BLUE if edge.weight > 0 else ORANGE, "width": 0.3 + 4 * abs(edge.weight) / largest}
         figure.add_scatter(x=[x0, x1], y=[y0, y1], mode="lines", line=line, opacity=0.5, showlegend=False, hoverinfo="skip")
-    for role, colour in (("query", ORANGE), ("value", BLUE), ("shared", "#8e5ea2")):
+    for role, colour in (("query", ORANGE), ("value", BLUE), ("shared", VIOLET)):
         rows = nodes[nodes["role"] == role]
         text = [f"{row.id}<br>score {row.size:.4f}<br>m {row.coefficient:.2f}" for row in rows.itertuples()]
         figure.add_scatter(
@@ -50,6 +51,16 @@ def pathway(nodes: pd.DataFrame, edges: pd.DataFrame, title: str = "Query neuron
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(visible=False)
     return _layout(figure, title, height=520)
+
+
+def before_after(frame: pd.DataFrame, title: str = "FFN importance by layer, before and after the edit") -> go.Figure:
+    """One line per `state`: which layers write the answer that the model gives then."""
+    figure = go.Figure()
+    for colour, (state, rows) in zip((GREY, *COLOURS), frame.groupby("state", sort=False), strict=False):
+        figure.add_scatter(x=rows["layer"], y=rows["score"], name=str(state), mode="lines+markers", line={"color": colour})
+    figure.update_xaxes(title="layer", dtick=1)
+    figure.update_yaxes(title="nats")
+    return _layout(figure, title)
 
 
 def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figure:

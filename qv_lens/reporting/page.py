@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 from qv_lens import plots
 from qv_lens.case_study import ACTIVATED, DROP, Study
 from qv_lens.errors import ConfigError
+from qv_lens.reporting import graph
 
 STYLE = """
 body{font:16px/1.55 system-ui,-apple-system,Segoe UI,sans-serif;color:#1d2733;background:#f6f8fa;margin:0}
@@ -22,6 +23,10 @@ h1{font-size:30px;line-height:1.25;margin:8px 0 4px} h2{font-size:21px;margin:40
 .fact b{color:#2a6fdb} .fact s{color:#9aa5b1} .card{background:#fff;border:1px solid #dde3ea;border-radius:12px;padding:10px 16px;margin:12px 0;overflow-x:auto}
 table{border-collapse:collapse;font-size:14px;width:100%} th,td{padding:5px 10px;text-align:left;border-bottom:1px solid #edf0f3}
 th{white-space:nowrap;color:#5b6775;font-weight:600} td.n{text-align:right;font-variant-numeric:tabular-nums} .note{color:#5b6775;font-size:14px}
+.strip{display:flex;flex-wrap:wrap;gap:3px;font-size:19px} .strip span{padding:5px 4px;border-radius:5px}
+.two{display:grid;grid-template-columns:1fr 1fr;gap:12px} @media(max-width:800px){.two{display:block}}
+svg text{font:12px system-ui;fill:#5b6775} svg circle{stroke:#fff;stroke-width:1.5;cursor:pointer} svg a:focus circle,svg a:hover circle{stroke:#1d2733}
+.neuron{display:none} .neuron:target{display:block;border-color:#8e5ea2} .neuron:target~.hint{display:none}
 .tok{background:#eaf1fd;border-radius:5px;padding:1px 6px;margin-right:4px;white-space:nowrap} code,pre{font:13px ui-monospace,Menlo,monospace}
 pre{background:#1d2733;color:#e8edf2;border-radius:10px;padding:14px 18px;overflow-x:auto}
 """
@@ -64,8 +69,15 @@ def _attribution(study: Study) -> Iterable[str]:
         "<p>A <b>value neuron</b> raises the log-probability of the answer by its score (Eq. 9, nats). "
         "A <b>query neuron</b> raises the coefficients of value neurons in higher layers (Eq. 10).</p>"
     )
+    yield _card(_strip(study.tokens)) + (
+        "<p class=note>Every token's colour: FFN and attention importance for the answer at that position (Eq. 9, summed over "
+        "layers; blue raises, orange lowers). Hover for the numbers and for what the model would say there.</p>"
+    )
     yield "<p class=note>Top value neurons of this prompt</p>" + _card(_neurons(study.value_tokens))
     yield "<p class=note>Top query neurons of this prompt</p>" + _card(_neurons(study.query_tokens))
+    yield "<h3>The pathway</h3><p class=note>Query neurons (orange) and the value neurons (blue) they feed; violet: both.</p>"
+    yield _card(graph.svg(study.nodes, study.edges)) + graph.cards(study.nodes, _code(study))
+    yield _figure(plots.head_heatmap(study.heads, "Attention heads of this prompt"))
     yield _figure(plots.layer_heatmap(study.heat, "Importance by layer, summed over two-hop prompts on this relation"))
     best = ", ".join(map(str, layers.value[:3])), ", ".join(map(str, layers.query[:3]))
     yield f"<p>Strongest value layers: <b>{best[0]}</b>; strongest query layers: <b>{best[1]}</b>.</p>"
@@ -99,8 +111,32 @@ def _edit(study: Study) -> Iterable[str]:
         f"<p>This fact and {int(study.edits['cases'].max()) - 1} of its kind, one at a time, weights put back in between. "
         "<i>before</i> counts old answers of multi-hop prompts, <i>after</i> the new ones.</p>"
     )
+    yield _card(_table(study.probes)) + _figure(plots.before_after(study.states))
     yield _figure(plots.metric_bars(study.edits, "Before and after the edit"))
     yield _card(_table(study.edits[["variant", "layers", "metric", "before", "after", "interval", "cases"]]))
+
+
+def _strip(tokens: pd.DataFrame) -> str:
+    """The prompt's tokens, coloured by their importance."""
+    total = tokens["ffn"] + tokens["attn"]
+    limit = float(total.abs().max()) or 1.0
+    spans = []
+    for row, value in zip(tokens.itertuples(), total, strict=True):
+        colour = "42,111,219" if value > 0 else "224,123,57"
+        told = f"FFN {row.ffn:+.3f}, attention {row.attn:+.3f} nats; next: {', '.join(t.strip() for t in row.promoted)}"
+        shade = f"background:rgba({colour},{abs(value) / limit:.2f})"
+        spans.append(f'<span style="{shade}" title="{escape(told, quote=True)}">{escape(str(row.token)) or "·"}</span>')
+    return f"<div class=strip>{''.join(spans)}</div>"
+
+
+def _code(study: Study) -> str:
+    """Python that zeroes one neuron of this study's fact; `{layer}` and `{neuron}` are filled in per card."""
+    fact = study.request.fact
+    literal = f"qv.Fact({fact.prompt!r}, {fact.subject!r}, {fact.answer!r})".replace("{", "{{").replace("}", "}}")
+    return (
+        f"import qv_lens as qv\nlens = qv.load({study.settings['model']!r})\nfact = {literal}\n"
+        "neuron = qv.NeuronSet.of([({layer}, {neuron})])\nwith lens.intervene(qv.Zero(neuron)):\n    print(lens.logprob(fact))"
+    )
 
 
 def _neurons(frame: pd.DataFrame) -> str:

@@ -18,6 +18,7 @@ from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.projection import interpretable, vocabulary
 from qv_lens.attribution.query import query_layers, query_neurons
 from qv_lens.attribution.value import value_neurons
+from qv_lens.case_study import by_token
 from qv_lens.plots import category_heatmap, node_lines, token_bars, vocabulary_table
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
@@ -74,11 +75,9 @@ def tokens(task: OnePrompt, context: Context) -> pd.DataFrame:
     next tokens there."""
     lens = context.lens(task.model)
     fact = of_category(task.category, task.index + 1, task.seed, task.facts)[task.index]
-    rows = [layer_scores(lens, fact, kind, positions="all") for kind in ("ffn", "attn")]
-    frame = pd.concat(rows).pivot_table(index=["position", "token"], columns="kind", values="score", aggfunc="sum").reset_index()
-    best = lens.trace(fact, "all").logits.topk(task.top).indices.tolist()
-    said = [", ".join(repr(lens.token_label(i).strip()) for i in row) for row in best]
-    return frame[["position", "token", "ffn", "attn"]].assign(promoted=said, prompt=fact.text, answer=fact.answer)
+    frame = by_token(lens, fact)
+    told = [", ".join(repr(token.strip()) for token in row) for row in frame["promoted"]]
+    return frame.assign(promoted=told, prompt=fact.text, answer=fact.answer)
 
 
 def neurons(task: OnePrompt, context: Context) -> pd.DataFrame:
