@@ -181,6 +181,8 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     for path in sorted((store.folder / "shards").glob("*.parquet"), key=lambda p: order.get(p.stem, -1)):
         if path.stem in order:
             tables.append(pq.read_table(path).replace_schema_metadata(None))
+    mixed = _mixed(tables)  # a field that is a number in one task and a text in another: layer 2 and "all"
+    tables = [table.cast(pa.schema([_as_text(f) if f.name in mixed else f for f in table.schema])) for table in tables]
     whole = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
     frame = whole.assign(status="finished")
     failures = store.failures()
@@ -191,6 +193,19 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     manifest = store.manifest()
     frame.attrs.update(manifest or config, complete=manifest is not None, measures=config["measures"])
     return frame
+
+
+def _mixed(tables: list[pa.Table]) -> set[str]:
+    kinds: dict[str, set[bool]] = {}
+    for table in tables:
+        for f in table.schema:
+            if not pa.types.is_null(f.type):
+                kinds.setdefault(f.name, set()).add(pa.types.is_string(f.type) or pa.types.is_large_string(f.type))
+    return {name for name, texts in kinds.items() if len(texts) > 1}
+
+
+def _as_text(f: pa.Field) -> pa.Field:
+    return pa.field(f.name, pa.string())
 
 
 def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
