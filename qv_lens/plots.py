@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pandas as pd
@@ -153,8 +154,10 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
 def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
     """One group of bars per method, one colour per metric, with the intervals of `evaluation.protocols.summary`."""
     figure = go.Figure()
-    for name, rows in frame.groupby("metric", sort=False):
-        figure.add_bar(x=rows[by], y=rows["after"], name=str(name), error_y={"type": "data", "array": rows["interval"]})
+    for colour, (name, rows) in zip(itertools.cycle((*COLOURS, GREY)), frame.groupby("metric", sort=False), strict=False):
+        figure.add_bar(
+            x=rows[by], y=rows["after"], name=str(name), marker_color=colour, error_y={"type": "data", "array": rows["interval"]}
+        )
     figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
     return _layout(figure, title)
 

@@ -1,0 +1,111 @@
+"""Recipes of the papers' tables on few prompts: shapes, settings, and numbers computed another way; the run files; the ledger."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.sweeps.config import read_config
+from qv_lens.sweeps.engine import Context, all_tasks
+from qv_lens.sweeps.recipes.anatomy import Layers, Nodes, OnePrompt, layers, neurons, nodes, tokens
+from qv_lens.sweeps.recipes.causal import Interpretable, Suppression, interpretable, suppression
+from qv_lens.sweeps.recipes.material import of_category, pool
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="module")
+def context():
+    return Context()
+
+
+def test_layers_against_a_loop_over_neurons(context):
+    """Table 1's number for one layer: I of every neuron by two forward reads, added up."""
+    frame = layers(Layers("toy-gptj", "sport", prompts=2), context)
+    assert set(frame["part"]) == {"ffn", "attn", "head", "query", "count"}
+    lens, layer = context.lens("toy-gptj"), 9
+    assert len(frame) == (4 + 4) * lens.n_layers
+    assert (frame[frame["part"] == "count"]["score"].sum(), frame["prompts_asked"].iloc[0]) == (300, 2)
+    got = frame[(frame["part"] == "ffn") & (frame["layer"] == layer)]["score"].item()
+    total = 0.0
+    for fact in of_category("sport", 2, 0):
+        trace = lens.trace(fact)
+        h = trace.resid[layer, 0].double() + trace.attn[layer, 0].double()
+        target, norm = lens.answer_ids(fact)[0], lens.hf.transformer.ln_f
+        sigma = ((h - h.mean()).square().mean() + norm.eps).sqrt()
+
+        def read(x, sigma=sigma, norm=norm, target=target):
+            y = (x - x.mean(-1, keepdim=True)) / sigma * norm.weight.double() + norm.bias.double()
+            return (y @ lens.hf.lm_head.weight.double().T + lens.hf.lm_head.bias.double()).log_softmax(-1)[..., target]
+
+        v = trace.m[layer, 0].double()[:, None] * lens.hf.transformer.h[layer].mlp.fc_out.weight.double().T
+        total += float((read(h + v) - read(h)).sum())
+    assert got == pytest.approx(total / 2, abs=2e-4)
+
+
+def test_tokens_say_what_the_model_would_say(context):
+    frame, lens = tokens(OnePrompt("toy-gptj"), context), context.lens("toy-gptj")
+    fact = of_category("sport", 1, 0)[0]
+    assert frame["token"].tolist() == lens.str_tokens(fact)
+    ids = torch.tensor([lens.tokenizer(fact.text)["input_ids"]])
+    best = [lens.tokenizer.decode([int(i)]).strip() for i in lens.hf(ids).logits[0].argmax(-1)]
+    assert [said.split("', ")[0].strip("'") for said in frame["promoted"]] == best
+    assert best[-1] == fact.answer.split()[0]
+
+
+def test_neurons_and_nodes(context):
+    frame = neurons(OnePrompt("toy-gptj", top=4), context)
+    assert frame.groupby("role").size().to_dict() == {"query": 4, "value": 4, "shared": 4}
+    lens, fact = context.lens("toy-gptj"), of_category("sport", 1, 0)[0]
+    value = qv.value_neurons(lens, fact)
+    assert frame[frame["role"] == "value"][["layer", "neuron"]].to_records(index=False).tolist() == value.top(4).units
+    found = nodes(Nodes("toy-gptj", prompts=2, top=3), context)
+    assert found[found["path"] == "T+"]["count"].unique().tolist() == [3]
+    assert found.groupby(["layer", "kind"])["count"].sum().unique().tolist() == [lens.d_mlp]
+
+
+def test_suppression_and_interpretable_neurons(context):
+    """The probability after zeroing, against rows of W_out set to zero by hand."""
+    frame = suppression(Suppression("toy-gptj", prompts=3), context)
+    assert frame[frame["condition"] == "clean"]["count"].sum() == pytest.approx(300)
+    assert frame["clean"].dropna().eq(1.0).all()
+    got = interpretable(Interpretable("toy-gptj", prompts=1, count=5, samples=200), context)
+    lens, fact = context.lens("toy-gptj"), of_category("sport", 1, 0)[0]
+    value = qv.value_neurons(lens, fact)
+    telling = value.where(lambda f: qv.interpretable(lens, value, fact.answer)).top(5)
+    state = {layer: lens.w_out(layer).clone() for layer in range(lens.n_layers)}
+    for layer, neuron in telling.units:
+        lens.w_out(layer)[neuron] = 0.0
+    ids = torch.tensor([lens.tokenizer(fact.text)["input_ids"]])
+    p = float(lens.hf(ids).logits[0, -1].softmax(-1)[lens.answer_ids(fact)[0]])
+    for layer, weight in state.items():
+        lens.w_out(layer).copy_(weight)
+    row = got.set_index("set").loc["interpretable"]
+    assert row["zeroed"] == len(telling)
+    assert row["probability"] == pytest.approx(p, abs=1e-5)
+    assert abs(row["sampled"] - p) < 4 * (p * (1 - p) / 200) ** 0.5 + 1e-3
+
+
+def test_prompts_by_category():
+    assert len(of_category("author", 100, 0)) == 40  # all there are
+    assert {f.category for f in of_category("capital", 10, 0, hops=2)} == {"capital"}
+    assert of_category("sport", 5, 0) == of_category("sport", 5, 0) != of_category("sport", 5, 1)
+    with pytest.raises(qv.QVLensError, match="Categories: author"):
+        of_category("weather", 5, 0)
+    assert len(pool(hops=2)) > 1000
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_run_file_makes_tasks(path):
+    assert len(all_tasks(read_config(path))) > 1
+    assert f"qv-lens run experiments/{path.name}" in path.read_text()
+
+
+def test_the_committed_ledger_is_what_the_command_writes():
+    done = subprocess.run([sys.executable, EXPERIMENTS / "ledger.py", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
