@@ -17,23 +17,26 @@ if TYPE_CHECKING:
 
     from qv_lens.case_study import Study
 
+Cloze = Annotated[str, Parameter(help="A cloze with {} for the subject, ending right before the answer.")]
+Subject = Annotated[str, Parameter(help="What {} stands for.")]
+Answer = Annotated[str, Parameter(help="The true answer.")]
+New = Annotated[str, Parameter(help="What the edit shall make of it.")]
+Model = Annotated[str, Parameter(help="toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B, a local folder.")]
+Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
+
 app = App(name="qv-lens", help="Where a language model keeps a fact, and how to change it.", version=__version__)
 models = App(name="models", help="What can be loaded, and what the bundled models know.")
 app.command(models)
 
 
 @app.command
-def demo(*, model: str = "toy-gptj", out: Path = Path("figures/demo.html"), seed: int = 0) -> None:
+def demo(*, model: Model = "toy-gptj", out: Path = Path("figures/demo.html"), seed: Seed = 0) -> None:
     """Attribute, ablate, suppress and edit one fact of the bundled world, and write the page.
 
     Parameters
     ----------
-    model
-        toy-gptj or toy-qwen3.
     out
         The HTML file to write.
-    seed
-        Seed of every random draw.
     """
     from qv_lens.facts import miniworld, worldrecords
 
@@ -46,32 +49,22 @@ def demo(*, model: str = "toy-gptj", out: Path = Path("figures/demo.html"), seed
 
 @app.command
 def study(
-    prompt: str,
+    prompt: Cloze,
     *,
-    subject: str,
-    answer: str,
-    new: str,
-    model: str = "toy-gptj",
+    subject: Subject,
+    answer: Answer,
+    new: New,
+    model: Model = "toy-gptj",
     out: Path = Path("figures/study.html"),
     facts: Path | None = None,
     text: Path | None = None,
     edits: int = 8,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """The same walk for a fact of your own: one of the bundled world, or with --facts and --text any other.
 
     Parameters
     ----------
-    prompt
-        A cloze with {} for the subject, ending right before the answer.
-    subject
-        What {} stands for.
-    answer
-        The true answer.
-    new
-        What the edit shall make of it.
-    model
-        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B.
     out
         The HTML file to write.
     facts
@@ -80,8 +73,6 @@ def study(
         Plain text for the statistics of the edit; needs --facts.
     edits
         How many facts of the kind are edited, this one first.
-    seed
-        Seed of every random draw.
     """
     from qv_lens import Fact, load
     from qv_lens.case_study import file_material
@@ -103,11 +94,11 @@ def study(
 
 @app.command
 def attribute(
-    prompt: str,
+    prompt: Cloze,
     *,
-    subject: str,
-    answer: str,
-    model: str = "toy-gptj",
+    subject: Subject,
+    answer: Answer,
+    model: Model = "toy-gptj",
     method: Literal["exact", "topk", "moments", "first_order"] = "exact",
     norm: Literal["frozen", "full", "none"] = "frozen",
     top: int = 300,
@@ -117,14 +108,6 @@ def attribute(
 
     Parameters
     ----------
-    prompt
-        A cloze with {} for the subject, ending right before the answer.
-    subject
-        What {} stands for.
-    answer
-        The answer whose log-probability is attributed.
-    model
-        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B, a local folder.
     method
         How value neurons are scored.
     norm
@@ -155,9 +138,72 @@ def attribute(
 
 
 @app.command
+def ablate(
+    prompt: Cloze,
+    *,
+    subject: Subject,
+    answer: Answer,
+    top: int = 30,
+    model: Model = "toy-gptj",
+    draws: int = 5,
+    seed: Seed = 0,
+) -> None:
+    """Zero a fact's best value neurons, those of them that promote the answer, its best query neurons, and random ones.
+
+    Parameters
+    ----------
+    top
+        How many neurons of each kind.
+    draws
+        How many random sets.
+    """
+    import random
+
+    import qv_lens as qv
+
+    lens, fact = qv.load(model), qv.Fact(prompt, subject, answer)
+    value = qv.value_neurons(lens, fact)
+    query = qv.query_neurons(lens, fact, value)
+    telling = value.where(lambda frame: qv.interpretable(lens, value, answer))
+    units = [(layer, neuron) for layer in range(lens.n_layers) for neuron in range(lens.d_mlp)]
+    sets = [("value", value.top(top)), ("value, promoting the answer", telling.top(top)), ("query", query.top(top))]
+    for draw in range(draws):
+        sets.append((f"random {draw}", qv.NeuronSet.of(random.Random(f"{seed}:{draw}").sample(units, top))))
+    print(f"{fact.text} {answer}: log p {lens.logprob(fact):.4f} ({model})")
+    for name, neurons in sets:
+        if len(neurons):
+            with lens.intervene(qv.Zero(neurons)):
+                said = lens.token_label(int(lens.next_token_logits(fact)[0].argmax()))
+                print(f"{name:<28} {len(neurons):>4} zeroed: log p {lens.logprob(fact):.4f}, says {said.strip()!r}")
+
+
+@app.command
+def report(folder: Path, *, out: Path | None = None) -> None:
+    """A run folder as one page that needs nothing else: its settings, its figure, its rows.
+
+    Parameters
+    ----------
+    folder
+        What qv-lens run wrote.
+    out
+        The HTML file (default: report.html in the folder).
+    """
+    from qv_lens.reporting.page import run_page
+    from qv_lens.sweeps.config import find_recipe
+    from qv_lens.sweeps.store import load_run
+
+    frame, target = load_run(folder), out or folder / "report.html"
+    recipe, done = find_recipe(frame.attrs["recipe"]), frame[frame["status"] == "finished"]
+    check_writable(target)
+    figure = recipe.figure(done) if recipe.figure is not None and len(done) else None
+    target.write_text(run_page(recipe.name, frame, figure), encoding="utf-8")
+    print(target)
+
+
+@app.command
 def stats(
     *,
-    model: str = "toy-gptj",
+    model: Model = "toy-gptj",
     text: str = "world",
     layers: list[int] | None = None,
     samples: int | None = None,
@@ -169,8 +215,6 @@ def stats(
 
     Parameters
     ----------
-    model
-        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B, a local folder.
     text
         A text file (a paragraph per line), a folder of .txt files, a dataset name for the datasets package
         (column "text", e.g. Salesforce/wikitext:wikitext-103-raw-v1), or "world": the bundled world's own text.
@@ -201,39 +245,27 @@ def stats(
 
 @app.command
 def edit(
-    prompt: str,
+    prompt: Cloze,
     *,
-    subject: str,
-    answer: str,
-    new: str,
+    subject: Subject,
+    answer: Answer,
+    new: New,
     method: str = "MEMIT",
-    model: str = "toy-gptj",
+    model: Model = "toy-gptj",
     statistics: Path | None = None,
     out: Path | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Edit one fact with a method's preset, and probe it before and after.
 
     Parameters
     ----------
-    prompt
-        A cloze with {} for the subject, ending right before the answer.
-    subject
-        What {} stands for.
-    answer
-        The true answer.
-    new
-        What the edit shall make of it.
     method
         ROME, RROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET, ACE, FT, FTL, KNE, CTP, LoRA, KN.
-    model
-        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B.
     statistics
         Folder made by qv-lens stats (the bundled models make their own).
     out
         Folder for the patch.
-    seed
-        Seed of every random draw.
     """
     import qv_lens as qv
     from qv_lens.case_study import statistics_of_world
@@ -268,7 +300,7 @@ def edit(
 def evaluate(
     cases: str = "facts",
     *,
-    model: str = "toy-gptj",
+    model: Model = "toy-gptj",
     method: str | None = None,
     protocol: Literal["single", "batch", "consecutive"] = "single",
     metrics: Annotated[list[str] | None, Parameter(name="--metric")] = None,
@@ -276,7 +308,7 @@ def evaluate(
     text: str = "world",
     blocks: Path | None = None,
     out: Path | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """What a model answers about cases, before and after a method's edits.
 
@@ -284,8 +316,6 @@ def evaluate(
     ----------
     cases
         facts or multihop (the bundled world), or a file in MQuAKE's, CounterFact's, ZsRE's or KnowEdit's format.
-    model
-        toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B.
     method
         An editor by name, at the model's preset; none asks the unedited model alone.
     protocol
@@ -300,8 +330,6 @@ def evaluate(
         A file of worked examples for multi-hop questions, parted by empty lines.
     out
         A CSV file for the rows, case by case.
-    seed
-        Seed of every random draw.
     """
     from qv_lens.evaluation.protocols import summary
     from qv_lens.sweeps.engine import Context

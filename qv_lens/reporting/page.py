@@ -1,7 +1,8 @@
-"""report(): a Study -> one HTML file that needs nothing else (plotly.js is written into it once)."""
+"""report(): a Study -> one HTML file that needs nothing else (plotly.js is written into it once). run_page(): a run folder."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -44,6 +45,30 @@ def report(study: Study, path: str | Path, command: str = "") -> Path:
     return target
 
 
+def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None, most: int = 400) -> str:
+    """A run (`sweeps.load_run`) as a page: its figure, its rows averaged over everything that is not a field (at most
+    `most` of them), its settings."""
+    measures, done = [m for m in frame.attrs["measures"] if m in frame], frame[frame["status"] == "finished"]
+    shown = ("recipe", "settings", "grid", "models", "versions", "machine", "command")
+    config = escape(json.dumps({key: frame.attrs.get(key) for key in shown}, indent=1))
+    single = ("task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted")
+    varied = [c for c in done if c not in (*measures, *single) and 1 < done[c].astype(str).nunique() <= 40]
+    table = done.groupby(varied, sort=False)[measures].mean(numeric_only=True).reset_index() if varied else done
+    parts = [
+        f"<h1>{escape(name)}</h1><p>{frame['task'].nunique()} tasks, {int((frame['status'] == 'failed').sum())} failed, "
+        f"{len(done)} rows{'' if frame.attrs['complete'] else '; unfinished'}.</p>",
+        _figure(figure) if figure is not None else "",
+        f"<h2>Rows</h2><p class=note>Means; {min(len(table), most)} of {len(table)} combinations.</p>"
+        + _card(_numbers(table.head(most))),
+        f"<h2>Settings</h2><pre>{config}</pre>",
+    ]
+    return _document(name, parts)
+
+
+def _numbers(frame: pd.DataFrame) -> str:
+    return frame.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="–")
+
+
 def _page(study: Study, command: str) -> str:
     fact, new = study.request.fact, study.request.new
     parts = [
@@ -55,9 +80,13 @@ def _page(study: Study, command: str) -> str:
         "<h2>5. Do it again</h2>", f"<pre>{escape(command)}</pre>" if command else "",
         f"<div class=card>{_settings(study)}</div>",
     ]  # fmt: skip
+    return _document(f"{fact.text} {fact.answer} → {new}", parts)
+
+
+def _document(title: str, parts: Iterable[str]) -> str:
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{escape(fact.text)} {escape(fact.answer)} → {escape(new)}</title><style>{STYLE}</style>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
         f"<script>{get_plotlyjs()}</script></head><body><main>{''.join(parts)}</main></body></html>"
     )
 

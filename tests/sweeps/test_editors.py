@@ -79,3 +79,22 @@ def test_evaluate_on_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "specificity_acc" in done.stdout
     assert out.read_text().startswith("case,subject,edits,hops")
+
+
+def test_ablate_and_report_on_the_command_line(tmp_path):
+    def call(*words):
+        done = subprocess.run([sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = call(
+        "ablate", "{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing", "--top", "5", "--draws", "1"
+    )
+    assert "random 0" in said
+    file = tmp_path / "small.toml"
+    file.write_text('recipe = "layers"\n[settings]\nprompts = 2\nmodel = "toy-gptj"\n[grid]\ncategory = ["sport", "capital"]\n')
+    call("run", str(file), "--out", str(tmp_path / "run"))
+    call("report", str(tmp_path / "run"))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<td>capital</td>") > 10
+    assert '"prompts": 2' in page.replace("&quot;", '"')

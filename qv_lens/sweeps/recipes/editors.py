@@ -203,10 +203,13 @@ def table(frame: pd.DataFrame, by: Sequence[str] = ("model", "data", "protocol",
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
-    """Bars by method, one group per metric."""
+    """Bars by what was varied (methods, layers, ...), one colour per metric."""
     wanted = ["efficacy_acc", "paraphrase_acc", "specificity_acc", "portability", "multihop_acc", "multihop_cot"]
-    shown = table(frame)
-    return method_bars(shown[shown["metric"].isin(wanted)])
+    fields = ("model", "protocol", "method", "layers", "skip", "edited", "batch_size", "editor")
+    varied = [name for name in fields if frame[name].astype(str).nunique() > 1] or ["method"]
+    frame = frame.assign(what=frame[varied].astype(str).agg(" · ".join, axis=1))
+    shown = table(frame, ("what",))
+    return method_bars(shown[shown["metric"].isin(wanted)], by="what")
 
 
 RECIPE = Recipe("editors", Comparison, compare, ("before", "after", "relative_norm", "seconds"), figure)
