@@ -131,8 +131,8 @@ class _Sums:
 
     def add(self, G: Float[Tensor, "tile d_vocab"], tile: slice, wanted: Tensor | None, out: Tensor) -> None:
         for q, base in enumerate(self.task.of.tolist()):
-            keep = torch.arange(len(G), device=G.device) if wanted is None else wanted[q].nonzero()[:, 0]
-            part = G if wanted is None else G[keep]
+            keep = slice(None) if wanted is None else wanted[q].nonzero()[:, 0]
+            part = G[keep]
             if not len(part):
                 continue
             alpha = self.task.alpha[q, tile][keep]
@@ -143,7 +143,7 @@ class _Sums:
                 value = (torch.mv(delta.exp_(), self.p[base]) / self.whole[base]).log_()
             else:
                 value = torch.logsumexp(delta.add_(self.task.log_p[base]), dim=1)
-            out[q, tile.start + keep] = value
+            out[q, tile][keep] = value
 
 
 def _spread(delta: Tensor) -> float:

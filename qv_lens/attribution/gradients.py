@@ -128,8 +128,9 @@ def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *,
     facts = targets(records)
     prompts = lens.tokenize(facts)
     trace = lens.trace(facts, "answer")
-    rows = [(*prompts[p].ids, *prompts[p].answer[: i - prompts[p].last]) for p, i in _where(trace)]
-    token = torch.tensor([prompts[p].answer[i - prompts[p].last] for p, i in _where(trace)], device=lens.device)
+    where = _where(trace)
+    rows = [(*prompts[p].ids, *prompts[p].answer[: i - prompts[p].last]) for p, i in where]
+    token = torch.tensor([prompts[p].answer[i - prompts[p].last] for p, i in where], device=lens.device)
     index, last = torch.arange(len(rows), device=lens.device), torch.tensor([len(row) - 1 for row in rows], device=lens.device)
     frames = []
     for layer in tqdm(range(lens.n_layers), desc="integrated gradients", unit="layer", delay=2, leave=False):

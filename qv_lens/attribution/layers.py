@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.attribution.projection import NormMode
-from qv_lens.attribution.setting import Base, Kind, Method, Over, Setting, Target, setting
+from qv_lens.attribution.setting import Base, Kind, Method, Over, Setting, Target, check_moments, check_over, setting
 from qv_lens.attribution.value import Unit, grouped, scored
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
@@ -61,15 +61,13 @@ def layer_scores(
         raise unknown("how", how, HOWS)
     if kind not in ("ffn", "attn", "head"):
         raise unknown("kind", kind, ("ffn", "attn", "head"))
-    if over not in ("prompt", "set", "category"):
-        raise unknown("over", over, ("prompt", "set", "category"))
+    check_over(over)
     if method not in ("exact", "moments"):
         raise ConfigError(
             f"Layer sums need the score of every neuron; method={method!r} gives "
             f"{'the best k alone' if method == 'topk' else 'bounds, not scores'}: use 'exact' or 'moments'."
         )
-    if method == "moments" and norm == "full":
-        raise ConfigError("method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'.")
+    check_moments(method, norm)
     task = setting(lens, facts, norm=norm, base=base, target=target, positions=positions, memory_budget=memory_budget)
     if kind == "head":
         if how != "layer_vector":

@@ -28,7 +28,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.setting import Over, Rows
+from qv_lens.attribution.setting import Over, Rows, check_over
 from qv_lens.attribution.value import AT_POSITIONS, Unit, check_top, grouped, ranked, units_of
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
@@ -70,8 +70,7 @@ def query_neurons(
     (inner_product's) or 'up'. Scores are in nats for `grad` and `share`.
     Raises `ConfigError` if a prompt has no value neurons, or for an unknown option.
     """
-    if over not in ("prompt", "set", "category"):
-        raise unknown("over", over, ("prompt", "set", "category"))
+    check_over(over)
     check_top(top)
     reader = targets_of(lens, facts, value, method, targets, subkey, positions, attention=unit in AT_POSITIONS)
     settings = {**_settings(lens, method, targets), "over": over, "unit": unit}
@@ -127,9 +126,10 @@ def query_layers(
 def layers_of(lens: Lens, reader: Reader) -> pd.DataFrame:
     """The functional on whole outputs, per prompt."""
     trace, rows = reader.trace, []
+    outputs = [(kind, output, reader.below(kind)) for kind, output in (("ffn", trace.ffn), ("attn", trace.attn))]
     for layer in range(lens.n_layers):
-        for kind, output in (("ffn", trace.ffn), ("attn", trace.attn)):
-            scores = (at_least_float32(output[layer]) * reader.below(kind)[layer]).sum(1, keepdim=True)
+        for kind, output, below in outputs:
+            scores = (at_least_float32(output[layer]) * below[layer]).sum(1, keepdim=True)
             rows += [(p, kind, layer, s) for p, s in enumerate(grouped(scores, trace.prompt)[:, 0].tolist())]
     whole = reader.own["ffn"].sum(0) + reader.own["attn"].sum(0)
     embedding = grouped((at_least_float32(trace.resid[0]) * whole).sum(1, keepdim=True), trace.prompt)[:, 0]

@@ -25,6 +25,7 @@ from qv_lens.attribution.projection import NormMode, Readout
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
+from qv_lens.models.backend import versions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.trace import Trace
 
@@ -32,6 +33,7 @@ Base = Literal["mid", "pre", "loo_final"]
 BASES: tuple[Base, ...] = ("mid", "pre", "loo_final")
 Kind = Literal["ffn", "attn", "head"]
 Over = Literal["prompt", "set", "category"]
+OVERS: tuple[Over, ...] = ("prompt", "set", "category")
 Method = Literal["exact", "topk", "moments", "first_order"]
 METHODS: tuple[Method, ...] = ("exact", "topk", "moments", "first_order")
 #: 'answer', 'predicted', 'sequence', a token id, or a pair (for, against) of answers, ids, 'answer' or 'predicted'
@@ -102,13 +104,10 @@ class Setting:
     @property
     def attrs(self) -> dict[str, Any]:
         """What every frame and set of this problem is labelled with."""
-        import transformer_lens
-
-        versions = {"torch": torch.__version__, "transformer_lens": getattr(transformer_lens, "__version__", "")}
         label = self.lens.token_label
         attrs = {
             "model": self.lens.name, "fingerprint": self.lens.fingerprint if not self.lens.patches else "patched",
-            "backend": self.lens.backend, "norm": self.readout.mode, "base": self.base, "versions": versions, "seed": None,
+            "backend": self.lens.backend, "norm": self.readout.mode, "base": self.base, "versions": versions(), "seed": None,
             "dtype": str(self.readout.U.dtype).removeprefix("torch."), "targets": [label(int(t)) for t in self.token],
             "positions": self.trace.positions.tolist(),
             "target_is_argmax": (self.trace.logits.argmax(-1) == self.token).tolist(),
@@ -219,6 +218,18 @@ def _cancels(task: Problems) -> Bool[Tensor, "problem neuron"]:
     if task.beta is None or task.sigma_0 is None:
         return torch.zeros_like(task.alpha, dtype=torch.bool)
     return task.beta * task.sigma_0 > CANCELS
+
+
+def check_over(over: str) -> None:
+    """Raise `ConfigError` for an unknown way to add up prompts."""
+    if over not in OVERS:
+        raise unknown("over", over, OVERS)
+
+
+def check_moments(method: str, norm: str) -> None:
+    """Raise `ConfigError` for moments with a norm that depends on each vector."""
+    if method == "moments" and norm == "full":
+        raise ConfigError("method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'.")
 
 
 def setting(

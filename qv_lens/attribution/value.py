@@ -33,6 +33,8 @@ from qv_lens.attribution.setting import (
     Rows,
     Setting,
     Target,
+    check_moments,
+    check_over,
     setting,
 )  # fmt: skip
 from qv_lens.errors import ConfigError, unknown
@@ -111,8 +113,7 @@ def check_top(top: int | None) -> None:
 def _check(unit: str, over: str, method: str, top: int | None, target: Target, base: str, norm: str) -> None:
     if unit not in UNITS:
         raise unknown("Unit", unit, UNITS)
-    if over not in ("prompt", "set", "category"):
-        raise unknown("over", over, ("prompt", "set", "category"))
+    check_over(over)
     if method not in METHODS:
         raise unknown("Value method", method, METHODS)
     check_top(top)
@@ -122,8 +123,7 @@ def _check(unit: str, over: str, method: str, top: int | None, target: Target, b
         raise ConfigError(f"method={method!r} holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'.")
     if method != "exact" and (unit in ("head", "head_position") or isinstance(target, tuple)):
         raise ConfigError("Heads and contrasts of two tokens are few or closed form: use method='exact'.")
-    if method == "moments" and norm == "full":
-        raise ConfigError("method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'.")
+    check_moments(method, norm)
 
 
 @dataclass(frozen=True)
@@ -196,18 +196,15 @@ def scored(
             continue
         units = units_of(task.lens, task.trace, unit, layer)
         if units.kind == "head":
-            score = task.increase_of_many(layer, "head", units.vectors)
-            if unit in AT_POSITIONS:
-                score = score.masked_fill(_padded(task, score.shape[1] // units.keys, units.keys), -torch.inf)
-            yield LayerScores(score)
-            continue
-        rows = len(units.m)
-        split = {"k": units.keys, "r": rows}
-        of = torch.arange(rows, device=units.m.device).repeat_interleave(units.keys)
-        m = rearrange(units.m, "r (k u) -> (r k) u", **split)
-        mask = None if some is None else rearrange(some, "r (k u) -> (r k) u", **split)
-        score, fallback = task.increase_of_units(layer, units.kind, m, units.vectors, of, method, mask)
-        score = rearrange(score, "(r k) u -> r (k u)", **split)
+            score, fallback = task.increase_of_many(layer, "head", units.vectors), 0
+        else:
+            rows = len(units.m)
+            split = {"k": units.keys, "r": rows}
+            of = torch.arange(rows, device=units.m.device).repeat_interleave(units.keys)
+            m = rearrange(units.m, "r (k u) -> (r k) u", **split)
+            mask = None if some is None else rearrange(some, "r (k u) -> (r k) u", **split)
+            score, fallback = task.increase_of_units(layer, units.kind, m, units.vectors, of, method, mask)
+            score = rearrange(score, "(r k) u -> r (k u)", **split)
         if unit in AT_POSITIONS:
             score = score.masked_fill(_padded(task, score.shape[1] // units.keys, units.keys), -torch.inf)
         yield LayerScores(score if some is None else score.masked_fill(~some, -torch.inf), fallback)

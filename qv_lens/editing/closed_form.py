@@ -86,10 +86,10 @@ class _Search:
             raise unknown("Fact token", self.fact_token, FACT_TOKENS, error=EditError)
         return Search(sites, self.steps, self.lr, self.weight_decay, self.clamp, self.kl, drop)
 
-    def spread(self, lens: Lens, layers: Group, modules: tuple = ("ffn",)) -> Pass:
+    def spread(self, lens: Lens, layers: Group) -> Pass:
         """MEMIT's pass: z* in the stream, the residual shared out linearly."""
         groups = _groups(lens, (layers,))
-        return Pass(groups, self.at(lens.backend_adapter.resid_post(groups[-1][-1])), "linear", self.fact_token, modules=modules)
+        return Pass(groups, self.at(lens.backend_adapter.resid_post(groups[-1][-1])), "linear", self.fact_token)
 
     def two_deltas(self, lens: Lens, groups: Sequence[Group], **options) -> Pass:
         """PMET's pass: z* at the FFN's and attention's outputs, shared out by square roots."""

@@ -19,6 +19,7 @@ from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
+from qv_lens.models.backend import versions
 from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.patch import Delta, Patch
 
@@ -164,11 +165,12 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
         W, D = weight.double(), delta.dense().to(weight.device)
         norm, size = float(W.norm()), float(D.norm())
         relative[key] = size / norm if norm else float("inf")
-        rounded = (W + D).to(weight.dtype).double() - (W + D)
-        lost[key] = float(rounded.norm()) / size if size else 0.0
+        edited = W + D
+        lost[key] = float((edited.to(weight.dtype).double() - edited).norm()) / size if size else 0.0
         modules[key] = lens.backend_adapter.stored_name(layer, name)
-        if norm and float((W + D).norm()) > COLLAPSE * norm:
-            grown[key] = float((W + D).norm()) / norm
+        ratio = float(edited.norm()) / norm if norm else 0.0
+        if ratio > COLLAPSE:
+            grown[key] = ratio
     if grown:
         worst = max(grown, key=grown.__getitem__)
         warnings.warn(
@@ -191,8 +193,6 @@ def check_requests(batch: Sequence[EditRequest]) -> None:
 
 
 def _info(job: Job, editor: Any) -> dict[str, Any]:
-    import transformer_lens
-
     plain = {name: _plain(value) for name, value in asdict(editor).items()}
     statistics = job.statistics
     return {
@@ -200,7 +200,7 @@ def _info(job: Job, editor: Any) -> dict[str, Any]:
         "facts": [{"prompt": r.fact.prompt, "subject": r.fact.subject, "old": r.fact.answer, "new": r.new} for r in job.requests],
         "contexts": list(job.used), "seed": job.seed, "batch_size": job.batch_size,
         "statistics": None if statistics is None else {"corpus": statistics.corpus, "tokens": statistics.tokens},
-        "versions": {"torch": torch.__version__, "transformer_lens": getattr(transformer_lens, "__version__", "")},
+        "versions": versions(),
         "losses": job.losses, **job.notes,
     }  # fmt: skip
 

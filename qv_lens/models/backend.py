@@ -36,6 +36,13 @@ ARCHITECTURES = ("GPTJForCausalLM", "Qwen3ForCausalLM")
 HOOKED_CONTEXT = 2048
 
 
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    import transformer_lens
+
+    return {"torch": torch.__version__, "transformer_lens": getattr(transformer_lens, "__version__", "")}
+
+
 def hooked_available() -> bool:
     """Whether this TransformerLens still has HookedTransformer (3.x)."""
     try:

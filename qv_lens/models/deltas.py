@@ -84,11 +84,9 @@ def _apply(delta: Added, x: Tensor, y: Tensor) -> Tensor:
 
 def zeros_like_parameters(lens: Lens, names: list[tuple[int, str]]) -> dict[tuple[int, str], Tensor]:
     """A D of zeros that asks for its gradient, in float32 or better, for each named weight."""
-    wide = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
     made = {}
     for layer, name in names:
         weight = lens.parameter(layer, name)
-        made[layer, name] = torch.zeros(
-            weight.shape, dtype=wide.get(weight.dtype, weight.dtype), device=weight.device, requires_grad=True
-        )
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        made[layer, name] = torch.zeros(weight.shape, dtype=wide, device=weight.device, requires_grad=True)
     return made
