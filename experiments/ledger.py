@@ -66,7 +66,7 @@ def difference(a: pd.Series, b: pd.Series) -> tuple[float, float]:
 
 def decided(mean: float, half: float) -> str:
     """Whether a difference that should be positive is."""
-    return HOLDS if mean - half > 0 else FAILS if mean + half <= 0 else OPEN
+    return HOLDS if mean - half > 0 else FAILS if mean + half < 0 else OPEN
 
 
 def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
@@ -74,6 +74,19 @@ def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
     chosen = frame[frame["metric"] == metric]
     chosen = chosen[chosen["step"] == chosen.groupby([by, "seed", "case"])["step"].transform("max")]
     return chosen.pivot_table(index=["seed", "case"], columns=by, values="after", aggfunc="mean")
+
+
+def ahead(table: pd.DataFrame, name: str) -> Told:
+    """Whether one column is above every other: against the best of them, on the cases that both have."""
+    means = table.mean().sort_values(ascending=False)
+    if name not in means:
+        return "not measured", OPEN
+    rival = means.drop(name).index[0]
+    told = ", ".join(f"{k} {share(v)}" for k, v in means.head(5).items()) + (
+        "" if name in means.index[:5] else f"; {name} {share(means[name])}"
+    )
+    mean, half = difference(table[name], table[rival])
+    return f"{told} ({name} − {rival} {100 * mean:+.1f} ± {100 * half:.1f}, {len(table)} cases)", decided(mean, half)
 
 
 def best_layers(frame: pd.DataFrame, part: str, count: int) -> dict[str, set[int]]:
@@ -142,7 +155,9 @@ def suppression_drop(frame: pd.DataFrame) -> Told:
     told = "; ".join(
         f"layer {row.suppressed:.0f} ({row.neurons:.0f} neurons): {share(row.drop_relative)}" for row in rows.itertuples()
     )
-    return told, HOLDS if (rows["drop_relative"] > 0.3).all() else FAILS
+    return told, OPEN if rows.empty or rows["drop_relative"].isna().any() else HOLDS if (
+        rows["drop_relative"] > 0.3
+    ).all() else FAILS
 
 
 def suppression_counts(frame: pd.DataFrame) -> Told:
@@ -158,7 +173,7 @@ def suppression_counts(frame: pd.DataFrame) -> Told:
         lost = [1 - now[index].sum() / max(1e-9, clean[index].sum()) for index in (after, others)]
         lines.append(f"{condition}: {share(lost[0])} lost in the three layers after, {share(lost[1])} in all others")
         good.append(lost[0] > 0.3 and lost[0] > 3 * abs(lost[1]))
-    return "; ".join(lines), HOLDS if all(good) else FAILS
+    return "; ".join(lines), OPEN if not good else HOLDS if all(good) else FAILS
 
 
 def figure_3(frame: pd.DataFrame) -> Told:
@@ -190,10 +205,7 @@ def table_2(frame: pd.DataFrame) -> Told:
 
 
 def table_2_best(frame: pd.DataFrame) -> Told:
-    table = per_case(frame, "multihop_cot", "method").mean().sort_values(ascending=False)
-    return ", ".join(f"{k} {share(v)}" for k, v in table.head(5).items()), HOLDS if str(table.index[0]).startswith(
-        "ACE"
-    ) else FAILS
+    return ahead(per_case(frame, "multihop_cot", "method"), "ACE")
 
 
 def base(frame: pd.DataFrame) -> Told:
@@ -301,73 +313,56 @@ def chance(frame: pd.DataFrame) -> Told:
     table = per_case(frame, "efficacy_acc", "layers")
     drawn = table[[name for name in table if str(name).startswith("random")]]
     named = ", ".join(f"{name} {share(table[name].mean())}" for name in ("located", "value", "query", "all") if name in table)
-    mean, half = difference(table["located"], drawn.mean(axis=1))
-    beaten = int((drawn.mean() < table["located"].mean()).sum())
-    return (
-        f"{named}, random {share(drawn.mean().mean())} (better than {beaten} of {drawn.shape[1]} draws; {100 * mean:+.1f} ± {100 * half:.1f}, {len(table)} cases)",
-        decided(mean, half),
-    )
+    better = int((drawn.mean() >= table["located"].mean()).sum())
+    p = (1 + better) / (1 + drawn.shape[1])
+    told = f"{named}, random {share(drawn.mean().mean())} (from {share(drawn.mean().min())} to {share(drawn.mean().max())})"
+    verdict = HOLDS if p < 0.1 else OPEN if p <= 0.5 else FAILS
+    return f"{told}; {better} of {drawn.shape[1]} draws are as good or better, p = {p:.2f} ({len(table)} cases)", verdict
 
 
 # ------------------------------------------------------------------ KNE and CTP
 
 
 def modules(frame: pd.DataFrame) -> Told:
-    table = per_case(
-        frame.assign(kind=frame["editor.parameters"] if "editor.parameters" in frame else frame["parameters"]),
-        "edit_success",
-        "kind",
-    ).mean()
-    port = per_case(frame.assign(kind=frame["parameters"]), "portability", "kind").mean()
-    inside = [name for name in table.index if "W_out" in name or "W_in" in name]
-    outside = [name for name in table.index if name not in inside]
-    told = "; ".join(f"{name} {share(table[name])} (portability {share(port[name])})" for name in table.index)
-    return told, HOLDS if table[inside].mean() > table[outside].mean() and port[inside].mean() > port[outside].mean() else FAILS
+    tables = {metric: per_case(frame, metric, "parameters") for metric in ("edit_success", "portability")}
+    inside = [name for name in tables["edit_success"] if "W_out" in name or "W_in" in name]
+    won, port = (table.mean() for table in tables.values())
+    told = "; ".join(f"{name} {share(won[name])} (portability {share(port[name])})" for name in won.index)
+    verdicts = {decided(*difference(t[inside].mean(axis=1), t.drop(columns=inside).mean(axis=1))) for t in tables.values()}
+    return told, verdicts.pop() if len(verdicts) == 1 else FAILS if FAILS in verdicts else OPEN
 
 
 def trade(column: str) -> Callable[[pd.DataFrame], Told]:
-    def decide(frame: pd.DataFrame) -> Told:
-        won, kept = (per_case(frame, metric, column).mean() for metric in ("edit_success", "locality"))
-        told = "; ".join(f"{k:g}: {share(won[k])} / {share(kept[k])}" for k in won.index)
-        return f"edit success / locality by share: {told}", HOLDS if won.iloc[-1] > won.iloc[0] and kept.iloc[-1] < kept.iloc[
-            0
-        ] else FAILS
-
-    return decide
+    return curve(column, ("edit_success", "locality"), (True, False))
 
 
 def curve(column: str, metrics: tuple[str, ...], rises: tuple[bool, ...]) -> Callable[[pd.DataFrame], Told]:
     """First against last value of what is varied: each metric should rise, or fall."""
 
     def decide(frame: pd.DataFrame) -> Told:
-        tables = {metric: per_case(frame, metric, column).mean() for metric in metrics}
-        told = "; ".join(
-            f"{metric} " + ", ".join(f"{k:g}: {share(v)}" for k, v in table.items()) for metric, table in tables.items()
-        )
-        good = [(t.iloc[-1] > t.iloc[0]) == up for t, up in zip(tables.values(), rises, strict=True)]
-        return told, HOLDS if all(good) else FAILS
+        lines, verdicts = [], set()
+        for metric, up in zip(metrics, rises, strict=True):
+            table = per_case(frame, metric, column)
+            first, last = table[table.columns[0]], table[table.columns[-1]]
+            lines.append(f"{metric} " + ", ".join(f"{k:g}: {share(v)}" for k, v in table.mean().items()))
+            verdicts.add(decided(*(difference(last, first) if up else difference(first, last))))
+        cases = frame.drop_duplicates(["seed", "case"])
+        return f"{'; '.join(lines)} ({len(cases)} cases)", verdicts.pop() if len(
+            verdicts
+        ) == 1 else FAILS if FAILS in verdicts else OPEN
 
     return decide
 
 
 def best_of(metric: str, method: str) -> Callable[[pd.DataFrame], Told]:
-    def decide(frame: pd.DataFrame) -> Told:
-        table = per_case(frame, metric, "method").mean().sort_values(ascending=False)
-        if method not in table:
-            return "not measured", OPEN
-        told = ", ".join(f"{k} {share(v)}" for k, v in table.head(5).items())
-        extra = "" if method in table.index[:5] else f"; {method} {share(table[method])}"
-        return told + extra, HOLDS if table[method] >= table.iloc[0] - 1e-9 else FAILS
-
-    return decide
+    return lambda frame: ahead(per_case(frame, metric, "method"), method)
 
 
 def fastest(frame: pd.DataFrame) -> Told:
-    table = frame.groupby("method")["seconds"].mean().sort_values()
-    shown = ", ".join(
-        f"{k} {v:.2f} s" for k, v in table.items() if k in ("FT", "FTL", "ROME", "MEMIT", "PMET", "AlphaEdit", "CTP")
-    )
-    return shown, HOLDS if table["CTP"] <= table[["MEMIT", "PMET", "AlphaEdit"]].min() else FAILS
+    each = frame[frame["step"] > 0].groupby(["seed", "case", "method"])["seconds"].first().unstack()
+    told = ", ".join(f"{k} {each[k].median():.2f} s" for k in ("FT", "FTL", "ROME", "MEMIT", "PMET", "AlphaEdit", "CTP"))
+    verdicts = {decided(*difference(each[other], each["CTP"])) for other in ("MEMIT", "PMET", "AlphaEdit")}
+    return f"medians: {told}", verdicts.pop() if len(verdicts) == 1 else FAILS if FAILS in verdicts else OPEN
 
 
 def all_layers(frame: pd.DataFrame) -> Told:
@@ -418,24 +413,21 @@ CLAIMS = (
 
 
 def fluency(frame: pd.DataFrame) -> Told:
-    table = per_case(frame, "fluency", "method").mean().sort_values(ascending=False)
-    return ", ".join(
-        f"{k} {100 * v:.0f}" for k, v in table.head(4).items()
-    ) + f"; KNE {100 * table['KNE']:.0f}", HOLDS if table.index[0] == "KNE" else FAILS
+    return ahead(per_case(frame, "fluency", "method"), "KNE")
 
 
 # ------------------------------------------------------------------ files
 
 
 def collect(runs: Path) -> None:
-    """Gather the rows of every run folder whose name begins with a result's name."""
+    """Gather the rows of the run folders named after a result, or after it and a model (layers, layers-toy-gptj)."""
     for name in sorted({claim.data for claim in CLAIMS}):
         folders = [
             path
             for path in sorted(runs.glob(f"{name}*"))
             if (path / "shards").is_dir() and path.name in (name, *(f"{name}-{m.split('/')[-1]}" for m in (*TOYS, *REAL)))
         ]
-        parts = [load_run(folder) for folder in folders]
+        parts = [part for folder in folders if len(part := load_run(folder))]
         if not parts:
             continue
         frame = pd.concat(parts, ignore_index=True)
@@ -459,7 +451,7 @@ def written() -> str:
         "Every claim of ACE, CTP and KNE that can be put as a number, against what was measured. Written by "
         "`python experiments/ledger.py` from `experiments/results/`; made on 2 CPU cores with the bundled models, which are small "
         "(12 layers) and were trained on an invented world: a claim that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the "
-        "other way round. Real models: empty until somebody runs `qv-lens run experiments/<data>.toml --model <name>` and `--collect`s it.",
+        "other way round. Real models: empty until somebody runs the data's file with `--model EleutherAI/gpt-j-6B` or `Qwen/Qwen3-8B` and `--collect`s the folder. `single`, `batch`, `consecutive` and `multihop` are parts of `experiments/editors.toml` (`--set 'protocol=[\"batch\"]'`, `--set 'data=[\"multihop\"]'`); every other name is its own file.",
         "", "| source | claim | statistic | toy-gptj | toy-qwen3 | GPT-J-6B | Qwen3-8B | data | release |", "|" + "---|" * 9,
     ]  # fmt: skip
     count = {HOLDS: 0, FAILS: 0, OPEN: 0}

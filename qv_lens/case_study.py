@@ -253,7 +253,7 @@ def drop(clean: tuple[list[bool], list[float]], now: tuple[list[bool], list[floa
     right, and the mean change of the answers' log-probability."""
     was, hits = clean[0], now[0]
     before, after = sum(was) / len(was), sum(hits) / len(hits)
-    kept = sum(hit for hit, right in zip(hits, was, strict=True) if right) / max(1, sum(was))
+    kept = sum(hit for hit, right in zip(hits, was, strict=True) if right) / sum(was) if any(was) else float("nan")
     return before, after, 100 * (before - after), 1 - kept, (sum(now[1]) - sum(clean[1])) / len(was)
 
 

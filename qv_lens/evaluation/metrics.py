@@ -12,6 +12,7 @@
     fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams (ROME; papers print it times 100)
     ctp_score      mean of edit_success, the same of paraphrases, and locality of neighbours (CTP, EasyEdit)
 
+Aliases count in continuations (`_gen`, `_cot`, `multihop_direct`), not under teacher forcing, which asks for one answer's tokens.
 Teacher forcing flatters: an answer counted by `_acc` need not be what the model would write; `_gen` tells.
 """
 
@@ -48,8 +49,16 @@ def mean(values: Sequence[float | bool]) -> float:
 
 
 def harmonic(values: Sequence[float]) -> float:
-    """The harmonic mean; 0 if any value is (CounterFact's score)."""
-    return 0.0 if any(v == 0 for v in values) else len(values) / sum(1 / v for v in values) if values else nan
+    """The harmonic mean; 0 if any value is (CounterFact's score), NaN if any is not there."""
+    return (
+        nan
+        if any(v != v for v in values)
+        else 0.0
+        if any(v == 0 for v in values)
+        else len(values) / sum(1 / v for v in values)
+        if values
+        else nan
+    )
 
 
 def begins(text: str, accepted: Sequence[str]) -> bool:
@@ -150,7 +159,8 @@ def _prompts_of(case: Case) -> tuple[str, ...]:
 
 
 def _ctp(case: Case, now: Look, before: Look, edited: bool) -> float:
-    generality, kept = mean([t.share for t in now["paraphrase_new"]]), _same(now["near_old"], before["near_old"])
+    near = [name for name in ("near_old", *_groups("locality_")(now)) if now[name]]
+    generality, kept = mean([t.share for t in now["paraphrase_new"]]), mean([_same(now[name], before[name]) for name in near])
     return mean([mean([t.share for t in now["rewrite_new"]]), generality, kept])
 
 
@@ -159,7 +169,7 @@ FORCED: Mapping[str, Metric] = MappingProxyType({
     "efficacy_acc": _right("rewrite_new"), "efficacy_success": _likelier("rewrite_new", "rewrite_old"),
     "edit_success": _share("rewrite_new"),
     "paraphrase_acc": _right("paraphrase_new"), "paraphrase_success": _likelier("paraphrase_new", "paraphrase_old"),
-    "specificity_acc": _right("near_old"), "specificity_success": _likelier("near_old", "near_new"),
+    "specificity_acc": _right("near_old"), "specificity_success": _likelier("rival_old", "rival_new"),
     "multihop_acc": _of_chain, "instance_wise": _instance, "portability": _portability,
     "locality": _locality(_groups("locality_")), "ctp_score": _ctp,
 })  # fmt: skip

@@ -86,7 +86,8 @@ def questions(case: Case) -> dict[str, list[Probe]]:
         groups["paraphrase_old"] += [Probe(p.text, fact.answer) for p in asked] if known else []
     if isinstance(case, EditCase):
         groups["near_old"] = [_probe(f) for f in case.neighbours]
-        groups["near_new"] = [Probe(f.text, case.request.new) for f in case.neighbours if f.answer != case.request.new]
+        rivals = [f for f in case.neighbours if f.answer != case.request.new]  # others have no wrong answer to compare with
+        groups["rival_old"], groups["rival_new"] = [_probe(f) for f in rivals], [Probe(f.text, case.request.new) for f in rivals]
         groups["onward_old"], groups["onward_new"] = ([_probe(pair[i]) for pair in case.onward] for i in (0, 1))
         for kind, named in (("portability", case.portability), ("locality", case.locality)):
             groups.update({f"{kind}_{name}": list(probes) for name, probes in named})

@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
@@ -77,8 +78,11 @@ def evaluate(
     before = dict(zip(good, _before(lens, [cases[i] for i in good], asked, cache), strict=True))
     depth = len(lens.patches)
     try:
-        steps = _STEPS[protocol](run, cases, good, batch_size, every)
-        rows = [row for step in steps for row in run.rows(cases, before, *step)]
+        way = _single if editor is None else _STEPS[protocol]
+        with closing(
+            way(run, cases, good, batch_size, every)
+        ) as steps:  # its patches are off when this is left, whatever happens
+            rows = [row for step in steps for row in run.rows(cases, before, *step)]
     finally:
         while len(lens.patches) > depth:
             lens.revert()
@@ -146,7 +150,8 @@ class _Run:
         finally:
             while len(self.lens.patches) > depth:
                 self.lens.revert()
-        return total(patches), _Written(_largest(self.lens, patches), (time.perf_counter() - start) / len(case.requests))
+        seconds = (time.perf_counter() - start) / len(case.requests)
+        return total(patches), _Written(_largest(self.lens, patches), seconds)
 
     def rows(
         self, cases: Sequence[Case], before: dict[int, Look], step: int, index: Sequence[int], written: Callable[[int], _Written]
@@ -169,7 +174,7 @@ def _row(i: int, case: Case, step: int, name: str, values: tuple[float, float], 
 Step = tuple[int, Sequence[int], Callable[[int], _Written]]
 
 
-def _single(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Iterator[Step]:
+def _single(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Generator[Step, None, None]:
     if run.editor is None:
         for at in range(0, len(good), batch_size):
             yield 0, good[at : at + batch_size], lambda i: _Written()
@@ -185,7 +190,7 @@ def _single(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, 
             yield 1, [i], lambda i, written=written: written
 
 
-def _batch(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Iterator[Step]:
+def _batch(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Generator[Step, None, None]:
     for chunk in _bar(_compatible(cases, good, batch_size), run, "batch"):
         requests = [request for i in chunk for request in cases[i].requests]
         start = time.perf_counter()
@@ -195,12 +200,15 @@ def _batch(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, e
             run.skipped.update(dict.fromkeys(chunk, str(error)))
             yield len(chunk), chunk, lambda i: _Written(nan, nan)
             continue
-        written = _Written(_largest(run.lens, [patch]), (time.perf_counter() - start) / len(requests))
+        seconds = (time.perf_counter() - start) / len(requests)
+        written = _Written(_largest(run.lens, [patch]), seconds)
         with run.lens.patched(patch):
             yield len(chunk), chunk, lambda i, written=written: written
 
 
-def _consecutive(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Iterator[Step]:
+def _consecutive(
+    run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None
+) -> Generator[Step, None, None]:
     """One patch is in force at a time, the sum of all edits so far: memory does not grow with their number."""
     patches: list[Patch] = []
     written: dict[int, _Written] = {}
@@ -214,11 +222,11 @@ def _consecutive(run: _Run, cases: Sequence[Case], good: list[int], batch_size: 
         except EditError as error:
             run.skipped[i], written[i] = str(error), _Written(nan, nan)
         if count == len(good) or (every and count % every == 0):
-            norm = _largest(run.lens, patches)
+            norm = _largest(run.lens, patches, applied=True)
             yield count, good[:count], lambda i, norm=norm: _Written(norm, written[i].seconds)
 
 
-_STEPS: dict[str, Callable[[_Run, Sequence[Case], list[int], int, int | None], Iterator[Step]]] = {
+_STEPS: dict[str, Callable[[_Run, Sequence[Case], list[int], int, int | None], Generator[Step, None, None]]] = {
     "single": _single, "batch": _batch, "consecutive": _consecutive,
 }  # fmt: skip
 
@@ -256,12 +264,16 @@ def total(patches: Sequence[Patch]) -> Patch:
     return Patch(deltas, patches[0].fingerprint, patches[-1].info)
 
 
-def _largest(lens: Lens, patches: Sequence[Patch]) -> float:
-    """The largest ||dW|| / ||W|| of all that the patches write together, W the weights they are written to."""
+def _largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> float:
+    """The largest ||dW|| / ||W|| of all that the patches write together, W the weights without them (`applied`: they are
+    in the weights now)."""
     if not patches:
         return 0.0
     both = total(patches)
-    sizes = [(delta.norm(), float(lens.parameter(*key).double().norm())) for key, delta in both.deltas.items()]
+    sizes = []
+    for key, delta in both.deltas.items():
+        weight = lens.parameter(*key).double()
+        sizes.append((delta.norm(), float((weight - delta.dense().to(weight.device) if applied else weight).norm())))
     return max((a / b if b else float(a > 0) * float("inf") for a, b in sizes if a), default=0.0)
 
 

@@ -11,7 +11,7 @@
     plain         {"prompt" with {}, "subject", "answer"} and, if there, "category", "relation"    -> Fact
 
 A record that is none is refused with its number, field and reason: `read` raises, or with `skip=True` reports it.
-Keys that nothing here reads are kept in `extra`.
+Keys of edits that nothing here reads are kept in the case's `extra`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def read(source: str | Path, format: str | None = None, *, skip: bool = False) -
 
 def parse(records: list[Any], format: str | None = None, *, source: str | Path = "records", skip: bool = False) -> Read:
     """As `read`, of records already in memory."""
+    if not records:
+        raise FactError(f"{source} holds no records.")
     kind = _format(records, source) if format is None else format
     if kind not in _READERS:
         raise unknown("Format", kind, _READERS, error=FactError)

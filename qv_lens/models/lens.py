@@ -108,12 +108,8 @@ class Lens:
         """Hash of all weights as they are now and of the interventions in force: what results on disk are kept by."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(repr((self.name, self.prepend_bos, self._in_force)).encode())
-        names = ("W_in", "W_out", "W_O", "W_Q", "W_K", "W_V", *(("W_gate",) if self.backend_adapter.gated else ("b_in", "b_out")))
-        for layer in range(self.n_layers):
-            for name in names:
-                digest.update(checksum(self.parameter(layer, name)))
-        for weight in (self.backend_adapter.embedding(), self.backend_adapter.unembed()[0]):
-            digest.update(checksum(weight))
+        for name, weight in self.model.named_parameters():
+            digest.update(name.encode() + checksum(weight))
         return digest.hexdigest()
 
     @cached_property

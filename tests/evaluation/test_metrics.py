@@ -35,7 +35,7 @@ BEFORE = Look(
     {
         "rewrite_new": (told([1, 9], [1, 2], -4.0),), "rewrite_old": (told([3], [3], -0.5),),
         "paraphrase_new": (told([5, 5], [1, 2], -4.0),), "paraphrase_old": (told([3], [3], -0.5),),
-        "near_old": (told([3], [3], -0.1), told([3], [3], -0.2)), "near_new": (told([3], [1], -2.0), told([3], [1], -2.0)),
+        "near_old": (told([3], [3], -0.1), told([3], [3], -0.2)),
         "portability_Reasoning": (told([7], [8]), told([7], [7])), "portability_Subject_Aliasing": (told([1], [2]),),
         "locality_Relation_Specificity": (told([4, 6], [4, 5]),),
     }
@@ -44,7 +44,8 @@ AFTER = Look(
     {
         "rewrite_new": (told([1, 2], [1, 2], -0.1),), "rewrite_old": (told([1], [3], -3.0),),
         "paraphrase_new": (told([1, 5], [1, 2], -1.0),), "paraphrase_old": (told([3], [3], -0.5),),
-        "near_old": (told([3], [3], -0.1), told([1], [3], -2.0)), "near_new": (told([3], [1], -2.0), told([1], [1], -1.0)),
+        "near_old": (told([3], [3], -0.1), told([1], [3], -2.0)), "rival_old": (told([3], [3], -0.1), told([1], [3], -2.0)),
+        "rival_new": (told([3], [1], -2.0), told([1], [1], -1.0)),
         "portability_Reasoning": (told([8], [8]), told([7], [7])), "portability_Subject_Aliasing": (told([1], [2]),),
         "locality_Relation_Specificity": (told([4, 5], [4, 5]),),
     },
@@ -59,7 +60,7 @@ def test_every_metric_by_hand():
         "specificity_acc": 0.5, "specificity_success": 0.5, "portability_Reasoning": 1.0, "portability_Subject_Aliasing": 0.0,
         "portability": 0.5,  # the mean of the groups' means, not of the probes
         "locality_Relation_Specificity": 0.5, "locality": 0.5,  # agreement with what was said before, not with the truth
-        "ctp_score": (1.0 + 0.5 + 0.5) / 3, "efficacy_gen": 1.0,
+        "ctp_score": (1.0 + 0.5 + (0.5 + 0.5) / 2) / 3, "efficacy_gen": 1.0,
     }  # fmt: skip
     for name, value in expected.items():
         assert got[name] == pytest.approx(value), name
@@ -120,6 +121,7 @@ def test_ngram_entropy_against_another_way():
 def test_scores_are_harmonic_means_of_means():
     assert harmonic([1.0, 0.5, 0.25]) == pytest.approx(3 / (1 + 2 + 4))
     assert harmonic([1.0, 0.0]) == 0.0
+    assert math.isnan(harmonic([0.0, math.nan]))
     rows = [
         (c, 1, m, 0.0, v) for c in (0, 1) for m, v in (("efficacy_acc", 1.0), ("paraphrase_acc", c), ("specificity_acc", 0.5))
     ]
@@ -149,6 +151,6 @@ def test_what_is_told_equals_hugging_face_one_by_one(kind, backend):
 def test_questions_say_what_is_asked():
     groups = questions(CASE)
     assert [p.answer for p in groups["rewrite_new"] + groups["rewrite_old"]] == ["football", "basketball"]
-    assert {p.answer for p in groups["near_new"]} == {"football"}
+    assert {p.answer for p in groups["rival_new"]} == {"football"}
     assert "onward_new" not in groups
     assert set(GENERATED) == {"efficacy_gen", "multihop_cot", "multihop_cot_rate", "multihop_direct", "fluency"}

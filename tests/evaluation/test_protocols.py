@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import json
 import math
 import random
@@ -41,13 +43,14 @@ def test_consecutive_keeps_every_edit_in_force(tiny):
     """Asked at the end, it equals asking a model with all patches applied by hand."""
     lens, statistics = tiny
     before = weights(lens)
+    editor = dataclasses.replace(EDITORS[0], steps=20, lr=1.0, clamp=8.0, lam=0.01)  # strong enough to show
     names = ["efficacy_acc", "efficacy_success", "edit_success", "paraphrase_success", "specificity_acc", "specificity_success"]
     options = {"statistics": statistics, "templates": ("{}",)}
-    frame = evaluate(lens, CASES, names, EDITORS[0], "consecutive", every=2, **options)
+    frame = evaluate(lens, CASES, names, editor, "consecutive", every=2, **options)
     assert sorted(frame["step"].unique()) == [2, 4]
     assert same(lens, before)
     for case in CASES:
-        lens.apply(qv.edit(lens, case.request, EDITORS[0], **options))
+        lens.apply(qv.edit(lens, case.request, editor, **options))
     by_hand = evaluate(lens, CASES, names)
     for _ in CASES:
         lens.revert()
@@ -174,3 +177,28 @@ def _read(records):
         path = Path(folder) / "records.json"
         path.write_text(json.dumps(records))
         return read(path).cases
+
+
+def test_a_patch_applied_after_a_failure_stays(tiny, monkeypatch):
+    """An evaluation that failed must not take anything back later, when it is collected."""
+    lens, statistics = tiny
+    look, count = protocols.look, []
+
+    def failing(*args):
+        count.append(1)
+        if len(count) == 2:
+            raise RuntimeError("in the middle")
+        return look(*args)
+
+    monkeypatch.setattr(protocols, "look", failing)
+    with pytest.raises(RuntimeError) as caught:
+        evaluate(lens, CASES, ["efficacy_acc"], EDITORS[0], statistics=statistics)
+    patch = qv.edit(lens, REQUESTS[0], EDITORS[0], statistics=statistics)
+    lens.apply(patch)
+    del caught
+    gc.collect()
+    assert lens.patches == (patch,)
+    lens.revert()
+    monkeypatch.setattr(protocols, "look", look)
+    unedited = evaluate(lens, CASES, ["specificity_acc"], protocol="batch")  # no editor: the unedited model alone
+    assert unedited["after"].tolist() == unedited["before"].tolist()

@@ -32,7 +32,7 @@ from qv_lens.evaluation.probes import Generation
 from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, evaluate, summary
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read
-from qv_lens.facts.records import Case
+from qv_lens.facts.records import Case, MultiHopCase
 from qv_lens.models.lens import Lens
 from qv_lens.plots import method_bars
 from qv_lens.sweeps.config import Recipe
@@ -77,7 +77,7 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
     needs = editor is not None and any(hasattr(editor, name) for name in ("lam", "mom2_adjustment", "soften", "threshold"))
     statistics = context.once(("C0", task.text, task.documents), lambda: _statistics(lens, task)) if needs else None
     frame = evaluate(
-        lens, cases, _metrics(task), editor, protocol, task.seed, statistics=statistics, batch_size=task.batch_size,
+        lens, cases, _metrics(task, cases), editor, protocol, task.seed, statistics=statistics, batch_size=task.batch_size,
         every=task.curve or None, generation=Generation(blocks=blocks),
     )  # fmt: skip
     written = {
@@ -95,11 +95,18 @@ def drawn(task: Comparison) -> tuple[list[Case], tuple[str, ...]]:
         return list(worldrecords.edit_cases(world, task.count, 2000 + task.seed)), blocks
     if task.data == "multihop":
         cases = parse(worldrecords.mquake(world, task.count, 2000 + task.seed)).cases
-        return list(cases), blocks or tuple(worldrecords.cot_blocks(world, SHOTS, (), rng))
+        return list(cases), blocks or tuple(worldrecords.cot_blocks(world, SHOTS, _named(cases), rng))
     found = list(read(task.data, skip=True).cases)
     if not found:
         raise ConfigError(f"{task.data} holds no edits.")
     return rng.sample(found, min(task.count, len(found))), blocks
+
+
+def _named(cases: Sequence[Case]) -> set[str]:
+    """Every entity that a case's edits and hops name: no worked example may tell of it."""
+    names = {text for case in cases for r in case.requests for text in (r.fact.subject, r.fact.answer, r.new)}
+    hops = [hop for case in cases if isinstance(case, MultiHopCase) for hop in (*case.hops, *case.new_hops)]
+    return names | {hop.answer for hop in hops}
 
 
 def _text(path: str) -> str:
@@ -110,10 +117,10 @@ def _text(path: str) -> str:
         raise ConfigError(f"Cannot read {path}: {error}.") from error
 
 
-def _metrics(task: Comparison) -> list[str]:
+def _metrics(task: Comparison, cases: Sequence[Case]) -> list[str]:
     if task.metrics:
         return list(task.metrics)
-    if task.data == "multihop":
+    if isinstance(cases[0], MultiHopCase):
         return [
             "efficacy_acc",
             "efficacy_success",
@@ -147,7 +154,7 @@ def chosen(lens: Lens, task: Comparison, cases: Sequence[Case], context: Context
         return editor
     if not isinstance(editor, ACE):
         raise ConfigError(f"layers, skip and edited choose ACE's layers; {task.method} has none of query and value.")
-    located = context.once(("located", task.data, task.seed), lambda: _located(lens, task, cases))
+    located = context.once(("located", task.data, task.count, task.seed), lambda: _located(lens, task, cases))
     value, query = _pick(lens, task, located)
     return replace(editor, value_layers=value, query_layers=query)
 
@@ -195,7 +202,7 @@ def table(frame: pd.DataFrame, by: Sequence[str] = ("model", "data", "protocol",
     """Means with 95% intervals over all seeds' cases, one column per metric, and multi-hop accuracy by number of edits."""
     frame = frame.assign(case=frame["case"].astype(str) + ":" + frame["seed"].astype(str))
     out = summary(frame, list(by))
-    chains = frame[frame["metric"].eq("multihop_cot") & frame["data"].eq("multihop")]
+    chains = frame[frame["metric"].eq("multihop_cot")]
     if len(chains):
         parts = summary(chains.assign(metric="multihop_cot_" + chains["edits"].astype(str)), list(by))
         out = pd.concat([out, parts], ignore_index=True)
