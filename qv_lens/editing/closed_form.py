@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 
 from qv_lens.editing.edit import Deltas, Job
-from qv_lens.editing.keys import Average, Prompts, clean_values, mean_over_contexts, read, rows_of
+from qv_lens.editing.keys import Average, Prompts, Rows, clean_values, contexts, mean_over_contexts, read, rows_of
 from qv_lens.editing.solve import Metric, identity, inverse_of, null_space, null_space_metric, prune, rect, solve
-from qv_lens.editing.targets import Search, search
+from qv_lens.editing.targets import Ahead, Search, Targets, search
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import FACT_TOKENS, FactToken
@@ -71,8 +71,8 @@ class Solver:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search:
-    """Settings of the search of z*, shared by all methods; defaults are MEMIT's for GPT-J."""
+class ClosedForm:
+    """A method is its plan (passes) and its solver. Fields: the search of z*, shared by all; defaults are MEMIT's for GPT-J."""
 
     steps: int = 25
     lr: float = 0.5
@@ -80,6 +80,19 @@ class _Search:
     clamp: float = 0.75
     kl: float = 0.0625
     fact_token: FactToken = "subject_last"
+    batch = None  # how many requests are edited together where `edit` does not say (None: all)
+    style = "memit"  # of the sampled contexts
+    prefix = ""
+
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        """The passes. Raises `EditError` for layers that the model does not have."""
+        raise NotImplementedError
+
+    def solver(self, job: Job) -> Solver:
+        raise NotImplementedError
+
+    def deltas(self, job: Job) -> Deltas:
+        return sweep(job, self, self.plan(job.lens), self.solver(job))
 
     def at(self, *sites: str, drop: bool = False) -> Search:
         if self.fact_token not in FACT_TOKENS:
@@ -100,7 +113,7 @@ class _Search:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ROME(_Search):
+class ROME(ClosedForm):
     """Rank-one model editing (Meng et al. 2022): one layer, one fact at a time. Defaults: GPT-J's, of the authors' release.
 
     `mom2_adjustment=False` takes C0 = I, as EasyEdit ships it.
@@ -111,15 +124,19 @@ class ROME(_Search):
     clamp: float = 4.0
     mom2_adjustment: bool = True
     read_clean = True
+    batch = 1
+    style = "rome"
 
-    def deltas(self, job: Job) -> Deltas:
-        layer, lens = job.lens.check_layer(self.layer), job.lens
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        layer = lens.check_layer(self.layer)
         one = Pass(
             ((layer,),), self.at(lens.backend_adapter.mlp_out(layer)), "linear", self.fact_token, average="mean",
             read_clean=self.read_clean, mean_value=not self.read_clean,
         )  # fmt: skip
-        metric = _inverses(job) if self.mom2_adjustment else lambda layer, module: identity
-        return sweep(job, (one,), Solver(metric, lambda n: 0.0), batch=1, style="rome")
+        return (one,)
+
+    def solver(self, job: Job) -> Solver:
+        return Solver(_inverses(job) if self.mom2_adjustment else lambda layer, module: identity, lambda n: 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,19 +147,21 @@ class RROME(ROME):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMMET(_Search):
+class EMMET(ClosedForm):
     """Equality-constrained mass editing (Gupta et al. 2024): MEMIT's z*, W K = V exactly (softened by 0.1 for several facts)."""
 
     layers: Group = (5,)
     soften: float = 0.1
 
-    def deltas(self, job: Job) -> Deltas:
-        solver = Solver(_inverses(job), lambda n: self.soften if n > 1 else 0.0)
-        return sweep(job, (self.spread(job.lens, self.layers),), solver)
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        return (self.spread(lens, self.layers),)
+
+    def solver(self, job: Job) -> Solver:
+        return Solver(_inverses(job), lambda n: self.soften if n > 1 else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MEMIT(_Search):
+class MEMIT(ClosedForm):
     """Mass-editing memory in a transformer (Meng et al. 2023). Defaults: GPT-J's, of the authors' release.
 
     `lam` multiplies the mean second moment C0. `fact_token`: where the fact is written.
@@ -151,8 +170,11 @@ class MEMIT(_Search):
     layers: Group = (3, 4, 5, 6, 7, 8)
     lam: float = 15000.0
 
-    def deltas(self, job: Job) -> Deltas:
-        return sweep(job, (self.spread(job.lens, self.layers),), Solver(_inverses(job), lambda n: self.lam))
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        return (self.spread(lens, self.layers),)
+
+    def solver(self, job: Job) -> Solver:
+        return Solver(_inverses(job), lambda n: self.lam)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +198,7 @@ class PRUNE(MEMIT):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaEdit(_Search):
+class AlphaEdit(ClosedForm):
     """AlphaEdit (Fang et al. 2025): updates projected into the null space of C0. Defaults: GPT-J's, of the authors' release.
 
     `threshold`: eigenvalues of C0 below it span the null space. It depends on the model's scale; the patch records the
@@ -187,9 +209,12 @@ class AlphaEdit(_Search):
     threshold: float = 2e-2
     L2: float = 10.0
 
-    def deltas(self, job: Job) -> Deltas:
-        one = self.spread(job.lens, self.layers)
-        P = {layer: null_space(job.moments().of(job.lens, layer).to(job.lens.device), self.threshold) for layer in one.groups[0]}
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        return (self.spread(lens, self.layers),)
+
+    def solver(self, job: Job) -> Solver:
+        lens, C0 = job.lens, job.moments()
+        P = {layer: null_space(C0.of(lens, layer).to(lens.device), self.threshold) for layer in self.plan(lens)[0].groups[0]}
         job.notes["rank_of_P"] = {str(layer): round(float(p.trace())) for layer, p in P.items()}
         if not all(job.notes["rank_of_P"].values()):
             raise EditError(f"No eigenvalue of C0 lies below threshold={self.threshold}: nothing could be written. Raise it.")
@@ -199,12 +224,11 @@ class AlphaEdit(_Search):
             for layer, found in keys.items():
                 earlier[layer] += found
 
-        solver = Solver(lambda layer, module: null_space_metric(P[layer], earlier[layer], self.L2), lambda n: 1.0, learn)
-        return sweep(job, (one,), solver)
+        return Solver(lambda layer, module: null_space_metric(P[layer], earlier[layer], self.L2), lambda n: 1.0, learn)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PMET(_Search):
+class PMET(ClosedForm):
     """Precise model editing in a transformer (Li et al. 2024). Defaults: GPT-J's, of the authors' release.
 
     `attention` also writes W_O, from attention's own delta (statistics with modules=("ffn", "attn")).
@@ -217,14 +241,15 @@ class PMET(_Search):
     lam: float = 6000.0
     attention: bool = False
 
-    def deltas(self, job: Job) -> Deltas:
-        modules = ("attn", "ffn") if self.attention else ("ffn",)
-        one = self.two_deltas(job.lens, (self.layers,), modules=modules)
-        return sweep(job, (one,), Solver(_inverses(job), lambda n: self.lam))
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        return (self.two_deltas(lens, (self.layers,), modules=("attn", "ffn") if self.attention else ("ffn",)),)
+
+    def solver(self, job: Job) -> Solver:
+        return Solver(_inverses(job), lambda n: self.lam)
 
 
 @dataclass(frozen=True, kw_only=True)
-class IFMET(_Search):
+class IFMET(ClosedForm):
     """IFMET (Zhang et al. 2024, no public code): shallow layers on the request, then deep layers on multi-hop prompts.
 
     The second pass reads `request.via` (multi-hop prompts that end at the fact) at the last token; a request without any
@@ -238,14 +263,16 @@ class IFMET(_Search):
     kl: float = 1.0
     lam: float = 6000.0
 
-    def deltas(self, job: Job) -> Deltas:
-        shallow = self.two_deltas(job.lens, (self.layers,))
-        deep = self.two_deltas(job.lens, (self.deep_layers,), fact_token="last", prompts="via")
-        return sweep(job, (shallow, deep), Solver(_inverses(job), lambda n: self.lam))
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        deep = self.two_deltas(lens, (self.deep_layers,), fact_token="last", prompts="via")
+        return self.two_deltas(lens, (self.layers,)), deep
+
+    def solver(self, job: Job) -> Solver:
+        return Solver(_inverses(job), lambda n: self.lam)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ACE(_Search):
+class ACE(ClosedForm):
     """Attribution-controlled editing: query layers and value layers, chosen by `qv.locate` or by hand.
 
     Defaults: GPT-J's, of the official release: one search of z* at the last value layer, on the request's own prompt, then
@@ -287,22 +314,27 @@ class ACE(_Search):
         """The released code as it runs: attention written as well, one flat list of layers, one request after another."""
         return cls(attention=True, groups=False)
 
-    def deltas(self, job: Job) -> Deltas:
-        lens, (query, value) = job.lens, self._layers(job.lens)
+    @property
+    def batch(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return None if self.joint else 1
+
+    def solver(self, job: Job) -> Solver:
+        return Solver(_inverses(job), lambda n: self.lam)
+
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        query, value = self._layers(lens)
         modules = ("attn", "ffn") if self.attention else ("ffn",)
         token = self.value_token or self.fact_token
         if self.passes == "two":
             first = self.two_deltas(lens, (query,), modules=modules) if query else None
             second = self.two_deltas(lens, (value,), modules=modules, fact_token=token, prompts=self.value_prompts)
-            plan = tuple(p for p in ((first, second) if self.order == "query first" else (second, first)) if p is not None)
-        else:
-            if self.value_prompts != "rewrite" or token != self.fact_token or self.order != "query first":
-                raise EditError(
-                    "One search serves both groups in one ascending sweep; own prompts, tokens and order need passes='two'."
-                )
-            groups = (query, value) if query else (value,)
-            plan = (self.two_deltas(lens, groups if self.groups else (tuple({*query, *value}),), modules=modules),)
-        return sweep(job, plan, Solver(_inverses(job), lambda n: self.lam), batch=None if self.joint else 1, prefix=self.prefix)
+            return tuple(p for p in ((first, second) if self.order == "query first" else (second, first)) if p is not None)
+        if self.value_prompts != "rewrite" or token != self.fact_token or self.order != "query first":
+            raise EditError(
+                "One search serves both groups in one ascending sweep; own prompts, tokens and order need passes='two'."
+            )
+        groups = (query, value) if query else (value,)
+        return (self.two_deltas(lens, groups if self.groups else (tuple({*query, *value}),), modules=modules),)
 
     def _layers(self, lens: Lens) -> tuple[Group, Group]:
         """Query and value layers that exist and can reach z*; what is dropped is warned of."""
@@ -325,27 +357,42 @@ class ACE(_Search):
 # ------------------------------------------------------------------ the loop
 
 
-def sweep(
-    job: Job, passes: tuple[Pass, ...], solver: Solver, *, batch: int | None = None, style: str = "memit", prefix: str = ""
-) -> Deltas:
+def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver) -> Deltas:
     """Run the passes over the batches; writes as it goes and returns the sum of the deltas by weight."""
-    templates, parts = tuple(prefix + template for template in job.prefixes(style)), {}
-    for requests in job.batches(batch):
+    templates, parts = tuple(editor.prefix + template for template in job.prefixes(editor.style)), {}
+    for requests in job.batches(editor.batch):
         keys: dict[int, list[Tensor]] = {}
         for one in passes:
-            _write(job, requests, one, solver, templates, parts, keys)
+            rows = rows_of(job.lens, requests, templates, one.fact_token, one.prompts)
+            if job.ahead is not None and not parts:  # nothing is written yet
+                targets = job.ahead.of(requests)
+            else:
+                targets = search(job.lens, requests, rows, one.fact_token, one.search)
+            _write(job, rows, targets, one, solver, parts, keys)
         solver.learn(keys)
     return {key: Delta.total(found) for key, found in parts.items()}
 
 
+def search_ahead(
+    lens: Lens, requests: Sequence[EditRequest], editor: ClosedForm, *, templates: Sequence[str] | None = None, seed: int = 0
+) -> Ahead:
+    """z* of many requests that will each be edited on the weights as they are now, in one search: `edit(..., ahead=)`.
+
+    Raises `EditError` and `FactError` as `edit` does.
+    """
+    used = contexts(lens, seed, editor.style) if templates is None else tuple(templates)
+    one, batch = editor.plan(lens)[0], list(dict.fromkeys(requests))
+    rows = rows_of(lens, batch, [editor.prefix + template for template in used], one.fact_token, one.prompts)
+    found = search(lens, batch, rows, one.fact_token, one.search)
+    return Ahead(editor, lens.fingerprint, tuple(lens.patches), used, {r: found.rows([i]) for i, r in enumerate(batch)})
+
+
 def _write(
-    job: Job, requests: list[EditRequest], one: Pass, solver: Solver, templates: Sequence[str],
+    job: Job, rows: Rows, targets: Targets, one: Pass, solver: Solver,
     parts: dict[tuple[int, str], list[Delta]], keys: dict[int, list[Tensor]],
 ) -> None:  # fmt: skip
-    lens, backend = job.lens, job.lens.backend_adapter
-    rows = rows_of(lens, requests, templates, one.fact_token, one.prompts)
-    targets = search(lens, requests, rows, one.fact_token, one.search)
-    job.losses += [[list(step[i]) for step in targets.losses] for i in range(len(requests))]
+    lens, backend, count = job.lens, job.lens.backend_adapter, len(rows.clean)
+    job.losses += [[list(step[i]) for step in targets.losses] for i in range(count)]
     steps = [(group, i) for group in one.groups for i in range(len(group))]
     lowest = min(layer for group in one.groups for layer in group)
     with torch.no_grad():
@@ -367,7 +414,7 @@ def _write(
                 z = targets.z_of[0 if module == "ffn" else 1]
                 R = (z - cur.double()).T / (left if one.share == "linear" else sqrt(left))
                 mean, bare = K[module]
-                delta = solve(solver.metric(layer, module), mean, R, solver.eps(len(requests)), bare if one.read_clean else None)
+                delta = solve(solver.metric(layer, module), mean, R, solver.eps(count), bare if one.read_clean else None)
                 name = "W_out" if module == "ffn" else "W_O"
                 job.write(layer, name, delta)
                 parts.setdefault((layer, name), []).append(delta)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
+from qv_lens.editing.targets import Ahead
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
 from qv_lens.models.backend import versions
@@ -41,6 +42,7 @@ class Job:
     statistics: Statistics | None
     templates: tuple[str, ...] | None
     seed: int
+    ahead: Ahead | None = None
     losses: list[Any] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     saved: dict[tuple[int, str], Tensor] = field(default_factory=dict)
@@ -97,12 +99,14 @@ def edit(
     seed: int = 0,
     batch_size: int | None = None,
     held_out: Sequence[str] = (),
+    ahead: Ahead | None = None,
 ) -> Patch:
     """Compute an edit as a Patch; the lens is left as it was, bit for bit, also after an exception.
 
     `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`; None samples them from the
     model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
     `held_out`: texts on which the entropy of the next token is measured before and after, and recorded.
+    `ahead`: z* that were searched for many edits of the same weights together (`closed_form.search_ahead`).
 
     Warns where weights or entropy leave their range: a model about to collapse.
     Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests, `FactError` for
@@ -115,7 +119,10 @@ def edit(
         raise EditError(f"batch_size must be at least 1, got {batch_size}.")
     check_requests(batch)
     fingerprint = lens.fingerprint
-    job = Job(lens, batch, batch_size, statistics, None if templates is None else tuple(templates), seed)
+    if ahead is not None:
+        ahead.check(lens, editor, templates)
+        templates = ahead.templates
+    job = Job(lens, batch, batch_size, statistics, None if templates is None else tuple(templates), seed, ahead)
     try:
         deltas = editor.deltas(job)
     finally:

@@ -14,7 +14,7 @@ every prompt of its fact, the KL prompt included, and minimises (MEMIT; ACE Eq. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import FactToken, tokenize
 from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.patch import Patch
 
 STOP = 0.05  # L below which a fact is done (MEMIT)
 KL_STOP = 0.01
@@ -57,6 +58,49 @@ class Targets:
     def z(self) -> Float[Tensor, "fact d_model"]:
         """z* of the first site."""
         return self.z_of[0]
+
+    def rows(self, index: Sequence[int]) -> Targets:
+        """Those of some facts."""
+        return Targets(tuple(z[list(index)] for z in self.z_of), tuple(tuple(step[i] for i in index) for step in self.losses))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Targets]) -> Targets:
+        """Those of several searches with one number of steps."""
+        losses = zip(*(part.losses for part in parts), strict=True)
+        return cls(
+            tuple(torch.cat(z) for z in zip(*(part.z_of for part in parts), strict=True)),
+            tuple(tuple(fact for part in step for fact in part) for step in losses),
+        )
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """z* of requests that are edited one by one on the same weights, searched together. It knows what it was searched
+    for and on, and serves nothing else: the editor, the model, the patches in force, the contexts."""
+
+    editor: object
+    fingerprint: str
+    patches: tuple[Patch, ...]
+    templates: tuple[str, ...]
+    found: Mapping[EditRequest, Targets]
+
+    def check(self, lens: Lens, editor: object, templates: Sequence[str] | None) -> None:
+        """Raise `EditError` unless this was searched for that editor on the weights as they are."""
+        same = len(lens.patches) == len(self.patches) and all(a is b for a, b in zip(lens.patches, self.patches, strict=False))
+        for right, what in (
+            (self.editor == editor, "with another editor"),
+            (self.fingerprint == lens.fingerprint and same, "on other weights"),
+            (templates is None or tuple(templates) == self.templates, "in other contexts"),
+        ):
+            if not right:
+                raise EditError(f"These targets were searched {what}: search again (closed_form.search_ahead).")
+
+    def of(self, requests: Sequence[EditRequest]) -> Targets:
+        """Raises `EditError` for a request that was not searched."""
+        missing = [r.fact.text for r in requests if r not in self.found]
+        if missing:
+            raise EditError(f"No target was searched for {missing[0]!r}: name it in closed_form.search_ahead.")
+        return Targets.joined([self.found[r] for r in requests])
 
 
 def search(lens: Lens, requests: Sequence[EditRequest], rows: Rows, token: FactToken, settings: Search) -> Targets:

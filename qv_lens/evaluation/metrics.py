@@ -5,12 +5,12 @@
     specificity    neighbours keep their own answer                           (mean log-probability of their tokens)
     multihop       prompts over the edited fact                   `_gen`      the greedy continuation begins with the answer
 
-    edit_success   share of the new answer's tokens that are the argmax (ZsRE, KnowEdit)
+    edit_success   share of the new answer's tokens that are the argmax; `generality`: the same in other words (ZsRE, KnowEdit)
     portability    mean over its groups of that share; locality: share of tokens whose argmax is what it was (KnowEdit)
     instance_wise  all hops of the new chain are right (MQuAKE); its edit-wise accuracy is efficacy_acc
     multihop_cot   any of a case's questions is answered right behind worked examples; `_cot_rate`: share of the questions
     fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams (ROME; papers print it times 100)
-    ctp_score      mean of edit_success, the same of paraphrases, and locality of neighbours (CTP, EasyEdit)
+    ctp_score      mean of edit_success, generality, and locality of neighbours (CTP, EasyEdit)
 
 Aliases count in continuations (`_gen`, `_cot`, `multihop_direct`), not under teacher forcing, which asks for one answer's tokens.
 Teacher forcing flatters: an answer counted by `_acc` need not be what the model would write; `_gen` tells.
@@ -167,7 +167,7 @@ def _ctp(case: Case, now: Look, before: Look, edited: bool) -> float:
 #: teacher-forced metrics: one pass over a case's probes
 FORCED: Mapping[str, Metric] = MappingProxyType({
     "efficacy_acc": _right("rewrite_new"), "efficacy_success": _likelier("rewrite_new", "rewrite_old"),
-    "edit_success": _share("rewrite_new"),
+    "edit_success": _share("rewrite_new"), "generality": _share("paraphrase_new"),
     "paraphrase_acc": _right("paraphrase_new"), "paraphrase_success": _likelier("paraphrase_new", "paraphrase_old"),
     "specificity_acc": _right("near_old"), "specificity_success": _likelier("rival_old", "rival_new"),
     "multihop_acc": _of_chain, "instance_wise": _instance, "portability": _portability,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
-from qv_lens.facts.prompts import cot_prompt
+from qv_lens.facts.prompts import answered, cot_prompt
 from qv_lens.facts.records import UNKNOWN, Asked, Case, EditCase, Hop, MultiHopCase, Probe
 from qv_lens.facts.spans import continuation
 from qv_lens.models.lens import Lens, at_least_float32
@@ -166,4 +166,6 @@ def _continued(lens: Lens, prompts: Sequence[str], kind: str, generation: Genera
         return []
     if kind == "fluency":
         return lens.generate(list(prompts), generation.fluency_tokens, top_k=generation.top_k, seed=generation.seed)
-    return lens.generate(list(prompts), generation.thought_tokens if kind == "cot" else generation.answer_tokens)
+    if kind == "cot":
+        return lens.generate(list(prompts), generation.thought_tokens, enough=answered)
+    return lens.generate(list(prompts), generation.answer_tokens)

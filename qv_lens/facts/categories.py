@@ -1,7 +1,7 @@
 """The knowledge categories that ACE analyses, by relation id, and an optional labeller.
 
-ACE names eight (section 3): Nationality, Continent, Language, Capital, Leadership, Author, Sports Team, Company Founder,
-labelled there by GPT-4o. Here a relation's Wikidata id decides, which needs no model and is the same every time. Who wants
+ACE names eight (section 3): Nationality, Continent, Language, Capital, Leadership, Author, Sports Team (here: sport, as the
+bundled world says), Company Founder (founder), labelled there by GPT-4o. Here a relation's Wikidata id decides, which needs no model and is the same every time. Who wants
 labels from a model passes `labelled` a callable; nothing here calls one by itself.
 """
 
@@ -16,13 +16,13 @@ from qv_lens.facts.records import EditRequest, Fact
 CATEGORIES: Mapping[str, str] = MappingProxyType({
     "P27": "nationality", "P30": "continent", "P37": "language", "P103": "language", "P364": "language", "P1412": "language",
     "P36": "capital", "P6": "leadership", "P35": "leadership", "P169": "leadership", "P488": "leadership", "P1308": "leadership",
-    "P50": "author", "P54": "sports team", "P641": "sports team", "P112": "company founder",
+    "P50": "author", "P54": "sport", "P641": "sport", "P112": "founder",
 })  # fmt: skip
 
 #: which categories count as related: both ask for a place, or both for a person
 RELATED: tuple[frozenset[str], ...] = (
     frozenset({"nationality", "continent", "capital"}),
-    frozenset({"leadership", "author", "company founder"}),
+    frozenset({"leadership", "author", "founder"}),
 )
 
 

@@ -30,6 +30,11 @@ def parse_answer(continuation: str) -> str | None:
     return rest.split("\n", 1)[0].strip() if found else None
 
 
+def answered(continuation: str) -> bool:
+    """Whether all that `parse_answer` reads is there."""
+    return "\n" in continuation.partition("Answer:")[2]
+
+
 def normalise(text: str) -> str:
     """Case folded, trimmed, outer punctuation taken off: what two answers are compared by."""
     return text.casefold().strip().strip(string.punctuation + " ")

@@ -6,7 +6,7 @@ State: the weights (with the stack of applied patches and the tensors they repla
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -274,9 +274,11 @@ class Lens:
         *,
         top_k: int | None = None,
         seed: int = 0,
+        enough: Callable[[str], bool] | None = None,
     ) -> Any:
         """The continuation of a text, or of each of several (special tokens left out; stops at EOS): greedy, or with
-        `top_k` sampled from the likeliest tokens (`seed`; the draws of a text depend on its place in the list).
+        `top_k` sampled from the likeliest tokens (`seed`; the draws of a text depend on its place in the list). `enough`:
+        whether a continuation so far is all that is wanted.
 
         Without interventions in force it runs on the wrapped Hugging Face model (same weights) with its cache; with
         them, or with hooks of the user's own, on the hooked model without one.
@@ -287,8 +289,12 @@ class Lens:
         step = partial(cached, self.hf) if bare else partial(plain, self.logits)
         sample = None if top_k is None else Sampling(top_k, seed)
         eos = self.tokenizer.eos_token_id
-        out = [r for i in range(0, len(rows), batch_size) for r in step(rows[i : i + batch_size], max_new_tokens, eos, sample)]
-        texts_out = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        done = None if enough is None else lambda ids: enough(decode(ids))
+        out: list[list[int]] = []
+        for i in range(0, len(rows), batch_size):
+            out += step(rows[i : i + batch_size], max_new_tokens, eos, sample, done)
+        texts_out = [decode(ids) for ids in out]
         return texts_out[0] if isinstance(text, str) else texts_out
 
     def _hooked(self) -> bool:

@@ -130,6 +130,21 @@ def test_generation_agrees_with_hugging_face_and_with_itself_under_hooks(kind, b
         assert lens.generate(texts, max_new_tokens=6) == fast
 
 
+def test_generation_stops_where_a_text_says_enough(backend):
+    lens = tiny_lens("gptj", backend)
+    whole = lens.generate(list(PROMPTS), 6)
+    wanted = {text: text[: 1 + i] for i, text in enumerate(whole)}  # the first says enough at once, later ones later
+
+    def enough(text):
+        return any(whole.startswith(text) and len(text) >= len(short) for whole, short in wanted.items())
+
+    short = lens.generate(list(PROMPTS), 6, enough=enough)
+    assert all(a.startswith(b) and enough(b) for a, b in zip(whole, short, strict=True))
+    assert short != whole
+    with lens.intervene(qv.Scale(qv.NeuronSet.of([(0, 0)]), 1.0)):  # without the cache
+        assert lens.generate(list(PROMPTS), 6, enough=enough) == short
+
+
 def test_both_backends_share_one_fingerprint(backend):
     assert tiny_lens("gptj", backend).fingerprint == tiny_lens("gptj", BACKENDS[0]).fingerprint
     assert tiny_lens("qwen3-gqa", backend).fingerprint == tiny_lens("qwen3-gqa", BACKENDS[0]).fingerprint

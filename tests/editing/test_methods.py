@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.editing.closed_form import search_ahead
 from qv_lens.editing.edit import Job
 from qv_lens.editing.keys import contexts, rows_of
 from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, prune, rect, solve
@@ -328,6 +329,27 @@ def test_several_facts_of_one_case_are_edited_each_for_itself():
     with lens.patched(both):
         assert not same(lens, state)
     assert same(lens, state)  # all facts of the case are taken back, not the last alone
+
+
+@pytest.mark.parametrize("editor", EVERY[:12], ids=named)
+@pytest.mark.filterwarnings("ignore:Value layers")
+def test_targets_searched_ahead_are_those_of_each_edit_alone(editor):
+    lens = tiny_lens("gptj")
+    options = {"templates": ("{}", "A city. {}"), "statistics": covariance(lens, TEXTS, range(3), modules=("ffn", "attn"))}
+    ahead = search_ahead(lens, REQUESTS, editor, templates=options["templates"])
+    for request in REQUESTS:
+        alone, served = qv.edit(lens, request, editor, **options), qv.edit(lens, request, editor, ahead=ahead, **options)
+        for key, delta in alone.deltas.items():
+            assert (served.deltas[key].dense() - delta.dense()).norm() <= 1e-8 * delta.norm()
+    other = FACTS[1].to("Quorix")
+    with pytest.raises(qv.QVLensError, match="No target was searched"):
+        qv.edit(lens, other, editor, ahead=ahead, **options)
+    with pytest.raises(qv.QVLensError, match="another editor"):
+        qv.edit(lens, REQUESTS[0], dataclasses.replace(editor, lr=0.1), ahead=ahead, **options)
+    with pytest.raises(qv.QVLensError, match="other contexts"):
+        qv.edit(lens, REQUESTS[0], editor, ahead=ahead, **{**options, "templates": ("{}",)})
+    with lens.patched(alone), pytest.raises(qv.QVLensError, match="other weights"):
+        qv.edit(lens, REQUESTS[0], editor, ahead=ahead, **options)
 
 
 def test_requests_leave_nothing_behind_for_the_next_one():

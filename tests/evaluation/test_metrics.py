@@ -56,7 +56,7 @@ AFTER = Look(
 def test_every_metric_by_hand():
     got = measured(CASE, [*FORCED, "efficacy_gen", "fluency"], AFTER, BEFORE, edited=True)
     expected = {
-        "efficacy_acc": 1.0, "efficacy_success": 1.0, "edit_success": 1.0, "paraphrase_acc": 0.0, "paraphrase_success": 0.0,
+        "efficacy_acc": 1.0, "efficacy_success": 1.0, "edit_success": 1.0, "generality": 0.5, "paraphrase_acc": 0.0, "paraphrase_success": 0.0,
         "specificity_acc": 0.5, "specificity_success": 0.5, "portability_Reasoning": 1.0, "portability_Subject_Aliasing": 0.0,
         "portability": 0.5,  # the mean of the groups' means, not of the probes
         "locality_Relation_Specificity": 0.5, "locality": 0.5,  # agreement with what was said before, not with the truth

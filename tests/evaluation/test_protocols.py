@@ -202,3 +202,11 @@ def test_a_patch_applied_after_a_failure_stays(tiny, monkeypatch):
     monkeypatch.setattr(protocols, "look", look)
     unedited = evaluate(lens, CASES, ["specificity_acc"], protocol="batch")  # no editor: the unedited model alone
     assert unedited["after"].tolist() == unedited["before"].tolist()
+
+
+@pytest.mark.parametrize("editor", EDITORS[:3], ids=lambda editor: type(editor).__name__)
+def test_single_edits_searched_together_are_those_searched_one_by_one(editor, tiny):
+    lens, statistics = tiny
+    frames = [evaluate(lens, CASES, None, editor, statistics=statistics, batch_size=size) for size in (1, 3)]
+    pd.testing.assert_series_equal(values(frames[0]), values(frames[1]))
+    torch.testing.assert_close(*(torch.tensor(frame["relative_norm"].to_numpy()) for frame in frames), rtol=1e-4, atol=0)

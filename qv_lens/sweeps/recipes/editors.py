@@ -44,7 +44,7 @@ SHOTS = 4
 
 @dataclass(frozen=True)
 class Comparison:
-    """One cell. `data`: 'facts', 'multihop', or a file; `count` of them; `text`: for C0 ('world', a file, a dataset);
+    """One cell. `data`: 'facts', 'multihop', or a file; `count` of them (0: 34, a batch of 32, 100 consecutive); `text`: for C0 ('world', a file, a dataset);
     `metrics`: names, () for those that fit; `skip`: which highest-ranked layers ACE leaves out, a letter each: 'q', 'qq', 'v', 'qv' (Table 4); `edited`: how many layers in all (0: the preset's number); `curve`: every how many consecutive edits
     all are asked; `blocks`: a file of worked examples."""
 
@@ -52,7 +52,7 @@ class Comparison:
     method: str = "ACE"
     protocol: str = "single"
     data: str = "facts"
-    count: int = 34
+    count: int = 0
     seed: int = 0
     layers: str = "preset"
     skip: str = ""
@@ -64,6 +64,10 @@ class Comparison:
     documents: int = 3000
     blocks: str = ""
     editor: dict[str, object] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.count:  # the number that a protocol is about; written out, so that it stands in the rows
+            object.__setattr__(self, "count", {"batch": self.batch_size, "consecutive": 100}.get(self.protocol, 34))
 
 
 def compare(task: Comparison, context: Context) -> pd.DataFrame:
