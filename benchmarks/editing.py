@@ -54,16 +54,9 @@ def full_passes() -> Iterator[None]:
         Backend.run, qv.Lens.past = partial, past
 
 
-def one_pass(lens: qv.Lens, editor):
-    if isinstance(editor, qv.MEMIT):
-        return editor.spread(lens, editor.layers)
-    groups = (editor.query_layers, editor.value_layers) if isinstance(editor, qv.ACE) else (editor.layers,)
-    return editor.two_deltas(lens, groups)
-
-
 def one_by_one(lens: qv.Lens, requests: list, editor, statistics: Statistics, templates: tuple[str, ...]) -> torch.Tensor:
     """The same edit, a fact at a time: searches, then per layer every fact's keys and values, one joint solve."""
-    plan = one_pass(lens, editor)
+    (plan,) = editor.plan(lens)
     rows = [rows_of(lens, [r], templates, "subject_last") for r in requests]
     z = torch.cat([search(lens, [r], row, "subject_last", plan.search).z for r, row in zip(requests, rows, strict=True)])
     saved = {}
@@ -104,7 +97,7 @@ def bundled() -> None:
         with full_passes():
             z = one_by_one(lens, requests, editor, statistics, templates)
         naive = time.perf_counter() - start
-        plan = one_pass(lens, editor)
+        (plan,) = editor.plan(lens)
         mine = search(lens, requests, rows_of(lens, requests, templates, "subject_last"), "subject_last", plan.search).z
         error = float(((mine - z).norm(dim=1) / z.norm(dim=1)).max())
         print(

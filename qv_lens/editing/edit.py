@@ -106,7 +106,7 @@ def edit(
     `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`; None samples them from the
     model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
     `held_out`: texts on which the entropy of the next token is measured before and after, and recorded.
-    `ahead`: z* that were searched for many edits of the same weights together (`closed_form.search_ahead`).
+    `ahead`: z* that were searched for many edits of the same weights together (`sweep.search_ahead`).
 
     Warns where weights or entropy leave their range: a model about to collapse.
     Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests, `FactError` for

@@ -93,13 +93,13 @@ class Ahead:
             (templates is None or tuple(templates) == self.templates, "in other contexts"),
         ):
             if not right:
-                raise EditError(f"These targets were searched {what}: search again (closed_form.search_ahead).")
+                raise EditError(f"These targets were searched {what}: search again (sweep.search_ahead).")
 
     def of(self, requests: Sequence[EditRequest]) -> Targets:
         """Raises `EditError` for a request that was not searched."""
         missing = [r.fact.text for r in requests if r not in self.found]
         if missing:
-            raise EditError(f"No target was searched for {missing[0]!r}: name it in closed_form.search_ahead.")
+            raise EditError(f"No target was searched for {missing[0]!r}: name it in sweep.search_ahead.")
         return Targets.joined([self.found[r] for r in requests])
 
 

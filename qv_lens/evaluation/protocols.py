@@ -24,9 +24,9 @@ from typing import Any, Literal
 import pandas as pd
 from tqdm import tqdm
 
-from qv_lens.editing.closed_form import ClosedForm, search_ahead
 from qv_lens.editing.edit import Editor, check_requests, edit
 from qv_lens.editing.statistics import Statistics
+from qv_lens.editing.sweep import ClosedForm, search_ahead
 from qv_lens.editing.targets import Ahead
 from qv_lens.errors import ConfigError, EditError, FactError, unknown
 from qv_lens.evaluation.metrics import FORCED, GENERATED, harmonic, measured

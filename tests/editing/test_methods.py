@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.editing.closed_form import search_ahead
 from qv_lens.editing.edit import Job
 from qv_lens.editing.keys import contexts, rows_of
 from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, prune, rect, solve
 from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.editing.sweep import search_ahead
 from qv_lens.patch import Delta
 from tests.attribution.test_gradients import hf_name
 from tests.attribution.test_value import FACTS
@@ -267,7 +267,7 @@ def test_bad_requests_and_failures_leave_the_weights(monkeypatch):
         qv.edit(lens, REQUESTS[0], qv.FT(layer=1, lr=float("inf"), steps=3))
     nan = Statistics({0: torch.eye(lens.d_mlp), 1: torch.eye(lens.d_mlp)}, 1, "", lens.fingerprint)
     monkeypatch.setattr(
-        "qv_lens.editing.closed_form.solve",
+        "qv_lens.editing.sweep.solve",
         lambda *a: Delta(torch.full((lens.d_mlp, 1), float("nan")), torch.ones(1, lens.d_model)),
     )
     with pytest.raises(qv.QVLensError, match="not finite"):

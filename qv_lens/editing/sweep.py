@@ -1,0 +1,189 @@
+"""The loop of all closed forms: search z*, then write layer by layer.
+
+1. A `Pass` searches z* per fact at the last layer of its last group (`targets.search`): ROME at the FFN's output of its
+   one layer, MEMIT at the stream behind the block, PMET and ACE at the FFN's output with a second delta at attention's.
+2. It writes its groups' layers in ascending order, on the weights as written so far: keys K of the fact's token, cur =
+   the site's value at the z layer on the bare prompt, R = (z* - cur) / share, dW = solve(metric, K, R, eps). With r
+   layers left in the layer's group, share is r for MEMIT's family and sqrt(r) for PMET's.
+3. Facts that are each edited on the same weights share one search (`search_ahead`).
+
+Sources: `editing.md` sections 1 to 3 in the design; MEMIT (Meng et al. 2023), PMET (Li et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qv_lens.editing.edit import Deltas, Job
+from qv_lens.editing.keys import Average, Prompts, Rows, clean_values, contexts, mean_over_contexts, read, rows_of
+from qv_lens.editing.solve import Metric, inverse_of, solve
+from qv_lens.editing.targets import Ahead, Search, Targets, search
+from qv_lens.errors import EditError, unknown
+from qv_lens.facts.records import EditRequest
+from qv_lens.facts.spans import FACT_TOKENS, FactToken
+from qv_lens.models.lens import Lens
+from qv_lens.patch import Delta
+
+Group = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One search of z* and one sweep. `modules`: what is written, 'ffn' and, before it, 'attn'. `read_clean`: ROME's
+    separate key of the bare prompt; `mean_value`: R-ROME's value averaged as its key is."""
+
+    groups: tuple[Group, ...]
+    search: Search
+    share: Literal["linear", "sqrt"]
+    fact_token: FactToken = "subject_last"
+    prompts: Prompts = "rewrite"
+    modules: tuple[Literal["ffn", "attn"], ...] = ("ffn",)
+    average: Average = "halves"
+    read_clean: bool = False
+    mean_value: bool = False
+
+    @property
+    def z_layer(self) -> int:
+        return self.groups[-1][-1]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """The metric of each written (layer, module), and eps for a batch of n facts. `learn` takes in a batch's keys."""
+
+    metric: Callable[[int, str], Metric]
+    eps: Callable[[int], float]
+    learn: Callable[[dict[int, list[Tensor]]], None] = lambda keys: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """A method is its plan (passes) and its solver. Fields: the search of z*, shared by all; defaults are MEMIT's for GPT-J."""
+
+    steps: int = 25
+    lr: float = 0.5
+    weight_decay: float = 0.5
+    clamp: float = 0.75
+    kl: float = 0.0625
+    fact_token: FactToken = "subject_last"
+    batch = None  # how many requests are edited together where `edit` does not say (None: all)
+    style = "memit"  # of the sampled contexts
+    prefix = ""
+
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        """The passes. Raises `EditError` for layers that the model does not have."""
+        raise NotImplementedError
+
+    def solver(self, job: Job) -> Solver:
+        raise NotImplementedError
+
+    def deltas(self, job: Job) -> Deltas:
+        return sweep(job, self, self.plan(job.lens), self.solver(job))
+
+    def at(self, *sites: str, drop: bool = False) -> Search:
+        if self.fact_token not in FACT_TOKENS:
+            raise unknown("Fact token", self.fact_token, FACT_TOKENS, error=EditError)
+        return Search(sites, self.steps, self.lr, self.weight_decay, self.clamp, self.kl, drop)
+
+    def spread(self, lens: Lens, layers: Group) -> Pass:
+        """MEMIT's pass: z* in the stream, the residual shared out linearly."""
+        groups = ordered(lens, (layers,))
+        return Pass(groups, self.at(lens.backend_adapter.resid_post(groups[-1][-1])), "linear", self.fact_token)
+
+    def two_deltas(self, lens: Lens, groups: Sequence[Group], **options) -> Pass:
+        """PMET's pass: z* at the FFN's and attention's outputs, shared out by square roots."""
+        ascending = ordered(lens, groups)
+        backend, z = lens.backend_adapter, ascending[-1][-1]
+        settings = self.at(backend.mlp_out(z), backend.attn_out(z), drop=True)
+        return Pass(ascending, settings, "sqrt", **{"fact_token": self.fact_token, **options})
+
+
+def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver) -> Deltas:
+    """Run the passes over the batches; writes as it goes and returns the sum of the deltas by weight."""
+    templates, parts = tuple(editor.prefix + template for template in job.prefixes(editor.style)), {}
+    for requests in job.batches(editor.batch):
+        keys: dict[int, list[Tensor]] = {}
+        for one in passes:
+            rows = rows_of(job.lens, requests, templates, one.fact_token, one.prompts)
+            if job.ahead is not None and not parts:  # nothing is written yet
+                targets = job.ahead.of(requests)
+            else:
+                targets = search(job.lens, requests, rows, one.fact_token, one.search)
+            _write(job, rows, targets, one, solver, parts, keys)
+        solver.learn(keys)
+    return {key: Delta.total(found) for key, found in parts.items()}
+
+
+def search_ahead(
+    lens: Lens, requests: Sequence[EditRequest], editor: ClosedForm, *, templates: Sequence[str] | None = None, seed: int = 0
+) -> Ahead:
+    """z* of many requests that will each be edited on the weights as they are now, in one search: `edit(..., ahead=)`.
+
+    Raises `EditError` and `FactError` as `edit` does.
+    """
+    used = contexts(lens, seed, editor.style) if templates is None else tuple(templates)
+    one, batch = editor.plan(lens)[0], list(dict.fromkeys(requests))
+    rows = rows_of(lens, batch, [editor.prefix + template for template in used], one.fact_token, one.prompts)
+    found = search(lens, batch, rows, one.fact_token, one.search)
+    return Ahead(editor, lens.fingerprint, tuple(lens.patches), used, {r: found.rows([i]) for i, r in enumerate(batch)})
+
+
+def _write(
+    job: Job, rows: Rows, targets: Targets, one: Pass, solver: Solver,
+    parts: dict[tuple[int, str], list[Delta]], keys: dict[int, list[Tensor]],
+) -> None:  # fmt: skip
+    lens, backend, count = job.lens, job.lens.backend_adapter, len(rows.clean)
+    job.losses += [[list(step[i]) for step in targets.losses] for i in range(count)]
+    steps = [(group, i) for group in one.groups for i in range(len(group))]
+    lowest = min(layer for group in one.groups for layer in group)
+    with torch.no_grad():
+        at, stream = lowest, lens.stream(rows.heads, lowest)
+        for group, i in steps:
+            layer, left = group[i], len(group) - i
+            if layer < at:  # a later group below an earlier one
+                at, stream = lowest, lens.stream(rows.heads, lowest)
+            at, stream = layer, stream if layer == at else lens.stream(rows.heads, layer, start=(at, stream))
+            key_sites = {module: backend.coefficient(layer) if module == "ffn" else backend.z(layer) for module in one.modules}
+            K = {}
+            for module, site in key_sites.items():  # all keys are taken before anything of the layer is written
+                seen = read(lens, rows, (site,), (at, stream), layer + 1)[site]
+                K[module] = (mean_over_contexts(rows, seen, one.average).T.double(), clean_values(rows, seen).T.double())
+            for module in one.modules:
+                site = one.search.sites[0 if module == "ffn" else 1]
+                now = read(lens, rows, (site,), (at, stream), one.z_layer + 1)[site]
+                cur = mean_over_contexts(rows, now, one.average) if one.mean_value else clean_values(rows, now)
+                z = targets.z_of[0 if module == "ffn" else 1]
+                R = (z - cur.double()).T / (left if one.share == "linear" else sqrt(left))
+                mean, bare = K[module]
+                delta = solve(solver.metric(layer, module), mean, R, solver.eps(count), bare if one.read_clean else None)
+                name = "W_out" if module == "ffn" else "W_O"
+                job.write(layer, name, delta)
+                parts.setdefault((layer, name), []).append(delta)
+                if module == "ffn":
+                    keys.setdefault(layer, []).append(mean)
+
+
+def inverses(job: Job) -> Callable[[int, str], Metric]:
+    """C0^-1 of each weight, factored once."""
+    known: dict[tuple[int, str], Metric] = {}
+
+    def metric(layer: int, module: str) -> Metric:
+        if (layer, module) not in known:
+            C0 = job.moments().of(job.lens, layer, "ffn" if module == "ffn" else "attn")
+            known[layer, module] = inverse_of(C0.to(job.lens.device))
+        return known[layer, module]
+
+    return metric
+
+
+def ordered(lens: Lens, groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Each group ascending, every layer checked against the model."""
+    if not all(groups):
+        raise EditError("An editor needs at least one layer.")
+    return tuple(tuple(sorted({lens.check_layer(layer) for layer in group})) for group in groups)
