@@ -62,6 +62,9 @@ def at_the_subject() -> dict[str, list]:
             qv.LoRA(layers=layers, steps=30, lr=lr, dropout=0.0, stop=stop)
             for layers, lr, stop in (((2, 3, 4), 5e-3, 0.3), ((2, 3, 4), 2e-3, 0.3), (tuple(range(1, 7)), 2e-3, 0.3), ((2, 3, 4), 1e-3, 0.1))
         ],
+        "AdaLoRA": [
+            qv.AdaLoRA(layers=(2, 3, 4), steps=steps, lr=lr, dropout=0.0) for steps, lr in ((30, 1e-2), (50, 1e-2), (50, 3e-2), (30, 5e-3))
+        ],
         "FT": [qv.FT(layer=layer, lr=1e-2) for layer in (2, 3)],
         "RECT": [qv.RECT(layers=(3, 4, 5), lam=LAM, **SEARCH)],
         "PRUNE": [qv.PRUNE(layers=(3, 4, 5), lam=LAM, **SEARCH)],

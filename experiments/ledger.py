@@ -420,12 +420,13 @@ def fluency(frame: pd.DataFrame) -> Told:
 
 
 def collect(runs: Path) -> None:
-    """Gather the rows of the run folders named after a result, or after it and a model (layers, layers-toy-gptj)."""
+    """Gather the rows of the run folders named after a result, or after it and a model (layers, layers-toy-gptj, layers-toy-gptj-more)."""
     for name in sorted({claim.data for claim in CLAIMS}):
         folders = [
             path
             for path in sorted(runs.glob(f"{name}*"))
-            if (path / "shards").is_dir() and path.name in (name, *(f"{name}-{m.split('/')[-1]}" for m in (*TOYS, *REAL)))
+            if (path / "shards").is_dir()
+            and (path.name == name or path.name.startswith(tuple(f"{name}-{m.split('/')[-1]}" for m in (*TOYS, *REAL))))
         ]
         parts = [part for folder in folders if len(part := load_run(folder))]
         if not parts:

@@ -53,6 +53,7 @@ _HOME = {
     "KNE": "editing.gradient",
     "CTP": "editing.gradient",
     "LoRA": "editing.gradient",
+    "AdaLoRA": "editing.gradient",
     "KN": "editing.gradient",
     "evaluate": "evaluation.protocols",
     "study": "case_study",
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
     from qv_lens.attribution.value import value_neurons
     from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
     from qv_lens.editing.edit import edit
-    from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE, LoRA
+    from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE, AdaLoRA, LoRA
     from qv_lens.errors import QVLensError
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase
     from qv_lens.interventions import Replace, Scale, Suppress, Zero

@@ -261,7 +261,7 @@ def edit(
     Parameters
     ----------
     method
-        ROME, RROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET, ACE, FT, FTL, KNE, CTP, LoRA, KN.
+        ROME, RROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET, ACE, FT, FTL, KNE, CTP, LoRA, AdaLoRA, KN.
     statistics
         Folder made by qv-lens stats (the bundled models make their own).
     out

@@ -11,7 +11,7 @@ from typing import Any
 
 from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
 from qv_lens.editing.edit import Editor
-from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE, LoRA
+from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE, AdaLoRA, LoRA
 from qv_lens.errors import unknown
 
 
@@ -51,6 +51,7 @@ def _gptj() -> dict[str, Preset]:
         "KNE": Preset(KNE(), "untuned: the paper gives no alpha, lr, steps or m"),
         "CTP": Preset(CTP(), "released code; one request alone: untuned"),
         "LoRA": Preset(LoRA(), "EasyEdit"),
+        "AdaLoRA": Preset(AdaLoRA(), "EasyEdit"),
         "KN": Preset(KN(), "EasyEdit for GPT-J-6B"),
     }
 
@@ -80,6 +81,7 @@ def _qwen3() -> dict[str, Preset]:
         "KNE": Preset(KNE(), "untuned: the paper gives no alpha, lr, steps or m"),
         "CTP": Preset(CTP(), "released code; one request alone: untuned"),
         "LoRA": Preset(LoRA(), "EasyEdit"),
+        "AdaLoRA": Preset(AdaLoRA(), "EasyEdit"),
         "KN": Preset(KN(), qwen),
     }
 
@@ -97,7 +99,9 @@ def _toy_gptj() -> dict[str, Preset]:
 
 
 def _toy_qwen3() -> dict[str, Preset]:
-    return _toy({"EMMET": {"layers": (2,)}, "MEMIT": {"layers": (2, 3)}, "LoRA": {"lr": 1e-3, "stop": 0.1}})
+    return _toy(
+        {"EMMET": {"layers": (2,)}, "MEMIT": {"layers": (2, 3)}, "LoRA": {"lr": 1e-3, "stop": 0.1}, "AdaLoRA": {"steps": 50}}
+    )
 
 
 def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
@@ -124,6 +128,7 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
         "KNE": KNE(lr=3e-2, share=0.02, steps=50, together=True),
         "CTP": CTP(lr=3e-3, alone=(3e-3, 50, 0.1)),
         "LoRA": LoRA(layers=(2, 3, 4), steps=30, lr=5e-3, dropout=0.0, stop=0.3),
+        "AdaLoRA": AdaLoRA(layers=(2, 3, 4), steps=30, lr=1e-2, dropout=0.0),
         "KN": KN(),
     }
     source = "experiments/edit_toys.py: the best of its grid on 8 facts of the bundled world"

@@ -17,7 +17,7 @@ from qv_lens.patch import Delta
 from tests.attribution.test_gradients import hf_name
 from tests.attribution.test_value import FACTS
 from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
-from tests.models import BACKENDS, tiny_lens
+from tests.models import BACKENDS, tiny_hf, tiny_lens
 
 QUICK = {"steps": 4}
 EVERY = [
@@ -28,7 +28,7 @@ EVERY = [
     dataclasses.replace(qv.ACE.paper(), value_layers=(1, 2, 3), query_layers=(0,), lam=1.0, steps=4),
     dataclasses.replace(qv.ACE.official(), value_layers=(1,), query_layers=(0,), lam=1.0, steps=4),
     qv.FT(layer=1, lr=1e-2, **QUICK), qv.FTL(layer=1, lr=1e-2, clamp=1e-3, **QUICK), qv.KNE(lr=1e-2, steps_ig=2, share=0.1, **QUICK),
-    qv.KNE(lr=1e-2, steps_ig=2, share=0.1, axis="row", together=True, **QUICK), qv.LoRA(**QUICK),
+    qv.KNE(lr=1e-2, steps_ig=2, share=0.1, axis="row", together=True, **QUICK), qv.LoRA(**QUICK), qv.AdaLoRA(lr=1e-2, steps=6),
     qv.CTP(epochs=2, top=5, lr=1e-3), qv.CTP(epochs=2, top=5, lr=1e-3, stream=True, adam="separate", paths="k_best"), qv.KN(steps=3),
 ]  # fmt: skip
 
@@ -193,6 +193,41 @@ def test_ctp_equals_a_dense_masked_adam(kind, true_float64):
         expected = moved.T if moved.ndim > 1 else moved
         got = patch.deltas[key].dense() if key in patch.deltas else torch.zeros_like(expected)
         torch.testing.assert_close(got, expected, atol=1e-9, rtol=1e-5)
+
+
+def test_adalora_is_pefts():
+    """PEFT's own adapters, forward pass, regularisation and pruning on the Hugging Face model, from the same start."""
+    peft = pytest.importorskip("peft", reason="PEFT is not installed (extra lora)")
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    editor = qv.AdaLoRA(layers=(0, 1), parameters=("W_out",), rank=2, init_rank=4, dropout=0.0, steps=8, lr=1e-2)
+    config = peft.AdaLoraConfig(
+        target_r=2, init_r=4, total_step=8, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
+        target_modules=["transformer.h.0.mlp.fc_out", "transformer.h.1.mlp.fc_out"],
+    )  # fmt: skip
+    model = peft.get_peft_model(tiny_hf("gptj", torch.float32), config)
+    generator = torch.Generator().manual_seed(0)
+    for layer in (0, 1):
+        module = model.base_model.model.transformer.h[layer].mlp.fc_out
+        for factor in (module.lora_A["default"], module.lora_B["default"]):
+            factor.data = 0.02 * torch.randn(factor.shape, generator=generator)
+    (prompt,) = lens.tokenize([REQUESTS[0].target])
+    ids = torch.tensor([[*prompt.ids, *prompt.answer]])
+    labels = torch.where(torch.arange(ids.shape[1]) < len(prompt.ids), -100, ids)
+    adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(1, 9):
+        adam.zero_grad()
+        model(ids, labels=labels).loss.backward()
+        adam.step()
+        model.base_model.update_and_allocate(step)
+    patch = qv.edit(lens, REQUESTS[0], editor)
+    for layer in (0, 1):
+        module = model.base_model.model.transformer.h[layer].mlp.fc_out
+        theirs, ours = module.get_delta_weight("default").T.detach().double(), patch.deltas[layer, "W_out"].dense()
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+        assert 0 < patch.info["ranks"][f"{layer}.W_out"] <= 4
+    assert sum(patch.info["ranks"].values()) == 4  # rank 2 on average
+    with pytest.raises(qv.QVLensError, match="init_rank"):
+        qv.edit(lens, REQUESTS[0], dataclasses.replace(editor, init_rank=2))
 
 
 def test_ace_reads_what_it_says():
