@@ -37,6 +37,8 @@ from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
 
 Records = Fact | EditRequest | Sequence[Fact | EditRequest]
+#: token rows in one pass of integrated gradients
+ROWS = 64
 Reduce = Literal["sum", "norm"]
 NodeScore = Literal["mean_abs_z", "abs_sum", "sum", "norm"]
 NODE_SCORES: tuple[NodeScore, ...] = ("mean_abs_z", "abs_sum", "sum", "norm")
@@ -131,22 +133,32 @@ def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *,
     where = _where(trace)
     rows = [(*prompts[p].ids, *prompts[p].answer[: i - prompts[p].last]) for p, i in where]
     token = torch.tensor([prompts[p].answer[i - prompts[p].last] for p, i in where], device=lens.device)
-    index, last = torch.arange(len(rows), device=lens.device), torch.tensor([len(row) - 1 for row in rows], device=lens.device)
-    frames = []
+    last, frames = torch.tensor([len(row) - 1 for row in rows], device=lens.device), []
+    together = max(1, ROWS // len(rows))  # steps in one pass
+    at, stream = 0, None
     for layer in tqdm(range(lens.n_layers), desc="integrated gradients", unit="layer", delay=2, leave=False):
-        m, gradient = at_least_float32(trace.m[layer]), torch.zeros(())
-        for i in range(1, steps + 1):
+        m = at_least_float32(trace.m[layer])
+        with torch.no_grad():  # scaling a layer changes nothing in front of it
+            at, stream = layer, lens.stream(rows, layer, start=None if stream is None else (at, stream))
+        gradient = torch.zeros_like(m)
+        for begin in range(0, steps, together):
+            shares = torch.arange(begin + 1, min(begin + together, steps) + 1, dtype=m.dtype, device=m.device) / steps
+            copies, index = len(shares), torch.arange(len(shares) * len(rows), device=m.device)
             with torch.enable_grad():
-                leaf = (m * i / steps).requires_grad_(True)
+                leaf = (m * shares[:, None, None]).flatten(0, 1).requires_grad_(True)
+                where_last = last.repeat(copies)
 
-                def scale(x: Tensor, leaf: Tensor = leaf) -> Tensor:
+                def scale(x: Tensor, leaf: Tensor = leaf, index: Tensor = index, last: Tensor = where_last) -> Tensor:
                     out = x.clone()
                     out[index, last] = leaf.to(x.dtype)
                     return out
 
-                logits = lens.logits(rows, [(lens.backend_adapter.coefficient(layer), scale)])
-                p = at_least_float32(logits[index, last]).softmax(-1)[index, token]
-                gradient = gradient.to(leaf) + torch.autograd.grad(p.sum(), leaf)[0]
+                hooks, below = [(lens.backend_adapter.coefficient(layer), scale)], stream.repeat(copies, 1, 1)
+                out = lens.stream(rows * copies, lens.n_layers, hooks, (layer, below))
+                logits = at_least_float32(lens.read_out(out[index, where_last]))
+                p = logits.softmax(-1)[index, token.repeat(copies)]
+                (each,) = torch.autograd.grad(p.sum(), leaf)
+            gradient += each.unflatten(0, (copies, len(rows))).sum(0)
         score = torch.zeros(len(facts), lens.d_mlp, dtype=m.dtype, device=m.device)
         score.index_add_(0, trace.prompt, m * gradient / steps)
         mean = torch.zeros_like(score).index_add_(0, trace.prompt, m) / torch.bincount(trace.prompt)[:, None]
