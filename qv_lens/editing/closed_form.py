@@ -260,11 +260,11 @@ class ACE(ClosedForm):
         if value and len(value) < len(self.value_layers):
             gone = sorted(set(self.value_layers) - set(value))
             warnings.warn(
-                f"Value layers {gone} do not exist in a model of layers 0 to {lens.n_layers - 1} and are dropped.", stacklevel=4
+                f"Value layers {gone} do not exist in a model of layers 0 to {lens.n_layers - 1} and are dropped.", stacklevel=5
             )
         top = max(value or self.value_layers)
         query = tuple(layer for layer in self.query_layers if layer <= top)
         if len(query) < len(self.query_layers):
             dropped = sorted(set(self.query_layers) - set(query))
-            warnings.warn(f"Query layers {dropped} lie above the z layer {top} and are dropped.", stacklevel=4)
+            warnings.warn(f"Query layers {dropped} lie above the z layer {top} and are dropped.", stacklevel=5)
         return query, value or self.value_layers

@@ -77,7 +77,7 @@ class ClosedForm:
     prefix = ""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
-        """The passes. Raises `EditError` for layers that the model does not have."""
+        """The passes. Raises `ConfigError` for layers that the model does not have, `EditError` for none."""
         raise NotImplementedError
 
     def solver(self, job: Job) -> Solver:
@@ -125,13 +125,18 @@ def search_ahead(
 ) -> Ahead:
     """z* of many requests that will each be edited on the weights as they are now, in one search: `edit(..., ahead=)`.
 
-    Raises `EditError` and `FactError` as `edit` does.
+    Raises `EditError` for no request, a loss that is not finite or a fact that no gradient reaches, `ConfigError` for
+    layers that do not exist, `FactError` for requests that do not tokenise. What `edit` refuses it refuses then.
     """
+    if not requests:
+        raise EditError("There is nothing to search for: pass at least one EditRequest.")
     used = contexts(lens, seed, editor.style) if templates is None else tuple(templates)
     one, batch = editor.plan(lens)[0], list(dict.fromkeys(requests))
     rows = rows_of(lens, batch, [editor.prefix + template for template in used], one.fact_token, one.prompts)
     found = search(lens, batch, rows, one.fact_token, one.search)
-    return Ahead(editor, lens.fingerprint, tuple(lens.patches), used, {r: found.rows([i]) for i, r in enumerate(batch)})
+    return Ahead(
+        editor, lens.fingerprint, (*lens.patches, *lens.interventions), used, {r: found.rows([i]) for i, r in enumerate(batch)}
+    )
 
 
 def _write(

@@ -27,6 +27,7 @@ from qv_lens.editing.keys import Rows, clean_values, read
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import FactToken, tokenize
+from qv_lens.interventions import Intervention
 from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.patch import Patch
 
@@ -75,18 +76,20 @@ class Targets:
 
 @dataclass(frozen=True)
 class Ahead:
-    """z* of requests that are edited one by one on the same weights, searched together. It knows what it was searched
-    for and on, and serves nothing else: the editor, the model, the patches in force, the contexts."""
+    """z* of requests that are edited one by one on the same weights, searched together. It knows the editor, the contexts,
+    the model and the patches and interventions in force that it was searched for, and serves no others. (Weights that are
+    written past the patch stack leave no trace that could be looked at in passing: search again after that.)"""
 
     editor: object
     fingerprint: str
-    patches: tuple[Patch, ...]
+    in_force: tuple[Patch | Intervention, ...]
     templates: tuple[str, ...]
     found: Mapping[EditRequest, Targets]
 
     def check(self, lens: Lens, editor: object, templates: Sequence[str] | None) -> None:
         """Raise `EditError` unless this was searched for that editor on the weights as they are."""
-        same = len(lens.patches) == len(self.patches) and all(a is b for a, b in zip(lens.patches, self.patches, strict=False))
+        now = (*lens.patches, *lens.interventions)
+        same = len(now) == len(self.in_force) and all(a is b for a, b in zip(now, self.in_force, strict=True))
         for right, what in (
             (self.editor == editor, "with another editor"),
             (self.fingerprint == lens.fingerprint and same, "on other weights"),
@@ -169,11 +172,14 @@ class _Problem:
         return Targets(z_of, tuple(losses))
 
     def _check_reach(self, nll: Tensor) -> None:
-        """Raise `EditError` where the new answer's probability does not depend on delta at all."""
+        """Raise `EditError` where the probability of a fact's new answer does not depend on its delta at all."""
         gradients = torch.autograd.grad(nll.sum(), self.deltas, retain_graph=True, allow_unused=True)
-        if not any(gradient is not None and gradient.any() for gradient in gradients):
+        felt = sum((g.abs().sum(1) for g in gradients if g is not None), torch.zeros_like(nll))
+        unreached = [i for i, (g, loss) in enumerate(zip(felt.tolist(), nll.tolist(), strict=True)) if g == 0 and loss > STOP]
+        if unreached:
+            which = "" if len(unreached) == self.n else f" of {len(unreached)} of the {self.n} facts"
             raise EditError(
-                "No gradient reaches the site: behind the last edited layer nothing reads the fact's token any more. "
+                f"No gradient reaches the site{which}: behind the last edited layer nothing reads the fact's token any more. "
                 "Choose value layers below the model's last layer, or fact_token='last'."
             )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qv_lens.facts.prompts import cot_prompt, matches, parse_answer
+from qv_lens.facts.prompts import answered, cot_prompt, matches, parse_answer
 from qv_lens.models.lens import Lens
 
 
@@ -21,5 +21,5 @@ def chain_of_thought(
 ) -> list[list[bool]]:
     """For each case, whether each of its questions is answered with one of the accepted answers."""
     flat = [cot_prompt(question, blocks) for case in questions for question in case]
-    answers = iter([parse_answer(text) for text in lens.generate(flat, max_new_tokens)] if flat else [])
+    answers = iter([parse_answer(text) for text in lens.generate(flat, max_new_tokens, enough=answered)] if flat else [])
     return [[matches(next(answers), names) for _ in case] for case, names in zip(questions, accepted, strict=True)]

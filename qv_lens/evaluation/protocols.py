@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from qv_lens.editing.edit import Editor, check_requests, edit
@@ -56,7 +57,8 @@ def evaluate(
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
     """One row per case and metric: `case, subject, edits, hops, step, metric, before, after`, the largest ||dW|| / ||W||
-    of what was written (`relative_norm`), and the seconds of the edit per fact.
+    of what was written (`relative_norm`), and the seconds of the edit per fact; of a search for several cases, and of
+    sampling the contexts for them, each case's share (`batch_size=1`: every edit timed alone).
 
     `metrics`: names of `metrics.FORCED` (the default: all of them) and `metrics.GENERATED`, whose settings are
     `generation`. `editor=None` asks the unedited model alone (`after` is `before`). `step`: how many cases had been
@@ -136,13 +138,14 @@ class _Run:
         return good
 
     def ahead(self, cases: Sequence[Case]) -> Ahead | None:
-        """Of closed forms: z* of the cases' first facts in one search; None where that fails, which each edit then tells."""
+        """Of closed forms: z* of the cases' first facts in one search; None where that fails or does not fit into memory:
+        each edit then searches alone, and tells what is wrong."""
         if not isinstance(self.editor, ClosedForm):
             return None
         try:
             first = [case.requests[0] for case in cases]
             found = search_ahead(self.lens, first, self.editor, templates=self.templates, seed=self.seed)
-        except (EditError, FactError):
+        except (EditError, FactError, torch.OutOfMemoryError):
             return None
         self.templates = found.templates
         return found
@@ -324,7 +327,7 @@ def _before(lens: Lens, cases: Sequence[Case], generation: Generation, cache: st
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Means over the cases with 95% intervals (1.96 standard errors), by the columns `by`; of a curve its last step:
-    `metric, before, after, interval, cases`, the largest `relative_norm`, median `seconds` (a first edit samples the contexts as well).
+    `metric, before, after, interval, cases`, the largest `relative_norm`, median `seconds`.
 
     `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity (CounterFact).
     """

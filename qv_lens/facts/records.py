@@ -69,7 +69,7 @@ class Fact:
 
         `via` are multi-hop prompts that end at this fact (used only by editors whose passes ask for them).
         """
-        return EditRequest(self, new, tuple(via))
+        return EditRequest(self, new, via)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ class EditRequest:
     via: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.via, str):
+            raise FactError(f"EditRequest.via must be a sequence of prompts, got the single string {self.via!r}.")
+        object.__setattr__(self, "via", tuple(self.via))
         if not isinstance(self.new, str) or not self.new.strip():
             raise FactError(f"The new answer for {self.fact.text!r} is empty. Give it some text.")
 

@@ -399,6 +399,11 @@ class Lens:
         return applied.patch
 
     @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions in force, in order."""
+        return tuple(self._in_force)
+
+    @property
     def patches(self) -> tuple[Patch, ...]:
         """The patches applied at present, oldest first."""
         return tuple(applied.patch for applied in self._stack)

@@ -44,7 +44,7 @@ SHOTS = 4
 
 @dataclass(frozen=True)
 class Comparison:
-    """One cell. `data`: 'facts', 'multihop', or a file; `count` of them (0: 34, a batch of 32, 100 consecutive); `text`: for C0 ('world', a file, a dataset);
+    """One cell. `data`: 'facts', 'multihop', or a file; `count` of them (0: 34, one batch, 100 consecutive); `text`: for C0 ('world', a file, a dataset);
     `metrics`: names, () for those that fit; `skip`: which highest-ranked layers ACE leaves out, a letter each: 'q', 'qq', 'v', 'qv' (Table 4); `edited`: how many layers in all (0: the preset's number); `curve`: every how many consecutive edits
     all are asked; `blocks`: a file of worked examples."""
 
