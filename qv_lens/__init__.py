@@ -52,8 +52,8 @@ _HOME = {
     "FTL": "editing.gradient",
     "KNE": "editing.gradient",
     "CTP": "editing.gradient",
-    "LoRA": "editing.gradient",
-    "AdaLoRA": "editing.gradient",
+    "LoRA": "editing.adapters",
+    "AdaLoRA": "editing.adapters",
     "KN": "editing.gradient",
     "evaluate": "evaluation.protocols",
     "study": "case_study",
@@ -72,9 +72,10 @@ if TYPE_CHECKING:
     from qv_lens.attribution.projection import interpretable, vocabulary
     from qv_lens.attribution.query import query_layers, query_neurons, qv_graph
     from qv_lens.attribution.value import value_neurons
+    from qv_lens.editing.adapters import AdaLoRA, LoRA
     from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
     from qv_lens.editing.edit import edit
-    from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE, AdaLoRA, LoRA
+    from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
     from qv_lens.errors import QVLensError
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase
     from qv_lens.interventions import Replace, Scale, Suppress, Zero

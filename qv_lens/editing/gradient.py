@@ -1,19 +1,18 @@
-"""FT, FT-L, KNE, CTP, LoRA, AdaLoRA: a few trainable numbers per weight, one trainer. KN, which trains nothing.
+"""FT, FT-L, KNE, CTP: a few trainable numbers per weight, one trainer. KN, which trains nothing.
 
 1. A method says which deltas exist and what is trainable in them: whole matrices (FT), some columns (KNE), some rows and
-   columns (CTP), two or three factors (LoRA, AdaLoRA). All parameters of the model stay frozen: the forward pass runs with W + delta through
+   columns (CTP), factors (`adapters`). All parameters of the model stay frozen: the forward pass runs with W + delta through
    hooks (`models.deltas`), so no weight is written and none has to be put back.
 2. One Adam; the loss is the mean NLL of the new answers, teacher forced, or (FT) of every answer token at the prompt's
    last position; stop below `stop`.
 3. The deltas at the end are the edit, kept as factors where they are factors.
 
 Sources: FT, FT-L: the baseline of ROME's authors. KNE: its section 3. CTP: its released code (`editing.md` section 4 of the
-design). LoRA: Hu et al. 2022, AdaLoRA: Zhang et al. 2023, EasyEdit's settings. KN: Dai et al. 2022, EasyEdit's rule.
+design). KN: Dai et al. 2022, EasyEdit's rule.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,111 +113,11 @@ class KNE:
             shape = (weight.shape[0], len(index)) if self.axis == "column" else (len(index), weight.shape[1])
             leaves[key] = torch.zeros(shape, dtype=at_least_float32(weight).dtype, device=weight.device, requires_grad=True)
             added[key] = _some(leaves[key], index, weight.shape[1], self.axis, self.alpha / sqrt(len(index)))
-        train(job, list(leaves.values()), _nll(job.lens, added), self.steps, self.lr, self.stop)
+        train(job, list(leaves.values()), nll(job.lens, added), self.steps, self.lr, self.stop)
         return {
             key: _scattered(job.lens, key, leaves[key], chosen[key], self.axis, self.alpha / sqrt(len(chosen[key])))
             for key in chosen
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """Low-rank adapters on the FFN of every layer, merged at the end. Defaults: EasyEdit's."""
-
-    layers: tuple[int, ...] | None = None
-    parameters: tuple[str, ...] = ("W_in", "W_out")
-    rank: int = 8
-    alpha: float = 32.0
-    dropout: float = 0.1
-    steps: int = 50
-    lr: float = 5e-3
-    stop: float = 0.0
-
-    def deltas(self, job: Job) -> Deltas:
-        generator = torch.Generator(job.lens.device).manual_seed(job.seed)
-        factors: dict[Key, tuple[Tensor, Tensor]] = {}
-        for key in self._keys(job.lens):
-            rows, columns = job.lens.parameter(*key).shape
-            A = torch.randn(rows, self.rank, generator=generator, device=job.lens.device) / sqrt(rows)
-            factors[key] = (A.requires_grad_(True), torch.zeros(self.rank, columns, device=job.lens.device, requires_grad=True))
-        scale = self.alpha / self.rank
-        added = {key: self._added(generator, A, B, scale) for key, (A, B) in factors.items()}
-        train(job, [leaf for pair in factors.values() for leaf in pair], _nll(job.lens, added), self.steps, self.lr, self.stop)
-        return {key: Delta((scale * A).detach().double(), B.detach().double()) for key, (A, B) in factors.items()}
-
-    def _keys(self, lens: Lens) -> list[Key]:
-        layers = range(lens.n_layers) if self.layers is None else [lens.check_layer(layer) for layer in self.layers]
-        return [(layer, name) for layer in layers for name in self.parameters]
-
-    def _added(self, generator: torch.Generator, A: Tensor, B: Tensor, scale: Tensor | float) -> Callable[[Tensor], Tensor]:
-        """x -> dropout(x) A scale B."""
-
-        def add(x: Tensor) -> Tensor:
-            x = x.to(A.dtype)
-            if self.dropout:
-                x = x * ((torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout) / (1 - self.dropout))
-            return (x @ A * scale) @ B
-
-        return add
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaLoRA(LoRA):
-    """Adapters P diag(E) Q of `init_rank`, of which PEFT's allocator silences the singular values that matter least, down
-    to `rank` on average over the weights (Zhang et al. 2023). Needs `pip install 'qv_lens[lora]'`. Defaults: EasyEdit's and
-    PEFT's; `orth` weighs ||P^T P - I|| and ||Q Q^T - I||.
-    """
-
-    init_rank: int = 12
-    orth: float = 0.5
-
-    def deltas(self, job: Job) -> Deltas:
-        try:
-            from peft import AdaLoraConfig
-            from peft.tuners.adalora.layer import RankAllocator
-        except ImportError as error:
-            raise EditError("AdaLoRA needs PEFT: pip install 'qv_lens[lora]'.") from error
-        if not 0 < self.rank < self.init_rank or self.steps < 2:
-            raise EditError(
-                f"AdaLoRA prunes from init_rank to rank over at least two steps: got {self.init_rank}, {self.rank}, {self.steps}."
-            )
-        lens, generator = job.lens, torch.Generator(job.lens.device).manual_seed(job.seed)
-        adapters: dict[Key, dict[str, Tensor]] = {}
-        for key in self._keys(lens):
-            rows, columns = lens.parameter(*key).shape
-            A, B = (
-                0.02 * torch.randn(shape, generator=generator, device=lens.device)
-                for shape in ((self.init_rank, rows), (columns, self.init_rank))
-            )
-            start = {"lora_A": A, "lora_B": B, "lora_E": torch.zeros(self.init_rank, 1, device=lens.device)}
-            adapters[key] = {name: torch.nn.Parameter(value) for name, value in start.items()}
-        named = {f"{name}_{layer}_{part}": leaf for (layer, name), adapter in adapters.items() for part, leaf in adapter.items()}
-        # the allocator finds parameters by names like "W_out_3_lora_A.qv"
-        model = torch.nn.ModuleDict({name: torch.nn.ParameterDict({"qv": leaf}) for name, leaf in named.items()})
-        allocator = RankAllocator(
-            model,
-            AdaLoraConfig(target_r=self.rank, init_r=self.init_rank, total_step=self.steps, lora_alpha=int(self.alpha)),
-            "qv",
-        )
-        scale, step = self.alpha / (self.init_rank + 1e-5), itertools.count(1)
-
-        def factors(adapter: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-            return adapter["lora_A"].T, scale * adapter["lora_E"][:, 0], adapter["lora_B"].T
-
-        def loss(prompts: list[Prompt]) -> Tensor:
-            parts = {key: factors(adapter) for key, adapter in adapters.items()}
-            added = {key: self._added(generator, A, B, E) for key, (A, E, B) in parts.items()}
-            grams = [gram for A, _, B in parts.values() for gram in (A.T @ A, B @ B.T)]
-            far = torch.stack([(gram - torch.eye(len(gram), device=gram.device)).norm() for gram in grams]).mean()
-            return _nll(lens, added)(prompts) + self.orth * far
-
-        def prune() -> None:
-            allocator.update_and_allocate(model, next(step))
-
-        train(job, list(model.parameters()), loss, self.steps, self.lr, self.stop, after=prune)
-        found = {key: factors(adapter) for key, adapter in adapters.items()}
-        job.notes["ranks"] = {f"{layer}.{name}": int((E != 0).sum()) for (layer, name), (_, E, _) in found.items()}
-        return {key: Delta((A * E).detach().double(), B.detach().double()) for key, (A, E, B) in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +206,7 @@ def train(
     job.losses.append([[value] for value in losses])
 
 
-def _nll(lens: Lens, added: Mapping[Key, Added]) -> Callable[[list[Prompt]], Tensor]:
+def nll(lens: Lens, added: Mapping[Key, Added]) -> Callable[[list[Prompt]], Tensor]:
     return lambda prompts: -answer_logprobs(lens, prompts, delta_hooks(lens, added)).mean()
 
 

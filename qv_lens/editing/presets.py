@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qv_lens.editing.adapters import AdaLoRA, LoRA
 from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
 from qv_lens.editing.edit import Editor
-from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE, AdaLoRA, LoRA
+from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
 from qv_lens.errors import unknown
 
 
@@ -51,7 +52,7 @@ def _gptj() -> dict[str, Preset]:
         "KNE": Preset(KNE(), "untuned: the paper gives no alpha, lr, steps or m"),
         "CTP": Preset(CTP(), "released code; one request alone: untuned"),
         "LoRA": Preset(LoRA(), "EasyEdit"),
-        "AdaLoRA": Preset(AdaLoRA(), "EasyEdit"),
+        "AdaLoRA": Preset(AdaLoRA(), "EasyEdit, but pruned"),
         "KN": Preset(KN(), "EasyEdit for GPT-J-6B"),
     }
 
@@ -81,7 +82,7 @@ def _qwen3() -> dict[str, Preset]:
         "KNE": Preset(KNE(), "untuned: the paper gives no alpha, lr, steps or m"),
         "CTP": Preset(CTP(), "released code; one request alone: untuned"),
         "LoRA": Preset(LoRA(), "EasyEdit"),
-        "AdaLoRA": Preset(AdaLoRA(), "EasyEdit"),
+        "AdaLoRA": Preset(AdaLoRA(), "EasyEdit, but pruned"),
         "KN": Preset(KN(), qwen),
     }
 

@@ -20,6 +20,7 @@ from qv_lens.case_study import file_material
 from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.editing.sweep import search_ahead
 from qv_lens.models.zoo import WEIGHTS
 from tests.models import tiny_lens
 
@@ -69,6 +70,13 @@ def damaged_patch(tmp_path, name):
     qv.Patch({}, "0").save(tmp_path / "patch")
     (tmp_path / "patch" / name).write_bytes(b"{")
     qv.Patch.load(tmp_path / "patch")
+
+
+def ahead(editor, request=None):
+    """An edit with targets that were searched for FACT -> Quorix with two steps of MEMIT."""
+    lens = tiny_lens("gptj")
+    found = search_ahead(lens, [FACT.to("Quorix")], qv.MEMIT(layers=(1,), steps=2), templates=("{}",))
+    return qv.edit(lens, request or FACT.to("Quorix"), editor, ahead=found)
 
 
 def edit(editor, request=None, statistics=None):
@@ -124,6 +132,11 @@ CASES = {
     "unwritable checkpoint": lambda tmp: tiny_lens("gptj").save("/proc/model"),
     "unwritable page": lambda tmp: check_writable(Path("/proc/page.html")),
     "edit of nothing": lambda tmp: qv.edit(tiny_lens("gptj"), [], qv.MEMIT(), statistics=None),
+    "edit with another editor's targets": lambda tmp: ahead(qv.MEMIT(layers=(1,), steps=3)),
+    "edit with targets of other requests": lambda tmp: ahead(qv.MEMIT(layers=(1,), steps=2), FACT.to("Oslo")),
+    "targets of nothing": lambda tmp: search_ahead(tiny_lens("gptj"), [], qv.MEMIT()),
+    "AdaLoRA that prunes nothing": lambda tmp: edit(qv.AdaLoRA(rank=12)),
+    "via as one string": lambda tmp: FACT.to("Quorix", via="The firm of {} is"),
     "edit in a missing layer": lambda tmp: edit(qv.MEMIT(layers=(1, 3))),
     "edit in no layer": lambda tmp: edit(qv.MEMIT(layers=())),
     "ACE without value layers": lambda tmp: edit(qv.ACE(value_layers=())),

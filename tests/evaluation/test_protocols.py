@@ -205,8 +205,20 @@ def test_a_patch_applied_after_a_failure_stays(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("editor", EDITORS[:3], ids=lambda editor: type(editor).__name__)
-def test_single_edits_searched_together_are_those_searched_one_by_one(editor, tiny):
+def test_single_edits_searched_together_are_those_searched_one_by_one(editor, tiny, monkeypatch):
     lens, statistics = tiny
+    searched, real = [], protocols.search_ahead
+    monkeypatch.setattr(
+        protocols, "search_ahead", lambda lens, first, *a, **k: searched.append(len(first)) or real(lens, first, *a, **k)
+    )
     frames = [evaluate(lens, CASES, None, editor, statistics=statistics, batch_size=size) for size in (1, 3)]
     pd.testing.assert_series_equal(values(frames[0]), values(frames[1]))
+    assert searched == [1, 1, 1, 1, 3, 1]
+    monkeypatch.setattr(protocols, "search_ahead", _no_memory)
+    alone = evaluate(lens, CASES, None, editor, statistics=statistics, batch_size=3)
+    pd.testing.assert_series_equal(values(alone), values(frames[0]))
     torch.testing.assert_close(*(torch.tensor(frame["relative_norm"].to_numpy()) for frame in frames), rtol=1e-4, atol=0)
+
+
+def _no_memory(*args, **options):
+    raise torch.OutOfMemoryError("CUDA out of memory")

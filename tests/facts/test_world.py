@@ -8,7 +8,7 @@ import random
 import pytest
 
 from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.prompts import cot_block, cot_prompt, matches, parse_answer
+from qv_lens.facts.prompts import answered, cot_block, cot_prompt, matches, parse_answer
 from qv_lens.facts.world_data import RELATIONS
 from tests.models import tokenizer
 
@@ -109,6 +109,10 @@ def test_chain_of_thought_format():
     assert cot_prompt("What?", [block]) == "Question: Who?\nThoughts: A knows B.\nAnswer: B\n\nQuestion: What?\nThoughts:"
     assert parse_answer(" x.\nAnswer: Oslo \nQuestion: Answer: no") == "Oslo"
     assert parse_answer(" x. y") is None
+    whole = " x.\nAnswer: Oslo \nQuestion: y\nAnswer: no\n"
+    cut = next(whole[:i] for i in range(len(whole)) if answered(whole[:i]))
+    assert parse_answer(cut) == parse_answer(whole) == "Oslo"  # nothing behind it is read
+    assert len(cut) == whole.index("Oslo \n") + len("Oslo \n")
     assert matches("oslo.", ["Oslo"])
     assert not matches(None, ["Oslo"])
     assert not matches("Osl", ["Oslo"])
