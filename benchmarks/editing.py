@@ -23,6 +23,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.editing.keys import clean_values, contexts, mean_over_contexts, read, rows_of
+from qv_lens.editing.presets import presets
 from qv_lens.editing.solve import inverse_of, solve
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.targets import search
@@ -106,6 +107,7 @@ def bundled() -> None:
         )
         assert patch.deltas
     moments(lens, texts)
+    evaluation()
 
 
 def moments(lens: qv.Lens, texts: list[str]) -> None:
@@ -133,6 +135,29 @@ def moments(lens: qv.Lens, texts: list[str]) -> None:
     print(
         f"C0 of {len(sums)} layers, {sum(tokens)} tokens: {ours:.2f} s; one pass {forward:.2f} s + Gram products {gram:.2f} s; ratio {ours / (forward + gram):.2f}"
     )
+
+
+def evaluation(count: int = 16) -> None:
+    """evaluate() of single edits: z* of all cases searched together against one after another (batch_size 1)."""
+    cases = worldrecords.edit_cases(WORLD, count)
+    for model in ("toy-gptj", "toy-qwen3"):
+        lens = qv.load(model)
+        texts = [miniworld.text(d) for d in itertools.islice(miniworld.documents(WORLD, random.Random("statistics")), 1500)]
+        statistics, templates = covariance(lens, texts, range(1, 8), modules=("ffn", "attn")), contexts(lens)
+        for method in ("ROME", "MEMIT", "ACE"):
+            editor, seconds, frames = presets(model)[method].editor, [], []
+            for size in (32, 1):
+                start = time.perf_counter()
+                frames.append(
+                    qv.evaluate(lens, cases, editor=editor, statistics=statistics, templates=templates, batch_size=size)
+                )
+                seconds.append(time.perf_counter() - start)
+            same = frames[0]["after"].equals(frames[1]["after"])
+            print(
+                f"evaluate {model} {method:<6} {count} single edits: {seconds[0]:5.1f} s together, {seconds[1]:5.1f} s one by one, "
+                f"ratio {seconds[1] / seconds[0]:.1f}; every metric the same: {same}",
+                flush=True,
+            )
 
 
 def real_shape(name: str) -> None:
