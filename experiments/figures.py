@@ -69,7 +69,7 @@ def main() -> None:
     png = parser.parse_args().png
     FIGURES.mkdir(exist_ok=True)
     for name, figure in drawn().items():
-        figure.write_html(FIGURES / f"{name}.html", include_plotlyjs="directory", config={"displaylogo": False})
+        figure.write_html(FIGURES / f"{name}.html", include_plotlyjs="directory", div_id=name, config={"displaylogo": False})
         if png and name in SHOWN:
             figure.write_image(FIGURES / f"{name}.png", width=1000, scale=1.5)
         print(FIGURES / f"{name}.html")
