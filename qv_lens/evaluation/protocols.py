@@ -68,6 +68,8 @@ def evaluate(
 
     Raises `ConfigError` for an unknown metric or protocol, or no case.
     """
+    if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
+        raise ConfigError(f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=.")
     wanted = list(FORCED) if metrics is None else list(metrics)
     for name in wanted:
         if name not in FORCED and name not in GENERATED:

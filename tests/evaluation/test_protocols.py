@@ -71,6 +71,12 @@ def test_batch_writes_one_joint_edit_and_single_one_at_a_time(tiny):
     pd.testing.assert_series_equal(values(single), values(alone))
 
 
+@pytest.mark.parametrize("metrics", [EDITORS[0], "efficacy_acc"])
+def test_an_editor_in_the_place_of_the_metrics_is_told(tiny, metrics):
+    with pytest.raises(qv.QVLensError, match="editor="):
+        evaluate(tiny[0], CASES, metrics)
+
+
 def test_results_do_not_depend_on_the_company_a_case_is_in(tiny):
     lens, _ = tiny
     together = evaluate(lens, CASES, [*protocols.FORCED, *GENERATED])
