@@ -33,7 +33,7 @@ from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.backend import Hook
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
-from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.models.lens import Lens, Start, at_least_float32
 from qv_lens.neurons import NeuronSet
 
 Records = Fact | EditRequest | Sequence[Fact | EditRequest]
@@ -135,11 +135,12 @@ def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *,
     token = torch.tensor([prompts[p].answer[i - prompts[p].last] for p, i in where], device=lens.device)
     last, frames = torch.tensor([len(row) - 1 for row in rows], device=lens.device), []
     together = max(1, ROWS // len(rows))  # steps in one pass
-    at, stream = 0, None
+    start: Start | None = None
     for layer in tqdm(range(lens.n_layers), desc="integrated gradients", unit="layer", delay=2, leave=False):
         m = at_least_float32(trace.m[layer])
         with torch.no_grad():  # scaling a layer changes nothing in front of it
-            at, stream = layer, lens.stream(rows, layer, start=None if stream is None else (at, stream))
+            stream = lens.stream(rows, layer, start=start)
+            start = layer, stream
         gradient = torch.zeros_like(m)
         for begin in range(0, steps, together):
             shares = torch.arange(begin + 1, min(begin + together, steps) + 1, dtype=m.dtype, device=m.device) / steps

@@ -12,6 +12,7 @@ Sources: `editing.md` sections 1 to 3 in the design; MEMIT (Meng et al. 2023), P
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -63,7 +64,7 @@ class Solver:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClosedForm:
+class ClosedForm(ABC):
     """A method is its plan (passes) and its solver. Fields: the search of z*, shared by all; defaults are MEMIT's for GPT-J."""
 
     steps: int = 25
@@ -76,12 +77,13 @@ class ClosedForm:
     style = "memit"  # of the sampled contexts
     prefix = ""
 
+    @abstractmethod
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         """The passes. Raises `ConfigError` for layers that the model does not have, `EditError` for none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def solver(self, job: Job) -> Solver:
-        raise NotImplementedError
+        """The metric of each written weight, and eps. Raises `EditError` where C0 is needed and was not given."""
 
     def deltas(self, job: Job) -> Deltas:
         return sweep(job, self, self.plan(job.lens), self.solver(job))
