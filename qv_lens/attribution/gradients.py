@@ -37,7 +37,7 @@ from qv_lens.models.lens import Lens, Start, at_least_float32
 from qv_lens.neurons import NeuronSet
 
 Records = Fact | EditRequest | Sequence[Fact | EditRequest]
-#: token rows in one pass of integrated gradients
+#: token rows in one pass of integrated gradients, of weights or of activations
 ROWS = 64
 Reduce = Literal["sum", "norm"]
 NodeScore = Literal["mean_abs_z", "abs_sum", "sum", "norm"]
@@ -103,19 +103,34 @@ def neuron_ensemble(
 def weight_attributions(
     lens: Lens, facts: Sequence[Fact], names: list[tuple[int, str]], steps: int = 20
 ) -> dict[tuple[int, str], Tensor]:
-    """w/m sum_i dP/dw at (i/m) w for every entry of the named weights, scaled together, mean over the facts (Eq. 5)."""
-    prompts = lens.tokenize(list(facts))
-    total = {name: torch.zeros(()) for name in names}
-    for i in range(1, steps + 1):
+    """w/m sum_i dP/dw at (i/m) w for every entry of the named weights, scaled together, mean over the facts (Eq. 5).
+
+    The m scales run side by side as copies of the facts' rows, from the lowest named layer on: below it nothing changes.
+    """
+    prompts, first = lens.tokenize(list(facts)), min(layer for layer, _ in names)
+    with torch.no_grad():
+        below = lens.stream([prompt.row("answer") for prompt in prompts], first)
+    total, together = {name: torch.zeros(()) for name in names}, max(1, ROWS // len(prompts))
+    for begin in range(0, steps, together):
+        shares = torch.arange(begin + 1, min(begin + together, steps) + 1, device=lens.device) / steps
+        leaves = zeros_like_parameters(lens, names)  # one for all copies: its gradient is the sum over them
+        added: dict[tuple[int, str], Added] = {
+            name: _rescaled(lens.parameter(*name), leaf, shares.repeat_interleave(len(prompts))) for name, leaf in leaves.items()
+        }
         with torch.enable_grad():
-            deltas = zeros_like_parameters(lens, names)
-            for (layer, name), delta in deltas.items():
-                delta.data += (i / steps - 1) * lens.parameter(layer, name).to(delta.dtype)
-            p = answer_logprobs(lens, prompts, delta_hooks(lens, deltas)).exp()
-            gradients = torch.autograd.grad(p.sum() / len(prompts), list(deltas.values()))
+            start = first, below.repeat(len(shares), 1, 1)
+            p = answer_logprobs(lens, prompts * len(shares), delta_hooks(lens, added), start=start).exp()
+            gradients = torch.autograd.grad(p.sum() / len(prompts), list(leaves.values()))
         for name, gradient in zip(names, gradients, strict=True):
             total[name] = total[name].to(gradient.device) + gradient
     return {(layer, name): lens.parameter(layer, name).to(g.dtype) * g / steps for (layer, name), g in total.items()}
+
+
+def _rescaled(weight: Tensor, leaf: Tensor, shares: Float[Tensor, " row"]) -> Added:
+    """What turns W into share * W + leaf, each row by its own share."""
+    return lambda x: (
+        (x.to(leaf.dtype) @ weight.to(leaf.dtype)) * (shares.to(leaf.dtype) - 1)[:, None, None] + x.to(leaf.dtype) @ leaf
+    )
 
 
 def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *, steps: int = 20) -> NeuronSet:
@@ -237,10 +252,17 @@ def answer_gradients(
 
 
 def answer_logprobs(
-    lens: Lens, prompts: Sequence[Prompt], hooks: list[Hook], labels: Sequence[tuple[int, ...]] | None = None
+    lens: Lens,
+    prompts: Sequence[Prompt],
+    hooks: list[Hook],
+    labels: Sequence[tuple[int, ...]] | None = None,
+    start: Start | None = None,
 ) -> Float[Tensor, " token"]:
-    """log P(y_j | x, y_<j) of every answer token of every prompt, in one pass, in order; or of other `labels` there."""
-    logits = lens.logits([prompt.row("answer") for prompt in prompts], hooks)
+    """log P(y_j | x, y_<j) of every answer token of every prompt, in one pass, in order; or of other `labels` there.
+
+    `start`: as `Lens.logits` takes it.
+    """
+    logits = lens.logits([prompt.row("answer") for prompt in prompts], hooks, start)
     asked = [p.answer for p in prompts] if labels is None else labels
     where = [(i, at, t) for i, p in enumerate(prompts) for at, t in zip(p.positions("answer"), asked[i], strict=True)]
     row, position, token = (torch.tensor(axis, device=logits.device) for axis in zip(*where, strict=True))
