@@ -212,7 +212,9 @@ def base(frame: pd.DataFrame) -> Told:
     return share(value), HOLDS if value > 0.95 else FAILS
 
 
-def beats(metric: str, other: str = "PMET", one: str = "ACE", by: str = "method") -> Callable[[pd.DataFrame], Told]:
+def beats(
+    metric: str, other: str | float = "PMET", one: str | float = "ACE", by: str = "method"
+) -> Callable[[pd.DataFrame], Told]:
     def decide(frame: pd.DataFrame) -> Told:
         table = per_case(frame, metric, by)
         if not {one, other} <= set(table):
@@ -331,6 +333,14 @@ def modules(frame: pd.DataFrame) -> Told:
     return told, verdicts.pop() if len(verdicts) == 1 else FAILS if FAILS in verdicts else OPEN
 
 
+def mapping(frame: pd.DataFrame) -> Told:
+    table = per_case(frame, "locality", "parameters")
+    maps = [name for name in table if "W_in" in name or "W_Q" in name]
+    mean, half = difference(table[maps].mean(axis=1), table.drop(columns=maps).mean(axis=1))
+    told = "; ".join(f"{name} {share(value)}" for name, value in table.mean().items())
+    return f"{told} (difference {100 * mean:+.1f} ± {100 * half:.1f})", decided(mean, half)
+
+
 def trade(column: str) -> Callable[[pd.DataFrame], Told]:
     return curve(column, ("edit_success", "locality"), (True, False))
 
@@ -353,16 +363,30 @@ def curve(column: str, metrics: tuple[str, ...], rises: tuple[bool, ...]) -> Cal
     return decide
 
 
-def best_of(metric: str, method: str) -> Callable[[pd.DataFrame], Told]:
-    return lambda frame: ahead(per_case(frame, metric, "method"), method)
+def best_of(metric: str, method: str, protocol: str = "single") -> Callable[[pd.DataFrame], Told]:
+    return lambda frame: ahead(per_case(frame[frame["protocol"] == protocol], metric, "method"), method)
+
+
+def seconds(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Seconds per fact, a column per method, and their medians in words."""
+    alone = frame[frame["case"] > 0]  # a seed's first case samples the contexts as well
+    each = alone.groupby(["seed", "case", "method"], sort=False)["seconds"].first().unstack()
+    return each, "medians: " + ", ".join(f"{name} {value:.2f} s" for name, value in each.median().items())
 
 
 def fastest(frame: pd.DataFrame) -> Told:
-    alone = frame[frame["case"] > 0]  # a seed's first case samples the contexts as well
-    each = alone.groupby(["seed", "case", "method"])["seconds"].first().unstack()
-    told = ", ".join(f"{k} {each[k].median():.2f} s" for k in ("FT", "FTL", "ROME", "MEMIT", "PMET", "AlphaEdit", "CTP"))
+    each, told = seconds(frame)
     verdicts = {decided(*difference(each[other], each["CTP"])) for other in ("MEMIT", "PMET", "AlphaEdit")}
-    return f"medians: {told}", verdicts.pop() if len(verdicts) == 1 else FAILS if FAILS in verdicts else OPEN
+    return told, verdicts.pop() if len(verdicts) == 1 else FAILS if FAILS in verdicts else OPEN
+
+
+def slowest(frame: pd.DataFrame) -> Told:
+    each, told = seconds(frame)
+    if "KN" not in each:
+        return "not measured", OPEN
+    rival = each.drop(columns="KN").median().idxmax()
+    mean, half = difference(each["KN"], each[rival])
+    return f"{told} (KN − {rival} {mean:+.2f} ± {half:.2f} s)", decided(mean, half)
 
 
 def all_layers(frame: pd.DataFrame) -> Told:
@@ -401,14 +425,19 @@ CLAIMS = (
     Claim("KNE, Table 1", "KNE's portability is above ROME's and MEMIT's", "difference per case, KNE minus MEMIT", "single", beats("portability", "MEMIT", "KNE")),
     Claim("KNE, Table 1", "KNE has the best fluency", "fluency (n-gram entropy)", "single", lambda frame: fluency(frame)),
     Claim("KNE, Figure 2", "FFN parameters give better edit success and portability than attention's", "mean edit success, FFN against attention", "kne_figure2", modules),
+    Claim("KNE, section 4.3", "mapping layers (W_in, queries) give better locality than the others", "mean locality, W_in and W_Q, W_K, W_V against W_out and W_O", "kne_figure2", mapping),
+    Claim("KNE, Figure B.3", "located on a quarter of the facts: better locality than located on all", "100 facts in one batch, located on 25 against 100", "kne_figureB3", beats("locality", 100, 25, "located")),
     Claim("KNE, Figure B.4", "more parameters: better edit success, worse locality", "smallest against largest share", "kne_figureB4", trade("share")),
     Claim("KNE, Figure B.5", "larger batches: edit success falls, locality rises at first", "by batch size", "kne_figureB5", curve("batch_size", ("edit_success", "locality"), (False, True))),
-    Claim("CTP, Table 1", "batches: CTP has the best score", "mean of efficacy, generality, locality", "batch", best_of("ctp_score", "CTP"), "baselines there are from AlphaEdit's paper, with other metrics"),
-    Claim("CTP, Table 2", "100 consecutive edits: CTP has the best score", "the same", "consecutive", best_of("ctp_score", "CTP")),
+    Claim("CTP, Table 1", "batches: CTP has the best score", "mean of efficacy, generality, locality", "ctp_table1", best_of("ctp_score", "CTP", "batch"), "baselines there are from AlphaEdit's paper, with other metrics"),
+    Claim("CTP, Table 2", "100 consecutive edits: CTP has the best score", "the same", "ctp_table1", best_of("ctp_score", "CTP", "consecutive")),
     Claim("CTP, Figure 3", "CTP needs less time per edit than MEMIT, PMET and AlphaEdit", "seconds per fact, single edits one by one (batch_size 1), 1 CPU thread", "ctp_figure3", fastest),
+    Claim("CTP, section 4.3", "KN takes longest of all", "the same", "ctp_figure3", slowest),
     Claim("CTP, Figure 4", "nodes of all layers contribute", "mean score of T+ nodes by layer", "ctp_figure4", all_layers),
     Claim("CTP, Figure 5", "larger T+: better efficacy, worse locality", "smallest against largest", "ctp_figure5", curve("top", ("edit_success", "specificity_acc"), (True, False))),
     Claim("CTP, Figure 6", "a larger lambda lowers efficacy", "smallest against largest", "ctp_figure6", curve("lam", ("edit_success",), (False,))),
+    Claim("CTP, section 4.5", "contrastive rectification raises efficacy by about 4%", "lambda 0.1 against 0, difference per case", "ctp_figure6", beats("edit_success", 0.0, 0.1, "lam")),
+    Claim("CTP, section 4.5", "too large a T- lowers efficacy and generality", "one node against fifteen", "ctp_tminus", curve("bottom", ("edit_success", "paraphrase_acc"), (False, False))),
 )  # fmt: skip
 
 
@@ -419,14 +448,20 @@ def fluency(frame: pd.DataFrame) -> Told:
 # ------------------------------------------------------------------ files
 
 
+#: files of a paper's table whose rows belong to a part of the comparison
+PARTS = {"multihop": ("ace_table2",), "single": ("ace_table3", "kne_table1")}
+
+
 def collect(runs: Path) -> None:
     """Gather the rows of the run folders named after a result, or after it and a model (layers, layers-toy-gptj, layers-toy-gptj-more)."""
-    for name in sorted({claim.data for claim in CLAIMS}):
+    for name in sorted({claim.data for claim in CLAIMS} | {name for name, *_ in TABLES}):
+        begins = [
+            f"{part}{tail}"
+            for part in (name, *PARTS.get(name, ()))
+            for tail in ("", *(f"-{m.split('/')[-1]}" for m in (*TOYS, *REAL)))
+        ]
         folders = [
-            path
-            for path in sorted(runs.glob(f"{name}*"))
-            if (path / "shards").is_dir()
-            and path.name.removesuffix("-more") in (name, *(f"{name}-{m.split('/')[-1]}" for m in (*TOYS, *REAL)))
+            path for path in sorted(runs.iterdir()) if (path / "shards").is_dir() and path.name.removesuffix("-more") in begins
         ]
         parts = [part for folder in folders if len(part := load_run(folder))]
         if not parts:

@@ -85,7 +85,7 @@ class KNE:
     """Neuronal ensembles: train only the columns that `neuron_ensemble` finds; W' = W + alpha / sqrt(n) dW.
 
     `share`: the ensemble's share of all columns of `parameters`. The paper gives no alpha, lr, steps or m (`steps_ig`):
-    untuned. Several requests share one ensemble (mean attribution).
+    untuned. Several requests share one ensemble (mean attribution), located on the first `located` of them (None: all).
     """
 
     share: float = 0.01
@@ -97,10 +97,13 @@ class KNE:
     stop: float = 1e-2
     steps_ig: int = 20
     together: bool = False
+    located: int | None = None
 
     def deltas(self, job: Job) -> Deltas:
+        if self.located is not None and self.located < 1:
+            raise EditError(f"located is how many requests the ensemble is located on, at least 1; got {self.located}.")
         found = neuron_ensemble(
-            job.lens, job.requests, self.share, parameters=self.parameters, axis=self.axis, steps=self.steps_ig, together=self.together
+            job.lens, job.requests[: self.located], self.share, parameters=self.parameters, axis=self.axis, steps=self.steps_ig, together=self.together
         )  # fmt: skip
         by_name = {"ffn": "W_out", **{f"{name.lower()}_column": name for name in self.parameters}}
         chosen: dict[Key, Tensor] = {}

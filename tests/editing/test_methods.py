@@ -13,6 +13,7 @@ from qv_lens.editing.keys import contexts, rows_of
 from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, prune, rect, solve
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
+from qv_lens.errors import EditError
 from qv_lens.patch import Delta
 from tests.attribution.test_gradients import hf_name
 from tests.attribution.test_value import FACTS
@@ -126,11 +127,14 @@ def test_methods_touch_only_what_they_may(kind):
     lens = tiny_lens(kind, dtype=torch.float32)
     limited = qv.edit(lens, REQUESTS[0], qv.FTL(layer=1, lr=1.0, steps=5, clamp=1e-3))
     assert all(delta.dense().abs().max() <= 1.000001e-3 for delta in limited.deltas.values())
-    ensemble = qv.edit(lens, REQUESTS, qv.KNE(lr=1e-2, steps=3, share=0.05, steps_ig=2))
-    found = qv.neuron_ensemble(lens, REQUESTS, 0.05, steps=2)
-    for (layer, _), delta in ensemble.deltas.items():
-        moved = delta.dense().abs().sum(0).nonzero()[:, 0].tolist()
-        assert moved == sorted(found.by_layer()[layer])
+    for located, requests in ((None, REQUESTS), (1, REQUESTS[0])):
+        ensemble = qv.edit(lens, REQUESTS, qv.KNE(lr=1e-2, steps=3, share=0.05, steps_ig=2, located=located))
+        found = qv.neuron_ensemble(lens, requests, 0.05, steps=2).by_layer()
+        assert {layer for layer, _ in ensemble.deltas} == set(found)
+        for (layer, _), delta in ensemble.deltas.items():
+            assert delta.dense().abs().sum(0).nonzero()[:, 0].tolist() == sorted(found[layer])
+    with pytest.raises(EditError, match="at least 1; got 0"):
+        qv.edit(lens, REQUESTS, qv.KNE(located=0))
     knowledge = qv.edit(lens, REQUESTS[0], qv.KN(steps=3))
     for (layer, _), delta in knowledge.deltas.items():
         assert delta.dense().abs().sum(1).nonzero()[:, 0].tolist() == knowledge.info["neurons"][str(layer)]
