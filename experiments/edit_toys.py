@@ -36,7 +36,9 @@ def at_the_subject() -> dict[str, list]:
         "RROME": [qv.RROME(layer=layer, **WIDE) for layer in (3, 4, 5)],
         "EMMET": [qv.EMMET(layers=(layer,), **{**SEARCH, "clamp": clamp}) for layer in (2, 3, 4) for clamp in (2.0, 4.0, 8.0)],
         "MEMIT": [qv.MEMIT(layers=layers, lam=LAM, **SEARCH) for layers in ((2, 3), (3, 4, 5))],
-        "PMET": [qv.PMET(layers=(3, 4, 5), lam=LAM, attention=attention, **SEARCH) for attention in (False, True)],
+        "PMET": [  # as its paper writes: the FFN alone
+            qv.PMET(layers=layers, lam=LAM, **{**SEARCH, "clamp": clamp}) for layers in ((3, 4, 5), (2, 3, 4, 5)) for clamp in (2.0, 4.0)
+        ],
         "AlphaEdit": [qv.AlphaEdit(layers=(3, 4, 5), threshold=t, L2=1e-3, **SEARCH) for t in (1e-2, 1e-1)],
         "IFMET": [
             qv.IFMET(layers=layers, deep_layers=deep, lam=LAM, **{**SEARCH, "clamp": 5.0})

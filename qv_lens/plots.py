@@ -80,8 +80,8 @@ def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by cate
 
 
 def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
-    """FFN's and attention's importance at each token of one prompt (ACE, Table 5); hover for what is predicted there."""
-    figure = go.Figure()
+    """FFN's and attention's importance at each token of the first prompt (ACE, Table 5); hover for what is predicted there."""
+    figure, frame = go.Figure(), _first_prompt(frame)
     for (model, kind), colour in zip([(m, k) for m in frame["model"].unique() for k in ("ffn", "attn")], COLOURS, strict=False):
         rows = frame[frame["model"] == model]
         labels = [f"{p}: {t.strip()}" for p, t in zip(rows["position"], rows["token"], strict=True)]
@@ -90,8 +90,13 @@ def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Fi
     return _layout(figure, title)
 
 
+def _first_prompt(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["prompt"] == frame["prompt"].min()] if "prompt" in frame else frame
+
+
 def vocabulary_table(frame: pd.DataFrame, title: str = "Query, value and shared neurons") -> go.Figure:
-    """Neurons by role with the tokens they promote (ACE, Tables 6 and 7)."""
+    """Neurons of the first prompt by role with the tokens they promote (ACE, Tables 6 and 7)."""
+    frame = _first_prompt(frame)
     names = [
         f"f{layer}-{neuron} ({role})" for layer, neuron, role in zip(frame["layer"], frame["neuron"], frame["role"], strict=True)
     ]
@@ -104,11 +109,12 @@ def vocabulary_table(frame: pd.DataFrame, title: str = "Query, value and shared 
 
 
 def node_lines(frame: pd.DataFrame, title: str = "Importance of the nodes of T+ by layer") -> go.Figure:
-    """Mean node score by layer, key and value nodes (CTP, Figure 4)."""
+    """Mean node score by layer, key and value nodes, as a share of the largest layer's (CTP, Figure 4)."""
     figure, shown = go.Figure(), frame[frame["path"] == "T+"]
-    for (model, kind), rows in shown.groupby(["model", "kind"], sort=False):
-        rows = rows.groupby("layer", as_index=False)["score"].mean()
-        figure.add_scatter(x=rows["layer"], y=rows["score"], name=f"{model} {kind}", mode="lines+markers")
+    for (model, score, kind), rows in shown.groupby(["model", "score", "kind"], sort=False):
+        rows = rows.groupby("layer", as_index=False)["importance"].mean()
+        share = rows["importance"] / rows["importance"].max()  # scores of different kinds differ by orders of magnitude
+        figure.add_scatter(x=rows["layer"], y=share, name=f"{model} {kind}, {score}", mode="lines+markers")
     figure.update_xaxes(title="layer", dtick=1)
     return _layout(figure, title)
 
@@ -159,6 +165,20 @@ def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
             x=rows[by], y=rows["after"], name=str(name), marker_color=colour, error_y={"type": "data", "array": rows["interval"]}
         )
     figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
+    return _layout(figure, title)
+
+
+def seconds_bars(frame: pd.DataFrame, title: str = "Seconds per edit", by: str = "method") -> go.Figure:
+    """Seconds per edit, a box per method (CTP, Figure 3)."""
+    each = frame.drop_duplicates([by, "seed", "case"])
+    figure = go.Figure(
+        [
+            go.Box(x=rows[by], y=rows["seconds"], name=str(name), marker_color=COLOURS[0])
+            for name, rows in each.groupby(by, sort=False)
+        ]
+    )
+    figure.update_yaxes(title="seconds")
+    figure.update_layout(showlegend=False)
     return _layout(figure, title)
 
 

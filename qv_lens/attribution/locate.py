@@ -32,21 +32,18 @@ class Layers:
     query: tuple[int, ...]
     frame: pd.DataFrame
 
-    def editable(
-        self, values: int, queries: int, first: int = 0, skip_value: int = 0, skip_query: int = 0
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def editable(self, values: int, queries: int, first: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The best layers for an edit at the subject's last token: (value layers, query layers), each ascending.
 
         Value layers lie below the model's last layer, behind whose attention nothing reads the subject. Query layers
         lie below the highest value layer and are not value layers themselves. None lies below `first`.
-        `skip_value`, `skip_query`: how many of the best ones are left out (ACE, Table 4).
         """
         top = max(self.value)
-        value = sorted([layer for layer in self.value if first < layer < top][skip_value : skip_value + values])
+        value = sorted([layer for layer in self.value if first < layer < top][:values])
         if not value:
             raise ConfigError(f"No value layer lies between layer {first} and the last one, {top}.")
         query = [layer for layer in self.query if first <= layer < value[-1] and layer not in value]
-        return tuple(value), tuple(sorted(query[skip_query : skip_query + queries]))
+        return tuple(value), tuple(sorted(query[:queries]))
 
 
 def locate(

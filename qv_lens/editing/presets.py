@@ -101,7 +101,13 @@ def _toy_gptj() -> dict[str, Preset]:
 
 def _toy_qwen3() -> dict[str, Preset]:
     return _toy(
-        {"EMMET": {"layers": (2,)}, "MEMIT": {"layers": (2, 3)}, "LoRA": {"lr": 1e-3, "stop": 0.1}, "AdaLoRA": {"steps": 50}}
+        {
+            "EMMET": {"layers": (2,)},
+            "MEMIT": {"layers": (2, 3)},
+            "PMET": {"layers": (2, 3, 4, 5)},
+            "LoRA": {"lr": 1e-3, "stop": 0.1},
+            "AdaLoRA": {"steps": 50},
+        }
     )
 
 
@@ -116,7 +122,7 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
         "RROME": RROME(layer=3, **wide),
         "EMMET": EMMET(layers=(3,), **search),
         "MEMIT": MEMIT(**spread),
-        "PMET": PMET(attention=True, **spread),
+        "PMET": PMET(**{**spread, "clamp": 4.0}),
         "AlphaEdit": AlphaEdit(layers=(3, 4, 5), threshold=0.1, L2=1e-3, **search),
         "RECT": RECT(**spread),
         "PRUNE": PRUNE(**spread),

@@ -10,7 +10,7 @@
     instance_wise  all hops of the new chain are right (MQuAKE); its edit-wise accuracy is efficacy_acc
     multihop_cot   any of a case's questions is answered right behind worked examples; `_cot_rate`: share of the questions
     fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams (ROME; papers print it times 100)
-    ctp_score      mean of edit_success, generality, and locality of neighbours (CTP, EasyEdit)
+    ctp_score      mean of edit_success, generality, and locality: neighbours and the groups of locality (CTP, EasyEdit)
 
 Aliases count in continuations (`_gen`, `_cot`, `multihop_direct`), not under teacher forcing, which asks for one answer's tokens.
 Teacher forcing flatters: an answer counted by `_acc` need not be what the model would write; `_gen` tells.
@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import log2, nan
 from types import MappingProxyType
 
-from qv_lens.evaluation.probes import Look, Told, tell
+from qv_lens.evaluation.probes import WRITTEN, Look, Told, questions, tell
 from qv_lens.facts.prompts import matches, normalise, parse_answer
 from qv_lens.facts.records import Asked, Case, MultiHopCase
 from qv_lens.models.lens import Lens
@@ -125,8 +125,12 @@ def _portability(case: Case, now: Look, before: Look, edited: bool) -> float:
     return mean([mean([t.share for t in now[name]]) for name in _groups("portability_")(now)])
 
 
-def _generated(case: Case, now: Look, before: Look, edited: bool) -> float:
-    return mean([begins(text, [r.new]) for text, r in zip(now.texts.get("rewrite", ()), case.requests, strict=False)])
+def _generated(kind: str) -> Metric:
+    def metric(case: Case, now: Look, before: Look, edited: bool) -> float:
+        said, asked = now.texts.get(kind, ()), questions(case).get(WRITTEN[kind], ())
+        return mean([begins(text, [probe.answer, *probe.aliases]) for text, probe in zip(said, asked, strict=False)])
+
+    return metric
 
 
 def _accepted(case: MultiHopCase, edited: bool) -> list[str]:
@@ -175,7 +179,8 @@ FORCED: Mapping[str, Metric] = MappingProxyType({
 })  # fmt: skip
 #: metrics that read continuations, and which kind
 GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
-    "efficacy_gen": ("rewrite", _generated), "multihop_cot": ("cot", _thoughts(True)), "multihop_cot_rate": ("cot", _thoughts(False)),
+    "efficacy_gen": ("rewrite", _generated("rewrite")), "paraphrase_gen": ("paraphrase", _generated("paraphrase")),
+    "specificity_gen": ("near", _generated("near")), "multihop_cot": ("cot", _thoughts(True)), "multihop_cot_rate": ("cot", _thoughts(False)),
     "multihop_direct": ("direct", _directly), "fluency": ("fluency", _fluency),
 })  # fmt: skip
 

@@ -4,13 +4,15 @@
    other words, neighbours, multi-hop prompts, hops, portability and locality (`editing.md` section 7 of the design).
 2. `look` asks all of many cases at once, teacher-forced: per probe the argmax at each answer token and the answer's mean
    log-probability. Sorted by length and batched; the numbers do not depend on the batch.
-3. `continued` continues prompts: the edited ones, multi-hop questions behind worked examples, prompts for fluency.
+3. And it continues prompts: the edited ones, the same in other words, neighbours, multi-hop questions behind worked
+   examples, prompts for fluency.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 
@@ -74,15 +76,19 @@ class Generation:
     seed: int = 0
 
 
+#: continuations that are prompts of a group of probes: kind -> group
+WRITTEN: Mapping[str, str] = MappingProxyType({"rewrite": "rewrite_new", "paraphrase": "paraphrase_new", "near": "near_old"})
+
+
 def questions(case: Case) -> dict[str, list[Probe]]:
     """Named groups of probes. `_new` and `_old`: the same prompts with the answer after and before the edit."""
     groups: dict[str, list[Probe]] = {name: [] for name in ("rewrite_new", "rewrite_old", "paraphrase_new", "paraphrase_old")}
-    for request in case.requests:
+    for request, others in zip(case.requests, _aliases(case), strict=True):
         fact, known = request.fact, request.fact.answer != UNKNOWN
-        groups["rewrite_new"].append(Probe(fact.text, request.new))
+        groups["rewrite_new"].append(Probe(fact.text, request.new, others))
         groups["rewrite_old"] += [Probe(fact.text, fact.answer)] if known else []
         asked = list(case.paraphrases) if isinstance(case, EditCase) else [fact.with_prompt(p) for p in fact.paraphrases]
-        groups["paraphrase_new"] += [Probe(p.text, request.new) for p in asked]
+        groups["paraphrase_new"] += [Probe(p.text, request.new, others) for p in asked]
         groups["paraphrase_old"] += [Probe(p.text, fact.answer) for p in asked] if known else []
     if isinstance(case, EditCase):
         groups["near_old"] = [_probe(f) for f in case.neighbours]
@@ -99,6 +105,13 @@ def questions(case: Case) -> dict[str, list[Probe]]:
         groups["onward_old"] = [Probe(text, case.answer, case.aliases) for text in case.clozes]
         groups["onward_new"] = [Probe(text, case.new_answer, case.new_aliases) for text in case.clozes]
     return {name: probes for name, probes in groups.items() if probes}
+
+
+def _aliases(case: Case) -> list[tuple[str, ...]]:
+    """Other names of each edit's new answer, where a case gives them."""
+    if isinstance(case, MultiHopCase) and len(case.edited) == len(case.edits) and case.new_hops:
+        return [case.new_hops[i].aliases for i in case.edited]
+    return [()] * len(case.requests)
 
 
 def _probe(asked: Asked) -> Probe:
@@ -151,9 +164,9 @@ def look(lens: Lens, cases: Sequence[Case], generation: Generation | None = None
 
 
 def _prompts(case: Case, kind: str, generation: Generation) -> list[str]:
-    """The prompts of one kind of continuation: 'rewrite', 'paraphrase', 'cot', 'direct' or 'fluency'."""
-    if kind == "rewrite":
-        return [request.fact.text for request in case.requests]
+    """The prompts of one kind of continuation: 'rewrite', 'paraphrase', 'near', 'cot', 'direct' or 'fluency'."""
+    if kind in WRITTEN:
+        return [probe.text for probe in questions(case).get(WRITTEN[kind], ())]
     if isinstance(case, MultiHopCase):
         if kind == "cot":
             return [cot_prompt(question, generation.blocks) for question in case.questions]

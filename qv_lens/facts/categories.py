@@ -19,11 +19,8 @@ CATEGORIES: Mapping[str, str] = MappingProxyType({
     "P50": "author", "P54": "sport", "P641": "sport", "P112": "founder",
 })  # fmt: skip
 
-#: which categories count as related: both ask for a place, or both for a person
-RELATED: tuple[frozenset[str], ...] = (
-    frozenset({"nationality", "continent", "capital"}),
-    frozenset({"leadership", "author", "founder"}),
-)
+#: ACE's categories of similar semantics (section 3); author, sport and founder are dissimilar, to these and to each other
+RELATED = frozenset({"nationality", "continent", "language", "capital", "leadership"})
 
 
 def of_relation(item: Fact | EditRequest) -> str | None:

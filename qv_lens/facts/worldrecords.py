@@ -98,11 +98,12 @@ def new_object(world: World, relation: Relation, avoid: Iterable[str], rng: rand
 
 
 def cot_blocks(world: World, count: int, avoid: Iterable[str], rng: random.Random) -> list[str]:
-    """Worked two- and three-hop examples about subjects and bridges not in `avoid`."""
+    """Worked two- and three-hop examples that name as few of the entities in `avoid` as can be: none, where there are such."""
     blocked, blocks = set(avoid), []
-    pools = [[c for c in world.chains(hops) if world.seen(c) and not blocked & set(c.entities)] for hops in (2, 3)]
     for i in range(count):
-        chain = rng.choice(pools[i % 2])
+        pool = [c for c in world.chains(2 + i % 2) if world.seen(c)]
+        shared = [len(blocked & set(c.entities)) for c in pool]
+        chain = rng.choice([c for c, n in zip(pool, shared, strict=True) if n == min(shared)])
         blocks.append(cot_block(chain.questions()[0], chain.thoughts(), chain.answer))
     return blocks
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draw from the `top_k` likeliest tokens."""
+    """Draw from the `top_k` likeliest tokens. Every row has a generator of its own, seeded by `seed` and the row: a text's
+    draws depend on no other text, and are the same before and after an edit."""
 
     top_k: int
     seed: int
@@ -39,7 +41,7 @@ def cached(
     ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     options: dict[str, Any] = (
-        {"do_sample": False} if sampling is None else {"logits_processor": [_drawn(sampling)], "do_sample": False}
+        {"do_sample": False} if sampling is None else {"logits_processor": [_drawn(sampling, rows)], "do_sample": False}
     )
     ends = [steps] * len(rows)
     if enough is not None:
@@ -57,7 +59,7 @@ def plain(
     enough: Enough | None = None,
 ) -> list[list[int]]:
     """One whole pass per token, for a model with interventions; `logits` takes rows of any lengths."""
-    grown, draw = [list(row) for row in rows], None if sampling is None else _drawn(sampling)
+    grown, draw = [list(row) for row in rows], None if sampling is None else _drawn(sampling, rows)
     ends = [steps] * len(rows)
     for _ in range(steps):
         scores = logits(grown)
@@ -90,13 +92,17 @@ def _stopping(enough: Enough, ends: list[int], longest: int) -> Callable[..., Te
     return stop
 
 
-def _drawn(sampling: Sampling) -> Callable[[Any, Float[Tensor, "row d_vocab"]], Float[Tensor, "row d_vocab"]]:
-    """Logits -> logits whose argmax is the token drawn: sampling with a generator of its own, inside a greedy loop."""
-    generator = torch.Generator().manual_seed(sampling.seed)
+def _drawn(
+    sampling: Sampling, rows: Sequence[Sequence[int]]
+) -> Callable[[Any, Float[Tensor, "row d_vocab"]], Float[Tensor, "row d_vocab"]]:
+    """Logits -> logits whose argmax is the token drawn: sampling with generators of its own, inside a greedy loop."""
+    each = [torch.Generator().manual_seed(crc32(repr((sampling.seed, *row)).encode())) for row in rows]
 
     def draw(_ids: Any, logits: Tensor) -> Tensor:
         best = logits.float().cpu().topk(sampling.top_k, dim=-1)
-        picked = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1, generator=generator)).to(logits.device)
+        p = best.values.softmax(-1)
+        place = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in zip(p, each, strict=True)])
+        picked = best.indices.gather(1, place).to(logits.device)
         return torch.full_like(logits, -torch.inf).scatter(1, picked, 0.0)
 
     return draw

@@ -153,4 +153,12 @@ def test_questions_say_what_is_asked():
     assert [p.answer for p in groups["rewrite_new"] + groups["rewrite_old"]] == ["football", "basketball"]
     assert {p.answer for p in groups["rival_new"]} == {"football"}
     assert "onward_new" not in groups
-    assert set(GENERATED) == {"efficacy_gen", "multihop_cot", "multihop_cot_rate", "multihop_direct", "fluency"}
+    assert set(GENERATED) == {
+        "efficacy_gen",
+        "paraphrase_gen",
+        "specificity_gen",
+        "multihop_cot",
+        "multihop_cot_rate",
+        "multihop_direct",
+        "fluency",
+    }

@@ -12,7 +12,7 @@ import torch
 import qv_lens as qv
 from qv_lens.sweeps.config import read_config
 from qv_lens.sweeps.engine import Context, all_tasks
-from qv_lens.sweeps.recipes.anatomy import Layers, Nodes, OnePrompt, layers, neurons, nodes, tokens
+from qv_lens.sweeps.recipes.anatomy import Layers, Nodes, Prompts, layers, neurons, nodes, tokens
 from qv_lens.sweeps.recipes.causal import Interpretable, Suppression, interpretable, suppression
 from qv_lens.sweeps.recipes.material import of_category, pool
 
@@ -49,8 +49,10 @@ def test_layers_against_a_loop_over_neurons(context):
 
 
 def test_tokens_say_what_the_model_would_say(context):
-    frame, lens = tokens(OnePrompt("toy-gptj"), context), context.lens("toy-gptj")
+    frame, lens = tokens(Prompts("toy-gptj", prompts=2), context), context.lens("toy-gptj")
     fact = of_category("sport", 1, 0)[0]
+    assert sorted(set(frame["prompt"])) == [0, 1]
+    frame = frame[frame["prompt"] == 0]
     assert frame["token"].tolist() == lens.str_tokens(fact)
     ids = torch.tensor([lens.tokenizer(fact.text)["input_ids"]])
     best = [lens.tokenizer.decode([int(i)]).strip() for i in lens.hf(ids).logits[0].argmax(-1)]
@@ -59,7 +61,7 @@ def test_tokens_say_what_the_model_would_say(context):
 
 
 def test_neurons_and_nodes(context):
-    frame = neurons(OnePrompt("toy-gptj", top=4), context)
+    frame = neurons(Prompts("toy-gptj", prompts=1, top=4), context)
     assert frame.groupby("role").size().to_dict() == {"query": 4, "value": 4, "shared": 4}
     lens, fact = context.lens("toy-gptj"), of_category("sport", 1, 0)[0]
     value = qv.value_neurons(lens, fact)

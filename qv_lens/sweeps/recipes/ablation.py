@@ -26,6 +26,7 @@ from qv_lens.facts.benchmarks import plain_facts
 from qv_lens.facts.records import Fact
 from qv_lens.interventions import Zero
 from qv_lens.models.lens import Lens
+from qv_lens.models.zoo import check_world
 from qv_lens.neurons import NeuronSet
 from qv_lens.plots import sweep_heatmap
 from qv_lens.sweeps.config import Recipe
@@ -36,7 +37,8 @@ NEURONS = ("top", "random", "query")
 
 @dataclass(frozen=True)
 class Ablation:
-    """One cell of the sweep. `layer`: a number, or "all" for the whole model. `facts`: a JSON file of facts with
+    """One cell of the sweep. `layer`: a number, "top" (where the ranking prompts' importance is largest), or "all" for the whole
+    model. `facts`: a JSON file of facts with
     categories (default: the bundled world)."""
 
     model: str
@@ -69,12 +71,16 @@ def ablate(task: Ablation, context: Context) -> pd.DataFrame:
     neurons = choose(lens, task, drawn, context)
     with lens.intervene(Zero(neurons)):
         now = {group: answers(lens, facts) for group, facts in drawn.groups.items()}
+    layers = neurons.by_layer()
     rows = [(group, len(facts), len(neurons), *drop(drawn.clean[group], now[group])) for group, facts in drawn.groups.items()]
-    return pd.DataFrame(rows, columns=["group", "prompts_asked", "count", *DROP])
+    frame = pd.DataFrame(rows, columns=["group", "prompts_asked", "count", *DROP])
+    return frame.assign(zeroed_layer=next(iter(layers)) if len(layers) == 1 else None)
 
 
 def draw(lens: Lens, task: Ablation) -> Drawn:
     """Facts of the category and of others, by the task's seed."""
+    if not task.facts:
+        check_world(lens)
     pool = plain_facts(task.facts) if task.facts else worldrecords.facts(miniworld.build(0))
     inside, outside = [f for f in pool if f.category == task.category], [f for f in pool if f.category != task.category]
     if len(inside) < 2 or not outside:
@@ -93,7 +99,10 @@ def choose(lens: Lens, task: Ablation, drawn: Drawn, context: Context) -> Neuron
     """The neurons of one cell."""
     key = (task.category, task.prompts, task.held_out, task.facts, task.seed)
     value = context.once(("value", key), lambda: value_neurons(lens, drawn.ranking, None, over="set"))
-    scope = value if task.layer == "all" else value.layer(lens.check_layer(int(task.layer)))
+    layer = task.layer
+    if layer == "top":
+        layer = int(value.frame.groupby("layer")["score"].sum().idxmax())
+    scope = value if layer == "all" else value.layer(lens.check_layer(int(layer)))
     count = max(1, round(task.fraction * len(scope)))
     if not 0 < task.fraction <= 1:
         raise ConfigError(f"fraction must be above 0 and at most 1, got {task.fraction}.")
@@ -103,7 +112,7 @@ def choose(lens: Lens, task: Ablation, drawn: Drawn, context: Context) -> Neuron
         rows = random.Random(f"random:{task.seed}:{task.layer}").sample(range(len(scope)), count)
         return replace(scope, frame=scope.frame.iloc[sorted(rows)].reset_index(drop=True))
     query = context.once(("query", key), lambda: query_neurons(lens, drawn.ranking, value, None, over="set"))
-    return (query if task.layer == "all" else query.layer(int(task.layer))).top(count)
+    return (query if layer == "all" else query.layer(int(layer))).top(count)
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:

@@ -2,8 +2,8 @@
 
 layers   ACE's Table 1 and Figure 5 (FFN and attention layers, sum of the neurons' I over the prompts), Figure 6
          (heads), Figure 3 (query layers, Eq. 10, and how many of the 300 best value neurons lie in each layer)
-tokens   ACE's Table 5: FFN's and attention's I at every token of one prompt, and what the model would say there
-neurons  ACE's Tables 6 and 7: the best query, value and shared neurons of one prompt with the tokens they promote
+tokens   ACE's Table 5: FFN's and attention's I at every token of each prompt, and what the model would say there
+neurons  ACE's Tables 6 and 7: the best query, value and shared neurons of each prompt with the tokens they promote
 nodes    CTP's Figure 4: mean node score of T+ by layer, key and value nodes
 """
 
@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from qv_lens.attribution.gradients import transmission_paths
+from qv_lens.attribution.gradients import NodeScore, transmission_paths
 from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.projection import interpretable, vocabulary
 from qv_lens.attribution.query import query_layers, query_neurons
 from qv_lens.attribution.value import value_neurons
 from qv_lens.case_study import by_token
+from qv_lens.facts.spans import Prompt
 from qv_lens.plots import category_heatmap, node_lines, token_bars, vocabulary_table
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
-from qv_lens.sweeps.recipes.material import of_category
+from qv_lens.sweeps.recipes.material import asked
 
 TOP = 300  # value neurons per prompt that count (ACE's notebooks)
 
@@ -42,7 +43,7 @@ class Layers:
 def layers(task: Layers, context: Context) -> pd.DataFrame:
     """`part ('ffn', 'attn', 'head', 'query', 'count'), layer, head, score` (means per prompt) and `rank` among layers."""
     lens = context.lens(task.model)
-    facts = of_category(task.category, task.prompts, task.seed, task.facts, task.hops)
+    facts = asked(lens, task, task.hops)
     trace = lens.trace(list(facts))
     value = value_neurons(lens, trace, TOP)
     parts = [layer_scores(lens, trace, kind, over="set").assign(part=kind) for kind in ("ffn", "attn")]
@@ -59,68 +60,79 @@ def layers(task: Layers, context: Context) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class OnePrompt:
-    """One prompt by its place among those that the seed draws from a category. `top`: neurons and tokens shown."""
+class Prompts:
+    """Prompts of a category, each by itself. `top`: neurons of each role."""
 
     model: str
     category: str = "sport"
-    index: int = 0
+    prompts: int = 100
     top: int = 10
     seed: int = 0
     facts: str = ""
 
 
-def tokens(task: OnePrompt, context: Context) -> pd.DataFrame:
-    """`position, token, ffn, attn` (nats; I of the answer's first token, summed over layers), `promoted`: the likeliest
-    next tokens there."""
-    lens = context.lens(task.model)
-    fact = of_category(task.category, task.index + 1, task.seed, task.facts)[task.index]
-    frame = by_token(lens, fact)
-    told = [", ".join(repr(token.strip()) for token in row) for row in frame["promoted"]]
-    return frame.assign(promoted=told, prompt=fact.text, answer=fact.answer)
+def tokens(task: Prompts, context: Context) -> pd.DataFrame:
+    """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, summed over layers), `promoted`: the
+    likeliest next tokens there, `place` ('subject', 'first behind it', 'last', 'other')."""
+    lens, parts = context.lens(task.model), []
+    for i, fact in enumerate(asked(lens, task)):
+        frame = by_token(lens, fact)
+        said = [", ".join(repr(token.strip()) for token in row) for row in frame["promoted"]]
+        places = _places(lens.tokenize(fact)[0])
+        parts.append(frame.assign(promoted=said, place=places, prompt=i, text=fact.text, answer=fact.answer))
+    return pd.concat(parts, ignore_index=True)
 
 
-def neurons(task: OnePrompt, context: Context) -> pd.DataFrame:
-    """The best `top` neurons per `role` ('query', 'value', 'shared': among the 300 best of both): `layer, neuron,
-    coefficient, score, promoted, interpretable` (the answer is among the ten promoted tokens)."""
-    lens = context.lens(task.model)
-    fact = of_category(task.category, task.index + 1, task.seed, task.facts)[task.index]
-    trace = lens.trace(fact)
-    value = value_neurons(lens, trace, TOP)
-    query = query_neurons(lens, trace, value, TOP)
-    parts = []
-    for role, found in (("query", query), ("value", value), ("shared", value & query)):
-        best = found.top(task.top)
-        shown = vocabulary(lens, best)
-        said = [", ".join(repr(t.strip()) for t in row) for row in shown["promoted"]]
-        parts.append(shown[["layer", "neuron", "coefficient", "score"]].assign(
-            role=role, promoted=said, interpretable=interpretable(lens, best, fact.answer).to_numpy(), found=len(found)
-        ))  # fmt: skip
-    return pd.concat(parts, ignore_index=True).assign(prompt=fact.text, answer=fact.answer)
+def _places(prompt: Prompt) -> list[str]:
+    first, last = prompt.subject or (0, -1)
+    named = {last + 1: "first behind it"} if prompt.subject else {}
+    named |= dict.fromkeys(range(first, last + 1), "subject") | {prompt.last: "last"}
+    return [named.get(at, "other") for at in range(len(prompt.ids))]
+
+
+def neurons(task: Prompts, context: Context) -> pd.DataFrame:
+    """Per `prompt`, the best `top` neurons per `role` ('query', 'value', 'shared': among the 300 best of both): `layer,
+    neuron, coefficient, score, promoted, interpretable` (the answer is among the ten promoted tokens)."""
+    lens, parts = context.lens(task.model), []
+    for i, fact in enumerate(asked(lens, task)):
+        trace = lens.trace(fact)
+        value = value_neurons(lens, trace, TOP)
+        query = query_neurons(lens, trace, value, TOP)
+        for role, found in (("query", query), ("value", value), ("shared", value & query)):
+            best = found.top(task.top)
+            shown = vocabulary(lens, best)
+            said = [", ".join(repr(t.strip()) for t in row) for row in shown["promoted"]]
+            parts.append(shown[["layer", "neuron", "coefficient", "score"]].assign(
+                role=role, promoted=said, interpretable=interpretable(lens, best, fact.answer).to_numpy(), found=len(found),
+                prompt=i, text=fact.text, answer=fact.answer,
+            ))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """CTP's nodes for the answers of `prompts` facts."""
+    """CTP's nodes for the answers of `prompts` facts. `score`: as `transmission_paths` takes it; 'mean_abs_z' (CTP's code)
+    is scaled within each layer, so layers compare by 'abs_sum' (Eq. 6)."""
 
     model: str
     category: str = "all"
     prompts: int = 100
     top: int = 15
+    score: NodeScore = "mean_abs_z"
     seed: int = 0
     facts: str = ""
 
 
 def nodes(task: Nodes, context: Context) -> pd.DataFrame:
-    """`layer, kind ('key', 'value'), path ('T+', 'T-', ''), score` (mean over nodes) and their number."""
+    """`layer, kind ('key', 'value'), path ('T+', 'T-', ''), importance` (mean score of the nodes) and their `count`."""
     lens = context.lens(task.model)
-    facts = of_category(task.category, task.prompts, task.seed, task.facts)
-    frame = transmission_paths(lens, facts, task.top)
+    facts = asked(lens, task)
+    frame = transmission_paths(lens, facts, task.top, score=task.score)
     found = frame.groupby(["layer", "kind", "path"])["score"].agg(["mean", "size"]).reset_index()
-    return found.rename(columns={"mean": "score", "size": "count"})
+    return found.rename(columns={"mean": "importance", "size": "count"})
 
 
 LAYERS = Recipe("layers", Layers, layers, ("score", "rank"), category_heatmap)
-TOKENS = Recipe("tokens", OnePrompt, tokens, ("ffn", "attn"), token_bars)
-NEURONS = Recipe("neurons", OnePrompt, neurons, ("coefficient", "score", "interpretable"), vocabulary_table)
-NODES = Recipe("nodes", Nodes, nodes, ("score",), node_lines)
+TOKENS = Recipe("tokens", Prompts, tokens, ("ffn", "attn"), token_bars)
+NEURONS = Recipe("neurons", Prompts, neurons, ("coefficient", "score", "interpretable"), vocabulary_table)
+NODES = Recipe("nodes", Nodes, nodes, ("importance",), node_lines)

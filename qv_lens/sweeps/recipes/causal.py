@@ -26,7 +26,7 @@ from qv_lens.neurons import NeuronSet
 from qv_lens.plots import counts, set_bars
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
-from qv_lens.sweeps.recipes.material import of_category
+from qv_lens.sweeps.recipes.material import asked
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def suppression(task: Suppression, context: Context) -> pd.DataFrame:
     """`condition, layer`: a row per layer with `count` activated value neurons per prompt; and what was suppressed in
     `suppressed`, with clean accuracy, accuracy and their drop in points."""
     lens = context.lens(task.model)
-    chains = of_category(task.category, task.prompts, task.seed, task.facts, 2)
+    chains = asked(lens, task, 2)
     found, counted = suppress(lens, chains, locate(lens, chains), task.top or None)
     found = found.assign(condition=found["intervention"] + " layer " + found["layer"].astype(str))
     found = found.rename(columns={"layer": "suppressed", "count": "neurons"}).drop(columns="intervention")
@@ -70,7 +70,7 @@ def interpretable(task: Interpretable, context: Context) -> pd.DataFrame:
     """One row per prompt and set ('none', 'interpretable', 'important', 'random'): how many neurons (`zeroed`), the share
     of draws that give the answer's first token (`sampled`), its exact `probability`, and whether it is the argmax."""
     lens, rows = context.lens(task.model), []
-    facts = of_category(task.category, task.prompts, task.seed, task.facts)
+    facts = asked(lens, task)
     value = value_neurons(lens, list(facts), task.top)
     for i, fact in enumerate(facts):
         rng, mine = random.Random(f"interpretable:{task.seed}:{i}"), value.where(lambda frame, i=i: frame["prompt"] == i)

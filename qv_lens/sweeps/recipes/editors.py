@@ -34,18 +34,23 @@ from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.records import Case, MultiHopCase
 from qv_lens.models.lens import Lens
-from qv_lens.plots import method_bars
+from qv_lens.models.zoo import check_world
+from qv_lens.plots import method_bars, seconds_bars
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
 
 LAYERS = ("preset", "located", "value", "query", "random", "all")
 SHOTS = 4
+#: what a run's figure draws, where it was measured
+SHOWN = (
+    "efficacy_acc", "edit_success", "paraphrase_acc", "specificity_acc", "portability", "locality", "multihop_acc", "multihop_cot", "ctp_score",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One cell. `data`: 'facts', 'multihop', or a file; `count` of them (0: 34, one batch, 100 consecutive); `text`: for C0 ('world', a file, a dataset);
-    `metrics`: names, () for those that fit; `skip`: which highest-ranked layers ACE leaves out, a letter each: 'q', 'qq', 'v', 'qv' (Table 4); `edited`: how many layers in all (0: the preset's number); `curve`: every how many consecutive edits
+    `metrics`: names, () for those that fit; `skip`: which of its highest-ranked layers ACE does not edit, a letter each: 'q', 'qq', 'v', 'qv' (Table 4); `edited`: how many layers in all (0: the preset's number; of ACE the located ones, of others those up to the preset's highest); `curve`: every how many consecutive edits
     all are asked; `blocks`: a file of worked examples."""
 
     model: str
@@ -73,6 +78,8 @@ class Comparison:
 def compare(task: Comparison, context: Context) -> pd.DataFrame:
     """The rows of one cell: `evaluate`'s frame, with the layers that were written."""
     lens = context.lens(task.model)
+    if task.data in ("facts", "multihop"):
+        check_world(lens)
     if task.protocol not in (*PROTOCOLS, "none"):
         raise unknown("Protocol", task.protocol, (*PROTOCOLS, "none"))
     cases, blocks = context.once(("cases", task.data, task.count, task.seed, task.blocks), lambda: drawn(task))
@@ -154,13 +161,35 @@ def chosen(lens: Lens, task: Comparison, cases: Sequence[Case], context: Context
     editor = replace(table[task.method].editor, **(task.editor or {}))  # pyright: ignore[reportArgumentType]
     if task.layers.split(" ")[0] not in LAYERS:
         raise unknown("Layers", task.layers, LAYERS)
+    if not isinstance(editor, ACE):
+        if task.layers != "preset" or task.skip:
+            raise ConfigError(f"layers and skip choose ACE's layers; {task.method} has none of query and value.")
+        return _widened(lens, task, editor) if task.edited else editor
+    value, query = editor.value_layers, editor.query_layers
     if task.layers == "preset" and not task.skip and not task.edited:
         return editor
-    if not isinstance(editor, ACE):
-        raise ConfigError(f"layers, skip and edited choose ACE's layers; {task.method} has none of query and value.")
     located = context.once(("located", task.data, task.count, task.seed), lambda: _located(lens, task, cases))
-    value, query = _pick(lens, task, located)
-    return replace(editor, value_layers=value, query_layers=query)
+    if task.layers != "preset" or task.edited:
+        value, query = _pick(lens, task, located)
+    value, query = (_without(value, located.value, task.skip.count("v")), _without(query, located.query, task.skip.count("q")))
+    if not value and not query:
+        raise ConfigError(f"skip={task.skip!r} leaves {task.method} no layer to edit.")
+    return replace(editor, value_layers=value or query, query_layers=query if value else ())
+
+
+def _without(layers: Sequence[int], ranked: Sequence[int], count: int) -> tuple[int, ...]:
+    """`layers` less the `count` best-ranked of them, and nothing in their place (ACE, Table 4)."""
+    best = [layer for layer in ranked if layer in layers][:count]
+    return tuple(layer for layer in layers if layer not in best)
+
+
+def _widened(lens: Lens, task: Comparison, editor: Editor) -> Editor:
+    """An editor of one group of layers at `edited` layers: those up to its highest one."""
+    layers = getattr(editor, "layers", None)
+    if not layers:
+        raise ConfigError(f"edited sets the number of layers; {task.method} has no layers to set.")
+    lowest = max(1 if lens.backend_adapter.parallel else 0, max(layers) + 1 - task.edited)
+    return replace(editor, layers=tuple(range(lowest, lowest + task.edited)))  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def _located(lens: Lens, task: Comparison, cases: Sequence[Case]) -> Layers:
@@ -181,11 +210,10 @@ def _pick(lens: Lens, task: Comparison, located: Layers) -> tuple[tuple[int, ...
     if task.edited:  # a fixed number in all, shared out as ACE shares it out
         queries = min(task.edited - 1, max(1, round(task.edited * queries / (values + queries))))
         values = task.edited - queries
-    skipped = task.skip.count("v"), task.skip.count("q")
-    value, query = located.editable(values, queries, first, *skipped)
+    value, query = located.editable(values, queries, first)
     while len(value) + len(query) < task.edited and values < lens.n_layers:  # too few query layers below: more value layers
         values, queries = values + 1, max(0, queries - 1)
-        value, query = located.editable(values, queries, first, *skipped)
+        value, query = located.editable(values, queries, first)
     pool = list(range(first, lens.n_layers - 1))
     if task.layers == "value":
         return value, ()
@@ -214,13 +242,14 @@ def table(frame: pd.DataFrame, by: Sequence[str] = ("model", "data", "protocol",
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
-    """Bars by what was varied (methods, layers, ...), one colour per metric."""
-    wanted = ["efficacy_acc", "paraphrase_acc", "specificity_acc", "portability", "multihop_acc", "multihop_cot"]
-    fields = ("model", "protocol", "method", "layers", "skip", "edited", "batch_size", "editor")
+    """Bars by what was varied (methods, layers, ...), one colour per metric; of edits each timed alone the seconds (CTP, Figure 3)."""
+    fields = ("model", "data", "protocol", "method", "layers", "skip", "edited", "batch_size", "editor")
     varied = [name for name in fields if frame[name].astype(str).nunique() > 1] or ["method"]
     frame = frame.assign(what=frame[varied].astype(str).agg(" · ".join, axis=1))
+    if (frame["batch_size"] == 1).all():
+        return seconds_bars(frame, by="what")
     shown = table(frame, ("what",))
-    return method_bars(shown[shown["metric"].isin(wanted)], by="what")
+    return method_bars(shown[shown["metric"].isin(SHOWN)], by="what")
 
 
 RECIPE = Recipe("editors", Comparison, compare, ("before", "after", "relative_norm", "seconds"), figure)

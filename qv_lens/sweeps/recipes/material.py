@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Protocol
 
 from qv_lens.errors import ConfigError
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import read
 from qv_lens.facts.categories import of_relation
 from qv_lens.facts.records import Fact, MultiHopCase
+from qv_lens.models.lens import Lens
+from qv_lens.models.zoo import check_world
 
 
 def pool(source: str = "", hops: int = 1) -> list[Fact]:
@@ -25,6 +28,26 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
         return [replace(fact, category=fact.category or of_relation(fact)) for fact in facts]
     world = miniworld.build(0)
     return worldrecords.facts(world) if hops == 1 else [worldrecords.as_fact(world, c) for c in world.chains(hops)]
+
+
+class Asks(Protocol):
+    """What tasks that draw prompts have in common. `facts`: a file or dataset (default: the bundled world)."""
+
+    @property
+    def category(self) -> str: ...
+    @property
+    def prompts(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def facts(self) -> str: ...
+
+
+def asked(lens: Lens, task: Asks, hops: int = 1) -> list[Fact]:
+    """A task's prompts. Raises `ConfigError` for a category that is not there, or the bundled world with another model."""
+    if not task.facts:
+        check_world(lens)
+    return of_category(task.category, task.prompts, task.seed, task.facts, hops)
 
 
 def of_category(category: str, count: int, seed: int, source: str = "", hops: int = 1) -> list[Fact]:
