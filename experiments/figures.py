@@ -31,19 +31,19 @@ def drawn() -> dict[str, go.Figure]:
     for model in ("toy-gptj", "toy-qwen3"):
         layers = rows("ace_table1", model)
         found[f"table1-{model}"] = plots.category_heatmap(
-            layers[layers["hops"] == 1], f"{model}: FFN and attention importance by category (ACE, Table 1)"
+            layers, f"{model}: FFN and attention importance by category (ACE, Table 1)"
         )
         found[f"figure3-{model}"] = plots.category_heatmap(
-            layers[layers["hops"] == 2], f"{model}: two-hop prompts (ACE, Figure 3)"
+            rows("ace_figure3", model), f"{model}: two-hop prompts (ACE, Figure 3)"
         )
-        heads = layers[(layers["part"] == "head") & (layers["hops"] == 1)]
+        heads = layers[layers["part"] == "head"]
         found[f"figure6-{model}"] = plots.head_heatmap(heads, f"{model}: attention heads, all categories (ACE, Figure 6)")
         found[f"editors-{model}"] = bars("single", model, ("efficacy_acc", "paraphrase_acc", "specificity_acc", "multihop_acc"))
         found[f"layers-{model}"] = by_layers(model)
         found[f"suppression-{model}"] = plots.counts(
             rows("ace_suppression", model).query("category == 'all'"), f"{model}: activated value neurons (ACE, section 4.2)"
         )
-    found["table5"] = plots.token_bars(rows("ace_table5").query("index == 0"), "Importance by token (ACE, Table 5)")
+    found["table5"] = plots.token_bars(rows("ace_table5"), "Importance by token (ACE, Table 5)")
     found["ctp-figure4"] = plots.node_lines(rows("ctp_figure4").query("category == 'all'"), "T+ nodes by layer (CTP, Figure 4)")
     found["neurons27"] = plots.set_bars(rows("ace_neurons27"), "The answer when neurons are zeroed (ACE, section 6.4)")
     return found

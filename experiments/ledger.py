@@ -14,28 +14,31 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from claims import CLAIMS, FAILS, HOLDS, OPEN, interval
+from claims import CLAIMS, Claim
+from deciding import FAILS, HOLDS, OPEN, interval
 
+from qv_lens.sweeps.config import read_config
 from qv_lens.sweeps.store import load_run
 
 HERE = Path(__file__).parent
 RESULTS, LEDGER, COMPARISON = HERE / "results", HERE / "LEDGER.md", HERE / "COMPARISON.md"
 TOYS, REAL = ("toy-gptj", "toy-qwen3"), ("EleutherAI/gpt-j-6B", "Qwen/Qwen3-8B")
 DROPPED = ("task", "subject", "text", "metrics", "blocks", "documents", "editor", "written", "skipped")
-
-
-#: files of a paper's table whose rows belong to a part of the comparison
-PARTS = {"multihop": ("ace_table2",), "single": ("ace_table3", "kne_table1")}
+#: parts of the comparison: which data and protocol, and the papers' files whose rows belong there
+PARTS = {
+    "single": ("facts", "single", ("ace_table3", "kne_table1")),
+    "batch": ("facts", "batch", ()),
+    "consecutive": ("facts", "consecutive", ("ctp_table2",)),
+    "multihop": ("multihop", "single", ("ace_table2",)),
+}
 
 
 def collect(runs: Path) -> None:
     """Gather the rows of the run folders named after a result, or after it and a model (layers, layers-toy-gptj, layers-toy-gptj-more)."""
-    for name in sorted({claim.data for claim in CLAIMS} | {name for name, *_ in TABLES}):
-        begins = [
-            f"{part}{tail}"
-            for part in (name, *PARTS.get(name, ()))
-            for tail in ("", *(f"-{m.split('/')[-1]}" for m in (*TOYS, *REAL)))
-        ]
+    for name in sorted({claim.data for claim in CLAIMS} | set(PARTS)):
+        data, protocol, files = PARTS.get(name, ("", "", ()))
+        tails = ("", *(f"-{model.split('/')[-1]}" for model in (*TOYS, *REAL)))
+        begins = {f"{part}{tail}" for part in (name, *files) for tail in tails}
         folders = [
             path for path in sorted(runs.iterdir()) if (path / "shards").is_dir() and path.name.removesuffix("-more") in begins
         ]
@@ -43,28 +46,43 @@ def collect(runs: Path) -> None:
         if not parts:
             continue
         frame = pd.concat(parts, ignore_index=True)
+        if protocol:  # a file of one's own, in the place of the world's facts, counts as they do
+            frame = frame[(frame["protocol"] == protocol) & ((frame["data"] == "multihop") == (data == "multihop"))]
         if "editor" in frame:
-            told = pd.json_normalize(
-                [{} if value in (None, "null") or value != value else json.loads(value) for value in frame["editor"]]
-            )
-            frame = pd.concat([frame, told.map(str) if "parameters" in told else told], axis=1)
+            told = [{} if value in (None, "null") or value != value else json.loads(value) for value in frame["editor"]]
+            varied = pd.json_normalize(told).set_axis(frame.index)
+            frame = pd.concat([frame, varied.map(str) if "parameters" in varied else varied], axis=1)
         frame = frame.drop(columns=[c for c in DROPPED if c in frame])
         if "layer" in frame and frame["layer"].dtype == object:
             frame["layer"] = frame["layer"].astype(str)
+        measured = [c for c in ("before", "after", "relative_norm", "seconds", "count", "batch_size", "curve") if c in frame]
+        if protocol:  # the same case asked in two files is one case
+            frame = frame.drop_duplicates([c for c in frame if c not in measured])
         RESULTS.mkdir(exist_ok=True)
         frame.to_parquet(RESULTS / f"{name}.parquet", compression="zstd", index=False)
         print(f"{name}: {len(frame)} rows of {len(folders)} runs")
+
+
+def command(claim: Claim) -> str:
+    """How the claim's rows are made on another model."""
+    file = HERE / f"{claim.file or claim.data}.toml"
+    facts = "data" if read_config(file).recipe == "editors" else "facts"
+    return f"`qv-lens run experiments/{file.name} --model MODEL --set {facts}=FILE --out runs/{file.stem}-NAME`"
 
 
 def written() -> str:
     """The ledger as text."""
     lines = [
         "# The ledger", "",
-        "Every claim of ACE, CTP and KNE that can be put as a number, against what was measured. Written by "
-        "`python experiments/ledger.py` from `experiments/results/`; made on 2 CPU cores with the bundled models, which are small "
-        "(12 layers) and were trained on an invented world: a claim that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the "
-        "other way round. Real models: empty until somebody runs the data's file with `--model EleutherAI/gpt-j-6B` or `Qwen/Qwen3-8B` and `--collect`s the folder. `single`, `batch`, `consecutive` and `multihop` are parts of `experiments/editors.toml` (`--set 'protocol=[\"batch\"]'`, `--set 'data=[\"multihop\"]'`); every other name is its own file.",
-        "", "| source | claim | statistic | toy-gptj | toy-qwen3 | GPT-J-6B | Qwen3-8B | data | release |", "|" + "---|" * 9,
+        "Claims of ACE, CTP and KNE that can be put as a number, against what was measured. Written by `python "
+        "experiments/ledger.py` from `experiments/results/`; made on 2 CPU cores with the bundled models, which are small (12 layers) "
+        "and were trained on an invented world: a claim that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the other way "
+        "round. A real model's cells are empty until somebody has run the row's command (MODEL `EleutherAI/gpt-j-6B` or `Qwen/Qwen3-8B`, "
+        "NAME what follows its slash, FILE a dataset of facts or edits; edits also want `--set text=`, a corpus) and "
+        "`python experiments/ledger.py --collect runs`. ± is half a 95% interval over cases; the cases of one batch and of one row of "
+        "consecutive edits share one edit, so there it is too narrow. `single`, `batch`, `consecutive` and `multihop` come from "
+        "`editors.toml`, or from the papers' own files named in the row.",
+        "", "| source | claim | statistic | toy-gptj | toy-qwen3 | GPT-J-6B | Qwen3-8B | release and set-up | data and command |", "|" + "---|" * 9,
     ]  # fmt: skip
     count = {HOLDS: 0, FAILS: 0, OPEN: 0}
     for claim in CLAIMS:
@@ -79,9 +97,8 @@ def written() -> str:
             told, verdict = claim.decide(mine)
             count[verdict] += model in TOYS
             cells.append(f"**{verdict}**: {told}")
-        lines.append(
-            "| " + " | ".join([claim.source, claim.words, claim.statistic, *cells, f"`{claim.data}`", claim.release]) + " |"
-        )
+        row = [claim.source, claim.words, claim.statistic, *cells, claim.release, f"`{claim.data}`: {command(claim)}"]
+        lines.append("| " + " | ".join(row) + " |")
     lines += [
         "",
         f"On the two bundled models together: {count[HOLDS]} hold, {count[FAILS]} fail, {count[OPEN]} are undecided.",
@@ -130,7 +147,8 @@ def comparison() -> str:
                 cells = []
                 for metric in metrics:
                     values = rows.loc[rows["metric"] == metric, "after"].dropna()
-                    cells.append(f"{100 * values.mean():.0f} ± {100 * interval(values):.0f}" if len(values) > 1 else "")
+                    half = f" ± {100 * interval(values):.0f}" if len(values) >= 10 else ""  # of fewer an interval means little
+                    cells.append(f"{100 * values.mean():.0f}{half}" if len(values) else "")
                 norm = f"{rows['relative_norm'].max():.1f}"
                 each = rows.groupby(["seed", "case"])["seconds"].first().median()
                 lines.append(f"| {method} | {count[method]} | {' | '.join(cells)} | {norm} | {each:.2f} |")

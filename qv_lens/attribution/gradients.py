@@ -200,7 +200,8 @@ def transmission_paths(
 ) -> pd.DataFrame:
     """CTP's packed nodes: `layer, kind ('key', 'value'), neuron, score, path ('T+', 'T-' or '')`, every node one row.
 
-    `score`: 'mean_abs_z' (CTP's code), 'abs_sum' and 'sum' (Eq. 6 over the node's entries, signed), 'norm'.
+    `score`: 'mean_abs_z' (CTP's code), 'abs_sum' and 'sum' (Eq. 6 over the node's entries, signed), 'norm'. Behind a
+    LayerNorm (GPT-J) Eq. 6 is 0 for every value node: the stream's gradient sums to 0 over the model's dimension.
     `paths`: 'ranks' takes the `top` and `bottom` nodes of each layer and kind; 'k_best' the nodes on the `top` paths
     (one node per layer and kind) with the largest sum of scores, and on the `bottom` lowest. `gate`: a gated FFN's key
     node includes its column of W_gate. `added`: deltas in force, as `delta_hooks` takes them.

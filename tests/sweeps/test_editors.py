@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 
 import pytest
 
 import qv_lens as qv
+from qv_lens.editing.presets import presets
+from qv_lens.facts import miniworld, worldrecords
 from qv_lens.sweeps.engine import Context
 from qv_lens.sweeps.recipes.editors import RECIPE, Comparison, compare, table
 
@@ -24,9 +27,6 @@ def test_a_cell_is_the_evaluation_of_its_preset(context):
     """Against edits made by hand with the same preset, contexts and cases."""
     frame = compare(Comparison("toy-gptj", "MEMIT", metrics=("efficacy_acc", "efficacy_success"), **QUICK), context)
     lens = context.lens("toy-gptj")
-    from qv_lens.editing.presets import presets
-    from qv_lens.facts import miniworld, worldrecords
-
     cases = worldrecords.edit_cases(miniworld.build(0), 2, 2000)
     statistics = context.once(("C0", "world", 300), None)
     for i, case in enumerate(cases):
@@ -54,7 +54,17 @@ def test_layers_are_chosen_as_the_task_says(context):
     assert all({k: len(v) for k, v in d.items()} == {k: len(v) for k, v in located.items()} for d in drawn)
     assert len({str(d) for d in drawn}) > 1
     assert written(layers="all")["value_layers"] == list(range(1, 11))
-    assert written(layers="located", skip="q")["query_layers"] != located["query_layers"]
+    preset = presets("toy-gptj")["ACE"].editor  # value layers 4 and 5, query layers 2 and 3
+    for skip, kind, left in (("q", "query_layers", 1), ("v", "value_layers", 1)):
+        got = written(skip=skip)
+        assert len(got[kind]) == left
+        assert set(got[kind]) < set(getattr(preset, kind))
+        other = "value_layers" if kind == "query_layers" else "query_layers"
+        assert tuple(got[other]) == getattr(preset, other)
+    assert written(skip="qq") == {"value_layers": list(preset.value_layers)}
+    assert written(skip="vv") == {"value_layers": list(preset.query_layers)}
+    memit = compare(Comparison("toy-gptj", "MEMIT", metrics=("efficacy_acc",), edited=2, **QUICK), context)
+    assert memit["written"].iloc[0] == str({"layers": [4, 5]})
     assert sum(map(len, written(layers="located", edited=6).values())) == 6
 
 
@@ -69,7 +79,23 @@ def test_bad_cells_say_what_is_wrong(context):
             compare(Comparison("toy-gptj", **{**QUICK, **fields}), context)
     with pytest.raises(qv.QVLensError, match="choose ACE's layers"):
         compare(Comparison("toy-gptj", "MEMIT", layers="all", **QUICK), context)
+    with pytest.raises(qv.QVLensError, match="leaves ACE no layer"):
+        compare(Comparison("toy-gptj", "ACE", skip="vvqq", **QUICK), context)
     assert RECIPE.measures[0] == "before"
+
+
+def test_chains_of_a_file(context, tmp_path):
+    """Those that the model knows, in the file's format; worked examples only where a file of them is named."""
+    records = worldrecords.mquake(miniworld.build(0), 6, 5)
+    for hop in records[0]["single_hops"]:
+        hop["answer"] = "Nowhere"  # not what the model says
+    file = tmp_path / "cases.json"
+    file.write_text(json.dumps(records))
+    frame = compare(Comparison("toy-gptj", protocol="none", data=str(file), count=6, known=True), context)
+    assert frame["case"].nunique() == 5
+    assert "multihop_cot" not in set(frame["metric"])
+    with pytest.raises(qv.QVLensError, match="name a file of them with blocks="):
+        compare(Comparison("toy-gptj", protocol="none", data=str(file), count=6, metrics=("multihop_cot",)), context)
 
 
 def test_evaluate_on_the_command_line(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from qv_lens.sweeps.config import read_config
 from qv_lens.sweeps.engine import Context, all_tasks
 from qv_lens.sweeps.recipes.anatomy import Layers, Nodes, Prompts, layers, neurons, nodes, tokens
 from qv_lens.sweeps.recipes.causal import Interpretable, Suppression, interpretable, suppression
-from qv_lens.sweeps.recipes.material import of_category, pool
+from qv_lens.sweeps.recipes.editors import Comparison, drawn
+from qv_lens.sweeps.recipes.material import asked, of_category, pool
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -66,7 +68,16 @@ def test_neurons_and_nodes(context):
     lens, fact = context.lens("toy-gptj"), of_category("sport", 1, 0)[0]
     value = qv.value_neurons(lens, fact)
     assert frame[frame["role"] == "value"][["layer", "neuron"]].to_records(index=False).tolist() == value.top(4).units
-    found = nodes(Nodes("toy-gptj", prompts=2, top=3), context)
+    found = nodes(Nodes("toy-gptj", prompts=2, top=3, score="norm"), context)
+    weight, losses = lens.hf.transformer.h[4].mlp.fc_out.weight.requires_grad_(True), []
+    for asked_for in of_category("all", 2, 0):  # the gradient of the Hugging Face model
+        start = len(lens.tokenizer(asked_for.text)["input_ids"])
+        ids = torch.tensor([lens.tokenizer(f"{asked_for.text} {asked_for.answer}")["input_ids"]])
+        losses.append(-lens.hf(ids).logits[0, start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None])[:, 0])
+    (G,) = torch.autograd.grad(torch.cat(losses).mean(), weight)
+    weight.requires_grad_(False)
+    row = found.query("layer == 4 and kind == 'value' and path == 'T+'")
+    assert row["importance"].item() == pytest.approx(float(G.norm(dim=0).topk(3).values.mean()), rel=1e-3)
     assert found[found["path"] == "T+"]["count"].unique().tolist() == [3]
     assert found.groupby(["layer", "kind"])["count"].sum().unique().tolist() == [lens.d_mlp]
 
@@ -106,6 +117,29 @@ def test_prompts_by_category():
 def test_every_run_file_makes_tasks(path):
     assert len(all_tasks(read_config(path))) > 1
     assert f"qv-lens run experiments/{path.name}" in path.read_text()
+
+
+def test_every_comparison_has_its_cases():
+    """What the run files ask for can be drawn: as many cases as they say, and worked examples that tell none of their facts."""
+    wanted = {
+        (task.fields.data, task.fields.count, task.fields.seed)
+        for path in EXPERIMENTS.glob("*.toml") if read_config(path).recipe == "editors"
+        for task in all_tasks(read_config(path))
+    }  # fmt: skip
+    assert ("multihop", 100, 0) in wanted
+    for data, count, seed in wanted:
+        cases, blocks = drawn(Comparison("toy-gptj", data=data, count=count, seed=seed))
+        assert len(cases) == count
+        for request in (request for case in cases for request in case.requests if blocks):
+            assert not any(request.fact.subject in block and request.fact.answer in block for block in blocks)
+
+
+def test_the_bundled_world_is_asked_of_its_own_models_alone(tmp_path):
+    context = Context()
+    context.lens("toy-gptj").save(tmp_path / "saved")
+    assert len(tokens(Prompts(str(tmp_path / "saved"), prompts=1), context))
+    with pytest.raises(qv.QVLensError, match="was not trained on the bundled world"):
+        asked(SimpleNamespace(name="other", tokenizer=SimpleNamespace(get_vocab=lambda: {"a": 0})), Prompts("other"))
 
 
 def test_the_committed_ledger_is_what_the_command_writes():

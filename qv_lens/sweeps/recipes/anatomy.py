@@ -112,7 +112,7 @@ def neurons(task: Prompts, context: Context) -> pd.DataFrame:
 @dataclass(frozen=True)
 class Nodes:
     """CTP's nodes for the answers of `prompts` facts. `score`: as `transmission_paths` takes it; 'mean_abs_z' (CTP's code)
-    is scaled within each layer, so layers compare by 'abs_sum' (Eq. 6)."""
+    is scaled within each layer, so layers compare by 'norm'."""
 
     model: str
     category: str = "all"

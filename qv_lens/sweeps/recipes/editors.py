@@ -30,6 +30,7 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.metrics import FORCED, GENERATED
 from qv_lens.evaluation.probes import Generation
 from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, evaluate, summary
+from qv_lens.evaluation.subset import known
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.records import Case, MultiHopCase
@@ -51,7 +52,8 @@ SHOWN = (
 class Comparison:
     """One cell. `data`: 'facts', 'multihop', or a file; `count` of them (0: 34, one batch, 100 consecutive); `text`: for C0 ('world', a file, a dataset);
     `metrics`: names, () for those that fit; `skip`: which of its highest-ranked layers ACE does not edit, a letter each: 'q', 'qq', 'v', 'qv' (Table 4); `edited`: how many layers in all (0: the preset's number; of ACE the located ones, of others those up to the preset's highest); `curve`: every how many consecutive edits
-    all are asked; `blocks`: a file of worked examples."""
+    all are asked; `blocks`: a file of worked examples;
+    `known`: of a file's chains, only those all of whose hops the model answers (ACE, Appendix B.1)."""
 
     model: str
     method: str = "ACE"
@@ -68,6 +70,7 @@ class Comparison:
     text: str = "world"
     documents: int = 3000
     blocks: str = ""
+    known: bool = False
     editor: dict[str, object] | None = None
 
     def __post_init__(self) -> None:
@@ -82,13 +85,13 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
         check_world(lens)
     if task.protocol not in (*PROTOCOLS, "none"):
         raise unknown("Protocol", task.protocol, (*PROTOCOLS, "none"))
-    cases, blocks = context.once(("cases", task.data, task.count, task.seed, task.blocks), lambda: drawn(task))
+    cases, blocks = context.once(("cases", task.data, task.count, task.seed, task.blocks, task.known), lambda: drawn(task, lens))
     protocol: Protocol = "single" if task.protocol == "none" else task.protocol  # pyright: ignore[reportAssignmentType]
     editor = None if task.protocol == "none" else chosen(lens, task, cases, context)
     needs = editor is not None and any(hasattr(editor, name) for name in ("lam", "mom2_adjustment", "soften", "threshold"))
     statistics = context.once(("C0", task.text, task.documents), lambda: _statistics(lens, task)) if needs else None
     frame = evaluate(
-        lens, cases, _metrics(task, cases), editor, protocol, task.seed, statistics=statistics, batch_size=task.batch_size,
+        lens, cases, _metrics(task, cases, blocks), editor, protocol, task.seed, statistics=statistics, batch_size=task.batch_size,
         every=task.curve or None, generation=Generation(blocks=blocks),
     )  # fmt: skip
     written = {
@@ -98,8 +101,8 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
     return frame.assign(written=str(written), skipped=[skipped.get(str(case), "") for case in frame["case"]])
 
 
-def drawn(task: Comparison) -> tuple[list[Case], tuple[str, ...]]:
-    """The task's cases, and worked examples about other entities (or those of a file)."""
+def drawn(task: Comparison, lens: Lens | None = None) -> tuple[list[Case], tuple[str, ...]]:
+    """The task's cases, and worked examples about other entities (or those of a file). `lens`: whom `known` cases are known to."""
     rng, world = random.Random(f"editors:{task.seed}"), miniworld.build(0)
     blocks = tuple(block + "\n\n" for block in _text(task.blocks).strip().split("\n\n")) if task.blocks else ()
     if task.data == "facts":
@@ -110,7 +113,16 @@ def drawn(task: Comparison) -> tuple[list[Case], tuple[str, ...]]:
     found = list(read(task.data, skip=True).cases)
     if not found:
         raise ConfigError(f"{task.data} holds no edits.")
-    return rng.sample(found, min(task.count, len(found))), blocks
+    found = rng.sample(found, len(found))
+    if task.known and lens is not None:
+        chains, found = [case for case in found if isinstance(case, MultiHopCase)], []
+        while chains and len(found) < task.count:
+            found, chains = [*found, *known(lens, chains[:64])[0]], chains[64:]
+        if not found:
+            raise ConfigError(
+                f"{lens.name} answers all hops of none of the chains of {task.data}: known=true leaves nothing to edit."
+            )
+    return found[: task.count], blocks
 
 
 def _named(cases: Sequence[Case]) -> set[str]:
@@ -128,19 +140,17 @@ def _text(path: str) -> str:
         raise ConfigError(f"Cannot read {path}: {error}.") from error
 
 
-def _metrics(task: Comparison, cases: Sequence[Case]) -> list[str]:
+def _metrics(task: Comparison, cases: Sequence[Case], blocks: Sequence[str]) -> list[str]:
+    if not blocks and any(name.startswith("multihop_cot") for name in task.metrics):
+        raise ConfigError(
+            "multihop_cot asks behind worked examples: name a file of them with blocks= (examples parted by empty lines, as "
+            "MQuAKE's multihop-cot-prompts.txt)."
+        )
     if task.metrics:
         return list(task.metrics)
     if isinstance(cases[0], MultiHopCase):
-        return [
-            "efficacy_acc",
-            "efficacy_success",
-            "specificity_acc",
-            "multihop_acc",
-            "instance_wise",
-            "multihop_cot",
-            "multihop_cot_rate",
-        ]
+        forced = ["efficacy_acc", "efficacy_success", "specificity_acc", "multihop_acc", "instance_wise"]
+        return [*forced, *(["multihop_cot", "multihop_cot_rate"] if blocks else [])]
     single = ["efficacy_gen", "fluency"] if task.protocol in ("single", "none") else []
     return [name for name in FORCED if name != "instance_wise"] + [name for name in GENERATED if name in single]
 

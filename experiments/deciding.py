@@ -1,0 +1,125 @@
+"""What decides a claim: differences paired by case with their 95% interval, on the rows of one model.
+
+A decision is a function from rows to the statistic as text and `HOLDS`, `FAILS` or `OPEN` (undecided). A difference that
+should be positive holds if its interval lies above 0, fails if it lies below. The cases of one batch, and of one row of
+consecutive edits, share one edit: there the intervals are narrower than those over edits would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+import pandas as pd
+
+HOLDS, FAILS, OPEN = "holds", "fails", "undecided"
+Told = tuple[str, str]  # the statistic, the verdict
+Decide = Callable[[pd.DataFrame], Told]
+NOT_MEASURED: Told = ("not measured", OPEN)
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def interval(values: Sequence[float] | pd.Series) -> float:
+    """Half of the 95% interval of a mean."""
+    values = np.asarray(values, float)
+    return float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def difference(a: pd.Series, b: pd.Series) -> tuple[float, float, int]:
+    """Mean of paired differences, its 95% half interval, and the number of pairs."""
+    paired = (a - b).dropna()
+    return float(paired.mean()), interval(paired), len(paired)
+
+
+def decided(mean: float, half: float) -> str:
+    """Whether a difference that should be positive is."""
+    return HOLDS if mean - half > 0 else FAILS if mean + half < 0 else OPEN
+
+
+def together(verdicts: Collection[str]) -> str:
+    """Of a claim in several parts: it holds if all do, and fails if one does."""
+    kinds = set(verdicts)
+    return kinds.pop() if len(kinds) == 1 else FAILS if FAILS in kinds else OPEN
+
+
+def points(mean: float, half: float, pairs: int) -> str:
+    return f"{100 * mean:+.1f} ± {100 * half:.1f} points, {pairs} cases"
+
+
+def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
+    """Values of `after` per case, one column per value of `by`; of a curve its last step."""
+    chosen = frame[frame["metric"] == metric]
+    chosen = chosen[chosen["step"] == chosen.groupby([by, "seed", "case"])["step"].transform("max")]
+    return chosen.pivot_table(index=["seed", "case"], columns=by, values="after", aggfunc="mean")
+
+
+def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method", unit: str = "%") -> Decide:
+    """`one` is above each of its rivals: against the best of them. Values are told times 100."""
+
+    def decide(frame: pd.DataFrame) -> Told:
+        table = per_case(frame, metric, by)
+        others = [name for name in rivals if name in table]
+        if one not in table or not others:
+            return NOT_MEASURED
+        means = table[[one, *others]].mean().sort_values(ascending=False)
+        rival = means.drop(one).index[0]
+        mean, half, pairs = difference(table[one], table[rival])
+        told = ", ".join(f"{name} {100 * value:.1f}{unit}" for name, value in means.items())
+        return f"{told} ({one} − {rival} {points(mean, half, pairs)})", decided(mean, half)
+
+    return decide
+
+
+def beats(metric: str, one: str | float, other: str | float, by: str = "method") -> Decide:
+    """`one` is above `other`."""
+
+    def decide(frame: pd.DataFrame) -> Told:
+        table = per_case(frame, metric, by)
+        if not {one, other} <= set(table):
+            return NOT_MEASURED
+        mean, half, pairs = difference(table[one], table[other])
+        both = table[[one, other]].dropna().mean()
+        return f"{one} {share(both[one])}, {other} {share(both[other])}: {points(mean, half, pairs)}", decided(mean, half)
+
+    return decide
+
+
+def curve(column: str, *parts: tuple[str, float | None, float | None, bool]) -> Decide:
+    """Along what is varied, each (metric, from, to, rises) goes up, or down; None: the first value, the last one."""
+
+    def decide(frame: pd.DataFrame) -> Told:
+        lines, verdicts = [], []
+        for metric, start, end, rises in parts:
+            table = per_case(frame, metric, column)
+            a, b = table.columns[0] if start is None else start, table.columns[-1] if end is None else end
+            if not {a, b} <= set(table):
+                return NOT_MEASURED
+            mean, half, pairs = difference(table[b], table[a])
+            values = ", ".join(f"{k:g}: {share(v)}" for k, v in table.mean().items())
+            lines.append(f"{metric} {values} ({a:g} to {b:g}: {points(mean, half, pairs)})")
+            verdicts.append(decided(mean if rises else -mean, half))
+        return "; ".join(lines), together(verdicts)
+
+    return decide
+
+
+def groups(metrics: Sequence[str], inside: Collection[str], by: str = "parameters") -> Decide:
+    """Values of `by` in `inside` give more than all others, by each metric."""
+
+    def decide(frame: pd.DataFrame) -> Told:
+        lines, verdicts = [], []
+        for metric in metrics:
+            table = per_case(frame, metric, by)
+            mine = [name for name in table if name in inside]
+            if not mine or len(mine) == table.shape[1]:
+                return NOT_MEASURED
+            mean, half, pairs = difference(table[mine].mean(axis=1), table.drop(columns=mine).mean(axis=1))
+            told = ", ".join(f"{name} {share(value)}" for name, value in table.mean().items())
+            lines.append(f"{metric} {told} ({' and '.join(mine)} − others {points(mean, half, pairs)})")
+            verdicts.append(decided(mean, half))
+        return "; ".join(lines), together(verdicts)
+
+    return decide
