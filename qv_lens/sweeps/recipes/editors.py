@@ -16,6 +16,7 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -90,9 +91,11 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
     editor = None if task.protocol == "none" else chosen(lens, task, cases, context)
     needs = editor is not None and any(hasattr(editor, name) for name in ("lam", "mom2_adjustment", "soften", "threshold"))
     statistics = context.once(("C0", task.text, task.documents), lambda: _statistics(lens, task)) if needs else None
+    kept = context.once("before", TemporaryDirectory)  # what the unedited model says of a case is asked once
     frame = evaluate(
         lens, cases, _metrics(task, cases, blocks), editor, protocol, task.seed, statistics=statistics, batch_size=task.batch_size,
         every=task.curve or None, generation=Generation(blocks=blocks),
+        cache=kept.name,
     )  # fmt: skip
     written = {
         name: list(getattr(editor, name)) for name in ("query_layers", "value_layers", "layers") if getattr(editor, name, None)
