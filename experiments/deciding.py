@@ -51,13 +51,14 @@ def points(mean: float, half: float, pairs: int) -> str:
 
 def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
     """Values of `after` per case, one column per value of `by`; of a curve its last step."""
-    chosen = frame[frame["metric"] == metric]
-    chosen = chosen[chosen["step"] == chosen.groupby([by, "seed", "case"])["step"].transform("max")]
-    return chosen.pivot_table(index=["seed", "case"], columns=by, values="after", aggfunc="mean")
+    case, chosen = ["data", "seed", "case"], frame[frame["metric"] == metric]
+    chosen = chosen[chosen["step"] == chosen.groupby([by, *case])["step"].transform("max")]
+    return chosen.pivot_table(index=case, columns=by, values="after", aggfunc="mean")
 
 
 def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method", unit: str = "%") -> Decide:
-    """`one` is above each of its rivals: against the best of them. Values are told times 100."""
+    """`one` is above each of its rivals: against the best of them; undecided while one of them is not measured. Values are
+    told times 100."""
 
     def decide(frame: pd.DataFrame) -> Told:
         table = per_case(frame, metric, by)
@@ -68,7 +69,12 @@ def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method", unit
         rival = means.drop(one).index[0]
         mean, half, pairs = difference(table[one], table[rival])
         told = ", ".join(f"{name} {100 * value:.1f}{unit}" for name, value in means.items())
-        return f"{told} ({one} − {rival} {points(mean, half, pairs)})", decided(mean, half)
+        missing = [name for name in rivals if name not in others]
+        verdict = OPEN if missing else decided(mean, half)
+        return (
+            f"{told} ({one} − {rival} {points(mean, half, pairs)}){'; not measured: ' * bool(missing)}{', '.join(missing)}",
+            verdict,
+        )
 
     return decide
 
@@ -94,6 +100,8 @@ def curve(column: str, *parts: tuple[str, float | None, float | None, bool]) -> 
         lines, verdicts = [], []
         for metric, start, end, rises in parts:
             table = per_case(frame, metric, column)
+            if table.shape[1] < 2:
+                return NOT_MEASURED
             a, b = table.columns[0] if start is None else start, table.columns[-1] if end is None else end
             if not {a, b} <= set(table):
                 return NOT_MEASURED

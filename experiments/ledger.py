@@ -24,50 +24,74 @@ HERE = Path(__file__).parent
 RESULTS, LEDGER, COMPARISON = HERE / "results", HERE / "LEDGER.md", HERE / "COMPARISON.md"
 TOYS, REAL = ("toy-gptj", "toy-qwen3"), ("EleutherAI/gpt-j-6B", "Qwen/Qwen3-8B")
 DROPPED = ("task", "subject", "text", "metrics", "blocks", "documents", "editor", "written", "skipped")
-#: parts of the comparison: which data and protocol, and the papers' files whose rows belong there
+#: parts of the comparison: whether of chains, the protocol, and the papers' files whose rows belong there
 PARTS = {
-    "single": ("facts", "single", ("ace_table3", "kne_table1")),
-    "batch": ("facts", "batch", ()),
-    "consecutive": ("facts", "consecutive", ("ctp_table2",)),
-    "multihop": ("multihop", "single", ("ace_table2",)),
+    "single": (False, "single", ("editors", "ace_table3", "kne_table1")),
+    "batch": (False, "batch", ("editors",)),
+    "consecutive": (False, "consecutive", ("editors", "ctp_table2")),
+    "multihop": (True, "single", ("editors", "ace_table2")),
 }
+#: what makes a row another row
+KEY = ("model", "method", "protocol", "data", "count", "seed", "layers", "skip", "edited", "case", "step", "metric")
 
 
 def collect(runs: Path) -> None:
-    """Gather the rows of the run folders named after a result, or after it and a model (layers, layers-toy-gptj, layers-toy-gptj-more)."""
+    """Gather the rows of the run folders named after a result, or after it and a model (layers, layers-toy-gptj,
+    layers-toy-gptj-more). Rows of models that are not among them stay."""
+    unused = {path for path in runs.iterdir() if (path / "shards").is_dir()}
     for name in sorted({claim.data for claim in CLAIMS} | set(PARTS)):
-        data, protocol, files = PARTS.get(name, ("", "", ()))
-        tails = ("", *(f"-{model.split('/')[-1]}" for model in (*TOYS, *REAL)))
-        begins = {f"{part}{tail}" for part in (name, *files) for tail in tails}
-        folders = [
-            path for path in sorted(runs.iterdir()) if (path / "shards").is_dir() and path.name.removesuffix("-more") in begins
-        ]
-        parts = [part for folder in folders if len(part := load_run(folder))]
-        if not parts:
+        folders = [path for path in sorted(runs.iterdir()) if (path / "shards").is_dir() and is_of(path.name, name)]
+        unused -= set(folders)
+        parts = [load_run(folder) for folder in folders]
+        frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        if failed := 0 if frame.empty else int((frame["status"] != "finished").sum()):
+            print(f"{name}: {failed} failed tasks left out")
+            frame = frame[frame["status"] == "finished"].infer_objects()
+        if len(frame) and name in PARTS:
+            chains, protocol, _ = PARTS[name]
+            frame = frame[(frame["protocol"] == protocol) & ((frame["hops"] > 1) == chains)]
+        if frame.empty:
             continue
-        frame = pd.concat(parts, ignore_index=True)
-        if protocol:  # a file of one's own, in the place of the world's facts, counts as they do
-            frame = frame[(frame["protocol"] == protocol) & ((frame["data"] == "multihop") == (data == "multihop"))]
-        if "editor" in frame:
-            told = [{} if value in (None, "null") or value != value else json.loads(value) for value in frame["editor"]]
-            varied = pd.json_normalize(told).set_axis(frame.index)
-            frame = pd.concat([frame, varied.map(str) if "parameters" in varied else varied], axis=1)
-        frame = frame.drop(columns=[c for c in DROPPED if c in frame])
-        if "layer" in frame and frame["layer"].dtype == object:
-            frame["layer"] = frame["layer"].astype(str)
-        measured = [c for c in ("before", "after", "relative_norm", "seconds", "count", "batch_size", "curve") if c in frame]
-        if protocol:  # the same case asked in two files is one case
-            frame = frame.drop_duplicates([c for c in frame if c not in measured])
+        frame = plain(frame.reset_index(drop=True))
+        path = RESULTS / f"{name}.parquet"
+        if path.exists():
+            old = pd.read_parquet(path)
+            frame = pd.concat([old[~old["model"].isin(frame["model"])], frame], ignore_index=True)
         RESULTS.mkdir(exist_ok=True)
-        frame.to_parquet(RESULTS / f"{name}.parquet", compression="zstd", index=False)
-        print(f"{name}: {len(frame)} rows of {len(folders)} runs")
+        frame.to_parquet(path, compression="zstd", index=False)
+        print(f"{name}: {len(frame)} rows, those of {', '.join(folder.name for folder in folders)} new")
+    if unused:
+        print(f"of no result, left alone: {', '.join(sorted(path.name for path in unused))}")
+
+
+def is_of(folder: str, name: str) -> bool:
+    """Whether a run folder holds rows of a result, by its name."""
+    tails = ("", *(f"-{model.split('/')[-1]}" for model in (*TOYS, *REAL)))
+    files = (name, *(PARTS[name][2] if name in PARTS else ()))
+    return folder.removesuffix("-more") in {f"{file}{tail}" for file in files for tail in tails}
+
+
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows as results keep them: an editor's changed settings as columns, no long texts, no row twice."""
+    if "editor" in frame:
+        told = [{} if value in (None, "null") or value != value else json.loads(value) for value in frame["editor"]]
+        varied = pd.json_normalize(told)
+        frame = pd.concat([frame, varied.map(str) if "parameters" in varied else varied], axis=1)
+        frame = frame.drop_duplicates([name for name in (*KEY, *varied, "batch_size") if name in frame and name != "editor"])
+        frame = frame.astype({name: int for name in ("edits", "hops", "case", "step") if name in frame})
+    if "layer" in frame and frame["layer"].dtype == object:
+        frame["layer"] = frame["layer"].astype(str)
+    return frame.drop(columns=[name for name in DROPPED if name in frame])
 
 
 def command(claim: Claim) -> str:
     """How the claim's rows are made on another model."""
     file = HERE / f"{claim.file or claim.data}.toml"
-    facts = "data" if read_config(file).recipe == "editors" else "facts"
-    return f"`qv-lens run experiments/{file.name} --model MODEL --set {facts}=FILE --out runs/{file.stem}-NAME`"
+    edits = read_config(file).recipe == "editors"
+    sets = ["data=FILE", "text=TEXT"] if edits else ["facts=FILE"]
+    sets += ["known=true", "blocks=EXAMPLES"] if claim.data == "multihop" else []
+    said = " ".join(f"--set {one}" for one in sets)
+    return f"`qv-lens run experiments/{file.name} --model MODEL {said} --out runs/{file.stem}-NAME`"
 
 
 def written() -> str:
@@ -78,8 +102,8 @@ def written() -> str:
         "experiments/ledger.py` from `experiments/results/`; made on 2 CPU cores with the bundled models, which are small (12 layers) "
         "and were trained on an invented world: a claim that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the other way "
         "round. A real model's cells are empty until somebody has run the row's command (MODEL `EleutherAI/gpt-j-6B` or `Qwen/Qwen3-8B`, "
-        "NAME what follows its slash, FILE a dataset of facts or edits; edits also want `--set text=`, a corpus) and "
-        "`python experiments/ledger.py --collect runs`. ± is half a 95% interval over cases; the cases of one batch and of one row of "
+        "NAME what follows its slash, FILE a dataset of facts or edits, TEXT a corpus for C0, EXAMPLES worked chains of thought; layer "
+        "numbers and letters of the paper's own model are in the file's first lines) and `python experiments/ledger.py --collect runs`. ± is half a 95% interval over cases; the cases of one batch and of one row of "
         "consecutive edits share one edit, so there it is too narrow. `single`, `batch`, `consecutive` and `multihop` come from "
         "`editors.toml`, or from the papers' own files named in the row.",
         "", "| source | claim | statistic | toy-gptj | toy-qwen3 | GPT-J-6B | Qwen3-8B | release and set-up | data and command |", "|" + "---|" * 9,
@@ -94,7 +118,10 @@ def written() -> str:
             if mine.empty:
                 cells.append("" if model in REAL else "not run")
                 continue
-            told, verdict = claim.decide(mine)
+            try:
+                told, verdict = claim.decide(mine)
+            except KeyError as missing:  # rows of a run that was stopped, or that varied something else
+                told, verdict = f"not measured: {missing}", OPEN
             count[verdict] += model in TOYS
             cells.append(f"**{verdict}**: {told}")
         row = [claim.source, claim.words, claim.statistic, *cells, claim.release, f"`{claim.data}`: {command(claim)}"]

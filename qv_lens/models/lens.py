@@ -277,7 +277,7 @@ class Lens:
         enough: Callable[[str], bool] | None = None,
     ) -> Any:
         """The continuation of a text, or of each of several (special tokens left out; stops at EOS): greedy, or with
-        `top_k` sampled from the likeliest tokens (`seed`; a text's draws depend on no other text). `enough`: whether a
+        `top_k` sampled from the likeliest tokens (`seed`; a text's draws depend on no other text, so the same text gets the same ones). `enough`: whether a
         continuation so far is all that is wanted.
 
         Without interventions in force it runs on the wrapped Hugging Face model (same weights) with its cache; with

@@ -124,8 +124,9 @@ def check_world(lens: Lens) -> None:
     if lens.name in BUNDLED or lens.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(WEIGHTS / BUNDLED[0]).get_vocab():
         return
     raise ConfigError(
-        f"{lens.name} was not trained on the bundled world, which is what is asked where no file is named. Name one: facts= "
-        "(prompts by category) or data= (edits), in MQuAKE's, CounterFact's or another format of qv_lens.facts.benchmarks."
+        f"{lens.name} was not trained on the bundled world, which is what is used where nothing else is named. Name facts= (prompts "
+        "by category) or data= (edits), in MQuAKE's, CounterFact's or another format of qv_lens.facts.benchmarks, and for edits "
+        "text= (a corpus for C0)."
     )
 
 

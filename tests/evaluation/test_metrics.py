@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -68,6 +69,17 @@ def test_every_metric_by_hand():
     assert math.isnan(got["instance_wise"])
     unedited = measured(CASE, ["efficacy_acc", "edit_success", "locality"], BEFORE, BEFORE, edited=False)
     assert unedited == {"efficacy_acc": 0.0, "edit_success": 0.5, "locality": 1.0, "locality_Relation_Specificity": 1.0}
+
+
+def test_what_is_written_counts_by_any_name():
+    case = replace(
+        CASE, neighbours=(Probe("LeBron James plays", "basketball", ("hoops",)), Probe("Larry Bird plays", "basketball"))
+    )
+    now = Look(AFTER.told, {"paraphrase": (" Footballers",), "near": (" hoops, and", " tennis")})
+    got = measured(case, ["paraphrase_gen", "specificity_gen"], now, BEFORE, edited=True)
+    assert got == {"paraphrase_gen": 0.0, "specificity_gen": 0.5}
+    now = Look(AFTER.told, {"paraphrase": (" football.",)})
+    assert measured(case, ["paraphrase_gen"], now, BEFORE, edited=True) == {"paraphrase_gen": 1.0}
 
 
 def test_multi_hop_counts_any_question_and_the_answers_of_its_side():

@@ -10,14 +10,23 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-import claims  # pyright: ignore[reportMissingImports]
+import ledger  # pyright: ignore[reportMissingImports]
+import rules  # pyright: ignore[reportMissingImports]
 from deciding import FAILS, HOLDS, OPEN, ahead, beats, curve, groups  # pyright: ignore[reportMissingImports]
 
 
 def edits(column: str, **metrics: dict) -> pd.DataFrame:
     """Rows of 12 cases: metric -> value of the column -> mean; cases differ from it by as much up as down."""
     rows = [
-        {column: value, "metric": metric, "after": mean + 0.01 * (-1) ** case, "seed": case % 3, "case": case // 3, "step": 1}
+        {
+            column: value,
+            "data": "facts",
+            "metric": metric,
+            "after": mean + 0.01 * (-1) ** case,
+            "seed": case % 3,
+            "case": case // 3,
+            "step": 1,
+        }
         for metric, means in metrics.items()
         for value, mean in means.items()
         for case in range(12)
@@ -35,6 +44,9 @@ def test_differences_have_their_sign():
     assert verdict == FAILS
     assert "A − C -5.0" in told
     assert ahead("score", "A", ("D",))(frame) == ("not measured", OPEN)
+    told, verdict = ahead("score", "A", ("B", "D"))(frame)
+    assert verdict == OPEN
+    assert told.endswith("not measured: D")
 
 
 def test_curves_go_the_way_they_should():
@@ -64,14 +76,14 @@ def layers(**best: list[int]) -> pd.DataFrame:
 def test_takeaway_1_counts_every_choice_of_categories():
     similar = {name: list(range(9)) for name in ("nationality", "continent", "language", "capital", "leadership")}
     apart = layers(**similar, author=list(range(9, 18)), sport=list(range(18, 27)), founder=list(range(19, 28)))
-    told, verdict = claims.takeaway_1(apart)
+    told, verdict = rules.takeaway_1(apart)
     assert verdict == HOLDS
     assert "p = 0.02" in told  # 1 of the 56 choices of five
     alike = layers(**similar, author=list(range(9)), sport=list(range(9)), founder=list(range(9)))
-    assert claims.takeaway_1(alike)[1] == OPEN
-    assert claims.attention_is_general(apart)[1] == OPEN  # both parts alike
+    assert rules.takeaway_1(alike)[1] == OPEN
+    assert rules.attention_is_general(apart)[1] == OPEN  # both parts alike
     general = apart.assign(layer=apart["layer"].where(apart["part"] == "ffn", apart["rank"] - 1))
-    assert claims.attention_is_general(general)[1] == HOLDS
+    assert rules.attention_is_general(general)[1] == HOLDS
 
 
 def test_figure_2_wants_more_than_random_and_more_than_off_category():
@@ -87,9 +99,9 @@ def test_figure_2_wants_more_than_random_and_more_than_off_category():
             for (n, g), v in values.items() for c in ("sport", "capital") for s in (0, 1, 2)
         ])  # fmt: skip
 
-    assert claims.figure_2(frame(0.9, 0.2, 0.1))[1] == HOLDS
-    assert claims.figure_2(frame(0.9, 0.95, 0.1))[1] == FAILS
-    assert claims.figure_2(frame(0.1, 0.0, 0.0))[1] == FAILS
+    assert rules.figure_2(frame(0.9, 0.2, 0.1))[1] == HOLDS
+    assert rules.figure_2(frame(0.9, 0.95, 0.1))[1] == FAILS
+    assert rules.figure_2(frame(0.1, 0.0, 0.0))[1] == FAILS
 
 
 @pytest.mark.parametrize(("lag", "verdict"), [(1, HOLDS), (2, HOLDS), (-2, FAILS), (0, FAILS)])
@@ -99,7 +111,7 @@ def test_figure_3_knows_which_comes_first(lag, verdict):
         {"part": part, "layer": layer, "score": bump.get(layer - moved, 0.0)}
         for part, moved in (("query", 0), ("count", lag)) for layer in range(16)
     ]  # fmt: skip
-    told, got = claims.figure_3(pd.DataFrame(rows))
+    told, got = rules.figure_3(pd.DataFrame(rows))
     assert got == verdict
     assert f"at lag {lag} " in told
 
@@ -108,15 +120,15 @@ def test_chance_ranks_within_the_seed():
     def frame(located: list[float]) -> pd.DataFrame:
         means = [{"located": located[seed], **{f"random {i}": 0.1 * i for i in range(10)}} for seed in range(3)]
         return pd.DataFrame([
-            {"layers": name, "metric": "efficacy_acc", "after": value, "seed": seed, "case": 0, "step": 1}
+            {"layers": name, "data": "facts", "metric": "efficacy_acc", "after": value, "seed": seed, "case": 0, "step": 1}
             for seed in range(3) for name, value in means[seed].items()
         ])  # fmt: skip
 
-    told, verdict = claims.chance(frame([1.0, 1.0, 1.0]))
+    told, verdict = rules.chance(frame([1.0, 1.0, 1.0]))
     assert verdict == HOLDS
     assert "0 of 30 draws" in told
-    assert claims.chance(frame([0.35, 0.35, 0.35]))[1] == FAILS
-    assert "9 of 30 draws" in claims.chance(frame([1.0, 1.0, 0.05]))[0]
+    assert rules.chance(frame([0.35, 0.35, 0.35]))[1] == FAILS
+    assert "9 of 30 draws" in rules.chance(frame([1.0, 1.0, 0.05]))[0]
 
 
 def test_time_and_tokens_have_their_sign():
@@ -125,13 +137,138 @@ def test_time_and_tokens_have_their_sign():
         for m, s in (("KN", 3.0), ("FT", 1.0))
         for case in range(5)
     ]
-    assert claims.seconds("KN", ("FT",), -1)(pd.DataFrame(rows))[1] == HOLDS
-    assert claims.seconds("KN", ("FT",), 1)(pd.DataFrame(rows))[1] == FAILS
+    assert rules.seconds("KN", ("FT",), -1)(pd.DataFrame(rows))[1] == HOLDS
+    assert rules.seconds("KN", ("FT",), 1)(pd.DataFrame(rows))[1] == FAILS
     values = {"first behind it": 1.0, "last": 0.9, "other": 0.1, "subject": 0.0}
     tokens = pd.DataFrame(
         [{"prompt": p, "place": k, "ffn": v + 0.01 * p, "attn": 0.0} for p in range(4) for k, v in values.items()]
     )
-    assert claims.converging_tokens(tokens)[1] == HOLDS
-    assert (
-        claims.converging_tokens(tokens.assign(ffn=tokens["ffn"].where(tokens["place"] != "first behind it", -1.0)))[1] == FAILS
+    assert rules.converging_tokens(tokens)[1] == HOLDS
+    assert rules.converging_tokens(tokens.assign(ffn=tokens["ffn"].where(tokens["place"] != "first behind it", -1.0)))[1] == FAILS
+
+
+def by_layer(part: str, scores: list[float], **columns) -> pd.DataFrame:
+    return pd.DataFrame([{"part": part, "layer": layer, "score": score, **columns} for layer, score in enumerate(scores)])
+
+
+def test_where_layers_end():
+    ffn, attn = by_layer("ffn", [0, 1, 4, 9, 8, 1]), by_layer("attn", [1, 9, 2, 0, 0, 0])
+    assert rules.attention_first(pd.concat([ffn, attn]))[1] == HOLDS
+    assert rules.attention_first(pd.concat([ffn.assign(part="attn"), attn.assign(part="ffn")]))[1] == FAILS
+    assert rules.last_layers_low(ffn)[1] == HOLDS
+    assert rules.last_layers_low(by_layer("ffn", [1, 2, 9, 8]))[1] == FAILS
+    assert rules.late_values(by_layer("count", [0, 1, 5, 9, 8, 1]))[1] == HOLDS
+    assert rules.late_values(by_layer("count", [9, 5, 1, 1, 1, 1]))[1] == FAILS
+
+
+def test_layers_of_categories_are_the_same_or_not():
+    ranks = layers(sport=[5, 6, 7], capital=[5, 6, 7]).replace({"part": {"attn": "query"}})
+    other = layers(sport=[5, 6, 7], capital=[8, 9, 10]).replace({"part": {"attn": "query"}})
+    assert rules.invariance(ranks.assign(model="EleutherAI/gpt-j-6B"))[1] == HOLDS
+    assert rules.invariance(ranks.assign(model="Qwen/Qwen3-8B"))[1] == FAILS
+    assert rules.invariance(other.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
+    assert rules.invariance(other.assign(model="Qwen/Qwen3-8B"))[1] == OPEN
+
+
+@pytest.mark.parametrize(("drop", "after", "verdicts"), [(0.6, 2.0, (HOLDS, HOLDS)), (0.0, 10.0, (FAILS, FAILS))])
+def test_suppression(drop, after, verdicts):
+    clean = by_layer("", [10.0] * 8, condition="clean", category="all")
+    zeroed = by_layer(
+        "",
+        [10.0] * 3 + [after] * 3 + [10.0] * 2,
+        condition="Zero layer 2",
+        category="all",
+        suppressed=2,
+        neurons=10,
+        drop_relative=drop,
     )
+    frame = pd.concat([clean, zeroed]).rename(columns={"score": "count"})
+    assert (rules.suppression_drop(frame)[1], rules.suppression_counts(frame)[1]) == verdicts
+
+
+def test_neurons():
+    def sets(interpretable: float, important: float) -> pd.DataFrame:
+        values = {"none": 1.0, "interpretable": interpretable, "important": important, "random": 1.0}
+        return pd.DataFrame([
+            {"set": name, "sampled": value + 0.01 * (-1) ** i * (name != "none"), "zeroed": 27, "category": "sport", "prompt": i}
+            for name, value in values.items() for i in range(6)
+        ])  # fmt: skip
+
+    assert rules.neurons_27(sets(0.03, 0.6))[1] == HOLDS
+    assert rules.neurons_27(sets(0.9, 0.95))[1] == FAILS
+    assert rules.neurons_27(sets(0.4, 0.1))[1] == FAILS
+    roles = pd.DataFrame([
+        {"prompt": p, "role": role, "interpretable": value} for p in range(5) for role, value in (("query", p == 0), ("value", True), ("shared", False))
+    ])  # fmt: skip
+    assert rules.readable("value")(roles)[1] == HOLDS
+    assert rules.readable("shared")(roles)[1] != HOLDS
+
+
+def test_edits_of_chains():
+    frame = edits("method", multihop_cot={"ACE": 0.8, "PMET": 0.4, "FT": 0.03}).assign(before=0.99)
+    frame["edits"] = 1 + frame["case"] % 2
+    told, verdict = rules.table_2(frame)
+    assert verdict == HOLDS
+    assert "1: 80.3% / 40.3%" in told
+    assert rules.table_2(frame.replace({"method": {"ACE": "PMET", "PMET": "ACE"}}))[1] == FAILS
+    assert (rules.base(frame)[1], rules.tuning_fails(frame)[1]) == (HOLDS, HOLDS)
+    assert (rules.base(frame.assign(before=0.5))[1], rules.tuning_fails(frame.assign(after=0.5))[1]) == (FAILS, FAILS)
+    assert (
+        rules.base(frame.assign(metric="efficacy_acc"))
+        == rules.tuning_fails(frame[frame["method"] != "FT"])
+        == ("not measured", OPEN)
+    )
+
+
+def test_layers_left_out_and_equal_numbers_of_layers():
+    means = {"": 0.9, "q": 0.8, "qq": 0.2, "qqq": 0.1, "v": 0.95}
+    frame = edits("skip", multihop_acc=means, efficacy_acc=means).assign(model="toy-gptj")
+    assert rules.skipping("q")(frame)[1] == HOLDS
+    assert rules.skipping("v")(frame)[1] == FAILS
+    assert rules.skipping("v")(frame.assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # decided by vv there
+    few, many = (
+        edits("method", multihop_acc=m)
+        for m in ({"ACE": 0.9, "PMET": 0.1, "MEMIT": 0.1}, {"ACE": 0.1, "PMET": 0.9, "MEMIT": 0.1})
+    )
+    both = pd.concat([few.assign(edited=4), many.assign(edited=9)])
+    assert rules.bottleneck(both.assign(model="toy-gptj"))[1] == HOLDS
+    assert rules.bottleneck(both.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
+    located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5})
+    assert rules.quarter(located)[1] == HOLDS
+    assert "25 − 100" in rules.quarter(located)[0]
+
+
+def test_nodes_by_layer():
+    def nodes(scores: list[float]) -> pd.DataFrame:
+        return pd.DataFrame([
+            {"layer": layer, "kind": kind, "path": "T+", "category": "all", "score": "norm", "importance": value * scale}
+            for layer, value in enumerate(scores) for kind, scale in (("key", 1.0), ("value", 100.0))
+        ])  # fmt: skip
+
+    assert rules.all_layers(nodes([3, 3, 5, 5, 2, 2]))[1] == HOLDS
+    assert rules.all_layers(nodes([3, 3, 5, 5, 2, 0.1]))[1] == FAILS
+    assert rules.early_over_late(nodes([3, 3, 5, 5, 2, 2]))[1] == HOLDS
+    assert rules.early_over_late(nodes([2, 2, 5, 5, 3, 3]))[1] == FAILS
+
+
+def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
+    """A file's chains belong to `multihop`, asked twice they count once; what is there of other models stays."""
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
+    row = {"method": "ACE", "protocol": "single", "data": "chains.json", "count": 2, "seed": 0, "layers": "preset", "skip": "", "edited": 0,
+           "batch_size": 32, "edits": 2, "hops": 3, "step": 1, "metric": "multihop_cot", "after": 1.0, "seconds": 1.0, "editor": "null"}  # fmt: skip
+
+    def rows(folder) -> pd.DataFrame:
+        model = "Qwen/Qwen3-8B" if "Qwen" in folder.name else "toy-gptj"
+        found = pd.DataFrame([{**row, "model": model, "case": case, "status": "finished"} for case in (0, 1)])
+        broken = pd.DataFrame([{"model": model, "method": "FT", "status": "failed"}])
+        return pd.concat([found.assign(known=False) if "table2" in folder.name else found, broken], ignore_index=True)
+
+    monkeypatch.setattr(ledger, "load_run", rows)
+    for name in ("first/multihop-toy-gptj", "second/ace_table2-Qwen3-8B", "second/multihop-Qwen3-8B", "second/other"):
+        (tmp_path / name / "shards").mkdir(parents=True)
+    ledger.collect(tmp_path / "first")
+    ledger.collect(tmp_path / "second")
+    frame = pd.read_parquet(tmp_path / "results" / "multihop.parquet")
+    assert frame.groupby("model").size().to_dict() == {"toy-gptj": 2, "Qwen/Qwen3-8B": 2}
+    assert frame["edits"].dtype.kind == "i"
+    assert not (tmp_path / "results" / "single.parquet").exists()

@@ -21,8 +21,6 @@ from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
 from qv_lens.case_study import DROP, answers, drop
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.benchmarks import plain_facts
 from qv_lens.facts.records import Fact
 from qv_lens.interventions import Zero
 from qv_lens.models.lens import Lens
@@ -31,6 +29,7 @@ from qv_lens.neurons import NeuronSet
 from qv_lens.plots import sweep_heatmap
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
+from qv_lens.sweeps.recipes.material import pool
 
 NEURONS = ("top", "random", "query")
 
@@ -38,8 +37,8 @@ NEURONS = ("top", "random", "query")
 @dataclass(frozen=True)
 class Ablation:
     """One cell of the sweep. `layer`: a number, "top" (where the ranking prompts' importance is largest), or "all" for the whole
-    model. `facts`: a JSON file of facts with
-    categories (default: the bundled world)."""
+    model. `facts`: a file of facts or edits
+    (default: the bundled world)."""
 
     model: str
     neurons: str
@@ -81,10 +80,10 @@ def draw(lens: Lens, task: Ablation) -> Drawn:
     """Facts of the category and of others, by the task's seed."""
     if not task.facts:
         check_world(lens)
-    pool = plain_facts(task.facts) if task.facts else worldrecords.facts(miniworld.build(0))
-    inside, outside = [f for f in pool if f.category == task.category], [f for f in pool if f.category != task.category]
+    facts = pool(task.facts)
+    inside, outside = [f for f in facts if f.category == task.category], [f for f in facts if f.category != task.category]
     if len(inside) < 2 or not outside:
-        names = sorted({f.category for f in pool if f.category})
+        names = sorted({f.category for f in facts if f.category})
         raise ConfigError(
             f"{len(inside)} facts of category {task.category!r} and {len(outside)} others. Categories: {', '.join(names)}."
         )

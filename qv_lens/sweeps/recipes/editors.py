@@ -51,10 +51,16 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One cell. `data`: 'facts', 'multihop', or a file; `count` of them (0: 34, one batch, 100 consecutive); `text`: for C0 ('world', a file, a dataset);
-    `metrics`: names, () for those that fit; `skip`: which of its highest-ranked layers ACE does not edit, a letter each: 'q', 'qq', 'v', 'qv' (Table 4); `edited`: how many layers in all (0: the preset's number; of ACE the located ones, of others those up to the preset's highest); `curve`: every how many consecutive edits
-    all are asked; `blocks`: a file of worked examples;
-    `known`: of a file's chains, only those all of whose hops the model answers (ACE, Appendix B.1)."""
+    """One cell.
+
+    `data`: 'facts', 'multihop', or a file. `count`: how many (0: 34, one batch, 100 consecutive).
+    `known`: of a file's chains, only those all of whose hops the model answers (ACE, Appendix B.1).
+    `text`: for C0: 'world', a file, a dataset. `blocks`: a file of worked examples. `metrics`: names, () for those that fit.
+    `layers`: which ones ACE edits (see above). `skip`: which of its best-ranked ones it does not, a letter each: 'q', 'v', 'qq'.
+    `edited`: how many layers in all (0: the preset's number); ACE's are the located ones, others' lie up to the preset's
+    highest, and above it where there are too few below.
+    `curve`: every how many consecutive edits all are asked. `editor`: changes to the preset.
+    """
 
     model: str
     method: str = "ACE"
@@ -90,6 +96,8 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
     protocol: Protocol = "single" if task.protocol == "none" else task.protocol  # pyright: ignore[reportAssignmentType]
     editor = None if task.protocol == "none" else chosen(lens, task, cases, context)
     needs = editor is not None and any(hasattr(editor, name) for name in ("lam", "mom2_adjustment", "soften", "threshold"))
+    if needs and task.text == "world":
+        check_world(lens)
     statistics = context.once(("C0", task.text, task.documents), lambda: _statistics(lens, task)) if needs else None
     kept = context.once("before", TemporaryDirectory)  # what the unedited model says of a case is asked once
     frame = evaluate(
@@ -105,7 +113,7 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
 
 
 def drawn(task: Comparison, lens: Lens | None = None) -> tuple[list[Case], tuple[str, ...]]:
-    """The task's cases, and worked examples about other entities (or those of a file). `lens`: whom `known` cases are known to."""
+    """The task's cases, and worked examples (of the world: about other entities as far as there are such; or a file's). `lens`: whom `known` cases are known to."""
     rng, world = random.Random(f"editors:{task.seed}"), miniworld.build(0)
     blocks = tuple(block + "\n\n" for block in _text(task.blocks).strip().split("\n\n")) if task.blocks else ()
     if task.data == "facts":
@@ -129,7 +137,7 @@ def drawn(task: Comparison, lens: Lens | None = None) -> tuple[list[Case], tuple
 
 
 def _named(cases: Sequence[Case]) -> set[str]:
-    """Every entity that a case's edits and hops name: no worked example may tell of it."""
+    """Every entity that a case's edits and hops name, which worked examples should not."""
     names = {text for case in cases for r in case.requests for text in (r.fact.subject, r.fact.answer, r.new)}
     hops = [hop for case in cases if isinstance(case, MultiHopCase) for hop in (*case.hops, *case.new_hops)]
     return names | {hop.answer for hop in hops}
@@ -181,7 +189,7 @@ def chosen(lens: Lens, task: Comparison, cases: Sequence[Case], context: Context
     value, query = editor.value_layers, editor.query_layers
     if task.layers == "preset" and not task.skip and not task.edited:
         return editor
-    located = context.once(("located", task.data, task.count, task.seed), lambda: _located(lens, task, cases))
+    located = context.once(("located", task.data, task.count, task.seed, task.known), lambda: _located(lens, task, cases))
     if task.layers != "preset" or task.edited:
         value, query = _pick(lens, task, located)
     value, query = (_without(value, located.value, task.skip.count("v")), _without(query, located.query, task.skip.count("q")))
@@ -197,11 +205,13 @@ def _without(layers: Sequence[int], ranked: Sequence[int], count: int) -> tuple[
 
 
 def _widened(lens: Lens, task: Comparison, editor: Editor) -> Editor:
-    """An editor of one group of layers at `edited` layers: those up to its highest one."""
+    """An editor of one group of layers at `edited` layers: those up to its highest one, and above where there are too few."""
     layers = getattr(editor, "layers", None)
-    if not layers:
-        raise ConfigError(f"edited sets the number of layers; {task.method} has no layers to set.")
+    if not layers or hasattr(editor, "deep_layers"):
+        raise ConfigError(f"edited sets the number of layers of one group; {task.method} has none, or two.")
     lowest = max(1 if lens.backend_adapter.parallel else 0, max(layers) + 1 - task.edited)
+    if lowest + task.edited > lens.n_layers:
+        raise ConfigError(f"edited={task.edited}: {lens.name} has layers {lowest} to {lens.n_layers - 1}.")
     return replace(editor, layers=tuple(range(lowest, lowest + task.edited)))  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
@@ -259,7 +269,7 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     fields = ("model", "data", "protocol", "method", "layers", "skip", "edited", "batch_size", "editor")
     varied = [name for name in fields if frame[name].astype(str).nunique() > 1] or ["method"]
     frame = frame.assign(what=frame[varied].astype(str).agg(" · ".join, axis=1))
-    if (frame["batch_size"] == 1).all():
+    if (frame["batch_size"] == 1).all() and (frame["protocol"] == "single").all():
         return seconds_bars(frame, by="what")
     shown = table(frame, ("what",))
     return method_bars(shown[shown["metric"].isin(SHOWN)], by="what")

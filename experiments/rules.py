@@ -1,0 +1,325 @@
+"""How single claims of ACE and CTP are decided (`deciding.py` has what several share)."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from deciding import (
+    FAILS,
+    HOLDS,
+    NOT_MEASURED,
+    OPEN,
+    Decide,
+    Told,
+    ahead,
+    decided,
+    difference,
+    per_case,
+    points,
+    share,
+    together,
+)  # fmt: skip
+
+from qv_lens.facts.categories import RELATED
+
+#: numbers of a paper's model, scaled to the bundled ones: layers at which editors are compared, layers left out of ACE's
+EQUAL = {"toy-gptj": 4, "toy-qwen3": 3, "EleutherAI/gpt-j-6B": 9, "Qwen/Qwen3-8B": 8}
+LEFT_OUT = {
+    "q": {"EleutherAI/gpt-j-6B": "qqq", "Qwen/Qwen3-8B": "qqq"},
+    "v": {"EleutherAI/gpt-j-6B": "vv", "Qwen/Qwen3-8B": "vv"},
+}
+
+# ------------------------------------------------------------------ ACE: layers
+
+
+def best_layers(frame: pd.DataFrame, part: str, of_28: int) -> dict[str, set[int]]:
+    """The best layers of each category: as many of the model's as `of_28` of GPT-J's 28."""
+    count = max(1, round(of_28 * frame["layer"].nunique() / 28))
+    chosen = frame[(frame["part"] == part) & (frame["rank"] <= count)]
+    return {name: set(rows["layer"]) for name, rows in chosen.groupby("category")}
+
+
+def overlap(a: set[int], b: set[int]) -> float:
+    return len(a & b) / len(a | b)
+
+
+def mean_overlap(sets: dict[str, set[int]]) -> float:
+    return float(np.mean([overlap(a, b) for a, b in itertools.combinations(sets.values(), 2)]))
+
+
+def takeaway_1(frame: pd.DataFrame) -> Told:
+    """Overlap within the similar categories, less that of all other pairs; p over every choice of as many categories."""
+    sets = best_layers(frame, "ffn", 9)
+    pairs = {frozenset(pair): overlap(sets[pair[0]], sets[pair[1]]) for pair in itertools.combinations(sorted(sets), 2)}
+
+    def gap(similar: frozenset[str]) -> float:
+        inside = [value for pair, value in pairs.items() if pair <= similar]
+        return float(np.mean(inside) - np.mean([value for pair, value in pairs.items() if not pair <= similar]))
+
+    similar = RELATED & set(sets)
+    if not 1 < len(similar) < len(sets):
+        return NOT_MEASURED
+    gaps = [gap(frozenset(chosen)) for chosen in itertools.combinations(sorted(sets), len(similar))]
+    p = float(np.mean([value >= gap(similar) - 1e-12 for value in gaps]))
+    verdict = HOLDS if p < 0.05 else FAILS if gap(similar) < 0 else OPEN
+    return f"gap {gap(similar):+.2f}, p = {p:.2f} ({len(sets)} categories, {len(next(iter(sets.values())))} layers each)", verdict
+
+
+def attention_is_general(frame: pd.DataFrame) -> Told:
+    """Overlap of attention's layers less that of FFN's; the interval leaves one category out at a time (jackknife)."""
+    attn, ffn = best_layers(frame, "attn", 9), best_layers(frame, "ffn", 9)
+    gap = mean_overlap(attn) - mean_overlap(ffn)
+    left = [
+        mean_overlap({k: v for k, v in attn.items() if k != out}) - mean_overlap({k: v for k, v in ffn.items() if k != out})
+        for out in attn
+    ]
+    half = 1.96 * float(np.sqrt((len(left) - 1) * np.var(left)))
+    told = f"overlap of attention {mean_overlap(attn):.2f}, of FFN {mean_overlap(ffn):.2f} (difference {gap:+.2f} ± {half:.2f})"
+    return told, decided(gap, half)
+
+
+def attention_first(frame: pd.DataFrame) -> Told:
+    scores = frame.groupby(["part", "layer"])["score"].mean()
+    peaks = {part: int(scores[part].idxmax()) for part in ("attn", "ffn")}
+    falls = {part: max(layer for layer, v in scores[part].items() if v >= 0.5 * scores[part].max()) for part in peaks}
+    told = "; ".join(f"{part}'s last layer above half its peak: {falls[part]} (peak {peaks[part]})" for part in peaks)
+    return told, HOLDS if falls["attn"] < falls["ffn"] else FAILS
+
+
+def last_layers_low(frame: pd.DataFrame) -> Told:
+    scores = frame[frame["part"] == "ffn"].groupby("layer")["score"].mean()
+    ratio = float(scores.iloc[-1] / scores.max())
+    return f"last FFN layer at {share(ratio)} of the peak (layer {scores.idxmax()})", HOLDS if ratio < 0.5 else FAILS
+
+
+def figure_2(frame: pd.DataFrame) -> Told:
+    """In either scope: more than half is lost in category, and more than at random and than off category."""
+    lines, verdicts = [], []
+    for layer, rows in frame.groupby("layer"):
+        table = rows.pivot_table(index=["category", "seed"], columns=["neurons", "group"], values="drop_relative")
+        top, drawn, off = (table[key] for key in (("top", "in category"), ("random", "in category"), ("top", "off category")))
+        where = {"all": "whole model", "top": "each category's best layer"}.get(str(layer), f"layer {layer}")
+        lines.append(
+            f"{where}: {share(top.mean())} in category, {share(drawn.mean())} at random, {share(off.mean())} off category"
+        )
+        large = HOLDS if top.mean() > 0.5 else FAILS
+        verdicts.append(together([large, *(decided(*difference(top, other)[:2]) for other in (drawn, off))]))
+    return "; ".join(lines), HOLDS if HOLDS in verdicts else together(verdicts)
+
+
+def figure_3(frame: pd.DataFrame) -> Told:
+    chains = frame.groupby(["part", "layer"])["score"].mean()
+    raw, count = chains["query"].to_numpy(), chains["count"].to_numpy()
+    query, count = (raw - raw.mean()) / raw.std(), (count - count.mean()) / count.std()
+    n = len(query)
+    lags = {lag: float((query[: n - lag] * count[lag:]).mean()) for lag in range(n // 3 + 1)}
+    back = {-lag: float((query[lag:] * count[: n - lag]).mean()) for lag in range(1, n // 3 + 1)}
+    lag, best = max({**lags, **back}.items(), key=lambda item: item[1])
+    told = f"largest correlation {best:.2f} at lag {lag} (value counts behind query scores); Eq. 10 is positive in {(raw > 0).sum()} of {n} layers"
+    return told, HOLDS if lag in (1, 2) and best > 0.5 else FAILS if lag <= 0 else OPEN
+
+
+def late_values(frame: pd.DataFrame) -> Told:
+    count = frame[frame["part"] == "count"].groupby("layer")["score"].mean()
+    peak, last = int(count.idxmax()), float(count.iloc[-1] / count.max())
+    told = f"most of the best value neurons in layer {peak} of {len(count)}; the last layer has {share(last)} of that"
+    return told, HOLDS if peak >= len(count) / 3 and last < 0.5 else FAILS
+
+
+def suppression_drop(frame: pd.DataFrame) -> Told:
+    rows = frame[(frame["category"] == "all") & frame["condition"].str.startswith("Zero")].drop_duplicates("condition")
+    told = "; ".join(
+        f"layer {row.suppressed:.0f} ({row.neurons:.0f} neurons): {share(row.drop_relative)}" for row in rows.itertuples()
+    )
+    if rows.empty or rows["drop_relative"].isna().any():
+        return told, OPEN
+    return told, HOLDS if (rows["drop_relative"] > 0.3).all() else FAILS
+
+
+def suppression_counts(frame: pd.DataFrame) -> Told:
+    here = frame[frame["category"] == "all"]
+    clean = here[here["condition"] == "clean"].set_index("layer")["count"]
+    lines, good = [], []
+    for condition, rows in here[here["condition"].str.startswith("Zero")].groupby("condition"):
+        now, layer = rows.set_index("layer")["count"], int(rows["suppressed"].iloc[0])
+        near = (clean.index > layer) & (clean.index <= layer + 3)
+        lost = [1 - now[index].sum() / max(1e-9, clean[index].sum()) for index in (clean.index[near], clean.index[~near])]
+        lines.append(f"{condition}: {share(lost[0])} lost in the three layers after, {share(lost[1])} in all others")
+        good.append(lost[0] > 0.3 and lost[0] > 3 * abs(lost[1]))
+    return "; ".join(lines), OPEN if not good else HOLDS if all(good) else FAILS
+
+
+def invariance(frame: pd.DataFrame) -> Told:
+    told = {name: mean_overlap(best_layers(frame, part, 3)) for name, part in (("query", "query"), ("value", "ffn"))}
+    fixed = min(told.values()) > 0.8
+    same = HOLDS if fixed else FAILS  # that they shift is no more than that: chance would move them as well
+    verdict = same if "gpt" in str(frame["model"].iloc[0]).lower() else FAILS if fixed else OPEN
+    return ", ".join(f"best {k} layers overlap {v:.2f}" for k, v in told.items()), verdict
+
+
+# ------------------------------------------------------------------ ACE: tokens and neurons
+
+
+def converging_tokens(frame: pd.DataFrame) -> Told:
+    """The token behind the subject and the last one, each against the mean of all other tokens."""
+    whole = frame.assign(total=frame["ffn"] + frame["attn"])
+    named = whole["place"].where(whole["place"].isin(("first behind it", "last")), "others")
+    table = whole.pivot_table(index="prompt", columns=named, values="total", aggfunc="mean")
+    lines, verdicts = [], []
+    for place in ("first behind it", "last"):
+        mean, half, count = difference(table[place], table["others"])
+        lines.append(f"{'behind the subject' if place != 'last' else 'last token'} − others {mean:+.2f} ± {half:.2f} nats")
+        verdicts.append(decided(mean, half))
+    return f"{'; '.join(lines)} ({count} prompts)", together(verdicts)
+
+
+def readable(one: str) -> Decide:
+    def decide(frame: pd.DataFrame) -> Told:
+        table = frame.pivot_table(index="prompt", columns="role", values="interpretable", aggfunc="mean")
+        mean, half, pairs = difference(table[one], table["query"])
+        told = ", ".join(f"{role} {share(value)}" for role, value in table.mean().items())
+        return f"{told} of the ten best hold the answer ({one} − query {points(mean, half, pairs)})", decided(mean, half)
+
+    return decide
+
+
+def neurons_27(frame: pd.DataFrame) -> Told:
+    """Less than half is left without the interpretable ones, and less than without as many important others."""
+    table = frame.groupby("set")[["sampled", "zeroed"]].mean()
+    told = ", ".join(f"{name} {share(table.loc[name, 'sampled'])}" for name in ("none", "interpretable", "important", "random"))
+    a, b = (frame[frame["set"] == name].set_index(["category", "prompt"])["sampled"] for name in ("important", "interpretable"))
+    mean, half, pairs = difference(a, b)
+    told = (
+        f"{told} (mean {table.loc['interpretable', 'zeroed']:.0f} neurons; important − interpretable {points(mean, half, pairs)})"
+    )
+    return told, together([HOLDS if table.loc["interpretable", "sampled"] < 0.5 else FAILS, decided(mean, half)])
+
+
+# ------------------------------------------------------------------ ACE: edits
+
+
+def table_2(frame: pd.DataFrame) -> Told:
+    table = per_case(frame, "multihop_cot", "method")
+    if not {"ACE", "PMET"} <= set(table):
+        return NOT_MEASURED
+    table = table.dropna(subset=["ACE", "PMET"])
+    edits = frame.drop_duplicates(table.index.names).set_index(table.index.names)["edits"].reindex(table.index)
+    by = table.groupby(edits)[["ACE", "PMET"]].mean()
+    told = ", ".join(f"{k}: {share(v['ACE'])} / {share(v['PMET'])}" for k, v in by.iterrows())
+    mean, half, pairs = difference(table["ACE"], table["PMET"])
+    return f"ACE − PMET {points(mean, half, pairs)}; ACE / PMET by edits {told}", decided(mean, half)
+
+
+def base(frame: pd.DataFrame) -> Told:
+    value = frame.loc[frame["metric"] == "multihop_cot", "before"].mean()
+    return (share(value), HOLDS if value > 0.95 else FAILS) if value == value else NOT_MEASURED
+
+
+def tuning_fails(frame: pd.DataFrame) -> Told:
+    table = per_case(frame, "multihop_cot", "method")
+    if "FT" not in table:
+        return NOT_MEASURED
+    return f"FT {share(table['FT'].mean())}", HOLDS if table["FT"].mean() < 0.1 else FAILS
+
+
+def skipping(letter: str) -> Decide:
+    """What layers of a kind left out cost in multi-hop accuracy (which decides) and efficacy: half of them, and all told."""
+
+    def decide(frame: pd.DataFrame) -> Told:
+        frame, lines, verdicts = frame.assign(skip=frame["skip"].fillna("")), [], {}
+        decisive = LEFT_OUT[letter].get(str(frame["model"].iloc[0]), letter)
+        for metric in ("multihop_acc", "efficacy_acc"):
+            table = per_case(frame, metric, "skip")
+            if not {"", decisive} <= set(table):
+                return NOT_MEASURED
+            parts = []
+            for letters in (name for name in table if name and set(name) == {letter}):
+                mean, half, pairs = difference(table[""], table[letters])
+                parts.append(f"without {letters} {share(table[letters].mean())} ({points(-mean, half, pairs)})")
+                verdicts[metric, letters] = decided(mean, half)
+            lines.append(f"{metric} {share(table[''].mean())}, {', '.join(parts)}")
+        return "; ".join(lines), verdicts["multihop_acc", decisive]
+
+    return decide
+
+
+def bottleneck(frame: pd.DataFrame) -> Told:
+    """ACE against the better of MEMIT and PMET at the model's share of 9 of 28 layers (Qwen3: 8 of 36)."""
+    count, lines = EQUAL.get(str(frame["model"].iloc[0]), 0), []
+    for edited, rows in frame.groupby("edited"):
+        means = per_case(rows, "multihop_acc", "method").mean()
+        lines.append(f"{edited} layers: " + ", ".join(f"{name} {share(value)}" for name, value in means.items()))
+    told, verdict = ahead("multihop_acc", "ACE", ("MEMIT", "PMET"))(frame[frame["edited"] == count])
+    return f"at {count} layers {told}; {'; '.join(lines)}", verdict
+
+
+def chance(frame: pd.DataFrame) -> Told:
+    """Located layers among the random draws of their own seed; p over all seeds' draws together."""
+    table = per_case(frame, "efficacy_acc", "layers")
+    seeds = table.groupby("seed").mean()
+    drawn = seeds[[name for name in seeds if str(name).startswith("random")]]
+    if "located" not in seeds or drawn.empty:
+        return NOT_MEASURED
+    better, draws = int(drawn.ge(seeds["located"], axis=0).to_numpy().sum()), drawn.size
+    p = (1 + better) / (1 + draws)
+    named = ", ".join(f"{name} {share(table[name].mean())}" for name in ("located", "value", "query", "all") if name in table)
+    told = f"{named}, random {share(drawn.to_numpy().mean())} (from {share(drawn.to_numpy().min())} to {share(drawn.to_numpy().max())})"
+    verdict = HOLDS if p < 0.05 else FAILS if p > 0.5 else OPEN
+    return f"{told}; {better} of {draws} draws are as good or better, p = {p:.2f} ({len(table)} cases)", verdict
+
+
+# ------------------------------------------------------------------ KNE
+
+
+def quarter(frame: pd.DataFrame) -> Told:
+    """Locality of an ensemble located on a quarter of the facts against that of one located on all."""
+    table = per_case(frame, "locality", "located")
+    if table.shape[1] < 2:
+        return NOT_MEASURED
+    every = max(table)
+    some = min(table, key=lambda count: abs(count - every / 4))
+    mean, half, pairs = difference(table[some], table[every])
+    told = ", ".join(f"{count:g} facts {share(value)}" for count, value in table.mean().items())
+    return f"locality, located on {told} ({some:g} − {every:g} {points(mean, half, pairs)})", decided(mean, half)
+
+
+# ------------------------------------------------------------------ CTP
+
+
+def seconds(one: str, others: tuple[str, ...], sign: int) -> Decide:
+    """`one` takes less time than each of the others (sign 1), or more (-1)."""
+
+    def decide(frame: pd.DataFrame) -> Told:
+        alone = frame[frame["case"] > 0]  # a seed's first case samples the contexts as well
+        each = alone.groupby(["seed", "case", "method"], sort=False)["seconds"].first().unstack()
+        if not {one, *others} <= set(each):
+            return NOT_MEASURED
+        told = "medians: " + ", ".join(f"{name} {value:.2f} s" for name, value in each.median().items())
+        gaps = {other: difference(each[other], each[one]) for other in others}
+        told += "; " + ", ".join(f"{other} − {one} {mean:+.2f} ± {half:.2f} s" for other, (mean, half, _) in gaps.items())
+        return told, together([decided(sign * mean, half) for mean, half, _ in gaps.values()])
+
+    return decide
+
+
+def nodes_by_layer(frame: pd.DataFrame) -> pd.Series:
+    """Mean importance of T+ by layer, as a share of the largest layer's, each kind of node counting the same."""
+    rows = frame[(frame["path"] == "T+") & (frame["category"] == "all") & (frame["score"] == "norm")]
+    table = rows.pivot_table(index="layer", columns="kind", values="importance")
+    return (table / table.max()).mean(axis=1)
+
+
+def all_layers(frame: pd.DataFrame) -> Told:
+    shares = nodes_by_layer(frame)
+    told = f"smallest layer {shares.idxmin()} at {share(shares.min())}, largest {shares.idxmax()} at {share(shares.max())} of the largest of its kind"
+    return told, HOLDS if shares.min() > 0.1 else FAILS
+
+
+def early_over_late(frame: pd.DataFrame) -> Told:
+    shares = nodes_by_layer(frame)
+    third = len(shares) // 3
+    early, middle, late = (float(part.mean()) for part in (shares[:third], shares[third:-third], shares[-third:]))
+    told = f"first third {share(early)}, middle {share(middle)}, last third {share(late)} of the largest layer's"
+    return told, HOLDS if middle > early > late else FAILS
