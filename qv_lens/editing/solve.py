@@ -21,6 +21,9 @@ from torch import Tensor
 from qv_lens.errors import EditError
 from qv_lens.patch import Delta
 
+#: condition of the small system from which equal keys, read in float32, cannot be told apart
+SINGULAR = 1e12
+
 Metric = Callable[[Float[Tensor, "d_mlp n"]], Float[Tensor, "d_mlp n"]]
 JITTERS = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 
@@ -95,12 +98,12 @@ def solve(
 
     MEMIT, PMET, ACE: metric C0^-1, eps = lambda. EMMET and ROME: eps 0 (0.1 for several facts). `K_read` differs from K
     only in ROME. Where there are more facts than neurons the system is as large as they are many.
-    Raises `EditError` if the small system is singular (two facts with one key and eps = 0).
+    Raises `EditError` if the small system is singular, or so nearly that rounding decides (two facts with one key and eps = 0).
     """
     Y, R = metric(K), R.double()
     small = (K if K_read is None else K_read).double().T @ Y
     small = small + eps * torch.eye(len(small), dtype=small.dtype, device=small.device)
     right, info = torch.linalg.solve_ex(small, R.T)
-    if info.any() or not torch.isfinite(right).all():
+    if info.any() or not torch.isfinite(right).all() or (len(small) > 1 and torch.linalg.cond(small) > SINGULAR):
         raise EditError("The system of the edit is singular: two facts share one key. Edit them apart, or raise lambda.")
     return Delta(Y, right)

@@ -152,10 +152,10 @@ class _Run:
         self.templates = found.templates
         return found
 
-    def patch(self, requests: Sequence[EditRequest], batch_size: int | None = None, ahead: Ahead | None = None) -> Patch:
-        """One edit; contexts sampled for the first one serve all others."""
+    def patch(self, requests: Sequence[EditRequest], ahead: Ahead | None = None) -> Patch:
+        """One edit, of several facts together in the editor's own way; contexts sampled for the first one serve all others."""
         assert self.editor is not None
-        options: dict[str, Any] = {"statistics": self.statistics, "seed": self.seed, "batch_size": batch_size, "ahead": ahead}
+        options: dict[str, Any] = {"statistics": self.statistics, "seed": self.seed, "ahead": ahead}
         patch = edit(self.lens, requests, self.editor, templates=self.templates, **options)
         self.templates = self.templates or patch.info["contexts"] or None
         return patch
@@ -221,7 +221,7 @@ def _batch(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, e
         requests = [request for i in chunk for request in cases[i].requests]
         start = time.perf_counter()
         try:
-            patch = run.patch(requests, len(requests))
+            patch = run.patch(requests)
         except EditError as error:
             run.skipped.update(dict.fromkeys(chunk, str(error)))
             yield len(chunk), chunk, lambda i: _Written(nan, nan)

@@ -14,6 +14,7 @@ import qv_lens as qv
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.solve import inverse_of, solve
 from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.errors import EditError
 from qv_lens.facts import miniworld
 from qv_lens.patch import Delta
 from tests.attribution.test_value import FACTS
@@ -61,6 +62,17 @@ def test_delta_minimises_the_objective(seed):
 def test_norm_of_factors_is_the_norm_of_the_product():
     delta = Delta(torch.randn(7, 3, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64))
     assert delta.norm() == pytest.approx(float(delta.dense().norm()))
+
+
+def test_keys_that_cannot_be_told_apart_are_refused():
+    """Two facts of one subject: equal keys, up to what float32 leaves."""
+    generator = torch.Generator().manual_seed(0)
+    K, R = (torch.randn(8, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    assert solve(lambda x: x, K, R, 0.0).dense().abs().max() < 1e3
+    K[:, 1] = K[:, 0] * (1 + 1e-8)
+    with pytest.raises(EditError, match="share one key"):
+        solve(lambda x: x, K, R, 0.0)
+    assert solve(lambda x: x, K, R, 1.0).dense().abs().max() < 1e3
 
 
 def test_singular_statistics_warn_and_hopeless_ones_are_refused():

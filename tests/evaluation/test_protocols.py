@@ -66,6 +66,9 @@ def test_batch_writes_one_joint_edit_and_single_one_at_a_time(tiny):
     with lens.patched(qv.edit(lens, [c.request for c in CASES], EDITORS[0], **options)):
         by_hand = evaluate(lens, CASES, ["efficacy_acc", "efficacy_success"])
     pd.testing.assert_series_equal(values(batch), values(by_hand))
+    rome = qv.ROME(layer=1, steps=4)  # edits one fact after another, in a batch as well
+    frames = [evaluate(lens, CASES, ["efficacy_success"], rome, way, batch_size=4, **options) for way in ("batch", "consecutive")]
+    pd.testing.assert_series_equal(*(values(frame, 4) for frame in frames))
     single = evaluate(lens, CASES[:1], ["efficacy_success"], EDITORS[0], **options)
     alone = evaluate(lens, CASES[:1], ["efficacy_success"], EDITORS[0], "batch", batch_size=1, **options)
     pd.testing.assert_series_equal(values(single), values(alone))
