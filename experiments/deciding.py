@@ -70,11 +70,8 @@ def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method", unit
         mean, half, pairs = difference(table[one], table[rival])
         told = ", ".join(f"{name} {100 * value:.1f}{unit}" for name, value in means.items())
         missing = [name for name in rivals if name not in others]
-        verdict = OPEN if missing else decided(mean, half)
-        return (
-            f"{told} ({one} − {rival} {points(mean, half, pairs)}){'; not measured: ' * bool(missing)}{', '.join(missing)}",
-            verdict,
-        )
+        told = f"{told} ({one} − {rival} {points(mean, half, pairs)})"
+        return (f"{told}; not measured: {', '.join(missing)}", OPEN) if missing else (told, decided(mean, half))
 
     return decide
 

@@ -20,7 +20,7 @@ from deciding import (
     points,
     share,
     together,
-)  # fmt: skip
+)
 
 from qv_lens.facts.categories import RELATED
 

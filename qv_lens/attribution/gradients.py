@@ -128,9 +128,13 @@ def weight_attributions(
 
 def _rescaled(weight: Tensor, leaf: Tensor, shares: Float[Tensor, " row"]) -> Added:
     """What turns W into share * W + leaf, each row by its own share."""
-    return lambda x: (
-        (x.to(leaf.dtype) @ weight.to(leaf.dtype)) * (shares.to(leaf.dtype) - 1)[:, None, None] + x.to(leaf.dtype) @ leaf
-    )
+    weight, less = weight.to(leaf.dtype), (shares.to(leaf.dtype) - 1)[:, None, None]
+
+    def add(x: Tensor) -> Tensor:
+        x = x.to(leaf.dtype)
+        return (x @ weight) * less + x @ leaf
+
+    return add
 
 
 def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *, steps: int = 20) -> NeuronSet:

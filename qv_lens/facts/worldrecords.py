@@ -99,11 +99,13 @@ def new_object(world: World, relation: Relation, avoid: Iterable[str], rng: rand
 
 def cot_blocks(world: World, count: int, avoid: Iterable[str], rng: random.Random) -> list[str]:
     """Worked two- and three-hop examples that name as few of the entities in `avoid` as can be: none, where there are such."""
-    blocked, blocks = set(avoid), []
+    blocked, blocks, pools = set(avoid), [], []
+    for hops in (2, 3):
+        shared = [(len(blocked & set(c.entities)), c) for c in world.chains(hops) if world.seen(c)]
+        fewest = min(n for n, _ in shared)
+        pools.append([c for n, c in shared if n == fewest])
     for i in range(count):
-        pool = [c for c in world.chains(2 + i % 2) if world.seen(c)]
-        shared = [len(blocked & set(c.entities)) for c in pool]
-        chain = rng.choice([c for c, n in zip(pool, shared, strict=True) if n == min(shared)])
+        chain = rng.choice(pools[i % 2])
         blocks.append(cot_block(chain.questions()[0], chain.thoughts(), chain.answer))
     return blocks
 

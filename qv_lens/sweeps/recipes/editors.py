@@ -96,8 +96,6 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
     protocol: Protocol = "single" if task.protocol == "none" else task.protocol  # pyright: ignore[reportAssignmentType]
     editor = None if task.protocol == "none" else chosen(lens, task, cases, context)
     needs = editor is not None and any(hasattr(editor, name) for name in ("lam", "mom2_adjustment", "soften", "threshold"))
-    if needs and task.text == "world":
-        check_world(lens)
     statistics = context.once(("C0", task.text, task.documents), lambda: _statistics(lens, task)) if needs else None
     kept = context.once("before", TemporaryDirectory)  # what the unedited model says of a case is asked once
     frame = evaluate(
@@ -113,7 +111,10 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
 
 
 def drawn(task: Comparison, lens: Lens | None = None) -> tuple[list[Case], tuple[str, ...]]:
-    """The task's cases, and worked examples (of the world: about other entities as far as there are such; or a file's). `lens`: whom `known` cases are known to."""
+    """The task's cases, and worked examples (of the world: about other entities as far as there are such; or a file's).
+
+    `lens`: whom `known` cases are known to.
+    """
     rng, world = random.Random(f"editors:{task.seed}"), miniworld.build(0)
     blocks = tuple(block + "\n\n" for block in _text(task.blocks).strip().split("\n\n")) if task.blocks else ()
     if task.data == "facts":
@@ -167,6 +168,8 @@ def _metrics(task: Comparison, cases: Sequence[Case], blocks: Sequence[str]) -> 
 
 
 def _statistics(lens: Lens, task: Comparison) -> Statistics:
+    if task.text == "world":
+        check_world(lens)
     texts = list(itertools.islice(corpus(task.text), task.documents))
     return covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
 
@@ -186,9 +189,9 @@ def chosen(lens: Lens, task: Comparison, cases: Sequence[Case], context: Context
         if task.layers != "preset" or task.skip:
             raise ConfigError(f"layers and skip choose ACE's layers; {task.method} has none of query and value.")
         return _widened(lens, task, editor) if task.edited else editor
-    value, query = editor.value_layers, editor.query_layers
     if task.layers == "preset" and not task.skip and not task.edited:
         return editor
+    value, query = editor.value_layers, editor.query_layers
     located = context.once(("located", task.data, task.count, task.seed, task.known), lambda: _located(lens, task, cases))
     if task.layers != "preset" or task.edited:
         value, query = _pick(lens, task, located)
