@@ -18,8 +18,9 @@ Decide = Callable[[pd.DataFrame], Told]
 NOT_MEASURED: Told = ("not measured", OPEN)
 
 
-def share(value: float) -> str:
-    return f"{100 * value:.1f}%"
+def share(value: float, metric: str = "") -> str:
+    """A value times 100, as the papers print it: a share in percent, the entropy that fluency is in bits."""
+    return f"{100 * value:.1f}{'' if metric == 'fluency' else '%'}"
 
 
 def interval(values: Sequence[float] | pd.Series) -> float:
@@ -56,9 +57,8 @@ def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
     return chosen.pivot_table(index=case, columns=by, values="after", aggfunc="mean")
 
 
-def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method", unit: str = "%") -> Decide:
-    """`one` is above each of its rivals: against the best of them; undecided while one of them is not measured. Values are
-    told times 100."""
+def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> Decide:
+    """`one` is above each of its rivals: against the best of them; undecided while one of them is not measured."""
 
     def decide(frame: pd.DataFrame) -> Told:
         table = per_case(frame, metric, by)
@@ -68,7 +68,7 @@ def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method", unit
         means = table[[one, *others]].mean().sort_values(ascending=False)
         rival = means.drop(one).index[0]
         mean, half, pairs = difference(table[one], table[rival])
-        told = ", ".join(f"{name} {100 * value:.1f}{unit}" for name, value in means.items())
+        told = ", ".join(f"{name} {share(value, metric)}" for name, value in means.items())
         missing = [name for name in rivals if name not in others]
         told = f"{told} ({one} − {rival} {points(mean, half, pairs)})"
         return (f"{told}; not measured: {', '.join(missing)}", OPEN) if missing else (told, decided(mean, half))
@@ -85,7 +85,9 @@ def beats(metric: str, one: str | float, other: str | float, by: str = "method")
             return NOT_MEASURED
         mean, half, pairs = difference(table[one], table[other])
         both = table[[one, other]].dropna().mean()
-        return f"{one} {share(both[one])}, {other} {share(both[other])}: {points(mean, half, pairs)}", decided(mean, half)
+        return f"{one} {share(both[one], metric)}, {other} {share(both[other], metric)}: {points(mean, half, pairs)}", decided(
+            mean, half
+        )
 
     return decide
 
@@ -103,7 +105,7 @@ def curve(column: str, *parts: tuple[str, float | None, float | None, bool]) -> 
             if not {a, b} <= set(table):
                 return NOT_MEASURED
             mean, half, pairs = difference(table[b], table[a])
-            values = ", ".join(f"{k:g}: {share(v)}" for k, v in table.mean().items())
+            values = ", ".join(f"{k:g}: {share(v, metric)}" for k, v in table.mean().items())
             lines.append(f"{metric} {values} ({a:g} to {b:g}: {points(mean, half, pairs)})")
             verdicts.append(decided(mean if rises else -mean, half))
         return "; ".join(lines), together(verdicts)
@@ -122,7 +124,7 @@ def groups(metrics: Sequence[str], inside: Collection[str], by: str = "parameter
             if not mine or len(mine) == table.shape[1]:
                 return NOT_MEASURED
             mean, half, pairs = difference(table[mine].mean(axis=1), table.drop(columns=mine).mean(axis=1))
-            told = ", ".join(f"{name} {share(value)}" for name, value in table.mean().items())
+            told = ", ".join(f"{name} {share(value, metric)}" for name, value in table.mean().items())
             lines.append(f"{metric} {told} ({' and '.join(mine)} − others {points(mean, half, pairs)})")
             verdicts.append(decided(mean, half))
         return "; ".join(lines), together(verdicts)

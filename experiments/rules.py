@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -273,16 +274,25 @@ def chance(frame: pd.DataFrame) -> Told:
 # ------------------------------------------------------------------ KNE
 
 
-def quarter(frame: pd.DataFrame) -> Told:
-    """Locality of an ensemble located on a quarter of the facts against that of one located on all."""
-    table = per_case(frame, "locality", "located")
-    if table.shape[1] < 2:
-        return NOT_MEASURED
-    every = max(table)
-    some = min(table, key=lambda count: abs(count - every / 4))
-    mean, half, pairs = difference(table[some], table[every])
-    told = ", ".join(f"{count:g} facts {share(value)}" for count, value in table.mean().items())
-    return f"locality, located on {told} ({some:g} − {every:g} {points(mean, half, pairs)})", decided(mean, half)
+def quarter(metrics: Sequence[str], within: float | None = None) -> Decide:
+    """An ensemble located on a quarter of the facts against one located on all, by each metric: better, or (`within`)
+    no further from it than this."""
+
+    def decide(frame: pd.DataFrame) -> Told:
+        lines, verdicts = [], []
+        for metric in metrics:
+            table = per_case(frame, metric, "located")
+            if table.shape[1] < 2:
+                return NOT_MEASURED
+            every = max(table)
+            some = min(table, key=lambda count: abs(count - every / 4))
+            mean, half, pairs = difference(table[some], table[every])
+            told = ", ".join(f"{count:g} facts {share(value, metric)}" for count, value in table.mean().items())
+            lines.append(f"{metric}, located on {told} ({some:g} − {every:g} {points(mean, half, pairs)})")
+            verdicts.append(decided(mean if within is None else within - abs(mean), half))
+        return "; ".join(lines), together(verdicts)
+
+    return decide
 
 
 # ------------------------------------------------------------------ CTP

@@ -168,14 +168,21 @@ def _ctp(case: Case, now: Look, before: Look, edited: bool) -> float:
     return mean([mean([t.share for t in now["rewrite_new"]]), generality, kept])
 
 
-#: teacher-forced metrics: one pass over a case's probes
-FORCED: Mapping[str, Metric] = MappingProxyType({
-    "efficacy_acc": _right("rewrite_new"), "efficacy_success": _likelier("rewrite_new", "rewrite_old"),
-    "edit_success": _share("rewrite_new"), "generality": _share("paraphrase_new"),
-    "paraphrase_acc": _right("paraphrase_new"), "paraphrase_success": _likelier("paraphrase_new", "paraphrase_old"),
-    "specificity_acc": _right("near_old"), "specificity_success": _likelier("rival_old", "rival_new"),
-    "multihop_acc": _of_chain, "instance_wise": _instance, "portability": _portability,
-    "locality": _locality(_groups("locality_")), "ctp_score": _ctp,
+#: teacher-forced metrics: the groups of probes that each reads (beginnings of their names), and the metric
+FORCED: Mapping[str, tuple[tuple[str, ...], Metric]] = MappingProxyType({
+    "efficacy_acc": (("rewrite_new",), _right("rewrite_new")),
+    "efficacy_success": (("rewrite_",), _likelier("rewrite_new", "rewrite_old")),
+    "edit_success": (("rewrite_new",), _share("rewrite_new")),
+    "generality": (("paraphrase_new",), _share("paraphrase_new")),
+    "paraphrase_acc": (("paraphrase_new",), _right("paraphrase_new")),
+    "paraphrase_success": (("paraphrase_",), _likelier("paraphrase_new", "paraphrase_old")),
+    "specificity_acc": (("near_old",), _right("near_old")),
+    "specificity_success": (("rival_",), _likelier("rival_old", "rival_new")),
+    "multihop_acc": (("onward_",), _of_chain),
+    "instance_wise": (("hops_",), _instance),
+    "portability": (("portability_",), _portability),
+    "locality": (("locality_",), _locality(_groups("locality_"))),
+    "ctp_score": (("rewrite_new", "paraphrase_new", "near_old", "locality_"), _ctp),
 })  # fmt: skip
 #: metrics that read continuations, and which kind
 GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
@@ -187,7 +194,7 @@ GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
 
 def measured(case: Case, names: Sequence[str], now: Look, before: Look, edited: bool) -> dict[str, float]:
     """The named metrics, and portability and locality by group."""
-    table = {**FORCED, **{name: metric for name, (_, metric) in GENERATED.items()}}
+    table = {name: metric for name, (_, metric) in (*FORCED.items(), *GENERATED.items())}
     found = {name: table[name](case, now, before, edited) for name in names}
     if "portability" in names:
         found.update({name: mean([t.share for t in now[name]]) for name in _groups("portability_")(now)})

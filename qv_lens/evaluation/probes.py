@@ -2,7 +2,7 @@
 
 1. `questions` turns a case into named groups of probes: the edited prompt with the new and with the old answer, the same in
    other words, neighbours, multi-hop prompts, hops, portability and locality (`editing.md` section 7 of the design).
-2. `look` asks all of many cases at once, teacher-forced: per probe the argmax at each answer token and the answer's mean
+2. `look` asks them of many cases at once, teacher-forced: per probe the argmax at each answer token and the answer's mean
    log-probability. Sorted by length and batched; the numbers do not depend on the batch.
 3. And it continues prompts: the edited ones, the same in other words, neighbours, multi-hop questions behind worked
    examples, prompts for fluency.
@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 
@@ -80,8 +80,10 @@ class Generation:
 WRITTEN: Mapping[str, str] = MappingProxyType({"rewrite": "rewrite_new", "paraphrase": "paraphrase_new", "near": "near_old"})
 
 
-def questions(case: Case) -> dict[str, list[Probe]]:
-    """Named groups of probes. `_new` and `_old`: the same prompts with the answer after and before the edit."""
+def questions(case: Case, beginning: Collection[str] = ("",)) -> dict[str, list[Probe]]:
+    """Named groups of probes. `_new` and `_old`: the same prompts with the answer after and before the edit.
+
+    `beginning`: only the groups whose names begin so."""
     groups: dict[str, list[Probe]] = {name: [] for name in ("rewrite_new", "rewrite_old", "paraphrase_new", "paraphrase_old")}
     for request, others in zip(case.requests, _aliases(case), strict=True):
         fact, known = request.fact, request.fact.answer != UNKNOWN
@@ -104,7 +106,7 @@ def questions(case: Case) -> dict[str, list[Probe]]:
         groups["hops_old"], groups["hops_new"] = ([_hop(hop) for hop in hops] for hops in (case.hops, case.new_hops))
         groups["onward_old"] = [Probe(text, case.answer, case.aliases) for text in case.clozes]
         groups["onward_new"] = [Probe(text, case.new_answer, case.new_aliases) for text in case.clozes]
-    return {name: probes for name, probes in groups.items() if probes}
+    return {name: probes for name, probes in groups.items() if probes and name.startswith(tuple(beginning))}
 
 
 def _aliases(case: Case) -> list[tuple[str, ...]]:
@@ -148,10 +150,12 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Told
     return [found[i] for i in range(len(prompts))]
 
 
-def look(lens: Lens, cases: Sequence[Case], generation: Generation | None = None) -> list[Look]:
-    """Everything about every case, on the model as it now is."""
+def look(
+    lens: Lens, cases: Sequence[Case], generation: Generation | None = None, beginning: Collection[str] = ("",)
+) -> list[Look]:
+    """What a model says of every case, on the weights as they now are: to the `questions` whose groups begin so."""
     generation = generation or Generation()
-    asked = [questions(case) for case in cases]
+    asked = [questions(case, beginning) for case in cases]
     answers = iter(tell(lens, [probe for groups in asked for probes in groups.values() for probe in probes]))
     told = [{name: tuple(next(answers) for _ in probes) for name, probes in groups.items()} for groups in asked]
     texts: list[dict[str, tuple[str, ...]]] = [{} for _ in cases]

@@ -80,9 +80,10 @@ def evaluate(
         raise ConfigError("There is nothing to evaluate: pass at least one case, and a batch_size of at least 1.")
     kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
     asked = Generation(**{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed})
-    run = _Run(lens, wanted, asked, editor, statistics, templates, seed)
+    groups = sorted({group for name in wanted if name in FORCED for group in FORCED[name][0]})
+    run = _Run(lens, wanted, groups, asked, editor, statistics, templates, seed)
     good = run.readable(cases)
-    before = dict(zip(good, _before(lens, [cases[i] for i in good], asked, cache), strict=True))
+    before = dict(zip(good, _before(lens, [cases[i] for i in good], asked, groups, cache), strict=True))
     depth = len(lens.patches)
     try:
         way = _single if editor is None else _STEPS[protocol]
@@ -118,6 +119,7 @@ class _Run:
 
     lens: Lens
     metrics: list[str]
+    groups: list[str]
     generation: Generation
     editor: Editor | None
     statistics: Statistics | None
@@ -130,7 +132,7 @@ class _Run:
         good = []
         for i, case in enumerate(cases):
             try:
-                for probes in questions(case).values():
+                for probes in questions(case, self.groups).values():
                     for probe in probes:
                         self.lens.answer_ids(probe.text, probe.answer)
                 self.lens.tokenize([request.target for request in case.requests])
@@ -176,8 +178,9 @@ class _Run:
     def rows(
         self, cases: Sequence[Case], before: dict[int, Look], step: int, index: Sequence[int], written: Callable[[int], _Written]
     ) -> Iterator[tuple]:
-        """Ask the cases on the model as it now is."""
-        looks = look(self.lens, [cases[i] for i in index], self.generation)
+        """Ask the cases on the model as it now is; the unedited one has said it."""
+        known = [before[i] for i in index]
+        looks = look(self.lens, [cases[i] for i in index], self.generation, self.groups) if self.editor else known
         for i, now in zip(index, looks, strict=True):
             was = measured(cases[i], self.metrics, before[i], before[i], edited=False)
             told = measured(cases[i], self.metrics, now, before[i], edited=self.editor is not None)
@@ -306,14 +309,18 @@ def _largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> flo
 # ------------------------------------------------------------------ what the unedited model says, kept
 
 
-def _before(lens: Lens, cases: Sequence[Case], generation: Generation, cache: str | Path | None) -> list[Look]:
+def _before(
+    lens: Lens, cases: Sequence[Case], generation: Generation, groups: Sequence[str], cache: str | Path | None
+) -> list[Look]:
     if cache is None:
-        return look(lens, cases, generation) if cases else []
+        return look(lens, cases, generation, groups)
     folder, state = Path(cache), lens.state()
-    keys = [hashlib.blake2b(repr((state, questions(c), c, generation)).encode(), digest_size=16).hexdigest() for c in cases]
+    keys = [
+        hashlib.blake2b(repr((state, questions(c, groups), c, generation)).encode(), digest_size=16).hexdigest() for c in cases
+    ]
     found = {key: Look.of(json.loads(file.read_text())) for key in keys if (file := folder / f"{key}.json").exists()}
     missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in found}
-    for key, made in zip(missing, look(lens, list(missing.values()), generation) if missing else [], strict=True):
+    for key, made in zip(missing, look(lens, list(missing.values()), generation, groups), strict=True):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{key}.tmp").write_text(json.dumps(made.plain()))

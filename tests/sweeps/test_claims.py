@@ -234,8 +234,16 @@ def test_layers_left_out_and_equal_numbers_of_layers():
     assert rules.bottleneck(both.assign(model="toy-gptj"))[1] == HOLDS
     assert rules.bottleneck(both.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
     located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5})
-    assert rules.quarter(located)[1] == HOLDS
-    assert "25 − 100" in rules.quarter(located)[0]
+    told, verdict = rules.quarter(("locality",))(located)
+    assert verdict == HOLDS
+    assert "25 − 100" in told
+    assert rules.quarter(("locality",), within=0.5)(located)[1] == HOLDS
+    assert rules.quarter(("locality",), within=0.3)(located)[1] == FAILS
+
+
+def test_fluency_is_no_percentage():
+    told, _ = curve("batch_size", ("fluency", None, None, True))(edits("batch_size", fluency={1: 2.5, 5: 2.8}))
+    assert told.startswith("fluency 1: 250.0, 5: 280.0 (")
 
 
 def test_nodes_by_layer():
