@@ -50,6 +50,11 @@ def points(mean: float, half: float, pairs: int) -> str:
     return f"{100 * mean:+.1f} ± {100 * half:.1f} points, {pairs} cases"
 
 
+def multihop(frame: pd.DataFrame) -> str:
+    """Which metric of two hops and more the rows hold: behind worked examples (MQuAKE's chains), else cloze prompts."""
+    return "multihop_cot" if (frame["metric"] == "multihop_cot").any() else "multihop_acc"
+
+
 def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
     """Values of `after` per case, one column per value of `by`; of a curve its last step."""
     case, chosen = ["data", "seed", "case"], frame[frame["metric"] == metric]

@@ -31,6 +31,11 @@ PARTS = {
     "consecutive": (False, "consecutive", ("editors", "ctp_table2")),
     "multihop": (True, "single", ("editors", "ace_table2")),
 }
+#: what more a run on a file sets: of the bundled world's facts multi-hop accuracy is asked with cloze prompts, of a file's
+#: chains behind worked examples
+CHAINS = ("known=true", "blocks=EXAMPLES")
+BEHIND = (*CHAINS, """'metrics=[["efficacy_acc", "multihop_cot"]]'""")
+MORE = {"multihop": CHAINS, "ace_table4": BEHIND, "ace_bottleneck": BEHIND}
 #: what makes a row another row
 KEY = ("model", "method", "protocol", "data", "count", "seed", "layers", "skip", "edited", "case", "step", "metric")
 
@@ -42,14 +47,11 @@ def collect(runs: Path) -> None:
     for name in sorted({claim.data for claim in CLAIMS} | set(PARTS)):
         folders = [path for path in sorted(runs.iterdir()) if (path / "shards").is_dir() and is_of(path.name, name)]
         unused -= set(folders)
-        parts = [load_run(folder) for folder in folders]
+        parts = [of_part(load_run(folder), name, folder.name) for folder in folders]
         frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
         if failed := 0 if frame.empty else int((frame["status"] != "finished").sum()):
             print(f"{name}: {failed} failed tasks left out")
             frame = frame[frame["status"] == "finished"].infer_objects()
-        if len(frame) and name in PARTS:
-            chains, protocol, _ = PARTS[name]
-            frame = frame[(frame["protocol"] == protocol) & ((frame["hops"] > 1) == chains)]
         if frame.empty:
             continue
         frame = plain(frame.reset_index(drop=True))
@@ -62,6 +64,15 @@ def collect(runs: Path) -> None:
         print(f"{name}: {len(frame)} rows, those of {', '.join(folder.name for folder in folders)} new")
     if unused:
         print(f"of no result, left alone: {', '.join(sorted(path.name for path in unused))}")
+
+
+def of_part(frame: pd.DataFrame, name: str, folder: str) -> pd.DataFrame:
+    """The rows that belong to a result: all of a paper's own file; of the comparison's those of the part."""
+    chains, protocol, files = PARTS.get(name, (False, "", ()))
+    if not protocol or folder.startswith(files[1:]) or "hops" not in frame:  # no hops: all its tasks failed
+        return frame
+    wanted = (frame["protocol"] == protocol) & ((frame["hops"] > 1) == chains)
+    return frame[wanted | (frame["status"] != "finished")]
 
 
 def is_of(folder: str, name: str) -> bool:
@@ -89,8 +100,7 @@ def command(claim: Claim) -> str:
     file = HERE / f"{claim.file or claim.data}.toml"
     edits = read_config(file).recipe == "editors"
     sets = ["data=FILE", "text=TEXT"] if edits else ["facts=FILE"]
-    sets += ["known=true", "blocks=EXAMPLES"] if claim.data == "multihop" else []
-    said = " ".join(f"--set {one}" for one in sets)
+    said = " ".join(f"--set {one}" for one in (*sets, *MORE.get(claim.data, ())))
     return f"`qv-lens run experiments/{file.name} --model MODEL {said} --out runs/{file.stem}-NAME`"
 
 

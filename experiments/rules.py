@@ -15,8 +15,10 @@ from deciding import (
     Decide,
     Told,
     ahead,
+    beats,
     decided,
     difference,
+    multihop,
     per_case,
     points,
     share,
@@ -231,7 +233,8 @@ def skipping(letter: str) -> Decide:
     def decide(frame: pd.DataFrame) -> Told:
         frame, lines, verdicts = frame.assign(skip=frame["skip"].fillna("")), [], {}
         decisive = LEFT_OUT[letter].get(str(frame["model"].iloc[0]), letter)
-        for metric in ("multihop_acc", "efficacy_acc"):
+        hops = multihop(frame)
+        for metric in (hops, "efficacy_acc"):
             table = per_case(frame, metric, "skip")
             if not {"", decisive} <= set(table):
                 return NOT_MEASURED
@@ -241,18 +244,23 @@ def skipping(letter: str) -> Decide:
                 parts.append(f"without {letters} {share(table[letters].mean())} ({points(-mean, half, pairs)})")
                 verdicts[metric, letters] = decided(mean, half)
             lines.append(f"{metric} {share(table[''].mean())}, {', '.join(parts)}")
-        return "; ".join(lines), verdicts["multihop_acc", decisive]
+        return "; ".join(lines), verdicts[hops, decisive]
 
     return decide
+
+
+def values_matter_more(frame: pd.DataFrame) -> Told:
+    """Without the best query layer more is right than without the best value layer."""
+    return beats(multihop(frame), "q", "v", "skip")(frame)
 
 
 def bottleneck(frame: pd.DataFrame) -> Told:
     """ACE against the better of MEMIT and PMET at the model's share of 9 of 28 layers (Qwen3: 8 of 36)."""
     count, lines = EQUAL.get(str(frame["model"].iloc[0]), 0), []
     for edited, rows in frame.groupby("edited"):
-        means = per_case(rows, "multihop_acc", "method").mean()
+        means = per_case(rows, multihop(frame), "method").mean()
         lines.append(f"{edited} layers: " + ", ".join(f"{name} {share(value)}" for name, value in means.items()))
-    told, verdict = ahead("multihop_acc", "ACE", ("MEMIT", "PMET"))(frame[frame["edited"] == count])
+    told, verdict = ahead(multihop(frame), "ACE", ("MEMIT", "PMET"))(frame[frame["edited"] == count])
     return f"at {count} layers {told}; {'; '.join(lines)}", verdict
 
 

@@ -211,7 +211,7 @@ def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None
     """
     columns = ["intervention", "layer", "count", *DROP]
     if not chains:
-        return pd.DataFrame(columns=columns), pd.DataFrame(columns=["condition", "layer", "count"])
+        return pd.DataFrame(columns=columns), pd.DataFrame(columns=["condition", "layer", "count", "interval"])
     count = top or max(10, round(100 * lens.d_mlp / 16384))
     trace = lens.trace(list(chains))
     value = value_neurons(lens, trace, ACTIVATED)
@@ -235,11 +235,11 @@ def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None
 
 
 def _count(lens: Lens, chains: Sequence[Fact], tau: np.ndarray, condition: str) -> pd.DataFrame:
-    """Mean number per prompt of neurons whose score reaches the prompt's clean threshold, by layer."""
+    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts and half its 95% interval."""
     frame = value_neurons(lens, list(chains), None).frame
     frame = frame[frame["score"].to_numpy() >= tau[frame["prompt"].to_numpy()]]
-    found = frame.groupby("layer").size().reindex(range(lens.n_layers), fill_value=0) / len(chains)
-    return pd.DataFrame({"condition": condition, "layer": found.index, "count": found.to_numpy()})
+    each = pd.crosstab(frame["prompt"], frame["layer"]).reindex(range(len(chains)), columns=range(lens.n_layers), fill_value=0)
+    return pd.DataFrame({"condition": condition, "layer": each.columns, "count": each.mean(), "interval": 1.96 * each.sem()})
 
 
 def answers(lens: Lens, facts: Sequence[Fact]) -> tuple[list[bool], list[float]]:
@@ -369,8 +369,14 @@ def corpus(source: str) -> Iterator[str]:
                 f"{source!r} is no file or folder; for a dataset of that name: pip install 'qv_lens[data]'."
             ) from error
         name, _, config = source.partition(":")
-        rows = datasets.load_dataset(name, config or None, split="train", streaming=True)
-        yield from (row["text"] for row in rows if row["text"].strip())
+        try:
+            for row in datasets.load_dataset(name, config or None, split="train", streaming=True):
+                if row["text"].strip():
+                    yield row["text"]
+        except KeyError as error:
+            raise ConfigError(f"The dataset {source!r} has no column {error}: texts are expected in 'text'.") from error
+        except Exception as error:  # the hub's own errors are many
+            raise ConfigError(f"The dataset {source!r} cannot be read: {type(error).__name__}: {error}.") from error
 
 
 def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000, attention: bool = False) -> Statistics:

@@ -183,10 +183,11 @@ def seconds_bars(frame: pd.DataFrame, title: str = "Seconds per edit", by: str =
 
 
 def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Figure:
-    """Mean number of activated value neurons per layer, one line per condition."""
+    """Mean number of activated value neurons per layer with its 95% interval, one line per condition."""
     figure = go.Figure()
     for colour, (name, rows) in zip((GREY, *COLOURS), frame.groupby("condition", sort=False), strict=False):
-        figure.add_scatter(x=rows["layer"], y=rows["count"], name=str(name), mode="lines+markers", line={"color": colour})
+        line = {"name": str(name), "mode": "lines+markers", "line": {"color": colour}}
+        figure.add_scatter(x=rows["layer"], y=rows["count"], error_y={"array": rows["interval"]}, **line)
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(title="neurons per prompt")
     return _layout(figure, title)

@@ -10,7 +10,7 @@
     instance_wise  all hops of the new chain are right (MQuAKE); its edit-wise accuracy is efficacy_acc
     multihop_cot   any of a case's questions is answered right behind worked examples; `_cot_rate`: share of the questions
     fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams (ROME; papers print it times 100)
-    ctp_score      mean of edit_success, generality, and locality: neighbours and the groups of locality (CTP, EasyEdit)
+    ctp_score      mean of edit_success, generality and `ctp_locality`: that of neighbours and the groups of locality (CTP, EasyEdit)
 
 Aliases count in continuations (`_gen`, `_cot`, `multihop_direct`), not under teacher forcing, which asks for one answer's tokens.
 Teacher forcing flatters: an answer counted by `_acc` need not be what the model would write; `_gen` tells.
@@ -139,7 +139,7 @@ def _accepted(case: MultiHopCase, edited: bool) -> list[str]:
 
 def _thoughts(any_of: bool) -> Metric:
     def metric(case: Case, now: Look, before: Look, edited: bool) -> float:
-        if not isinstance(case, MultiHopCase) or "cot" not in now.texts:
+        if not isinstance(case, MultiHopCase) or not now.texts.get("cot"):
             return nan
         hits = [matches(parse_answer(text), _accepted(case, edited)) for text in now.texts["cot"]]
         return float(any(hits)) if any_of else mean(hits)
@@ -148,7 +148,7 @@ def _thoughts(any_of: bool) -> Metric:
 
 
 def _directly(case: Case, now: Look, before: Look, edited: bool) -> float:
-    if not isinstance(case, MultiHopCase) or "direct" not in now.texts:
+    if not isinstance(case, MultiHopCase) or not now.texts.get("direct"):
         return nan
     return float(any(begins(text, _accepted(case, edited)) for text in now.texts["direct"]))
 
@@ -162,10 +162,14 @@ def _prompts_of(case: Case) -> tuple[str, ...]:
     return () if isinstance(case, MultiHopCase) else case.generation
 
 
-def _ctp(case: Case, now: Look, before: Look, edited: bool) -> float:
+def _kept(case: Case, now: Look, before: Look, edited: bool) -> float:
     near = [name for name in ("near_old", *_groups("locality_")(now)) if now[name]]
-    generality, kept = mean([t.share for t in now["paraphrase_new"]]), mean([_same(now[name], before[name]) for name in near])
-    return mean([mean([t.share for t in now["rewrite_new"]]), generality, kept])
+    return mean([_same(now[name], before[name]) for name in near])
+
+
+def _ctp(case: Case, now: Look, before: Look, edited: bool) -> float:
+    efficacy, generality = (mean([t.share for t in now[name]]) for name in ("rewrite_new", "paraphrase_new"))
+    return mean([efficacy, generality, _kept(case, now, before, edited)])
 
 
 #: teacher-forced metrics: the groups of probes that each reads (beginnings of their names), and the metric
@@ -182,6 +186,7 @@ FORCED: Mapping[str, tuple[tuple[str, ...], Metric]] = MappingProxyType({
     "instance_wise": (("hops_",), _instance),
     "portability": (("portability_",), _portability),
     "locality": (("locality_",), _locality(_groups("locality_"))),
+    "ctp_locality": (("near_old", "locality_"), _kept),
     "ctp_score": (("rewrite_new", "paraphrase_new", "near_old", "locality_"), _ctp),
 })  # fmt: skip
 #: metrics that read continuations, and which kind

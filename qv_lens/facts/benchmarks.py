@@ -10,13 +10,15 @@
     known         ROME's known_1000: `attribute`, `template`                                       -> Fact
     plain         {"prompt" with {}, "subject", "answer"} and, if there, "category", "relation"    -> Fact
 
-A record that is none is refused with its number, field and reason: `read` raises, or with `skip=True` reports it.
+A record that is none is refused with its number (of JSON lines also its line), field and reason: `read` raises, or with
+`skip=True` reports it.
 Keys of edits that nothing here reads are kept in the case's `extra`.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -33,7 +35,8 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Read:
-    """What a file held. `refused`: one row per record that could not be read: `source, record, field, reason`."""
+    """What a file held. `refused`: one row per record that could not be read: `source, record, line, field, reason`
+    (`line` of JSON lines only)."""
 
     format: str
     cases: tuple[Case, ...]
@@ -46,11 +49,16 @@ def read(source: str | Path, format: str | None = None, *, skip: bool = False) -
 
     Raises `FactError` for what cannot be read, or, unless `skip`, a record that is refused.
     """
-    return parse(_records(source), format, source=source, skip=skip)
+    records, lines = _records(source)
+    return _parsed(records, lines, format, source, skip)
 
 
 def parse(records: list[Any], format: str | None = None, *, source: str | Path = "records", skip: bool = False) -> Read:
     """As `read`, of records already in memory."""
+    return _parsed(records, None, format, source, skip)
+
+
+def _parsed(records: list[Any], lines: list[int] | None, format: str | None, source: str | Path, skip: bool) -> Read:
     if not records:
         raise FactError(f"{source} holds no records.")
     kind = _format(records, source) if format is None else format
@@ -59,21 +67,25 @@ def parse(records: list[Any], format: str | None = None, *, source: str | Path =
     found, refused = [], []
     for number, record in enumerate(records):
         try:
+            if isinstance(record, FactError):
+                raise record
             if not isinstance(record, dict):
                 raise FactError(f"it is a {type(record).__name__}, not a dictionary")
             found.append(_READERS[kind](record))
         except KeyError as error:
-            refused.append((str(source), number, str(error.args[0]), "missing"))
+            refused.append((number, str(error.args[0]), "missing"))
         except _RefusedError as error:
-            refused.append((str(source), number, error.field, str(error)))
+            refused.append((number, error.field, str(error)))
         except (FactError, TypeError, AttributeError, IndexError, ValueError) as error:
-            refused.append((str(source), number, "", str(error)))
-    table = pd.DataFrame(refused, columns=["source", "record", "field", "reason"])
+            refused.append((number, "", str(error)))
+    rows = [(str(source), number, lines[number] if lines else None, field, reason) for number, field, reason in refused]
+    table = pd.DataFrame(rows, columns=["source", "record", "line", "field", "reason"]).astype({"line": "Int64"})
     if refused and not skip:
-        _, number, field, reason = refused[0]
+        number, field, reason = refused[0]
         what = f"field {field!r}: {reason}" if field else reason
+        line = f"line {lines[number]}, " if lines else ""
         raise FactError(
-            f"{source}, record {number} (of {len(records)}, read as {kind}), {what}. "
+            f"{source}, {line}record {number} (of {len(records)}, read as {kind}), {what}. "
             f"{len(refused)} are refused; skip=True reads the others and lists these."
         )
     cases = tuple(item for item in found if not isinstance(item, Fact))
@@ -96,14 +108,16 @@ class _RefusedError(FactError):
         self.field = field
 
 
-def _records(source: str | Path) -> list[Any]:
+def _records(source: str | Path) -> tuple[list[Any], list[int] | None]:
+    """The records, an error in the place of a line that is no JSON; and of JSON lines where each stands."""
     path = Path(source)
     if not path.exists() and isinstance(source, str) and path.suffix not in (".json", ".jsonl"):
-        return list(_dataset(source))
+        return _dataset(source), None
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+            return [_json(line) for _, line in lines], [number for number, _ in lines]
         found = json.loads(text)
     except (OSError, ValueError) as error:
         raise FactError(f"Cannot read facts from {path}: {error}.") from error
@@ -111,61 +125,74 @@ def _records(source: str | Path) -> list[Any]:
         raise FactError(
             f'{path} holds no JSON list of records. Facts are [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
         )
-    return found
+    return found, None
 
 
-def _dataset(source: str) -> Iterable[Record]:
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return FactError(f"it is no JSON: {error}")
+
+
+def _dataset(source: str) -> list[Record]:
     try:
         datasets = import_module("datasets")
     except ImportError as error:
         raise FactError(f"{source!r} is no file; for a dataset of that name: pip install 'qv_lens[data]'.") from error
     name, _, config = source.partition(":")
     try:
-        return datasets.load_dataset(name, config or None, split="train")
+        return list(datasets.load_dataset(name, config or None, split="train"))
     except Exception as error:  # the hub's own errors are many
         raise FactError(f"The dataset {source!r} cannot be loaded: {type(error).__name__}: {error}.") from error
 
 
 def _format(records: list[Any], source: str | Path) -> str:
-    keys = set(records[0]) if isinstance(records[0], dict) else set()
-    rewrite = records[0].get("requested_rewrite") if keys else None
-    marks = (
-        ("mquake", isinstance(rewrite, list)),
-        ("counterfact", isinstance(rewrite, dict)),
-        ("zsre", {"src", "alt"} <= keys),
-        ("flat", {"locality_prompt", "target_new"} <= keys),
-        ("knowedit", bool({"portability", "locality"} & keys) or {"text", "labels"} <= keys or {"prompt", "target_new"} <= keys),
-        ("known", {"attribute", "template"} <= keys),
-        ("plain", {"prompt", "subject", "answer"} <= keys),
-    )
-    for name, fits in marks:
-        if fits:
-            return name
-    raise FactError(
-        f"{source}, record 0 has keys {sorted(keys)}: no known format ({', '.join(_READERS)}). Name one with format=."
-    )
+    """That of the first record that has one."""
+    for record in records:
+        keys = set(record) if isinstance(record, dict) else set()
+        rewrite = record["requested_rewrite"] if "requested_rewrite" in keys else None
+        marks = (
+            ("mquake", isinstance(rewrite, list)),
+            ("counterfact", isinstance(rewrite, dict)),
+            ("zsre", {"src", "alt"} <= keys),
+            ("flat", {"locality_prompt", "target_new"} <= keys),
+            (
+                "knowedit",
+                bool({"portability", "locality"} & keys) or {"text", "labels"} <= keys or {"prompt", "target_new"} <= keys,
+            ),
+            ("known", {"attribute", "template"} <= keys),
+            ("plain", {"prompt", "subject", "answer"} <= keys),
+        )
+        for name, fits in marks:
+            if fits:
+                return name
+    first = f"keys {sorted(records[0])}" if isinstance(records[0], dict) else f"{records[0]!r:.80}"
+    raise FactError(f"{source}, record 0 is {first}: no known format ({', '.join(_READERS)}). Name one with format=.")
 
 
 # ------------------------------------------------------------------ one reader per format
 
 
 def _mquake(record: Record) -> MultiHopCase:
-    hops, new_hops = (tuple(_hop(hop) for hop in record[key]) for key in ("single_hops", "new_single_hops"))
+    hops, new_hops = _hops(record, "single_hops", "triples"), _hops(record, "new_single_hops", "new_triples")
     edited = _edited(record)
-    clozes, questions = tuple(record.get("clozes", ())), _texts(record, "questions")
+    clozes, questions = _names(record, "clozes"), _texts(record, "questions")
+    if not questions:
+        raise _RefusedError("questions", "is empty: nothing to ask")
     edits = []
     for rewrite, hop in zip(_rewrites(record), edited, strict=True):
-        fact = _fact(rewrite["prompt"], rewrite["subject"], rewrite["target_true"]["str"], rewrite.get("relation_id"))
+        fact = _fact(rewrite)
         question = str(rewrite.get("question", ""))
         if question.count(fact.subject) == 1 and "{}" not in question:
             fact = Fact(
                 fact.prompt, fact.subject, fact.answer, fact.relation, paraphrases=(question.replace(fact.subject, "{}"),)
             )
         via = (clozes or questions) if hop == len(new_hops) - 1 and len(new_hops) > 1 else ()
-        edits.append(fact.to(_text(rewrite["target_new"]["str"], "target_new"), via))
+        edits.append(fact.to(_object(rewrite, "target_new"), via))
     return MultiHopCase(
-        int(record["case_id"]), tuple(edits), questions, _text(record["answer"], "answer"), _text(record["new_answer"], "new_answer"),
-        tuple(record.get("answer_alias") or ()), tuple(record.get("new_answer_alias") or ()), hops, new_hops, edited, clozes,
+        _number(record, "case_id"), tuple(edits), questions, _text(record["answer"], "answer"), _text(record["new_answer"], "new_answer"),
+        _names(record, "answer_alias"), _names(record, "new_answer_alias"), hops, new_hops, edited, clozes,
         _extra(record, "case_id", "requested_rewrite", "questions", "answer", "new_answer", "answer_alias", "new_answer_alias", "clozes"),
     )  # fmt: skip
 
@@ -186,30 +213,36 @@ def _edited(record: Record) -> tuple[int, ...]:
         index = [triples.index(list(t)) for t in orig.get("edit_triples", ()) if list(t) in triples]
     if len(index) < count:  # by the edited fact's new object
         answers = [hop["answer"] for hop in record["new_single_hops"]]
-        index = [answers.index(r["target_new"]["str"]) for r in _rewrites(record) if r["target_new"]["str"] in answers]
+        named = [_object(rewrite, "target_new") for rewrite in _rewrites(record)]
+        index = [answers.index(name) for name in named if name in answers]
     if len(index) < count:
         raise _RefusedError("orig", f"says for {len(index)} of {count} edits which hop they belong to")
     return tuple(int(i) for i in index[:count])
 
 
-def _hop(hop: Record) -> Hop:
-    return Hop(
-        _text(hop["question"], "question"),
-        _text(hop["cloze"], "cloze"),
-        _text(hop["answer"], "answer"),
-        tuple(hop.get("answer_alias") or ()),
-    )
+def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
+    """A chain's links, each with subject and relation where the record's triples stand for them one by one."""
+    hops = _list(record[field], field)
+    orig = record.get("orig") or {}
+    ids, names = (orig.get(key) or [] for key in (triples, f"{triples}_labeled"))
+    made = []
+    for i, hop in enumerate(hops):
+        text = _text(hop["cloze"], "cloze")
+        subject, relation = (names[i][0] if len(names) == len(hops) else None, ids[i][1] if len(ids) == len(hops) else None)
+        answer = _text(hop["answer"], "answer")
+        made.append(Hop(_text(hop["question"], "question"), text, answer, _names(hop, "answer_alias"), subject, relation))
+    return tuple(made)
 
 
 def _counterfact(record: Record) -> EditCase:
     rewrite = record["requested_rewrite"]
-    true, new = rewrite["target_true"]["str"], _text(rewrite["target_new"]["str"], "target_new")
+    true, new = _object(rewrite, "target_true"), _object(rewrite, "target_new")
     return EditCase(
-        _fact(rewrite["prompt"], rewrite["subject"], true, rewrite.get("relation_id")).to(new),
+        _fact(rewrite).to(new),
         tuple(Probe(text, new) for text in _texts(record, "paraphrase_prompts")),
         tuple(Probe(text, true) for text in _texts(record, "neighborhood_prompts")),
-        generation=tuple(record.get("generation_prompts", ())),
-        case_id=int(record["case_id"]),
+        generation=_names(record, "generation_prompts"),
+        case_id=_number(record, "case_id"),
         extra=_extra(record, "case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"),
     )
 
@@ -218,9 +251,9 @@ def _flat(record: Record) -> EditCase:
     request = _filled(record["prompt"], record["subject"], record["ground_truth"]).to(_text(record["target_new"], "target_new"))
     return EditCase(
         request,
-        (Probe(record["rephrase_prompt"], request.new),),
-        (Probe(record["locality_prompt"], record["locality_ground_truth"]),),
-        case_id=int(record.get("case_id", 0)),
+        (Probe(_text(record["rephrase_prompt"], "rephrase_prompt"), request.new),),
+        (Probe(_text(record["locality_prompt"], "locality_prompt"), _text(record["locality_ground_truth"], "locality_ground_truth")),),
+        case_id=_number(record, "case_id") if "case_id" in record else 0,
         extra=_extra(record, "case_id", "prompt", "subject", "ground_truth", "target_new", "rephrase_prompt", "locality_prompt", "locality_ground_truth"),
     )  # fmt: skip
 
@@ -232,8 +265,8 @@ def _zsre(record: Record) -> EditCase:
     request = _filled(record["src"], record["subject"], answers[0], tuple(answers[1:]), "src").to(_text(record["alt"], "alt"))
     return EditCase(
         request,
-        (Probe(record["rephrase"], request.new),),
-        locality=(("Neighborhood", (Probe(record["loc"], record["loc_ans"]),)),),
+        (Probe(_text(record["rephrase"], "rephrase"), request.new),),
+        locality=(("Neighborhood", (Probe(_text(record["loc"], "loc"), _text(record["loc_ans"], "loc_ans")),)),),
         extra=_extra(record, "subject", "src", "rephrase", "answers", "alt", "loc", "loc_ans"),
     )
 
@@ -273,8 +306,8 @@ def _known(record: Record) -> Fact:
 
 
 def _plain(record: Record) -> Fact:
-    texts = [str(record[key]) for key in ("prompt", "subject", "answer")]
-    return Fact(*texts, relation=record.get("relation"), category=record.get("category"))
+    prompt, subject, answer = (_text(record[key], key) for key in ("prompt", "subject", "answer"))
+    return Fact(_template(prompt), subject, answer, relation=record.get("relation"), category=record.get("category"))
 
 
 _READERS: Mapping[str, Callable[[Record], Case | Fact]] = {
@@ -291,15 +324,44 @@ def _text(value: Any, field: str) -> str:
     return value
 
 
-def _texts(record: Record, field: str) -> tuple[str, ...]:
-    values = record[field]
+def _list(values: Any, field: str) -> list[Any]:
     if not isinstance(values, list):
-        raise _RefusedError(field, f"is {values!r}, not a list of texts")
-    return tuple(_text(value, field) for value in values)
+        raise _RefusedError(field, f"is {values!r}, not a list")
+    return values
 
 
-def _fact(prompt: str, subject: str, answer: str, relation: str | None) -> Fact:
-    return Fact(_text(prompt, "prompt"), _text(subject, "subject"), _text(answer, "target_true"), relation)
+def _texts(record: Record, field: str) -> tuple[str, ...]:
+    return tuple(_text(value, field) for value in _list(record[field], field))
+
+
+def _names(record: Record, field: str) -> tuple[str, ...]:
+    """A list of texts that need not be there."""
+    return () if record.get(field) is None else _texts(record, field)
+
+
+def _number(record: Record, field: str) -> int:
+    value = record[field]
+    if not isinstance(value, (int, str)) or not str(value).lstrip("-").isdigit():
+        raise _RefusedError(field, f"is {value!r}, not a number")
+    return int(value)
+
+
+def _object(rewrite: Record, field: str) -> str:
+    """MQuAKE's and CounterFact's {"str": "football"}."""
+    value = rewrite[field]
+    return _text(value.get("str") if isinstance(value, dict) else value, field)
+
+
+def _template(prompt: str) -> str:
+    if prompt.count("{}") != 1:
+        raise _RefusedError("prompt", f"{prompt!r} holds {{}} {prompt.count('{}')} times; once, for the subject")
+    return prompt
+
+
+def _fact(rewrite: Record) -> Fact:
+    """That of a `requested_rewrite`."""
+    prompt, subject = _text(rewrite["prompt"], "prompt"), _text(rewrite["subject"], "subject")
+    return Fact(_template(prompt), subject, _object(rewrite, "target_true"), rewrite.get("relation_id"))
 
 
 def _filled(
@@ -330,10 +392,20 @@ def _extra(record: Record, *taken: str) -> tuple[tuple[str, object], ...]:
 
 
 def named(cases: Iterable[Case], category: Callable[[EditRequest], str | None]) -> dict[str, list[Case]]:
-    """Cases by the category of their first edit (`categories.of_relation`, or a labeller of your own); None is left out."""
+    """Cases by the category of their first edit (`categories.of_relation`, or a labeller of your own); those of no category
+    are listed as "unknown"."""
     found: dict[str, list[Case]] = {}
     for case in cases:
-        name = category(case.requests[0])
-        if name is not None:
-            found.setdefault(name, []).append(case)
+        found.setdefault(category(case.requests[0]) or "unknown", []).append(case)
     return found
+
+
+def warn_of(refused: pd.DataFrame) -> None:
+    """Say how many records of a file were left out, and the first reason."""
+    if len(refused):
+        row = refused.iloc[0]
+        warnings.warn(
+            f"{row['source']}: {len(refused)} records are left out, the first one record {row['record']}"
+            f"{', field ' + repr(row['field']) if row['field'] else ''}: {row['reason']}.",
+            stacklevel=3,
+        )

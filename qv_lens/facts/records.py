@@ -101,6 +101,8 @@ class Hop:
     cloze: str
     answer: str
     aliases: tuple[str, ...] = ()
+    subject: str | None = None
+    relation: str | None = None
 
 
 #: the old answer of an edit whose file does not give one (KnowEdit's wiki_recent)
@@ -117,8 +119,9 @@ class Probe:
 
     def __post_init__(self) -> None:
         for name in ("text", "answer"):
-            if not str(getattr(self, name)).strip():
-                raise FactError(f"Probe.{name} is empty. Give it some text.")
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise FactError(f"Probe.{name} is empty: {value!r}. Give it some text.")
 
 
 #: anything with `text`, `answer` and `aliases`

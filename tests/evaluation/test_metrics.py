@@ -61,7 +61,9 @@ def test_every_metric_by_hand():
         "specificity_acc": 0.5, "specificity_success": 0.5, "portability_Reasoning": 1.0, "portability_Subject_Aliasing": 0.0,
         "portability": 0.5,  # the mean of the groups' means, not of the probes
         "locality_Relation_Specificity": 0.5, "locality": 0.5,  # agreement with what was said before, not with the truth
-        "ctp_score": (1.0 + 0.5 + (0.5 + 0.5) / 2) / 3, "efficacy_gen": 1.0,
+        "ctp_locality": (0.5 + 0.5) / 2, "ctp_score": (1.0 + 0.5 + (0.5 + 0.5) / 2) / 3, "efficacy_gen": 1.0,
+        # "Tim Duncan is a a a": bigrams 1 1 1 2 of 5, trigrams 1 1 1 1 of 4
+        "fluency": (2 / 3 * (0.6 * math.log2(5) + 0.4 * math.log2(2.5)) + 4 / 3 * 2) / 2,
     }  # fmt: skip
     for name, value in expected.items():
         assert got[name] == pytest.approx(value), name
@@ -69,6 +71,35 @@ def test_every_metric_by_hand():
     assert math.isnan(got["instance_wise"])
     unedited = measured(CASE, ["efficacy_acc", "edit_success", "locality"], BEFORE, BEFORE, edited=False)
     assert unedited == {"efficacy_acc": 0.0, "edit_success": 0.5, "locality": 1.0, "locality_Relation_Specificity": 1.0}
+
+
+def test_multi_hop_prompts_want_the_answer_of_their_side():
+    probes = {"onward_old": (told([1], [1]), told([2, 3], [2, 3])), "onward_new": (told([1], [4]), told([2, 3], [2, 5]))}
+    look = Look({**AFTER.told, **probes})
+    assert measured(CASE, ["multihop_acc"], look, look, edited=False) == {"multihop_acc": 1.0}
+    assert measured(CASE, ["multihop_acc"], look, look, edited=True) == {"multihop_acc": 0.0}  # one token right is not the answer
+    half = Look({"onward_new": (told([4], [4]), told([2, 3], [2, 5]))})
+    assert measured(CASE, ["multihop_acc"], half, look, edited=True) == {"multihop_acc": 0.5}
+
+
+def test_what_is_asked_of_a_chain():
+    """Efficacy by the edited hop's cloze, paraphrase by its question, specificity by the hops that are not edited."""
+    hops = (Hop("q1", "c1", "Spain"), Hop("q2", "c2", "Madrid"), Hop("q3", "c3", "Europe"))
+    new = (hops[0], replace(hops[1], answer="Paris"), Hop("q4", "c4", "Asia"))  # behind the edit another chain goes on
+    fact = replace(FACT, paraphrases=("Which sport does {} play?",))
+    case = MultiHopCase(7, (fact.to("football"),), ("Q",), "Europe", "Asia", (), (), hops, new, (1,), ("cloze of the chain",))
+    asked = {name: [(p.text, p.answer) for p in probes] for name, probes in questions(case).items()}
+    assert asked == {
+        "rewrite_new": [(FACT.text, "football")], "rewrite_old": [(FACT.text, "basketball")],
+        "paraphrase_new": [("Which sport does Tim Duncan play?", "football")],
+        "paraphrase_old": [("Which sport does Tim Duncan play?", "basketball")],
+        "near_old": [("c1", "Spain")],
+        "hops_old": [("c1", "Spain"), ("c2", "Madrid"), ("c3", "Europe")], "hops_new": [("c1", "Spain"), ("c2", "Paris"), ("c4", "Asia")],
+        "onward_old": [("cloze of the chain", "Europe")], "onward_new": [("cloze of the chain", "Asia")],
+    }  # fmt: skip
+    look = Look({"near_old": (told([3], [3]),), "paraphrase_new": (told([1, 2], [1, 2]),)})
+    names = ["specificity_acc", "paraphrase_acc"]
+    assert measured(case, names, look, look, edited=True) == {"specificity_acc": 1.0, "paraphrase_acc": 1.0}
 
 
 def test_what_is_written_counts_by_any_name():
@@ -105,6 +136,8 @@ def test_multi_hop_counts_any_question_and_the_answers_of_its_side():
         "multihop_cot_rate": 1 / 3,
         "multihop_direct": 0.0,
     }
+    unasked = Look({}, {"cot": (), "direct": ()})  # a chain without questions
+    assert all(math.isnan(value) for value in measured(case, names, unasked, unasked, True).values())
     silent = Look({}, {"cot": ("", "", ""), "direct": ("", "", "")})  # a model that answers nothing
     assert measured(case, names[1:], silent, silent, True) == dict.fromkeys(names[1:], 0.0)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import qv_lens as qv
+from qv_lens.case_study import corpus
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import named, parse, plain_facts, read
 from qv_lens.facts.categories import labelled, of_relation
@@ -73,6 +76,9 @@ KNOWEDIT = {
 }  # fmt: skip
 
 
+PLAIN = {"prompt": "{} plays", "subject": "Pele", "answer": "football"}
+
+
 def test_formats_without_a_sample_here():
     case = parse([COUNTERFACT]).cases[0]
     assert (case.case_id, case.request.new, case.request.fact.relation) == (5, "football", "P641")
@@ -91,19 +97,100 @@ def test_formats_without_a_sample_here():
     assert parse([old]).cases[0].request.new == "football"
 
 
+# MQuAKE-T has the keys of CF, and edits that are real changes; not checked against the real file
+MQUAKE_T = {
+    "case_id": 3, "questions": ["Who heads the country of X?"], "answer": "A", "answer_alias": [], "new_answer": "B", "new_answer_alias": ["Bee"],
+    "requested_rewrite": [{"prompt": "The head of {} is", "relation_id": "P35", "subject": "Landia", "question": "Who heads Landia?", "target_true": {"str": "A"}, "target_new": {"str": "B"}}],
+    "single_hops": [{"question": "Where is X?", "cloze": "X is in", "answer": "Landia", "answer_alias": []}, {"question": "Who heads Landia?", "cloze": "The head of Landia is", "answer": "A", "answer_alias": []}],
+    "new_single_hops": [{"question": "Where is X?", "cloze": "X is in", "answer": "Landia", "answer_alias": []}, {"question": "Who heads Landia?", "cloze": "The head of Landia is", "answer": "B", "answer_alias": ["Bee"]}],
+    "orig": {"triples": [["Q1", "P17", "Q2"], ["Q2", "P35", "Q3"]], "triples_labeled": [["X", "country", "Landia"], ["Landia", "head of state", "A"]],
+             "new_triples": [["Q1", "P17", "Q2"], ["Q2", "P35", "Q4"]], "edit_triples": [["Q2", "P35", "Q4"]]},
+}  # fmt: skip
+FLAT = {
+    "case_id": 1, "prompt": "Tim Duncan plays", "subject": "Tim Duncan", "ground_truth": "basketball", "target_new": "football",
+    "rephrase_prompt": "X. Tim Duncan plays", "locality_prompt": "Pele plays", "locality_ground_truth": "football",
+}  # fmt: skip
+REWRITE = MQUAKE_T["requested_rewrite"][0]
+
+
+def test_a_chain_knows_its_hops():
+    case = parse([MQUAKE_T]).cases[0]
+    assert case.edited == (1,)
+    assert [(hop.subject, hop.relation) for hop in case.hops] == [("X", "P17"), ("Landia", "P35")]
+    assert case.new_hops[1].relation == "P35"
+    assert case.new_hops[1].subject is None  # its triples have no names here
+    assert case.new_hops[1].aliases == case.new_aliases == ("Bee",)
+
+
 @pytest.mark.parametrize(("record", "field"), [
     ({**COUNTERFACT, "neighborhood_prompts": "one text"}, "neighborhood_prompts"),
     ({k: v for k, v in COUNTERFACT.items() if k != "paraphrase_prompts"}, "paraphrase_prompts"),
+    ({**COUNTERFACT, "requested_rewrite": {**COUNTERFACT["requested_rewrite"], "prompt": "Tim Duncan plays"}}, "prompt"),
+    ({**COUNTERFACT, "requested_rewrite": {**COUNTERFACT["requested_rewrite"], "target_new": None}}, "target_new"),
+    ({**COUNTERFACT, "case_id": None}, "case_id"),
     ({**KNOWEDIT, "prompt": "Somebody else plays"}, "prompt"),
     ({**KNOWEDIT, "target_new": []}, "target_new"),
+    ({**MQUAKE_T, "questions": []}, "questions"),
+    ({**MQUAKE_T, "requested_rewrite": []}, "requested_rewrite"),
+    ({**MQUAKE_T, "requested_rewrite": [{**REWRITE, "target_new": {}}]}, "target_new"),
+    ({**MQUAKE_T, "new_answer_alias": "Bee"}, "new_answer_alias"),
+    ({**MQUAKE_T, "single_hops": [{**MQUAKE_T["single_hops"][0], "answer_alias": [None]}]}, "answer_alias"),
+    ({**FLAT, "rephrase_prompt": None}, "rephrase_prompt"),
+    ({**FLAT, "locality_ground_truth": " "}, "locality_ground_truth"),
+    ({"prompt": "{} plays", "subject": "Pele", "answer": None}, "answer"),
 ])  # fmt: skip
 def test_a_bad_record_is_refused_by_its_field(record, field, tmp_path):
+    good = next(one for one in (COUNTERFACT, MQUAKE_T, FLAT, KNOWEDIT, PLAIN) if set(record) <= set(one))
     path = tmp_path / "bad.jsonl"
-    path.write_text(json.dumps(COUNTERFACT if "case_id" in record else KNOWEDIT) + "\n" + json.dumps(record) + "\n")
-    with pytest.raises(qv.QVLensError, match=f"record 1 .*{field}"):
+    path.write_text(json.dumps(good) + "\n\n" + json.dumps(record) + "\n")
+    with pytest.raises(qv.QVLensError, match=f"line 3, record 1 .*{field}"):
         read(path)
     got = read(path, skip=True)
-    assert (len(got.cases), got.refused.loc[0, "field"], got.refused.loc[0, "record"]) == (1, field, 1)
+    assert (len(got.cases) + len(got.facts), *got.refused.loc[0, ["field", "record", "line"]]) == (1, field, 1, 3)
+
+
+def test_a_line_that_is_no_json_costs_that_record_alone(tmp_path):
+    path = tmp_path / "torn.jsonl"
+    path.write_text('{"prompt": "{} pl\n' + json.dumps(PLAIN) + "\n")
+    with pytest.raises(qv.QVLensError, match=r"line 1, record 0 .*no JSON"):
+        read(path)
+    got = read(path, skip=True)
+    assert (got.format, len(got.facts), got.refused.loc[0, "line"]) == ("plain", 1, 1)
+
+
+def test_probes_are_texts():
+    for bad in (None, "", 3):
+        with pytest.raises(qv.QVLensError, match=r"Probe\.answer"):
+            Probe("text", bad)  # pyright: ignore[reportArgumentType]
+
+
+def test_datasets_by_name(monkeypatch):
+    """`datasets` stands in: what it gives is read, and what it raises is told, also in the middle of a stream."""
+
+    def texts(rows):
+        yield from rows
+        raise ConnectionError("the line went dead")
+
+    answers = {
+        "good": [COUNTERFACT], "gone": ConnectionError("no network"), "torn": texts([{"text": "one"}]),
+        "other": [{"content": "no text here"}], "texts": [{"text": "one"}, {"text": " "}, {"text": "two"}],
+    }  # fmt: skip
+
+    def load_dataset(name, config, split, streaming=False):
+        if isinstance(answers[name], Exception):
+            raise answers[name]
+        return answers[name]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert read("good").cases[0].case_id == 5
+    assert list(corpus("texts")) == ["one", "two"]
+    for name, words in (("gone", "no network"), ("torn", "went dead")):
+        with pytest.raises(qv.QVLensError, match=f"dataset '{name}' cannot be loaded: ConnectionError: .*{words}"):
+            read(name)
+    for name, words in (("gone", "no network"), ("torn", "went dead"), ("other", "no column 'text'")):
+        answers["torn"] = texts([{"text": "one"}])
+        with pytest.raises(qv.QVLensError, match=words):
+            list(corpus(name))
 
 
 def test_what_is_no_file_of_records_is_told(tmp_path):
@@ -136,8 +223,9 @@ def test_the_worlds_own_files_read_back():
         "author",
         "sport",
         "founder",
+        "unknown",
     }
-    assert sum(map(len, by.values())) <= len(chains)
+    assert sum(map(len, by.values())) == len(chains)
 
 
 def test_the_labeller_is_only_what_is_passed():

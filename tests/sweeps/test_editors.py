@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,9 @@ import qv_lens as qv
 from qv_lens.editing.presets import presets
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.sweeps.engine import Context
-from qv_lens.sweeps.recipes.editors import RECIPE, Comparison, compare, table
+from qv_lens.sweeps.recipes.editors import RECIPE, Comparison, compare, drawn, table
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 QUICK = {"count": 2, "documents": 300}
 
 
@@ -93,9 +95,47 @@ def test_chains_of_a_file(context, tmp_path):
     file.write_text(json.dumps(records))
     frame = compare(Comparison("toy-gptj", protocol="none", data=str(file), count=6, known=True), context)
     assert frame["case"].nunique() == 5
+    assert (frame["unknown"] == 1).all()
     assert "multihop_cot" not in set(frame["metric"])
     with pytest.raises(qv.QVLensError, match="name a file of them with blocks="):
         compare(Comparison("toy-gptj", protocol="none", data=str(file), count=6, metrics=("multihop_cot",)), context)
+
+
+def test_seeds_take_different_cases_of_a_file(context, tmp_path):
+    records, file = worldrecords.mquake(miniworld.build(0), 7, 5), tmp_path / "cases.json"
+    for number, record in enumerate(records):
+        record["case_id"] = number
+    file.write_text(json.dumps([*records, {**records[0], "answer": None}]))
+    found = []
+    for seed in range(3):
+        with pytest.warns(UserWarning, match="1 records are left out"):
+            found.append(drawn(Comparison("toy-gptj", data=str(file), count=3, seed=seed), context.lens("toy-gptj")))
+    taken = [case.case_id for one in found for case in one.cases]
+    assert sorted(taken) == list(range(7))
+    assert [one.refused for one in found] == [1, 1, 1]
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(qv.QVLensError, match="holds 7 edits, none of them for seed 3"),
+    ):
+        drawn(Comparison("toy-gptj", data=str(file), count=3, seed=3), context.lens("toy-gptj"))
+
+
+def test_every_comparison_decides_on_a_file_too(context, tmp_path):
+    """The metrics that the ledger's claims read are there for chains of a file as the run files' first lines ask for them."""
+    file, blocks = tmp_path / "cases.json", tmp_path / "blocks.txt"
+    file.write_text(json.dumps(worldrecords.mquake(miniworld.build(0), 4, 5)))
+    blocks.write_text("Question: What is X?\nThoughts: X is Y.\nAnswer: Y")
+    for name in ("ace_table4", "ace_bottleneck"):
+        head = (EXPERIMENTS / f"{name}.toml").read_text().split("recipe")[0]
+        assert (
+            '--set known=true --set blocks=multihop-cot-prompts.txt --set \'metrics=[["efficacy_acc", "multihop_cot"]]\'' in head
+        )
+    task = Comparison(
+        "toy-gptj", protocol="none", data=str(file), count=4, blocks=str(blocks), metrics=("efficacy_acc", "multihop_cot")
+    )
+    frame = compare(task, context)
+    assert frame.loc[frame["metric"] == "multihop_cot", "before"].notna().all()
+    assert compare(Comparison("toy-gptj", protocol="none", metrics="fluency", **QUICK), context)["metric"].eq("fluency").all()
 
 
 def test_evaluate_on_the_command_line(tmp_path):

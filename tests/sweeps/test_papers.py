@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.facts import miniworld, worldrecords
+from qv_lens.facts.categories import CATEGORIES
 from qv_lens.sweeps.config import read_config
 from qv_lens.sweeps.engine import Context, all_tasks
 from qv_lens.sweeps.recipes.anatomy import Layers, Nodes, Prompts, layers, neurons, nodes, tokens
@@ -33,8 +36,8 @@ def test_layers_against_a_loop_over_neurons(context):
     lens, layer = context.lens("toy-gptj"), 9
     assert len(frame) == (4 + 4) * lens.n_layers
     assert (frame[frame["part"] == "count"]["score"].sum(), frame["prompts_asked"].iloc[0]) == (300, 2)
-    got = frame[(frame["part"] == "ffn") & (frame["layer"] == layer)]["score"].item()
-    total = 0.0
+    got = frame[(frame["part"] == "ffn") & (frame["layer"] == layer)].iloc[0]
+    sums = []
     for fact in of_category("sport", 2, 0):
         trace = lens.trace(fact)
         h = trace.resid[layer, 0].double() + trace.attn[layer, 0].double()
@@ -46,8 +49,9 @@ def test_layers_against_a_loop_over_neurons(context):
             return (y @ lens.hf.lm_head.weight.double().T + lens.hf.lm_head.bias.double()).log_softmax(-1)[..., target]
 
         v = trace.m[layer, 0].double()[:, None] * lens.hf.transformer.h[layer].mlp.fc_out.weight.double().T
-        total += float((read(h + v) - read(h)).sum())
-    assert got == pytest.approx(total / 2, abs=2e-4)
+        sums.append(float((read(h + v) - read(h)).sum()))
+    assert got["score"] == pytest.approx(sum(sums) / 2, abs=2e-4)
+    assert got["interval"] == pytest.approx(1.96 * abs(sums[0] - sums[1]) / 2, abs=4e-4)  # sd / sqrt(2), of two
 
 
 def test_tokens_say_what_the_model_would_say(context):
@@ -113,6 +117,33 @@ def test_prompts_by_category():
     assert len(pool(hops=2)) > 1000
 
 
+def test_prompts_of_a_file_of_chains(tmp_path):
+    """Against the raw records: every unedited hop once; of two-hop prompts those of two hops, filed under their end."""
+    records, path = worldrecords.mquake(miniworld.build(0), 27, 1), tmp_path / "chains.json"
+    path.write_text(json.dumps([*records, {**records[0], "questions": []}]))
+    with pytest.warns(UserWarning, match=r"1 records are left out, the first one record 27, field 'questions'"):
+        single = pool(str(path))
+    hops = {
+        (hop["cloze"], hop["answer"]): triple[1]
+        for record in records
+        for hop, triple in zip(record["single_hops"], record["orig"]["triples"], strict=True)
+    }
+    assert {(fact.text, fact.answer): fact.relation for fact in single} == hops
+    assert len(single) == len(hops)
+    assert all(fact.category == CATEGORIES.get(fact.relation) for fact in single)
+    assert sum(fact.subject != fact.text for fact in single) == len(single)  # the subject is found in the cloze
+    with pytest.warns(UserWarning, match="left out"):
+        double = pool(str(path), hops=2)
+    two = [record for record in records if len(record["single_hops"]) == 2]
+    assert [(fact.text, fact.answer) for fact in double] == [(record["questions"][0], record["answer"]) for record in two]
+    assert [fact.relation for fact in double] == [record["orig"]["triples"][-1][1] for record in two]
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(qv.QVLensError, match=r"No prompt .*; \d+ of \d+ prompts have none"),
+    ):
+        of_category("weather", 5, 0, str(path))
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_run_file_makes_tasks(path):
     assert len(all_tasks(read_config(path))) > 1
@@ -127,11 +158,12 @@ def test_every_comparison_has_its_cases():
         for task in all_tasks(read_config(path))
     }  # fmt: skip
     assert ("multihop", 100, 0) in wanted
+    lens = qv.load("toy-gptj")
     for data, count, seed in wanted:
-        cases, blocks = drawn(Comparison("toy-gptj", data=data, count=count, seed=seed))
-        assert len(cases) == count
-        for request in (request for case in cases for request in case.requests if blocks):
-            assert not any(request.fact.subject in block and request.fact.answer in block for block in blocks)
+        found = drawn(Comparison("toy-gptj", data=data, count=count, seed=seed), lens)
+        assert len(found.cases) == count
+        for request in (request for case in found.cases for request in case.requests if found.blocks):
+            assert not any(request.fact.subject in block and request.fact.answer in block for block in found.blocks)
 
 
 def test_the_bundled_world_is_asked_of_its_own_models_alone(tmp_path):

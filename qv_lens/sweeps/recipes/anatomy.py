@@ -41,22 +41,22 @@ class Layers:
 
 
 def layers(task: Layers, context: Context) -> pd.DataFrame:
-    """`part ('ffn', 'attn', 'head', 'query', 'count'), layer, head, score` (means per prompt) and `rank` among layers."""
+    """`part ('ffn', 'attn', 'head', 'query', 'count'), layer, head, score` (mean over the prompts), `interval` (half of its
+    95% interval) and `rank` among layers."""
     lens = context.lens(task.model)
     facts = asked(lens, task, task.hops)
     trace = lens.trace(list(facts))
     value = value_neurons(lens, trace, TOP)
-    parts = [layer_scores(lens, trace, kind, over="set").assign(part=kind) for kind in ("ffn", "attn")]
-    heads = layer_scores(lens, trace, "head", "layer_vector", over="set").assign(part="head")
+    parts = [layer_scores(lens, trace, kind).assign(part=kind) for kind in ("ffn", "attn")]
+    heads = layer_scores(lens, trace, "head", "layer_vector").assign(part="head")
     query = query_layers(lens, trace, value)
-    query = query[query["kind"] == "ffn"].groupby("layer", as_index=False)["score"].sum().assign(part="query")
-    count = value.frame.groupby("layer").size().reindex(range(lens.n_layers), fill_value=0).rename("score")
-    frame = pd.concat([*parts, heads, query, count.reset_index().assign(part="count")], ignore_index=True)
-    frame["score"] = frame["score"].astype(float) / len(facts)
-    frame["rank"] = frame.groupby("part")["score"].rank(ascending=False, method="first").astype(int)
-    if "head" not in frame:
-        frame["head"] = float("nan")
-    return frame[["part", "layer", "head", "score", "rank"]].assign(prompts_asked=len(facts))
+    counted = pd.crosstab(value.frame["prompt"], value.frame["layer"]).reindex(columns=range(lens.n_layers), fill_value=0)
+    count = counted.stack().rename("score").reset_index()
+    each = pd.concat([*parts, heads, query[query["kind"] == "ffn"].assign(part="query"), count.assign(part="count")])
+    found = each.groupby(["part", "layer", "head"], sort=False, dropna=False)["score"].agg(["mean", "sem"]).reset_index()
+    found = found.rename(columns={"mean": "score"}).assign(interval=1.96 * found["sem"], prompts_asked=len(facts))
+    found["rank"] = found.groupby("part")["score"].rank(ascending=False, method="first").astype(int)
+    return found[["part", "layer", "head", "score", "interval", "rank", "prompts_asked"]]
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ def nodes(task: Nodes, context: Context) -> pd.DataFrame:
     facts = asked(lens, task)
     frame = transmission_paths(lens, facts, task.top, score=task.score)
     found = frame.groupby(["layer", "kind", "path"])["score"].agg(["mean", "size"]).reset_index()
-    return found.rename(columns={"mean": "importance", "size": "count"})
+    return found.rename(columns={"mean": "importance", "size": "count"}).assign(prompts_asked=len(facts))
 
 
-LAYERS = Recipe("layers", Layers, layers, ("score", "rank"), category_heatmap)
+LAYERS = Recipe("layers", Layers, layers, ("score", "interval", "rank"), category_heatmap)
 TOKENS = Recipe("tokens", Prompts, tokens, ("ffn", "attn"), token_bars)
 NEURONS = Recipe("neurons", Prompts, neurons, ("coefficient", "score", "interpretable"), vocabulary_table)
 NODES = Recipe("nodes", Nodes, nodes, ("importance",), node_lines)

@@ -42,7 +42,7 @@ class Suppression:
 
 
 def suppression(task: Suppression, context: Context) -> pd.DataFrame:
-    """`condition, layer`: a row per layer with `count` activated value neurons per prompt; and what was suppressed in
+    """`condition, layer`: a row per layer with `count` activated value neurons per prompt (`interval`: half of its 95% one); and what was suppressed in
     `suppressed`, with clean accuracy, accuracy and their drop in points."""
     lens = context.lens(task.model)
     chains = asked(lens, task, 2)
@@ -96,5 +96,7 @@ def interpretable(task: Interpretable, context: Context) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["prompt", "text", "set", "zeroed", "sampled", "probability", "argmax"])
 
 
-SUPPRESSION = Recipe("suppression", Suppression, suppression, ("count", "accuracy", "drop_points", "drop_relative"), counts)
+SUPPRESSION = Recipe(
+    "suppression", Suppression, suppression, ("count", "interval", "accuracy", "drop_points", "drop_relative"), counts
+)
 INTERPRETABLE = Recipe("interpretable", Interpretable, interpretable, ("sampled", "probability", "argmax"), set_bars)

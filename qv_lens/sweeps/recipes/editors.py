@@ -2,7 +2,7 @@
 
 1. `facts`: single edits with paraphrases, neighbours, multi-hop prompts, portability, locality, prompts for fluency;
    `multihop`: MQuAKE's chains of 2 to 4 hops with 1 to 4 edits, asked behind worked examples. From the bundled world by
-   the task's seed, or from a file of the user's own (`data`: any format of `facts.benchmarks`; every seed draws from it).
+   the task's seed, or from a file of the user's own (`data`: any format of `facts.benchmarks`; each seed takes others of it).
 2. Settings: the model's preset (`editing.presets`); `layers` changes ACE's: "located" (over multi-hop prompts on the
    cases' own relations), "value" and "query" (the located ones of one kind alone), "random 3" (as many, the third draw), "all".
 3. One of the protocols of `evaluation.protocols`; "none" asks the unedited model.
@@ -28,12 +28,12 @@ from qv_lens.editing.edit import Editor
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.evaluation.metrics import FORCED, GENERATED
+from qv_lens.evaluation.metrics import FORCED
 from qv_lens.evaluation.probes import Generation
 from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, evaluate, summary
 from qv_lens.evaluation.subset import known
 from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.benchmarks import parse, read
+from qv_lens.facts.benchmarks import parse, read, warn_of
 from qv_lens.facts.records import Case, MultiHopCase
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import check_world
@@ -83,6 +83,8 @@ class Comparison:
     def __post_init__(self) -> None:
         if not self.count:  # the number that a protocol is about; written out, so that it stands in the rows
             object.__setattr__(self, "count", {"batch": self.batch_size, "consecutive": 100}.get(self.protocol, 34))
+        if isinstance(self.metrics, str):  # --set metrics=["fluency"] is a grid of one: each of its values alone
+            object.__setattr__(self, "metrics", (self.metrics,))
 
 
 def compare(task: Comparison, context: Context) -> pd.DataFrame:
@@ -92,49 +94,60 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
         check_world(lens)
     if task.protocol not in (*PROTOCOLS, "none"):
         raise unknown("Protocol", task.protocol, (*PROTOCOLS, "none"))
-    cases, blocks = context.once(("cases", task.data, task.count, task.seed, task.blocks, task.known), lambda: drawn(task, lens))
+    found = context.once(("cases", task.data, task.count, task.seed, task.blocks, task.known), lambda: drawn(task, lens))
     protocol: Protocol = "single" if task.protocol == "none" else task.protocol  # pyright: ignore[reportAssignmentType]
-    editor = None if task.protocol == "none" else chosen(lens, task, cases, context)
+    editor = None if task.protocol == "none" else chosen(lens, task, found.cases, context)
     needs = editor is not None and any(hasattr(editor, name) for name in ("lam", "mom2_adjustment", "soften", "threshold"))
     statistics = context.once(("C0", task.text, task.documents), lambda: _statistics(lens, task)) if needs else None
     kept = context.once("before", TemporaryDirectory)  # what the unedited model says of a case is asked once
     frame = evaluate(
-        lens, cases, _metrics(task, cases, blocks), editor, protocol, task.seed, statistics=statistics, batch_size=task.batch_size,
-        every=task.curve or None, generation=Generation(blocks=blocks),
-        cache=kept.name,
+        lens, found.cases, _metrics(task, found), editor, protocol, task.seed, statistics=statistics, batch_size=task.batch_size,
+        every=task.curve or None, generation=Generation(blocks=found.blocks), cache=kept.name,
     )  # fmt: skip
     written = {
         name: list(getattr(editor, name)) for name in ("query_layers", "value_layers", "layers") if getattr(editor, name, None)
     }
     skipped = frame.attrs["skipped"]
-    return frame.assign(written=str(written), skipped=[skipped.get(str(case), "") for case in frame["case"]])
+    return frame.assign(
+        written=str(written), skipped=[skipped.get(str(case), "") for case in frame["case"]], refused=found.refused, unknown=found.unknown
+    )  # fmt: skip
 
 
-def drawn(task: Comparison, lens: Lens | None = None) -> tuple[list[Case], tuple[str, ...]]:
-    """The task's cases, and worked examples (of the world: about other entities as far as there are such; or a file's).
+@dataclass(frozen=True)
+class Drawn:
+    """A task's cases and worked examples; how many records of its file could not be read, how many chains were passed over
+    because the model does not know them."""
 
-    `lens`: whom `known` cases are known to.
-    """
+    cases: list[Case]
+    blocks: tuple[str, ...]
+    refused: int = 0
+    unknown: int = 0
+
+
+def drawn(task: Comparison, lens: Lens) -> Drawn:
+    """The task's cases, and worked examples (of the world: about other entities as far as there are such; or a file's)."""
     rng, world = random.Random(f"editors:{task.seed}"), miniworld.build(0)
     blocks = tuple(block + "\n\n" for block in _text(task.blocks).strip().split("\n\n")) if task.blocks else ()
     if task.data == "facts":
-        return list(worldrecords.edit_cases(world, task.count, 2000 + task.seed)), blocks
+        return Drawn(list(worldrecords.edit_cases(world, task.count, 2000 + task.seed)), blocks)
     if task.data == "multihop":
         cases = parse(worldrecords.mquake(world, task.count, 2000 + task.seed)).cases
-        return list(cases), blocks or tuple(worldrecords.cot_blocks(world, SHOTS, _named(cases), rng))
-    found = list(read(task.data, skip=True).cases)
-    if not found:
-        raise ConfigError(f"{task.data} holds no edits.")
-    found = rng.sample(found, len(found))
-    if task.known and lens is not None:
+        return Drawn(list(cases), blocks or tuple(worldrecords.cot_blocks(world, SHOTS, _named(cases), rng)))
+    got = read(task.data, skip=True)
+    warn_of(got.refused)
+    found, upto, passed = random.Random("editors").sample(got.cases, len(got.cases)), (task.seed + 1) * task.count, 0
+    if task.known:
         chains, found = [case for case in found if isinstance(case, MultiHopCase)], []
-        while chains and len(found) < task.count:
-            found, chains = [*found, *known(lens, chains[:64])[0]], chains[64:]
-        if not found:
-            raise ConfigError(
-                f"{lens.name} answers all hops of none of the chains of {task.data}: known=true leaves nothing to edit."
-            )
-    return found[: task.count], blocks
+        while chains and len(found) < upto:
+            more = known(lens, chains[:64])[0]
+            found, chains, passed = [*found, *more], chains[64:], passed + len(chains[:64]) - len(more)
+    if len(found) <= upto - task.count:
+        what = f"chains all of whose hops {lens.name} answers" if task.known else "edits"
+        raise ConfigError(
+            f"{task.data} holds {len(found)} {what}, none of them for seed {task.seed}: each seed takes {task.count} others. "
+            "Fewer seeds (--set seed=[0]) or a smaller count."
+        )
+    return Drawn(found[upto - task.count : upto], blocks, len(got.refused), passed)
 
 
 def _named(cases: Sequence[Case]) -> set[str]:
@@ -152,19 +165,18 @@ def _text(path: str) -> str:
         raise ConfigError(f"Cannot read {path}: {error}.") from error
 
 
-def _metrics(task: Comparison, cases: Sequence[Case], blocks: Sequence[str]) -> list[str]:
-    if not blocks and any(name.startswith("multihop_cot") for name in task.metrics):
+def _metrics(task: Comparison, found: Drawn) -> list[str]:
+    if not found.blocks and any(name.startswith("multihop_cot") for name in task.metrics):
         raise ConfigError(
             "multihop_cot asks behind worked examples: name a file of them with blocks= (examples parted by empty lines, as "
             "MQuAKE's multihop-cot-prompts.txt)."
         )
     if task.metrics:
         return list(task.metrics)
-    if isinstance(cases[0], MultiHopCase):
-        forced = ["efficacy_acc", "efficacy_success", "specificity_acc", "multihop_acc", "instance_wise"]
-        return [*forced, *(["multihop_cot", "multihop_cot_rate"] if blocks else [])]
-    single = ["efficacy_gen", "fluency"] if task.protocol in ("single", "none") else []
-    return [name for name in FORCED if name != "instance_wise"] + [name for name in GENERATED if name in single]
+    if isinstance(found.cases[0], MultiHopCase):
+        forced = ["efficacy_acc", "efficacy_success", "specificity_acc", "multihop_acc", "instance_wise", "multihop_direct"]
+        return [*forced, *(["multihop_cot", "multihop_cot_rate"] if found.blocks else [])]
+    return [*(name for name in FORCED if name != "instance_wise"), "efficacy_gen", "paraphrase_gen", "fluency"]
 
 
 def _statistics(lens: Lens, task: Comparison) -> Statistics:

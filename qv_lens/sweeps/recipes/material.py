@@ -8,26 +8,40 @@ from typing import Protocol
 
 from qv_lens.errors import ConfigError
 from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.benchmarks import read
+from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.categories import of_relation
-from qv_lens.facts.records import Fact, MultiHopCase
+from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import check_world
 
 
 def pool(source: str = "", hops: int = 1) -> list[Fact]:
-    """Every prompt, with its category. `source`: '' is the bundled world, else a file or dataset of facts or of MQuAKE's
-    cases. `hops`: 1 single facts, 2 two-hop prompts (of a file: each case's first question, category of its last edit)."""
-    if source:
-        got = read(source, skip=True)
-        if hops == 1:
-            facts = [*got.facts, *(request.fact for case in got.cases for request in case.requests)]
-        else:
-            cases = [case for case in got.cases if isinstance(case, MultiHopCase)]
-            facts = [Fact("{}", c.questions[0], c.answer, c.edits[-1].fact.relation) for c in cases]
-        return [replace(fact, category=fact.category or of_relation(fact)) for fact in facts]
-    world = miniworld.build(0)
-    return worldrecords.facts(world) if hops == 1 else [worldrecords.as_fact(world, c) for c in world.chains(hops)]
+    """Every prompt, with its category, each once. `source`: '' is the bundled world, else a file or dataset of facts or of
+    MQuAKE's cases (of which every unedited hop is a single fact, as in ACE's section 3). `hops`: 1 single facts; 2 or more
+    prompts over chains of that length: of a file each case's first question, of the category of the chain's end.
+
+    Records that cannot be read are left out with a warning.
+    """
+    if not source:
+        world = miniworld.build(0)
+        return worldrecords.facts(world) if hops == 1 else [worldrecords.as_fact(world, c) for c in world.chains(hops)]
+    got = read(source, skip=True)
+    warn_of(got.refused)
+    chains = [case for case in got.cases if isinstance(case, MultiHopCase)]
+    if hops == 1:
+        edits = [request.fact for case in got.cases if isinstance(case, EditCase) for request in case.requests]
+        facts = [*got.facts, *edits, *(_link(hop) for case in chains for hop in case.hops)]
+    else:
+        facts = [Fact("{}", c.questions[0], c.answer, c.hops[-1].relation) for c in chains if len(c.hops) == hops]
+    facts = list({(fact.text, fact.answer): fact for fact in facts}.values())
+    return [replace(fact, category=fact.category or of_relation(fact)) for fact in facts]
+
+
+def _link(hop: Hop) -> Fact:
+    """A hop as a fact; where its subject is not known or not found, the whole cloze stands in the subject's place."""
+    if hop.subject and hop.cloze.count(hop.subject) == 1:
+        return replace(Fact.from_text(hop.cloze, hop.subject, hop.answer), relation=hop.relation, aliases=hop.aliases)
+    return Fact("{}", hop.cloze, hop.answer, hop.relation, aliases=hop.aliases)
 
 
 class Asks(Protocol):
@@ -56,5 +70,9 @@ def of_category(category: str, count: int, seed: int, source: str = "", hops: in
     found = [fact for fact in facts if category in ("all", fact.category)]
     if not found:
         names = sorted({fact.category for fact in facts if fact.category})
-        raise ConfigError(f"No prompt of category {category!r}. Categories: {', '.join(names)}.")
+        none = sum(fact.category is None for fact in facts)
+        raise ConfigError(
+            f"No prompt of category {category!r} with {hops} hops in {source or 'the bundled world'}. Categories: {', '.join(names)}; "
+            f"{none} of {len(facts)} prompts have none (their relation is not one of ACE's)."
+        )
     return random.Random(f"prompts:{seed}").sample(found, min(count, len(found)))
