@@ -46,8 +46,25 @@ def together(verdicts: Collection[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else FAILS if FAILS in kinds else OPEN
 
 
+def lost(hits: float, asked: float) -> str:
+    """A share lost, with its 95% interval after Wilson, which says something where nothing was lost as well."""
+    z, p = 1.96, max(0.0, hits / asked)
+    middle, half = p + z**2 / (2 * asked), z * (p * (1 - p) / asked + z**2 / (4 * asked**2)) ** 0.5
+    low, high = ((middle + sign * half) / (1 + z**2 / asked) for sign in (-1, 1))
+    return f"{share(p)} ({100 * max(0.0, low):.1f} to {100 * high:.1f}%, {asked:.0f} prompts)"
+
+
 def points(mean: float, half: float, pairs: int) -> str:
     return f"{100 * mean:+.1f} ± {100 * half:.1f} points, {pairs} cases"
+
+
+def averaged(frame: pd.DataFrame, part: str, column: str = "layer") -> pd.DataFrame:
+    """`score` of a part by layer, the mean over the categories, and `interval`, half of its 95% one."""
+    rows = frame[frame["part"] == part]
+    parts = rows.groupby(column)
+    return pd.DataFrame(
+        {"score": parts["score"].mean(), "interval": parts["interval"].apply(lambda i: (i**2).sum() ** 0.5 / len(i))}
+    )
 
 
 def multihop(frame: pd.DataFrame) -> str:
@@ -83,16 +100,42 @@ def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> D
 
 def beats(metric: str, one: str | float, other: str | float, by: str = "method") -> Decide:
     """`one` is above `other`."""
+    return compared((metric,), one, other, by)
+
+
+def compared(
+    metrics: Sequence[str], one: str | float, other: str | float, by: str = "method", within: float | None = None
+) -> Decide:
+    """`one` is above `other` by each metric; or (`within`) no further from it than this."""
+
+    def decide(frame: pd.DataFrame) -> Told:
+        lines, verdicts = [], []
+        for metric in metrics:
+            table = per_case(frame, metric, by)
+            if not {one, other} <= set(table):
+                return NOT_MEASURED
+            mean, half, pairs = difference(table[one], table[other])
+            both = table[[one, other]].dropna().mean()
+            name = f"{metric}: " if len(metrics) > 1 else ""
+            lines.append(
+                f"{name}{one} {share(both[one], metric)}, {other} {share(both[other], metric)}: {points(mean, half, pairs)}"
+            )
+            verdicts.append(decided(mean if within is None else within - abs(mean), half))
+        return "; ".join(lines), together(verdicts)
+
+    return decide
+
+
+def reaches(metric: str, one: str, least: float, by: str = "method") -> Decide:
+    """The mean of `one` is at least this."""
 
     def decide(frame: pd.DataFrame) -> Told:
         table = per_case(frame, metric, by)
-        if not {one, other} <= set(table):
+        if one not in table:
             return NOT_MEASURED
-        mean, half, pairs = difference(table[one], table[other])
-        both = table[[one, other]].dropna().mean()
-        return f"{one} {share(both[one], metric)}, {other} {share(both[other], metric)}: {points(mean, half, pairs)}", decided(
-            mean, half
-        )
+        values = table[one].dropna()
+        mean, half = float(values.mean()), interval(values)
+        return f"{share(mean, metric)} ± {100 * half:.1f}, {len(values)} cases", decided(mean - least, half)
 
     return decide
 

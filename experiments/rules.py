@@ -15,9 +15,13 @@ from deciding import (
     Decide,
     Told,
     ahead,
+    averaged,
     beats,
+    compared,
     decided,
     difference,
+    interval,
+    lost,
     multihop,
     per_case,
     points,
@@ -92,9 +96,11 @@ def attention_first(frame: pd.DataFrame) -> Told:
 
 
 def last_layers_low(frame: pd.DataFrame) -> Told:
-    scores = frame[frame["part"] == "ffn"].groupby("layer")["score"].mean()
-    ratio = float(scores.iloc[-1] / scores.max())
-    return f"last FFN layer at {share(ratio)} of the peak (layer {scores.idxmax()})", HOLDS if ratio < 0.5 else FAILS
+    scores = averaged(frame, "ffn")
+    last, peak = scores.iloc[-1], scores.loc[scores["score"].idxmax()]
+    told = f"last FFN layer {last['score']:.2f} ± {last['interval']:.2f} nats, the largest (layer {peak.name}) {peak['score']:.2f} ± {peak['interval']:.2f}"
+    half = (last["interval"] ** 2 + (peak["interval"] / 2) ** 2) ** 0.5
+    return told, decided(peak["score"] / 2 - last["score"], half)
 
 
 def figure_2(frame: pd.DataFrame) -> Told:
@@ -104,9 +110,14 @@ def figure_2(frame: pd.DataFrame) -> Told:
         table = rows.pivot_table(index=["category", "seed"], columns=["neurons", "group"], values="drop_relative")
         top, drawn, off = (table[key] for key in (("top", "in category"), ("random", "in category"), ("top", "off category")))
         where = {"all": "whole model", "top": "each category's best layer"}.get(str(layer), f"layer {layer}")
-        lines.append(
-            f"{where}: {share(top.mean())} in category, {share(drawn.mean())} at random, {share(off.mean())} off category"
-        )
+        right = rows["clean"] * rows["prompts_asked"]
+        sums = rows.assign(right=right, gone=right * rows["drop_relative"]).groupby(["neurons", "group"])[["gone", "right"]].sum()
+        named = {
+            "in category": ("top", "in category"),
+            "at random": ("random", "in category"),
+            "off category": ("top", "off category"),
+        }
+        lines.append(f"{where}: " + ", ".join(f"{lost(*sums.loc[key])} {name}" for name, key in named.items()))
         large = HOLDS if top.mean() > 0.5 else FAILS
         verdicts.append(together([large, *(decided(*difference(top, other)[:2]) for other in (drawn, off))]))
     return "; ".join(lines), HOLDS if HOLDS in verdicts else together(verdicts)
@@ -125,16 +136,29 @@ def figure_3(frame: pd.DataFrame) -> Told:
 
 
 def late_values(frame: pd.DataFrame) -> Told:
-    count = frame[frame["part"] == "count"].groupby("layer")["score"].mean()
-    peak, last = int(count.idxmax()), float(count.iloc[-1] / count.max())
-    told = f"most of the best value neurons in layer {peak} of {len(count)}; the last layer has {share(last)} of that"
-    return told, HOLDS if peak >= len(count) / 3 and last < 0.5 else FAILS
+    count = averaged(frame, "count")
+    peak, most, last = int(count["score"].idxmax()), count.loc[count["score"].idxmax()], count.iloc[-1]
+    told = f"most of the 300 best value neurons in layer {peak} of {len(count)}: {most['score']:.1f} ± {most['interval']:.1f}; in the last {last['score']:.1f} ± {last['interval']:.1f}"
+    return told, HOLDS if peak >= len(count) / 3 and last["score"] < most["score"] / 2 else FAILS
+
+
+def separation(frame: pd.DataFrame) -> Told:
+    """Mean distance of the best value layers from the best query layers (3 of 28 each), as a share of the model's depth:
+    far apart (GPT-J: f_q16 to 18, f_v28 to 30), or next to each other and overlapping (Qwen3-8B: 27 to 29, 30 to 32)."""
+    value, query = best_layers(frame, "ffn", 3), best_layers(frame, "query", 3)
+    depth = frame["layer"].nunique()
+    gaps = [(np.mean(list(value[name])) - np.mean(list(query[name]))) / depth for name in value]
+    mean, half = float(np.mean(gaps)), interval(gaps)
+    told = f"value layers lie {share(mean)} ± {100 * half:.1f} of the depth above the query layers ({len(gaps)} categories)"
+    return told, decided(mean - 0.2 if "gpt" in str(frame["model"].iloc[0]).lower() else 0.2 - abs(mean), half)
 
 
 def suppression_drop(frame: pd.DataFrame) -> Told:
     rows = frame[(frame["category"] == "all") & frame["condition"].str.startswith("Zero")].drop_duplicates("condition")
+    right = rows["clean"] * rows["prompts_asked"]
     told = "; ".join(
-        f"layer {row.suppressed:.0f} ({row.neurons:.0f} neurons): {share(row.drop_relative)}" for row in rows.itertuples()
+        f"layer {row.suppressed:.0f} ({row.neurons:.0f} neurons): {lost(row.drop_relative * n, n)}"
+        for row, n in zip(rows.itertuples(), right, strict=True)
     )
     if rows.empty or rows["drop_relative"].isna().any():
         return told, OPEN
@@ -143,14 +167,20 @@ def suppression_drop(frame: pd.DataFrame) -> Told:
 
 def suppression_counts(frame: pd.DataFrame) -> Told:
     here = frame[frame["category"] == "all"]
-    clean = here[here["condition"] == "clean"].set_index("layer")["count"]
+    clean = here[here["condition"] == "clean"].set_index("layer")
     lines, good = [], []
     for condition, rows in here[here["condition"].str.startswith("Zero")].groupby("condition"):
-        now, layer = rows.set_index("layer")["count"], int(rows["suppressed"].iloc[0])
+        now, layer = rows.set_index("layer"), int(rows["suppressed"].iloc[0])
         near = (clean.index > layer) & (clean.index <= layer + 3)
-        lost = [1 - now[index].sum() / max(1e-9, clean[index].sum()) for index in (clean.index[near], clean.index[~near])]
-        lines.append(f"{condition}: {share(lost[0])} lost in the three layers after, {share(lost[1])} in all others")
-        good.append(lost[0] > 0.3 and lost[0] > 3 * abs(lost[1]))
+        told, fallen = [], []
+        for where in (clean.index[near], clean.index[~near]):
+            (was, half), (is_now, other) = (
+                (f["count"][where].sum(), (f["interval"][where] ** 2).sum() ** 0.5) for f in (clean, now)
+            )
+            told.append(f"{was:.1f} ± {half:.1f} to {is_now:.1f} ± {other:.1f}")
+            fallen.append(1 - is_now / max(1e-9, was))
+        lines.append(f"{condition}: {told[0]} in the three layers after, {told[1]} in all others")
+        good.append(fallen[0] > 0.3 and fallen[0] > 3 * abs(fallen[1]))
     return "; ".join(lines), OPEN if not good else HOLDS if all(good) else FAILS
 
 
@@ -283,22 +313,15 @@ def chance(frame: pd.DataFrame) -> Told:
 
 
 def quarter(metrics: Sequence[str], within: float | None = None) -> Decide:
-    """An ensemble located on a quarter of the facts against one located on all, by each metric: better, or (`within`)
-    no further from it than this."""
+    """An ensemble located on a quarter of the facts against one located on all: better by each metric, or no further from
+    it than `within`."""
 
     def decide(frame: pd.DataFrame) -> Told:
-        lines, verdicts = [], []
-        for metric in metrics:
-            table = per_case(frame, metric, "located")
-            if table.shape[1] < 2:
-                return NOT_MEASURED
-            every = max(table)
-            some = min(table, key=lambda count: abs(count - every / 4))
-            mean, half, pairs = difference(table[some], table[every])
-            told = ", ".join(f"{count:g} facts {share(value, metric)}" for count, value in table.mean().items())
-            lines.append(f"{metric}, located on {told} ({some:g} − {every:g} {points(mean, half, pairs)})")
-            verdicts.append(decided(mean if within is None else within - abs(mean), half))
-        return "; ".join(lines), together(verdicts)
+        counts = sorted(frame["located"].dropna().unique())
+        if len(counts) < 2:
+            return NOT_MEASURED
+        some = min(counts, key=lambda count: abs(count - counts[-1] / 4))
+        return compared(metrics, some, counts[-1], "located", within)(frame)
 
     return decide
 

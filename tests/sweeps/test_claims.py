@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import ledger  # pyright: ignore[reportMissingImports]
 import rules  # pyright: ignore[reportMissingImports]
-from deciding import FAILS, HOLDS, OPEN, ahead, beats, curve, groups  # pyright: ignore[reportMissingImports]
+from deciding import FAILS, HOLDS, OPEN, ahead, beats, compared, curve, groups, lost, reaches  # pyright: ignore[reportMissingImports]
 
 
 def edits(column: str, **metrics: dict) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def test_figure_2_wants_more_than_random_and_more_than_off_category():
             ("random", "off category"): drawn,
         }
         return pd.DataFrame([
-            {"layer": "all", "category": c, "seed": s, "neurons": n, "group": g, "drop_relative": v + 0.01 * (-1) ** s}
+            {"layer": "all", "category": c, "seed": s, "neurons": n, "group": g, "drop_relative": v + 0.01 * (-1) ** s, "clean": 1.0, "prompts_asked": 100}
             for (n, g), v in values.items() for c in ("sport", "capital") for s in (0, 1, 2)
         ])  # fmt: skip
 
@@ -148,7 +148,8 @@ def test_time_and_tokens_have_their_sign():
 
 
 def by_layer(part: str, scores: list[float], **columns) -> pd.DataFrame:
-    return pd.DataFrame([{"part": part, "layer": layer, "score": score, **columns} for layer, score in enumerate(scores)])
+    rows = [{"part": part, "layer": layer, "score": score, "interval": 0.5, **columns} for layer, score in enumerate(scores)]
+    return pd.DataFrame(rows)
 
 
 def test_where_layers_end():
@@ -157,6 +158,7 @@ def test_where_layers_end():
     assert rules.attention_first(pd.concat([ffn.assign(part="attn"), attn.assign(part="ffn")]))[1] == FAILS
     assert rules.last_layers_low(ffn)[1] == HOLDS
     assert rules.last_layers_low(by_layer("ffn", [1, 2, 9, 8]))[1] == FAILS
+    assert rules.last_layers_low(by_layer("ffn", [1, 2, 9, 4.2]))[1] == OPEN  # half of 9 is within the interval
     assert rules.late_values(by_layer("count", [0, 1, 5, 9, 8, 1]))[1] == HOLDS
     assert rules.late_values(by_layer("count", [9, 5, 1, 1, 1, 1]))[1] == FAILS
 
@@ -181,9 +183,13 @@ def test_suppression(drop, after, verdicts):
         suppressed=2,
         neurons=10,
         drop_relative=drop,
+        clean=0.5,
+        prompts_asked=100,
     )
     frame = pd.concat([clean, zeroed]).rename(columns={"score": "count"})
     assert (rules.suppression_drop(frame)[1], rules.suppression_counts(frame)[1]) == verdicts
+    assert "50 prompts" in rules.suppression_drop(frame)[0]  # those that were right
+    assert f"30.0 ± {0.5 * 3**0.5:.1f} to {3 * after:.1f}" in rules.suppression_counts(frame)[0]
 
 
 def test_neurons():
@@ -236,9 +242,40 @@ def test_layers_left_out_and_equal_numbers_of_layers():
     located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5})
     told, verdict = rules.quarter(("locality",))(located)
     assert verdict == HOLDS
-    assert "25 − 100" in told
+    assert told.startswith("25 90.0%, 100 50.0%")
     assert rules.quarter(("locality",), within=0.5)(located)[1] == HOLDS
     assert rules.quarter(("locality",), within=0.3)(located)[1] == FAILS
+
+
+def test_nothing_lost_of_a_hundred_is_up_to_four_percent():
+    """Wilson's interval by its definition: at its ends the share is 1.96 standard errors of that end away."""
+    assert lost(0, 100) == "0.0% (0.0 to 3.7%, 100 prompts)"
+    assert lost(10, 100) == "10.0% (5.5 to 17.4%, 100 prompts)"
+    for end in (0.055, 0.174):
+        assert abs(end - 0.1) == pytest.approx(1.96 * (end * (1 - end) / 100) ** 0.5, abs=1e-3)
+
+
+def test_no_further_than():
+    frame = edits("lam", generality={0.0: 0.5, 0.1: 0.53}, ctp_locality={0.0: 0.8, 0.1: 0.72})
+    assert compared(("generality",), 0.1, 0.0, "lam", 0.05)(frame)[1] == HOLDS
+    assert compared(("generality", "ctp_locality"), 0.1, 0.0, "lam", 0.05)(frame)[1] == FAILS
+    assert reaches("generality", 0.1, 0.5, "lam")(frame)[1] == HOLDS
+    assert reaches("generality", 0.1, 0.6, "lam")(frame)[1] == FAILS
+
+
+def test_layers_lie_apart_or_next_to_each_other():
+    def frame(query: int, value: int) -> pd.DataFrame:
+        ranks = layers(sport=[query, query + 1, query + 2], capital=[query, query + 1, query + 2]).replace(
+            {"part": {"attn": "query"}}
+        )
+        values = layers(sport=[value, value + 1, value + 2], capital=[value, value + 1, value + 2])
+        return pd.concat([ranks[ranks["part"] == "query"], values[values["part"] == "ffn"]])
+
+    apart, near = frame(14, 24), frame(20, 23)
+    assert rules.separation(apart.assign(model="EleutherAI/gpt-j-6B"))[1] == HOLDS
+    assert rules.separation(near.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
+    assert rules.separation(apart.assign(model="Qwen/Qwen3-8B"))[1] == FAILS
+    assert rules.separation(near.assign(model="Qwen/Qwen3-8B"))[1] == HOLDS
 
 
 def test_fluency_is_no_percentage():
