@@ -13,10 +13,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from qv_lens import plots
-from qv_lens.sweeps.recipes import editors
+from qv_lens.sweeps.recipes import ablation, editors
 
 HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE.parent / "figures"
+#: figures of one varied setting: file -> results, the column varied
+VARIED = {
+    "kne-figure2": ("kne_figure2", "parameters"), "kne-figureB3": ("kne_figureB3", "located"), "kne-figureB4": ("kne_figureB4", "share"),
+    "kne-figureB5": ("kne_figureB5", "batch_size"), "ctp-figure5": ("ctp_figure5", "top"), "ctp-figure6": ("ctp_figure6", "lam"),
+    "ctp-tminus": ("ctp_tminus", "bottom"),
+}  # fmt: skip
 SHOWN = ("table1-toy-gptj", "editors-toy-gptj", "layers-toy-gptj")  # in the README
 
 
@@ -43,6 +49,14 @@ def drawn() -> dict[str, go.Figure]:
         found[f"suppression-{model}"] = plots.counts(
             rows("ace_suppression", model).query("category == 'all'"), f"{model}: activated value neurons (ACE, section 4.2)"
         )
+        found[f"figure2-{model}"] = ablation.figure(rows("ace_figure2", model)).update_layout(
+            title=f"{model}: accuracy lost without 1% of the neurons (ACE, Figure 2)"
+        )
+        found[f"ctp-figure3-{model}"] = plots.seconds_bars(
+            rows("ctp_figure3", model), f"{model}: seconds per edit (CTP, Figure 3)"
+        )
+    for name, (result, column) in VARIED.items():
+        found[name] = varied(result, column)
     found["table5"] = plots.token_bars(rows("ace_table5"), "Importance by token (ACE, Table 5)")
     found["ctp-figure4"] = plots.node_lines(rows("ctp_figure4").query("category == 'all'"), "T+ nodes by layer (CTP, Figure 4)")
     found["neurons27"] = plots.set_bars(rows("ace_neurons27"), "The answer when neurons are zeroed (ACE, section 6.4)")
@@ -53,6 +67,14 @@ def bars(name: str, model: str, metrics: tuple[str, ...]) -> go.Figure:
     frame = rows(name, model)
     table = editors.table(frame[frame["metric"].isin(metrics)], ("method",))
     return plots.method_bars(table, f"{model}: single edits, mean and 95% interval")
+
+
+def varied(name: str, column: str) -> go.Figure:
+    """Shares of both models along one setting; fluency, which is none, is in the results."""
+    frame = rows(name)
+    frame = frame[frame["metric"].isin(editors.SHOWN)].sort_values(["model", column])
+    frame = frame.assign(what=frame["model"] + " · " + frame[column].astype(str).str.strip("[]'"))
+    return plots.method_bars(editors.table(frame, ("what",)), f"{name}: by {column}, mean and 95% interval", by="what")
 
 
 def by_layers(model: str) -> go.Figure:

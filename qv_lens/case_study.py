@@ -89,6 +89,8 @@ class Study:
     edges: pd.DataFrame
     states: pd.DataFrame
     probes: pd.DataFrame
+    tokens_after: pd.DataFrame
+    value_tokens_after: pd.DataFrame
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -288,9 +290,12 @@ def located_editor(lens: Lens, layers: Layers, ace: ACE) -> ACE:
     return replace(ace, value_layers=value, query_layers=query)
 
 
-def side_by_side(lens: Lens, material: Material, editor: ACE, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The study's own fact before and after its edit: `state, layer, score` (FFN importance for the answer given then), and
-    what the model says: `kind, prompt, before, after, wanted`."""
+def side_by_side(
+    lens: Lens, material: Material, editor: ACE, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The study's own fact before and after its edit: `state, layer, score` (FFN importance for the answer given then); what
+    the model says: `kind, prompt, before, after, wanted`; and, for the new answer after the edit, `by_token` and the
+    vocabulary of the ten best value neurons."""
     case = material.cases[0]
     statistics = covariance(lens, material.texts, sorted({*editor.value_layers, *editor.query_layers}))
     asked = [("the fact", case.request.target), *(("in other words", p) for p in case.paraphrases[:2])]
@@ -300,9 +305,10 @@ def side_by_side(lens: Lens, material: Material, editor: ACE, seed: int) -> tupl
     before, told = _layer_line(lens, fact, "before"), said(lens, texts)
     with lens.patched(patch):
         after, now = _layer_line(lens, case.request.target, "after"), said(lens, texts)
+        tokens, neurons = by_token(lens, case.request.target), vocabulary(lens, value_neurons(lens, case.request.target).top(10))
     columns = ["kind", "prompt", "before", "after", "wanted"]
     rows = [(kind, p.text, b, a, p.answer) for (kind, p), b, a in zip(asked, told, now, strict=True)]
-    return pd.concat([before, after], ignore_index=True), pd.DataFrame(rows, columns=columns)
+    return pd.concat([before, after], ignore_index=True), pd.DataFrame(rows, columns=columns), tokens, neurons
 
 
 def _layer_line(lens: Lens, fact: Fact, state: str) -> pd.DataFrame:

@@ -106,8 +106,9 @@ def _attribution(study: Study) -> Iterable[str]:
     yield "<p class=note>Top query neurons of this prompt</p>" + _card(_neurons(study.query_tokens))
     yield "<h3>The pathway</h3><p class=note>Query neurons (orange) and the value neurons (blue) they feed; violet: both.</p>"
     yield _card(graph.svg(study.nodes, study.edges)) + graph.cards(study.nodes, _code(study))
-    yield _figure(plots.head_heatmap(study.heads, "Attention heads of this prompt"))
-    yield _figure(plots.layer_heatmap(study.heat, "Importance by layer, summed over two-hop prompts on this relation"))
+    yield _figure(plots.head_heatmap(study.heads, "Attention heads of this prompt"), _by_layer(study.heads, "head"))
+    heat = plots.layer_heatmap(study.heat, "Importance by layer, summed over two-hop prompts on this relation")
+    yield _figure(heat, _by_layer(study.heat, "kind"))
     best = ", ".join(map(str, layers.value[:3])), ", ".join(map(str, layers.query[:3]))
     yield f"<p>Strongest value layers: <b>{best[0]}</b>; strongest query layers: <b>{best[1]}</b>.</p>"
 
@@ -131,7 +132,8 @@ def _causes(study: Study) -> Iterable[str]:
             "<p><b>Zero</b> removes them for every reader; <b>Suppress</b> removes only what they write into the value neurons. "
             "Two-hop prompts over this relation, one layer at a time.</p>" + _card(_table(study.suppression))
         )
-        yield _figure(plots.counts(study.activated, f"Activated value neurons (score above the {ACTIVATED}th clean one)"))
+        counts = plots.counts(study.activated, f"Activated value neurons (score above the {ACTIVATED}th clean one)")
+        yield _figure(counts, _by_layer(study.activated, "condition", "count"))
 
 
 def _edit(study: Study) -> Iterable[str]:
@@ -140,7 +142,18 @@ def _edit(study: Study) -> Iterable[str]:
         f"<p>This fact and {int(study.edits['cases'].max()) - 1} of its kind, one at a time, weights put back in between. "
         "<i>before</i> counts old answers of multi-hop prompts, <i>after</i> the new ones.</p>"
     )
-    yield _card(_table(study.probes)) + _figure(plots.before_after(study.states))
+    yield _card(_table(study.probes)) + _figure(plots.before_after(study.states), _by_layer(study.states, "state"))
+    fact, new = study.request.fact, study.request.new
+    sides = ((fact.answer, study.tokens, study.value_tokens), (new, study.tokens_after, study.value_tokens_after))
+    yield (
+        "<div class=two>"
+        + "".join(
+            f"<div><p class=note>{when}: importance of each token for <b>{escape(answer)}</b>, and its value neurons</p>"
+            f"{_card(_strip(tokens))}{_card(_neurons(neurons.head(6), 4))}</div>"
+            for when, (answer, tokens, neurons) in zip(("Before", "After"), sides, strict=True)
+        )
+        + "</div>"
+    )
     yield _figure(plots.metric_bars(study.edits, "Before and after the edit"))
     yield _card(_table(study.edits[["variant", "layers", "metric", "before", "after", "interval", "cases"]]))
 
@@ -168,12 +181,12 @@ def _code(study: Study) -> str:
     )
 
 
-def _neurons(frame: pd.DataFrame) -> str:
+def _neurons(frame: pd.DataFrame, tokens_shown: int = 8) -> str:
     rows = []
     for layer, neuron, m, score, promoted in zip(
         frame["layer"], frame["neuron"], frame["coefficient"], frame["score"], frame["promoted"], strict=True
     ):
-        tokens = "".join(f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in promoted[:8])
+        tokens = "".join(f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in promoted[:tokens_shown])
         rows.append(
             f"<tr><td><code>f{layer}-{neuron}</code></td><td class=n>{m:.2f}</td><td class=n>{score:.4f}</td><td>{tokens}</td></tr>"
         )
@@ -214,5 +227,11 @@ def _card(html: str) -> str:
     return f"<div class=card>{html}</div>"
 
 
-def _figure(figure: go.Figure) -> str:
-    return _card(figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}))
+def _figure(figure: go.Figure, table: str = "") -> str:
+    """A picture, and its numbers where there is no JavaScript to draw it."""
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    return _card(f"{drawn}<noscript>{table}</noscript>" if table else drawn)
+
+
+def _by_layer(frame: pd.DataFrame, rows: str, value: str = "score") -> str:
+    return _numbers(frame.pivot_table(index=rows, columns="layer", values=value, aggfunc="sum", sort=False).reset_index())

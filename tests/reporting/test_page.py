@@ -38,6 +38,7 @@ def test_the_page_in_a_browser(study, tmp_path):
         pytest.skip("no Chromium on this machine: the page is not opened")
     page = qv.report(study[1], tmp_path / "study.html").read_text()
     assert len(page) < 6e6
+    assert page.count("<noscript>") == 4
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
     watched = tmp_path / "watched.html"
     watched.write_text(page.replace("<style>", WATCH + "<style>", 1).replace("</body>", CLICK + "</body>"))
@@ -70,7 +71,10 @@ def test_cards_tell_what_an_intervention_measures(study):
     lens.w_out(int(node.layer))[int(node.neuron)] = row
     assert node.effect == pytest.approx(zeroed - clean, abs=1e-5)
     assert set(found.probes["kind"]) >= {"the fact", "must stay"}
-    assert found.tokens["token"].tolist() == lens.str_tokens(fact)
+    assert found.tokens["token"].tolist() == found.tokens_after["token"].tolist() == lens.str_tokens(fact)
+    assert found.states.groupby("state")["score"].sum().tolist() == pytest.approx(
+        [frame["ffn"].iloc[-1] for frame in (found.tokens_after, found.tokens)], abs=1e-4
+    )  # at the last token the strips tell what the lines tell: "after", "before"
 
 
 def test_what_a_user_wrote_is_escaped(study, tmp_path):

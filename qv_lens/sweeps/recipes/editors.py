@@ -45,7 +45,8 @@ LAYERS = ("preset", "located", "value", "query", "random", "all")
 SHOTS = 4
 #: what a run's figure draws, where it was measured
 SHOWN = (
-    "efficacy_acc", "edit_success", "paraphrase_acc", "specificity_acc", "portability", "locality", "multihop_acc", "multihop_cot", "ctp_score",
+    "efficacy_acc", "edit_success", "paraphrase_acc", "generality", "specificity_acc", "ctp_locality", "portability", "locality", "multihop_acc",
+    "multihop_cot", "ctp_score",
 )  # fmt: skip
 
 
