@@ -129,7 +129,7 @@ def study(
         heat, layers, ablate(lens, ranking, held_out, asked.other, int(strongest), seed), suppression, activated,
         edit_variants(lens, asked, layers, ace, edits, seed), by_token(lens, fact), layer_scores(lens, trace, "head", "layer_vector"),
         *pathway(lens, trace, value, query), *side_by_side(lens, asked, located_editor(lens, layers, ace), seed),
-        {"model": lens.name, "backend": lens.backend, "fingerprint": lens.fingerprint, "seed": seed, **value.settings},
+        {"model": lens.name, "backend": lens.backend, "fingerprint": lens.fingerprint, **value.settings, "seed": seed},
     )  # fmt: skip
 
 
@@ -143,6 +143,10 @@ def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
             "Pass material= with facts of your own (qv-lens study: --facts and --text)."
         )
     relation = chain.relations[0]
+    if fact.answer != chain.answer:
+        raise FactError(f"The bundled world says {chain.answer!r} of {fact.text!r}, not {fact.answer!r}.")
+    if new == fact.answer:
+        raise FactError(f"The new answer of {fact.text!r} is the old one, {new!r}: there is nothing to edit.")
     if new not in worldrecords.objects(world, relation):
         raise FactError(
             f"{new!r} is no object of {relation.label!r}. Some: {', '.join(worldrecords.objects(world, relation)[:12])}."
@@ -355,6 +359,8 @@ def corpus(source: str) -> Iterator[str]:
     Raises `ConfigError` for a source that cannot be read.
     """
     path = Path(source)
+    if not path.exists() and path.suffix in (".txt", ".md", ".json", ".jsonl"):
+        raise ConfigError(f"There is no file {source}.")
     if source == "world":
         yield from (miniworld.text(d) for d in miniworld.documents(miniworld.build(0), random.Random("statistics")))
     elif path.exists():

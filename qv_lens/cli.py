@@ -22,6 +22,7 @@ Subject = Annotated[str, Parameter(help="What {} stands for.")]
 Answer = Annotated[str, Parameter(help="The true answer.")]
 New = Annotated[str, Parameter(help="What the edit shall make of it.")]
 Model = Annotated[str, Parameter(help="toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B, a local folder.")]
+Preset = Annotated[str | None, Parameter(help="A model whose settings of the editors are taken (default: --model's own).")]
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 
 app = App(name="qv-lens", help="Where a language model keeps a fact, and how to change it.", version=__version__)
@@ -59,6 +60,7 @@ def study(
     facts: Path | None = None,
     text: Path | None = None,
     edits: int = 8,
+    preset: Preset = None,
     seed: Seed = 0,
 ) -> None:
     """The same walk for a fact of your own: one of the bundled world, or with --facts and --text any other.
@@ -74,9 +76,10 @@ def study(
     edits
         How many facts of the kind are edited, this one first.
     """
-    from qv_lens import Fact, load
+    from qv_lens import ACE, Fact, load
     from qv_lens.case_study import file_material
     from qv_lens.case_study import study as run
+    from qv_lens.editing.presets import presets
     from qv_lens.reporting.page import report
 
     check_writable(out)
@@ -84,10 +87,13 @@ def study(
     if (facts is None) != (text is None):
         raise ConfigError("--facts and --text go together: one gives the comparison, the other the statistics.")
     material = file_material(fact, new, facts, text) if facts and text else None
-    found = run(load(model), fact, new, material=material, edits=edits, seed=seed)
+    ace = presets(preset or model)["ACE"].editor
+    assert isinstance(ace, ACE)
+    found = run(load(model), fact, new, material=material, editor=ace, edits=edits, seed=seed)
     words = ["qv-lens", "study", prompt, "--subject", subject, "--answer", answer, "--new", new]
     words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
     words += ["--facts", str(facts), "--text", str(text)] if facts else []
+    words += ["--preset", preset] if preset else []
     _tell(found)
     print(f"\nPage: {report(found, out, shlex.join(words))}")
 
@@ -162,8 +168,10 @@ def ablate(
     import qv_lens as qv
 
     lens, fact = qv.load(model), qv.Fact(prompt, subject, answer)
-    value = qv.value_neurons(lens, fact)
-    query = qv.query_neurons(lens, fact, value)
+    if not 0 < top <= lens.n_layers * lens.d_mlp:
+        raise ConfigError(f"--top must lie between 1 and {lens.n_layers * lens.d_mlp}, all neurons of {model}; got {top}.")
+    value = qv.value_neurons(lens, fact, top)
+    query = qv.query_neurons(lens, fact, value, top)
     telling = value.where(lambda frame: qv.interpretable(lens, value, answer))
     units = [(layer, neuron) for layer in range(lens.n_layers) for neuron in range(lens.d_mlp)]
     sets = [("value", value.top(top)), ("value, promoting the answer", telling.top(top)), ("query", query.top(top))]
@@ -254,6 +262,7 @@ def edit(
     model: Model = "toy-gptj",
     statistics: Path | None = None,
     out: Path | None = None,
+    preset: Preset = None,
     seed: Seed = 0,
 ) -> None:
     """Edit one fact with a method's preset, and probe it before and after.
@@ -274,9 +283,11 @@ def edit(
     from qv_lens.errors import unknown
     from qv_lens.models.zoo import BUNDLED
 
-    table = presets(model)
+    table = presets(preset or model)
     if method not in table:
         raise unknown(f"Preset of {model} for", method, table)
+    if out is not None and (out / "patch.json").exists():
+        raise ConfigError(f"{out} holds a patch already. Choose another --out.")
     lens, fact = qv.load(model), qv.Fact(prompt, subject, answer)
     request = fact.to(new)
     if statistics is not None:
@@ -308,6 +319,7 @@ def evaluate(
     text: str = "world",
     blocks: Path | None = None,
     out: Path | None = None,
+    preset: Preset = None,
     seed: Seed = 0,
 ) -> None:
     """What a model answers about cases, before and after a method's edits.
@@ -323,7 +335,7 @@ def evaluate(
     metrics
         Names of metrics (default: those that fit the cases).
     count
-        How many cases.
+        How many cases (0: 34 single edits, a batch, 100 one after another).
     text
         Text for C0: world, a file, a folder, a dataset.
     blocks
@@ -337,7 +349,7 @@ def evaluate(
 
     task = Comparison(
         model, method or "", "none" if method is None else protocol, cases, count, seed, metrics=tuple(metrics or ()), text=text,
-        blocks=str(blocks or ""),
+        blocks=str(blocks or ""), preset=preset or "",
     )  # fmt: skip
     frame = compare(task, Context())
     print(summary(frame).round(3).to_string(index=False))
@@ -484,6 +496,7 @@ def _tell(study: Study) -> None:
     _tell_neurons("Value neurons", study.value_tokens)
     _tell_neurons("Query neurons", study.query_tokens)
     print(f"\nLayers, strongest first: value {study.layers.value}, query {study.layers.query}")
+    print(f"Query layers with a positive score: {study.layers.raising or 'none'}")
     print("\nZeroing 1% of the neurons")
     by = study.ablation.groupby(["scope", "neurons", "group"], sort=False)[["count", *DROP]].mean()
     print(by.round(3).to_string())

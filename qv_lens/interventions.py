@@ -168,6 +168,9 @@ def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
     """Raise `ConfigError` unless the set holds FFN neurons that exist in this model."""
     if positions not in ("all", "last"):
         raise ConfigError(f"positions must be 'all' or 'last', got {positions!r}.")
+    if not isinstance(neurons, NeuronSet):
+        raise ConfigError(f"Neurons come as a NeuronSet, by hand NeuronSet.of([(layer, neuron), ...]); got {neurons!r:.100}.")
+    neurons.of_model(lens)
     if neurons.unit != "ffn":
         raise ConfigError(
             f"An intervention on coefficients needs FFN neurons (unit 'ffn'), got units {neurons.unit!r}: "

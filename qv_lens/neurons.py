@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from qv_lens.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from qv_lens.models.lens import Lens
 
 #: FFN neuron, channel of W_O, channel at one position, head, and a column of a weight matrix (KNE's neuron)
 UNITS = (
@@ -83,7 +87,10 @@ class NeuronSet:
         return dict(sorted(table.items()))
 
     def top(self, k: int) -> NeuronSet:
-        """The k highest-scored units of each prompt (of each category, or of each position that was ranked apart)."""
+        """The k highest-scored units of each prompt (of each category, or of each position that was ranked apart). Raises
+        `ConfigError` for a negative k."""
+        if k < 0:
+            raise ConfigError(f"top(k) keeps the k best; got {k}.")
         apart = ["category"] if "category" in self.frame else []
         if "position" in self.frame and self.frame["unit"].eq("ffn").all() and self.settings.get("ranked") == "positions":
             apart.append("position")
@@ -97,7 +104,9 @@ class NeuronSet:
         return replace(self, frame=self.frame[condition(self.frame)].reset_index(drop=True))
 
     def layer(self, layer: int) -> NeuronSet:
-        """The units of one layer."""
+        """The units of one layer. Raises `ConfigError` for what is no layer's number."""
+        if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)):
+            raise ConfigError(f"A layer is a number, got {layer!r}.")
         return self.where(lambda frame: frame["layer"] == layer)
 
     def union(self) -> NeuronSet:
@@ -119,6 +128,16 @@ class NeuronSet:
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
         return replace(self, frame=pd.concat([self.frame, (other - self).frame], ignore_index=True))
+
+    def of_model(self, lens: Lens) -> None:
+        """Warn where the set was found on other weights than this lens wraps."""
+        found = self.settings.get("fingerprint", lens.fingerprint)
+        if found != lens.fingerprint:
+            warnings.warn(
+                f"These neurons were found on {self.settings.get('model', 'another model')} ({found}), this is {lens.name} "
+                f"({lens.fingerprint}).",
+                stacklevel=4,
+            )
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of the frame, the settings in `.attrs`."""
@@ -143,6 +162,6 @@ class NeuronSet:
         try:
             frame = pd.read_parquet(path)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"Cannot read a neuron set from {path}: {error}.") from error
+            raise ConfigError(f"Cannot read a neuron set from {path}: {type(error).__name__}: {error}.") from error
         settings = json.loads(frame.attrs.pop("settings", "{}"))
         return cls(frame, settings)

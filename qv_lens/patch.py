@@ -107,10 +107,12 @@ class Patch:
                 raise PatchError(f"The delta of {name}[{layer}] is not finite; nothing was written.")
 
     def save(self, folder: str | Path) -> Path:
-        """Write patch.safetensors and, last, patch.json. Raises `PatchError` if the folder cannot be written."""
+        """Write patch.safetensors and, last, patch.json. Raises `PatchError` if the folder cannot be written, or holds a patch."""
         from safetensors.torch import save_file
 
         target = Path(folder)
+        if (target / "patch.json").exists():
+            raise PatchError(f"{target} holds a patch already; nothing was written. Name another folder, or remove that one.")
         tensors = {}
         for (layer, name), delta in self.deltas.items():
             tensors[f"{layer}.{name}.left"] = delta.left.contiguous()

@@ -132,7 +132,8 @@ def sweep_heatmap(frame: pd.DataFrame, rows: list[str], column: str, value: str,
     """The mean of a result over everything else that was varied: `rows` down, `column` across."""
     table = frame.pivot_table(index=rows, columns=column, values=value, aggfunc="mean", sort=False)
     table.index = [" · ".join(str(part) for part in (key if isinstance(key, tuple) else (key,))) for key in table.index]
-    return _heatmap(table, title, column, ", ".join(rows), unit)
+    table.columns = [str(value) for value in table.columns]  # what was varied, not a scale
+    return _heatmap(table, title, column, ", ".join(rows), unit).update_xaxes(type="category")
 
 
 def neuron_table(frame: pd.DataFrame, title: str = "Neurons") -> go.Figure:

@@ -34,6 +34,8 @@ class Trace:
     logits: Float[Tensor, "row d_vocab"]
     pattern: Float[Tensor, "layer row head key"] | None = None
     v: Float[Tensor, "layer prompt kv_head_channel key"] | None = None
+    #: fingerprint of the model, and the patches in force
+    weights: tuple[object, ...] = ()
 
     @property
     def mid(self) -> Float[Tensor, "layer row d_model"]:

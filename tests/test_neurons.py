@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import qv_lens as qv
+from qv_lens.patch import Delta
+from tests.models import tiny_lens
 
 units = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), unique=True)
 
@@ -45,6 +50,31 @@ def test_disk(tmp_path):
 
 def test_frames_carry_their_settings():
     assert qv.NeuronSet.of([(0, 1)]).to_frame().attrs == {"by": "hand"}
+
+
+def test_neurons_of_another_model_are_warned_of():
+    lens, other = tiny_lens("qwen3-gqa"), tiny_lens("gptj")
+    value = qv.value_neurons(lens, "Olga works for", 3, target="predicted")
+    query = qv.query_neurons(lens, "Olga works for", value, 3)
+    for neurons in (value, query):
+        with pytest.warns(UserWarning, match="found on tiny-qwen3"), other.intervene(qv.Zero(neurons)):
+            pass
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with lens.intervene(qv.Zero(neurons)):
+                pass
+
+
+def test_a_trace_belongs_to_the_weights_in_force():
+    lens = tiny_lens("gptj")
+    patch = qv.Patch({(1, "W_out"): Delta(torch.ones(*lens.w_out(1).shape, dtype=torch.float64))}, lens.fingerprint)
+    with lens.patched(patch):
+        trace = lens.trace("Olga works for")
+        qv.layer_scores(lens, trace, target="predicted")
+    with pytest.raises(qv.QVLensError, match="taken on other weights"):
+        qv.layer_scores(lens, trace, target="predicted")
+    with lens.patched(patch):  # in force again
+        qv.layer_scores(lens, trace, target="predicted")
 
 
 def test_mixed_or_unknown_units_are_refused():

@@ -32,6 +32,12 @@ class Layers:
     query: tuple[int, ...]
     frame: pd.DataFrame
 
+    @property
+    def raising(self) -> tuple[int, ...]:
+        """Query layers with a positive score, best first: their whole output raises the value neurons (it may be none)."""
+        rows = self.frame[(self.frame["kind"] == "query") & (self.frame["score"] > 0)]
+        return tuple(layer for layer in self.query if layer in set(rows["layer"]))
+
     def editable(self, values: int, queries: int, first: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The best layers for an edit at the subject's last token: (value layers, query layers), each ascending.
 

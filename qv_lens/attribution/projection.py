@@ -78,6 +78,7 @@ def vocabulary(lens: Lens, neurons: NeuronSet, top: int = 10, *, bias: bool = Fa
     promotes what its vector points away from. Rows of the vocabulary that no token uses are left out. `bias` adds the
     unembedding's bias (GPT-J's swamps short vectors). Source: ACE, Tables 6 and 7.
     """
+    neurons.of_model(lens)
     frame = neurons.to_frame()
     ids = projected(lens, written(lens, neurons), top, bias, signs(frame))
     promoted, suppressed = ([[lens.token_label(i) for i in row] for row in end.tolist()] for end in ids)

@@ -238,7 +238,7 @@ def targets_of(
     reads_attention = value.unit == "attn_neuron"
     if not reads_attention:
         check_ffn(lens, value)
-    given = facts if isinstance(facts, Trace) else lens.trace(facts, "all" if reads_attention else positions, attention=attention)
+    given = lens.traced(facts, "all" if reads_attention else positions, attention=attention)
     whole = [p for prompt in given.prompts for p in prompt.positions("all")]
     trace = lens.trace(list(given.facts), "all") if reads_attention and given.positions.tolist() != whole else given
     computed, here = value.settings.get("positions"), trace.positions.tolist()
@@ -368,4 +368,4 @@ def _by_prompt(trace: Trace, parts: list[Float[Tensor, "row unit"]]) -> Float[Te
 
 
 def _settings(lens: Lens, method: str, targets: int) -> dict[str, Any]:
-    return {"model": lens.name, "backend": lens.backend, "method": method, "targets": targets}
+    return {"model": lens.name, "backend": lens.backend, "fingerprint": lens.fingerprint, "method": method, "targets": targets}

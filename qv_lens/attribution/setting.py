@@ -261,7 +261,7 @@ def setting(
     if sequence and positions not in ("last", "answer"):
         raise ConfigError(f"target='sequence' has its own positions, those that predict the answer; got {positions!r}.")
     where = "answer" if sequence else positions
-    trace = facts if isinstance(facts, Trace) else lens.trace(facts, where, attention=attention)
+    trace = lens.traced(facts, where, attention=attention)
     _check_positions(trace, where)
     pair = target if isinstance(target, tuple) else (target, None)
     token = _tokens(lens, trace, pair[0])

@@ -7,7 +7,7 @@
    IFMET      two passes: shallow layers on the request, then deep ones on multi-hop prompts at the last token
    ACE        two groups, query layers and value layers, in one pass (official release, Algorithm 1), or two passes (section 5)
 
-Sources: `editing.md` sections 1 to 3 in the design; the papers named at each class.
+Sources: the papers named at each class, and their released code.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class ROME(ClosedForm):
             read_clean=self.read_clean, mean_value=not self.read_clean,
         )  # fmt: skip
         return (one,)
+
+    @property
+    def reads_statistics(self) -> bool:
+        return self.mom2_adjustment
 
     def solver(self, job: Job) -> Solver:
         return Solver(inverses(job) if self.mom2_adjustment else lambda layer, module: identity, lambda n: 0.0)

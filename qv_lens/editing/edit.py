@@ -1,15 +1,15 @@
 """edit(): requests and an editor become a Patch; the lens is left as it was.
 
 Editors are frozen dataclasses of hyperparameters with one method, `deltas(job)`: what to add to which weight. They may
-write to the live weights on the way (a sweep reads each layer under those written before); whatever happens, the weights
-are put back bit for bit.
+write to the live weights on the way by `job.write` (a sweep reads each layer under those written before); whatever
+happens, what was written so is put back bit for bit. `reads_statistics`, where an editor has it, says that it needs C0.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,12 +19,13 @@ from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import Ahead
 from qv_lens.errors import EditError
-from qv_lens.facts.records import EditRequest
+from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.models.backend import versions
 from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.patch import Delta, Patch
 
 Deltas = dict[tuple[int, str], Delta]
+MISSING = "needs C0: pass statistics= (qv_lens.editing.statistics.covariance, qv-lens stats)."
 #: ||W'|| / ||W|| above which an edit is warned of
 COLLAPSE = 5.0
 #: entropy on held-out text, after over before, outside of which an edit is warned of
@@ -61,7 +62,7 @@ class Job:
     def moments(self) -> Statistics:
         """C0. Raises `EditError` where none was given."""
         if self.statistics is None:
-            raise EditError("This editor needs C0: pass statistics= (qv_lens.editing.statistics.covariance, qv-lens stats).")
+            raise EditError(f"This editor {MISSING}")
         return self.statistics
 
     def write(self, layer: int, name: str, delta: Delta) -> None:
@@ -112,9 +113,13 @@ def edit(
     Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests, `FactError` for
     requests that do not tokenise.
     """
-    batch = [requests] if isinstance(requests, EditRequest) else list(requests)
+    batch = [requests] if isinstance(requests, (EditRequest, Fact)) else list(requests)
     if not batch:
         raise EditError("No edit was requested: pass at least one EditRequest (fact.to('new answer')).")
+    for request in batch:
+        if not isinstance(request, EditRequest):
+            raise EditError(f"An edit is asked for by fact.to('new answer'), got {request!r:.100}.")
+    check_editor(editor)
     if batch_size is not None and batch_size < 1:
         raise EditError(f"batch_size must be at least 1, got {batch_size}.")
     check_requests(batch)
@@ -124,7 +129,9 @@ def edit(
         templates = ahead.templates
     job = Job(lens, batch, batch_size, statistics, None if templates is None else tuple(templates), seed, ahead)
     try:
+        check_statistics(lens, editor, statistics)
         deltas = editor.deltas(job)
+        check_deltas(lens, editor, deltas)
     finally:
         job.restore()
     deltas = dict(sorted(deltas.items()))
@@ -197,6 +204,37 @@ def check_requests(batch: Sequence[EditRequest]) -> None:
             raise EditError(f"The new answer of {text!r} is the old one, {request.new!r}: there is nothing to edit.")
         if asked.setdefault(text, request.new.strip()) != request.new.strip():
             raise EditError(f"Two requests of one batch conflict: {text!r} shall become {asked[text]!r} and {request.new!r}.")
+
+
+def check_editor(editor: object) -> None:
+    """Raise `EditError` for what is no editor."""
+    if isinstance(editor, type) or not hasattr(editor, "deltas") or not is_dataclass(editor):
+        raise EditError(
+            f"An editor is a frozen dataclass of hyperparameters with a method deltas(job), as qv.MEMIT(layers=(3, 4, 5)); got {editor!r:.100}."
+        )
+
+
+def check_statistics(lens: Lens, editor: Any, statistics: object) -> None:
+    """Raise `EditError` for statistics that are none, or absent where the editor reads them, before anything is searched."""
+    if statistics is not None and not isinstance(statistics, Statistics):
+        raise EditError(f"statistics= takes what covariance() gives or Statistics.load(folder), got {statistics!r:.100}.")
+    if statistics is not None and statistics.fingerprint != lens.fingerprint:
+        statistics.of(lens, 0)
+    if statistics is None and getattr(editor, "reads_statistics", False):
+        raise EditError(f"{type(editor).__name__} {MISSING}")
+
+
+def check_deltas(lens: Lens, editor: object, deltas: object) -> None:
+    """Raise `EditError` unless an editor gave what to add to which weights, in their shapes."""
+    name = type(editor).__name__
+    if not isinstance(deltas, dict):
+        raise EditError(f"{name}.deltas(job) must give {{(layer, 'W_out'): Delta}}, got {deltas!r:.100}.")
+    for key, delta in deltas.items():
+        if not isinstance(delta, Delta):
+            raise EditError(f"{name}.deltas(job) must give qv_lens.patch.Delta, got {type(delta).__name__} for {key}.")
+        shape = tuple(lens.parameter(*key).shape)
+        if tuple(delta.shape) != shape:
+            raise EditError(f"{name}.deltas(job) gives {tuple(delta.shape)} for {key}; the weight is {shape}.")
 
 
 def _info(job: Job, editor: Any) -> dict[str, Any]:

@@ -7,8 +7,7 @@
    last position; stop below `stop`.
 3. The deltas at the end are the edit, kept as factors where they are factors.
 
-Sources: FT, FT-L: the baseline of ROME's authors. KNE: its section 3. CTP: its released code (`editing.md` section 4 of the
-design). KN: Dai et al. 2022, EasyEdit's rule.
+Sources: FT, FT-L: the baseline of ROME's authors. KNE: its section 3. CTP: its released code. KN: Dai et al. 2022, EasyEdit's rule.
 """
 
 from __future__ import annotations

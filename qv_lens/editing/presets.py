@@ -13,7 +13,7 @@ from qv_lens.editing.adapters import AdaLoRA, LoRA
 from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
-from qv_lens.errors import unknown
+from qv_lens.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ def presets(model: str) -> dict[str, Preset]:
     """Every editor for a model by name. Raises `ConfigError` for a model without presets."""
     table = {"toy-gptj": _toy_gptj, "toy-qwen3": _toy_qwen3, "EleutherAI/gpt-j-6B": _gptj, "Qwen/Qwen3-8B": _qwen3}
     if model not in table:
-        raise unknown("Presets for model", model, table)
+        raise ConfigError(
+            f"There are no presets for the model {model!r}, only for {', '.join(table)}. Take one of theirs (preset=, on the "
+            "command line --preset), or pass an editor with values of your own."
+        )
     return table[model]()
 
 

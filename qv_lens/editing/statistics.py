@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -58,7 +58,10 @@ class Statistics:
         return found[layer]
 
     def save(self, folder: str | Path) -> Path:
-        """Write statistics.safetensors and, last, statistics.json. Raises `EditError` if the folder cannot be written."""
+        """Write statistics.safetensors and, last, statistics.json. Raises `EditError` if the folder cannot be written,
+        or holds statistics."""
+        if (Path(folder) / "statistics.json").exists():
+            raise EditError(f"{folder} holds statistics already; nothing was written. Name another folder, or remove that one.")
         sums = {(layer, "ffn"): C for layer, C in self.C0.items()} | {(layer, "attn"): C for layer, C in self.attention.items()}
         header = {"tokens": self.tokens, "corpus": self.corpus, "fingerprint": self.fingerprint}
         return _write(Path(folder), "statistics", sums, header)
@@ -98,7 +101,10 @@ def covariance(
     total: int | None = None,
 ) -> Statistics:
     """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end. `total`: how many texts there are,
-    for the progress bar. Raises `EditError` for a patched lens, no text, or a folder of other statistics."""
+    for the progress bar. A folder that holds these very statistics gives them back. Raises `EditError` for a patched lens,
+    no text, or a folder of other statistics, which stay as they are."""
+    if isinstance(texts, str):
+        raise EditError("Statistics are taken over many texts: pass a list of them, not one string.")
     if lens.patches:
         raise EditError("Statistics are taken on the unpatched model: revert the patches first.")
     if not modules or set(modules) - {"ffn", "attn"}:
@@ -106,6 +112,8 @@ def covariance(
     max_tokens = min(max_tokens, lens.backend_adapter.cfg.n_ctx)
     wanted = [(lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules]
     stream, digest = iter(texts), hashlib.blake2b(digest_size=8)
+    if folder is not None and (Path(folder) / "statistics.json").exists():
+        return _finished(lens, folder, wanted, stream)
     progress = _resume(lens, folder, wanted, max_tokens)
     for text in itertools.islice(stream, progress.documents):
         digest.update(text.encode() + b"\0")
@@ -137,6 +145,22 @@ def covariance(
         for name in ("partial.json", "partial.safetensors"):
             (Path(folder) / name).unlink(missing_ok=True)
     return statistics
+
+
+def _finished(lens: Lens, folder: str | Path, wanted: Sequence[tuple[int, str]], texts: Iterator[str]) -> Statistics:
+    """Statistics that are there already. Raises `EditError` if they are of other weights, layers or text."""
+    found = Statistics.load(folder)
+    keys = [(layer, "ffn") for layer in found.C0] + [(layer, "attn") for layer in found.attention]
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    if (found.fingerprint, sorted(keys), found.corpus) != (lens.fingerprint, sorted(wanted), digest.hexdigest()):
+        raise EditError(
+            f"{folder} holds finished statistics of the model {found.fingerprint}, layers {sorted(found.C0)}, over {found.tokens} "
+            f"tokens of the text {found.corpus}; asked for are {lens.fingerprint}, layers {sorted({layer for layer, _ in wanted})}, "
+            f"text {digest.hexdigest()}. Nothing was written: name another folder, or remove that one."
+        )
+    return found
 
 
 def _resume(lens: Lens, folder: str | Path | None, wanted: list[tuple[int, str]], max_tokens: int) -> _Progress:

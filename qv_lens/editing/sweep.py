@@ -7,11 +7,12 @@
    layers left in the layer's group, share is r for MEMIT's family and sqrt(r) for PMET's.
 3. Facts that are each edited on the same weights share one search (`search_ahead`).
 
-Sources: `editing.md` sections 1 to 3 in the design; MEMIT (Meng et al. 2023), PMET (Li et al. 2024).
+Sources: MEMIT (Meng et al. 2023), PMET (Li et al. 2024) and their released code.
 """
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,17 @@ class ClosedForm(ABC):
     def solver(self, job: Job) -> Solver:
         """The metric of each written weight, and eps. Raises `EditError` where C0 is needed and was not given."""
 
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether `solver` reads C0."""
+        return True
+
     def deltas(self, job: Job) -> Deltas:
-        return sweep(job, self, self.plan(job.lens), self.solver(job))
+        passes = self.plan(job.lens)
+        for one in passes if self.reads_statistics else ():
+            for layer, module in itertools.product(itertools.chain(*one.groups), one.modules):
+                job.moments().of(job.lens, layer, module)  # what is missing is told before anything is searched
+        return sweep(job, self, passes, self.solver(job))
 
     def at(self, *sites: str, drop: bool = False) -> Search:
         if self.fact_token not in FACT_TOKENS:

@@ -1,7 +1,7 @@
 """What is asked of a model about a case, and what it answers: everything the metrics are computed from.
 
 1. `questions` turns a case into named groups of probes: the edited prompt with the new and with the old answer, the same in
-   other words, neighbours, multi-hop prompts, hops, portability and locality (`editing.md` section 7 of the design).
+   other words, neighbours, multi-hop prompts, hops, portability and locality.
 2. `look` asks them of many cases at once, teacher-forced: per probe the argmax at each answer token and the answer's mean
    log-probability. Sorted by length and batched; the numbers do not depend on the batch.
 3. And it continues prompts: the edited ones, the same in other words, neighbours, multi-hop questions behind worked

@@ -25,14 +25,14 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from qv_lens.editing.edit import Editor, check_requests, edit
+from qv_lens.editing.edit import Editor, check_editor, check_requests, check_statistics, edit
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.sweep import ClosedForm, search_ahead
 from qv_lens.editing.targets import Ahead
 from qv_lens.errors import ConfigError, EditError, FactError, unknown
 from qv_lens.evaluation.metrics import FORCED, GENERATED, harmonic, measured
 from qv_lens.evaluation.probes import Generation, Look, look, questions
-from qv_lens.facts.records import Case, EditRequest
+from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, Patch
 
@@ -66,7 +66,8 @@ def evaluate(
     `before` of multi-hop metrics counts the answers before the edit. A case that cannot be asked or edited has NaN as
     `after` and its reason in `.attrs["skipped"]`.
 
-    Raises `ConfigError` for an unknown metric or protocol, or no case.
+    Raises `ConfigError` for an unknown metric or protocol, or no case, `EditError` for what is no editor, or one that reads
+    C0 where none is given.
     """
     if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
         raise ConfigError(f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=.")
@@ -78,6 +79,14 @@ def evaluate(
         raise unknown("Protocol", protocol, PROTOCOLS)
     if not cases or batch_size < 1:
         raise ConfigError("There is nothing to evaluate: pass at least one case, and a batch_size of at least 1.")
+    for case in cases:
+        if not isinstance(case, (EditCase, MultiHopCase)):
+            raise ConfigError(
+                f"evaluate takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as .cases), got {case!r:.100}."
+            )
+    if editor is not None:
+        check_editor(editor)
+        check_statistics(lens, editor, statistics)
     kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
     asked = Generation(**{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed})
     groups = sorted({group for name in wanted if name in FORCED for group in FORCED[name][0]})

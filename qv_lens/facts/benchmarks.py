@@ -119,8 +119,10 @@ def _records(source: str | Path) -> tuple[list[Any], list[int] | None]:
             lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
             return [_json(line) for _, line in lines], [number for number, _ in lines]
         found = json.loads(text)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise FactError(f"Cannot read facts from {path}: {error}.") from error
+    except ValueError as error:
+        raise FactError(f"{path} is no JSON: {error}. Facts and edits come as a JSON list, or as JSON lines (.jsonl).") from error
     if not isinstance(found, list) or not found:
         raise FactError(
             f'{path} holds no JSON list of records. Facts are [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'

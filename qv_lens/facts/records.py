@@ -39,8 +39,7 @@ class Fact:
             object.__setattr__(self, name, tuple(value))
         for name in ("prompt", "subject", "answer"):
             value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
-                raise FactError(f"Fact.{name} is empty: {value!r}. Give it some text.")
+            check_text(f"Fact.{name}", value)
         for template in (self.prompt, *self.paraphrases):
             check_template(template)
 
@@ -84,8 +83,7 @@ class EditRequest:
         if isinstance(self.via, str):
             raise FactError(f"EditRequest.via must be a sequence of prompts, got the single string {self.via!r}.")
         object.__setattr__(self, "via", tuple(self.via))
-        if not isinstance(self.new, str) or not self.new.strip():
-            raise FactError(f"The new answer for {self.fact.text!r} is empty. Give it some text.")
+        check_text(f"The new answer for {self.fact.text!r}", self.new)
 
     @property
     def target(self) -> Fact:
@@ -119,9 +117,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         for name in ("text", "answer"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
-                raise FactError(f"Probe.{name} is empty: {value!r}. Give it some text.")
+            check_text(f"Probe.{name}", getattr(self, name))
 
 
 #: anything with `text`, `answer` and `aliases`
@@ -183,6 +179,14 @@ class EditCase:
 
 
 Case = EditCase | MultiHopCase
+
+
+def check_text(what: str, value: object) -> None:
+    """Raise `FactError` unless `value` is a text that says something."""
+    if not isinstance(value, str):
+        raise FactError(f"{what} must be one text, got {value!r}.")
+    if not value.strip():
+        raise FactError(f"{what} is empty: {value!r}. Give it some text.")
 
 
 def check_template(template: str) -> None:

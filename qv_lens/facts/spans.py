@@ -92,8 +92,10 @@ def encode(tokenizer: Any, text: str, bos: bool = False) -> tuple[list[int], lis
 def continuation(tokenizer: Any, text: str, answer: str, bos: bool = False) -> tuple[int, ...]:
     """The tokens of `answer` as it follows `text` (a blank is put between them where there is none).
 
-    Raises `FactError` where the answer has no tokens, or changes those of the prompt.
+    Raises `FactError` for an answer that is no text or blank, has no tokens, or changes the prompt's tokens.
     """
+    if not isinstance(answer, str) or not answer.strip():
+        raise FactError(f"The answer {answer!r} behind {text!r} is no text. Give it some.")
     ids, _ = encode(tokenizer, text, bos)
     glue = "" if text[-1:].isspace() or answer[:1].isspace() else " "
     whole, _ = encode(tokenizer, text + glue + answer, bos)

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,9 +39,7 @@ HOOKED_CONTEXT = 2048
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    import transformer_lens
-
-    return {"torch": torch.__version__, "transformer_lens": getattr(transformer_lens, "__version__", "")}
+    return {"torch": torch.__version__, "transformer_lens": version("transformer-lens")}
 
 
 def hooked_available() -> bool:

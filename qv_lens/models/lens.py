@@ -263,7 +263,7 @@ class Lens:
             raise ConfigError(f"The bare prompt {fact!r} has no answer: pass a Fact or answer=.")
         text = fact if isinstance(fact, str) else fact.text
         wanted = fact.answer if answer is None and isinstance(fact, Fact) else answer
-        return continuation(self.tokenizer, text, str(wanted), self.prepend_bos)
+        return continuation(self.tokenizer, text, wanted, self.prepend_bos)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
     def generate(
@@ -318,7 +318,24 @@ class Lens:
         pattern, v = (_cat_padded([part[k] for part in parts]) if attention else None for k in (6, 7))
         prompt = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=logits.device)
         position = torch.tensor([p for chosen in where for p in chosen], device=logits.device)
-        return Trace(tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v)
+        return Trace(tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v, self.weights)
+
+    @property
+    def weights(self) -> tuple[object, ...]:
+        """What tells the weights in force from others: the model's fingerprint and the patches applied."""
+        return (self.fingerprint, *self.patches)
+
+    def traced(self, facts: Facts | Trace, positions: Positions = "last", *, attention: bool = False) -> Trace:
+        """A trace of the facts, or the one given. Raises `ConfigError` for one that was taken on other weights."""
+        if not isinstance(facts, Trace):
+            return self.trace(facts, positions, attention=attention)
+        (name, *patches), mine = facts.weights or self.weights, self.patches
+        if name != self.fingerprint or len(patches) != len(mine) or any(a is not b for a, b in zip(patches, mine, strict=True)):
+            raise ConfigError(
+                f"This trace was taken on other weights than {self.name} has now (another model, or patches applied or taken "
+                "back since): take it again with lens.trace."
+            )
+        return facts
 
     def _trace_rows(self, rows: list[tuple[int, ...]], where: list[tuple[int, ...]], attention: bool) -> tuple[Tensor, ...]:
         backend, kept = self.backend_adapter, {}
@@ -362,6 +379,8 @@ class Lens:
     def intervene(self, *interventions: Intervention) -> Iterator[Lens]:
         """Put interventions in force for every forward pass inside the block; nests, also with `patched`."""
         for intervention in interventions:
+            if not hasattr(intervention, "hooks") or isinstance(intervention, type):
+                raise ConfigError(f"An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got {intervention!r:.100}.")
             intervention.check(self)
         count = len(self._in_force)
         self._in_force.extend(interventions)
@@ -377,6 +396,8 @@ class Lens:
 
         Raises `PatchError` if the patch was made for other weights; nothing is written then.
         """
+        if not hasattr(patch, "deltas"):
+            raise PatchError(f"A patch is what qv.edit gives or Patch.load(folder), got {patch!r:.100}.")
         patch.check(self)
         applied = _Applied(patch)
         self._stack.append(applied)

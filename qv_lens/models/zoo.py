@@ -84,6 +84,8 @@ def load(
     if report["missing_keys"] or report["mismatched_keys"]:
         bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ModelError(f"The checkpoint {str(name)!r} lacks or mis-shapes {len(bad)} tensors, first {bad[0]!r}.")
+    if device is not None and str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device={device!r}: torch finds no CUDA GPU on this machine.")
     hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
     broken = [key for key, weight in hf.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:

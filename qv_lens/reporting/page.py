@@ -58,11 +58,22 @@ def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None, most: int
         f"<h1>{escape(name)}</h1><p>{frame['task'].nunique()} tasks, {int((frame['status'] == 'failed').sum())} failed, "
         f"{len(done)} rows{'' if frame.attrs['complete'] else '; unfinished'}.</p>",
         _figure(figure) if figure is not None else "",
+        _failures(frame),
         f"<h2>Rows</h2><p class=note>Means; {min(len(table), most)} of {len(table)} combinations.</p>"
         + _card(_numbers(table.head(most))),
         f"<h2>Settings</h2><pre>{config}</pre>",
     ]
     return _document(name, parts)
+
+
+def _failures(frame: pd.DataFrame) -> str:
+    """Which tasks failed, by what was varied, and each one's last line."""
+    failed = frame[frame["status"] == "failed"]
+    if failed.empty:
+        return ""
+    names = [name for name in frame.attrs["grid"] if name in failed]
+    told = failed[names].assign(error=[str(error).strip().splitlines()[-1] for error in failed["error"]])
+    return "<h2>Failed</h2>" + _card(told.to_html(index=False, border=0))
 
 
 def _numbers(frame: pd.DataFrame) -> str:
@@ -107,10 +118,15 @@ def _attribution(study: Study) -> Iterable[str]:
     yield "<h3>The pathway</h3><p class=note>Query neurons (orange) and the value neurons (blue) they feed; violet: both.</p>"
     yield _card(graph.svg(study.nodes, study.edges)) + graph.cards(study.nodes, _code(study))
     yield _figure(plots.head_heatmap(study.heads, "Attention heads of this prompt"), _by_layer(study.heads, "head"))
-    heat = plots.layer_heatmap(study.heat, "Importance by layer, summed over two-hop prompts on this relation")
+    over = "facts of this kind" if study.suppression.empty else "two-hop prompts on this relation"
+    heat = plots.layer_heatmap(study.heat, f"Importance by layer, summed over {over}")
     yield _figure(heat, _by_layer(study.heat, "kind"))
     best = ", ".join(map(str, layers.value[:3])), ", ".join(map(str, layers.query[:3]))
-    yield f"<p>Strongest value layers: <b>{best[0]}</b>; strongest query layers: <b>{best[1]}</b>.</p>"
+    told = ", ".join(map(str, layers.raising)) or "none"
+    yield (
+        f"<p>Strongest value layers: <b>{best[0]}</b>; query layers, best first: <b>{best[1]}</b>. Query layers whose whole output "
+        f"raises the value neurons (a positive sum of Eq. 10): <b>{told}</b>.</p>"
+    )
 
 
 def _causes(study: Study) -> Iterable[str]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -130,10 +131,14 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES and ":" not in name:
         raise unknown("Recipe", name, [*RECIPES, "module:NAME of your own"])
     module, _, attribute = RECIPES.get(name, name).partition(":")
+    if name not in RECIPES and os.getcwd() not in sys.path:  # a module beside the run file, as `python -m` finds it
+        sys.path.append(os.getcwd())
     try:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"The recipe {name!r} cannot be imported: {error}.") from error
+        raise ConfigError(
+            f"The recipe {name!r} cannot be imported: {error}. Its module lies in this folder ({os.getcwd()}) or on PYTHONPATH."
+        ) from error
     if not isinstance(found, Recipe):
         raise ConfigError(f"{name!r} is a {type(found).__name__}, not a Recipe.")
     return found

@@ -10,18 +10,21 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.case_study import file_material
+from qv_lens.case_study import corpus, file_material
 from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
+from qv_lens.facts.benchmarks import read
 from qv_lens.models.zoo import WEIGHTS
+from qv_lens.patch import Delta
 from tests.models import tiny_lens
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="unwritable paths are taken from /proc")
@@ -76,7 +79,8 @@ def ahead(editor, request=None):
     """An edit with targets that were searched for FACT -> Quorix with two steps of MEMIT."""
     lens = tiny_lens("gptj")
     found = search_ahead(lens, [FACT.to("Quorix")], qv.MEMIT(layers=(1,), steps=2), templates=("{}",))
-    return qv.edit(lens, request or FACT.to("Quorix"), editor, ahead=found)
+    C0 = Statistics({1: torch.eye(lens.d_mlp)}, 1, "", lens.fingerprint)
+    return qv.edit(lens, request or FACT.to("Quorix"), editor, statistics=C0, ahead=found)
 
 
 def edit(editor, request=None, statistics=None):
@@ -146,7 +150,69 @@ CASES = {
     "statistics of no text": lambda tmp: covariance(tiny_lens("gptj"), [], [0]),
     "unreadable facts": lambda tmp: file_material(FACT, "Quorix", tmp / "facts.json", tmp / "text.txt"),
     "no presets": lambda tmp: presets("gpt2"),
+    "answer that is no text": lambda tmp: qv.Fact("{} plays", "Olga", 3),
+    "blank answer": lambda tmp: tiny_lens("gptj").logprob(FACT, " "),
+    "edit of a fact": lambda tmp: edit(qv.MEMIT(layers=(1,)), FACT),
+    "editor by name": lambda tmp: edit("ROME"),
+    "editor that is a class": lambda tmp: edit(qv.ROME),
+    "edit without statistics": lambda tmp: qv.edit(tiny_lens("gptj"), FACT.to("Quorix"), qv.MEMIT(layers=(1,))),
+    "statistics by path": lambda tmp: edit(qv.MEMIT(layers=(1,)), statistics="stats"),
+    "editor that gives no deltas": lambda tmp: edit(Gives(None)),
+    "editor that gives tensors": lambda tmp: edit(Gives({(1, "W_out"): torch.zeros(4, 4)})),
+    "editor that gives another shape": lambda tmp: edit(Gives({(1, "W_out"): qv_delta(3, 3)})),
+    "evaluation without statistics": lambda tmp: qv.evaluate(tiny_lens("gptj"), [qv.EditCase(FACT.to("Quorix"))], editor=qv.ROME(layer=1)),
+    "evaluation of facts": lambda tmp: qv.evaluate(tiny_lens("gptj"), [FACT]),
+    "intervention that is a set": lambda tmp: _intervene(qv.NeuronSet.of([(1, 0)])),
+    "neurons as a list": lambda tmp: _intervene(qv.Zero([(1, 0)])),
+    "patch by path": lambda tmp: tiny_lens("gptj").apply("patch"),
+    "trace of another model": lambda tmp: qv.value_neurons(tiny_lens("gptj"), tiny_lens("qwen3-gqa").trace(FACT)),
+    "fewer than no neurons": lambda tmp: qv.NeuronSet.of([(1, 0)]).top(-1),
+    "layer by name": lambda tmp: qv.NeuronSet.of([(1, 0)]).layer("1"),
+    "patch over another": lambda tmp: [qv.Patch({}, "0").save(tmp / "patch") for _ in range(2)],
+    "statistics over others": lambda tmp: over_statistics(tmp),
+    "statistics of one string": lambda tmp: covariance(tiny_lens("gptj"), "Olga works.", [1]),
+    "no such text": lambda tmp: list(corpus("nowhere.txt")),
+    "facts that are no JSON": lambda tmp: no_json(tmp),
+    "no GPU": lambda tmp: qv.load("toy-gptj", device="cuda") if not torch.cuda.is_available() else no_gpu(),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gives:
+    """An editor that gives what it is told to."""
+
+    what: object
+
+    def deltas(self, job):
+        return self.what
+
+
+def qv_delta(rows, columns):
+    return Delta(torch.zeros(rows, columns, dtype=torch.float64))
+
+
+def over_statistics(tmp_path):
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    covariance(lens, TEXT, [1], folder=tmp_path / "stats")
+    before = (tmp_path / "stats" / "statistics.safetensors").read_bytes()
+    try:
+        covariance(lens, TEXT, [1, 2], folder=tmp_path / "stats")
+    finally:
+        assert (tmp_path / "stats" / "statistics.safetensors").read_bytes() == before
+
+
+def no_json(tmp_path):
+    (tmp_path / "facts.csv").write_text("prompt,subject,answer\n")
+    read(tmp_path / "facts.csv")
+
+
+def no_gpu():
+    pytest.skip("this machine has a GPU")
+
+
+def _intervene(what):
+    with tiny_lens("gptj").intervene(what):
+        pass
 
 
 def _query(method):

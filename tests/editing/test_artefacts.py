@@ -117,6 +117,15 @@ def test_statistics_of_other_text_or_layers_are_refused(tmp_path):
             covariance(lens, texts, layers, folder=tmp_path, every=10)
     done = covariance(lens, TEXTS[:60], (1,), folder=tmp_path, every=10)
     assert done.tokens == covariance(lens, TEXTS[:60], (1,)).tokens
+    kept = (tmp_path / "statistics.safetensors").read_bytes()
+    torch.testing.assert_close(covariance(lens, TEXTS[:60], (1,), folder=tmp_path).C0[1], done.C0[1])  # given back
+    other = tiny_lens("qwen3-gqa", dtype=torch.float32)
+    for model, texts, layers in ((lens, TEXTS[:59], (1,)), (lens, TEXTS[:60], (1, 2)), (other, TEXTS[:60], (1,))):
+        with pytest.raises(qv.QVLensError, match="holds finished statistics"):
+            covariance(model, texts, layers, folder=tmp_path)
+    with pytest.raises(qv.QVLensError, match="holds statistics already"):
+        done.save(tmp_path)
+    assert (tmp_path / "statistics.safetensors").read_bytes() == kept
 
 
 def test_attention_statistics_against_a_loop(true_float64):

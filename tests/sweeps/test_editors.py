@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,16 @@ def test_evaluate_on_the_command_line(tmp_path):
     assert out.read_text().startswith("case,subject,edits,hops")
 
 
+def test_settings_of_another_model(tmp_path, context):
+    """A model of one's own takes a known model's presets, or is told so."""
+    context.lens("toy-gptj").save(tmp_path / "mine")
+    task = Comparison(str(tmp_path / "mine"), "FT", preset="toy-gptj", metrics=("efficacy_acc",), **QUICK)
+    own = compare(replace(task, model="toy-gptj", preset=""), context)
+    assert compare(task, context)["after"].tolist() == own["after"].tolist()
+    with pytest.raises(qv.QVLensError, match="--preset"):
+        compare(replace(task, preset=""), context)
+
+
 def test_ablate_and_report_on_the_command_line(tmp_path):
     def call(*words):
         done = subprocess.run([sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False)
@@ -161,6 +172,8 @@ def test_ablate_and_report_on_the_command_line(tmp_path):
     file.write_text('recipe = "layers"\n[settings]\nprompts = 2\nmodel = "toy-gptj"\n[grid]\ncategory = ["sport", "capital"]\n')
     call("run", str(file), "--out", str(tmp_path / "run"))
     call("report", str(tmp_path / "run"))
+    with pytest.raises(AssertionError, match="between 1 and"):
+        call("ablate", "{} plays", "--subject", "A", "--answer", "b", "--top", "100000")
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<td>capital</td>") > 10
     assert '"prompts": 2' in page.replace("&quot;", '"')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.plots import sweep_heatmap
 from qv_lens.sweeps import store as store_module
 from qv_lens.sweeps.config import RunConfig, read_config, tasks_of
 from qv_lens.sweeps.engine import estimate, run
@@ -246,3 +248,23 @@ def test_a_task_that_takes_its_worker_along_is_marked(tmp_path, ray):
     assert "worker died" in frame[frame["status"] == "failed"]["error"].iloc[0]
     assert (frame["status"] == "finished").sum() == 2 * 2 * 4
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["failed"]
+
+
+def test_a_recipe_beside_the_run_file_and_what_failed(tmp_path):
+    """A module in the folder one stands in; the page names the task that failed, and draws values as names, not on a scale."""
+    shutil.copy(Path(__file__).with_name("trivial.py"), tmp_path / "my_recipe.py")
+    (tmp_path / "my.toml").write_text('recipe = "my_recipe:RECIPE"\n[settings]\ndo = "raise"\n[grid]\nn = [0, 1]\n')
+    command = Path(sys.executable).with_name("qv-lens")
+    for words, code in ((("run", "my.toml", "--out", "out"), 1), (("report", "out"), 0)):
+        done = subprocess.run([command, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>Failed</h2>" in page
+    assert "ValueError: task one is broken" in page
+
+
+def test_what_was_varied_is_no_scale():
+    frame = pd.DataFrame({"layer": [0, 5], "group": "a", "value": [1.0, 2.0]})
+    figure = sweep_heatmap(frame, ["group"], "layer", "value", "title", "points")
+    assert figure.layout.xaxis.type == "category"
+    assert list(figure.data[0].x) == ["0", "5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -135,14 +136,14 @@ def test_interventions_of_the_study(lens):
     clean = counts[counts["condition"] == "clean"]["count"].sum()
     assert clean == pytest.approx(300)
     assert set(drops["intervention"]) <= {"Zero", "Suppress"}
+    assert counts["interval"].between(0, counts["count"] + 1).all()
+    assert set(layers.raising) == set(layers.frame.query("kind == 'query' and score > 0")["layer"])
 
 
 def test_study_and_its_page(lens, tmp_path):
     """The whole walk on a small material, and the page that it writes."""
     if lens.name != "toy-gptj":
         pytest.skip("one page is enough for the suite; the demo of toy-qwen3 is run by hand")
-    from dataclasses import replace
-
     fact, new = _request()
     material = world_material(lens, fact, new)
     small = replace(
@@ -150,6 +151,8 @@ def test_study_and_its_page(lens, tmp_path):
     )
     found = qv.study(lens, fact, new, material=small, edits=1)
     assert found.answered.strip() == fact.answer
+    assert found.settings["seed"] == 0
+    assert all(found.settings["versions"].values())
     assert set(found.edits["variant"]) == {"ACE, located layers", "value layers alone", "random layers"}
     page = report(found, tmp_path / "page.html", "qv-lens demo").read_text()
     for text in (fact.subject, new, "qv-lens demo", "Plotly.newPlot", "Eq. 10"):
@@ -160,6 +163,11 @@ def test_study_and_its_page(lens, tmp_path):
 def test_facts_outside_the_world_are_refused(lens):
     with pytest.raises(qv.QVLensError, match="does not hold"):
         world_material(lens, qv.Fact("{} plays the sport of", "Tim Duncan", "basketball"), "football")
+    fact = _request()[0]
+    with pytest.raises(qv.QVLensError, match=f"says '{fact.answer}'"):
+        world_material(lens, replace(fact, answer="judo" if fact.answer != "judo" else "golf"), "golf")
+    with pytest.raises(qv.QVLensError, match="nothing to edit"):
+        world_material(lens, fact, fact.answer)
     with pytest.raises(qv.QVLensError, match="is no object"):
         world_material(lens, _request()[0], "Oslo")
 

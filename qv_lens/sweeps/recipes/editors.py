@@ -29,7 +29,7 @@ from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.metrics import FORCED
-from qv_lens.evaluation.probes import Generation
+from qv_lens.evaluation.probes import Generation, questions
 from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, evaluate, summary
 from qv_lens.evaluation.subset import known
 from qv_lens.facts import miniworld, worldrecords
@@ -61,6 +61,7 @@ class Comparison:
     `edited`: how many layers in all (0: the preset's number); ACE's are the located ones, others' lie up to the preset's
     highest, and above it where there are too few below.
     `curve`: every how many consecutive edits all are asked. `editor`: changes to the preset.
+    `preset`: the model whose presets are taken ('': the task's own).
     """
 
     model: str
@@ -79,9 +80,12 @@ class Comparison:
     documents: int = 3000
     blocks: str = ""
     known: bool = False
+    preset: str = ""
     editor: dict[str, object] | None = None
 
     def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ConfigError(f"count is how many cases are drawn, 0 for the protocol's own number; got {self.count}.")
         if not self.count:  # the number that a protocol is about; written out, so that it stands in the rows
             object.__setattr__(self, "count", {"batch": self.batch_size, "consecutive": 100}.get(self.protocol, 34))
         if isinstance(self.metrics, str):  # --set metrics=["fluency"] is a grid of one: each of its values alone
@@ -98,7 +102,7 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
     found = context.once(("cases", task.data, task.count, task.seed, task.blocks, task.known), lambda: drawn(task, lens))
     protocol: Protocol = "single" if task.protocol == "none" else task.protocol  # pyright: ignore[reportAssignmentType]
     editor = None if task.protocol == "none" else chosen(lens, task, found.cases, context)
-    needs = editor is not None and any(hasattr(editor, name) for name in ("lam", "mom2_adjustment", "soften", "threshold"))
+    needs = getattr(editor, "reads_statistics", False)
     statistics = context.once(("C0", task.text, task.documents), lambda: _statistics(lens, task)) if needs else None
     kept = context.once("before", TemporaryDirectory)  # what the unedited model says of a case is asked once
     frame = evaluate(
@@ -169,15 +173,16 @@ def _text(path: str) -> str:
 def _metrics(task: Comparison, found: Drawn) -> list[str]:
     if not found.blocks and any(name.startswith("multihop_cot") for name in task.metrics):
         raise ConfigError(
-            "multihop_cot asks behind worked examples: name a file of them with blocks= (examples parted by empty lines, as "
+            "multihop_cot asks behind worked examples: name a file of them with blocks=, on the command line --blocks (examples parted by empty lines, as "
             "MQuAKE's multihop-cot-prompts.txt)."
         )
     if task.metrics:
         return list(task.metrics)
+    groups = {name for case in found.cases for name in questions(case)}
+    forced = [name for name, (read, _) in FORCED.items() if any(group.startswith(read) for group in groups)]
     if isinstance(found.cases[0], MultiHopCase):
-        forced = ["efficacy_acc", "efficacy_success", "specificity_acc", "multihop_acc", "instance_wise", "multihop_direct"]
-        return [*forced, *(["multihop_cot", "multihop_cot_rate"] if found.blocks else [])]
-    return [*(name for name in FORCED if name != "instance_wise"), "efficacy_gen", "paraphrase_gen", "fluency"]
+        return [*forced, "multihop_direct", *(["multihop_cot", "multihop_cot_rate"] if found.blocks else [])]
+    return [*forced, "efficacy_gen", "paraphrase_gen", "fluency"]
 
 
 def _statistics(lens: Lens, task: Comparison) -> Statistics:
@@ -192,7 +197,7 @@ def _statistics(lens: Lens, task: Comparison) -> Statistics:
 
 def chosen(lens: Lens, task: Comparison, cases: Sequence[Case], context: Context) -> Editor:
     """The preset, with the task's layers and changes."""
-    table = presets(task.model)
+    table = presets(task.preset or task.model)
     if task.method not in table:
         raise unknown("Method", task.method, table)
     editor = replace(table[task.method].editor, **(task.editor or {}))  # pyright: ignore[reportArgumentType]
