@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from qv_lens.evaluation.protocols import _compatible, evaluate, total
 from qv_lens.evaluation.subset import known
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read
+from qv_lens.facts.records import Hop
 from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
 from tests.models import tiny_lens
 
@@ -193,6 +195,27 @@ def test_the_benchmarks_layouts_run_on_a_toy():
     assert told["right"].all()
     strange = [c for c in cases if isinstance(c, qv.MultiHopCase)][:1]
     assert known(lens, [qv.MultiHopCase(**{**strange[0].__dict__, "hops": strange[0].new_hops})])[0] == []
+
+
+def test_the_subset_by_what_a_model_writes():
+    """Zero-shot and behind worked examples (ACE, Appendices B.1 and G.2): the prompts, and what counts as known."""
+    hops = (Hop("Where is X?", "X is in", "Landia", ("The Land",)), Hop("Who heads Landia?", "The head of Landia is", "Ann"))
+    cases = [qv.MultiHopCase(i, (), ("Q",), "Ann", "Bob", hops=hops) for i in range(2)]
+    cases.append(qv.MultiHopCase(2, (), ("Q",), "Ann", "Bob"))  # no hops: nothing is known of it
+    asked = []
+
+    def says(*texts):
+        return SimpleNamespace(generate=lambda prompts, tokens: asked.append(prompts) or list(texts))
+
+    kept, told = known(says(" the land, far off", "Ann.", "Landia", "Anna"), cases, "generate")
+    assert asked.pop() == ["X is in", "The head of Landia is"] * 2
+    assert [case.case_id for case in kept] == [0]  # an alias counts, a longer word does not
+    assert told["right"].tolist() == [True, True, True, False]
+    kept, told = known(says("Landia", "Ann", "?", "Ann"), cases, "few_shot", [("Who wrote Y?", "Zoe")])
+    assert asked.pop()[0] == "Q: Who wrote Y? A: Zoe\nQ: Where is X? A:"
+    assert [case.case_id for case in kept] == [0]
+    with pytest.raises(qv.QVLensError, match="How 'guess' not found"):
+        known(says(), cases, "guess")
 
 
 def _read(records):
