@@ -36,13 +36,14 @@ Moments = dict[tuple[int, str], Tensor]
 @dataclass(frozen=True)
 class Statistics:
     """C0 of the FFN's keys by layer (and of attention's, where collected), with the number of tokens, the hash of the
-    text and the fingerprint of the model."""
+    text, the fingerprint of the model and the length to which texts were cut (0: not known)."""
 
     C0: dict[int, Float[Tensor, "d_mlp d_mlp"]]
     tokens: int
     corpus: str
     fingerprint: str
     attention: dict[int, Float[Tensor, "channel channel"]] = field(default_factory=dict)
+    max_tokens: int = 0
 
     def of(self, lens: Lens, layer: int, module: Module = "ffn") -> Float[Tensor, "key key"]:
         """C0 of a layer. Raises `EditError` for another model's statistics or a layer that was not collected."""
@@ -63,7 +64,7 @@ class Statistics:
         if (Path(folder) / "statistics.json").exists():
             raise EditError(f"{folder} holds statistics already; nothing was written. Name another folder, or remove that one.")
         sums = {(layer, "ffn"): C for layer, C in self.C0.items()} | {(layer, "attn"): C for layer, C in self.attention.items()}
-        header = {"tokens": self.tokens, "corpus": self.corpus, "fingerprint": self.fingerprint}
+        header = {"tokens": self.tokens, "corpus": self.corpus, "fingerprint": self.fingerprint, "max_tokens": self.max_tokens}
         return _write(Path(folder), "statistics", sums, header)
 
     @classmethod
@@ -72,7 +73,9 @@ class Statistics:
         sums, header = _read(Path(folder), "statistics")
         try:
             by = {module: {layer: C for (layer, m), C in sums.items() if m == module} for module in ("ffn", "attn")}
-            return cls(by["ffn"], header["tokens"], header["corpus"], header["fingerprint"], by["attn"])
+            return cls(
+                by["ffn"], header["tokens"], header["corpus"], header["fingerprint"], by["attn"], header.get("max_tokens", 0)
+            )
         except KeyError as error:
             raise EditError(f"{folder} does not hold intact statistics: KeyError: {error}.") from error
 
@@ -113,7 +116,7 @@ def covariance(
     wanted = [(lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules]
     stream, digest = iter(texts), hashlib.blake2b(digest_size=8)
     if folder is not None and (Path(folder) / "statistics.json").exists():
-        return _finished(lens, folder, wanted, stream)
+        return _finished(lens, folder, wanted, stream, max_tokens)
     progress = _resume(lens, folder, wanted, max_tokens)
     for text in itertools.islice(stream, progress.documents):
         digest.update(text.encode() + b"\0")
@@ -139,7 +142,7 @@ def covariance(
         raise EditError("The text for the statistics holds no tokens.")
     means = {key: C / progress.tokens for key, C in progress.sums.items()}
     by = {module: {layer: C for (layer, m), C in means.items() if m == module} for module in ("ffn", "attn")}
-    statistics = Statistics(by["ffn"], progress.tokens, progress.digest, lens.fingerprint, by["attn"])
+    statistics = Statistics(by["ffn"], progress.tokens, progress.digest, lens.fingerprint, by["attn"], max_tokens)
     if folder is not None:
         statistics.save(folder)
         for name in ("partial.json", "partial.safetensors"):
@@ -147,18 +150,21 @@ def covariance(
     return statistics
 
 
-def _finished(lens: Lens, folder: str | Path, wanted: Sequence[tuple[int, str]], texts: Iterator[str]) -> Statistics:
-    """Statistics that are there already. Raises `EditError` if they are of other weights, layers or text."""
+def _finished(
+    lens: Lens, folder: str | Path, wanted: Sequence[tuple[int, str]], texts: Iterator[str], max_tokens: int
+) -> Statistics:
+    """Statistics that are there already. Raises `EditError` if they are of other weights, layers, text or length."""
     found = Statistics.load(folder)
     keys = [(layer, "ffn") for layer in found.C0] + [(layer, "attn") for layer in found.attention]
     digest = hashlib.blake2b(digest_size=8)
     for text in texts:
         digest.update(text.encode() + b"\0")
-    if (found.fingerprint, sorted(keys), found.corpus) != (lens.fingerprint, sorted(wanted), digest.hexdigest()):
+    asked = (lens.fingerprint, sorted(wanted), digest.hexdigest(), max_tokens)
+    if (found.fingerprint, sorted(keys), found.corpus, found.max_tokens) != asked:
         raise EditError(
             f"{folder} holds finished statistics of the model {found.fingerprint}, layers {sorted(found.C0)}, over {found.tokens} "
-            f"tokens of the text {found.corpus}; asked for are {lens.fingerprint}, layers {sorted({layer for layer, _ in wanted})}, "
-            f"text {digest.hexdigest()}. Nothing was written: name another folder, or remove that one."
+            f"tokens of the text {found.corpus}, cut to {found.max_tokens}; asked for are {lens.fingerprint}, layers {sorted({layer for layer, _ in wanted})}, "
+            f"text {digest.hexdigest()}, cut to {max_tokens}. Nothing was written: name another folder, or remove that one."
         )
     return found
 

@@ -337,8 +337,9 @@ def _texts(record: Record, field: str) -> tuple[str, ...]:
 
 
 def _names(record: Record, field: str) -> tuple[str, ...]:
-    """A list of texts that need not be there."""
-    return () if record.get(field) is None else _texts(record, field)
+    """A list of texts that need not be there; empty ones are left out."""
+    values = [] if record.get(field) is None else _list(record[field], field)
+    return tuple(_text(value, field) for value in values if value != "")
 
 
 def _number(record: Record, field: str) -> int:

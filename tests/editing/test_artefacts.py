@@ -123,6 +123,8 @@ def test_statistics_of_other_text_or_layers_are_refused(tmp_path):
     for model, texts, layers in ((lens, TEXTS[:59], (1,)), (lens, TEXTS[:60], (1, 2)), (other, TEXTS[:60], (1,))):
         with pytest.raises(qv.QVLensError, match="holds finished statistics"):
             covariance(model, texts, layers, folder=tmp_path)
+    with pytest.raises(qv.QVLensError, match="cut to 3"):
+        covariance(lens, TEXTS[:60], (1,), folder=tmp_path, max_tokens=3)
     with pytest.raises(qv.QVLensError, match="holds statistics already"):
         done.save(tmp_path)
     assert (tmp_path / "statistics.safetensors").read_bytes() == kept
