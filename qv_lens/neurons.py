@@ -132,7 +132,7 @@ class NeuronSet:
     def of_model(self, lens: Lens) -> None:
         """Warn where the set was found on other weights than this lens wraps."""
         found = self.settings.get("fingerprint", lens.fingerprint)
-        if found != lens.fingerprint:
+        if found not in (lens.fingerprint, "patched"):  # found under a patch: which one is not known
             warnings.warn(
                 f"These neurons were found on {self.settings.get('model', 'another model')} ({found}), this is {lens.name} "
                 f"({lens.fingerprint}).",

@@ -368,4 +368,5 @@ def _by_prompt(trace: Trace, parts: list[Float[Tensor, "row unit"]]) -> Float[Te
 
 
 def _settings(lens: Lens, method: str, targets: int) -> dict[str, Any]:
-    return {"model": lens.name, "backend": lens.backend, "fingerprint": lens.fingerprint, "method": method, "targets": targets}
+    fingerprint = lens.fingerprint if not lens.patches else "patched"
+    return {"model": lens.name, "backend": lens.backend, "fingerprint": fingerprint, "method": method, "targets": targets}

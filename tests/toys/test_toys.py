@@ -136,7 +136,7 @@ def test_interventions_of_the_study(lens):
     clean = counts[counts["condition"] == "clean"]["count"].sum()
     assert clean == pytest.approx(300)
     assert set(drops["intervention"]) <= {"Zero", "Suppress"}
-    assert counts["interval"].between(0, counts["count"] + 1).all()
+    assert counts["interval"].ge(0).all()
     assert set(layers.raising) == set(layers.frame.query("kind == 'query' and score > 0")["layer"])
 
 
