@@ -80,14 +80,16 @@ def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
 
 
 def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> Decide:
-    """`one` is above each of its rivals: against the best of them; undecided while one of them is not measured."""
+    """`one` is above each of its rivals: against the best of them, on the cases that all were measured on; undecided while
+    one of them is not measured."""
 
     def decide(frame: pd.DataFrame) -> Told:
         table = per_case(frame, metric, by)
         others = [name for name in rivals if name in table]
         if one not in table or not others:
             return NOT_MEASURED
-        means = table[[one, *others]].mean().sort_values(ascending=False)
+        table = table[[one, *others]].dropna()
+        means = table.mean().sort_values(ascending=False)
         rival = means.drop(one).index[0]
         mean, half, pairs = difference(table[one], table[rival])
         told = ", ".join(f"{name} {share(value, metric)}" for name, value in means.items())
