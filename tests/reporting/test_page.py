@@ -73,7 +73,7 @@ def test_cards_tell_what_an_intervention_measures(study):
     assert set(found.probes["kind"]) >= {"the fact", "must stay"}
     assert found.tokens["token"].tolist() == found.tokens_after["token"].tolist() == lens.str_tokens(fact)
     assert found.states.groupby("state")["score"].sum().tolist() == pytest.approx(
-        [frame["ffn"].iloc[-1] for frame in (found.tokens_after, found.tokens)], abs=1e-4
+        [frame["ffn"].iloc[-1] for frame in (found.tokens_after, found.tokens)], rel=1e-3
     )  # at the last token the strips tell what the lines tell: "after", "before"
 
 
