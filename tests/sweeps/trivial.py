@@ -24,6 +24,15 @@ class Trivial:
     editor: dict = field(default_factory=dict)
 
 
+def first(mark: Path) -> bool:
+    """Whether nobody was here before, also when two workers ask at once."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def work(task: Trivial, context) -> pd.DataFrame:
     if task.log:  # who ran, and how often
         with Path(task.log).open("a") as log:
@@ -33,7 +42,7 @@ def work(task: Trivial, context) -> pd.DataFrame:
         raise ValueError("task one is broken")
     if task.do == "die" and task.n == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    if task.do == "die once" and task.n == 1 and Path(task.log).read_text().split().count("1") == 1:
+    if task.do == "die once" and task.n == 1 and first(Path(f"{task.log}.died")):
         os.kill(os.getpid(), signal.SIGKILL)
     if task.do == "stop" and task.n == 3:
         raise KeyboardInterrupt
