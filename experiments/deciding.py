@@ -58,10 +58,9 @@ def points(mean: float, half: float, pairs: int) -> str:
     return f"{100 * mean:+.1f} ± {100 * half:.1f} points, {pairs} cases"
 
 
-def averaged(frame: pd.DataFrame, part: str, column: str = "layer") -> pd.DataFrame:
+def averaged(frame: pd.DataFrame, part: str) -> pd.DataFrame:
     """`score` of a part by layer, the mean over the categories, and `interval`, half of its 95% one."""
-    rows = frame[frame["part"] == part]
-    parts = rows.groupby(column)
+    parts = frame[frame["part"] == part].groupby("layer")
     return pd.DataFrame(
         {"score": parts["score"].mean(), "interval": parts["interval"].apply(lambda i: (i**2).sum() ** 0.5 / len(i))}
     )

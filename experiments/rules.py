@@ -286,11 +286,11 @@ def values_matter_more(frame: pd.DataFrame) -> Told:
 
 def bottleneck(frame: pd.DataFrame) -> Told:
     """ACE against the better of MEMIT and PMET at the model's share of 9 of 28 layers (Qwen3: 8 of 36)."""
-    count, lines = EQUAL.get(str(frame["model"].iloc[0]), 0), []
+    count, metric, lines = EQUAL.get(str(frame["model"].iloc[0]), 0), multihop(frame), []
     for edited, rows in frame.groupby("edited"):
-        means = per_case(rows, multihop(frame), "method").mean()
+        means = per_case(rows, metric, "method").mean()
         lines.append(f"{edited} layers: " + ", ".join(f"{name} {share(value)}" for name, value in means.items()))
-    told, verdict = ahead(multihop(frame), "ACE", ("MEMIT", "PMET"))(frame[frame["edited"] == count])
+    told, verdict = ahead(metric, "ACE", ("MEMIT", "PMET"))(frame[frame["edited"] == count])
     return f"at {count} layers {told}; {'; '.join(lines)}", verdict
 
 

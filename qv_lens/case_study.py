@@ -18,7 +18,6 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate, summary
 from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.benchmarks import plain_facts
+from qv_lens.facts.benchmarks import dataset, plain_facts
 from qv_lens.facts.records import EditCase, EditRequest, Fact
 from qv_lens.interventions import Suppress, Zero
 from qv_lens.models.lens import Lens
@@ -129,7 +128,7 @@ def study(
         heat, layers, ablate(lens, ranking, held_out, asked.other, int(strongest), seed), suppression, activated,
         edit_variants(lens, asked, layers, ace, edits, seed), by_token(lens, fact), layer_scores(lens, trace, "head", "layer_vector"),
         *pathway(lens, trace, value, query), *side_by_side(lens, asked, located_editor(lens, layers, ace), seed),
-        {"model": lens.name, "backend": lens.backend, "fingerprint": lens.fingerprint, **value.settings, "seed": seed},
+        {**value.settings, "seed": seed},
     )  # fmt: skip
 
 
@@ -374,21 +373,11 @@ def corpus(source: str) -> Iterator[str]:
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"Cannot read the text {file}: {error}.") from error
     else:
-        try:
-            datasets = import_module("datasets")
-        except ImportError as error:
-            raise ConfigError(
-                f"{source!r} is no file or folder; for a dataset of that name: pip install 'qv_lens[data]'."
-            ) from error
-        name, _, config = source.partition(":")
-        try:
-            for row in datasets.load_dataset(name, config or None, split="train", streaming=True):
-                if row["text"].strip():
-                    yield row["text"]
-        except KeyError as error:
-            raise ConfigError(f"The dataset {source!r} has no column {error}: texts are expected in 'text'.") from error
-        except Exception as error:  # the hub's own errors are many
-            raise ConfigError(f"The dataset {source!r} cannot be read: {type(error).__name__}: {error}.") from error
+        for row in dataset(source, ConfigError, streaming=True):
+            if not isinstance(text := row.get("text"), str):
+                raise ConfigError(f"The dataset {source!r} has columns {sorted(row)}: texts are expected in 'text'.")
+            if text.strip():
+                yield text
 
 
 def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000, attention: bool = False) -> Statistics:

@@ -368,5 +368,4 @@ def _by_prompt(trace: Trace, parts: list[Float[Tensor, "row unit"]]) -> Float[Te
 
 
 def _settings(lens: Lens, method: str, targets: int) -> dict[str, Any]:
-    fingerprint = lens.fingerprint if not lens.patches else "patched"
-    return {"model": lens.name, "backend": lens.backend, "fingerprint": fingerprint, "method": method, "targets": targets}
+    return {**lens.label, "method": method, "targets": targets}

@@ -106,8 +106,7 @@ class Setting:
         """What every frame and set of this problem is labelled with."""
         label = self.lens.token_label
         attrs = {
-            "model": self.lens.name, "fingerprint": self.lens.fingerprint if not self.lens.patches else "patched",
-            "backend": self.lens.backend, "norm": self.readout.mode, "base": self.base, "versions": versions(), "seed": None,
+            **self.lens.label, "norm": self.readout.mode, "base": self.base, "versions": versions(), "seed": None,
             "dtype": str(self.readout.U.dtype).removeprefix("torch."), "targets": [label(int(t)) for t in self.token],
             "positions": self.trace.positions.tolist(),
             "target_is_argmax": (self.trace.logits.argmax(-1) == self.token).tolist(),

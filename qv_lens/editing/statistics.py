@@ -114,12 +114,11 @@ def covariance(
         raise unknown("Module", modules, ("ffn", "attn"), error=EditError)
     max_tokens = min(max_tokens, lens.backend_adapter.cfg.n_ctx)
     wanted = [(lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules]
-    stream, digest = iter(texts), hashlib.blake2b(digest_size=8)
+    stream = iter(texts)
     if folder is not None and (Path(folder) / "statistics.json").exists():
         return _finished(lens, folder, wanted, stream, max_tokens)
     progress = _resume(lens, folder, wanted, max_tokens)
-    for text in itertools.islice(stream, progress.documents):
-        digest.update(text.encode() + b"\0")
+    digest = _hashed(itertools.islice(stream, progress.documents))
     if progress.documents and digest.hexdigest() != progress.digest:
         raise EditError(f"{folder} holds statistics begun on another text. Give the same text, or another folder.")
     size = total if total is not None else len(texts) if isinstance(texts, (list, tuple)) else None
@@ -129,8 +128,7 @@ def covariance(
             for rows in _batches(lens, chunk, batch_size, max_tokens):
                 progress.tokens += sum(map(len, rows))
                 _accumulate(lens, rows, progress.sums)
-            for text in chunk:
-                digest.update(text.encode() + b"\0")
+            digest = _hashed(chunk, digest)
             progress.documents, progress.digest = progress.documents + len(chunk), digest.hexdigest()
             if folder is not None:
                 header = {"documents": progress.documents, "tokens": progress.tokens, "digest": progress.digest}
@@ -156,15 +154,13 @@ def _finished(
     """Statistics that are there already. Raises `EditError` if they are of other weights, layers, text or length."""
     found = Statistics.load(folder)
     keys = [(layer, "ffn") for layer in found.C0] + [(layer, "attn") for layer in found.attention]
-    digest = hashlib.blake2b(digest_size=8)
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    asked = (lens.fingerprint, sorted(wanted), digest.hexdigest(), max_tokens)
+    digest = _hashed(texts).hexdigest()
+    asked = (lens.fingerprint, sorted(wanted), digest, max_tokens)
     if (found.fingerprint, sorted(keys), found.corpus, found.max_tokens) != asked:
         raise EditError(
             f"{folder} holds finished statistics of the model {found.fingerprint}, layers {sorted(found.C0)}, over {found.tokens} "
             f"tokens of the text {found.corpus}, cut to {found.max_tokens}; asked for are {lens.fingerprint}, layers {sorted({layer for layer, _ in wanted})}, "
-            f"text {digest.hexdigest()}, cut to {max_tokens}. Nothing was written: name another folder, or remove that one."
+            f"text {digest}, cut to {max_tokens}. Nothing was written: name another folder, or remove that one."
         )
     return found
 
@@ -184,6 +180,14 @@ def _resume(lens: Lens, folder: str | Path | None, wanted: list[tuple[int, str]]
 def _zeros(lens: Lens, layer: int, module: str) -> Tensor:
     size = lens.d_mlp if module == "ffn" else lens.backend_adapter.w_o(layer).shape[0]
     return torch.zeros(size, size, dtype=torch.float64, device=lens.device)
+
+
+def _hashed(texts: Iterable[str], digest: hashlib.blake2b | None = None) -> hashlib.blake2b:
+    """The hash that names a text, of its documents so far; goes on from `digest`."""
+    digest = hashlib.blake2b(digest_size=8) if digest is None else digest
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest
 
 
 def _chunks(stream: Iterator[str], size: int) -> Iterator[list[str]]:

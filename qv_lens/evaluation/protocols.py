@@ -108,8 +108,8 @@ def evaluate(
     if editor is None:
         frame["relative_norm"], frame["seconds"] = 0.0, 0.0
     frame.attrs.update({
-        "model": lens.name, "backend": lens.backend, "fingerprint": lens.fingerprint, "editor": repr(editor), "protocol": protocol,
-        "seed": seed, "batch_size": batch_size, "skipped": {str(i): reason for i, reason in run.skipped.items()},
+        **lens.label, "editor": repr(editor), "protocol": protocol, "seed": seed, "batch_size": batch_size,
+        "skipped": {str(i): reason for i, reason in run.skipped.items()},
     })  # fmt: skip
     return frame
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 
 import pandas as pd
 
-from qv_lens.errors import FactError, unknown
+from qv_lens.errors import FactError, QVLensError, unknown
 from qv_lens.facts.records import UNKNOWN, Case, EditCase, EditRequest, Fact, Groups, Hop, MultiHopCase, Probe
 
 Record = Mapping[str, Any]
@@ -112,7 +112,7 @@ def _records(source: str | Path) -> tuple[list[Any], list[int] | None]:
     """The records, an error in the place of a line that is no JSON; and of JSON lines where each stands."""
     path = Path(source)
     if not path.exists() and isinstance(source, str) and path.suffix not in (".json", ".jsonl"):
-        return _dataset(source), None
+        return list(dataset(source)), None
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
@@ -137,16 +137,20 @@ def _json(line: str) -> Any:
         return FactError(f"it is no JSON: {error}")
 
 
-def _dataset(source: str) -> list[Record]:
+def dataset(source: str, error: type[QVLensError] = FactError, *, streaming: bool = False) -> Iterator[Record]:
+    """The rows of a dataset's training split by name ("name", "name:config"); `streaming` fetches them as they are read.
+
+    Raises `error` where `datasets` is absent or the rows cannot be fetched.
+    """
     try:
         datasets = import_module("datasets")
-    except ImportError as error:
-        raise FactError(f"{source!r} is no file; for a dataset of that name: pip install 'qv_lens[data]'.") from error
+    except ImportError as cause:
+        raise error(f"{source!r} is no file; for a dataset of that name: pip install 'qv_lens[data]'.") from cause
     name, _, config = source.partition(":")
     try:
-        return list(datasets.load_dataset(name, config or None, split="train"))
-    except Exception as error:  # the hub's own errors are many
-        raise FactError(f"The dataset {source!r} cannot be loaded: {type(error).__name__}: {error}.") from error
+        yield from datasets.load_dataset(name, config or None, split="train", streaming=streaming)
+    except Exception as cause:  # the hub's own errors are many
+        raise error(f"The dataset {source!r} cannot be read: {type(cause).__name__}: {cause}.") from cause
 
 
 def _format(records: list[Any], source: str | Path) -> str:
@@ -230,7 +234,8 @@ def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
     made = []
     for i, hop in enumerate(hops):
         text = _text(hop["cloze"], "cloze")
-        subject, relation = (names[i][0] if len(names) == len(hops) else None, ids[i][1] if len(ids) == len(hops) else None)
+        subject = names[i][0] if len(names) == len(hops) else None
+        relation = ids[i][1] if len(ids) == len(hops) else None
         answer = _text(hop["answer"], "answer")
         made.append(Hop(_text(hop["question"], "question"), text, answer, _names(hop, "answer_alias"), subject, relation))
     return tuple(made)

@@ -321,6 +321,11 @@ class Lens:
         return Trace(tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v, self.weights)
 
     @property
+    def label(self) -> dict[str, str]:
+        """What results are labelled with: the model, its backend, and the fingerprint, or "patched" while a patch is applied."""
+        return {"model": self.name, "backend": self.backend, "fingerprint": "patched" if self.patches else self.fingerprint}
+
+    @property
     def weights(self) -> tuple[object, ...]:
         """What tells the weights in force from others: the model's fingerprint and the patches applied."""
         return (self.fingerprint, *self.patches)

@@ -185,9 +185,9 @@ def test_datasets_by_name(monkeypatch):
     assert read("good").cases[0].case_id == 5
     assert list(corpus("texts")) == ["one", "two"]
     for name, words in (("gone", "no network"), ("torn", "went dead")):
-        with pytest.raises(qv.QVLensError, match=f"dataset '{name}' cannot be loaded: ConnectionError: .*{words}"):
+        with pytest.raises(qv.QVLensError, match=f"dataset '{name}' cannot be read: ConnectionError: .*{words}"):
             read(name)
-    for name, words in (("gone", "no network"), ("torn", "went dead"), ("other", "no column 'text'")):
+    for name, words in (("gone", "no network"), ("torn", "went dead"), ("other", "expected in 'text'")):
         answers["torn"] = texts([{"text": "one"}])
         with pytest.raises(qv.QVLensError, match=words):
             list(corpus(name))
@@ -198,7 +198,7 @@ def test_what_is_no_file_of_records_is_told(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(qv.QVLensError, match=name):
             read(tmp_path / name)
-    with pytest.raises(qv.QVLensError, match=r"no file; for a dataset|cannot be loaded"):
+    with pytest.raises(qv.QVLensError, match=r"no file; for a dataset|cannot be read"):
         read("no-such/dataset")
     (tmp_path / "f.json").write_text(json.dumps([COUNTERFACT]))
     with pytest.raises(qv.QVLensError, match="holds edits"):
