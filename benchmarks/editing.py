@@ -159,15 +159,16 @@ def evaluation(count: int = 16) -> None:
             start = time.perf_counter()
             few = qv.evaluate(lens, cases, ["efficacy_acc"], editor, statistics=statistics, templates=templates)
             seconds.append(time.perf_counter() - start)
-            asked = frames[0][frames[0]["metric"] == "efficacy_acc"]
-            print(
-                f"evaluate {model} {method:<6} one metric: {seconds[2]:5.1f} s, all: ratio {seconds[0] / seconds[2]:.1f}; "
-                f"the same: {few['after'].tolist() == asked['after'].tolist()}"
-            )
             same = frames[0]["after"].equals(frames[1]["after"])
             print(
                 f"evaluate {model} {method:<6} {count} single edits: {seconds[0]:5.1f} s together, {seconds[1]:5.1f} s one by one, "
                 f"ratio {seconds[1] / seconds[0]:.1f}; every metric the same: {same}",
+                flush=True,
+            )
+            asked = frames[0][frames[0]["metric"] == "efficacy_acc"]
+            print(
+                f"evaluate {model} {method:<6} one metric: {seconds[2]:5.1f} s, all: ratio {seconds[0] / seconds[2]:.1f}; "
+                f"the same: {few['after'].tolist() == asked['after'].tolist()}",
                 flush=True,
             )
 

@@ -35,7 +35,7 @@ PARTS = {
 }
 #: what more a run on a file sets: of the bundled world's facts multi-hop accuracy is asked with cloze prompts, of a file's
 #: chains behind worked examples
-CHAINS = ("known=true", "blocks=EXAMPLES")
+CHAINS = ("known=true",)
 BEHIND = (*CHAINS, """'metrics=[["efficacy_acc", "multihop_cot"]]'""")
 MORE = {"multihop": CHAINS, "ace_table4": BEHIND, "ace_bottleneck": BEHIND}
 #: what makes a row another row
@@ -114,7 +114,7 @@ def written() -> str:
         "experiments/ledger.py` from `experiments/results/`; made on 2 CPU cores with the bundled models, which are small (12 layers) "
         "and were trained on an invented world: a claim that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the other way "
         "round. A real model's cells are empty until somebody has run the row's command (MODEL `EleutherAI/gpt-j-6B` or `Qwen/Qwen3-8B`, "
-        "NAME what follows its slash, FILE a dataset of facts or edits, TEXT a corpus for C0, EXAMPLES worked chains of thought; layer "
+        "NAME what follows its slash, FILE a dataset of facts or edits, TEXT a corpus for C0; layer "
         "numbers and letters of the paper's own model are in the file's first lines) and `python experiments/ledger.py --collect runs`. ± is half a 95% interval over cases; the cases of one batch and of one row of "
         "consecutive edits share one edit, so there it is too narrow. `single`, `batch`, `consecutive` and `multihop` come from "
         "`editors.toml`, or from the papers' own files named in the row.",

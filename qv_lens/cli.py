@@ -339,7 +339,8 @@ def evaluate(
     text
         Text for C0: world, a file, a folder, a dataset.
     blocks
-        A file of worked examples for multi-hop questions, parted by empty lines.
+        A file of worked examples for multi-hop questions, parted by empty lines (default: the bundled world's for its own
+        models, else ACE's five).
     out
         A CSV file for the rows, case by case.
     """

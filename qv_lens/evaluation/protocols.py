@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ def evaluate(
     `before` of multi-hop metrics counts the answers before the edit. A case that cannot be asked or edited has NaN as
     `after` and its reason in `.attrs["skipped"]`.
 
+    Warns of a metric named that none of the cases can be asked.
     Raises `ConfigError` for an unknown metric or protocol, or no case, `EditError` for what is no editor, or one that reads
     C0 where none is given.
     """
@@ -105,6 +107,9 @@ def evaluate(
             lens.revert()
     rows += [_row(i, cases[i], 0, name, (nan, nan), nan, nan) for i in run.skipped if i not in before for name in wanted]
     frame = pd.DataFrame(rows, columns=COLUMNS).sort_values(["step", "case"], kind="stable", ignore_index=True)
+    told = frame[frame["case"].isin(before)].groupby("metric")[["before", "after"]].count().sum(axis=1)
+    if metrics and (empty := told.index[told == 0].tolist()):
+        warnings.warn(f"These cases hold no prompt to measure {', '.join(empty)} by: the values are NaN.", stacklevel=2)
     if editor is None:
         frame["relative_norm"], frame["seconds"] = 0.0, 0.0
     frame.attrs.update({

@@ -9,6 +9,7 @@ import pandas as pd
 
 from qv_lens.errors import unknown
 from qv_lens.evaluation.metrics import begins, correct
+from qv_lens.facts.prompts import G2
 from qv_lens.facts.records import Hop, MultiHopCase, Probe
 from qv_lens.models.lens import Lens
 
@@ -16,12 +17,12 @@ How = Literal["cloze", "generate", "few_shot"]
 
 
 def known(
-    lens: Lens, cases: Sequence[MultiHopCase], how: How = "cloze", examples: Sequence[tuple[str, str]] = ()
+    lens: Lens, cases: Sequence[MultiHopCase], how: How = "cloze", examples: Sequence[tuple[str, str]] = G2
 ) -> tuple[list[MultiHopCase], pd.DataFrame]:
     """The cases all of whose hops the model answers, and what it said: `case, hop, prompt, answer, right`.
 
     `how`: 'cloze', the answer is the argmax at each token; 'generate', the greedy continuation of the cloze begins with it
-    or an alias; 'few_shot', that of "Q: <question> A:" behind worked `examples` (question, answer) as in Appendix G.2.
+    or an alias; 'few_shot', that of "Q: <question> A:" behind `examples` (question, answer; ACE's of Appendix G.2).
     """
     if how not in ("cloze", "generate", "few_shot"):
         raise unknown("How", how, ("cloze", "generate", "few_shot"))

@@ -91,6 +91,7 @@ def test_results_do_not_depend_on_the_company_a_case_is_in(tiny):
         assert mine["after"].tolist() == pytest.approx(alone["after"].tolist(), nan_ok=True)
 
 
+@pytest.mark.filterwarnings("ignore:These cases hold no prompt")
 @pytest.mark.parametrize("kind", ["facts", "chains"])
 def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
     lens, statistics = tiny

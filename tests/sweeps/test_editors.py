@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ import qv_lens as qv
 from qv_lens.editing.presets import presets
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.sweeps.engine import Context
-from qv_lens.sweeps.recipes.editors import RECIPE, Comparison, compare, drawn, table
+from qv_lens.sweeps.recipes.editors import RECIPE, Comparison, _metrics, compare, drawn, table
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 QUICK = {"count": 2, "documents": 300}
@@ -88,7 +89,7 @@ def test_bad_cells_say_what_is_wrong(context):
 
 
 def test_chains_of_a_file(context, tmp_path):
-    """Those that the model knows, in the file's format; worked examples only where a file of them is named."""
+    """Those that the model knows, in the file's format; of facts without questions multi-hop accuracy is not a silent NaN."""
     records = worldrecords.mquake(miniworld.build(0), 6, 5)
     for hop in records[0]["single_hops"]:
         hop["answer"] = "Nowhere"  # not what the model says
@@ -97,9 +98,25 @@ def test_chains_of_a_file(context, tmp_path):
     frame = compare(Comparison("toy-gptj", protocol="none", data=str(file), count=6, known=True), context)
     assert frame["case"].nunique() == 5
     assert (frame["unknown"] == 1).all()
-    assert "multihop_cot" not in set(frame["metric"])
-    with pytest.raises(qv.QVLensError, match="name a file of them with blocks="):
-        compare(Comparison("toy-gptj", protocol="none", data=str(file), count=6, metrics=("multihop_cot",)), context)
+    assert frame.loc[frame["metric"] == "multihop_cot", "before"].mean() == 1
+    with pytest.warns(UserWarning, match="no prompt to measure multihop_cot by"):
+        compare(Comparison("toy-gptj", protocol="none", metrics=("multihop_cot",), **QUICK), context)
+
+
+def test_worked_examples(context, tmp_path):
+    """A file's, the world's own for its models, else the five of ACE's Appendix G.1, which no model of the world knows."""
+    lens, other = context.lens("toy-gptj"), SimpleNamespace(name="other", tokenizer=SimpleNamespace(get_vocab=dict))
+    own, task = tmp_path / "blocks.txt", Comparison("toy-gptj", count=3)
+    own.write_text("Question: a?\nThoughts: b\nAnswer: c\n\nQuestion: d?\nThoughts: e\nAnswer: f\n")
+    named = drawn(replace(task, blocks=str(own)), lens).blocks
+    assert [block.split("\n")[2] for block in named] == ["Answer: c", "Answer: f"]
+    assert all(block.endswith("\n\n") for block in named)
+    assert len(drawn(task, lens).blocks) == 4
+    blocks = drawn(task, other).blocks
+    assert [block.split("Answer: ")[1].strip() for block in blocks] == [
+        "Washington, D.C.", "Japan", "Asia", "Jill Biden", "General Motors",
+    ]  # fmt: skip
+    assert "multihop_cot" in _metrics(replace(task, data="multihop"), drawn(replace(task, data="multihop"), lens))
 
 
 def test_seeds_take_different_cases_of_a_file(context, tmp_path):
@@ -123,17 +140,12 @@ def test_seeds_take_different_cases_of_a_file(context, tmp_path):
 
 def test_every_comparison_decides_on_a_file_too(context, tmp_path):
     """The metrics that the ledger's claims read are there for chains of a file as the run files' first lines ask for them."""
-    file, blocks = tmp_path / "cases.json", tmp_path / "blocks.txt"
+    file = tmp_path / "cases.json"
     file.write_text(json.dumps(worldrecords.mquake(miniworld.build(0), 4, 5)))
-    blocks.write_text("Question: What is X?\nThoughts: X is Y.\nAnswer: Y")
     for name in ("ace_table4", "ace_bottleneck"):
         head = (EXPERIMENTS / f"{name}.toml").read_text().split("recipe")[0]
-        assert (
-            '--set known=true --set blocks=multihop-cot-prompts.txt --set \'metrics=[["efficacy_acc", "multihop_cot"]]\'' in head
-        )
-    task = Comparison(
-        "toy-gptj", protocol="none", data=str(file), count=4, blocks=str(blocks), metrics=("efficacy_acc", "multihop_cot")
-    )
+        assert '--set known=true --set \'metrics=[["efficacy_acc", "multihop_cot"]]\'' in head
+    task = Comparison("toy-gptj", protocol="none", data=str(file), count=4, metrics=("efficacy_acc", "multihop_cot"))
     frame = compare(task, context)
     assert frame.loc[frame["metric"] == "multihop_cot", "before"].notna().all()
     assert compare(Comparison("toy-gptj", protocol="none", metrics="fluency", **QUICK), context)["metric"].eq("fluency").all()

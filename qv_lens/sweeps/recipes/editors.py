@@ -1,8 +1,9 @@
 """The comparison of editors: method x protocol x cases x seed -> every metric, case by case.
 
 1. `facts`: single edits with paraphrases, neighbours, multi-hop prompts, portability, locality, prompts for fluency;
-   `multihop`: MQuAKE's chains of 2 to 4 hops with 1 to 4 edits, asked behind worked examples. From the bundled world by
-   the task's seed, or from a file of the user's own (`data`: any format of `facts.benchmarks`; each seed takes others of it).
+   `multihop`: MQuAKE's chains of 2 to 4 hops with 1 to 4 edits, asked behind worked examples (ACE, Appendix G.1). From the
+   bundled world by the task's seed, or from a file of the user's own (`data`: any format of `facts.benchmarks`; each seed
+   takes others of it).
 2. Settings: the model's preset (`editing.presets`); `layers` changes ACE's: "located" (over multi-hop prompts on the
    cases' own relations), "value" and "query" (the located ones of one kind alone), "random 3" (as many, the third draw), "all".
 3. One of the protocols of `evaluation.protocols`; "none" asks the unedited model.
@@ -34,9 +35,10 @@ from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, evaluate, summary
 from qv_lens.evaluation.subset import known
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read, warn_of
+from qv_lens.facts.prompts import G1
 from qv_lens.facts.records import Case, MultiHopCase
 from qv_lens.models.lens import Lens
-from qv_lens.models.zoo import check_world
+from qv_lens.models.zoo import check_world, of_world
 from qv_lens.plots import method_bars, seconds_bars
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
@@ -56,7 +58,8 @@ class Comparison:
 
     `data`: 'facts', 'multihop', or a file. `count`: how many (0: 34, one batch, 100 consecutive).
     `known`: of a file's chains, only those all of whose hops the model answers (ACE, Appendix B.1).
-    `text`: for C0: 'world', a file, a dataset. `blocks`: a file of worked examples. `metrics`: names, () for those that fit.
+    `text`: for C0: 'world', a file, a dataset. `blocks`: a file of worked examples, parted by empty lines ('': the world's for
+    its own models, else ACE's five of Appendix G.1). `metrics`: names, () for those that fit.
     `layers`: which ones ACE edits (see above). `skip`: which of its best-ranked ones it does not, a letter each: 'q', 'v', 'qq'.
     `edited`: how many layers in all (0: the preset's number); ACE's are the located ones, others' lie up to the preset's
     highest, and above it where there are too few below.
@@ -130,14 +133,16 @@ class Drawn:
 
 
 def drawn(task: Comparison, lens: Lens) -> Drawn:
-    """The task's cases, and worked examples (of the world: about other entities as far as there are such; or a file's)."""
-    rng, world = random.Random(f"editors:{task.seed}"), miniworld.build(0)
-    blocks = tuple(block + "\n\n" for block in _text(task.blocks).strip().split("\n\n")) if task.blocks else ()
-    if task.data == "facts":
-        return Drawn(list(worldrecords.edit_cases(world, task.count, 2000 + task.seed)), blocks)
-    if task.data == "multihop":
-        cases = parse(worldrecords.mquake(world, task.count, 2000 + task.seed)).cases
-        return Drawn(list(cases), blocks or tuple(worldrecords.cot_blocks(world, SHOTS, _named(cases), rng)))
+    """What a task is measured on."""
+    world = miniworld.build(0)
+    if task.data in ("facts", "multihop"):
+        facts, seed = task.data == "facts", 2000 + task.seed
+        made = (
+            worldrecords.edit_cases(world, task.count, seed)
+            if facts
+            else parse(worldrecords.mquake(world, task.count, seed)).cases
+        )
+        return Drawn(list(made), _examples(task, lens, made))
     got = read(task.data, skip=True)
     warn_of(got.refused)
     found, upto, passed = random.Random("editors").sample(got.cases, len(got.cases)), (task.seed + 1) * task.count, 0
@@ -152,7 +157,19 @@ def drawn(task: Comparison, lens: Lens) -> Drawn:
             f"{task.data} holds {len(found)} {what}, none of them for seed {task.seed}: each seed takes {task.count} others. "
             "Fewer seeds (--set seed=[0]) or a smaller count."
         )
-    return Drawn(found[upto - task.count : upto], blocks, len(got.refused), passed)
+    mine = found[upto - task.count : upto]
+    return Drawn(mine, _examples(task, lens, mine), len(got.refused), passed)
+
+
+def _examples(task: Comparison, lens: Lens, cases: Sequence[Case]) -> tuple[str, ...]:
+    """The worked examples of the task's file; else, for a model of the bundled world, of that world, about other entities
+    than the cases as far as there are such; else ACE's own."""
+    if task.blocks:
+        return tuple(block + "\n\n" for block in _text(task.blocks).strip().split("\n\n"))
+    if of_world(lens):
+        rng = random.Random(f"editors:{task.seed}")
+        return tuple(worldrecords.cot_blocks(miniworld.build(0), SHOTS, _named(cases), rng))
+    return G1
 
 
 def _named(cases: Sequence[Case]) -> set[str]:
@@ -171,17 +188,12 @@ def _text(path: str) -> str:
 
 
 def _metrics(task: Comparison, found: Drawn) -> list[str]:
-    if not found.blocks and any(name.startswith("multihop_cot") for name in task.metrics):
-        raise ConfigError(
-            "multihop_cot asks behind worked examples: name a file of them with blocks=, on the command line --blocks (examples parted by empty lines, as "
-            "MQuAKE's multihop-cot-prompts.txt)."
-        )
     if task.metrics:
         return list(task.metrics)
     groups = {name for case in found.cases for name in questions(case)}
     forced = [name for name, (read, _) in FORCED.items() if any(group.startswith(read) for group in groups)]
     if isinstance(found.cases[0], MultiHopCase):
-        return [*forced, "multihop_direct", *(["multihop_cot", "multihop_cot_rate"] if found.blocks else [])]
+        return [*forced, "multihop_direct", "multihop_cot", "multihop_cot_rate"]
     return [*forced, "efficacy_gen", "paraphrase_gen", "fluency"]
 
 
