@@ -11,7 +11,8 @@ from deciding import Decide, ahead, beats, compared, curve, groups, reaches
 @dataclass(frozen=True)
 class Claim:
     """`source`, the paper's `words` and number, the `statistic`, the results it reads (`data`), what decides it, what the
-    official release or the paper's own set-up does to it (`release`), and its run file where that is not named like the data."""
+    official release or the paper's own set-up does to it (`release`), its run file where that is not named like the data, and
+    whether it compares the two models (`both`; then it is decided on the rows of both)."""
 
     source: str
     words: str
@@ -20,6 +21,7 @@ class Claim:
     decide: Decide
     release: str = ""
     file: str = ""
+    both: bool = False
 
 
 RELEASED = "value layers 23 to 25 are edited there (the paper: 26 to 28), and attention is written, which the paper denies"
@@ -46,6 +48,7 @@ CLAIMS = (
     Claim("ACE, Table 4", "leaving out the three best of six query layers costs 16.51%, all three of Qwen3's 22.29%", "multi-hop accuracy (which decides; cloze prompts of the bundled world, MQuAKE's questions of a file) and efficacy without half of the query layers", "ace_table4", rules.skipping("q"), RELEASED),
     Claim("ACE, Table 4", "leaving out the two best of three (five) value layers costs 26.87% / 40.45%", "the same, value layers: two of GPT-J's three and of Qwen3-8B's five, one of two here", "ace_table4", rules.skipping("v"), RELEASED),
     Claim("ACE, Table 4", "value layers matter more than query layers", "without the best query layer minus without the best value layer, multi-hop accuracy", "ace_table4", rules.values_matter_more, RELEASED),
+    Claim("ACE, section 6.4", "Qwen3-8B is more sensitive to the number of layers edited than GPT-J (Table 4)", "multi-hop accuracy lost without half of the query layers, and of the value layers, Qwen3 minus GPT-J", "ace_table4", rules.more_sensitive, RELEASED, both=True),
     Claim("ACE, project page", "at an equal number of layers (9 and 8) ACE is ahead of ROME, MEMIT and PMET", "multi-hop accuracy at 4 and 3 of 12 layers; ROME has one layer and is left out", "ace_bottleneck", rules.bottleneck, RELEASED),
     Claim("ACE, section 6.4", "GPT-J's query and value layers are the same for all domains, Qwen3's shift", "mean overlap of the best layers (3 of 28) between categories; above 0.8: the same", "ace_figure3", rules.invariance),
     Claim("ACE, section 6.4", "GPT-J's value layers lie far above its query layers, Qwen3's next to them", "distance of the means of the best (3 of 28) layers in shares of the depth, by category: above 0.2 (GPT-J), below (Qwen3)", "ace_figure3", rules.separation),

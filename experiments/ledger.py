@@ -125,17 +125,18 @@ def written() -> str:
         path = RESULTS / f"{claim.data}.parquet"
         frame = pd.read_parquet(path) if path.exists() else pd.DataFrame({"model": []})
         cells = []
-        for model in (*TOYS, *REAL):
-            mine = frame[frame["model"] == model]
-            if mine.empty:
-                cells.append("" if model in REAL else "not run")
-                continue
-            try:
-                told, verdict = claim.decide(mine)
-            except KeyError as missing:  # rows of a run that was stopped, or that varied something else
-                told, verdict = f"not measured: {missing}", OPEN
-            count[verdict] += model in TOYS
-            cells.append(f"**{verdict}**: {told}")
+        for models in (TOYS, REAL):
+            for asked in (models,) if claim.both else ((model,) for model in models):
+                mine = frame[frame["model"].isin(asked)]
+                if mine["model"].nunique() < len(asked):
+                    cells += ["" if models == REAL else "not run"] * len(asked)
+                    continue
+                try:
+                    told, verdict = claim.decide(mine)
+                except KeyError as missing:  # rows of a run that was stopped, or that varied something else
+                    told, verdict = f"not measured: {missing}", OPEN
+                count[verdict] += models == TOYS
+                cells += [*(["against the next column"] if claim.both else []), f"**{verdict}**: {told}"]
         row = [claim.source, claim.words, claim.statistic, *cells, claim.release, f"`{claim.data}`: {command(claim)}"]
         lines.append("| " + " | ".join(row) + " |")
     lines += [

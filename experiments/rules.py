@@ -284,6 +284,25 @@ def values_matter_more(frame: pd.DataFrame) -> Told:
     return beats(multihop(frame), "q", "v", "skip")(frame)
 
 
+def more_sensitive(frame: pd.DataFrame) -> Told:
+    """Of both models: without half of its layers of a kind the second (by name: Qwen3) loses more than the first (GPT-J)."""
+    frame, lines, verdicts = frame.assign(skip=frame["skip"].fillna("")), [], []
+    for letter, kind in (("q", "query"), ("v", "value")):
+        losses = []
+        for model, rows in frame.groupby("model"):
+            table, left_out = per_case(rows, multihop(rows), "skip"), LEFT_OUT[letter].get(str(model), letter)
+            if not {"", left_out} <= set(table):
+                return NOT_MEASURED
+            losses.append(difference(table[""], table[left_out]))
+        (gptj, a, n), (qwen, b, m) = losses
+        mean, half = qwen - gptj, (a**2 + b**2) ** 0.5  # two samples: the models' answers to a case are not a pair
+        lines.append(
+            f"{kind} layers: {share(gptj)} and {share(qwen)} lost ({100 * mean:+.1f} ± {100 * half:.1f} points, {n} and {m} cases)"
+        )
+        verdicts.append(decided(mean, half))
+    return "; ".join(lines), together(verdicts)
+
+
 def bottleneck(frame: pd.DataFrame) -> Told:
     """ACE against the better of MEMIT and PMET at the model's share of 9 of 28 layers (Qwen3: 8 of 36)."""
     count, metric, lines = EQUAL.get(str(frame["model"].iloc[0]), 0), multihop(frame), []

@@ -317,3 +317,15 @@ def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
     assert frame.groupby("model").size().to_dict() == {"toy-gptj": 2, "Qwen/Qwen3-8B": 2}
     assert frame["edits"].dtype.kind == "i"
     assert not (tmp_path / "results" / "single.parquet").exists()
+
+
+def test_which_model_loses_more():
+    """10 and 40 points lost without a query layer, 20 and 50 without a value layer: the second is the more sensitive one."""
+    kept = {"toy-gptj": {"": 0.9, "q": 0.8, "v": 0.7}, "toy-qwen3": {"": 0.9, "q": 0.5, "v": 0.4}}
+    frames = [edits("skip", multihop_acc=means).assign(model=model) for model, means in kept.items()]
+    told, verdict = rules.more_sensitive(pd.concat(frames))
+    assert verdict == HOLDS
+    assert "query layers: 10.0% and 40.0% lost (+30.0 ± 0.0 points, 12 and 12 cases)" in told
+    swapped = [frame.assign(model=model) for frame, model in zip(frames, ("toy-qwen3", "toy-gptj"), strict=True)]
+    assert rules.more_sensitive(pd.concat(swapped))[1] == FAILS
+    assert rules.more_sensitive(pd.concat([frames[0], frames[1][frames[1]["skip"] != "q"]])) == ("not measured", OPEN)
