@@ -20,7 +20,6 @@ from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.miniworld import Chain
 from qv_lens.models.lens import Lens
 
-SHOTS = 4
 TUNED = 16  # facts that experiments/edit_toys.py chose the presets on
 
 
@@ -65,8 +64,7 @@ def knowledge(lens: Lens, *, chains: int = 120, seed: int = 0) -> pd.DataFrame:
 
 
 def _by_thought(lens: Lens, world: miniworld.World, chains: Sequence[Chain], rng: random.Random) -> float:
-    """Share of chains whose first question is answered behind worked examples about other entities."""
-    names = {name for chain in chains[:1] for name in chain.entities}
-    blocks = worldrecords.cot_blocks(world, SHOTS, names, rng)
+    """Share of chains whose first question is answered behind worked examples about other entities as far as there are such."""
+    blocks = worldrecords.cot_blocks(world, {name for chain in chains for name in chain.entities}, rng)
     hits = chain_of_thought(lens, [[c.questions()[0]] for c in chains], [[c.answer] for c in chains], blocks)
     return sum(any(case) for case in hits) / len(hits)

@@ -97,8 +97,8 @@ def new_object(world: World, relation: Relation, avoid: Iterable[str], rng: rand
     return rng.choice([o for o in objects(world, relation) if o not in set(avoid)])
 
 
-def cot_blocks(world: World, count: int, avoid: Iterable[str], rng: random.Random) -> list[str]:
-    """Worked two- and three-hop examples that name as few of the entities in `avoid` as can be: none, where there are such."""
+def cot_blocks(world: World, avoid: Iterable[str], rng: random.Random, count: int = 4) -> list[str]:
+    """`count` worked two- and three-hop examples that name as few of the entities in `avoid` as can be: none, where there are such."""
     blocked, blocks, pools = set(avoid), [], []
     for hops in (2, 3):
         shared = [(len(blocked & set(c.entities)), c) for c in world.chains(hops) if world.seen(c)]

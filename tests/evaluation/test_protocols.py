@@ -183,7 +183,7 @@ def test_the_benchmarks_layouts_run_on_a_toy():
         *_read(worldrecords.counterfact(WORLD, 2)),
         *_read(worldrecords.knowedit(WORLD, 2)),
     ]
-    blocks = tuple(worldrecords.cot_blocks(WORLD, 4, (), random.Random(0)))
+    blocks = tuple(worldrecords.cot_blocks(WORLD, (), random.Random(0)))
     names = [*protocols.FORCED, "efficacy_gen", "multihop_cot", "fluency"]
     frame = evaluate(lens, cases, names, generation=Generation(blocks=blocks, fluency_tokens=20))
     before = frame.groupby("metric")["before"].mean()

@@ -65,7 +65,7 @@ def test_query_scores_agree_with_exact_removal(lens):
 def test_chain_of_thought(lens):
     rng = random.Random(1)
     chains = rng.sample([c for c in WORLD.chains(2) if not WORLD.seen(c)], 12)
-    blocks = worldrecords.cot_blocks(WORLD, 3, {name for c in chains for name in c.entities}, rng)
+    blocks = worldrecords.cot_blocks(WORLD, {name for c in chains for name in c.entities}, rng, 3)
     hits = chain_of_thought(lens, [[c.questions()[0]] for c in chains], [[c.answer] for c in chains], blocks)
     assert sum(map(any, hits)) >= 11
 

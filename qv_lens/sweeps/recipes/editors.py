@@ -44,7 +44,6 @@ from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
 
 LAYERS = ("preset", "located", "value", "query", "random", "all")
-SHOTS = 4
 #: what a run's figure draws, where it was measured
 SHOWN = (
     "efficacy_acc", "edit_success", "paraphrase_acc", "generality", "specificity_acc", "ctp_locality", "portability", "locality", "multihop_acc",
@@ -168,7 +167,7 @@ def _examples(task: Comparison, lens: Lens, cases: Sequence[Case]) -> tuple[str,
         return tuple(block + "\n\n" for block in _text(task.blocks).strip().split("\n\n"))
     if of_world(lens):
         rng = random.Random(f"editors:{task.seed}")
-        return tuple(worldrecords.cot_blocks(miniworld.build(0), SHOTS, _named(cases), rng))
+        return tuple(worldrecords.cot_blocks(miniworld.build(0), _named(cases), rng))
     return G1
 
 
