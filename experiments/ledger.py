@@ -195,11 +195,8 @@ def comparison() -> str:
                 chains = frame[frame["metric"] == "multihop_cot"]
                 frame = pd.concat([frame, chains.assign(metric="multihop_cot_" + chains["edits"].astype(str))])
             last = frame["step"] == frame.groupby(["method", "seed", "case"])["step"].transform("max")
-            before = frame[~last]
-            frame = frame[last]
-            curve = before.assign(metric=before["metric"] + "@" + before["step"].astype(str))
-            count = frame.drop_duplicates(["method", "seed", "case"]).groupby("method").size()
-            frame = pd.concat([frame, curve])
+            count = frame[last].drop_duplicates(["method", "seed", "case"]).groupby("method").size()
+            frame.loc[~last, "metric"] += "@" + frame.loc[~last, "step"].astype(str)  # along the way
             shown = [metric for metric in metrics if (frame["metric"] == metric).any()]
             lines += [
                 "",
