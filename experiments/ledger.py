@@ -23,7 +23,7 @@ from qv_lens.sweeps.store import load_run
 HERE = Path(__file__).parent
 RESULTS, LEDGER, COMPARISON = HERE / "results", HERE / "LEDGER.md", HERE / "COMPARISON.md"
 TOYS, REAL = ("toy-gptj", "toy-qwen3"), ("EleutherAI/gpt-j-6B", "Qwen/Qwen3-8B")
-DROPPED = ("task", "subject", "text", "metrics", "blocks", "documents", "editor", "written", "skipped")
+DROPPED = ("task", "subject", "text", "metrics", "blocks", "documents", "preset", "editor", "written", "skipped")
 #: parts of the comparison: whether of chains, the protocol, and the papers' files whose rows belong there
 PARTS = {
     "single": (False, "single", ("editors", "ace_table3", "kne_table1")),
