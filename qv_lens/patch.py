@@ -77,11 +77,16 @@ class Delta:
 
 @dataclass(frozen=True)
 class Patch:
-    """Deltas for one model. `info` tells how they came about: method, hyperparameters, facts, seed, norms, losses."""
+    """Deltas for one model. `info` tells how they came about: method, hyperparameters, facts, seed, norms, losses.
+
+    `kept`: what later edits by the same method read of this one while it is applied, by weight: of AlphaEdit K K^T of its
+    keys, of PRUNE the delta before it was restrained.
+    """
 
     deltas: dict[tuple[int, str], Delta]
     fingerprint: str
     info: dict[str, Any] = field(default_factory=dict)
+    kept: dict[tuple[int, str], Delta] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         where = ", ".join(f"{name}[{layer}]" for layer, name in self.deltas)
@@ -114,14 +119,16 @@ class Patch:
         if (target / "patch.json").exists():
             raise PatchError(f"{target} holds a patch already; nothing was written. Name another folder, or remove that one.")
         tensors = {}
-        for (layer, name), delta in self.deltas.items():
-            tensors[f"{layer}.{name}.left"] = delta.left.contiguous()
-            if delta.right is not None:
-                tensors[f"{layer}.{name}.right"] = delta.right.contiguous()
+        for prefix, parts in (("", self.deltas), ("kept.", self.kept)):
+            for (layer, name), delta in parts.items():
+                tensors[f"{prefix}{layer}.{name}.left"] = delta.left.contiguous()
+                if delta.right is not None:
+                    tensors[f"{prefix}{layer}.{name}.right"] = delta.right.contiguous()
         header = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "keys": [list(key) for key in self.deltas],
+            "kept": [list(key) for key in self.kept],
             "info": self.info,
         }
         try:
@@ -146,11 +153,16 @@ class Patch:
             tensors = load_file(source / "patch.safetensors")
             if header["format"] != FORMAT:
                 raise PatchError(f"{source} holds a patch of format {header['format']}; this version reads {FORMAT}.")
-            deltas = {
-                (int(layer), name): Delta(tensors[f"{layer}.{name}.left"], tensors.get(f"{layer}.{name}.right"))
-                for layer, name in header["keys"]
-            }
-            return cls(deltas, header["fingerprint"], header["info"])
+            deltas, kept = (
+                {
+                    (int(layer), name): Delta(
+                        tensors[f"{prefix}{layer}.{name}.left"], tensors.get(f"{prefix}{layer}.{name}.right")
+                    )
+                    for layer, name in keys
+                }
+                for prefix, keys in (("", header["keys"]), ("kept.", header.get("kept", ())))
+            )
+            return cls(deltas, header["fingerprint"], header["info"], kept)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise PatchError(f"{source} does not hold an intact patch: {type(error).__name__}: {error}.") from error
 

@@ -16,11 +16,12 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.keys import Prompts
-from qv_lens.editing.solve import identity, null_space, null_space_metric, prune, rect
+from qv_lens.editing.solve import Metric, identity, null_space, null_space_metric, prune, rect
 from qv_lens.editing.sweep import ClosedForm, Group, Pass, Solver, inverses
 from qv_lens.errors import EditError
 from qv_lens.facts.spans import FactToken
@@ -110,11 +111,25 @@ class RECT(MEMIT):
 
 @dataclass(frozen=True, kw_only=True)
 class PRUNE(MEMIT):
-    """PRUNE (Ma et al. 2024): MEMIT's whole delta, singular values above the weight's own largest one pulled in."""
+    """PRUNE (Ma et al. 2024): MEMIT's whole delta, singular values above the weight's own largest one pulled in.
+
+    Edits one after another go on from the weights as MEMIT alone would have left them; what is restrained is their sum,
+    against the weight before the first (not, as in AlphaEdit's repository, each on top of the others).
+    """
 
     def deltas(self, job: Job) -> Deltas:
-        found = super().deltas(job)
-        return {key: Delta(prune(job.original(*key), delta.dense())) for key, delta in found.items()}
+        before, out = {}, {}
+        for key in {key for patch in job.earlier(self) for key in patch.kept}:
+            mine = [patch for patch in job.earlier(self) if key in patch.kept]
+            whole = Delta.total([patch.kept[key] for patch in mine]).dense()
+            restrained = Delta.total([patch.deltas[key] for patch in mine]).dense()
+            before[key] = whole, restrained
+            job.write(*key, Delta(whole - restrained))
+        for key, delta in super().deltas(job).items():
+            whole, restrained = before.get(key, (0.0, 0.0))
+            job.kept[key] = delta
+            out[key] = Delta(prune(job.original(*key).double() - restrained, whole + delta.dense()) - restrained)
+        return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +137,8 @@ class AlphaEdit(ClosedForm):
     """AlphaEdit (Fang et al. 2025): updates projected into the null space of C0. Defaults: GPT-J's, of the authors' release.
 
     `threshold`: eigenvalues of C0 below it span the null space. It depends on the model's scale; the patch records the
-    rank of P. Keys of a batch are kept for the batches behind it (`edit(..., batch_size=)`).
+    rank of P. Keys of a batch are kept for the batches behind it (`edit(..., batch_size=)`), and with the patch for edits
+    made while it is applied.
     """
 
     layers: Group = (3, 4, 5, 6, 7, 8)
@@ -138,13 +154,19 @@ class AlphaEdit(ClosedForm):
         job.notes["rank_of_P"] = {str(layer): round(float(p.trace())) for layer, p in P.items()}
         if not all(job.notes["rank_of_P"].values()):
             raise EditError(f"No eigenvalue of C0 lies below threshold={self.threshold}: nothing could be written. Raise it.")
-        earlier: dict[int, list[Tensor]] = {layer: [] for layer in P}
+        earlier = [patch.kept for patch in job.earlier(self)]
 
         def learn(keys: dict[int, list[Tensor]]) -> None:
             for layer, found in keys.items():
-                earlier[layer] += found
+                K, mine = torch.cat(found, 1), job.kept.get((layer, "W_out"))
+                now = Delta(K, K.T.clone())  # cloned: a file holds no two views of one tensor
+                job.kept[layer, "W_out"] = now if mine is None else Delta.total([mine, now])
 
-        return Solver(lambda layer, module: null_space_metric(P[layer], earlier[layer], self.L2), lambda n: 1.0, learn)
+        def metric(layer: int, module: str) -> Metric:
+            parts = [kept[layer, "W_out"] for kept in (*earlier, job.kept) if (layer, "W_out") in kept]
+            return null_space_metric(P[layer], Delta.total(parts) if parts else None, self.L2)
+
+        return Solver(metric, lambda n: 1.0, learn)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ ENTROPY = (0.5, 2.0)
 @dataclass
 class Job:
     """What an editor works on. `batches`: requests that are edited together, one batch after another on the weights as
-    written so far. `losses` and `notes` are filled in by the editor and end up in the patch."""
+    written so far. `losses`, `notes` and `kept` are filled in by the editor and end up in the patch."""
 
     lens: Lens
     requests: list[EditRequest]
@@ -46,6 +46,7 @@ class Job:
     ahead: Ahead | None = None
     losses: list[Any] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    kept: Deltas = field(default_factory=dict)
     saved: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     used: tuple[str, ...] = ()
 
@@ -58,6 +59,10 @@ class Job:
         """Contexts with `{}`: those given to `edit`, or sampled from the model (recorded)."""
         self.used = self.templates if self.templates is not None else contexts(self.lens, self.seed, style)
         return self.used
+
+    def earlier(self, editor: object) -> list[Patch]:
+        """The patches in force that an editor of the same kind made, oldest first."""
+        return [patch for patch in self.lens.patches if patch.info.get("method") == type(editor).__name__]
 
     def moments(self) -> Statistics:
         """C0. Raises `EditError` where none was given."""
@@ -107,7 +112,8 @@ def edit(
     `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`; None samples them from the
     model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
     `held_out`: texts on which the entropy of the next token is measured before and after, and recorded.
-    `ahead`: z* that were searched for many edits of the same weights together (`sweep.search_ahead`).
+    `ahead`: z* that were searched for many edits of the same weights together (`sweep.search_ahead`). Patches in force
+    count as earlier edits: AlphaEdit spares their keys and PRUNE restrains the sum, where they are their own.
 
     Warns where weights or entropy leave their range: a model about to collapse.
     Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests, `FactError` for
@@ -135,7 +141,7 @@ def edit(
     finally:
         job.restore()
     deltas = dict(sorted(deltas.items()))
-    patch = Patch(deltas, fingerprint, {**_info(job, editor), **_measured(lens, deltas)})
+    patch = Patch(deltas, fingerprint, {**_info(job, editor), **_measured(lens, deltas)}, job.kept)
     return replace(patch, info={**patch.info, "entropy": _entropies(lens, patch, held_out)}) if held_out else patch
 
 

@@ -61,12 +61,11 @@ def null_space(C0: Float[Tensor, "d_mlp d_mlp"], threshold: float) -> Float[Tens
     return U0 @ U0.T
 
 
-def null_space_metric(P: Float[Tensor, "d_mlp d_mlp"], earlier: list[Float[Tensor, "d_mlp n"]], L2: float) -> Metric:
-    """K -> (P Kp Kp^T P + L2 I)^-1 P K, Kp the keys of earlier batches (AlphaEdit)."""
+def null_space_metric(P: Float[Tensor, "d_mlp d_mlp"], earlier: Delta | None, L2: float) -> Metric:
+    """K -> (P Kp Kp^T P + L2 I)^-1 P K; `earlier`: Kp Kp^T, Kp the keys of earlier facts (AlphaEdit)."""
     system = L2 * torch.eye(len(P), dtype=P.dtype, device=P.device)
-    if earlier:
-        seen = P @ torch.cat(earlier, 1)
-        system = system + seen @ seen.T
+    if earlier is not None:
+        system = system + (P @ earlier.left) @ (P if earlier.right is None else earlier.right @ P)
     factor = torch.linalg.cholesky(system)
     return lambda K: torch.cholesky_solve(P @ K.double(), factor)
 

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from qv_lens.editing.edit import Editor, check_editor, check_requests, check_statistics, edit
+from qv_lens.editing.edit import Deltas, Editor, check_editor, check_requests, check_statistics, edit
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.sweep import ClosedForm, search_ahead
 from qv_lens.editing.targets import Ahead
@@ -299,12 +299,16 @@ def _compatible(cases: Sequence[Case], good: Sequence[int], size: int) -> list[l
 
 def total(patches: Sequence[Patch]) -> Patch:
     """Several patches of one model as one. Sums that would hold more factors than the weight has rows become dense."""
-    keys = sorted({key for patch in patches for key in patch.deltas})
-    deltas = {}
-    for key in keys:
-        found = Delta.total([patch.deltas[key] for patch in patches if key in patch.deltas])
-        deltas[key] = Delta(found.dense()) if found.right is not None and found.left.shape[1] > min(found.shape) else found
-    return Patch(deltas, patches[0].fingerprint, patches[-1].info)
+
+    def added(parts: Sequence[Deltas]) -> Deltas:
+        sums = {}
+        for key in sorted({key for part in parts for key in part}):
+            found = Delta.total([part[key] for part in parts if key in part])
+            sums[key] = Delta(found.dense()) if found.right is not None and found.left.shape[1] > min(found.shape) else found
+        return sums
+
+    deltas, kept = added([patch.deltas for patch in patches]), added([patch.kept for patch in patches])
+    return Patch(deltas, patches[0].fingerprint, patches[-1].info, kept)
 
 
 def _largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> float:

@@ -14,6 +14,7 @@ from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, pru
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
 from qv_lens.errors import EditError
+from qv_lens.evaluation.protocols import total
 from qv_lens.patch import Delta
 from tests.attribution.test_gradients import hf_name
 from tests.attribution.test_value import FACTS
@@ -97,7 +98,7 @@ def test_alphaedit_solves_the_published_system_and_spares_what_c0_knows():
     P = null_space(C0, 1e-9)
     assert round(float(P.trace())) == 12
     K, Kp, R = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((20, 3), (20, 4), (6, 3)))
-    ours = solve(null_space_metric(P, [Kp], L2), K, R, 1.0).dense()
+    ours = solve(null_space_metric(P, Delta(Kp, Kp.T), L2), K, R, 1.0).dense()
     direct = torch.linalg.solve(P @ (K @ K.T + Kp @ Kp.T) + L2 * torch.eye(20, dtype=torch.float64), P @ K @ R.T)
     torch.testing.assert_close(ours, direct, atol=1e-10, rtol=1e-8)
     assert (ours.T @ known).abs().max() < 1e-10
@@ -285,6 +286,42 @@ def test_batches_are_edited_one_after_another():
     apart = qv.edit(lens, REQUESTS, alpha, statistics=statistics, templates=templates, batch_size=1)
     joint = qv.edit(lens, REQUESTS, alpha, statistics=statistics, templates=templates)
     assert not torch.allclose(apart.deltas[0, "W_out"].dense(), joint.deltas[0, "W_out"].dense())
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_edits_in_a_row_know_of_those_before(tmp_path, dense):
+    """AlphaEdit's keys and PRUNE's whole delta go with the patch, also through a file and as a sum: three edits, each
+    applied before the next, are three batches of one; PRUNE's are MEMIT's in a row, restrained once against the first weight."""
+    lens = tiny_lens("gptj", dtype=torch.float64)
+    statistics, templates = covariance(lens, TEXTS, range(2)), ("{}",)
+    requests, options = (
+        [*REQUESTS, qv.Fact("{} works for", "Ada Quist", "Nortek").to("Paris")],
+        {"statistics": statistics, "templates": templates},
+    )
+    memit = {"layers": (0, 1), "lam": 1e-4, "steps": 12, "lr": 2.0, "clamp": 60.0}
+    for editor in (qv.AlphaEdit(layers=(0, 1), threshold=1.0, L2=0.1, steps=6), qv.PRUNE(**memit)):
+        first, last = qv.edit(lens, requests[0], editor, **options), None
+        first.save(tmp_path / type(editor).__name__)
+        lens.apply(total([qv.Patch.load(tmp_path / type(editor).__name__)]))
+        for request in requests[1:]:
+            last = qv.edit(lens, request, editor, **options)
+            if dense:  # one patch in force, as consecutive evaluation has it
+                last = total([lens.revert(), last])
+            lens.apply(last)
+        now = {layer: lens.w_out(layer).clone() for layer in (0, 1)}
+        while lens.patches:
+            lens.revert()
+        whole = qv.edit(lens, requests, editor, batch_size=1, **options)
+        for layer, weight in now.items():
+            torch.testing.assert_close(weight - lens.w_out(layer), whole.deltas[layer, "W_out"].dense(), atol=1e-8, rtol=1e-6)
+    sums = qv.edit(lens, requests, qv.MEMIT(**memit), batch_size=1, **options)
+    for layer, weight in now.items():
+        W0, D = lens.w_out(layer), sums.deltas[layer, "W_out"].dense()
+        U, s, V = torch.linalg.svd(D)
+        limit = torch.linalg.svdvals(W0)[0]
+        assert s[0] > limit  # there is something to restrain
+        s = torch.where(s > limit, (s / limit).log() + limit, s)
+        torch.testing.assert_close(weight, W0 + U[:, : len(s)] @ torch.diag(s) @ V[: len(s)], atol=1e-8, rtol=1e-6)
 
 
 def test_bad_requests_and_failures_leave_the_weights(monkeypatch):

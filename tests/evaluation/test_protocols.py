@@ -82,6 +82,7 @@ def test_an_editor_in_the_place_of_the_metrics_is_told(tiny, metrics):
         evaluate(tiny[0], CASES, metrics)
 
 
+@pytest.mark.filterwarnings("ignore:These cases hold no prompt")
 def test_results_do_not_depend_on_the_company_a_case_is_in(tiny):
     lens, _ = tiny
     together = evaluate(lens, CASES, [*protocols.FORCED, *GENERATED])
