@@ -99,6 +99,19 @@ def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> D
     return decide
 
 
+def best(metrics: Sequence[str], one: str, by: str) -> Decide:
+    """`one` is above all others that were measured, by each metric."""
+
+    def decide(frame: pd.DataFrame) -> Told:
+        rivals = sorted(set(frame[by].dropna()) - {one})
+        told = {metric: ahead(metric, one, rivals, by)(frame) for metric in metrics}
+        if NOT_MEASURED in told.values():
+            return NOT_MEASURED
+        return "; ".join(f"{metric} {words}" for metric, (words, _) in told.items()), together([v for _, v in told.values()])
+
+    return decide
+
+
 def beats(metric: str, one: str | float, other: str | float, by: str = "method") -> Decide:
     """`one` is above `other`."""
     return compared((metric,), one, other, by)

@@ -13,16 +13,15 @@ import pandas as pd
 
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics
-from qv_lens.evaluation.metrics import accuracy
-from qv_lens.evaluation.multihop import chain_of_thought
+from qv_lens.evaluation.metrics import accuracy, mean, measured
+from qv_lens.evaluation.probes import Generation, look
 from qv_lens.evaluation.protocols import evaluate, summary
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.miniworld import Chain
+from qv_lens.facts.records import MultiHopCase
 from qv_lens.models.lens import Lens
 
-TUNED = 16  # facts that experiments/edit_toys.py chose the presets on
-
-
+TUNED = 16  # the presets were chosen on the first 8 of them (experiments/edit_toys.py)
 COLUMNS = ["measure", "wanted", "measured", "of"]
 
 
@@ -66,5 +65,8 @@ def knowledge(lens: Lens, *, chains: int = 120, seed: int = 0) -> pd.DataFrame:
 def _by_thought(lens: Lens, world: miniworld.World, chains: Sequence[Chain], rng: random.Random) -> float:
     """Share of chains whose first question is answered behind worked examples about other entities as far as there are such."""
     blocks = worldrecords.cot_blocks(world, {name for chain in chains for name in chain.entities}, rng)
-    hits = chain_of_thought(lens, [[c.questions()[0]] for c in chains], [[c.answer] for c in chains], blocks)
-    return sum(any(case) for case in hits) / len(hits)
+    cases = [MultiHopCase(i, (), (chain.questions()[0],), chain.answer, chain.answer) for i, chain in enumerate(chains)]
+    told = look(lens, cases, Generation(kinds=("cot",), blocks=tuple(blocks)), ())
+    return mean(
+        [measured(case, ["multihop_cot"], one, one, edited=False)["multihop_cot"] for case, one in zip(cases, told, strict=True)]
+    )

@@ -9,7 +9,8 @@
     portability    mean over its groups of that share; locality: share of tokens whose argmax is what it was (KnowEdit)
     instance_wise  all hops of the new chain are right (MQuAKE); its edit-wise accuracy is efficacy_acc
     multihop_cot   any of a case's questions is answered right behind worked examples; `_cot_rate`: share of the questions
-    fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams (ROME; papers print it times 100)
+    fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams of the prompt and 100 more tokens (ROME:
+                   100 tokens with the prompt; longer texts have more entropy; papers print it times 100)
     ctp_score      mean of edit_success, generality and `ctp_locality`: that of neighbours and the groups of locality (CTP, EasyEdit)
 
 Aliases count in continuations (`_gen`, `_cot`, `multihop_direct`), not under teacher forcing, which asks for one answer's tokens.

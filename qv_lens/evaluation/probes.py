@@ -65,7 +65,8 @@ class Look:
 @dataclass(frozen=True)
 class Generation:
     """How prompts are continued: `blocks` are worked examples in front of multi-hop questions (ACE, Appendix G.1);
-    fluency samples from the `top_k` likeliest tokens with `seed` (ROME)."""
+    fluency samples `fluency_tokens` more tokens from the `top_k` likeliest (ROME: up to 100 tokens with the prompt's). `evaluate`
+    sets `kinds` by what the metrics need, and its own `seed`."""
 
     kinds: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()

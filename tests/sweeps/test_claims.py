@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import ledger  # pyright: ignore[reportMissingImports]
 import rules  # pyright: ignore[reportMissingImports]
-from deciding import FAILS, HOLDS, OPEN, ahead, beats, compared, curve, groups, lost, reaches  # pyright: ignore[reportMissingImports]
+from deciding import FAILS, HOLDS, OPEN, ahead, beats, best, compared, curve, groups, lost, reaches  # pyright: ignore[reportMissingImports]
 
 
 def edits(column: str, **metrics: dict) -> pd.DataFrame:
@@ -63,10 +63,21 @@ def test_groups_of_modules():
     assert groups(("locality",), ("['W_out']",))(frame)[1] == FAILS
 
 
-def layers(**best: list[int]) -> pd.DataFrame:
+def test_the_best_of_all_is_above_each_of_them():
+    """A low mean of the others does not do: the strongest of them counts, by every metric."""
+    success = {"['W_out']": 0.9, "['W_O']": 0.5, "['W_K']": 0.1}
+    assert best(("success",), "['W_out']", "parameters")(edits("parameters", success=success))[1] == HOLDS
+    frame = edits("parameters", success=success, portability={"['W_out']": 0.4, "['W_O']": 0.6, "['W_K']": 0.0})
+    told, verdict = best(("success", "portability"), "['W_out']", "parameters")(frame)
+    assert verdict == FAILS
+    assert "['W_out'] − ['W_O'] -20.0" in told
+    assert best(("success",), "['W_gate']", "parameters")(frame) == ("not measured", OPEN)
+
+
+def layers(**first_ones: list[int]) -> pd.DataFrame:
     """Ranks of 28 layers per category, both parts alike: the named ones first."""
     rows = []
-    for category, first in best.items():
+    for category, first in first_ones.items():
         order = [*first, *(layer for layer in range(28) if layer not in first)]
         for part, rank in itertools.product(("ffn", "attn"), range(28)):
             rows.append({"category": category, "part": part, "layer": order[rank], "rank": rank + 1, "score": 1.0 / (rank + 1)})
