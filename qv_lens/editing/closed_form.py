@@ -13,7 +13,7 @@ Sources: the papers named at each class, and their released code.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -46,11 +46,8 @@ class ROME(ClosedForm):
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         layer = lens.check_layer(self.layer)
-        one = Pass(
-            ((layer,),), self.at(lens.backend_adapter.mlp_out(layer)), "linear", self.fact_token, average="mean",
-            read_clean=self.read_clean, mean_value=not self.read_clean,
-        )  # fmt: skip
-        return (one,)
+        search = replace(self.at(lens.backend_adapter.mlp_out(layer)), mean=not self.read_clean)
+        return (Pass(((layer,),), search, "linear", self.fact_token, average="mean", read_clean=self.read_clean),)
 
     @property
     def reads_statistics(self) -> bool:
@@ -62,7 +59,7 @@ class ROME(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class RROME(ROME):
-    """R-ROME (Gupta et al. 2024): ROME with one averaged key (and value) in both places."""
+    """R-ROME (Gupta et al. 2024): ROME with one averaged key in both places, and values averaged the same way: R = delta."""
 
     read_clean = False
 

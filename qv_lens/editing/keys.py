@@ -149,3 +149,8 @@ def mean_over_contexts(rows: Rows, x: Float[Tensor, "row d"], average: Average =
 def clean_values(rows: Rows, x: Float[Tensor, "row d"]) -> Float[Tensor, "fact d"]:
     """The rows of the bare prompts."""
     return x[list(rows.clean)]
+
+
+def values(rows: Rows, x: Float[Tensor, "row d"], mean: bool) -> Float[Tensor, "fact d"]:
+    """A site's value for each fact: its bare prompt's, or the mean over its contexts (R-ROME)."""
+    return mean_over_contexts(rows, x, "mean") if mean else clean_values(rows, x)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qv_lens.editing.edit import Deltas, Job
-from qv_lens.editing.keys import Average, Prompts, Rows, clean_values, contexts, mean_over_contexts, read, rows_of
+from qv_lens.editing.keys import Average, Prompts, Rows, clean_values, contexts, mean_over_contexts, read, rows_of, values
 from qv_lens.editing.solve import Metric, inverse_of, solve
 from qv_lens.editing.targets import Ahead, Search, Targets, search
 from qv_lens.errors import EditError, unknown
@@ -38,7 +38,7 @@ Group = tuple[int, ...]
 @dataclass(frozen=True)
 class Pass:
     """One search of z* and one sweep. `modules`: what is written, 'ffn' and, before it, 'attn'. `read_clean`: ROME's
-    separate key of the bare prompt; `mean_value`: R-ROME's value averaged as its key is."""
+    separate key of the bare prompt."""
 
     groups: tuple[Group, ...]
     search: Search
@@ -48,7 +48,6 @@ class Pass:
     modules: tuple[Literal["ffn", "attn"], ...] = ("ffn",)
     average: Average = "halves"
     read_clean: bool = False
-    mean_value: bool = False
 
     @property
     def z_layer(self) -> int:
@@ -174,7 +173,7 @@ def _write(
             for module in one.modules:
                 site = one.search.sites[0 if module == "ffn" else 1]
                 now = read(lens, rows, (site,), (at, stream), one.z_layer + 1)[site]
-                cur = mean_over_contexts(rows, now, one.average) if one.mean_value else clean_values(rows, now)
+                cur = values(rows, now, one.search.mean)
                 z = targets.z_of[0 if module == "ffn" else 1]
                 R = (z - cur.double()).T / (left if one.share == "linear" else sqrt(left))
                 mean, bare = K[module]

@@ -7,7 +7,7 @@ every prompt of its fact, the KL prompt included, and minimises (MEMIT; ACE Eq. 
         + wd * ||delta|| / ||init||^2
 
 1. it = 0 .. steps - 1: forward; a fact stops when L < 0.05, all stop at the last iteration (so steps - 1 updates).
-2. Step; project ||delta|| <= clamp * ||init||.  v* = init + delta, init the site's value on the bare prompt.
+2. Step; project ||delta|| <= clamp * ||init||.  v* = init + delta, init the site's value on the bare prompt (`mean`: over all).
 3. PMET (`drop`): delta at attention and FFN output together, each with its own clamp; phi falls to 0.1 on steps where
    the new answer is the argmax at every position of every prompt, and the fact then also stops once mu * KL <= 0.01.
 """
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from qv_lens.editing.keys import Rows, clean_values, read
+from qv_lens.editing.keys import Rows, read, values
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import FactToken, tokenize
@@ -38,7 +38,8 @@ APART = 128  # rows above which a pass is split by length: measured, even at 12 
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of the search for v*: `sites` are hook names, one delta each; the first one's target is used."""
+    """Settings of the search for v*: `sites` are hook names, one delta each; the first one's target is used. `mean`: init,
+    and what R is measured from, averaged over the contexts (R-ROME) and not the bare prompt's."""
 
     sites: tuple[str, ...]
     steps: int
@@ -47,6 +48,7 @@ class Search:
     clamp: float
     kl: float
     drop: bool = False
+    mean: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class _Problem:
         self.length = torch.tensor([len(row) for row in self.ids], device=device) - self.first
         start = (self.z_layer, self.below[:contexts, : max(map(len, rows.heads))])
         inits = read(lens, rows, settings.sites, start, self.z_layer + 1)
-        self.inits = [clean_values(rows, inits[site]) for site in settings.sites]
+        self.inits = [values(rows, inits[site], settings.mean) for site in settings.sites]
         self.deltas = [torch.zeros_like(init, requires_grad=True) for init in self.inits]
         self.kl_start: Tensor | None = None
 

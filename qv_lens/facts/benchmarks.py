@@ -18,6 +18,7 @@ Keys of edits that nothing here reads are kept in the case's `extra`.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -194,13 +195,28 @@ def _mquake(record: Record) -> MultiHopCase:
             fact = Fact(
                 fact.prompt, fact.subject, fact.answer, fact.relation, paraphrases=(question.replace(fact.subject, "{}"),)
             )
-        via = (clozes or questions) if hop == len(new_hops) - 1 and len(new_hops) > 1 else ()
+        via = _names(rewrite, "via") if "via" in rewrite else _leading_to(fact, new_hops, hop)
         edits.append(fact.to(_object(rewrite, "target_new"), via))
     return MultiHopCase(
         _number(record, "case_id"), tuple(edits), questions, _text(record["answer"], "answer"), _text(record["new_answer"], "new_answer"),
         _names(record, "answer_alias"), _names(record, "new_answer_alias"), hops, new_hops, edited, clozes,
         _extra(record, "case_id", "requested_rewrite", "questions", "answer", "new_answer", "answer_alias", "new_answer_alias", "clozes"),
     )  # fmt: skip
+
+
+def _leading_to(fact: Fact, hops: tuple[Hop, ...], hop: int) -> tuple[str, ...]:
+    """A two-hop prompt that ends at the fact: the hop before as a noun phrase in the subject's place, where its question or
+    cloze can be put so ("What is the capital of Ghana?", "Who founded Intel?"). What the case is asked is never used."""
+    if not hop:
+        return ()
+    before = hops[hop - 1]
+    forms = ((r"(?:What|Who|Which) (?:is|are|was|were) (the .+)\?", "", before.question), (r"The (.+) (?:is|are)", "the ", before.cloze),
+             (r"Who ((?!is |are |was |were ).+)\?", "the one who ", before.question))  # fmt: skip
+    for form, start, text in forms:
+        if found := re.fullmatch(form, text):
+            asked = fact.prompt.replace("{}", start + found[1])
+            return (asked[0].upper() + asked[1:],)
+    return ()
 
 
 def _rewrites(record: Record) -> list[Record]:

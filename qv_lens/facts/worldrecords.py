@@ -7,7 +7,7 @@ layouts, so that one reader and one evaluation serve the bundled world and the r
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from qv_lens.facts.miniworld import Chain, World, capitalise
@@ -62,11 +62,19 @@ def chains_through(world: World, chain: Chain, new: str) -> list[tuple[Chain, Ch
     return pairs
 
 
-def edit_case(world: World, chain: Chain, new: str, rng: random.Random, neighbour_count: int = 8, via: int = 4) -> EditCase:
+def leading_to(world: World, fact: Chain, avoid: Collection[str] = (), count: int = 4) -> list[str]:
+    """Two-hop prompts that end at a fact, over triples whose object is its subject (IFMET's supplementary ones), without
+    those in `avoid`; none where nothing leads to the subject."""
+    into = [(s, r) for (s, id), o in sorted(world.triples.items()) if o == fact.subject for r in world.relations(s) if r.id == id]
+    texts = [Chain((relation, *fact.relations), (s, *fact.entities)).cloze() for s, relation in into]
+    return [text for text in texts if text not in avoid][:count]
+
+
+def edit_case(world: World, chain: Chain, new: str, rng: random.Random, neighbour_count: int = 8) -> EditCase:
     """An edit of one fact with its paraphrases, neighbours, the two-hop prompts that depend on it, and KnowEdit's groups."""
     fact = as_fact(world, chain)
     through = chains_through(world, chain, new)
-    request = fact.to(new, [after.cloze() for _, after in through[:via]])
+    request = fact.to(new, leading_to(world, chain))
     paraphrases = tuple(request.target.with_prompt(prompt) for prompt in fact.paraphrases)
     onward = tuple((as_fact(world, before), as_fact(world, after)) for before, after in through)
     near = tuple(neighbours(world, chain, neighbour_count, rng))
@@ -156,6 +164,7 @@ def _mquake_record(world: World, case_id: int, old: Chain, new: Chain, where: li
             "target_true": _true(world, new, hop, ids),
             "subject": new.entities[hop],
             "question": new.relations[hop].question.format(new.entities[hop]),
+            "via": leading_to(world, Chain((new.relations[hop],), new.entities[hop : hop + 2]), (old.cloze(),)),
         }  # fmt: skip
         for hop in where
     ]

@@ -9,7 +9,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.editing.edit import Job
-from qv_lens.editing.keys import contexts, rows_of
+from qv_lens.editing.keys import contexts, read, rows_of
 from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, prune, rect, solve
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
@@ -286,6 +286,20 @@ def test_batches_are_edited_one_after_another():
     apart = qv.edit(lens, REQUESTS, alpha, statistics=statistics, templates=templates, batch_size=1)
     joint = qv.edit(lens, REQUESTS, alpha, statistics=statistics, templates=templates)
     assert not torch.allclose(apart.deltas[0, "W_out"].dense(), joint.deltas[0, "W_out"].dense())
+
+
+def test_r_rome_is_symmetrical():
+    """With several contexts: the mean key is answered by the mean value moved by delta, and by nothing else."""
+    lens = tiny_lens("gptj", dtype=torch.float64)
+    templates = ("{}", "It is known. {}", "Some say. {}")
+    rows = rows_of(lens, REQUESTS[:1], templates, "subject_last")
+    key, out = (lens.backend_adapter.coefficient(1), lens.backend_adapter.mlp_out(1))
+    k, v = (read(lens, rows, (site,))[site].mean(0) for site in (key, out))
+    still = qv.edit(lens, REQUESTS[0], qv.RROME(layer=1, steps=1, mom2_adjustment=False), templates=templates)  # delta = 0
+    assert still.deltas[1, "W_out"].norm() < 1e-10
+    patch = qv.edit(lens, REQUESTS[0], qv.RROME(layer=1, steps=8, clamp=0.5, mom2_adjustment=False), templates=templates)
+    moved = k @ patch.deltas[1, "W_out"].dense()
+    assert 1e-3 < float(moved.norm()) <= 0.5 * float(v.norm()) + 1e-9  # delta, within its clamp of the mean value's norm
 
 
 @pytest.mark.parametrize("dense", [False, True])

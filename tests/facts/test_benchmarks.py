@@ -12,9 +12,10 @@ import pytest
 import qv_lens as qv
 from qv_lens.case_study import corpus
 from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.benchmarks import named, parse, plain_facts, read
+from qv_lens.facts.benchmarks import _leading_to, named, parse, plain_facts, read
 from qv_lens.facts.categories import labelled, of_relation
-from qv_lens.facts.records import UNKNOWN, Probe
+from qv_lens.facts.records import UNKNOWN, Fact, Hop, Probe
+from qv_lens.facts.world_data import RELATIONS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SAMPLES = {  # file: format, records read, records refused
@@ -210,8 +211,9 @@ def test_the_worlds_own_files_read_back():
     chains = parse(worldrecords.mquake(world, 9)).cases
     assert sorted({len(case.edits) for case in chains}) == [1, 2, 3, 4]
     for case in chains:
-        ends = [r for r in case.edits if case.edited[case.edits.index(r)] == len(case.new_hops) - 1]
-        assert all(r.via == case.clozes for r in ends)  # multi-hop prompts that end at the fact
+        asked = {*case.clozes, *case.questions, *(hop.cloze for hop in (*case.hops, *case.new_hops))}
+        assert not asked & {text for request in case.edits for text in request.via}
+    assert any(request.via for case in chains for request in case.edits)
     assert len(parse(worldrecords.counterfact(world, 5)).cases) == len(parse(worldrecords.knowedit(world, 5)).cases) == 5
     by = named(chains, of_relation)
     assert set(by) <= {
@@ -234,3 +236,34 @@ def test_the_labeller_is_only_what_is_passed():
     assert "Question: Who?" in asked[0]
     with pytest.raises(qv.QVLensError, match=r"Main\|Sub"):
         labelled(["Who?"], lambda prompt: "Sports")
+
+
+def test_what_leads_to_a_fact_ends_at_it():
+    """In the world with the edit made, each multi-hop prompt of a request is a two-hop chain answered by the new object, and
+    none is asked of the case."""
+    world, found, relations = miniworld.build(0), 0, {r.id: r for r in RELATIONS}
+    for case in worldrecords.edit_cases(world, 60, 3):
+        fact, new = case.request.fact, case.request.new
+        edited, told = {**world.triples, (fact.subject, fact.relation): new}, {}
+        for (s, first), o in edited.items():
+            for second in (r for r in RELATIONS if (o, r.id) in edited):
+                text = second.cloze[0].format(relations[first].noun[0].format(s))
+                told[text[0].upper() + text[1:]] = edited[o, second.id]
+        for text in case.request.via:
+            assert told[text] == new, text
+            found += 1
+        assert not {probe.text for pair in case.onward for probe in pair} & set(case.request.via)
+    assert found > 20
+
+
+def test_a_files_chains_lead_to_their_edits():
+    """The hop before in the subject's place; a first hop, or a question that is no noun phrase, has none."""
+    hop = Hop("Who founded Intel?", "Intel was founded by", "x")
+    fact = Fact("{} is a citizen of", "Robert Noyce", "USA")
+    assert _leading_to(fact, (hop, hop), 1) == ("The one who founded Intel is a citizen of",)
+    assert _leading_to(fact, (hop, hop), 0) == ()
+    capital = Fact("The capital of {} is", "Ghana", "Accra")
+    country = Hop("What is the country of citizenship of Ama Ata Aidoo?", "Ama Ata Aidoo is a citizen of", "x")
+    assert _leading_to(capital, (country, hop), 1) == ("The capital of the country of citizenship of Ama Ata Aidoo is",)
+    assert _leading_to(capital, (Hop("Q?", "The home of Ama is", "x"), hop), 1) == ("The capital of the home of Ama is",)
+    assert _leading_to(capital, (Hop("Which country was cricket created in?", "Cricket was created in", "x"), hop), 1) == ()
