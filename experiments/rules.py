@@ -88,7 +88,9 @@ def attention_is_general(frame: pd.DataFrame) -> Told:
 
 
 def attention_first(frame: pd.DataFrame) -> Told:
-    scores = frame.groupby(["part", "layer"])["score"].mean()
+    """By the layers' whole outputs, as Figure 5 is drawn."""
+    scores = frame[frame["part"].isin(("attn_vector", "ffn_vector"))].groupby(["part", "layer"])["score"].mean()
+    scores = scores.rename({"attn_vector": "attn", "ffn_vector": "ffn"}, level="part")
     peaks = {part: int(scores[part].idxmax()) for part in ("attn", "ffn")}
     falls = {part: max(layer for layer, v in scores[part].items() if v >= 0.5 * scores[part].max()) for part in peaks}
     told = "; ".join(f"{part}'s last layer above half its peak: {falls[part]} (peak {peaks[part]})" for part in peaks)
@@ -96,7 +98,7 @@ def attention_first(frame: pd.DataFrame) -> Told:
 
 
 def last_layers_low(frame: pd.DataFrame) -> Told:
-    scores = averaged(frame, "ffn")
+    scores = averaged(frame, "ffn_vector")
     last, peak = scores.iloc[-1], scores.loc[scores["score"].idxmax()]
     told = f"last FFN layer {last['score']:.2f} ± {last['interval']:.2f} nats, the largest (layer {peak.name}) {peak['score']:.2f} ± {peak['interval']:.2f}"
     half = (last["interval"] ** 2 + (peak["interval"] / 2) ** 2) ** 0.5

@@ -121,7 +121,7 @@ def study(
     layers = locate(lens, located)
     heat = pd.concat([layer_scores(lens, chained, kind) for kind in ("ffn", "attn")], ignore_index=True)
     strongest = layer_scores(lens, [fact, *ranking]).groupby("layer")["score"].sum().idxmax()
-    suppression, activated = suppress(lens, asked.chains, layers)
+    suppression, activated = suppress(lens, asked.chains)
     answered = lens.token_label(int(trace.logits[0].argmax()))
     return Study(
         fact.to(new), lens.logprob(fact), answered, value, query, vocabulary(lens, value.top(10)), vocabulary(lens, query.top(10)),
@@ -208,11 +208,12 @@ def ablate(
     return pd.DataFrame(rows, columns=columns)
 
 
-def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two-hop accuracy with the top query neurons of the strongest query layers, one layer at a time, zeroed for every
-    reader or suppressed for the value neurons alone; and activated value neurons per layer under each condition.
+def suppress(lens: Lens, chains: Sequence[Fact], top: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two-hop accuracy with the top query neurons of the two layers where these score highest, one layer at a time, zeroed
+    for every reader or suppressed for the value neurons alone; and activated value neurons per layer under each condition.
 
-    `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10).
+    `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10). A layer's sum over all its
+    neurons does not serve: where most are negative, layers that hardly any target lies above come first.
     """
     columns = ["intervention", "layer", "count", *DROP]
     if not chains:
@@ -225,8 +226,10 @@ def suppress(lens: Lens, chains: Sequence[Fact], layers: Layers, top: int | None
     clean = answers(lens, chains)
     targets = value.top(30).union()
     rows, counts = [], [_count(lens, chains, tau, "clean")]
-    for layer in [layer for layer in layers.query if layer < lens.n_layers - 1][:QUERY_LAYERS]:
-        neurons = every.layer(layer).top(count)
+    best = [every.layer(layer).top(count) for layer in range(lens.n_layers)]
+    peaks = pd.Series([float(neurons.frame["score"].clip(lower=0).sum()) for neurons in best])
+    for layer in (int(layer) for layer in peaks[peaks > 0].nlargest(QUERY_LAYERS).index):
+        neurons = best[layer]
         above = targets.where(lambda frame, layer=layer: frame["layer"] > layer)
         conditions: list[tuple[str, Any]] = [("Zero", Zero(neurons))]
         if len(above):
@@ -324,9 +327,10 @@ def said(lens: Lens, texts: Sequence[str], tokens: int = 4) -> list[str]:
 
 
 def by_token(lens: Lens, fact: Fact) -> pd.DataFrame:
-    """`position, token, ffn, attn` (nats, summed over layers; ACE, Table 5) and the likeliest next tokens there."""
-    rows = pd.concat([layer_scores(lens, fact, kind, positions="all") for kind in ("ffn", "attn")])
-    frame = rows.pivot_table(index=["position", "token"], columns="kind", values="score", aggfunc="sum").reset_index()
+    """`position, token, ffn, attn` (nats: I of the layer whose output adds most there; ACE, Table 5) and the likeliest next
+    tokens. All layers' numbers, and sums over neurons: `layer_scores(..., positions="all")`."""
+    rows = pd.concat([layer_scores(lens, fact, kind, "layer_vector", positions="all") for kind in ("ffn", "attn")])
+    frame = rows.pivot_table(index=["position", "token"], columns="kind", values="score", aggfunc="max").reset_index()
     best = lens.trace(fact, "all").logits.topk(8).indices.tolist()
     return frame[["position", "token", "ffn", "attn"]].assign(promoted=[[lens.token_label(i) for i in row] for row in best])
 

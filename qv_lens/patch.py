@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,9 @@ class Delta:
         keep = s > 1e-10 * s.max().clamp_min(1e-300)
         return U[:, keep] * s[keep], V[keep]
 
+    def to(self, device: torch.device) -> Delta:
+        return Delta(self.left.to(device), None if self.right is None else self.right.to(device))
+
     def norm(self) -> float:
         """Frobenius norm, without forming the product."""
         if self.right is None:
@@ -96,6 +99,11 @@ class Patch:
     def layers(self) -> tuple[int, ...]:
         """The layers written, ascending."""
         return tuple(sorted({layer for layer, _ in self.deltas}))
+
+    def to(self, device: torch.device) -> Patch:
+        """The same patch, its tensors on a device."""
+        deltas, kept = ({key: delta.to(device) for key, delta in part.items()} for part in (self.deltas, self.kept))
+        return replace(self, deltas=deltas, kept=kept)
 
     def check(self, lens: Lens) -> None:
         """Raise `PatchError` unless this patch was made for the lens's own base weights."""

@@ -61,8 +61,8 @@ class Job:
         return self.used
 
     def earlier(self, editor: object) -> list[Patch]:
-        """The patches in force that an editor of the same kind made, oldest first."""
-        return [patch for patch in self.lens.patches if patch.info.get("method") == type(editor).__name__]
+        """The patches in force that an editor of the same kind made, oldest first, on the lens's device (a file's are not)."""
+        return [patch.to(self.lens.device) for patch in self.lens.patches if patch.info.get("method") == type(editor).__name__]
 
     def moments(self) -> Statistics:
         """C0. Raises `EditError` where none was given."""

@@ -61,17 +61,17 @@ def _gptj() -> dict[str, Preset]:
 
 
 def _qwen3() -> dict[str, Preset]:
-    shallow: dict[str, Any] = {"layers": (4, 5, 6, 7, 8), "weight_decay": 1e-3}
+    shallow: dict[str, Any] = {"layers": (4, 5, 6, 7, 8), "weight_decay": 1e-3, "clamp": 4.0}
     easy, qwen = "untuned: EasyEdit's values for Qwen2.5-7B", "untuned: GPT-J's values"
     rome: dict[str, Any] = {"steps": 25, "weight_decay": 1e-3, "mom2_adjustment": False}
     ace = ACE(value_layers=(28, 29, 30, 31, 32), query_layers=(25, 26, 27))
     return {
         "ROME": Preset(ROME(**rome), easy),
         "RROME": Preset(RROME(**rome), easy),
-        "EMMET": Preset(EMMET(weight_decay=1e-3), qwen),
+        "EMMET": Preset(EMMET(weight_decay=1e-3), "untuned: GPT-J's values, weight decay of Qwen2.5-7B's"),
         "MEMIT": Preset(MEMIT(**shallow), easy),
         "PMET": Preset(PMET(layers=ace.value_layers), "untuned: ACE's values for Qwen3-8B"),
-        "AlphaEdit": Preset(AlphaEdit(clamp=4.0, L2=1.0, **shallow), easy),
+        "AlphaEdit": Preset(AlphaEdit(L2=1.0, **shallow), easy),
         "RECT": Preset(RECT(**shallow), "untuned: MEMIT's values"),
         "PRUNE": Preset(PRUNE(**shallow), "untuned: MEMIT's values"),
         "IFMET": Preset(IFMET(layers=shallow["layers"], deep_layers=(22, 23, 24, 25, 26)), "untuned: GPT-J's, layers scaled"),

@@ -236,7 +236,12 @@ class Backend:
         attn = self.model.blocks[layer].attn
         weight = getattr(attn, f"_W_{which}", None)  # HookedTransformer's W_K and W_V repeat the key-value heads
         weight = getattr(attn, f"W_{which}") if weight is None else weight
-        return rearrange(weight.data, "head d channel -> d (head channel)")
+        flat = rearrange(weight.data, "head d channel -> d (head channel)")
+        if (
+            flat.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr()
+        ):  # a model of the user's own may be laid out otherwise
+            weight.data = rearrange(flat, "d (head channel) -> head d channel", head=len(weight))
+        return flat
 
     def stored_name(self, layer: int, name: str) -> str:
         """The Hugging Face module that holds a weight: W_out of GPT-J is transformer.h.<layer>.mlp.fc_out, and so on."""

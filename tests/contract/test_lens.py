@@ -171,3 +171,21 @@ def test_a_users_own_model_is_tokenised_without_a_bos(backend):
     assert qv.load("toy-gptj", backend=backend, prepend_bos=True).tokenize(PROMPTS[0])[0].ids[0] == own.tokenizer.bos_token_id
     with pytest.raises(qv.QVLensError, match="no Hugging Face model"):
         own.save("nowhere")
+
+
+def test_a_users_own_layout_is_written_too(backend):
+    """A HookedTransformer whose W_Q, W_K and W_V lie contiguously, as its own constructors leave them: what `parameter`
+    hands out is live all the same."""
+    if backend != "hooked":
+        pytest.skip("a bridge wraps Hugging Face's own modules")
+    for name in ("W_Q", "W_K", "W_V"):
+        lens = tiny_lens("qwen3-gqa", backend, torch.float32)
+        attn = lens.model.blocks[1].attn
+        stored = getattr(attn, f"_{name}", None)
+        stored = getattr(attn, name) if stored is None else stored
+        stored.data = stored.data.clone(memory_format=torch.contiguous_format)
+        before = lens.logits([[1, 2, 3, 4]])
+        weight = lens.parameter(1, name)
+        assert torch.equal(lens.logits([[1, 2, 3, 4]]), before)
+        weight.mul_(-2.0)
+        assert not torch.allclose(lens.logits([[1, 2, 3, 4]]), before)

@@ -164,12 +164,12 @@ def by_layer(part: str, scores: list[float], **columns) -> pd.DataFrame:
 
 
 def test_where_layers_end():
-    ffn, attn = by_layer("ffn", [0, 1, 4, 9, 8, 1]), by_layer("attn", [1, 9, 2, 0, 0, 0])
+    ffn, attn = by_layer("ffn_vector", [0, 1, 4, 9, 8, 1]), by_layer("attn_vector", [1, 9, 2, 0, 0, 0])
     assert rules.attention_first(pd.concat([ffn, attn]))[1] == HOLDS
-    assert rules.attention_first(pd.concat([ffn.assign(part="attn"), attn.assign(part="ffn")]))[1] == FAILS
+    assert rules.attention_first(pd.concat([ffn.assign(part="attn_vector"), attn.assign(part="ffn_vector")]))[1] == FAILS
     assert rules.last_layers_low(ffn)[1] == HOLDS
-    assert rules.last_layers_low(by_layer("ffn", [1, 2, 9, 8]))[1] == FAILS
-    assert rules.last_layers_low(by_layer("ffn", [1, 2, 9, 4.2]))[1] == OPEN  # half of 9 is within the interval
+    assert rules.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 8]))[1] == FAILS
+    assert rules.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 4.2]))[1] == OPEN  # half of 9 is within the interval
     assert rules.late_values(by_layer("count", [0, 1, 5, 9, 8, 1]))[1] == HOLDS
     assert rules.late_values(by_layer("count", [9, 5, 1, 1, 1, 1]))[1] == FAILS
 

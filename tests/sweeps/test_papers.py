@@ -16,7 +16,7 @@ from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.categories import CATEGORIES
 from qv_lens.sweeps.config import read_config
 from qv_lens.sweeps.engine import Context, all_tasks
-from qv_lens.sweeps.recipes.anatomy import Layers, Nodes, Prompts, layers, neurons, nodes, tokens
+from qv_lens.sweeps.recipes.anatomy import Layers, Nodes, Prompts, edits_of, layers, neurons, nodes, tokens
 from qv_lens.sweeps.recipes.causal import Interpretable, Suppression, interpretable, suppression
 from qv_lens.sweeps.recipes.editors import Comparison, drawn
 from qv_lens.sweeps.recipes.material import asked, of_category, pool
@@ -32,9 +32,9 @@ def context():
 def test_layers_against_a_loop_over_neurons(context):
     """Table 1's number for one layer: I of every neuron by two forward reads, added up."""
     frame = layers(Layers("toy-gptj", "sport", prompts=2), context)
-    assert set(frame["part"]) == {"ffn", "attn", "head", "query", "count"}
-    lens, layer = context.lens("toy-gptj"), 9
-    assert len(frame) == (4 + 4) * lens.n_layers
+    assert set(frame["part"]) == {"ffn", "attn", "ffn_vector", "attn_vector", "head", "query", "count"}
+    lens, layer = context.lens("toy-gptj"), 2
+    assert len(frame) == (6 + 4) * lens.n_layers
     assert (frame[frame["part"] == "count"]["score"].sum(), frame["prompts_asked"].iloc[0]) == (300, 2)
     got = frame[(frame["part"] == "ffn") & (frame["layer"] == layer)].iloc[0]
     sums = []
@@ -42,7 +42,8 @@ def test_layers_against_a_loop_over_neurons(context):
         trace = lens.trace(fact)
         h = trace.resid[layer, 0].double() + trace.attn[layer, 0].double()
         target, norm = lens.answer_ids(fact)[0], lens.hf.transformer.ln_f
-        sigma = ((h - h.mean()).square().mean() + norm.eps).sqrt()
+        y = trace.final[0].double()  # whose divisor is frozen
+        sigma = ((y - y.mean()).square().mean() + norm.eps).sqrt()
 
         def read(x, sigma=sigma, norm=norm, target=target):
             y = (x - x.mean(-1, keepdim=True)) / sigma * norm.weight.double() + norm.bias.double()
@@ -50,6 +51,7 @@ def test_layers_against_a_loop_over_neurons(context):
 
         v = trace.m[layer, 0].double()[:, None] * lens.hf.transformer.h[layer].mlp.fc_out.weight.double().T
         sums.append(float((read(h + v) - read(h)).sum()))
+    assert abs(got["score"]) > 0.05  # large enough for the tolerance to tell
     assert got["score"] == pytest.approx(sum(sums) / 2, abs=2e-4)
     assert got["interval"] == pytest.approx(1.96 * abs(sums[0] - sums[1]) / 2, abs=4e-4)  # sd / sqrt(2), of two
 
@@ -64,6 +66,16 @@ def test_tokens_say_what_the_model_would_say(context):
     best = [lens.tokenizer.decode([int(i)]).strip() for i in lens.hf(ids).logits[0].argmax(-1)]
     assert [said.split("', ")[0].strip("'") for said in frame["promoted"]] == best
     assert best[-1] == fact.answer.split()[0]
+    trace, target = lens.trace(fact), lens.answer_ids(fact)[0]  # the layer whose output adds most, the divisor frozen
+    norm, head, y = lens.hf.transformer.ln_f, lens.hf.lm_head, trace.final[0].double()
+    sigma = ((y - y.mean()).square().mean() + norm.eps).sqrt()
+
+    def read(x):
+        return head((((x - x.mean()) / sigma) * norm.weight + norm.bias).float()).double().log_softmax(-1)[target]
+
+    mids = [(trace.resid[i, 0] + trace.attn[i, 0]).double() for i in range(lens.n_layers)]
+    adds = [float(read(mid + trace.ffn[i, 0].double()) - read(mid)) for i, mid in enumerate(mids)]
+    assert frame["ffn"].iloc[-1] == pytest.approx(max(adds), abs=1e-3)
 
 
 def test_neurons_and_nodes(context):
@@ -74,9 +86,12 @@ def test_neurons_and_nodes(context):
     assert frame[frame["role"] == "value"][["layer", "neuron"]].to_records(index=False).tolist() == value.top(4).units
     found = nodes(Nodes("toy-gptj", prompts=2, top=3, score="norm"), context)
     weight, losses = lens.hf.transformer.h[4].mlp.fc_out.weight.requires_grad_(True), []
-    for asked_for in of_category("all", 2, 0):  # the gradient of the Hugging Face model
-        start = len(lens.tokenizer(asked_for.text)["input_ids"])
-        ids = torch.tensor([lens.tokenizer(f"{asked_for.text} {asked_for.answer}")["input_ids"]])
+    for request in edits_of(of_category("all", 2, 0), Nodes("toy-gptj")):  # the gradient of the Hugging Face model
+        fact = request.fact
+        assert request.new != fact.answer
+        assert request.new in {other.answer for other in pool() if other.relation == fact.relation}
+        start = len(lens.tokenizer(fact.text)["input_ids"])
+        ids = torch.tensor([lens.tokenizer(f"{fact.text} {request.new}")["input_ids"]])
         losses.append(-lens.hf(ids).logits[0, start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None])[:, 0])
     (G,) = torch.autograd.grad(torch.cat(losses).mean(), weight)
     weight.requires_grad_(False)

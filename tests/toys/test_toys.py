@@ -131,7 +131,7 @@ def test_interventions_of_the_study(lens):
     assert set(frame[frame["scope"] == "layer 2"]["count"]) == {round(0.01 * lens.d_mlp)}
     assert frame["accuracy"].between(0, 1).all()
     layers = qv.locate(lens, material.chains[:6])
-    drops, counts = suppress(lens, material.chains[:6], layers)
+    drops, counts = suppress(lens, material.chains[:6])
     clean = counts[counts["condition"] == "clean"]["count"].sum()
     assert clean == pytest.approx(300)
     assert set(drops["intervention"]) <= {"Zero", "Suppress"}

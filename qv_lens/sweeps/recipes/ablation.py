@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from math import nan
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -61,17 +62,20 @@ class Drawn:
 
 
 def ablate(task: Ablation, context: Context) -> pd.DataFrame:
-    """The rows of one cell: group ('in category', 'off category'), count, clean, accuracy and the drops."""
+    """The rows of one cell: group ('in category', 'off category'), count, clean, accuracy and the drops; NaN where there is
+    nothing to zero (query neurons of a layer that feeds no value neuron)."""
     if task.neurons not in NEURONS:
         raise unknown("Neurons", task.neurons, NEURONS)
     lens = context.lens(task.model)
     key = (task.category, task.prompts, task.held_out, task.facts, task.seed)
     drawn = context.once(("drawn", key), lambda: draw(lens, task))
     neurons = choose(lens, task, drawn, context)
-    with lens.intervene(Zero(neurons)):
-        now = {group: answers(lens, facts) for group, facts in drawn.groups.items()}
+    lost = {group: (nan,) * len(DROP) for group in drawn.groups}
+    if len(neurons):
+        with lens.intervene(Zero(neurons)):
+            lost = {group: drop(drawn.clean[group], answers(lens, facts)) for group, facts in drawn.groups.items()}
     layers = neurons.by_layer()
-    rows = [(group, len(facts), len(neurons), *drop(drawn.clean[group], now[group])) for group, facts in drawn.groups.items()]
+    rows = [(group, len(facts), len(neurons), *lost[group]) for group, facts in drawn.groups.items()]
     frame = pd.DataFrame(rows, columns=["group", "prompts_asked", "count", *DROP])
     return frame.assign(zeroed_layer=next(iter(layers)) if len(layers) == 1 else None)
 
@@ -110,8 +114,15 @@ def choose(lens: Lens, task: Ablation, drawn: Drawn, context: Context) -> Neuron
     if task.neurons == "random":
         rows = random.Random(f"random:{task.seed}:{task.layer}").sample(range(len(scope)), count)
         return replace(scope, frame=scope.frame.iloc[sorted(rows)].reset_index(drop=True))
-    query = context.once(("query", key), lambda: query_neurons(lens, drawn.ranking, value, None, over="set"))
+    query = context.once(("query", key), lambda: _queries(lens, drawn.ranking))
     return (query if layer == "all" else query.layer(int(layer))).top(count)
+
+
+def _queries(lens: Lens, facts: list[Fact]) -> NeuronSet:
+    """Query neurons of each prompt's own value neurons, added up over the prompts; those that feed them (above 0)."""
+    trace = lens.trace(facts)
+    found = query_neurons(lens, trace, value_neurons(lens, trace, 300), None, over="set")
+    return found.where(lambda frame: frame["score"] > 0)
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:

@@ -9,6 +9,7 @@ nodes    CTP's Figure 4: mean node score of T+ by layer, key and value nodes
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,11 +20,13 @@ from qv_lens.attribution.projection import interpretable, vocabulary
 from qv_lens.attribution.query import query_layers, query_neurons
 from qv_lens.attribution.value import value_neurons
 from qv_lens.case_study import by_token
+from qv_lens.errors import ConfigError
+from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
 from qv_lens.plots import category_heatmap, node_lines, token_bars, vocabulary_table
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
-from qv_lens.sweeps.recipes.material import asked
+from qv_lens.sweeps.recipes.material import asked, pool
 
 TOP = 300  # value neurons per prompt that count (ACE's notebooks)
 
@@ -41,13 +44,15 @@ class Layers:
 
 
 def layers(task: Layers, context: Context) -> pd.DataFrame:
-    """`part ('ffn', 'attn', 'head', 'query', 'count'), layer, head, score` (mean over the prompts), `interval` (half of its
-    95% interval) and `rank` among layers."""
+    """`part, layer, head, score` (mean over the prompts), `interval` (half of its 95% interval) and `rank` among layers.
+    Parts: 'ffn', 'attn' (sums over neurons: Table 1), 'ffn_vector', 'attn_vector' (whole outputs: Figure 5), 'head' (Figure
+    6), 'query', 'count' (Figure 3)."""
     lens = context.lens(task.model)
     facts = asked(lens, task, task.hops)
     trace = lens.trace(list(facts))
     value = value_neurons(lens, trace, TOP)
     parts = [layer_scores(lens, trace, kind).assign(part=kind) for kind in ("ffn", "attn")]
+    parts += [layer_scores(lens, trace, kind, "layer_vector").assign(part=f"{kind}_vector") for kind in ("ffn", "attn")]
     heads = layer_scores(lens, trace, "head", "layer_vector").assign(part="head")
     query = query_layers(lens, trace, value)
     counted = pd.crosstab(value.frame["prompt"], value.frame["layer"]).reindex(columns=range(lens.n_layers), fill_value=0)
@@ -72,7 +77,8 @@ class Prompts:
 
 
 def tokens(task: Prompts, context: Context) -> pd.DataFrame:
-    """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, summed over layers), `promoted`: the
+    """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, by the layer
+    whose output adds most), `promoted`: the
     likeliest next tokens there, `place` ('subject', 'first behind it', 'last', 'other')."""
     lens, parts = context.lens(task.model), []
     for i, fact in enumerate(asked(lens, task)):
@@ -111,8 +117,8 @@ def neurons(task: Prompts, context: Context) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Nodes:
-    """CTP's nodes for the answers of `prompts` facts. `score`: as `transmission_paths` takes it; 'mean_abs_z' (CTP's code)
-    is scaled within each layer, so layers compare by 'norm'."""
+    """CTP's nodes for edits of `prompts` facts, each to the answer of another fact of its relation. `score`: as
+    `transmission_paths` takes it; 'mean_abs_z' (CTP's code) is scaled within each layer, so layers compare by 'norm'."""
 
     model: str
     category: str = "all"
@@ -123,13 +129,23 @@ class Nodes:
     facts: str = ""
 
 
+def edits_of(facts: list[Fact], task: Nodes) -> list[EditRequest]:
+    """Each fact to another object of its relation, drawn by the seed; without those whose relation has one object alone."""
+    answers, rng = {(f.relation, f.answer) for f in pool(task.facts)}, random.Random(f"nodes:{task.seed}")
+    others = [sorted({a for r, a in answers if r == fact.relation} - {fact.answer}) for fact in facts]
+    found = [fact.to(rng.choice(other)) for fact, other in zip(facts, others, strict=True) if other]
+    if not found:
+        raise ConfigError("No two of the facts share a relation and differ in their answers: there is nothing to edit them to.")
+    return found
+
+
 def nodes(task: Nodes, context: Context) -> pd.DataFrame:
     """`layer, kind ('key', 'value'), path ('T+', 'T-', ''), importance` (mean score of the nodes) and their `count`."""
     lens = context.lens(task.model)
-    facts = asked(lens, task)
-    frame = transmission_paths(lens, facts, task.top, score=task.score)
+    edits = edits_of(asked(lens, task), task)
+    frame = transmission_paths(lens, edits, task.top, score=task.score)
     found = frame.groupby(["layer", "kind", "path"])["score"].agg(["mean", "size"]).reset_index()
-    return found.rename(columns={"mean": "importance", "size": "count"}).assign(prompts_asked=len(facts))
+    return found.rename(columns={"mean": "importance", "size": "count"}).assign(prompts_asked=len(edits))
 
 
 LAYERS = Recipe("layers", Layers, layers, ("score", "interval", "rank"), category_heatmap)

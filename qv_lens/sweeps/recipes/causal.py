@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from qv_lens.attribution.locate import locate
 from qv_lens.attribution.projection import interpretable as holds_answer
 from qv_lens.attribution.value import value_neurons
 from qv_lens.case_study import suppress
@@ -46,7 +45,7 @@ def suppression(task: Suppression, context: Context) -> pd.DataFrame:
     `suppressed`, with clean accuracy, accuracy and their drop in points."""
     lens = context.lens(task.model)
     chains = asked(lens, task, 2)
-    found, counted = suppress(lens, chains, locate(lens, chains), task.top or None)
+    found, counted = suppress(lens, chains, task.top or None)
     found = found.assign(condition=found["intervention"] + " layer " + found["layer"].astype(str))
     found = found.rename(columns={"layer": "suppressed", "count": "neurons"}).drop(columns="intervention")
     return counted.merge(found, on="condition", how="left").assign(prompts_asked=len(chains))
