@@ -57,6 +57,7 @@ def drawn() -> dict[str, go.Figure]:
         )
     for name, (result, column) in VARIED.items():
         found[name] = varied(result, column)
+    found["figure5"] = plots.layer_lines(rows("ace_table1"), "What whole layers add to the answer (ACE, Figure 5)")
     found["table5"] = plots.token_bars(rows("ace_table5"), "Importance by token (ACE, Table 5)")
     found["ctp-figure4"] = plots.node_lines(rows("ctp_figure4").query("category == 'all'"), "T+ nodes by layer (CTP, Figure 4)")
     found["neurons27"] = plots.set_bars(rows("ace_neurons27"), "The answer when neurons are zeroed (ACE, section 6.4)")

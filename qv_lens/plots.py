@@ -11,6 +11,8 @@ import plotly.graph_objects as go
 INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
 VIOLET = "#8e5ea2"
 COLOURS = (BLUE, ORANGE, "#5b8c5a", VIOLET)
+#: the parts of a layer table that are whole outputs
+VECTORS = ("attn_vector", "ffn_vector")
 #: blue for increase, orange for decrease, white at zero
 DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
 
@@ -72,11 +74,23 @@ def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figu
 def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by category") -> go.Figure:
     """Layers across; FFN, attention, query layers and value-neuron counts of each category down, each row scaled to its
     largest value (ACE, Table 1 and Figure 3)."""
-    shown = frame[frame["part"] != "head"]
+    shown = frame[~frame["part"].isin(("head", *VECTORS))]
     table = shown.pivot_table(index=["part", "category"], columns="layer", values="score", aggfunc="mean", sort=False)
     table = table.div(table.abs().max(axis=1), axis=0)
     table.index = [f"{part} · {category}" for part, category in table.index]
     return _heatmap(table, title, "layer", "part and category", "share of the largest")
+
+
+def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go.Figure:
+    """I of each layer's whole output, the mean over the categories: attention at l, FFN at l + 0.5 (ACE, Figure 5)."""
+    figure = go.Figure()
+    for model, part in itertools.product(frame["model"].unique(), VECTORS):
+        rows = frame[(frame["model"] == model) & (frame["part"] == part)].groupby("layer", as_index=False)["score"].mean()
+        kind, at = part.removesuffix("_vector"), rows["layer"] + (0.5 if part == "ffn_vector" else 0.0)
+        figure.add_scatter(x=at, y=rows["score"], name=f"{model} {kind}", mode="lines+markers")
+    figure.update_xaxes(title="layer", dtick=1)
+    figure.update_yaxes(title="nats")
+    return _layout(figure, title)
 
 
 def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
