@@ -4,7 +4,7 @@
    multi-hop prompts on the fact's relation (ACE, section 5, stage 1).
 2. Ablate: zero the top 1% of neurons, ranked on one half of the facts of that kind, of the top layer and of the whole
    model, against 1% at random; accuracy on the other half and on facts of other kinds.
-3. Suppress: the top query neurons of the strongest query layers, by `Zero` and by `Suppress`; two-hop accuracy and
+3. Suppress: the top query neurons of the two layers where they score highest, by `Zero` and `Suppress`; two-hop accuracy and
    activated value neurons per layer (those above the K-th largest clean score of their prompt).
 4. Edit: ACE with the layers just found, with the value layers alone, and with random layers of the same number.
 

@@ -2,7 +2,7 @@
 
 1. Value layers: I summed over the FFN neurons of a layer (Eq. 9) and over the prompts.
 2. Query layers: the query functional (Eq. 10) on the layer's whole FFN output, for the top value neurons of each
-   prompt, summed over the prompts.
+   prompt, summed over the prompts; layers above which no such neuron lies come last.
 Source: ACE, section 5, stage 1. The prompts are multi-hop questions there; facts work as well.
 """
 
@@ -77,7 +77,10 @@ def locate(
         ignore_index=True,
     )  # fmt: skip
     frame.attrs.update({**value.settings, "method": method, "position": position, "prompts": len(facts)})
-    return Layers(_order(by_layer), _order(by_query), frame)
+    reach = int(
+        value.frame["layer"].max()
+    )  # from there on a 0 says that nothing reads the layer, not that it feeds as much as it takes
+    return Layers(_order(by_layer), _order(by_query.where(by_query.index < reach, float("-inf"))), frame)
 
 
 def _order(scores: pd.Series) -> tuple[int, ...]:
