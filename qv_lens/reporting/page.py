@@ -110,8 +110,8 @@ def _attribution(study: Study) -> Iterable[str]:
         "A <b>query neuron</b> raises the coefficients of value neurons in higher layers (Eq. 10).</p>"
     )
     yield _card(_strip(study.tokens)) + (
-        "<p class=note>Every token's colour: FFN and attention importance for the answer at that position (Eq. 9, summed over "
-        "layers; blue raises, orange lowers). Hover for the numbers and for what the model would say there.</p>"
+        "<p class=note>Every token's colour: how much FFN and attention raise the answer at that position, each by the layer whose "
+        "whole output adds most (Eq. 9; ACE, Table 5). Hover for the numbers and for what the model would say there.</p>"
     )
     yield "<p class=note>Top value neurons of this prompt</p>" + _card(_neurons(study.value_tokens))
     yield "<p class=note>Top query neurons of this prompt</p>" + _card(_neurons(study.query_tokens))
