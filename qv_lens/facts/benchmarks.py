@@ -214,7 +214,7 @@ def _leading_to(fact: Fact, hops: tuple[Hop, ...], hop: int) -> tuple[str, ...]:
              (r"Who ((?!is |are |was |were ).+)\?", "the one who ", before.question))  # fmt: skip
     for form, start, text in forms:
         if found := re.fullmatch(form, text):
-            asked = fact.prompt.replace("{}", start + found[1])
+            asked = fact.prompt.replace("{}", start + found[1]).replace(" the the ", " the ")
             return (asked[0].upper() + asked[1:],)
     return ()
 

@@ -263,6 +263,10 @@ def test_a_files_chains_lead_to_their_edits():
     assert _leading_to(fact, (hop, hop), 1) == ("The one who founded Intel is a citizen of",)
     assert _leading_to(fact, (hop, hop), 0) == ()
     capital = Fact("The capital of {} is", "Ghana", "Accra")
+    head = Fact("The head of the {} government is", "Ghana", "Ann")
+    assert _leading_to(head, (Hop("What is the home of Ama?", "Ama lives in", "x"), hop), 1) == (
+        "The head of the home of Ama government is",
+    )
     country = Hop("What is the country of citizenship of Ama Ata Aidoo?", "Ama Ata Aidoo is a citizen of", "x")
     assert _leading_to(capital, (country, hop), 1) == ("The capital of the country of citizenship of Ama Ata Aidoo is",)
     assert _leading_to(capital, (Hop("Q?", "The home of Ama is", "x"), hop), 1) == ("The capital of the home of Ama is",)
