@@ -30,6 +30,7 @@ from deciding import (
 )
 
 from qv_lens.facts.categories import RELATED
+from qv_lens.plots import VECTORS
 
 #: numbers of a paper's model, scaled to the bundled ones: layers at which editors are compared, layers left out of ACE's
 EQUAL = {"toy-gptj": 4, "toy-qwen3": 3, "EleutherAI/gpt-j-6B": 9, "Qwen/Qwen3-8B": 8}
@@ -89,8 +90,8 @@ def attention_is_general(frame: pd.DataFrame) -> Told:
 
 def attention_first(frame: pd.DataFrame) -> Told:
     """By the layers' whole outputs, as Figure 5 is drawn."""
-    scores = frame[frame["part"].isin(("attn_vector", "ffn_vector"))].groupby(["part", "layer"])["score"].mean()
-    scores = scores.rename({"attn_vector": "attn", "ffn_vector": "ffn"}, level="part")
+    scores = frame[frame["part"].isin(VECTORS)].groupby(["part", "layer"])["score"].mean()
+    scores = scores.rename({part: part.removesuffix("_vector") for part in VECTORS}, level="part")
     peaks = {part: int(scores[part].idxmax()) for part in ("attn", "ffn")}
     falls = {part: max(layer for layer, v in scores[part].items() if v >= 0.5 * scores[part].max()) for part in peaks}
     told = "; ".join(f"{part}'s last layer above half its peak: {falls[part]} (peak {peaks[part]})" for part in peaks)

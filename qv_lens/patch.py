@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -78,6 +79,12 @@ class Delta:
         return Delta(torch.stack([d.dense() for d in parts]).sum(0))
 
 
+def summed(parts: Iterable[Mapping[tuple[int, str], Delta]]) -> dict[tuple[int, str], Delta]:
+    """The sums of several deltas, weight by weight."""
+    found = list(parts)
+    return {key: Delta.total([part[key] for part in found if key in part]) for key in sorted({k for part in found for k in part})}
+
+
 @dataclass(frozen=True)
 class Patch:
     """Deltas for one model. `info` tells how they came about: method, hyperparameters, facts, seed, norms, losses.
@@ -126,12 +133,13 @@ class Patch:
         target = Path(folder)
         if (target / "patch.json").exists():
             raise PatchError(f"{target} holds a patch already; nothing was written. Name another folder, or remove that one.")
+        named = [(f"{layer}.{name}", delta) for (layer, name), delta in self.deltas.items()]
+        named += [(f"kept.{layer}.{name}", delta) for (layer, name), delta in self.kept.items()]
         tensors = {}
-        for prefix, parts in (("", self.deltas), ("kept.", self.kept)):
-            for (layer, name), delta in parts.items():
-                tensors[f"{prefix}{layer}.{name}.left"] = delta.left.contiguous()
-                if delta.right is not None:
-                    tensors[f"{prefix}{layer}.{name}.right"] = delta.right.contiguous()
+        for name, delta in named:
+            tensors[f"{name}.left"] = delta.left.contiguous()
+            if delta.right is not None:
+                tensors[f"{name}.right"] = delta.right.contiguous()
         header = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -161,15 +169,12 @@ class Patch:
             tensors = load_file(source / "patch.safetensors")
             if header["format"] != FORMAT:
                 raise PatchError(f"{source} holds a patch of format {header['format']}; this version reads {FORMAT}.")
-            deltas, kept = (
-                {
-                    (int(layer), name): Delta(
-                        tensors[f"{prefix}{layer}.{name}.left"], tensors.get(f"{prefix}{layer}.{name}.right")
-                    )
-                    for layer, name in keys
-                }
-                for prefix, keys in (("", header["keys"]), ("kept.", header.get("kept", ())))
-            )
+
+            def stored(name: str) -> Delta:
+                return Delta(tensors[f"{name}.left"], tensors.get(f"{name}.right"))
+
+            deltas = {(int(layer), name): stored(f"{layer}.{name}") for layer, name in header["keys"]}
+            kept = {(int(layer), name): stored(f"kept.{layer}.{name}") for layer, name in header.get("kept", ())}
             return cls(deltas, header["fingerprint"], header["info"], kept)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise PatchError(f"{source} does not hold an intact patch: {type(error).__name__}: {error}.") from error

@@ -77,9 +77,8 @@ def locate(
         ignore_index=True,
     )  # fmt: skip
     frame.attrs.update({**value.settings, "method": method, "position": position, "prompts": len(facts)})
-    reach = int(
-        value.frame["layer"].max()
-    )  # from there on a 0 says that nothing reads the layer, not that it feeds as much as it takes
+    # from there on a 0 says that nothing reads the layer, not that it feeds as much as it takes
+    reach = int(value.frame["layer"].max())
     return Layers(_order(by_layer), _order(by_query.where(by_query.index < reach, float("-inf"))), frame)
 
 

@@ -26,7 +26,7 @@ from qv_lens.editing.sweep import ClosedForm, Group, Pass, Solver, inverses
 from qv_lens.errors import EditError
 from qv_lens.facts.spans import FactToken
 from qv_lens.models.lens import Lens
-from qv_lens.patch import Delta
+from qv_lens.patch import Delta, summed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +115,11 @@ class PRUNE(MEMIT):
     """
 
     def deltas(self, job: Job) -> Deltas:
-        before, out = {}, {}
-        for key in {key for patch in job.earlier(self) for key in patch.kept}:
-            mine = [patch for patch in job.earlier(self) if key in patch.kept]
-            whole = Delta.total([patch.kept[key] for patch in mine]).dense()
-            restrained = Delta.total([patch.deltas[key] for patch in mine]).dense()
-            before[key] = whole, restrained
-            job.write(*key, Delta(whole - restrained))
+        earlier, before, out = [patch for patch in job.earlier(self) if patch.kept], {}, {}
+        restrained_of = summed(patch.deltas for patch in earlier)
+        for key, whole in summed(patch.kept for patch in earlier).items():
+            before[key] = whole.dense(), restrained_of[key].dense()
+            job.write(*key, Delta(before[key][0] - before[key][1]))
         for key, delta in super().deltas(job).items():
             whole, restrained = before.get(key, (0.0, 0.0))
             job.kept[key] = delta
@@ -151,17 +149,16 @@ class AlphaEdit(ClosedForm):
         job.notes["rank_of_P"] = {str(layer): round(float(p.trace())) for layer, p in P.items()}
         if not all(job.notes["rank_of_P"].values()):
             raise EditError(f"No eigenvalue of C0 lies below threshold={self.threshold}: nothing could be written. Raise it.")
-        earlier = [patch.kept for patch in job.earlier(self)]
+        earlier = summed(patch.kept for patch in job.earlier(self))
 
         def learn(keys: dict[int, list[Tensor]]) -> None:
             for layer, found in keys.items():
-                K, mine = torch.cat(found, 1), job.kept.get((layer, "W_out"))
+                K = torch.cat(found, 1)
                 now = Delta(K, K.T.clone())  # cloned: a file holds no two views of one tensor
-                job.kept[layer, "W_out"] = now if mine is None else Delta.total([mine, now])
+                job.kept.update(summed([job.kept, {(layer, "W_out"): now}]))
 
         def metric(layer: int, module: str) -> Metric:
-            parts = [kept[layer, "W_out"] for kept in (*earlier, job.kept) if (layer, "W_out") in kept]
-            return null_space_metric(P[layer], Delta.total(parts) if parts else None, self.L2)
+            return null_space_metric(P[layer], summed([earlier, job.kept]).get((layer, "W_out")), self.L2)
 
         return Solver(metric, lambda n: 1.0, learn)
 

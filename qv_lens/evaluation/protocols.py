@@ -35,7 +35,7 @@ from qv_lens.evaluation.metrics import FORCED, GENERATED, harmonic, measured
 from qv_lens.evaluation.probes import Generation, Look, look, questions
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase
 from qv_lens.models.lens import Lens
-from qv_lens.patch import Delta, Patch
+from qv_lens.patch import Delta, Patch, summed
 
 Protocol = Literal["single", "batch", "consecutive"]
 PROTOCOLS = ("single", "batch", "consecutive")
@@ -107,9 +107,10 @@ def evaluate(
             lens.revert()
     rows += [_row(i, cases[i], 0, name, (nan, nan), nan, nan) for i in run.skipped if i not in before for name in wanted]
     frame = pd.DataFrame(rows, columns=COLUMNS).sort_values(["step", "case"], kind="stable", ignore_index=True)
-    told = frame[frame["case"].isin(before)].groupby("metric")[["before", "after"]].count().sum(axis=1)
-    if metrics and (empty := told.index[told == 0].tolist()):
-        warnings.warn(f"These cases hold no prompt to measure {', '.join(empty)} by: the values are NaN.", stacklevel=2)
+    if metrics:
+        told = frame[frame["case"].isin(before)].groupby("metric")[["before", "after"]].count().sum(axis=1)
+        if empty := told.index[told == 0].tolist():
+            warnings.warn(f"These cases hold no prompt to measure {', '.join(empty)} by: the values are NaN.", stacklevel=2)
     if editor is None:
         frame["relative_norm"], frame["seconds"] = 0.0, 0.0
     frame.attrs.update({
@@ -300,14 +301,10 @@ def _compatible(cases: Sequence[Case], good: Sequence[int], size: int) -> list[l
 def total(patches: Sequence[Patch]) -> Patch:
     """Several patches of one model as one. Sums that would hold more factors than the weight has rows become dense."""
 
-    def added(parts: Sequence[Deltas]) -> Deltas:
-        sums = {}
-        for key in sorted({key for part in parts for key in part}):
-            found = Delta.total([part[key] for part in parts if key in part])
-            sums[key] = Delta(found.dense()) if found.right is not None and found.left.shape[1] > min(found.shape) else found
-        return sums
+    def short(sums: Deltas) -> Deltas:
+        return {key: Delta(d.dense()) if d.right is not None and d.left.shape[1] > min(d.shape) else d for key, d in sums.items()}
 
-    deltas, kept = added([patch.deltas for patch in patches]), added([patch.kept for patch in patches])
+    deltas, kept = short(summed(p.deltas for p in patches)), short(summed(p.kept for p in patches))
     return Patch(deltas, patches[0].fingerprint, patches[-1].info, kept)
 
 

@@ -227,7 +227,7 @@ class Backend:
         """Live view of W_O with heads and channels in one axis (the k-th row is `hook_z`'s k-th channel)."""
         weight = self.model.blocks[layer].attn.W_O.data
         flat = rearrange(weight, "head channel d -> (head channel) d")
-        if flat.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
+        if _shared(flat, weight):
             return flat
         return self.model.blocks[layer].attn.o.weight.data.T  # 4.x hands out a copy of the heads' view
 
@@ -237,9 +237,7 @@ class Backend:
         weight = getattr(attn, f"_W_{which}", None)  # HookedTransformer's W_K and W_V repeat the key-value heads
         weight = getattr(attn, f"W_{which}") if weight is None else weight
         flat = rearrange(weight.data, "head d channel -> d (head channel)")
-        if (
-            flat.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr()
-        ):  # a model of the user's own may be laid out otherwise
+        if not _shared(flat, weight):  # a model of the user's own may be laid out otherwise
             weight.data = rearrange(flat, "d (head channel) -> head d channel", head=len(weight))
         return flat
 
@@ -369,6 +367,11 @@ class Past:
 
 def _adapt(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _module, _inputs, output: function(output)
+
+
+def _shared(view: Tensor, weight: Tensor) -> bool:
+    """Whether writing to a rearranged weight writes to the weight."""
+    return view.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
 
 
 def _data(parameter: Any) -> Tensor | None:

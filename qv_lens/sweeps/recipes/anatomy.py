@@ -52,7 +52,7 @@ def layers(task: Layers, context: Context) -> pd.DataFrame:
     trace = lens.trace(list(facts))
     value = value_neurons(lens, trace, TOP)
     parts = [layer_scores(lens, trace, kind).assign(part=kind) for kind in ("ffn", "attn")]
-    parts += [layer_scores(lens, trace, kind, "layer_vector").assign(part=f"{kind}_vector") for kind in ("ffn", "attn")]
+    parts += [each.assign(part=each["part"] + "_vector", score=each["whole"]) for each in parts]
     heads = layer_scores(lens, trace, "head", "layer_vector").assign(part="head")
     query = query_layers(lens, trace, value)
     counted = pd.crosstab(value.frame["prompt"], value.frame["layer"]).reindex(columns=range(lens.n_layers), fill_value=0)
@@ -77,9 +77,8 @@ class Prompts:
 
 
 def tokens(task: Prompts, context: Context) -> pd.DataFrame:
-    """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, by the layer
-    whose output adds most), `promoted`: the
-    likeliest next tokens there, `place` ('subject', 'first behind it', 'last', 'other')."""
+    """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, by the layer whose output
+    adds most), `promoted`: the likeliest next tokens there, `place` ('subject', 'first behind it', 'last', 'other')."""
     lens, parts = context.lens(task.model), []
     for i, fact in enumerate(asked(lens, task)):
         frame = by_token(lens, fact)
