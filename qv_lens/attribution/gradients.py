@@ -37,7 +37,7 @@ from qv_lens.models.lens import Lens, Start, at_least_float32
 from qv_lens.neurons import NeuronSet
 
 Records = Fact | EditRequest | Sequence[Fact | EditRequest]
-#: token rows in one pass of integrated gradients, of weights or of activations
+#: rows in one pass of integrated gradients, of weights or of activations, and of CTP's gradients
 ROWS = 64
 Reduce = Literal["sum", "norm"]
 NodeScore = Literal["mean_abs_z", "abs_sum", "sum", "norm"]
@@ -244,12 +244,17 @@ def answer_gradients(
         raise ConfigError(f"gate=True, but the FFN of {lens.name} has no gate.")
     names = [(layer, name) for layer in range(lens.n_layers) for name in ("W_in", "W_out", *(("W_gate",) if gate else ()))]
     prompts, total = lens.tokenize(list(facts)), {name: torch.zeros(()) for name in names}
-    for i in range(0, len(prompts), batch_size):
+    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+    together = max(1, ROWS // batch_size)  # mini-batches in one pass: a mean each
+    for i in range(0, len(batches), together):
+        asked = batches[i : i + together]
+        tokens = [sum(len(prompt.answer) for prompt in batch) for batch in asked]
         with torch.enable_grad():
             zeros = zeros_like_parameters(lens, names)
             hooks = [*delta_hooks(lens, added), *delta_hooks(lens, dict(zeros))]
-            logp = answer_logprobs(lens, prompts[i : i + batch_size], hooks)
-            gradients = torch.autograd.grad(-logp.mean(), list(zeros.values()))
+            logp = answer_logprobs(lens, [prompt for batch in asked for prompt in batch], hooks)
+            means = torch.stack([part.mean() for part in logp.split(tokens)])
+            gradients = torch.autograd.grad(-means.sum(), list(zeros.values()))
         total = {name: total[name].to(g.device) + g for name, g in zip(names, gradients, strict=True)}
     if not all(torch.isfinite(g).all() for g in total.values()):
         raise ConfigError("The gradient of the answers is not finite: no node can be ranked by it.")

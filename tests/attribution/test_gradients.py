@@ -111,17 +111,22 @@ def test_integrated_gradients_are_complete(kind):
         torch.testing.assert_close(sums, (clean - zeroed).double(), atol=2e-4, rtol=2e-2)
 
 
+@pytest.mark.parametrize("rows", [64, 2])
+@pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
-def test_transmission_nodes_from_hugging_faces_gradients(kind, true_float64):
-    """CTP's scores by hand: backward through the stored matrices, z-scores by loops over rows."""
+def test_transmission_nodes_from_hugging_faces_gradients(kind, batch_size, rows, true_float64, monkeypatch):
+    """CTP's scores by hand: backward through the stored matrices of each mini-batch, z-scores by loops over rows; the same
+    however many mini-batches go into one pass."""
+    monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
     lens = tiny_lens(kind)
-    requests = [f.to("Dalrin") for f in FACTS]
-    frame = qv.transmission_paths(lens, requests, top=3, bottom=2, batch_size=1)
+    requests = [fact.to(new) for fact, new in zip((*FACTS, *FACTS), ("Dalrin", "Dalrin Dalrin", "golf", "fencing"), strict=False)]
+    assert len({len(lens.answer_ids(request.target)) for request in requests}) > 1
+    frame = qv.transmission_paths(lens, requests, top=3, bottom=2, batch_size=batch_size)
     total = {}
-    for request in requests:
+    for i in range(0, len(requests), batch_size):
         keys = [hf_name(kind, layer, name) for layer in range(lens.n_layers) for name in ("W_in", "W_out")]
         leaves = {k: dict(lens.hf.named_parameters())[k].detach().clone().requires_grad_(True) for k in keys}
-        p = hf_probabilities(lens.hf, lens, request.target, leaves)
+        p = [p for request in requests[i : i + batch_size] for p in hf_probabilities(lens.hf, lens, request.target, leaves)]
         loss = -torch.stack(p).log().mean()
         for k, g in zip(keys, torch.autograd.grad(loss, list(leaves.values())), strict=True):
             total[k] = total.get(k, 0) + g
