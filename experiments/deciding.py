@@ -120,7 +120,7 @@ def beats(metric: str, one: str | float, other: str | float, by: str = "method")
 def compared(
     metrics: Sequence[str], one: str | float, other: str | float, by: str = "method", within: float | None = None
 ) -> Decide:
-    """`one` is above `other` by each metric; or (`within`) no further from it than this."""
+    """`one` is above `other` by each metric; or (`within`) no further from it than this, fluency in shares of its own."""
 
     def decide(frame: pd.DataFrame) -> Told:
         lines, verdicts = [], []
@@ -134,7 +134,8 @@ def compared(
             lines.append(
                 f"{name}{one} {share(both[one], metric)}, {other} {share(both[other], metric)}: {points(mean, half, pairs)}"
             )
-            verdicts.append(decided(mean if within is None else within - abs(mean), half))
+            limit = (within or 0) * (both[other] if metric == "fluency" else 1)
+            verdicts.append(decided(mean if within is None else limit - abs(mean), half))
         return "; ".join(lines), together(verdicts)
 
     return decide

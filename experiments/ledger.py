@@ -113,7 +113,8 @@ def written() -> str:
         "Claims of ACE, CTP and KNE that can be put as a number, against what was measured. Written by `python "
         "experiments/ledger.py` from `experiments/results/`; made on 2 CPU cores with the bundled models, which are small (12 layers) "
         "and were trained on an invented world: a claim that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the other way "
-        "round. A real model's cells are empty until somebody has run the row's command (MODEL `EleutherAI/gpt-j-6B` or `Qwen/Qwen3-8B`, "
+        "round. Editors are run as the presets say, ACE at layers that a grid on 8 facts chose, not at those that attribution locates "
+        "(the row on chance compares both). A real model's cells are empty until somebody has run the row's command (MODEL `EleutherAI/gpt-j-6B` or `Qwen/Qwen3-8B`, "
         "NAME what follows its slash, FILE a dataset of facts or edits, TEXT a corpus for C0; layer "
         "numbers and letters of the paper's own model are in the file's first lines) and `python experiments/ledger.py --collect runs`. ± is half a 95% interval over cases; the cases of one batch and of one row of "
         "consecutive edits share one edit, so there it is too narrow. `single`, `batch`, `consecutive` and `multihop` come from "
@@ -160,6 +161,9 @@ OF_CHAINS = (
     "multihop_cot_2",
     "multihop_cot_3",
     "multihop_cot_4",
+    "multihop_cot_2h",
+    "multihop_cot_3h",
+    "multihop_cot_4h",
 )
 TABLES = (
     ("single", "Single edits, each taken back", OF_FACTS),
@@ -183,7 +187,8 @@ def comparison() -> str:
         "presets of `qv_lens/editing/presets.py`, chosen on 8 facts, one of which the seeds have drawn again). Percent, mean ± half a "
         "95% interval over the cases; seeds draw anew, so of 102 single edits 99 and of 96 in batches 93 are different facts; "
         "fluency is n-gram entropy times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread with another "
-        "job beside it. `_acc`: every token of the answer is the argmax. `multihop_cot_2`: cases with two edits. Only what is "
+        "job beside it. `_acc`: every token of the answer is the argmax. `multihop_cot_2`: cases with two edits, `multihop_cot_2h`: of two hops. In brackets: of how many cases (behind a metric: for every method), where not all have such "
+        "prompts. Only what is "
         "printed here was run.",
     ]  # fmt: skip
     for name, title, metrics in TABLES:
@@ -193,16 +198,22 @@ def comparison() -> str:
         for model, frame in pd.read_parquet(path).groupby("model"):
             if "edits" in frame:
                 chains = frame[frame["metric"] == "multihop_cot"]
-                frame = pd.concat([frame, chains.assign(metric="multihop_cot_" + chains["edits"].astype(str))])
+                parts = [
+                    chains.assign(metric="multihop_cot_" + chains[by].astype(str) + end)
+                    for by, end in (("edits", ""), ("hops", "h"))
+                ]
+                frame = pd.concat([frame, *parts])
             last = frame["step"] == frame.groupby(["method", "seed", "case"])["step"].transform("max")
             count = frame[last].drop_duplicates(["method", "seed", "case"]).groupby("method").size()
             frame.loc[~last, "metric"] += "@" + frame.loc[~last, "step"].astype(str)  # along the way
             shown = [metric for metric in metrics if (frame["metric"] == metric).any()]
+            asked = frame.dropna(subset="after").groupby(["metric", "method"]).size()
+            same = {metric: int(n.iloc[0]) for metric in shown if (n := asked[metric]).nunique() == 1 and n.iloc[0] < count.min()}
             lines += [
                 "",
                 f"## {title}: {model}",
                 "",
-                "| method | cases | " + " | ".join(shown) + " | ‖dW‖/‖W‖ | s |",
+                "| method | cases | " + " | ".join(f"{m} ({same[m]})" if m in same else m for m in shown) + " | ‖dW‖/‖W‖ | s |",
                 "|" + "---|" * (len(shown) + 4),
             ]
             for method, rows in frame.groupby("method", sort=False):
@@ -210,7 +221,8 @@ def comparison() -> str:
                 for metric in shown:
                     values = rows.loc[rows["metric"] == metric, "after"].dropna()
                     half = f" ± {100 * interval(values):.0f}" if len(values) >= 10 else ""  # of fewer an interval means little
-                    cells.append(f"{100 * values.mean():.0f}{half}" if len(values) else "")
+                    few = f" ({len(values)})" if metric not in same and len(values) < count[method] else ""
+                    cells.append(f"{100 * values.mean():.0f}{half}{few}" if len(values) else "")
                 norm = f"{rows['relative_norm'].max():.1f}"
                 each = rows.groupby(["seed", "case"])["seconds"].first().median()
                 lines.append(f"| {method} | {count[method]} | {' | '.join(cells)} | {norm} | {each:.2f} |")

@@ -32,21 +32,30 @@ from deciding import (
 from qv_lens.facts.categories import RELATED
 from qv_lens.plots import VECTORS
 
-#: numbers of a paper's model, scaled to the bundled ones: layers at which editors are compared, layers left out of ACE's
-EQUAL = {"toy-gptj": 4, "toy-qwen3": 3, "EleutherAI/gpt-j-6B": 9, "Qwen/Qwen3-8B": 8}
+#: how many layers ACE edits
+EQUAL = {"toy-gptj": 4, "toy-qwen3": 4, "EleutherAI/gpt-j-6B": 9, "Qwen/Qwen3-8B": 8}
+#: layers left out of them: three of GPT-J's six query layers and all three of Qwen3-8B's, two of three and of five value layers
 LEFT_OUT = {
-    "q": {"EleutherAI/gpt-j-6B": "qqq", "Qwen/Qwen3-8B": "qqq"},
-    "v": {"EleutherAI/gpt-j-6B": "vv", "Qwen/Qwen3-8B": "vv"},
+    "q": {"toy-gptj": "q", "toy-qwen3": "qq", "EleutherAI/gpt-j-6B": "qqq", "Qwen/Qwen3-8B": "qqq"},
+    "v": {"toy-gptj": "v", "toy-qwen3": "v", "EleutherAI/gpt-j-6B": "vv", "Qwen/Qwen3-8B": "vv"},
 }
+
+#: editors that CTP is faster than, and that consecutive edits ruin
+SLOWER = ("MEMIT", "PMET", "AlphaEdit")
 
 # ------------------------------------------------------------------ ACE: layers
 
 
-def best_layers(frame: pd.DataFrame, part: str, of_28: int) -> dict[str, set[int]]:
-    """The best layers of each category: as many of the model's as `of_28` of GPT-J's 28."""
-    count = max(1, round(of_28 * frame["layer"].nunique() / 28))
+def best_layers(frame: pd.DataFrame, part: str, number: int, of: int = 28) -> dict[str, set[int]]:
+    """The best layers of each category: as many of the model's as `number` of the paper's model (GPT-J's 28)."""
+    count = max(1, round(number * frame["layer"].nunique() / of))
     chosen = frame[(frame["part"] == part) & (frame["rank"] <= count)]
     return {name: set(rows["layer"]) for name, rows in chosen.groupby("category")}
+
+
+def _depth(frame: pd.DataFrame) -> int:
+    """Of the paper's model that a model stands for."""
+    return 28 if "gpt" in str(frame["model"].iloc[0]).lower() else 36
 
 
 def overlap(a: set[int], b: set[int]) -> float:
@@ -107,19 +116,22 @@ def last_layers_low(frame: pd.DataFrame) -> Told:
 
 
 def figure_2(frame: pd.DataFrame) -> Told:
-    """In either scope: more than half is lost in category, and more than at random and than off category."""
+    """In either scope: more than half is lost in category, and more than at random and than off category. Seeds ask facts
+    again: the intervals are over as many prompts as one seed asks."""
     lines, verdicts = [], []
-    for layer, rows in frame.groupby("layer"):
+    for (layer, apart), rows in frame.groupby(["layer", "held_out"]):
         table = rows.pivot_table(index=["category", "seed"], columns=["neurons", "group"], values="drop_relative")
         top, drawn, off = (table[key] for key in (("top", "in category"), ("random", "in category"), ("top", "off category")))
         where = {"all": "whole model", "top": "each category's best layer"}.get(str(layer), f"layer {layer}")
         right = rows["clean"] * rows["prompts_asked"]
         sums = rows.assign(right=right, gone=right * rows["drop_relative"]).groupby(["neurons", "group"])[["gone", "right"]].sum()
+        sums /= rows["seed"].nunique()
         named = {
             "in category": ("top", "in category"),
             "at random": ("random", "in category"),
             "off category": ("top", "off category"),
         }
+        where += ", other prompts than rank" if apart else ", the prompts that rank"
         lines.append(f"{where}: " + ", ".join(f"{lost(*sums.loc[key])} {name}" for name, key in named.items()))
         large = HOLDS if top.mean() > 0.5 else FAILS
         verdicts.append(together([large, *(decided(*difference(top, other)[:2]) for other in (drawn, off))]))
@@ -148,7 +160,7 @@ def late_values(frame: pd.DataFrame) -> Told:
 def separation(frame: pd.DataFrame) -> Told:
     """Mean distance of the best value layers from the best query layers (3 of 28 each), as a share of the model's depth:
     far apart (GPT-J: f_q16 to 18, f_v28 to 30), or next to each other and overlapping (Qwen3-8B: 27 to 29, 30 to 32)."""
-    value, query = best_layers(frame, "ffn", 3), best_layers(frame, "query", 3)
+    value, query = (best_layers(frame, part, 3, _depth(frame)) for part in ("ffn", "query"))
     depth = frame["layer"].nunique()
     gaps = [(np.mean(list(value[name])) - np.mean(list(query[name]))) / depth for name in value]
     mean, half = float(np.mean(gaps)), interval(gaps)
@@ -188,7 +200,8 @@ def suppression_counts(frame: pd.DataFrame) -> Told:
 
 
 def invariance(frame: pd.DataFrame) -> Told:
-    told = {name: mean_overlap(best_layers(frame, part, 3)) for name, part in (("query", "query"), ("value", "ffn"))}
+    parts = (("query", "query"), ("value", "ffn"))
+    told = {name: mean_overlap(best_layers(frame, part, 3, _depth(frame))) for name, part in parts}
     fixed = min(told.values()) > 0.8
     same = HOLDS if fixed else FAILS  # that they shift is no more than that: chance would move them as well
     verdict = same if "gpt" in str(frame["model"].iloc[0]).lower() else FAILS if fixed else OPEN
@@ -274,7 +287,8 @@ def skipping(letter: str) -> Decide:
             parts = []
             for letters in (name for name in table if name and set(name) == {letter}):
                 mean, half, pairs = difference(table[""], table[letters])
-                parts.append(f"without {letters} {share(table[letters].mean())} ({points(-mean, half, pairs)})")
+                less = f", {100 * mean / table[''].mean():.0f}% less" if mean > 0 else ""  # as Table 4 counts
+                parts.append(f"without {letters} {share(table[letters].mean())} ({points(-mean, half, pairs)}{less})")
                 verdicts[metric, letters] = decided(mean, half)
             lines.append(f"{metric} {share(table[''].mean())}, {', '.join(parts)}")
         return "; ".join(lines), verdicts[hops, decisive]
@@ -283,8 +297,12 @@ def skipping(letter: str) -> Decide:
 
 
 def values_matter_more(frame: pd.DataFrame) -> Told:
-    """Without the best query layer more is right than without the best value layer."""
-    return beats(multihop(frame), "q", "v", "skip")(frame)
+    """Without query layers more is right than without value layers: as many as in Table 4, and all of the bundled models'."""
+    query, value = (LEFT_OUT[letter].get(str(frame["model"].iloc[0]), letter) for letter in "qv")
+    frame = frame.assign(skip=frame["skip"].fillna(""))
+    pairs = {(query, value), *([("q", "v"), ("qq", "vv")] if query != "qqq" else [])}
+    told = [beats(multihop(frame), a, b, "skip")(frame) for a, b in sorted(pairs)]
+    return "; ".join(words for words, _ in told), together([verdict for _, verdict in told])
 
 
 def more_sensitive(frame: pd.DataFrame) -> Told:
@@ -307,13 +325,58 @@ def more_sensitive(frame: pd.DataFrame) -> Told:
 
 
 def bottleneck(frame: pd.DataFrame) -> Told:
-    """ACE against the better of MEMIT and PMET at the model's share of 9 of 28 layers (Qwen3: 8 of 36)."""
+    """ACE against the better of MEMIT and PMET at the number of layers that ACE edits in Table 2."""
     count, metric, lines = EQUAL.get(str(frame["model"].iloc[0]), 0), multihop(frame), []
     for edited, rows in frame.groupby("edited"):
         means = per_case(rows, metric, "method").mean()
         lines.append(f"{edited} layers: " + ", ".join(f"{name} {share(value)}" for name, value in means.items()))
     told, verdict = ahead(metric, "ACE", ("MEMIT", "PMET"))(frame[frame["edited"] == count])
     return f"at {count} layers {told}; {'; '.join(lines)}", verdict
+
+
+def marginal(frame: pd.DataFrame) -> Told:
+    """What MEMIT and PMET gain in multi-hop accuracy from one layer to the most: each less than ten points."""
+    metric, lines, verdicts = multihop(frame), [], []
+    for method in ("MEMIT", "PMET"):
+        table = per_case(frame[frame["method"] == method], metric, "edited")
+        if table.shape[1] < 2:
+            return NOT_MEASURED
+        mean, half, pairs = difference(table[table.columns[-1]], table[table.columns[0]])
+        values = ", ".join(f"{k:g}: {share(v)}" for k, v in table.mean().items())
+        lines.append(f"{method} {values} ({points(mean, half, pairs)})")
+        verdicts.append(decided(0.1 - mean, half))
+    return "; ".join(lines), together(verdicts)
+
+
+def by_edits(frame: pd.DataFrame) -> Told:
+    """Multi-hop accuracy of cases of one edit, less that of three and four: above 0 for ROME and MEMIT, larger than ACE's."""
+    table = per_case(frame, "multihop_cot", "method")
+    if not {"ACE", "ROME", "MEMIT"} <= set(table):
+        return NOT_MEASURED
+    edits = frame.drop_duplicates(table.index.names).set_index(table.index.names)["edits"].reindex(table.index)
+    lines, falls = [], {}
+    for method in ("ROME", "MEMIT", "ACE"):
+        few, many = table.loc[edits == 1, method].dropna(), table.loc[edits >= 3, method].dropna()
+        mean, half = few.mean() - many.mean(), (interval(few) ** 2 + interval(many) ** 2) ** 0.5
+        falls[method] = mean, half
+        lines.append(f"{method} {share(few.mean())} to {share(many.mean())} ({100 * mean:+.1f} ± {100 * half:.1f} points)")
+    mine, half = falls.pop("ACE")
+    verdicts = [v for mean, of in falls.values() for v in (decided(mean, of), decided(mean - mine, (half**2 + of**2) ** 0.5))]
+    return f"one edit to three and four: {'; '.join(lines)} ({len(few)} and {len(many)} cases)", together(verdicts)
+
+
+def worse_on_qwen(frame: pd.DataFrame) -> Told:
+    """Of both models: ROME, MEMIT and PMET reach less on the second (by name: Qwen3) than on the first (GPT-J)."""
+    lines, verdicts = [], []
+    tables = [per_case(rows, "multihop_cot", "method") for _, rows in frame.groupby("model")]
+    for method in ("ROME", "MEMIT", "PMET"):
+        if not all(method in table for table in tables):
+            return NOT_MEASURED
+        gptj, qwen = (table[method].dropna() for table in tables)
+        mean, half = qwen.mean() - gptj.mean(), (interval(gptj) ** 2 + interval(qwen) ** 2) ** 0.5
+        lines.append(f"{method} {share(gptj.mean())} and {share(qwen.mean())} ({100 * mean:+.1f} ± {100 * half:.1f} points)")
+        verdicts.append(decided(-mean, half))
+    return "; ".join(lines), together(verdicts)
 
 
 def chance(frame: pd.DataFrame) -> Told:
@@ -382,7 +445,17 @@ def all_layers(frame: pd.DataFrame) -> Told:
 
 def early_over_late(frame: pd.DataFrame) -> Told:
     shares = nodes_by_layer(frame)
-    third = len(shares) // 3
-    early, middle, late = (float(part.mean()) for part in (shares[:third], shares[third:-third], shares[-third:]))
-    told = f"first third {share(early)}, middle {share(middle)}, last third {share(late)} of the largest layer's"
-    return told, HOLDS if middle > early > late else FAILS
+    edges = [round(layer * len(shares) / 32) for layer in (4, 18, 27)]  # the paper's 1 to 4, 4 to 18 and 28 to 32 of 32
+    parts = {"early": shares[: edges[0]], "middle": shares[edges[0] : edges[1]], "late": shares[edges[2] :]}
+    told = ", ".join(f"{name} ({part.index[0]} to {part.index[-1]}) {share(part.mean())}" for name, part in parts.items())
+    early, middle, late = (part.mean() for part in parts.values())
+    return f"{told} of the largest layer's", HOLDS if middle > early > late else FAILS
+
+
+def all_fall(frame: pd.DataFrame) -> Told:
+    """After all edits of a row MEMIT, PMET and AlphaEdit have less than a tenth of the score."""
+    table = per_case(frame, "ctp_score", "method")
+    if not {*SLOWER, "CTP"} <= set(table):
+        return NOT_MEASURED
+    told = ", ".join(f"{name} {share(table[name].mean())}" for name in ("CTP", *SLOWER))
+    return told, together([decided(0.1 - table[name].mean(), interval(table[name].dropna())) for name in SLOWER])

@@ -6,6 +6,7 @@ neurons write out of what chosen value neurons read, and leaves all else alone (
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.errors import ConfigError
-from qv_lens.neurons import NeuronSet
+from qv_lens.neurons import NeuronSet, check_set
 
 if TYPE_CHECKING:
     from qv_lens.models.backend import Hook
@@ -168,8 +169,9 @@ def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
     """Raise `ConfigError` unless the set holds FFN neurons that exist in this model."""
     if positions not in ("all", "last"):
         raise ConfigError(f"positions must be 'all' or 'last', got {positions!r}.")
-    if not isinstance(neurons, NeuronSet):
-        raise ConfigError(f"Neurons come as a NeuronSet, by hand NeuronSet.of([(layer, neuron), ...]); got {neurons!r:.100}.")
+    check_set(neurons)
+    if not len(neurons):
+        warnings.warn("This set of neurons is empty: nothing is changed by it.", stacklevel=4)
     neurons.of_model(lens)
     if neurons.unit != "ffn":
         raise ConfigError(

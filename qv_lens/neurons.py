@@ -25,7 +25,7 @@ UNITS = (
 COLUMNS = ("prompt", "unit", "layer", "neuron", "coefficient", "score")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NeuronSet:
     """Units in order of decreasing score within each prompt, as a frame with `COLUMNS`.
 
@@ -54,6 +54,12 @@ class NeuronSet:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NeuronSet) and self.frame.equals(other.frame) and self.settings == other.settings
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.units))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """The distinct (layer, neuron) pairs."""
@@ -165,3 +171,9 @@ class NeuronSet:
             raise ConfigError(f"Cannot read a neuron set from {path}: {type(error).__name__}: {error}.") from error
         settings = json.loads(frame.attrs.pop("settings", "{}"))
         return cls(frame, settings)
+
+
+def check_set(neurons: object) -> None:
+    """Raise `ConfigError` for what is no NeuronSet."""
+    if not isinstance(neurons, NeuronSet):
+        raise ConfigError(f"Neurons come as a NeuronSet, by hand NeuronSet.of([(layer, neuron), ...]); got {neurons!r:.100}.")

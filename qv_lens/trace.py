@@ -12,6 +12,16 @@ from qv_lens.facts.spans import Prompt
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What a trace was taken on: the model's fingerprint, the patches applied, the sum of each W_out, the interventions."""
+
+    fingerprint: str
+    patches: tuple[object, ...]
+    w_out: tuple[float, ...]
+    interventions: tuple[object, ...]
+
+
+@dataclass(frozen=True)
 class Trace:
     """One captured forward pass. A row is one position of one prompt: `prompt[row]` says of which, `positions[row]` where.
     With one position per prompt (the usual case) rows and prompts are the same.
@@ -34,8 +44,7 @@ class Trace:
     logits: Float[Tensor, "row d_vocab"]
     pattern: Float[Tensor, "layer row head key"] | None = None
     v: Float[Tensor, "layer prompt kv_head_channel key"] | None = None
-    #: fingerprint of the model, and the patches in force
-    weights: tuple[object, ...] = ()
+    setup: Setup | None = None
 
     @property
     def mid(self) -> Float[Tensor, "layer row d_model"]:

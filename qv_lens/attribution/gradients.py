@@ -95,7 +95,7 @@ def neuron_ensemble(
     frame = pd.concat(rows, ignore_index=True).assign(coefficient=float("nan"))
     threshold = float(frame["score"].quantile(1 - share))
     kept = frame[frame["score"] >= threshold].sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
-    settings = {"model": lens.name, "method": "integrated gradients of weights", "share": share, "threshold": threshold}
+    settings = {**lens.label, "method": "integrated gradients of weights", "share": share, "threshold": threshold}
     settings |= {"parameters": list(parameters), "axis": axis, "reduce": reduce, "steps": steps, "together": together}
     return NeuronSet(kept[["prompt", "unit", "layer", "neuron", "coefficient", "score"]], settings)
 
@@ -109,7 +109,7 @@ def weight_attributions(
     """
     prompts, first = lens.tokenize(list(facts)), min(layer for layer, _ in names)
     with torch.no_grad():
-        below = lens.stream([prompt.row("answer") for prompt in prompts], first)
+        below = lens.stream([prompt.row("answer") for prompt in prompts], first, last=[prompt.last for prompt in prompts])
     total, together = {name: torch.zeros(()) for name in names}, max(1, ROWS // len(prompts))
     for begin in range(0, steps, together):
         shares = torch.arange(begin + 1, min(begin + together, steps) + 1, device=lens.device) / steps
@@ -152,13 +152,14 @@ def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *,
     where = _where(trace)
     rows = [(*prompts[p].ids, *prompts[p].answer[: i - prompts[p].last]) for p, i in where]
     token = torch.tensor([prompts[p].answer[i - prompts[p].last] for p, i in where], device=lens.device)
+    ends = [prompts[p].last for p, _ in where]
     last, frames = torch.tensor([len(row) - 1 for row in rows], device=lens.device), []
     together = max(1, ROWS // len(rows))  # steps in one pass
     start: Start | None = None
     for layer in tqdm(range(lens.n_layers), desc="integrated gradients", unit="layer", delay=2, leave=False):
         m = at_least_float32(trace.m[layer])
         with torch.no_grad():  # scaling a layer changes nothing in front of it
-            stream = lens.stream(rows, layer, start=start)
+            stream = lens.stream(rows, layer, start=start, last=ends)
             start = layer, stream
         gradient = torch.zeros_like(m)
         for begin in range(0, steps, together):
@@ -174,7 +175,7 @@ def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *,
                     return out
 
                 hooks, below = [(lens.backend_adapter.coefficient(layer), scale)], stream.repeat(copies, 1, 1)
-                out = lens.stream(rows * copies, lens.n_layers, hooks, (layer, below))
+                out = lens.stream(rows * copies, lens.n_layers, hooks, (layer, below), last=ends * copies)
                 logits = at_least_float32(lens.read_out(out[index, where_last]))
                 p = logits.softmax(-1)[index, token.repeat(copies)]
                 (each,) = torch.autograd.grad(p.sum(), leaf)
@@ -186,7 +187,7 @@ def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *,
             columns = {"prompt": p, "unit": "ffn", "layer": layer, "neuron": range(lens.d_mlp)}
             frames.append(pd.DataFrame({**columns, "coefficient": mean[p].cpu().numpy(), "score": score[p].cpu().numpy()}))
     frame = pd.concat(frames, ignore_index=True).sort_values(["prompt", "score"], ascending=[True, False], kind="stable")
-    found = NeuronSet(frame.reset_index(drop=True), {"model": lens.name, "method": "integrated gradients", "steps": steps})
+    found = NeuronSet(frame.reset_index(drop=True), {**lens.label, "method": "integrated gradients", "steps": steps})
     return found if top is None else found.top(top)
 
 
@@ -232,7 +233,7 @@ def transmission_paths(
         ],
         ignore_index=True,
     )  # fmt: skip
-    frame.attrs.update({"model": lens.name, "score": score, "paths": paths, "top": top, "bottom": bottom, "gate": gate})
+    frame.attrs.update({**lens.label, "score": score, "paths": paths, "top": top, "bottom": bottom, "gate": gate})
     return frame
 
 
@@ -272,7 +273,7 @@ def answer_logprobs(
 
     `start`: as `Lens.logits` takes it.
     """
-    logits = lens.logits([prompt.row("answer") for prompt in prompts], hooks, start)
+    logits = lens.logits([prompt.row("answer") for prompt in prompts], hooks, start, last=[prompt.last for prompt in prompts])
     asked = [p.answer for p in prompts] if labels is None else labels
     where = [(i, at, t) for i, p in enumerate(prompts) for at, t in zip(p.positions("answer"), asked[i], strict=True)]
     row, position, token = (torch.tensor(axis, device=logits.device) for axis in zip(*where, strict=True))

@@ -63,7 +63,7 @@ def locate(
     top: int = 300,
 ) -> Layers:
     """Rank the layers over the cases; a `MultiHopCase` counts with its first question and its old answer."""
-    records = [cases] if isinstance(cases, Fact) else list(cases)
+    records = [cases] if isinstance(cases, (Fact, MultiHopCase, str)) else list(cases)
     facts = [_as_fact(record) for record in records]
     if not facts:
         raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")
@@ -89,4 +89,8 @@ def _order(scores: pd.Series) -> tuple[int, ...]:
 def _as_fact(record: Fact | MultiHopCase) -> Fact:
     if isinstance(record, MultiHopCase):
         return Fact("{}", record.questions[0], record.answer)
+    if not isinstance(record, Fact):
+        raise ConfigError(
+            f"Layers are located over facts and chains, got {type(record).__name__}: take a case's or a request's fact."
+        )
     return record

@@ -22,7 +22,7 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.models.backend import Norm
 from qv_lens.models.lens import Lens, at_least_float32
-from qv_lens.neurons import NeuronSet
+from qv_lens.neurons import NeuronSet, check_set
 from qv_lens.trace import Trace
 
 NormMode = Literal["frozen", "full", "none"]
@@ -78,6 +78,7 @@ def vocabulary(lens: Lens, neurons: NeuronSet, top: int = 10, *, bias: bool = Fa
     promotes what its vector points away from. Rows of the vocabulary that no token uses are left out. `bias` adds the
     unembedding's bias (GPT-J's swamps short vectors). Source: ACE, Tables 6 and 7.
     """
+    check_set(neurons)
     neurons.of_model(lens)
     frame = neurons.to_frame()
     ids = projected(lens, written(lens, neurons), top, bias, signs(frame))
@@ -94,6 +95,9 @@ def interpretable(
     the answer's own first token. Use: `value.where(lambda frame: qv.interpretable(lens, value, "basketball"))`.
     Source: ACE, section 6.4 ("associated vocabulary included the correct target token").
     """
+    check_set(neurons)
+    if not isinstance(answer, str):
+        raise ConfigError(f"The answer is a text, got {type(answer).__name__}: pass fact.answer.")
     words = {answer, answer.lower(), answer.upper(), answer.capitalize()}
     words |= {f"{word}s" for word in words} if plural else set()
     wanted = {lens.answer_ids("The", answer)[0]}
@@ -115,8 +119,13 @@ def written(lens: Lens, neurons: NeuronSet) -> Float[Tensor, "neuron d_model"]:
         raise ConfigError(f"A vocabulary projection needs units that write one vector, not {neurons.unit!r}.")
     out = torch.empty(len(neurons), lens.d_model, dtype=at_least_float32(lens.w_out(0)).dtype, device=lens.device)
     for layer, rows in neurons.frame.reset_index(drop=True).groupby("layer"):
-        weight = lens.w_out(int(layer)) if neurons.unit == "ffn" else lens.backend_adapter.w_o(lens.check_layer(int(layer)))
-        out[torch.tensor(rows.index.to_numpy())] = at_least_float32(weight[torch.tensor(rows["neuron"].to_numpy())])
+        weight = lens.parameter(int(layer), "W_out" if neurons.unit == "ffn" else "W_O")
+        index = torch.tensor(rows["neuron"].to_numpy())
+        if not 0 <= int(index.min()) <= int(index.max()) < len(weight):
+            raise ConfigError(
+                f"Layer {layer} has units 0 to {len(weight) - 1}; the set names {int(index.min())} to {int(index.max())}."
+            )
+        out[torch.tensor(rows.index.to_numpy())] = at_least_float32(weight[index])
     return out
 
 

@@ -73,7 +73,7 @@ def query_neurons(
     check_over(over)
     check_top(top)
     reader = targets_of(lens, facts, value, method, targets, subkey, positions, attention=unit in AT_POSITIONS)
-    settings = {**_settings(lens, method, targets), "over": over, "unit": unit}
+    settings = {**_settings(lens, method, targets, value), "over": over, "unit": unit}
     return queries_of(lens, reader, unit, top, over, settings)
 
 
@@ -119,7 +119,7 @@ def query_layers(
     For attention neurons as targets the positions that they read are added up.
     """
     frame = layers_of(lens, targets_of(lens, facts, value, method, targets, subkey, positions))
-    frame.attrs.update(_settings(lens, method, targets))
+    frame.attrs.update(_settings(lens, method, targets, value))
     return frame
 
 
@@ -185,7 +185,7 @@ def qv_graph(
     columns = ["prompt", "source", "target", "source_layer", "target_layer", "weight"]
     graph = Graph(pd.concat(nodes, ignore_index=True), pd.DataFrame(edges, columns=columns))
     for frame in graph:
-        frame.attrs.update(_settings(lens, method, targets))
+        frame.attrs.update(_settings(lens, method, targets, value))
     return graph
 
 
@@ -233,6 +233,8 @@ def targets_of(
     """
     if method not in METHODS:
         raise unknown("Query method", method, METHODS)
+    if targets < 1:
+        raise ConfigError(f"targets is how many value neurons of a prompt are asked, at least 1; got {targets}.")
     if subkey not in (None, "linear", "gate", "up"):
         raise unknown("Subkey", subkey, ("linear", "gate", "up"))
     reads_attention = value.unit == "attn_neuron"
@@ -242,8 +244,10 @@ def targets_of(
     whole = [p for prompt in given.prompts for p in prompt.positions("all")]
     trace = lens.trace(list(given.facts), "all") if reads_attention and given.positions.tolist() != whole else given
     computed, here = value.settings.get("positions"), trace.positions.tolist()
-    comparable = computed is not None and (value.settings.get("over") == "prompt" or len(computed) == len(here))
-    if not reads_attention and comparable and computed != here:
+    texts, of = [prompt.text for prompt in trace.prompts], value.settings.get("texts")
+    if of is not None and of != texts and (value.frame["prompt"] >= 0).any():  # sets summed over prompts go with any
+        raise ConfigError(f"The value neurons were computed for other facts ({of[0]!r}, ...) than these ({texts[0]!r}, ...).")
+    if not reads_attention and computed is not None and of == texts and computed != here:
         raise ConfigError(
             f"The value neurons were computed at positions {computed}, the queries are asked for at "
             f"{here}: give both the same trace, or the same positions=."
@@ -367,5 +371,6 @@ def _by_prompt(trace: Trace, parts: list[Float[Tensor, "row unit"]]) -> Float[Te
     return rearrange(out, "l p k u -> l p (k u)")
 
 
-def _settings(lens: Lens, method: str, targets: int) -> dict[str, Any]:
-    return {**lens.label, "method": method, "targets": targets}
+def _settings(lens: Lens, method: str, targets: int, value: NeuronSet) -> dict[str, Any]:
+    read = {name: value.settings[name] for name in ("norm", "base") if name in value.settings}  # of the value neurons' weights
+    return {**lens.label, **read, "method": method, "targets": targets}

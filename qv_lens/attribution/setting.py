@@ -25,7 +25,6 @@ from qv_lens.attribution.projection import NormMode, Readout
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
-from qv_lens.models.backend import versions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.trace import Trace
 
@@ -106,7 +105,7 @@ class Setting:
         """What every frame and set of this problem is labelled with."""
         label = self.lens.token_label
         attrs = {
-            **self.lens.label, "norm": self.readout.mode, "base": self.base, "versions": versions(), "seed": None,
+            **self.lens.label, "norm": self.readout.mode, "base": self.base, "texts": [p.text for p in self.trace.prompts],
             "dtype": str(self.readout.U.dtype).removeprefix("torch."), "targets": [label(int(t)) for t in self.token],
             "positions": self.trace.positions.tolist(),
             "target_is_argmax": (self.trace.logits.argmax(-1) == self.token).tolist(),
@@ -265,6 +264,11 @@ def setting(
     pair = target if isinstance(target, tuple) else (target, None)
     token = _tokens(lens, trace, pair[0])
     against = None if pair[1] is None else _tokens(lens, trace, pair[1])
+    if against is not None and bool((same := against == token).any()):
+        text = trace.prompts[int(trace.prompt[same][0])].text
+        raise ConfigError(
+            f"A contrast compares two first tokens; both of {target} begin with {lens.token_label(int(token[same][0]))!r} behind {text!r}."
+        )
     return Setting(lens, trace, token, Readout.of(lens, trace, norm), base, against, sequence, memory_budget)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import pandas as pd
@@ -106,8 +107,8 @@ def value_neurons(
 
 def check_top(top: int | None) -> None:
     """Raise `ConfigError` for a number of units below 1."""
-    if top is not None and top < 1:
-        raise ConfigError(f"top is how many units are kept, at least 1 (None: all); got {top}.")
+    if top is not None and (not isinstance(top, Integral) or top < 1):
+        raise ConfigError(f"top is how many units are kept, at least 1 (None: all); got {top!r}.")
 
 
 def _check(unit: str, over: str, method: str, top: int | None, target: Target, base: str, norm: str) -> None:

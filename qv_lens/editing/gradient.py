@@ -334,5 +334,5 @@ def _said(lens: Lens, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
     """What the model says before this edit at the answer's positions, teacher forced on the new answer. Of edits in a row it
     holds those before (the released code takes all facts in one run, and asks the unedited model once)."""
     return [
-        tuple(lens.logits([p.row("answer")])[0, list(p.positions("answer"))].argmax(-1).tolist()) for p in prompts
+        tuple(lens.logits([p.row("answer")], last=[p.last])[0, list(p.positions("answer"))].argmax(-1).tolist()) for p in prompts
     ]  # fmt: skip

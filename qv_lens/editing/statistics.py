@@ -108,8 +108,8 @@ def covariance(
     no text, or a folder of other statistics, which stay as they are."""
     if isinstance(texts, str):
         raise EditError("Statistics are taken over many texts: pass a list of them, not one string.")
-    if lens.patches:
-        raise EditError("Statistics are taken on the unpatched model: revert the patches first.")
+    if lens.patches or lens.interventions:
+        raise EditError("Statistics are taken on the bare model: revert the patches and leave the interventions first.")
     if not modules or set(modules) - {"ffn", "attn"}:
         raise unknown("Module", modules, ("ffn", "attn"), error=EditError)
     max_tokens = min(max_tokens, lens.backend_adapter.cfg.n_ctx)

@@ -138,7 +138,7 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Told
     found: dict[int, Told] = {}
     for at in range(0, len(order), batch_size):
         chunk = order[at : at + batch_size]
-        stream = lens.stream([prompts[i].row("answer") for i in chunk], lens.n_layers)
+        stream = lens.stream([prompts[i].row("answer") for i in chunk], lens.n_layers, last=[prompts[i].last for i in chunk])
         where = [(r, p) for r, i in enumerate(chunk) for p in prompts[i].positions("answer")]
         rows, positions = (torch.tensor(part, device=stream.device) for part in zip(*where, strict=True))
         ids = torch.tensor([token for i in chunk for token in prompts[i].answer], device=stream.device)

@@ -10,7 +10,7 @@
     known         ROME's known_1000: `attribute`, `template`                                       -> Fact
     plain         {"prompt" with {}, "subject", "answer"} and, if there, "category", "relation"    -> Fact
 
-A record that is none is refused with its number (of JSON lines also its line), field and reason: `read` raises, or with
+A record that is none is refused with its number, line (of a file), field and reason: `read` raises, or with
 `skip=True` reports it.
 Keys of edits that nothing here reads are kept in the case's `extra`.
 """
@@ -37,7 +37,7 @@ Record = Mapping[str, Any]
 @dataclass(frozen=True)
 class Read:
     """What a file held. `refused`: one row per record that could not be read: `source, record, line, field, reason`
-    (`line` of JSON lines only)."""
+    (no `line` of a dataset)."""
 
     format: str
     cases: tuple[Case, ...]
@@ -110,12 +110,16 @@ class _RefusedError(FactError):
 
 
 def _records(source: str | Path) -> tuple[list[Any], list[int] | None]:
-    """The records, an error in the place of a line that is no JSON; and of JSON lines where each stands."""
+    """The records, an error in the place of a line that is no JSON; and on which line of a file each begins."""
     path = Path(source)
-    if not path.exists() and isinstance(source, str) and path.suffix not in (".json", ".jsonl"):
+    if (
+        not path.exists()
+        and isinstance(source, str)
+        and path.suffix not in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
+    ):
         return list(dataset(source)), None
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
         if path.suffix == ".jsonl":
             lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
             return [_json(line) for _, line in lines], [number for number, _ in lines]
@@ -128,7 +132,20 @@ def _records(source: str | Path) -> tuple[list[Any], list[int] | None]:
         raise FactError(
             f'{path} holds no JSON list of records. Facts are [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
         )
-    return found, None
+    return found, _lines(text)
+
+
+def _lines(text: str) -> list[int]:
+    """Where each element of a JSON list begins."""
+    decoder, found, at, line = json.JSONDecoder(), [], text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
+    while True:
+        start = re.compile(r"[\s,]*").match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+        if text[start] == "]":
+            return found
+        line += text.count("\n", at, start)
+        found.append(line)
+        _, at = decoder.raw_decode(text, start)
+        line += text.count("\n", start, at)
 
 
 def _json(line: str) -> Any:
@@ -223,29 +240,33 @@ def _rewrites(record: Record) -> list[Record]:
     rewrites = record["requested_rewrite"]
     if not rewrites:
         raise _RefusedError("requested_rewrite", "is empty: nothing to edit")
-    return rewrites
+    return [_table(rewrite, "requested_rewrite") for rewrite in rewrites]
 
 
 def _edited(record: Record) -> tuple[int, ...]:
     """Which hop of the new chain each edit belongs to: as the record says, or by its triple."""
-    orig, count = record.get("orig", {}), len(_rewrites(record))
-    index = orig.get("edit_triples_idx")
+    orig, count = _table(record.get("orig") or {}, "orig"), len(_rewrites(record))
+    index, hops = orig.get("edit_triples_idx"), len(record["new_single_hops"])
     if index is None:
-        triples = [list(t) for t in orig.get("new_triples", ())]
-        index = [triples.index(list(t)) for t in orig.get("edit_triples", ()) if list(t) in triples]
+        triples = [list(t) for t in orig.get("new_triples") or ()]
+        index = [triples.index(list(t)) for t in orig.get("edit_triples") or () if list(t) in triples]
+    if not isinstance(index, list) or not all(isinstance(i, int) and 0 <= i < hops for i in index):
+        raise _RefusedError("edit_triples_idx", f"is {index!r}, not a list of hops from 0 to {hops - 1}")
     if len(index) < count:  # by the edited fact's new object
         answers = [hop["answer"] for hop in record["new_single_hops"]]
         named = [_object(rewrite, "target_new") for rewrite in _rewrites(record)]
         index = [answers.index(name) for name in named if name in answers]
     if len(index) < count:
         raise _RefusedError("orig", f"says for {len(index)} of {count} edits which hop they belong to")
-    return tuple(int(i) for i in index[:count])
+    return tuple(index[:count])
 
 
 def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
     """A chain's links, each with subject and relation where the record's triples stand for them one by one."""
-    hops = _list(record[field], field)
-    orig = record.get("orig") or {}
+    hops = [_table(hop, field) for hop in _list(record[field], field)]
+    if not hops:
+        raise _RefusedError(field, "is empty: a chain has hops")
+    orig = _table(record.get("orig") or {}, "orig")
     ids, names = (orig.get(key) or [] for key in (triples, f"{triples}_labeled"))
     made = []
     for i, hop in enumerate(hops):
@@ -282,7 +303,7 @@ def _flat(record: Record) -> EditCase:
 
 
 def _zsre(record: Record) -> EditCase:
-    answers = _flattened(record["answers"])
+    answers = _flattened(record["answers"], "answers")
     if not answers:
         raise _RefusedError("answers", "is empty")
     request = _filled(record["src"], record["subject"], answers[0], tuple(answers[1:]), "src").to(_text(record["alt"], "alt"))
@@ -298,26 +319,27 @@ def _knowedit(record: Record) -> EditCase:
     older = "prompt" not in record and "text" in record
     names = ("text", "concept", "labels") if older else ("prompt", "subject", "target_new")
     text, subject, new = (record[name] for name in names)
-    answers, old = _flattened(new), _flattened(record.get("ground_truth"))
+    answers, old = _flattened(new, names[2]), _flattened(record.get("ground_truth"), "ground_truth")
     if not answers:
         raise _RefusedError("target_new", "is empty")
     request = _filled(text, subject, old[0] if old else UNKNOWN, tuple(old[1:])).to(answers[0])
     rephrase = record.get("rephrase_prompt") or record.get("rephrase")
     return EditCase(
         request,
-        tuple(Probe(t, request.new) for t in _flattened(rephrase)),
-        portability=_groups(record.get("portability")),
-        locality=_groups(record.get("locality")),
+        tuple(Probe(t, request.new) for t in _flattened(rephrase, "rephrase")),
+        portability=_groups(record, "portability"),
+        locality=_groups(record, "locality"),
         generation=(str(text),),
         extra=_extra(record, "prompt", "text", "subject", "concept", "target_new", "labels", "ground_truth", "rephrase_prompt", "rephrase", "portability", "locality"),
     )  # fmt: skip
 
 
-def _groups(groups: Record | None) -> Groups:
+def _groups(record: Record, field: str) -> Groups:
     """KnowEdit's {name: [{prompt, ground_truth}]}; an empty or absent list is left out, a probe without answer as well."""
     found = {}
-    for name, probes in (groups or {}).items():
-        told = [(p["prompt"], _flattened(p["ground_truth"])) for p in probes or ()]
+    for name, probes in _table(record.get(field) or {}, field).items():
+        asked = [_table(probe, field) for probe in _list(probes or [], field)]
+        told = [(_text(p["prompt"], field) if p["prompt"] else "", _flattened(p["ground_truth"], field)) for p in asked]
         made = tuple(Probe(text, answers[0], tuple(answers[1:])) for text, answers in told if text and answers)
         if made:
             found[name] = made
@@ -344,6 +366,12 @@ _READERS: Mapping[str, Callable[[Record], Case | Fact]] = {
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise _RefusedError(field, f"is {value!r}, not a text")
+    return value
+
+
+def _table(value: Any, field: str) -> Record:
+    if not isinstance(value, dict):
+        raise _RefusedError(field, f"holds {value!r}, not a dictionary")
     return value
 
 
@@ -402,13 +430,15 @@ def _filled(
     return Fact(text[:at] + "{}" + text[at + len(subject) :], shown, _text(answer, "answer"), relation, aliases=aliases)
 
 
-def _flattened(value: Any) -> list[str]:
+def _flattened(value: Any, field: str) -> list[str]:
     """The texts of a text or of nested lists of texts."""
     if value is None:
         return []
     if isinstance(value, str):
         return [value] if value.strip() else []
-    return [text for part in value for text in _flattened(part)]
+    if not isinstance(value, list):
+        raise _RefusedError(field, f"holds {value!r}, neither a text nor a list of texts")
+    return [text for part in value for text in _flattened(part, field)]
 
 
 def _extra(record: Record, *taken: str) -> tuple[tuple[str, object], ...]:

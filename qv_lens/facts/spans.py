@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -67,10 +68,10 @@ class Prompt:
             if not self.answer:
                 raise FactError(f"The bare prompt {self.text!r} has no answer: pass a Fact, or another position.")
             return tuple(range(self.last, self.last + len(self.answer)))
-        if isinstance(where, int):
+        if isinstance(where, Integral):
             if not 0 <= where < len(self.ids):
                 raise FactError(f"Position {where} does not exist in {self.text!r}: it has tokens 0 to {self.last}.")
-            return (where,)
+            return (int(where),)
         return (self.position(where),)
 
     def row(self, where: Positions) -> tuple[int, ...]:

@@ -138,12 +138,17 @@ class Backend:
                 f"A Lens wraps a HookedTransformer or a TransformerBridge, not {kind}. "
                 "Load a Hugging Face model with qv.load(folder)."
             )
+        if str(model.cfg.normalization_type).endswith("Pre"):
+            raise ModelError(
+                "This model's norms are folded into its weights (fold_ln), and attribution needs them apart. Load it with "
+                "HookedTransformer.from_pretrained_no_processing(...), or with qv.load."
+            )
         self.model = model
         self.name: BackendName = "hooked" if kind == "HookedTransformer" else "bridge"
         self.cfg = model.cfg
         self.parallel = bool(getattr(self.cfg, "parallel_attn_mlp", False))  # GPT-J: attention and FFN read the same
         self.gated = bool(self.cfg.gated_mlp)
-        self.rms = self.cfg.normalization_type in ("RMS", "RMSPre")
+        self.rms = self.cfg.normalization_type == "RMS"
 
     # ------------------------------------------------------------------ sizes
 

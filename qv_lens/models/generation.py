@@ -51,18 +51,18 @@ def cached(
 
 
 def plain(
-    logits: Callable[[Sequence[Sequence[int]]], Tensor],
+    logits: Callable[..., Tensor],
     rows: Sequence[Sequence[int]],
     steps: int,
     eos: int | None,
     sampling: Sampling | None = None,
     enough: Enough | None = None,
 ) -> list[list[int]]:
-    """One whole pass per token, for a model with interventions; `logits` takes rows of any lengths."""
+    """One whole pass per token, for a model with interventions; `logits` takes rows of any lengths, and where prompts end."""
     grown, draw = [list(row) for row in rows], None if sampling is None else _drawn(sampling, rows)
     ends = [steps] * len(rows)
     for _ in range(steps):
-        scores = logits(grown)
+        scores = logits(grown, last=[len(row) - 1 for row in rows])
         last = torch.stack([scores[i, len(row) - 1] for i, row in enumerate(grown)])
         chosen = (last if draw is None else draw(None, last)).argmax(-1).tolist()
         for row, token in zip(grown, chosen, strict=True):

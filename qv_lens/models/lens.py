@@ -6,10 +6,12 @@ State: the weights (with the stack of applied patches and the tensors they repla
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -20,9 +22,10 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
-from qv_lens.models.backend import Backend, Hook, Past, plain_tokenizer, wrap
+from qv_lens.models.backend import Backend, Hook, Past, plain_tokenizer, versions, wrap
 from qv_lens.models.generation import Sampling, cached, plain
-from qv_lens.trace import Trace
+from qv_lens.neurons import NeuronSet
+from qv_lens.trace import Setup, Trace
 
 if TYPE_CHECKING:
     from qv_lens.interventions import Intervention
@@ -57,7 +60,7 @@ class Lens:
         self.name = name or str(getattr(model.cfg, "model_name", ""))
         self._stack: list[_Applied] = []
         self._in_force: list[Intervention] = []
-        self.last: Int[Tensor, " prompt"] | None = None  # last real position of each row of the pass in progress
+        self.last: Int[Tensor, " prompt"] | None = None  # where each prompt of the pass in progress ends
 
     @classmethod
     def from_hf(cls, hf: Any, tokenizer: Any, *, backend: str = "auto", prepend_bos: bool = False, name: str = "") -> Lens:
@@ -105,9 +108,12 @@ class Lens:
         return self.backend_adapter.dtype
 
     def state(self) -> str:
-        """Hash of all weights as they are now and of the interventions in force: what results on disk are kept by."""
+        """Hash of all weights as they are now and of the interventions in force: what results on disk are kept by. With hooks
+        of the user's own, which nothing can tell apart, no two are the same."""
         digest = hashlib.blake2b(digest_size=8)
-        digest.update(repr((self.name, self.prepend_bos, self._in_force)).encode())
+        digest.update(repr((self.name, self.prepend_bos, [_content(one) for one in self._in_force])).encode())
+        if self._own_hooks():
+            digest.update(os.urandom(8))
         for name, weight in self.model.named_parameters():
             digest.update(name.encode() + checksum(weight))
         return digest.hexdigest()
@@ -120,21 +126,21 @@ class Lens:
         digest = hashlib.blake2b(digest_size=8)
         cfg, backend = self.backend_adapter.cfg, self.backend_adapter
         digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, backend.n_kv_heads, cfg.act_fn, backend.rms)).encode())
-        # canonical tensors, so that both backends give the same hash
-        for layer in range(self.n_layers):
-            gate = backend.w_gate(layer)
-            for weight in (backend.w_in(layer), *([] if gate is None else [gate]), self.w_out(layer), backend.w_o(layer)):
-                digest.update(checksum(weight))
-        digest.update(checksum(backend.unembed()[0]))
+        for layer in range(self.n_layers):  # canonical tensors, so that both backends give the same hash
+            for name in self._readers():
+                digest.update(checksum(self.parameter(layer, name)))
+        for weight in (backend.embedding(), backend.unembed()[0]):
+            digest.update(checksum(weight))
         return digest.hexdigest()
 
     def check_layer(self, layer: int) -> int:
-        """The layer itself; raises `ConfigError` for one that does not exist. Negative numbers never wrap."""
-        if isinstance(layer, bool) or not isinstance(layer, int):
+        """The layer as an int (also from a frame's column); raises `ConfigError` for one that does not exist. Negative numbers
+        never wrap."""
+        if isinstance(layer, bool) or not isinstance(layer, Integral):
             raise ConfigError(f"A layer is an integer from 0 to {self.n_layers - 1}, got {layer!r}.")
         if not 0 <= layer < self.n_layers:
             raise ConfigError(f"Layer {layer} does not exist: this model has layers 0 to {self.n_layers - 1}.")
-        return layer
+        return int(layer)
 
     def w_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """The live W_out of a layer: row k is the value vector fc2_k, and writing to it changes the next pass."""
@@ -146,17 +152,19 @@ class Lens:
         Heads and channels share one axis. Raises `ConfigError` for a weight that the model does not have.
         """
         self.check_layer(layer)
-        backend = self.backend_adapter
-        readers = {
-            "W_out": backend.w_out, "W_in": backend.w_in, "W_gate": backend.w_gate,
-            "W_O": backend.w_o, "b_in": backend.b_in, "b_out": backend.b_out,
-            **{f"W_{which}": partial(backend.w_qkv, which=which) for which in ("Q", "K", "V")},
-        }  # fmt: skip
-        absent = backend.gated and name in ("b_in", "b_out")  # the hooked classes make zeros up that no checkpoint holds
-        weight = readers[name](layer) if name in readers and not absent else None
+        readers = self._readers()
+        weight = readers[name](layer) if name in readers else None
         if weight is None:
             raise ConfigError(f"This model has no parameter {name!r} in layer {layer}. Names: {', '.join(readers)}.")
         return weight
+
+    def _readers(self) -> dict[str, Callable[[int], Tensor | None]]:
+        backend = self.backend_adapter
+        attention = {f"W_{which}": partial(backend.w_qkv, which=which) for which in ("Q", "K", "V")}
+        both = {"W_out": backend.w_out, "W_in": backend.w_in, "W_O": backend.w_o, **attention}
+        if backend.gated:  # its biases are zeros that the hooked classes make up and no checkpoint holds
+            return {**both, "W_gate": backend.w_gate}
+        return {**both, "b_in": backend.b_in, "b_out": backend.b_out}
 
     # ------------------------------------------------------------------ tokens
 
@@ -175,14 +183,20 @@ class Lens:
     # ------------------------------------------------------------------ running
 
     def logits(
-        self, rows: Sequence[Sequence[int]], hooks: Sequence[Hook] = (), start: Start | None = None
+        self,
+        rows: Sequence[Sequence[int]],
+        hooks: Sequence[Hook] = (),
+        start: Start | None = None,
+        *,
+        last: Sequence[int] | None = None,
     ) -> Float[Tensor, "prompt seq d_vocab"]:
         """One forward pass over token rows of any lengths (right-padded), interventions in force and `hooks` applied.
 
         Keeps the autograd graph if gradients are enabled and something requires them. `start`: (layer, the stream in
-        front of it), to leave out the layers below, whose hooks then do not run.
+        front of it), to leave out the layers below, whose hooks then do not run. `last`: where each row's prompt ends, for
+        interventions at its last token (default: with the row; an answer may follow).
         """
-        return self._forward(rows, hooks, start, None)
+        return self._forward(rows, hooks, start, None, last=last)
 
     def stream(
         self,
@@ -191,12 +205,15 @@ class Lens:
         hooks: Sequence[Hook] = (),
         start: Start | None = None,
         past: Past | None = None,
+        *,
+        last: Sequence[int] | None = None,
     ) -> Float[Tensor, "prompt seq d_model"]:
         """The stream in front of a layer (`n_layers`: behind the last one); what lies behind it is not run.
 
-        `past` (see there) leaves out first tokens as well: rows, hooks, `start` and result are then those behind it.
+        `past` (see there) leaves out first tokens as well: rows, hooks, `start` and result are then those behind it. `last`
+        as for `logits`.
         """
-        return self._forward(rows, hooks, start, layer, past)
+        return self._forward(rows, hooks, start, layer, past, last)
 
     def past(self, start: Start, first: Int[Tensor, " row"]) -> Past | None:
         """Keys and values of each row's tokens in front of `first`, for passes over the tokens behind alone.
@@ -217,13 +234,15 @@ class Lens:
         start: Start | None,
         stop: int | None,
         past: Past | None = None,
+        last: Sequence[int] | None = None,
     ) -> Tensor:
         longest = max(len(row) for row in rows)
         limit = self.backend_adapter.cfg.n_ctx
         if longest > limit:
             raise ConfigError(f"A prompt of {longest} tokens is longer than the model's context of {limit}. Shorten it.")
         ids = pad(rows).to(self.device)
-        outer, self.last = self.last, torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        ends = [len(row) - 1 for row in rows] if last is None else list(last)
+        outer, self.last = self.last, torch.tensor(ends, device=self.device)
         try:
             forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
             start = None if forced else start  # an intervention may act, or look, below
@@ -268,7 +287,7 @@ class Lens:
     @torch.no_grad()
     def generate(
         self,
-        text: str | Sequence[str],
+        text: Facts,
         max_new_tokens: int = 32,
         batch_size: int = 16,
         *,
@@ -276,16 +295,15 @@ class Lens:
         seed: int = 0,
         enough: Callable[[str], bool] | None = None,
     ) -> Any:
-        """The continuation of a text, or of each of several (special tokens left out; stops at EOS): greedy, or with
+        """The continuation of a text or a fact's prompt, or of each of several (special tokens left out; stops at EOS): greedy, or with
         `top_k` sampled from the likeliest tokens (`seed`; a text's draws depend on no other text, so the same text gets the same ones). `enough`: whether a
         continuation so far is all that is wanted.
 
         Without interventions in force it runs on the wrapped Hugging Face model (same weights) with its cache; with
         them, or with hooks of the user's own, on the hooked model without one.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        rows = [list(prompt.ids) for prompt in self.tokenize(texts)]
-        bare = self.hf is not None and self.backend == "hooked" and not self._hooked()
+        rows = [list(prompt.ids) for prompt in self.tokenize(text)]
+        bare = self._shares() and self.backend == "hooked" and not (self._in_force or self._own_hooks())
         step = partial(cached, self.hf) if bare else partial(plain, self.logits)
         sample = None if top_k is None else Sampling(top_k, seed)
         eos = self.tokenizer.eos_token_id
@@ -295,11 +313,17 @@ class Lens:
         for i in range(0, len(rows), batch_size):
             out += step(rows[i : i + batch_size], max_new_tokens, eos, sample, done)
         texts_out = [decode(ids) for ids in out]
-        return texts_out[0] if isinstance(text, str) else texts_out
+        return texts_out[0] if isinstance(text, (str, Fact)) else texts_out
 
-    def _hooked(self) -> bool:
-        """Whether a pass must run on the hooked model: interventions in force, or hooks of the user's own."""
-        return bool(self._in_force) or any(point._forward_hooks for point in self.model.hook_dict.values())
+    def _own_hooks(self) -> bool:
+        """Whether there are hooks of the user's own: between two passes no others are left."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
+
+    def _shares(self) -> bool:
+        """Whether the Hugging Face model still holds the weights: a parameter put in the place of another is not in it."""
+        held = {p.untyped_storage().data_ptr() for p in self._hf_state.values()}
+        mine = (self.parameter(layer, name) for layer in range(self.n_layers) for name in self._readers())
+        return all(weight.untyped_storage().data_ptr() in held for weight in mine)
 
     @torch.no_grad()
     def trace(self, facts: Facts, positions: Positions = "last", *, attention: bool = False, batch_size: int = 64) -> Trace:
@@ -310,39 +334,55 @@ class Lens:
         where = [prompt.positions(positions) for prompt in prompts]
         rows = [prompt.row(positions) for prompt in prompts]
         parts = [
-            self._trace_rows(rows[i : i + batch_size], where[i : i + batch_size], attention)
-            for i in range(0, len(prompts), batch_size)
+            self._trace_rows(rows[chunk], where[chunk], [prompt.last for prompt in prompts[chunk]], attention)
+            for chunk in (slice(i, i + batch_size) for i in range(0, len(prompts), batch_size))
         ]
         m, z, attn, ffn, resid = (torch.cat([part[k] for part in parts], dim=1) for k in range(5))
         logits = torch.cat([part[5] for part in parts])
         pattern, v = (_cat_padded([part[k] for part in parts]) if attention else None for k in (6, 7))
         prompt = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=logits.device)
         position = torch.tensor([p for chosen in where for p in chosen], device=logits.device)
-        return Trace(tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v, self.weights)
+        return Trace(tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v, self.setup)
 
     @property
-    def label(self) -> dict[str, str]:
-        """What results are labelled with: the model, its backend, and the fingerprint, or "patched" while a patch is applied."""
-        return {"model": self.name, "backend": self.backend, "fingerprint": "patched" if self.patches else self.fingerprint}
+    def label(self) -> dict[str, Any]:
+        """What results are labelled with: the model, its backend, and the fingerprint, or "patched" while a patch is applied;
+        the interventions in force, where there are any; versions; no seed where nothing is drawn."""
+        label = {
+            "model": self.name, "backend": self.backend, "fingerprint": "patched" if self.patches else self.fingerprint,
+            "versions": versions(), "seed": None,
+        }  # fmt: skip
+        return {**label, "interventions": "; ".join(map(repr, self._in_force))} if self._in_force else label
 
     @property
-    def weights(self) -> tuple[object, ...]:
-        """What tells the weights in force from others: the model's fingerprint and the patches applied."""
-        return (self.fingerprint, *self.patches)
+    def setup(self) -> Setup:
+        """What a trace is taken on. W_out by sums, which a write through `w_out` changes."""
+        sums = torch.stack([self.w_out(layer).sum(dtype=torch.float32).cpu() for layer in range(self.n_layers)])
+        return Setup(self.fingerprint, self.patches, tuple(sums.tolist()), self.interventions)
 
     def traced(self, facts: Facts | Trace, positions: Positions = "last", *, attention: bool = False) -> Trace:
-        """A trace of the facts, or the one given. Raises `ConfigError` for one that was taken on other weights."""
+        """A trace of the facts, or the one given. Raises `ConfigError` for one taken on other weights, or under other
+        interventions."""
         if not isinstance(facts, Trace):
             return self.trace(facts, positions, attention=attention)
-        (name, *patches), mine = facts.weights or self.weights, self.patches
-        if name != self.fingerprint or len(patches) != len(mine) or any(a is not b for a, b in zip(patches, mine, strict=True)):
+        now, then = self.setup, facts.setup
+        if then is not None and (
+            then.fingerprint != now.fingerprint or then.w_out != now.w_out or not _same(then.patches, now.patches)
+        ):
             raise ConfigError(
-                f"This trace was taken on other weights than {self.name} has now (another model, or patches applied or taken "
-                "back since): take it again with lens.trace."
+                f"This trace was taken on other weights than {self.name} has now (another model, patches applied or taken "
+                "back since, W_out written to): take it again with lens.trace."
+            )
+        if then is not None and not _same(then.interventions, now.interventions):
+            raise ConfigError(
+                f"This trace was taken under {then.interventions or 'no intervention'}, in force now: "
+                f"{now.interventions or 'none'}. Take it again with lens.trace."
             )
         return facts
 
-    def _trace_rows(self, rows: list[tuple[int, ...]], where: list[tuple[int, ...]], attention: bool) -> tuple[Tensor, ...]:
+    def _trace_rows(
+        self, rows: list[tuple[int, ...]], where: list[tuple[int, ...]], last: list[int], attention: bool
+    ) -> tuple[Tensor, ...]:
         backend, kept = self.backend_adapter, {}
         index = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=self.device)
         position = torch.tensor([p for chosen in where for p in chosen], device=self.device)
@@ -373,7 +413,7 @@ class Lens:
         if attention:
             extra = [[backend.pattern(layer) for layer in layers], [backend.qkv(layer, "V") for layer in layers]]
             hooks += [keep_pattern(name) for name in extra[0]] + [keep_values(name) for name in extra[1]]
-        logits = self.logits(rows, hooks)
+        logits = self.logits(rows, hooks, last=last)
         stacked = [torch.stack([kept[name] for name in group]) for group in names]
         more = [torch.stack([kept[name] for name in group]) for group in extra] if attention else []
         return (*stacked, logits[index, position], *more)
@@ -449,10 +489,16 @@ class Lens:
     def save(self, folder: str | Path) -> Path:
         """Write the model as it now is, patches included, as a checkpoint that transformers alone can load.
 
-        Raises `ModelError` without a Hugging Face model behind the lens, `ConfigError` for a folder in use.
+        Raises `ModelError` without a Hugging Face model behind the lens, or where it no longer holds the weights;
+        `ConfigError` for a folder in use.
         """
         if self.hf is None:
             raise ModelError("This Lens has no Hugging Face model behind it: build it with qv.load or qv.Lens.from_hf.")
+        if not self._shares():
+            raise ModelError(
+                "A parameter of the hooked model was replaced, so that the Hugging Face model behind it holds other weights. "
+                "Write in place (parameter.data.copy_(...)) or apply a patch; nothing was written."
+            )
         target = Path(folder)
         if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
             raise ConfigError(f"{target} already holds files. Choose a new folder; nothing was written.")
@@ -467,10 +513,27 @@ class Lens:
 
 def as_list(facts: Facts) -> list[Fact | str]:
     """One fact or many, as a list. Raises `ConfigError` for none."""
-    records = [facts] if isinstance(facts, (Fact, str)) else list(facts)
+    records = list(facts) if isinstance(facts, Iterable) and not isinstance(facts, str) else [facts]
     if not records:
         raise ConfigError("No facts were given: pass at least one Fact or prompt.")
+    for record in records:
+        if not isinstance(record, (Fact, str)):
+            raise ConfigError(
+                f"A prompt is a qv.Fact or a text, got {type(record).__name__}. Of a case or a request take its fact: "
+                "case.request.fact, request.fact."
+            )
     return records
+
+
+def _content(intervention: Intervention) -> tuple[object, ...]:
+    """All that an intervention says: of a set of neurons, which they are."""
+    said = {k: (v.unit, v.units) if isinstance(v, NeuronSet) else v for k, v in vars(intervention).items()}
+    return type(intervention).__name__, said
+
+
+def _same(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Whether these are the very same objects in the same order."""
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _cat_padded(parts: list[Tensor]) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,14 +24,23 @@ h1{font-size:30px;line-height:1.25;margin:8px 0 4px} h2{font-size:21px;margin:40
 .fact{font-size:19px;background:#fff;border:1px solid #dde3ea;border-radius:12px;padding:18px 22px;margin:18px 0}
 .fact b{color:#2a6fdb} .fact s{color:#9aa5b1} .card{background:#fff;border:1px solid #dde3ea;border-radius:12px;padding:10px 16px;margin:12px 0;overflow-x:auto}
 table{border-collapse:collapse;font-size:14px;width:100%} th,td{padding:5px 10px;text-align:left;border-bottom:1px solid #edf0f3}
-th{white-space:nowrap;color:#5b6775;font-weight:600} td.n{text-align:right;font-variant-numeric:tabular-nums} .note{color:#5b6775;font-size:14px}
-.strip{display:flex;flex-wrap:wrap;gap:3px;font-size:19px} .strip span{padding:5px 4px;border-radius:5px}
-.two{display:grid;grid-template-columns:1fr 1fr;gap:12px} @media(max-width:800px){.two{display:block}}
+th{vertical-align:bottom;color:#5b6775;font-weight:600} .n{text-align:right;font-variant-numeric:tabular-nums} .note{color:#5b6775;font-size:14px}
+.strip{display:flex;flex-wrap:wrap;gap:3px;font-size:19px} .strip span{padding:5px 4px;border-radius:5px;text-align:center}
+.strip small{display:block;font-size:11px;font-variant-numeric:tabular-nums}
+.two{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:12px} @media(max-width:800px){.two{display:block}}
 svg text{font:12px system-ui;fill:#5b6775} svg circle{stroke:#fff;stroke-width:1.5;cursor:pointer} svg a:focus circle,svg a:hover circle{stroke:#1d2733}
 .neuron{display:none} .neuron:target{display:block;border-color:#8e5ea2} .neuron:target~.hint{display:none}
 .tok{background:#eaf1fd;border-radius:5px;padding:1px 6px;margin-right:4px;white-space:nowrap} code,pre{font:13px ui-monospace,Menlo,monospace}
 pre{background:#1d2733;color:#e8edf2;border-radius:10px;padding:14px 18px;overflow-x:auto}
 """
+
+
+#: headings of columns that do not say what they count; columns in nats
+NAMES: Mapping[str, str] = MappingProxyType({
+    "count": "neurons zeroed", "drop_points": "drop, points", "drop_relative": "drop, of what was right", "interval": "± (95%)",
+    "logprob_change": "change of log p, nats", "logprob": "log p, nats",
+})  # fmt: skip
+NATS = ("logprob_change", "logprob")
 
 
 def report(study: Study, path: str | Path, command: str = "") -> Path:
@@ -86,7 +96,7 @@ def _page(study: Study, command: str) -> str:
         f"<h1>Where {escape(str(study.settings['model']))} keeps a fact</h1>",
         f"<div class=fact>{escape(fact.prompt).replace('{}', f'<b>{escape(fact.subject)}</b>')} <s>{escape(fact.answer)}</s> "
         f"&rarr; <b>{escape(new)}</b><div class=note>The model answers <span class=tok>{escape(study.answered.strip())}</span>; "
-        f"log p({escape(fact.answer)}) = {study.logprob:.4f}.</div></div>",
+        f"log p({escape(fact.answer)}) = {_fixed(study.logprob, 4)}.</div></div>",
         *_attribution(study), *_causes(study), *_edit(study),
         "<h2>5. Do it again</h2>", f"<pre>{escape(command)}</pre>" if command else "",
         f"<div class=card>{_settings(study)}</div>",
@@ -111,7 +121,8 @@ def _attribution(study: Study) -> Iterable[str]:
     )
     yield _card(_strip(study.tokens)) + (
         "<p class=note>Every token's colour: how much FFN and attention raise the answer at that position, each by the layer whose "
-        "whole output adds most (Eq. 9; ACE, Table 5). Hover for the numbers and for what the model would say there.</p>"
+        "whole output adds most (Eq. 9; ACE, Table 5); below it the sum, nats. Hover for both and for what the model would say "
+        "there.</p>"
     )
     yield "<p class=note>Top value neurons of this prompt</p>" + _card(_neurons(study.value_tokens))
     yield "<p class=note>Top query neurons of this prompt</p>" + _card(_neurons(study.query_tokens))
@@ -182,8 +193,10 @@ def _strip(tokens: pd.DataFrame) -> str:
     for row, value in zip(tokens.itertuples(), total, strict=True):
         colour = "42,111,219" if value > 0 else "224,123,57"
         told = f"FFN {row.ffn:+.3f}, attention {row.attn:+.3f} nats; next: {', '.join(t.strip() for t in row.promoted)}"
-        shade = f"background:rgba({colour},{abs(value) / limit:.2f})"
-        spans.append(f'<span style="{shade}" title="{escape(told, quote=True)}">{escape(str(row.token)) or "·"}</span>')
+        shade = f"background:rgba({colour},{0.75 * abs(value) / limit:.2f})"
+        spans.append(
+            f'<span style="{shade}" title="{escape(told, quote=True)}">{escape(str(row.token)) or "·"}<small>{_fixed(value, 2)}</small></span>'
+        )
     return f"<div class=strip>{''.join(spans)}</div>"
 
 
@@ -204,13 +217,26 @@ def _neurons(frame: pd.DataFrame, tokens_shown: int = 8) -> str:
     ):
         tokens = "".join(f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in promoted[:tokens_shown])
         rows.append(
-            f"<tr><td><code>f{layer}-{neuron}</code></td><td class=n>{m:.2f}</td><td class=n>{score:.4f}</td><td>{tokens}</td></tr>"
+            f"<tr><td><code>f{layer}-{neuron}</code></td><td class=n>{_fixed(m, 2)}</td><td class=n>{_fixed(score, 4)}</td>"
+            f"<td>{tokens}</td></tr>"
         )
-    return f"<table><tr><th>neuron</th><th>m</th><th>score</th><th>promotes</th></tr>{''.join(rows)}</table>"
+    return (
+        "<table><tr><th>neuron</th><th class=n>coefficient m</th><th class=n>score, nats</th><th>promotes</th></tr>"
+        f"{''.join(rows)}</table>"
+    )
+
+
+def _fixed(value: float, digits: int) -> str:
+    """With so many decimals, and no minus in front of zeros."""
+    text = f"{value:.{digits}f}"
+    return text if float(text) else text.removeprefix("-")
 
 
 def _table(frame: pd.DataFrame) -> str:
-    head = "".join(f"<th>{escape(str(c)).replace('_', ' ')}</th>" for c in frame.columns)
+    head = "".join(
+        f"<th{' class=n' if pd.api.types.is_float_dtype(frame[c]) else ''}>{escape(NAMES.get(str(c), str(c))).replace('_', ' ')}</th>"
+        for c in frame.columns
+    )
     body = "".join(
         "<tr>" + "".join(_cell(c, v) for c, v in zip(frame.columns, row, strict=True)) + "</tr>"
         for row in frame.itertuples(index=False)
@@ -220,10 +246,10 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _cell(column: str, value: object) -> str:
     if isinstance(value, float):
-        if value != value:
+        if value != value or (column == "interval" and value == 0):  # where all cases are alike, their spread says nothing
             return "<td class=n>–</td>"
         shares = ("clean", "accuracy", "drop_relative", "before", "after", "interval")
-        text = f"{100 * value:.1f}%" if column in shares else f"{value:.3f}" if column == "logprob_change" else f"{value:.0f}"
+        text = f"{_fixed(100 * value, 1)}%" if column in shares else _fixed(value, 3 if column in NATS else 0)
         return f"<td class=n>{text}</td>"
     return f"<td>{escape(str(value))}</td>"
 
@@ -245,7 +271,8 @@ def _card(html: str) -> str:
 
 def _figure(figure: go.Figure, table: str = "") -> str:
     """A picture, and its numbers where there is no JavaScript to draw it."""
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    upright = go.Figure(figure).update_layout(modebar_orientation="v")  # beside the title, not on it
+    drawn = upright.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
     return _card(f"{drawn}<noscript>{table}</noscript>" if table else drawn)
 
 

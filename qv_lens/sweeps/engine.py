@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from qv_lens.errors import ConfigError, QVLensError, unknown
@@ -72,6 +73,7 @@ def run_task(recipe: Recipe, task: Task, context: Context) -> Outcome:
     start = time.perf_counter()
     try:
         rows, error = recipe.run(task.fields, context), None
+        pa.Table.from_pandas(rows, preserve_index=False)  # rows that cannot be stored are the task's failure, not the run's
     except Exception:
         rows, error = None, traceback.format_exc()
     model = getattr(task.fields, "model", None)

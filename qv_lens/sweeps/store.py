@@ -12,6 +12,7 @@ A task is finished when its shard bears its name, and only then; what a kill lea
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -48,19 +49,26 @@ class Store:
         store = cls(Path(folder))
         measures = list(find_recipe(config.recipe).measures)
         described = {**config.as_dict(), "measures": measures, "tasks": [task.id for task in tasks]}
+        described, files = json.loads(_plain(described)), _files(tasks)  # as it will be read: tuples are lists
         known = store._read("config.json")
+        begun = {} if known is None else known.pop("files", {})
         if known is None:
             if store.folder.is_dir() and any(p for p in store.folder.iterdir() if not p.name.startswith(".")):
                 raise ConfigError(f"{folder} holds files that are no run. Choose another --out; nothing was changed.")
-            store._make_folders()
-            store._write("config.json", described)
+            store._make_folders("")
+            store._write("config.json", {**described, "files": files})
         elif known != described:
             keys = [key for key in ("recipe", "settings", "grid") if known.get(key) != described[key]] or ["the recipe's version"]
             raise ConfigError(
                 f"{folder} holds a run with another config (different: {', '.join(keys)}). "
                 "Choose another --out, or remove the folder; nothing was changed."
             )
-        store._make_folders()
+        if changed := [name for name, content in begun.items() if files.get(name, content) != content]:
+            raise ConfigError(
+                f"{folder} was begun when {changed[0]} held something else: rows of both would be mixed. Put the old file back, or "
+                "choose another --out; nothing was changed."
+            )
+        store._make_folders("shards", "failed", "models")
         return store
 
     def finished(self) -> set[str]:
@@ -87,8 +95,9 @@ class Store:
         self._write(f"failed/{task.id}.json", {"task": task.index, **task.values, "error": error})
 
     def failures(self) -> list[dict[str, Any]]:
-        """Fields and traceback of every failed task."""
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in (self.folder / "failed").glob("*.json")]
+        """Fields and traceback of every failed task. (A kill, or a second process, may leave a finished one's behind.)"""
+        finished, paths = self.finished(), (self.folder / "failed").glob("*.json")
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.stem not in finished]
         return sorted(found, key=lambda failure: failure["task"])
 
     def check_model(self, name: str, fingerprint: str) -> None:
@@ -130,9 +139,9 @@ class Store:
             raise ConfigError(f"{self.folder} is no run folder: it has no config.json.")
         return known
 
-    def _make_folders(self) -> None:
+    def _make_folders(self, *names: str) -> None:
         try:
-            for name in ("shards", "failed", "models"):
+            for name in names:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"Cannot write to the run folder {self.folder}: {error}. Choose another --out.") from error
@@ -147,7 +156,7 @@ class Store:
             raise ConfigError(f"{path} is damaged: {error}. Remove it, or choose another --out.") from error
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        self._put(self.folder / name, (json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+        self._put(self.folder / name, (_plain(content) + "\n").encode())
 
     def _put(self, target: Path, content: bytes) -> None:
         """Write under another name, sync, rename. Raises `ConfigError`; what was there before stays."""
@@ -180,19 +189,44 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     tables = []
     for path in sorted((store.folder / "shards").glob("*.parquet"), key=lambda p: order.get(p.stem, -1)):
         if path.stem in order:
-            tables.append(pq.read_table(path).replace_schema_metadata(None))
+            tables.append(_table(path))
     mixed = _mixed(tables)  # a field that is a number in one task and a text in another: layer 2 and "all"
     tables = [table.cast(pa.schema([_as_text(f) if f.name in mixed else f for f in table.schema])) for table in tables]
-    whole = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
-    frame = whole.assign(status="finished")
+    finished = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
+    frame = finished.assign(status="finished")
     failures = store.failures()
     if failures:
         frame = pd.concat([frame, pd.DataFrame(failures).assign(status="failed")], ignore_index=True)
     if "task" in frame:
         frame = frame.sort_values("task", kind="stable").reset_index(drop=True)
     manifest = store.manifest()
-    frame.attrs.update(manifest or config, complete=manifest is not None, measures=config["measures"])
+    there = store.finished() | {path.stem for path in (store.folder / "failed").glob("*.json")}
+    whole = manifest is not None and there >= set(order)
+    frame.attrs.update(manifest or config, complete=whole, measures=config["measures"])
     return frame
+
+
+def _table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path).replace_schema_metadata(None)
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"{path} is damaged: {error}. Remove it and run the same command again: that task alone is done anew."
+        ) from error
+
+
+def _plain(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False, default=str)
+
+
+def _files(tasks: list[Task]) -> dict[str, str]:
+    """Hash of every file that a task's fields name: rows of other data must not join those that are here."""
+    named = {value for task in tasks for value in task.values.values() if isinstance(value, str) and 0 < len(value) < 1000}
+    return {
+        name: hashlib.blake2b(Path(name).read_bytes(), digest_size=8).hexdigest()
+        for name in sorted(named)
+        if Path(name).is_file()
+    }
 
 
 def _mixed(tables: list[pa.Table]) -> set[str]:
@@ -219,6 +253,9 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
             f"{first} is a run of {a.attrs['recipe']!r}, {second} of {b.attrs['recipe']!r}: compare runs of one recipe."
         )
     measures = a.attrs["measures"]
+    for folder, frame in ((first, a), (second, b)):
+        if missing := [name for name in measures if name not in frame]:
+            raise ConfigError(f"{folder} has no {missing[0]!r} yet: no task is finished. qv.load_run shows what failed.")
     keys = [c for c in a.columns if c in b.columns and c not in (*measures, "task", "status", "error")]
     joined = a[[*keys, *measures]].merge(b[[*keys, *measures]], on=keys, how="outer", suffixes=("_first", "_second"))
     for name in measures:

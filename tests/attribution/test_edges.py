@@ -77,7 +77,7 @@ def test_a_neuron_that_cancels_the_stream_is_still_scored(kind, scale, noise, tr
     lens.w_out(1).copy_(rows)
     m = trace.m.clone()
     m[1] = 1.0
-    task = setting(lens, dataclasses.replace(trace, resid=resid, m=m), norm="full", base="pre")
+    task = setting(lens, dataclasses.replace(trace, resid=resid, m=m, setup=None), norm="full", base="pre")
     got = qv.value_neurons(lens, task, None).layer(1).frame.sort_values("neuron")["score"].to_numpy()
     hf = lens.hf.double()
     token = int(task.token[0])

@@ -166,6 +166,18 @@ CASES = {
     "neurons as a list": lambda tmp: _intervene(qv.Zero([(1, 0)])),
     "patch by path": lambda tmp: tiny_lens("gptj").apply("patch"),
     "trace of another model": lambda tmp: qv.value_neurons(tiny_lens("gptj"), tiny_lens("qwen3-gqa").trace(FACT)),
+    "cases for facts": lambda tmp: qv.value_neurons(tiny_lens("gptj"), [qv.EditCase(FACT.to("Quorix"))]),
+    "a request for a fact": lambda tmp: tiny_lens("gptj").logprob(FACT.to("Quorix")),
+    "cases to locate over": lambda tmp: qv.locate(tiny_lens("gptj"), [qv.EditCase(FACT.to("Quorix"))]),
+    "a prompt to locate over": lambda tmp: qv.locate(tiny_lens("gptj"), "Olga Pelodan works for"),
+    "a contrast with itself": lambda tmp: qv.value_neurons(tiny_lens("gptj"), FACT, target=("answer", "Nortek")),
+    "no targets": lambda tmp: _query("grad", targets=0),
+    "value neurons of other facts": lambda tmp: _query("grad", of=qv.Fact("{} works for", "Anna Pelodan", "Nortek")),
+    "vocabulary of a list": lambda tmp: qv.vocabulary(tiny_lens("gptj"), [(1, 0)]),
+    "vocabulary of no neuron": lambda tmp: qv.vocabulary(tiny_lens("gptj"), qv.NeuronSet.of([(1, -1)])),
+    "interpretable as a fact": lambda tmp: qv.interpretable(tiny_lens("gptj"), qv.NeuronSet.of([(1, 0)]), FACT),
+    "all instead of a number": lambda tmp: qv.value_neurons(tiny_lens("gptj"), FACT, "all"),
+    "statistics under an intervention": lambda tmp: _statistics_under(),
     "fewer than no neurons": lambda tmp: qv.NeuronSet.of([(1, 0)]).top(-1),
     "layer by name": lambda tmp: qv.NeuronSet.of([(1, 0)]).layer("1"),
     "patch over another": lambda tmp: [qv.Patch({}, "0").save(tmp / "patch") for _ in range(2)],
@@ -215,9 +227,15 @@ def _intervene(what):
         pass
 
 
-def _query(method):
+def _query(method, of=FACT, **options):
     lens = tiny_lens("gptj")
-    return qv.query_neurons(lens, FACT, qv.value_neurons(lens, FACT), method=method)
+    return qv.query_neurons(lens, FACT, qv.value_neurons(lens, of), method=method, **options)
+
+
+def _statistics_under():
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    with lens.intervene(qv.Zero(qv.NeuronSet.of([(1, 0)]))):
+        covariance(lens, TEXT, [1])
 
 
 def _zero(units, unit="ffn"):

@@ -7,10 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import qv_lens as qv
+from qv_lens.evaluation.probes import tell
+from qv_lens.facts.records import Probe
 from qv_lens.interventions import ffn_coefficients
 from tests.models import BACKENDS, KINDS, PROMPTS, tiny_hf, tiny_lens, tokenizer
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
 exact = pytest.mark.usefixtures("true_float64")
 
 
@@ -189,3 +192,97 @@ def test_a_users_own_layout_is_written_too(backend):
         assert torch.equal(lens.logits([[1, 2, 3, 4]]), before)
         weight.mul_(-2.0)
         assert not torch.allclose(lens.logits([[1, 2, 3, 4]]), before)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_the_state_tells_interventions_apart(kind, backend):
+    lens = tiny_lens(kind, backend, torch.float32)
+    sets = [qv.NeuronSet.of(units) for units in ([(0, 5)], [(1, 7)], [(0, 5), (1, 7)])]
+    states = [lens.state(), lens.state()]
+    for neurons in sets:
+        with lens.intervene(qv.Zero(neurons)):
+            states.append(lens.state())
+    with lens.intervene(qv.Scale(sets[0], 2.0)):
+        states.append(lens.state())
+    assert len(set(states)) == 5  # the bare one twice
+    with lens.backend_adapter.hooks([(lens.backend_adapter.resid_pre(1), lambda x: x + 1)]):  # what it does, nobody can tell
+        assert lens.state() != lens.state()
+
+
+@exact
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_last_is_the_prompts_last_token_also_behind_an_answer(kind, backend):
+    """An answer of several tokens, teacher forced, against the prompt alone; and while a text is continued."""
+    lens, fact = tiny_lens(kind, backend), qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin")
+    answer = lens.answer_ids(fact)
+    assert len(answer) > 1
+    zero = qv.Zero(qv.NeuronSet.of([(layer, n) for layer in range(3) for n in range(30)]), positions="last")
+    clean = lens.logprob(fact)
+    with lens.intervene(zero):
+        alone, trace = lens.logprob(fact), lens.trace([fact], "answer")
+        forced = trace.logits.log_softmax(-1)[range(len(answer)), list(answer)].mean().item()
+        assert tell(lens, [Probe(fact.text, fact.answer)])[0].logprob == pytest.approx(forced, abs=1e-9)
+        first = trace.logits[0].log_softmax(-1)[answer[0]].item()
+        said = lens.generate(fact, 3)
+    assert abs(alone - clean) > 1e-3
+    assert first == pytest.approx(alone, abs=1e-9)
+    assert (trace.m[:, 0, :30] == 0).all()
+    assert (trace.m[:, 1, :30] != 0).any()
+    texts = [fact.text]
+    for _ in range(3):  # the intervention stays where the prompt ends while the text grows
+        ids = lens.tokenizer(texts[-1])["input_ids"]
+        with lens.intervene(zero):
+            token = lens.logits([ids], last=[len(lens.tokenize(fact)[0].ids) - 1])[0, -1].argmax()
+        texts.append(lens.tokenizer.decode([*ids, int(token)]))
+    assert texts[-1] == fact.text + said
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_a_trace_of_another_state_is_refused(kind, backend):
+    lens = tiny_lens(kind, backend, torch.float32)
+    trace, neurons = lens.trace(FACT), qv.NeuronSet.of([(1, 3)])
+    with lens.intervene(qv.Zero(neurons)):
+        with pytest.raises(qv.QVLensError, match="under no intervention"):
+            qv.value_neurons(lens, trace)
+        other = lens.trace(FACT)
+        assert "Zero" in qv.value_neurons(lens, other).settings["interventions"]
+    with pytest.raises(qv.QVLensError, match="under"):
+        qv.value_neurons(lens, other)
+    row = lens.w_out(1)[3].clone()
+    lens.w_out(1)[3] *= 2
+    with pytest.raises(qv.QVLensError, match="W_out written to"):
+        qv.value_neurons(lens, trace)
+    lens.w_out(1)[3] = row
+    assert len(qv.value_neurons(lens, trace, 5)) == 5
+
+
+def test_the_fingerprint_covers_every_weight(backend):
+    names = ("W_out", "W_in", "W_O", "W_Q", "W_K", "W_V", "b_in", "b_out")
+    found = set()
+    for name in names:
+        lens = tiny_lens("gptj", backend, torch.float32)
+        lens.parameter(1, name)[..., 0] += 0.5
+        found.add(lens.fingerprint)
+    assert len(found | {tiny_lens("gptj", backend, torch.float32).fingerprint}) == len(names) + 1
+
+
+def test_parameters_put_in_the_place_of_others_are_noticed(backend, tmp_path):
+    """`model.blocks[i].mlp.W_out = Parameter(...)` works on a HookedTransformer, and Hugging Face's model does not see it."""
+    if backend == "bridge":
+        pytest.skip("a bridge hands out views of Hugging Face's own parameters")
+    lens = tiny_lens("gptj", backend, torch.float32)
+    for block in lens.model.blocks:
+        block.mlp.W_out = torch.nn.Parameter(-3 * block.mlp.W_out)
+    ids = lens.tokenizer(PROMPTS[0])["input_ids"]
+    said = lens.tokenizer.decode([int(lens.logits([ids])[0, -1].argmax())])
+    assert lens.generate(PROMPTS[0], 1) == said
+    with pytest.raises(qv.QVLensError, match="was replaced"):
+        lens.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_folded_weights_are_refused(backend):
+    lens = tiny_lens("gptj", backend, torch.float32)
+    lens.model.cfg.normalization_type = "LNPre"
+    with pytest.raises(qv.QVLensError, match="no_processing"):
+        qv.Lens(lens.model, tokenizer=lens.tokenizer)

@@ -136,6 +136,15 @@ def test_a_chain_knows_its_hops():
     ({**MQUAKE_T, "requested_rewrite": [{**REWRITE, "target_new": {}}]}, "target_new"),
     ({**MQUAKE_T, "new_answer_alias": "Bee"}, "new_answer_alias"),
     ({**MQUAKE_T, "single_hops": [{**MQUAKE_T["single_hops"][0], "answer_alias": [None]}]}, "answer_alias"),
+    ({**MQUAKE_T, "single_hops": []}, "single_hops"),
+    ({**MQUAKE_T, "new_single_hops": ["Where is X?"]}, "new_single_hops"),
+    ({**MQUAKE_T, "orig": {**MQUAKE_T["orig"], "edit_triples_idx": [-1]}}, "edit_triples_idx"),
+    ({**MQUAKE_T, "orig": {**MQUAKE_T["orig"], "edit_triples_idx": [9]}}, "edit_triples_idx"),
+    ({**MQUAKE_T, "orig": {**MQUAKE_T["orig"], "edit_triples_idx": "0"}}, "edit_triples_idx"),
+    ({**MQUAKE_T, "requested_rewrite": ["The head of {} is"]}, "requested_rewrite"),
+    ({**KNOWEDIT, "target_new": {"str": "football"}}, "target_new"),
+    ({**KNOWEDIT, "portability": ["Tim Duncan plays"]}, "portability"),
+    ({**KNOWEDIT, "locality": {"Relation_Specificity": [{"prompt": "Pele plays", "ground_truth": 5}]}}, "locality"),
     ({**FLAT, "rephrase_prompt": None}, "rephrase_prompt"),
     ({**FLAT, "locality_ground_truth": " "}, "locality_ground_truth"),
     ({"prompt": "{} plays", "subject": "Pele", "answer": None}, "answer"),
@@ -148,6 +157,15 @@ def test_a_bad_record_is_refused_by_its_field(record, field, tmp_path):
         read(path)
     got = read(path, skip=True)
     assert (len(got.cases) + len(got.facts), *got.refused.loc[0, ["field", "record", "line"]]) == (1, field, 1, 3)
+
+
+def test_lines_of_a_json_list(tmp_path):
+    """Also behind a byte order mark, over several lines, and several on one."""
+    path, bad = tmp_path / "list.json", {**PLAIN, "answer": ""}
+    path.write_text(
+        "\n [" + json.dumps(bad) + ", " + json.dumps(PLAIN, indent=2) + ",\n\n" + json.dumps(bad) + "]", encoding="utf-8-sig"
+    )
+    assert read(path, skip=True).refused["line"].tolist() == [2, 2 + json.dumps(PLAIN, indent=2).count("\n") + 2]
 
 
 def test_a_line_that_is_no_json_costs_that_record_alone(tmp_path):

@@ -145,6 +145,66 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert len(qv.load_run(out)) == 24
 
 
+@pytest.mark.parametrize("left", ["nothing", "a mark of failure"])
+def test_a_kill_between_two_writes_leaves_a_run_that_resumes(tmp_path, monkeypatch, left):
+    """Before config.json is there; and between a task's rows and the mark of its earlier failure."""
+    out = tmp_path / "run"
+    if left == "nothing":
+        monkeypatch.setattr(store_module.Store, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(trivial(2), out)
+        monkeypatch.undo()
+        run(trivial(2), out)
+    else:
+        run(trivial(2), out)
+        tasks = tasks_of(trivial(2))
+        store_module.Store(out).fail(tasks[0], "an old failure")
+        run(trivial(2), out)
+    frame = qv.load_run(out)
+    assert frame["status"].eq("finished").all()
+    assert len(frame) == 8
+    assert frame.attrs["complete"]
+
+
+def test_rows_of_changed_files_are_not_mixed(tmp_path):
+    data = tmp_path / "data.json"
+    data.write_text("[1]")
+    config = trivial(2, editor={}, log=str(data))
+    store_module.Store.open(tmp_path / "run", config, tasks_of(config))
+    store_module.Store.open(tmp_path / "run", config, tasks_of(config))
+    data.write_text("[2]")
+    with pytest.raises(qv.QVLensError, match="held something else"):
+        store_module.Store.open(tmp_path / "run", config, tasks_of(config))
+
+
+@pytest.mark.parametrize("do", ["mixed", "list"])
+def test_rows_that_cannot_be_stored_are_a_failed_task(tmp_path, do):
+    run(trivial(3, do=do), tmp_path / "run")
+    frame = qv.load_run(tmp_path / "run")
+    assert frame[frame["status"] == "failed"]["n"].tolist() == [1, 1]
+    assert frame.attrs["complete"]
+
+
+def test_what_is_damaged_or_missing_is_said(tmp_path):
+    run(trivial(2), tmp_path / "run")
+    shards = sorted((tmp_path / "run" / "shards").iterdir())
+    whole = shards[0].read_bytes()
+    shards[0].unlink()
+    assert not qv.load_run(tmp_path / "run").attrs["complete"]
+    shards[0].write_bytes(whole[:50])
+    with pytest.raises(qv.QVLensError, match="is damaged"):
+        qv.load_run(tmp_path / "run")
+    run(RunConfig(TRIVIAL, {"n": 1, "do": "raise"}, {"seed": (0,)}), tmp_path / "failed")
+    with pytest.raises(qv.QVLensError, match="no task is finished"):
+        qv.compare_runs(tmp_path / "failed", tmp_path / "failed")
+
+
+def test_settings_of_tuples_resume(tmp_path):
+    config = RunConfig(TRIVIAL, {"editor": {"layers": (1, 2)}}, {"n": (1, 2)})
+    run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
+
+
 def test_other_weights_under_the_same_name_are_refused(tmp_path):
     store = store_module.Store.open(tmp_path, trivial(1), tasks_of(trivial(1)))
     store.check_model("org/model", "aaaa")

@@ -44,6 +44,10 @@ def work(task: Trivial, context) -> pd.DataFrame:
         os.kill(os.getpid(), signal.SIGKILL)
     if task.do == "die once" and task.n == 1 and first(Path(f"{task.log}.died")):
         os.kill(os.getpid(), signal.SIGKILL)
+    if task.do == "list":
+        return [1] if task.n == 1 else pd.DataFrame({"draw": [0.0]})  # pyright: ignore[reportReturnType]
+    if task.do == "mixed":
+        return pd.DataFrame({"draw": [1, "all"] if task.n == 1 else [0.0]})
     if task.do == "stop" and task.n == 3:
         raise KeyboardInterrupt
     draw = random.Random(f"{task.n}:{task.seed}").random()

@@ -4,7 +4,7 @@
    `multihop`: MQuAKE's chains of 2 to 4 hops with 1 to 4 edits, asked behind worked examples (ACE, Appendix G.1). From the
    bundled world by the task's seed, or from a file of the user's own (`data`: any format of `facts.benchmarks`; each seed
    takes others of it).
-2. Settings: the model's preset (`editing.presets`); `layers` changes ACE's: "located" (over multi-hop prompts on the
+2. Settings: the model's preset (`editing.presets`), its layers too; `layers` changes ACE's: "located" (over multi-hop prompts on the
    cases' own relations), "value" and "query" (the located ones of one kind alone), "random 3" (as many, the third draw), "all".
 3. One of the protocols of `evaluation.protocols`; "none" asks the unedited model.
 
@@ -60,8 +60,8 @@ class Comparison:
     `text`: for C0: 'world', a file, a dataset. `blocks`: a file of worked examples, parted by empty lines ('': the world's for
     its own models, else ACE's five of Appendix G.1). `metrics`: names, () for those that fit.
     `layers`: which ones ACE edits (see above). `skip`: which of its best-ranked ones it does not, a letter each: 'q', 'v', 'qq'.
-    `edited`: how many layers in all (0: the preset's number); ACE's are the located ones, others' lie up to the preset's
-    highest, and above it where there are too few below.
+    `edited`: how many layers in all (0: the preset's number); where that is not the preset's number, ACE's are the located
+    ones; others' lie up to the preset's highest, and above it where there are too few below.
     `curve`: every how many consecutive edits all are asked. `editor`: changes to the preset.
     `preset`: the model whose presets are taken ('': the task's own).
     """
@@ -218,11 +218,12 @@ def chosen(lens: Lens, task: Comparison, cases: Sequence[Case], context: Context
         if task.layers != "preset" or task.skip:
             raise ConfigError(f"layers and skip choose ACE's layers; {task.method} has none of query and value.")
         return _widened(lens, task, editor) if task.edited else editor
-    if task.layers == "preset" and not task.skip and not task.edited:
-        return editor
     value, query = editor.value_layers, editor.query_layers
+    own = task.layers == "preset" and task.edited in (0, len(value) + len(query))
+    if own and not task.skip:
+        return editor
     located = context.once(("located", task.data, task.count, task.seed, task.known), lambda: _located(lens, task, cases))
-    if task.layers != "preset" or task.edited:
+    if not own:
         value, query = _pick(lens, task, located)
     value, query = (_without(value, located.value, task.skip.count("v")), _without(query, located.query, task.skip.count("q")))
     if not value and not query:
@@ -286,13 +287,16 @@ def _pick(lens: Lens, task: Comparison, located: Layers) -> tuple[tuple[int, ...
 
 
 def table(frame: pd.DataFrame, by: Sequence[str] = ("model", "data", "protocol", "method")) -> pd.DataFrame:
-    """Means with 95% intervals over all seeds' cases, one column per metric, and multi-hop accuracy by number of edits."""
+    """Means with 95% intervals over all seeds' cases, one column per metric; multi-hop accuracy also by number of edits (`_2`)
+    and of hops (`_2h`)."""
     frame = frame.assign(case=frame["case"].astype(str) + ":" + frame["seed"].astype(str))
     out = summary(frame, list(by))
     chains = frame[frame["metric"].eq("multihop_cot")]
     if len(chains):
-        parts = summary(chains.assign(metric="multihop_cot_" + chains["edits"].astype(str)), list(by))
-        out = pd.concat([out, parts], ignore_index=True)
+        parts = [
+            chains.assign(metric="multihop_cot_" + chains[of].astype(str) + end) for of, end in (("edits", ""), ("hops", "h"))
+        ]
+        out = pd.concat([out, *(summary(part, list(by)) for part in parts)], ignore_index=True)
     return out
 
 

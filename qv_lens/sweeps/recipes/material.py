@@ -17,7 +17,7 @@ from qv_lens.models.zoo import check_world
 
 def pool(source: str = "", hops: int = 1) -> list[Fact]:
     """Every prompt, with its category, each once. `source`: '' is the bundled world, else a file or dataset of facts or of
-    MQuAKE's cases (of which every unedited hop is a single fact, as in ACE's section 3). `hops`: 1 single facts; 2 or more
+    MQuAKE's cases (of which every unedited hop is a single fact, as in ACE's section 4.1). `hops`: 1 single facts; 2 or more
     prompts over chains of that length: of a file each case's first question, of the category of the chain's end.
 
     Records that cannot be read are left out with a warning.
