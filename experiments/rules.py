@@ -192,7 +192,9 @@ def suppression_counts(frame: pd.DataFrame) -> Told:
             (was, half), (is_now, other) = (
                 (f["count"][where].sum(), (f["interval"][where] ** 2).sum() ** 0.5) for f in (clean, now)
             )
-            told.append(f"{was:.1f} ± {half:.1f} to {is_now:.1f} ± {other:.1f}")
+            told.append(
+                f"{was:.1f} ± {half:.1f} to {is_now:.1f} ± {other:.1f} ({now['original'][where].sum():.1f} of them the same)"
+            )
             fallen.append(1 - is_now / max(1e-9, was))
         lines.append(f"{condition}: {told[0]} in the three layers after, {told[1]} in all others")
         good.append(fallen[0] > 0.3 and fallen[0] > 3 * abs(fallen[1]))

@@ -217,7 +217,7 @@ def suppress(lens: Lens, chains: Sequence[Fact], top: int | None = None) -> tupl
     """
     columns = ["intervention", "layer", "count", *DROP]
     if not chains:
-        return pd.DataFrame(columns=columns), pd.DataFrame(columns=["condition", "layer", "count", "interval"])
+        return pd.DataFrame(columns=columns), pd.DataFrame(columns=["condition", "layer", "count", "interval", "original"])
     count = top or max(10, round(100 * lens.d_mlp / 16384))
     trace = lens.trace(list(chains))
     value = value_neurons(lens, trace, ACTIVATED)
@@ -225,7 +225,7 @@ def suppress(lens: Lens, chains: Sequence[Fact], top: int | None = None) -> tupl
     tau = value.frame.groupby("prompt")["score"].min().to_numpy()
     clean = answers(lens, chains)
     targets = value.top(30).union()
-    rows, counts = [], [_count(lens, chains, tau, "clean")]
+    rows, counts = [], [_count(lens, value, chains, tau, "clean")]
     best = [every.layer(layer).top(count) for layer in range(lens.n_layers)]
     peaks = pd.Series([float(neurons.frame["score"].clip(lower=0).sum()) for neurons in best])
     for layer in (int(layer) for layer in peaks[peaks > 0].nlargest(QUERY_LAYERS).index):
@@ -237,17 +237,23 @@ def suppress(lens: Lens, chains: Sequence[Fact], top: int | None = None) -> tupl
         for name, intervention in conditions:
             with lens.intervene(intervention):
                 hits = answers(lens, chains)
-                counts.append(_count(lens, chains, tau, f"{name} layer {layer}"))
+                counts.append(_count(lens, value, chains, tau, f"{name} layer {layer}"))
             rows.append((name, layer, count, *drop(clean, hits)))
     return pd.DataFrame(rows, columns=columns), pd.concat(counts, ignore_index=True)
 
 
-def _count(lens: Lens, chains: Sequence[Fact], tau: np.ndarray, condition: str) -> pd.DataFrame:
-    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts and half its 95% interval."""
+def _count(lens: Lens, value: NeuronSet, chains: Sequence[Fact], tau: np.ndarray, condition: str) -> pd.DataFrame:
+    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts and half its 95% interval;
+    and how many of them did so before (`original`)."""
     frame = value_neurons(lens, list(chains), None).frame
     frame = frame[frame["score"].to_numpy() >= tau[frame["prompt"].to_numpy()]]
-    each = pd.crosstab(frame["prompt"], frame["layer"]).reindex(range(len(chains)), columns=range(lens.n_layers), fill_value=0)
-    return pd.DataFrame({"condition": condition, "layer": each.columns, "count": each.mean(), "interval": 1.96 * each.sem()})
+    same = frame.merge(value.frame[["prompt", "layer", "neuron"]])
+    each, before = (
+        pd.crosstab(of["prompt"], of["layer"]).reindex(range(len(chains)), columns=range(lens.n_layers), fill_value=0)
+        for of in (frame, same)
+    )
+    counted = {"count": each.mean(), "interval": 1.96 * each.sem(), "original": before.mean()}
+    return pd.DataFrame({"condition": condition, "layer": each.columns, **counted})
 
 
 def answers(lens: Lens, facts: Sequence[Fact]) -> tuple[list[bool], list[float]]:

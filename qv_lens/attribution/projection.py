@@ -91,21 +91,27 @@ def interpretable(
 ) -> pd.Series:
     """For each row of the set, whether the answer or a surface variant of it is among the `top` promoted tokens.
 
-    Variants: other case, with and without a leading space, `plural` also with an s; those that are single tokens, and
-    the answer's own first token. Use: `value.where(lambda frame: qv.interpretable(lens, value, "basketball"))`.
+    Variants: `surface_forms`. Use: `value.where(lambda frame: qv.interpretable(lens, value, "basketball"))`.
     Source: ACE, section 6.4 ("associated vocabulary included the correct target token").
     """
     check_set(neurons)
     if not isinstance(answer, str):
         raise ConfigError(f"The answer is a text, got {type(answer).__name__}: pass fact.answer.")
+    wanted = surface_forms(lens, answer, plural=plural)
+    promoted, _ = projected(lens, written(lens, neurons), top, bias, signs(neurons.frame))
+    return pd.Series([not wanted.isdisjoint(row) for row in promoted.tolist()], index=neurons.frame.index, dtype=bool)
+
+
+def surface_forms(lens: Lens, answer: str, *, plural: bool = False) -> set[int]:
+    """An answer's own first token, and its forms that are single tokens: other case, with and without a leading space, `plural`
+    also with an s."""
     words = {answer, answer.lower(), answer.upper(), answer.capitalize()}
     words |= {f"{word}s" for word in words} if plural else set()
     wanted = {lens.answer_ids("The", answer)[0]}
     for text in [spaced for word in words for spaced in (word, f" {word}")]:
         ids = lens.tokenizer(text, add_special_tokens=False)["input_ids"]
         wanted |= set(ids) if len(ids) == 1 else set()
-    promoted, _ = projected(lens, written(lens, neurons), top, bias, signs(neurons.frame))
-    return pd.Series([not wanted.isdisjoint(row) for row in promoted.tolist()], index=neurons.frame.index, dtype=bool)
+    return wanted
 
 
 def signs(frame: pd.DataFrame) -> Float[Tensor, "neuron 1"]:

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from qv_lens.attribution.projection import interpretable as holds_answer
+from qv_lens.attribution.projection import surface_forms
 from qv_lens.attribution.value import value_neurons
 from qv_lens.case_study import suppress
 from qv_lens.interventions import Zero
@@ -41,8 +42,8 @@ class Suppression:
 
 
 def suppression(task: Suppression, context: Context) -> pd.DataFrame:
-    """`condition, layer`: a row per layer with `count` activated value neurons per prompt (`interval`: half of its 95% one); and what was suppressed in
-    `suppressed`, with clean accuracy, accuracy and their drop in points."""
+    """`condition, layer`: a row per layer with `count` activated value neurons per prompt (`interval`: half of its 95% one; `original`:
+    those of them that were so before); and what was suppressed in `suppressed`, with clean accuracy, accuracy and their drop in points."""
     lens = context.lens(task.model)
     chains = asked(lens, task, 2)
     found, counted = suppress(lens, chains, task.top or None)
@@ -67,7 +68,8 @@ class Interpretable:
 
 def interpretable(task: Interpretable, context: Context) -> pd.DataFrame:
     """One row per prompt and set ('none', 'interpretable', 'important', 'random'): how many neurons (`zeroed`), the share
-    of draws that give the answer's first token (`sampled`), its exact `probability`, and whether it is the argmax."""
+    of draws that give the answer's first token or another form of it (`sampled`), their exact `probability`, and whether the first
+    token is the argmax."""
     lens, rows = context.lens(task.model), []
     facts = asked(lens, task)
     value = value_neurons(lens, list(facts), task.top)
@@ -82,20 +84,20 @@ def interpretable(task: Interpretable, context: Context) -> pd.DataFrame:
             "random": NeuronSet.of(rng.sample(everything, len(telling))),
         }
         target = lens.answer_ids(fact)[0]
+        forms = sorted(surface_forms(lens, fact.answer) | {target})
         for name, chosen in (("none", None), *sets.items()):
             with lens.intervene(
                 *([Zero(replace(chosen, frame=chosen.frame.assign(prompt=-1)))] if chosen is not None and len(chosen) else [])
             ):
                 p = lens.next_token_logits(fact)[0].softmax(-1)
             draws = torch.multinomial(p.cpu(), task.samples, True, generator=torch.Generator().manual_seed(task.seed * 1000 + i))
-            share = float((draws == target).float().mean())
-            rows.append(
-                (i, fact.text, name, 0 if chosen is None else len(chosen), share, float(p[target]), int(p.argmax()) == target)
-            )
+            share = float(torch.isin(draws, torch.tensor(forms)).float().mean())
+            count = 0 if chosen is None else len(chosen)
+            rows.append((i, fact.text, name, count, share, float(p[forms].sum()), int(p.argmax()) == target))
     return pd.DataFrame(rows, columns=["prompt", "text", "set", "zeroed", "sampled", "probability", "argmax"])
 
 
 SUPPRESSION = Recipe(
-    "suppression", Suppression, suppression, ("count", "interval", "accuracy", "drop_points", "drop_relative"), counts
+    "suppression", Suppression, suppression, ("count", "interval", "original", "accuracy", "drop_points", "drop_relative"), counts
 )
 INTERPRETABLE = Recipe("interpretable", Interpretable, interpretable, ("sampled", "probability", "argmax"), set_bars)
