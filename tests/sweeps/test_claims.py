@@ -106,13 +106,18 @@ def test_figure_2_wants_more_than_random_and_more_than_off_category():
             ("random", "off category"): drawn,
         }
         return pd.DataFrame([
-            {"layer": "all", "category": c, "seed": s, "neurons": n, "group": g, "drop_relative": v + 0.01 * (-1) ** s, "clean": 1.0, "prompts_asked": 100}
+            {"layer": "all", "category": c, "seed": s, "neurons": n, "group": g, "drop_relative": v + 0.01 * (-1) ** s, "clean": 1.0, "prompts_asked": 100, "held_out": True}
             for (n, g), v in values.items() for c in ("sport", "capital") for s in (0, 1, 2)
         ])  # fmt: skip
 
     assert rules.figure_2(frame(0.9, 0.2, 0.1))[1] == HOLDS
     assert rules.figure_2(frame(0.9, 0.95, 0.1))[1] == FAILS
     assert rules.figure_2(frame(0.1, 0.0, 0.0))[1] == FAILS
+    apart = pd.concat([frame(0.1, 0.0, 0.0), frame(0.9, 0.2, 0.1).assign(held_out=False)])
+    told, verdict = rules.figure_2(apart)
+    assert verdict == HOLDS  # in one of the scopes
+    assert told.index("the prompts that rank: 90.3%") < told.index("other prompts than rank: 10.3%")
+    assert told.count(", 200 prompts)") == 6  # of one seed
 
 
 @pytest.mark.parametrize(("lag", "verdict"), [(1, HOLDS), (2, HOLDS), (-2, FAILS), (0, FAILS)])
@@ -198,9 +203,11 @@ def test_suppression(drop, after, verdicts):
         prompts_asked=100,
     )
     frame = pd.concat([clean, zeroed]).rename(columns={"score": "count"})
+    frame["original"] = frame["count"] / 2
     assert (rules.suppression_drop(frame)[1], rules.suppression_counts(frame)[1]) == verdicts
     assert "50 prompts" in rules.suppression_drop(frame)[0]  # those that were right
     assert f"30.0 ± {0.5 * 3**0.5:.1f} to {3 * after:.1f}" in rules.suppression_counts(frame)[0]
+    assert f"({1.5 * after:.1f} of them the same) in the three layers after" in rules.suppression_counts(frame)[0]
 
 
 def test_neurons():
@@ -237,12 +244,38 @@ def test_edits_of_chains():
     )
 
 
+def test_chains_by_edits_and_model():
+    """ROME and MEMIT lose 60 points from one edit to three, ACE 10; on the second model they are 20 points lower."""
+    few = edits("method", multihop_cot={"ACE": 0.8, "PMET": 0.6, "ROME": 0.8, "MEMIT": 0.7}).assign(edits=1)
+    many = edits("method", multihop_cot={"ACE": 0.7, "PMET": 0.5, "ROME": 0.2, "MEMIT": 0.1}).assign(edits=3, seed=5)
+    both = pd.concat([few, many])
+    told, verdict = rules.by_edits(both)
+    assert verdict == HOLDS
+    assert "ROME 80.0% to 20.0% (+60.0" in told
+    assert told.endswith("(12 and 4 cases)")
+    assert rules.by_edits(both.replace({"method": {"ACE": "ROME", "ROME": "ACE"}}))[1] == FAILS
+    assert rules.by_edits(both[both["method"] != "ACE"]) == ("not measured", OPEN)
+    alike = [frame.assign(model=model) for model, frame in (("toy-gptj", few), ("toy-qwen3", few))]
+    assert rules.worse_on_qwen(pd.concat([alike[0], alike[1].assign(after=few["after"] - 0.2)]))[1] == HOLDS
+    assert rules.worse_on_qwen(pd.concat([alike[0], alike[1].assign(after=few["after"] + 0.2)]))[1] == FAILS
+    assert rules.worse_on_qwen(pd.concat(alike))[1] == OPEN
+    scores = edits("method", ctp_score={"CTP": 0.6, "MEMIT": 0.0, "PMET": 0.01, "AlphaEdit": 0.02})
+    assert rules.all_fall(scores)[1] == HOLDS
+    assert rules.all_fall(scores.replace({"method": {"CTP": "PMET", "PMET": "CTP"}}))[1] == FAILS
+
+
 def test_layers_left_out_and_equal_numbers_of_layers():
     means = {"": 0.9, "q": 0.8, "qq": 0.2, "qqq": 0.1, "v": 0.95}
     frame = edits("skip", multihop_acc=means, efficacy_acc=means).assign(model="toy-gptj")
     assert rules.skipping("q")(frame)[1] == HOLDS
     assert rules.skipping("v")(frame)[1] == FAILS
     assert rules.skipping("v")(frame.assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # decided by vv there
+    assert "without q 80.0% (-10.0 ± 0.0 points, 12 cases, 11% less)" in rules.skipping("q")(frame)[0]
+    fewer = edits("skip", multihop_acc={"": 0.9, "q": 0.8, "qq": 0.7, "v": 0.6, "vv": 0.5})
+    assert rules.values_matter_more(fewer.assign(model="toy-gptj"))[1] == HOLDS
+    turned = edits("skip", multihop_acc={"": 0.9, "q": 0.8, "qq": 0.3, "v": 0.6, "vv": 0.5})
+    assert rules.values_matter_more(turned.assign(model="toy-gptj"))[1] == FAILS  # of one it holds, of both it does not
+    assert rules.values_matter_more(fewer.assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # qqq against vv there
     few, many = (
         edits("method", multihop_acc=m)
         for m in ({"ACE": 0.9, "PMET": 0.1, "MEMIT": 0.1}, {"ACE": 0.1, "PMET": 0.9, "MEMIT": 0.1})
@@ -250,6 +283,9 @@ def test_layers_left_out_and_equal_numbers_of_layers():
     both = pd.concat([few.assign(edited=4), many.assign(edited=9)])
     assert rules.bottleneck(both.assign(model="toy-gptj"))[1] == HOLDS
     assert rules.bottleneck(both.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
+    assert rules.marginal(both)[1] == FAILS  # PMET gains 80 points
+    assert rules.marginal(pd.concat([few.assign(edited=4), few.assign(edited=9)]))[1] == HOLDS
+    assert rules.marginal(few.assign(edited=4)) == ("not measured", OPEN)
     located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5})
     told, verdict = rules.quarter(("locality",))(located)
     assert verdict == HOLDS
@@ -270,6 +306,9 @@ def test_no_further_than():
     frame = edits("lam", generality={0.0: 0.5, 0.1: 0.53}, ctp_locality={0.0: 0.8, 0.1: 0.72})
     assert compared(("generality",), 0.1, 0.0, "lam", 0.05)(frame)[1] == HOLDS
     assert compared(("generality", "ctp_locality"), 0.1, 0.0, "lam", 0.05)(frame)[1] == FAILS
+    entropy = edits("lam", fluency={0.0: 3.0, 0.1: 2.9})  # within 5% of itself, not within 0.05
+    assert compared(("fluency",), 0.1, 0.0, "lam", 0.05)(entropy)[1] == HOLDS
+    assert compared(("fluency",), 0.1, 0.0, "lam", 0.03)(entropy)[1] == FAILS
     assert reaches("generality", 0.1, 0.5, "lam")(frame)[1] == HOLDS
     assert reaches("generality", 0.1, 0.6, "lam")(frame)[1] == FAILS
 
@@ -305,6 +344,11 @@ def test_nodes_by_layer():
     assert rules.all_layers(nodes([3, 3, 5, 5, 2, 0.1]))[1] == FAILS
     assert rules.early_over_late(nodes([3, 3, 5, 5, 2, 2]))[1] == HOLDS
     assert rules.early_over_late(nodes([2, 2, 5, 5, 3, 3]))[1] == FAILS
+    scaled = rules.early_over_late(
+        nodes([3, 3, *[5] * 5, *[9] * 3, 2, 2])
+    )  # of 12: what lies between middle and late counts for neither
+    assert scaled[1] == HOLDS
+    assert scaled[0].startswith("early (0 to 1) 33.3%, middle (2 to 6) 55.6%, late (10 to 11) 22.2%")
 
 
 def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
@@ -332,11 +376,12 @@ def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
 
 def test_which_model_loses_more():
     """10 and 40 points lost without a query layer, 20 and 50 without a value layer: the second is the more sensitive one."""
-    kept = {"toy-gptj": {"": 0.9, "q": 0.8, "v": 0.7}, "toy-qwen3": {"": 0.9, "q": 0.5, "v": 0.4}}
+    means = {"toy-gptj": (0.8, 0.7), "toy-qwen3": (0.5, 0.4)}
+    kept = {model: {"": 0.9, "q": query, "qq": query, "v": value} for model, (query, value) in means.items()}
     frames = [edits("skip", multihop_acc=means).assign(model=model) for model, means in kept.items()]
     told, verdict = rules.more_sensitive(pd.concat(frames))
     assert verdict == HOLDS
     assert "query layers: 10.0% and 40.0% lost (+30.0 ± 0.0 points, 12 and 12 cases)" in told
     swapped = [frame.assign(model=model) for frame, model in zip(frames, ("toy-qwen3", "toy-gptj"), strict=True)]
     assert rules.more_sensitive(pd.concat(swapped))[1] == FAILS
-    assert rules.more_sensitive(pd.concat([frames[0], frames[1][frames[1]["skip"] != "q"]])) == ("not measured", OPEN)
+    assert rules.more_sensitive(pd.concat([frames[0], frames[1][frames[1]["skip"] != "qq"]])) == ("not measured", OPEN)

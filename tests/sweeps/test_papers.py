@@ -104,7 +104,11 @@ def test_neurons_and_nodes(context):
 def test_suppression_and_interpretable_neurons(context):
     """The probability after zeroing, against rows of W_out set to zero by hand."""
     frame = suppression(Suppression("toy-gptj", prompts=3), context)
-    assert frame[frame["condition"] == "clean"]["count"].sum() == pytest.approx(300)
+    clean, other = (frame[(frame["condition"] == "clean") == same] for same in (True, False))
+    assert clean["count"].sum() == pytest.approx(300)
+    assert clean["original"].tolist() == clean["count"].tolist()
+    assert (other["original"] <= other["count"]).all()
+    assert (other["original"] < other["count"]).any()
     assert frame["clean"].dropna().eq(1.0).all()
     got = interpretable(Interpretable("toy-gptj", prompts=1, count=5, samples=200), context)
     lens, fact = context.lens("toy-gptj"), of_category("sport", 1, 0)[0]
