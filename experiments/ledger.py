@@ -37,7 +37,7 @@ PARTS = {
 #: chains behind worked examples
 CHAINS = ("known=true",)
 BEHIND = (*CHAINS, """'metrics=[["efficacy_acc", "multihop_cot"]]'""")
-MORE = {"multihop": CHAINS, "ace_table4": BEHIND, "ace_bottleneck": BEHIND}
+MORE = {"multihop": CHAINS, "ace_table4": BEHIND, "ace_bottleneck": (*BEHIND, "'edited=[5, 6, 8, 9]'")}
 #: what makes a row another row
 KEY = ("model", "method", "protocol", "data", "count", "seed", "layers", "skip", "edited", "case", "step", "metric")
 

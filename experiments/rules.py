@@ -29,6 +29,7 @@ from deciding import (
     together,
 )
 
+from qv_lens.editing.presets import presets
 from qv_lens.facts.categories import RELATED
 from qv_lens.plots import VECTORS
 
@@ -337,15 +338,15 @@ def bottleneck(frame: pd.DataFrame) -> Told:
 
 
 def marginal(frame: pd.DataFrame) -> Told:
-    """What MEMIT and PMET gain in multi-hop accuracy from one layer to the most: each less than ten points."""
-    metric, lines, verdicts = multihop(frame), [], []
+    """What MEMIT and PMET gain in multi-hop accuracy from their own number of layers to the most: each less than ten points."""
+    metric, lines, verdicts, editors = multihop(frame), [], [], presets(str(frame["model"].iloc[0]))
     for method in ("MEMIT", "PMET"):
-        table = per_case(frame[frame["method"] == method], metric, "edited")
-        if table.shape[1] < 2:
+        table, own = per_case(frame[frame["method"] == method], metric, "edited"), len(editors[method].editor.layers)  # pyright: ignore[reportAttributeAccessIssue]
+        if own not in table or table.columns[-1] == own:
             return NOT_MEASURED
-        mean, half, pairs = difference(table[table.columns[-1]], table[table.columns[0]])
+        mean, half, pairs = difference(table[table.columns[-1]], table[own])
         values = ", ".join(f"{k:g}: {share(v)}" for k, v in table.mean().items())
-        lines.append(f"{method} {values} ({points(mean, half, pairs)})")
+        lines.append(f"{method} {values} ({own} to {table.columns[-1]:g}: {points(mean, half, pairs)})")
         verdicts.append(decided(0.1 - mean, half))
     return "; ".join(lines), together(verdicts)
 

@@ -47,6 +47,7 @@ class Scale:
 
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.neurons, self.positions)
+        _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
         return _rewrite(lens, self.neurons, self.positions, lambda m: m * self.factor)
@@ -61,6 +62,7 @@ class Zero:
 
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.neurons, self.positions)
+        _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
         return _rewrite(lens, self.neurons, self.positions, torch.zeros_like)
@@ -76,6 +78,7 @@ class Replace:
 
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.neurons, self.positions)
+        _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
         return _rewrite(lens, self.neurons, self.positions, lambda m: torch.full_like(m, self.value))
@@ -96,6 +99,7 @@ class Suppress:
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.query, self.positions)
         check_ffn(lens, self.targets, self.positions)
+        _warn_of_nothing(self.query, self.targets)
         if len(self.query) and len(self.targets) and min(self.query.by_layer()) >= max(self.targets.by_layer()):
             raise ConfigError(
                 "Suppress: every query neuron lies in or above the layers of the targets and cannot reach them. "
@@ -170,8 +174,6 @@ def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
     if positions not in ("all", "last"):
         raise ConfigError(f"positions must be 'all' or 'last', got {positions!r}.")
     check_set(neurons)
-    if not len(neurons):
-        warnings.warn("This set of neurons is empty: nothing is changed by it.", stacklevel=4)
     neurons.of_model(lens)
     if neurons.unit != "ffn":
         raise ConfigError(
@@ -182,6 +184,11 @@ def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
         lens.check_layer(int(layer))
         if not 0 <= min(indices) <= max(indices) < lens.d_mlp:
             raise ConfigError(f"Layer {layer} has neurons 0 to {lens.d_mlp - 1}; the set names {min(indices)} to {max(indices)}.")
+
+
+def _warn_of_nothing(*sets: NeuronSet) -> None:
+    if not all(len(neurons) for neurons in sets):
+        warnings.warn("This set of neurons is empty: the intervention changes nothing.", stacklevel=4)
 
 
 def _rewrite(lens: Lens, neurons: NeuronSet, positions: Positions, change) -> list[Hook]:

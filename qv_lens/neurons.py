@@ -67,7 +67,8 @@ class NeuronSet:
 
     def __repr__(self) -> str:
         prompts = self.frame["prompt"].nunique()
-        return f"NeuronSet({len(self)} rows, {len(self.units)} distinct units, {prompts} prompts, {self.settings})"
+        told = {k: v for k, v in self.settings.items() if not isinstance(v, list) and k != "interventions"}
+        return f"NeuronSet({len(self)} rows, {len(self.units)} distinct units, {prompts} prompts, {told})"
 
     def _repr_html_(self) -> str:
         return self.frame.head(20).to_html(index=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isclose, isnan
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,12 +14,19 @@ from qv_lens.facts.spans import Prompt
 
 @dataclass(frozen=True)
 class Setup:
-    """What a trace was taken on: the model's fingerprint, the patches applied, the sum of each W_out, the interventions."""
+    """What a trace was taken on: the model's fingerprint, the patches applied, a sum over each W_out, the interventions."""
 
     fingerprint: str
     patches: tuple[object, ...]
     w_out: tuple[float, ...]
     interventions: tuple[object, ...]
+
+    def weighs_as(self, other: Setup) -> bool:
+        """Whether the weights are the same, as far as is known here (sums differ a little by device and threads)."""
+        same = len(self.patches) == len(other.patches) and all(a is b for a, b in zip(self.patches, other.patches, strict=True))
+        sums = zip(self.w_out, other.w_out, strict=False)
+        close = all(isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) or (isnan(a) and isnan(b)) for a, b in sums)
+        return self.fingerprint == other.fingerprint and same and close
 
 
 @dataclass(frozen=True)

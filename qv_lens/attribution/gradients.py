@@ -37,8 +37,10 @@ from qv_lens.models.lens import Lens, Start, at_least_float32
 from qv_lens.neurons import NeuronSet
 
 Records = Fact | EditRequest | Sequence[Fact | EditRequest]
-#: rows in one pass of integrated gradients, of weights or of activations, and of CTP's gradients
+#: token rows in one pass of integrated gradients, of weights or of activations
 ROWS = 64
+#: and of CTP's gradients, which hold the activations of every layer
+TOGETHER = 16
 Reduce = Literal["sum", "norm"]
 NodeScore = Literal["mean_abs_z", "abs_sum", "sum", "norm"]
 NODE_SCORES: tuple[NodeScore, ...] = ("mean_abs_z", "abs_sum", "sum", "norm")
@@ -246,7 +248,7 @@ def answer_gradients(
     names = [(layer, name) for layer in range(lens.n_layers) for name in ("W_in", "W_out", *(("W_gate",) if gate else ()))]
     prompts, total = lens.tokenize(list(facts)), {name: torch.zeros(()) for name in names}
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    together = max(1, ROWS // batch_size)  # mini-batches in one pass: a mean each
+    together = max(1, TOGETHER // batch_size)  # mini-batches in one pass: a mean each
     for i in range(0, len(batches), together):
         asked = batches[i : i + together]
         tokens = [sum(len(prompt.answer) for prompt in batch) for batch in asked]

@@ -8,7 +8,7 @@ Source: ACE, section 5, stage 1. The prompts are multi-hop questions there; fact
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -54,7 +54,7 @@ class Layers:
 
 def locate(
     lens: Lens,
-    cases: Sequence[Fact | MultiHopCase] | Fact,
+    cases: Sequence[Fact | MultiHopCase] | Fact | MultiHopCase,
     position: FactToken = "last",
     *,
     norm: NormMode = "frozen",
@@ -63,7 +63,7 @@ def locate(
     top: int = 300,
 ) -> Layers:
     """Rank the layers over the cases; a `MultiHopCase` counts with its first question and its old answer."""
-    records = [cases] if isinstance(cases, (Fact, MultiHopCase, str)) else list(cases)
+    records = list(cases) if isinstance(cases, Iterable) and not isinstance(cases, str) else [cases]
     facts = [_as_fact(record) for record in records]
     if not facts:
         raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")

@@ -245,9 +245,20 @@ def targets_of(
     trace = lens.trace(list(given.facts), "all") if reads_attention and given.positions.tolist() != whole else given
     computed, here = value.settings.get("positions"), trace.positions.tolist()
     texts, of = [prompt.text for prompt in trace.prompts], value.settings.get("texts")
-    if of is not None and of != texts and (value.frame["prompt"] >= 0).any():  # sets summed over prompts go with any
-        raise ConfigError(f"The value neurons were computed for other facts ({of[0]!r}, ...) than these ({texts[0]!r}, ...).")
-    if not reads_attention and computed is not None and of == texts and computed != here:
+    ranked_apart = {int(p) for p in value.frame["prompt"].unique() if p >= 0}  # sets summed over prompts go with any
+    for p, text in enumerate(texts):
+        if of is not None and p in ranked_apart and p < len(of) and of[p] != text:
+            raise ConfigError(
+                f"The value neurons of prompt {p} were computed for {of[p]!r}, asked is {text!r}: give both the same facts, or "
+                "ask for one set everywhere (value.union())."
+            )
+    if (
+        not reads_attention
+        and computed is not None
+        and of is not None
+        and of[: len(texts)] == texts
+        and computed[: len(here)] != here
+    ):
         raise ConfigError(
             f"The value neurons were computed at positions {computed}, the queries are asked for at "
             f"{here}: give both the same trace, or the same positions=."

@@ -110,7 +110,12 @@ class Ahead:
 
 
 def search(lens: Lens, requests: Sequence[EditRequest], rows: Rows, token: FactToken, settings: Search) -> Targets:
-    """Optimise v* of every request. Raises `EditError` if the loss is not finite or no gradient reaches a site."""
+    """Optimise v* of every request. Raises `EditError` if the loss is not finite, no gradient reaches a site, or an intervention
+    at each prompt's last token is in force, which the search's own rows do not have."""
+    if any(getattr(one, "positions", "all") == "last" for one in lens.interventions):
+        raise EditError(
+            "An intervention with positions='last' is in force: an edit is computed without it, or with positions='all'."
+        )
     return _Problem(lens, rows, _kl_rows(lens, requests, token), settings).run()
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
@@ -316,8 +316,10 @@ class Lens:
         return texts_out[0] if isinstance(text, (str, Fact)) else texts_out
 
     def _own_hooks(self) -> bool:
-        """Whether there are hooks of the user's own: between two passes no others are left."""
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
+        """Whether there are hooks of the user's own: between two passes no others are left. (A bridge's and Hugging Face's
+        modules carry some of their own, so there only the hook points tell.)"""
+        places = self.model.modules() if self.backend == "hooked" else self.model.hook_dict.values()
+        return any(module._forward_hooks or module._forward_pre_hooks for module in places)
 
     def _shares(self) -> bool:
         """Whether the Hugging Face model still holds the weights: a parameter put in the place of another is not in it."""
@@ -356,9 +358,10 @@ class Lens:
 
     @property
     def setup(self) -> Setup:
-        """What a trace is taken on. W_out by sums, which a write through `w_out` changes."""
-        sums = torch.stack([self.w_out(layer).sum(dtype=torch.float32).cpu() for layer in range(self.n_layers)])
-        return Setup(self.fingerprint, self.patches, tuple(sums.tolist()), self.interventions)
+        """What a trace is taken on. W_out by weighted sums, which nearly any write through `w_out` changes."""
+        rows = torch.linspace(1, 2, self.d_mlp, dtype=torch.float64, device=self.device)
+        sums = [rows @ self.w_out(layer).sum(1, dtype=torch.float64).to(rows.device) for layer in range(self.n_layers)]
+        return Setup(self.fingerprint, self.patches, tuple(torch.stack(sums).tolist()), self.interventions)
 
     def traced(self, facts: Facts | Trace, positions: Positions = "last", *, attention: bool = False) -> Trace:
         """A trace of the facts, or the one given. Raises `ConfigError` for one taken on other weights, or under other
@@ -366,18 +369,14 @@ class Lens:
         if not isinstance(facts, Trace):
             return self.trace(facts, positions, attention=attention)
         now, then = self.setup, facts.setup
-        if then is not None and (
-            then.fingerprint != now.fingerprint or then.w_out != now.w_out or not _same(then.patches, now.patches)
-        ):
+        if then is not None and not then.weighs_as(now):
             raise ConfigError(
                 f"This trace was taken on other weights than {self.name} has now (another model, patches applied or taken "
                 "back since, W_out written to): take it again with lens.trace."
             )
-        if then is not None and not _same(then.interventions, now.interventions):
-            raise ConfigError(
-                f"This trace was taken under {then.interventions or 'no intervention'}, in force now: "
-                f"{now.interventions or 'none'}. Take it again with lens.trace."
-            )
+        if then is not None and then.interventions != now.interventions:
+            was, are = (", ".join(f"{one!r:.100}" for one in of.interventions) or "no intervention" for of in (then, now))
+            raise ConfigError(f"This trace was taken under {was}; in force now: {are}. Take it again with lens.trace.")
         return facts
 
     def _trace_rows(
@@ -527,13 +526,12 @@ def as_list(facts: Facts) -> list[Fact | str]:
 
 def _content(intervention: Intervention) -> tuple[object, ...]:
     """All that an intervention says: of a set of neurons, which they are."""
-    said = {k: (v.unit, v.units) if isinstance(v, NeuronSet) else v for k, v in vars(intervention).items()}
-    return type(intervention).__name__, said
-
-
-def _same(some: Sequence[object], others: Sequence[object]) -> bool:
-    """Whether these are the very same objects in the same order."""
-    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+    said = []
+    for name in [f.name for f in fields(intervention)] if is_dataclass(intervention) else sorted(vars(intervention)):
+        value = getattr(intervention, name)
+        plain = (value.unit, value.units) if isinstance(value, NeuronSet) else value
+        said.append((name, checksum(plain) if isinstance(plain, Tensor) else plain))
+    return type(intervention).__name__, *said
 
 
 def _cat_padded(parts: list[Tensor]) -> Tensor:

@@ -221,7 +221,7 @@ def _plain(content: dict[str, Any]) -> str:
 
 def _files(tasks: list[Task]) -> dict[str, str]:
     """Hash of every file that a task's fields name: rows of other data must not join those that are here."""
-    named = {value for task in tasks for value in task.values.values() if isinstance(value, str) and 0 < len(value) < 1000}
+    named = {value for task in tasks for value in task.values.values() if isinstance(value, str) and 0 < len(value) < 256}
     return {
         name: hashlib.blake2b(Path(name).read_bytes(), digest_size=8).hexdigest()
         for name in sorted(named)

@@ -117,7 +117,7 @@ def test_integrated_gradients_are_complete(kind):
 def test_transmission_nodes_from_hugging_faces_gradients(kind, batch_size, rows, true_float64, monkeypatch):
     """CTP's scores by hand: backward through the stored matrices of each mini-batch, z-scores by loops over rows; the same
     however many mini-batches go into one pass."""
-    monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
+    monkeypatch.setattr("qv_lens.attribution.gradients.TOGETHER", rows)
     lens = tiny_lens(kind)
     requests = [fact.to(new) for fact, new in zip((*FACTS, *FACTS), ("Dalrin", "Dalrin Dalrin", "golf", "fencing"), strict=False)]
     assert len({len(lens.answer_ids(request.target)) for request in requests}) > 1

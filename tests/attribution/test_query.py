@@ -169,6 +169,21 @@ def test_edges_of_the_graph_add_up_to_query_scores(kind, method, true_float64):
     )
 
 
+def test_value_neurons_go_with_their_own_prompts():
+    """Those of one of several facts, and a set over all of them for any other fact, give what they give alone."""
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    first, second = FACTS[0], FACTS[1]
+    both, alone = qv.value_neurons(lens, [first, second]), qv.value_neurons(lens, first)
+    part = qv.query_neurons(lens, first, both.where(lambda frame: frame["prompt"] == 0))
+    torch.testing.assert_close(
+        torch.tensor(part.frame["score"].to_numpy()), torch.tensor(qv.query_neurons(lens, first, alone).frame["score"].to_numpy())
+    )
+    with pytest.raises(qv.QVLensError, match="value neurons of prompt 0 were computed for"):
+        qv.query_neurons(lens, [second, first], both)
+    assert len(qv.query_neurons(lens, [second, first], both.union(), 5)) == 10
+    assert "works for" not in repr(both)
+
+
 def test_values_from_elsewhere_in_the_prompt_are_refused():
     lens = tiny_lens("gptj")
     value = qv.value_neurons(lens, FACTS, 20, positions="subject_last")

@@ -173,6 +173,8 @@ CASES = {
     "a contrast with itself": lambda tmp: qv.value_neurons(tiny_lens("gptj"), FACT, target=("answer", "Nortek")),
     "no targets": lambda tmp: _query("grad", targets=0),
     "value neurons of other facts": lambda tmp: _query("grad", of=qv.Fact("{} works for", "Anna Pelodan", "Nortek")),
+    "edit under an intervention at the last token": lambda tmp: _edit_under(),
+    "one case to locate over": lambda tmp: qv.locate(tiny_lens("gptj"), qv.EditCase(FACT.to("Quorix"))),
     "vocabulary of a list": lambda tmp: qv.vocabulary(tiny_lens("gptj"), [(1, 0)]),
     "vocabulary of no neuron": lambda tmp: qv.vocabulary(tiny_lens("gptj"), qv.NeuronSet.of([(1, -1)])),
     "interpretable as a fact": lambda tmp: qv.interpretable(tiny_lens("gptj"), qv.NeuronSet.of([(1, 0)]), FACT),
@@ -230,6 +232,12 @@ def _intervene(what):
 def _query(method, of=FACT, **options):
     lens = tiny_lens("gptj")
     return qv.query_neurons(lens, FACT, qv.value_neurons(lens, of), method=method, **options)
+
+
+def _edit_under():
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    with lens.intervene(qv.Zero(qv.NeuronSet.of([(1, 0)]), positions="last")):
+        qv.edit(lens, FACT.to("Quorix"), qv.ROME(layer=1, mom2_adjustment=False, steps=2), templates=("{}",))
 
 
 def _statistics_under():

@@ -198,7 +198,9 @@ def test_a_users_own_layout_is_written_too(backend):
 def test_the_state_tells_interventions_apart(kind, backend):
     lens = tiny_lens(kind, backend, torch.float32)
     sets = [qv.NeuronSet.of(units) for units in ([(0, 5)], [(1, 7)], [(0, 5), (1, 7)])]
-    states = [lens.state(), lens.state()]
+    before = lens.state()
+    lens.logits([[1, 2]])  # a bridge installs hooks of its own at its first pass
+    states = [before, lens.state()]
     for neurons in sets:
         with lens.intervene(qv.Zero(neurons)):
             states.append(lens.state())
@@ -248,11 +250,17 @@ def test_a_trace_of_another_state_is_refused(kind, backend):
         assert "Zero" in qv.value_neurons(lens, other).settings["interventions"]
     with pytest.raises(qv.QVLensError, match="under"):
         qv.value_neurons(lens, other)
+    with lens.intervene(qv.Zero(neurons)):
+        assert len(qv.value_neurons(lens, other, 5)) == 5  # an equal one, not the same
     row = lens.w_out(1)[3].clone()
     lens.w_out(1)[3] *= 2
     with pytest.raises(qv.QVLensError, match="W_out written to"):
         qv.value_neurons(lens, trace)
     lens.w_out(1)[3] = row
+    lens.w_out(1)[[3, 4]] = lens.w_out(1)[[4, 3]]
+    with pytest.raises(qv.QVLensError, match="W_out written to"):
+        qv.value_neurons(lens, trace)
+    lens.w_out(1)[[3, 4]] = lens.w_out(1)[[4, 3]]
     assert len(qv.value_neurons(lens, trace, 5)) == 5
 
 

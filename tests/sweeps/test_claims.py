@@ -283,9 +283,10 @@ def test_layers_left_out_and_equal_numbers_of_layers():
     both = pd.concat([few.assign(edited=4), many.assign(edited=9)])
     assert rules.bottleneck(both.assign(model="toy-gptj"))[1] == HOLDS
     assert rules.bottleneck(both.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
-    assert rules.marginal(both)[1] == FAILS  # PMET gains 80 points
-    assert rules.marginal(pd.concat([few.assign(edited=4), few.assign(edited=9)]))[1] == HOLDS
-    assert rules.marginal(few.assign(edited=4)) == ("not measured", OPEN)
+    more = [few.assign(edited=6), many.assign(edited=9), few.assign(edited=1)]
+    assert rules.marginal(pd.concat(more).assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS  # PMET gains 80 points
+    assert rules.marginal(pd.concat([*more[:1], few.assign(edited=9)]).assign(model="EleutherAI/gpt-j-6B"))[1] == HOLDS
+    assert rules.marginal(pd.concat(more[:2]).assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # it edits five there
     located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5})
     told, verdict = rules.quarter(("locality",))(located)
     assert verdict == HOLDS

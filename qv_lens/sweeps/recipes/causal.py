@@ -100,4 +100,4 @@ def interpretable(task: Interpretable, context: Context) -> pd.DataFrame:
 SUPPRESSION = Recipe(
     "suppression", Suppression, suppression, ("count", "interval", "original", "accuracy", "drop_points", "drop_relative"), counts
 )
-INTERPRETABLE = Recipe("interpretable", Interpretable, interpretable, ("sampled", "probability", "argmax"), set_bars)
+INTERPRETABLE = Recipe("interpretable", Interpretable, interpretable, ("sampled", "probability", "argmax"), set_bars, version=2)

@@ -311,4 +311,4 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     return method_bars(shown[shown["metric"].isin(SHOWN)], by="what")
 
 
-RECIPE = Recipe("editors", Comparison, compare, ("before", "after", "relative_norm", "seconds"), figure)
+RECIPE = Recipe("editors", Comparison, compare, ("before", "after", "relative_norm", "seconds"), figure, version=2)
