@@ -49,8 +49,8 @@ def drawn() -> dict[str, go.Figure]:
         found[f"suppression-{model}"] = plots.counts(
             rows("ace_suppression", model).query("category == 'all'"), f"{model}: activated value neurons (ACE, section 4.2)"
         )
-        found[f"figure2-{model}"] = ablation.figure(rows("ace_figure2", model)).update_layout(
-            title=f"{model}: accuracy lost without 1% of the neurons (ACE, Figure 2)"
+        found[f"figure2-{model}"] = ablation.figure(rows("ace_figure2", model).query("not held_out")).update_layout(
+            title=f"{model}: accuracy lost without 1% of the neurons, asked of the prompts that rank them (ACE, Figure 2)"
         )
         found[f"ctp-figure3-{model}"] = plots.seconds_bars(
             rows("ctp_figure3", model), f"{model}: seconds per edit (CTP, Figure 3)"

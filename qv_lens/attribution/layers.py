@@ -2,6 +2,7 @@
 
 neuron_sum            sum of I over a layer's FFN neurons, or over attention's channels (Eq. 9's right half; Table 1)
 neuron_sum_positive   its positive terms
+neuron_sum_top        its terms that are among the model's best
 layer_vector          I of the whole output (Figures 5 and 6); telescopes over the layers with base `mid` for the FFN
                       and `pre` for attention
 head_sum              sum of I over the layer's heads
@@ -22,14 +23,14 @@ from torch import Tensor
 
 from qv_lens.attribution.projection import NormMode
 from qv_lens.attribution.setting import Base, Kind, Method, Over, Setting, Target, check_moments, check_over, setting
-from qv_lens.attribution.value import Unit, grouped, scored
+from qv_lens.attribution.value import Unit, check_top, grouped, scored
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.trace import Trace
 
-How = Literal["neuron_sum", "neuron_sum_positive", "layer_vector", "head_sum", "count"]
-HOWS: tuple[How, ...] = ("neuron_sum", "neuron_sum_positive", "layer_vector", "head_sum", "count")
+How = Literal["neuron_sum", "neuron_sum_positive", "neuron_sum_top", "layer_vector", "head_sum", "count"]
+HOWS: tuple[How, ...] = ("neuron_sum", "neuron_sum_positive", "neuron_sum_top", "layer_vector", "head_sum", "count")
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def layer_scores(
     `how`: see the module. Sums have, beside `score` (the parts), `bias` (I of b_out), `whole` (I of the layer's
     output) and `gap` = whole - score - bias. `kind='head'` gives I of each head's vector and a column `head`.
     `over='set'` or 'category' adds the prompts up (prompt -1). `positions='all'` (Table 5) gives a row per token, with
-    `position` and `token`. `count_top`: how many of the best count.
+    `position` and `token`. `count_top`: how many are the best ('count', 'neuron_sum_top').
     `method`: 'exact' or 'moments'; raises `ConfigError` for the others, which do not score every neuron.
     A `Setting` instead of facts brings its own norm, base, target and positions.
     """
@@ -81,8 +82,10 @@ def layer_scores(
             raise ConfigError("how='head_sum' adds up attention's heads: use it with kind='attn'.")
         return _sums(task, over, kind, how, "head", method)
     unit: Unit = "ffn" if kind == "ffn" else "attn_channel"
-    if how == "count":
-        return _frame(task, over, kind, how, {"score": _counts(task, unit, count_top, over, method)})
+    if how in ("count", "neuron_sum_top"):
+        check_top(count_top)
+        scores, best = _best(task, unit, count_top, over, method)
+        return _frame(task, over, kind, how, {"score": (best if how == "count" else scores * best).sum(2)})
     return _sums(task, over, kind, how, unit, method)
 
 
@@ -111,12 +114,13 @@ def _wholes(task: Setting, kind: Kind, over: Over) -> Float[Tensor, "layer group
     return torch.stack([grouped(score, task.rows.groups(over))[:, 0] for score in scores])
 
 
-def _counts(task: Setting, unit: Unit, top: int, over: Over, method: Method) -> Float[Tensor, "layer group"]:
-    """The model's `top` best units of each group, counted by layer."""
+def _best(task: Setting, unit: Unit, top: int, over: Over, method: Method) -> tuple[Tensor, Tensor]:
+    """Scores [layer, group, unit], and a mask (0 or 1) of each group's `top` best units of the model."""
     scores = torch.stack([grouped(layer.score, task.rows.groups(over)) for layer in scored(task, unit, method)])
     layers, groups, width = scores.shape
-    best = scores.transpose(0, 1).reshape(groups, -1).topk(min(top, layers * width), dim=1).indices // width
-    return torch.stack([(best == layer).sum(1) for layer in range(layers)]).to(scores.dtype)
+    flat = scores.transpose(0, 1).reshape(groups, -1)
+    mask = torch.zeros_like(flat).scatter_(1, flat.topk(min(top, layers * width), dim=1).indices, 1.0)
+    return scores, mask.reshape(groups, layers, width).transpose(0, 1)
 
 
 def _frame(

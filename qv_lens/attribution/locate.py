@@ -3,13 +3,15 @@
 1. Value layers: I summed over the FFN neurons of a layer (Eq. 9) and over the prompts.
 2. Query layers: the query functional (Eq. 10) on the layer's whole FFN output, for the top value neurons of each
    prompt, summed over the prompts; layers above which no such neuron lies come last.
-Source: ACE, section 5, stage 1. The prompts are multi-hop questions there; facts work as well.
+Source: ACE, section 5, stage 1. The prompts are multi-hop questions there; facts work as well, and (`prompts='single_hop'`) the
+questions of the chains' hops, which the release's own ranking file holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 
@@ -18,7 +20,7 @@ from qv_lens.attribution.projection import NormMode
 from qv_lens.attribution.query import Method, query_layers
 from qv_lens.attribution.setting import Base
 from qv_lens.attribution.value import value_neurons
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact, MultiHopCase
 from qv_lens.facts.spans import FactToken
 from qv_lens.models.lens import Lens
@@ -61,10 +63,14 @@ def locate(
     base: Base = "mid",
     method: Method = "grad",
     top: int = 300,
+    prompts: Literal["multi_hop", "single_hop"] = "multi_hop",
 ) -> Layers:
-    """Rank the layers over the cases; a `MultiHopCase` counts with its first question and its old answer."""
+    """Rank the layers over the cases; a `MultiHopCase` counts with its first question and its old answer, or with those of each
+    of its hops before the edit."""
+    if prompts not in ("multi_hop", "single_hop"):
+        raise unknown("Prompts", prompts, ("multi_hop", "single_hop"))
     records = list(cases) if isinstance(cases, Iterable) and not isinstance(cases, str) else [cases]
-    facts = [_as_fact(record) for record in records]
+    facts = [fact for record in records for fact in _as_facts(record, prompts)]
     if not facts:
         raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")
     trace = lens.trace(facts, position)
@@ -86,11 +92,13 @@ def _order(scores: pd.Series) -> tuple[int, ...]:
     return tuple(int(layer) for layer in scores.sort_values(ascending=False, kind="stable").index)
 
 
-def _as_fact(record: Fact | MultiHopCase) -> Fact:
+def _as_facts(record: Fact | MultiHopCase, prompts: str) -> list[Fact]:
     if isinstance(record, MultiHopCase):
-        return Fact("{}", record.questions[0], record.answer)
+        if prompts == "single_hop":
+            return [Fact("{}", hop.question, hop.answer) for hop in record.hops]
+        return [Fact("{}", record.questions[0], record.answer)]
     if not isinstance(record, Fact):
         raise ConfigError(
             f"Layers are located over facts and chains, got {type(record).__name__}: take a case's or a request's fact."
         )
-    return record
+    return [record]

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.facts.benchmarks import parse
+from qv_lens.facts.miniworld import build
+from qv_lens.facts.worldrecords import mquake
 from qv_lens.interventions import ffn_coefficients
 from tests.attribution.test_value import FACTS
 from tests.models import KINDS, tiny_lens
@@ -98,6 +101,22 @@ def test_locate_ranks_every_layer_once():
     layers = qv.locate(lens, FACTS)
     assert sorted(layers.value) == sorted(layers.query) == [0, 1, 2]
     assert layers.frame["score"].notna().all()
+
+
+def test_locate_over_questions_or_over_their_hops():
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    case = parse(mquake(build(0), 2, 0)).cases
+    asked = {
+        "multi_hop": [qv.Fact("{}", one.questions[0], one.answer) for one in case],
+        "single_hop": [qv.Fact("{}", hop.question, hop.answer) for one in case for hop in one.hops],
+    }
+    found = {prompts: qv.locate(lens, case, prompts=prompts).frame for prompts in asked}
+    for prompts, facts in asked.items():
+        assert found[prompts].equals(qv.locate(lens, facts).frame)
+        assert found[prompts].attrs["prompts"] == len(facts)
+    assert not found["multi_hop"].equals(found["single_hop"])
+    with pytest.raises(qv.QVLensError, match="single_hop"):
+        qv.locate(lens, case, prompts="hops")
 
 
 @pytest.mark.parametrize("kind", KINDS)

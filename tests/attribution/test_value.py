@@ -94,6 +94,11 @@ def test_sums_over_the_set_and_counts():
     assert (by_layer - summed.groupby("layer").sum()).abs().max() < 1e-10
     counts = qv.layer_scores(lens, FACTS, how="count", count_top=40)
     assert counts.groupby("prompt")["score"].sum().tolist() == [40, 40]
+    best = qv.value_neurons(lens, FACTS, 40).frame.groupby(["prompt", "layer"])["score"].agg(["sum", "size"])
+    top = qv.layer_scores(lens, FACTS, how="neuron_sum_top", count_top=40).set_index(["prompt", "layer"])["score"]
+    assert (top - best["sum"].reindex(top.index, fill_value=0)).abs().max() < 1e-12
+    counted = counts.set_index(["prompt", "layer"])["score"]
+    assert counted.tolist() == best["size"].reindex(counted.index, fill_value=0).tolist()
 
 
 @pytest.mark.parametrize("option", [{"norm": "x"}, {"base": "x"}, {"target": "x"}, {"over": "x"}, {"target": 10**9}])
