@@ -1,12 +1,14 @@
 """The figures of the committed results: light HTML (plotly.js stored once beside them) and PNG for the README.
 
 python experiments/figures.py                # experiments/results/*.parquet -> figures/*.html
-python experiments/figures.py --png          # and those of the README as PNG (kaleido and a Chromium)
+python experiments/figures.py --png          # and those of the README as PNG (kaleido and a Chromium), figures/demo.html too
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -96,6 +98,13 @@ def main() -> None:
         if png and name in SHOWN:
             figure.write_image(FIGURES / f"{name}.png", width=1000, scale=1.5)
         print(FIGURES / f"{name}.html")
+    page = FIGURES / "demo.html"
+    if png and page.exists():  # written by `qv-lens demo`
+        chromium = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,2300", "--virtual-time-budget=15000"]
+        target = page.with_suffix(".png")
+        subprocess.run([chromium, *options, f"--screenshot={target}", page.as_uri()], check=True, capture_output=True)
+        print(target)
 
 
 if __name__ == "__main__":
