@@ -271,8 +271,7 @@ def _card(html: str) -> str:
 
 def _figure(figure: go.Figure, table: str = "") -> str:
     """A picture, and its numbers where there is no JavaScript to draw it."""
-    upright = go.Figure(figure).update_layout(modebar_orientation="v")  # beside the title, not on it
-    drawn = upright.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
     return _card(f"{drawn}<noscript>{table}</noscript>" if table else drawn)
 
 
