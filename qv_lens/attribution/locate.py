@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -69,7 +69,7 @@ def locate(
     of its hops before the edit."""
     if prompts not in ("multi_hop", "single_hop"):
         raise unknown("Prompts", prompts, ("multi_hop", "single_hop"))
-    records = list(cases) if isinstance(cases, Iterable) and not isinstance(cases, str) else [cases]
+    records: list[Any] = list(cases) if isinstance(cases, Iterable) and not isinstance(cases, str) else [cases]
     facts = [fact for record in records for fact in _as_facts(record, prompts)]
     if not facts:
         raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")

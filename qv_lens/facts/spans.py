@@ -68,11 +68,11 @@ class Prompt:
             if not self.answer:
                 raise FactError(f"The bare prompt {self.text!r} has no answer: pass a Fact, or another position.")
             return tuple(range(self.last, self.last + len(self.answer)))
-        if isinstance(where, Integral):
-            if not 0 <= where < len(self.ids):
-                raise FactError(f"Position {where} does not exist in {self.text!r}: it has tokens 0 to {self.last}.")
-            return (int(where),)
-        return (self.position(where),)
+        if isinstance(where, str):
+            return (self.position(where),)
+        if isinstance(where, Integral) and 0 <= (index := int(where)) < len(self.ids):
+            return (index,)
+        raise FactError(f"Position {where} does not exist in {self.text!r}: it has tokens 0 to {self.last}.")
 
     def row(self, where: Positions) -> tuple[int, ...]:
         """The tokens to run: the prompt's, and for 'answer' the answer's behind it but for the last (teacher forcing)."""
