@@ -35,6 +35,12 @@ def difference(a: pd.Series, b: pd.Series) -> tuple[float, float, int]:
     return float(paired.mean()), interval(paired), len(paired)
 
 
+def two_samples(a: pd.Series, b: pd.Series) -> tuple[float, float]:
+    """Difference of the means of cases that are no pairs (other facts, other models), and its 95% half interval."""
+    a, b = a.dropna(), b.dropna()
+    return float(a.mean() - b.mean()), (interval(a) ** 2 + interval(b) ** 2) ** 0.5
+
+
 def decided(mean: float, half: float) -> str:
     """Whether a difference that should be positive is."""
     return HOLDS if mean - half > 0 else FAILS if mean + half < 0 else OPEN

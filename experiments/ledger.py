@@ -18,6 +18,7 @@ from claims import CLAIMS, Claim
 from deciding import FAILS, HOLDS, OPEN, interval
 
 from qv_lens.sweeps.config import read_config
+from qv_lens.sweeps.recipes import editors
 from qv_lens.sweeps.store import load_run
 
 HERE = Path(__file__).parent
@@ -196,13 +197,7 @@ def comparison() -> str:
         if not path.exists():
             continue
         for model, frame in pd.read_parquet(path).groupby("model"):
-            if "edits" in frame:
-                chains = frame[frame["metric"] == "multihop_cot"]
-                parts = [
-                    chains.assign(metric="multihop_cot_" + chains[by].astype(str) + end)
-                    for by, end in (("edits", ""), ("hops", "h"))
-                ]
-                frame = pd.concat([frame, *parts])
+            frame = pd.concat([frame, *editors.by_chain(frame)])
             last = frame["step"] == frame.groupby(["method", "seed", "case"])["step"].transform("max")
             count = frame[last].drop_duplicates(["method", "seed", "case"]).groupby("method").size()
             frame.loc[~last, "metric"] += "@" + frame.loc[~last, "step"].astype(str)  # along the way

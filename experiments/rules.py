@@ -27,15 +27,14 @@ from deciding import (
     points,
     share,
     together,
+    two_samples,
 )
 
 from qv_lens.editing.presets import presets
 from qv_lens.facts.categories import RELATED
 from qv_lens.plots import VECTORS
 
-#: how many layers ACE edits
-EQUAL = {"toy-gptj": 4, "toy-qwen3": 4, "EleutherAI/gpt-j-6B": 9, "Qwen/Qwen3-8B": 8}
-#: layers left out of them: three of GPT-J's six query layers and all three of Qwen3-8B's, two of three and of five value layers
+#: layers left out of ACE's: three of GPT-J's six query layers and all three of Qwen3-8B's, two of three and of five value layers
 LEFT_OUT = {
     "q": {"toy-gptj": "q", "toy-qwen3": "qq", "EleutherAI/gpt-j-6B": "qqq", "Qwen/Qwen3-8B": "qqq"},
     "v": {"toy-gptj": "v", "toy-qwen3": "v", "EleutherAI/gpt-j-6B": "vv", "Qwen/Qwen3-8B": "vv"},
@@ -54,9 +53,13 @@ def best_layers(frame: pd.DataFrame, part: str, number: int, of: int = 28) -> di
     return {name: set(rows["layer"]) for name, rows in chosen.groupby("category")}
 
 
+def _is_gptj(frame: pd.DataFrame) -> bool:
+    """Which of the paper's two models the rows' model stands for."""
+    return "gpt" in str(frame["model"].iloc[0]).lower()
+
+
 def _depth(frame: pd.DataFrame) -> int:
-    """Of the paper's model that a model stands for."""
-    return 28 if "gpt" in str(frame["model"].iloc[0]).lower() else 36
+    return 28 if _is_gptj(frame) else 36
 
 
 def overlap(a: set[int], b: set[int]) -> float:
@@ -166,7 +169,7 @@ def separation(frame: pd.DataFrame) -> Told:
     gaps = [(np.mean(list(value[name])) - np.mean(list(query[name]))) / depth for name in value]
     mean, half = float(np.mean(gaps)), interval(gaps)
     told = f"value layers lie {share(mean)} ± {100 * half:.1f} of the depth above the query layers ({len(gaps)} categories)"
-    return told, decided(mean - 0.2 if "gpt" in str(frame["model"].iloc[0]).lower() else 0.2 - abs(mean), half)
+    return told, decided(mean - 0.2 if _is_gptj(frame) else 0.2 - abs(mean), half)
 
 
 def suppression_drop(frame: pd.DataFrame) -> Told:
@@ -207,7 +210,7 @@ def invariance(frame: pd.DataFrame) -> Told:
     told = {name: mean_overlap(best_layers(frame, part, 3, _depth(frame))) for name, part in parts}
     fixed = min(told.values()) > 0.8
     same = HOLDS if fixed else FAILS  # that they shift is no more than that: chance would move them as well
-    verdict = same if "gpt" in str(frame["model"].iloc[0]).lower() else FAILS if fixed else OPEN
+    verdict = same if _is_gptj(frame) else FAILS if fixed else OPEN
     return ", ".join(f"best {k} layers overlap {v:.2f}" for k, v in told.items()), verdict
 
 
@@ -276,13 +279,19 @@ def tuning_fails(frame: pd.DataFrame) -> Told:
     return f"FT {share(table['FT'].mean())}", HOLDS if table["FT"].mean() < 0.1 else FAILS
 
 
+def _skips(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
+    """One model's rows with '' where nothing is left out, and the letters of as many query and value layers as in Table 4."""
+    model = str(frame["model"].iloc[0])
+    query, value = (LEFT_OUT[letter].get(model, letter) for letter in "qv")
+    return frame.assign(skip=frame["skip"].fillna("")), query, value
+
+
 def skipping(letter: str) -> Decide:
     """What layers of a kind left out cost in multi-hop accuracy (as many as in Table 4: these decide) and efficacy."""
 
     def decide(frame: pd.DataFrame) -> Told:
-        frame, lines, verdicts = frame.assign(skip=frame["skip"].fillna("")), [], {}
-        decisive = LEFT_OUT[letter].get(str(frame["model"].iloc[0]), letter)
-        hops = multihop(frame)
+        frame, query, value = _skips(frame)
+        decisive, hops, lines, verdicts = query if letter == "q" else value, multihop(frame), [], {}
         for metric in (hops, "efficacy_acc"):
             table = per_case(frame, metric, "skip")
             if not {"", decisive} <= set(table):
@@ -301,8 +310,7 @@ def skipping(letter: str) -> Decide:
 
 def values_matter_more(frame: pd.DataFrame) -> Told:
     """Without query layers more is right than without value layers: as many as in Table 4, and all of the bundled models'."""
-    query, value = (LEFT_OUT[letter].get(str(frame["model"].iloc[0]), letter) for letter in "qv")
-    frame = frame.assign(skip=frame["skip"].fillna(""))
+    frame, query, value = _skips(frame)
     pairs = {(query, value), *([("q", "v"), ("qq", "vv")] if query != "qqq" else [])}
     told = [beats(multihop(frame), a, b, "skip")(frame) for a, b in sorted(pairs)]
     return "; ".join(words for words, _ in told), together([verdict for _, verdict in told])
@@ -310,26 +318,33 @@ def values_matter_more(frame: pd.DataFrame) -> Told:
 
 def more_sensitive(frame: pd.DataFrame) -> Told:
     """Of both models: without as many layers of a kind as in Table 4 the second (by name: Qwen3) loses more than the first (GPT-J)."""
-    frame, lines, verdicts = frame.assign(skip=frame["skip"].fillna("")), [], []
-    for letter, kind in (("q", "query"), ("v", "value")):
-        losses = []
-        for model, rows in frame.groupby("model"):
-            table, left_out = per_case(rows, multihop(rows), "skip"), LEFT_OUT[letter].get(str(model), letter)
-            if not {"", left_out} <= set(table):
-                return NOT_MEASURED
-            losses.append(difference(table[""], table[left_out]))
-        (gptj, a, n), (qwen, b, m) = losses
-        mean, half = qwen - gptj, (a**2 + b**2) ** 0.5  # two samples: the models' answers to a case are not a pair
+    lines, verdicts, lost_by = [], [], {"query": [], "value": []}
+    for _, rows in frame.groupby("model"):
+        rows, *left_out = _skips(rows)
+        table = per_case(rows, multihop(rows), "skip")
+        if not {"", *left_out} <= set(table):
+            return NOT_MEASURED
+        for losses, letters in zip(lost_by.values(), left_out, strict=True):
+            losses.append((table[""] - table[letters]).dropna())
+    for kind, (gptj, qwen) in lost_by.items():
+        mean, half = two_samples(qwen, gptj)
         lines.append(
-            f"{kind} layers: {share(gptj)} and {share(qwen)} lost ({100 * mean:+.1f} ± {100 * half:.1f} points, {n} and {m} cases)"
+            f"{kind} layers: {share(gptj.mean())} and {share(qwen.mean())} lost ({100 * mean:+.1f} ± {100 * half:.1f} points, "
+            f"{len(gptj)} and {len(qwen)} cases)"
         )
         verdicts.append(decided(mean, half))
     return "; ".join(lines), together(verdicts)
 
 
+def _own_layers(frame: pd.DataFrame, method: str) -> int:
+    """How many layers the preset of the rows' model edits."""
+    editor = presets(str(frame["model"].iloc[0]))[method].editor
+    return sum(len(getattr(editor, name, ())) for name in ("query_layers", "value_layers", "layers"))
+
+
 def bottleneck(frame: pd.DataFrame) -> Told:
     """ACE against the better of MEMIT and PMET at the number of layers that ACE edits in Table 2."""
-    count, metric, lines = EQUAL.get(str(frame["model"].iloc[0]), 0), multihop(frame), []
+    count, metric, lines = _own_layers(frame, "ACE"), multihop(frame), []
     for edited, rows in frame.groupby("edited"):
         means = per_case(rows, metric, "method").mean()
         lines.append(f"{edited} layers: " + ", ".join(f"{name} {share(value)}" for name, value in means.items()))
@@ -339,9 +354,9 @@ def bottleneck(frame: pd.DataFrame) -> Told:
 
 def marginal(frame: pd.DataFrame) -> Told:
     """What MEMIT and PMET gain in multi-hop accuracy from their own number of layers to the most: each less than ten points."""
-    metric, lines, verdicts, editors = multihop(frame), [], [], presets(str(frame["model"].iloc[0]))
+    metric, lines, verdicts = multihop(frame), [], []
     for method in ("MEMIT", "PMET"):
-        table, own = per_case(frame[frame["method"] == method], metric, "edited"), len(editors[method].editor.layers)  # pyright: ignore[reportAttributeAccessIssue]
+        table, own = per_case(frame[frame["method"] == method], metric, "edited"), _own_layers(frame, method)
         if own not in table or table.columns[-1] == own:
             return NOT_MEASURED
         mean, half, pairs = difference(table[table.columns[-1]], table[own])
@@ -360,7 +375,7 @@ def by_edits(frame: pd.DataFrame) -> Told:
     lines, falls = [], {}
     for method in ("ROME", "MEMIT", "ACE"):
         few, many = table.loc[edits == 1, method].dropna(), table.loc[edits >= 3, method].dropna()
-        mean, half = few.mean() - many.mean(), (interval(few) ** 2 + interval(many) ** 2) ** 0.5
+        mean, half = two_samples(few, many)
         falls[method] = mean, half
         lines.append(f"{method} {share(few.mean())} to {share(many.mean())} ({100 * mean:+.1f} ± {100 * half:.1f} points)")
     mine, half = falls.pop("ACE")
@@ -376,7 +391,7 @@ def worse_on_qwen(frame: pd.DataFrame) -> Told:
         if not all(method in table for table in tables):
             return NOT_MEASURED
         gptj, qwen = (table[method].dropna() for table in tables)
-        mean, half = qwen.mean() - gptj.mean(), (interval(gptj) ** 2 + interval(qwen) ** 2) ** 0.5
+        mean, half = two_samples(qwen, gptj)
         lines.append(f"{method} {share(gptj.mean())} and {share(qwen.mean())} ({100 * mean:+.1f} ± {100 * half:.1f} points)")
         verdicts.append(decided(-mean, half))
     return "; ".join(lines), together(verdicts)

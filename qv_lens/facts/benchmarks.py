@@ -32,6 +32,8 @@ from qv_lens.errors import FactError, QVLensError, unknown
 from qv_lens.facts.records import UNKNOWN, Case, EditCase, EditRequest, Fact, Groups, Hop, MultiHopCase, Probe
 
 Record = Mapping[str, Any]
+#: gives the line on which each record begins (none of a dataset), asked only where one is refused
+Where = Callable[[], list[int]]
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,16 @@ def read(source: str | Path, format: str | None = None, *, skip: bool = False) -
 
     Raises `FactError` for what cannot be read, or, unless `skip`, a record that is refused.
     """
-    records, lines = _records(source)
-    return _parsed(records, lines, format, source, skip)
+    records, where = _records(source)
+    return _parsed(records, where, format, source, skip)
 
 
 def parse(records: list[Any], format: str | None = None, *, source: str | Path = "records", skip: bool = False) -> Read:
     """As `read`, of records already in memory."""
-    return _parsed(records, None, format, source, skip)
+    return _parsed(records, list, format, source, skip)
 
 
-def _parsed(records: list[Any], lines: list[int] | None, format: str | None, source: str | Path, skip: bool) -> Read:
+def _parsed(records: list[Any], where: Where, format: str | None, source: str | Path, skip: bool) -> Read:
     if not records:
         raise FactError(f"{source} holds no records.")
     kind = _format(records, source) if format is None else format
@@ -79,6 +81,7 @@ def _parsed(records: list[Any], lines: list[int] | None, format: str | None, sou
             refused.append((number, error.field, str(error)))
         except (FactError, TypeError, AttributeError, IndexError, ValueError) as error:
             refused.append((number, "", str(error)))
+    lines = where() if refused else []
     rows = [(str(source), number, lines[number] if lines else None, field, reason) for number, field, reason in refused]
     table = pd.DataFrame(rows, columns=["source", "record", "line", "field", "reason"]).astype({"line": "Int64"})
     if refused and not skip:
@@ -109,20 +112,20 @@ class _RefusedError(FactError):
         self.field = field
 
 
-def _records(source: str | Path) -> tuple[list[Any], list[int] | None]:
-    """The records, an error in the place of a line that is no JSON; and on which line of a file each begins."""
+def _records(source: str | Path) -> tuple[list[Any], Where]:
+    """The records, an error in the place of a line that is no JSON; and what tells on which line of a file each begins."""
     path = Path(source)
     if (
         not path.exists()
         and isinstance(source, str)
         and path.suffix not in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
     ):
-        return list(dataset(source)), None
+        return list(dataset(source)), list
     try:
         text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
         if path.suffix == ".jsonl":
             lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-            return [_json(line) for _, line in lines], [number for number, _ in lines]
+            return [_json(line) for _, line in lines], lambda: [number for number, _ in lines]
         found = json.loads(text)
     except OSError as error:
         raise FactError(f"Cannot read facts from {path}: {error}.") from error
@@ -132,7 +135,7 @@ def _records(source: str | Path) -> tuple[list[Any], list[int] | None]:
         raise FactError(
             f'{path} holds no JSON list of records. Facts are [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
         )
-    return found, _lines(text)
+    return found, lambda: _lines(text)
 
 
 def _lines(text: str) -> list[int]:

@@ -303,7 +303,7 @@ class Lens:
         them, or with hooks of the user's own, on the hooked model without one.
         """
         rows = [list(prompt.ids) for prompt in self.tokenize(text)]
-        bare = self._shares() and self.backend == "hooked" and not (self._in_force or self._own_hooks())
+        bare = self.backend == "hooked" and not (self._in_force or self._own_hooks()) and self._shares()
         step = partial(cached, self.hf) if bare else partial(plain, self.logits)
         sample = None if top_k is None else Sampling(top_k, seed)
         eos = self.tokenizer.eos_token_id

@@ -290,14 +290,15 @@ def table(frame: pd.DataFrame, by: Sequence[str] = ("model", "data", "protocol",
     """Means with 95% intervals over all seeds' cases, one column per metric; multi-hop accuracy also by number of edits (`_2`)
     and of hops (`_2h`)."""
     frame = frame.assign(case=frame["case"].astype(str) + ":" + frame["seed"].astype(str))
-    out = summary(frame, list(by))
-    chains = frame[frame["metric"].eq("multihop_cot")]
-    if len(chains):
-        parts = [
-            chains.assign(metric="multihop_cot_" + chains[of].astype(str) + end) for of, end in (("edits", ""), ("hops", "h"))
-        ]
-        out = pd.concat([out, *(summary(part, list(by)) for part in parts)], ignore_index=True)
-    return out
+    return pd.concat([summary(part, list(by)) for part in (frame, *by_chain(frame))], ignore_index=True)
+
+
+def by_chain(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of multi-hop accuracy again, named by number of edits (`multihop_cot_2`), and by number of hops (`_2h`)."""
+    chains = frame[frame["metric"] == "multihop_cot"]
+    if chains.empty:
+        return []
+    return [chains.assign(metric="multihop_cot_" + chains[of].astype(str) + end) for of, end in (("edits", ""), ("hops", "h"))]
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
