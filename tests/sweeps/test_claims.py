@@ -9,9 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import qv_lens as qv
+from qv_lens.sweeps.config import read_config, tasks_of
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import ledger  # pyright: ignore[reportMissingImports]
 import rules  # pyright: ignore[reportMissingImports]
+import run_all  # pyright: ignore[reportMissingImports]
 from deciding import FAILS, HOLDS, OPEN, ahead, beats, best, compared, curve, groups, lost, reaches  # pyright: ignore[reportMissingImports]
 
 
@@ -386,3 +390,28 @@ def test_which_model_loses_more():
     swapped = [frame.assign(model=model) for frame, model in zip(frames, ("toy-qwen3", "toy-gptj"), strict=True)]
     assert rules.more_sensitive(pd.concat(swapped))[1] == FAILS
     assert rules.more_sensitive(pd.concat([frames[0], frames[1][frames[1]["skip"] != "qq"]])) == ("not measured", OPEN)
+
+
+@pytest.mark.parametrize("model", ledger.TOYS)
+def test_what_runs_all_is_what_is_collected(model):
+    """Each folder's rows are taken for exactly one result, no row of a longer comparison among them; and it has tasks."""
+    results = {claim.data for claim in ledger.CLAIMS} | set(ledger.PARTS)
+    folders = run_all.runs(model)
+    taken = {name: [result for result in results if ledger.is_of(name, result)] for name, _ in folders}
+    assert all(len(of) == 1 for of in taken.values())
+    assert {of[0] for of in taken.values()} == results - set(ledger.PARTS)
+    for name, (path, *asked) in folders:
+        models = [value for flag, value in itertools.pairwise(asked) if flag == "--model"]
+        varied = [value for flag, value in itertools.pairwise(asked) if flag == "--set"]
+        assert {task.values["model"] for task in tasks_of(read_config(path, varied, models))} == {model}, name
+
+
+def test_one_models_own_values_are_of_its_size():
+    """CTP's *: all nodes of a layer but the one of T-; a gate where there is one."""
+    for (file, model), value in run_all.OF_ONE.items():
+        lens = qv.load(model)
+        if file == "ctp_figure5":
+            assert value == f"editor.top=[{lens.d_mlp - 1}]"
+        else:
+            assert "W_gate" in value
+            assert lens.parameter(0, "W_gate").shape[1] == lens.d_mlp
