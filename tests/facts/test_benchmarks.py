@@ -12,8 +12,9 @@ import pytest
 import qv_lens as qv
 from qv_lens.case_study import corpus
 from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.benchmarks import _leading_to, named, parse, plain_facts, read
+from qv_lens.facts.benchmarks import named, parse, plain_facts, read
 from qv_lens.facts.categories import labelled, of_relation
+from qv_lens.facts.formats import leading_to
 from qv_lens.facts.records import UNKNOWN, Fact, Hop, Probe
 from qv_lens.facts.world_data import RELATIONS
 
@@ -278,14 +279,14 @@ def test_a_files_chains_lead_to_their_edits():
     """The hop before in the subject's place; a first hop, or a question that is no noun phrase, has none."""
     hop = Hop("Who founded Intel?", "Intel was founded by", "x")
     fact = Fact("{} is a citizen of", "Robert Noyce", "USA")
-    assert _leading_to(fact, (hop, hop), 1) == ("The one who founded Intel is a citizen of",)
-    assert _leading_to(fact, (hop, hop), 0) == ()
+    assert leading_to(fact, (hop, hop), 1) == ("The one who founded Intel is a citizen of",)
+    assert leading_to(fact, (hop, hop), 0) == ()
     capital = Fact("The capital of {} is", "Ghana", "Accra")
     head = Fact("The head of the {} government is", "Ghana", "Ann")
-    assert _leading_to(head, (Hop("What is the home of Ama?", "Ama lives in", "x"), hop), 1) == (
+    assert leading_to(head, (Hop("What is the home of Ama?", "Ama lives in", "x"), hop), 1) == (
         "The head of the home of Ama government is",
     )
     country = Hop("What is the country of citizenship of Ama Ata Aidoo?", "Ama Ata Aidoo is a citizen of", "x")
-    assert _leading_to(capital, (country, hop), 1) == ("The capital of the country of citizenship of Ama Ata Aidoo is",)
-    assert _leading_to(capital, (Hop("Q?", "The home of Ama is", "x"), hop), 1) == ("The capital of the home of Ama is",)
-    assert _leading_to(capital, (Hop("Which country was cricket created in?", "Cricket was created in", "x"), hop), 1) == ()
+    assert leading_to(capital, (country, hop), 1) == ("The capital of the country of citizenship of Ama Ata Aidoo is",)
+    assert leading_to(capital, (Hop("Q?", "The home of Ama is", "x"), hop), 1) == ("The capital of the home of Ama is",)
+    assert leading_to(capital, (Hop("Which country was cricket created in?", "Cricket was created in", "x"), hop), 1) == ()

@@ -1,0 +1,303 @@
+"""The formats of benchmarks: one reader per format, from a record to a case or a fact.
+
+    mquake        MQuAKE-CF, CF-3k, v2, T and ACE's filteredQA: `requested_rewrite` is a list      -> MultiHopCase
+    counterfact   ROME's CounterFact: `requested_rewrite` is one dictionary                        -> EditCase
+    flat          CounterFact in EasyEdit's layout: `rephrase_prompt`, `locality_prompt`           -> EditCase
+    zsre          MEND's ZsRE: `src`, `alt`, `loc`                                                 -> EditCase
+    knowedit      KnowEdit (wiki_counterfact, wiki_recent, ZsRE; `text` and `labels` in old files) -> EditCase
+    known         ROME's known_1000: `attribute`, `template`                                       -> Fact
+    plain         {"prompt" with {}, "subject", "answer"} and, if there, "category", "relation"    -> Fact
+
+A format is recognised by its keys. Keys of edits that nothing here reads are kept in the case's `extra`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qv_lens.errors import FactError
+from qv_lens.facts.records import UNKNOWN, Case, EditCase, Fact, Groups, Hop, MultiHopCase, Probe
+
+Record = Mapping[str, Any]
+
+
+class RefusedError(FactError):
+    """What is wrong with one field of a record."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+def recognised(records: list[Any], source: str | Path) -> str:
+    """The format of the first record that has one. Raises `FactError`."""
+    for record in records:
+        keys = set(record) if isinstance(record, dict) else set()
+        rewrite = record["requested_rewrite"] if "requested_rewrite" in keys else None
+        marks = (
+            ("mquake", isinstance(rewrite, list)),
+            ("counterfact", isinstance(rewrite, dict)),
+            ("zsre", {"src", "alt"} <= keys),
+            ("flat", {"locality_prompt", "target_new"} <= keys),
+            (
+                "knowedit",
+                bool({"portability", "locality"} & keys) or {"text", "labels"} <= keys or {"prompt", "target_new"} <= keys,
+            ),
+            ("known", {"attribute", "template"} <= keys),
+            ("plain", {"prompt", "subject", "answer"} <= keys),
+        )
+        for name, fits in marks:
+            if fits:
+                return name
+    first = f"keys {sorted(records[0])}" if isinstance(records[0], dict) else f"{records[0]!r:.80}"
+    raise FactError(f"{source}, record 0 is {first}: no known format ({', '.join(READERS)}). Name one with format=.")
+
+
+def _mquake(record: Record) -> MultiHopCase:
+    hops, new_hops = _hops(record, "single_hops", "triples"), _hops(record, "new_single_hops", "new_triples")
+    edited = _edited(record)
+    clozes, questions = _names(record, "clozes"), _texts(record, "questions")
+    if not questions:
+        raise RefusedError("questions", "is empty: nothing to ask")
+    edits = []
+    for rewrite, hop in zip(_rewrites(record), edited, strict=True):
+        fact = _fact(rewrite)
+        question = str(rewrite.get("question", ""))
+        if question.count(fact.subject) == 1 and "{}" not in question:
+            fact = Fact(
+                fact.prompt, fact.subject, fact.answer, fact.relation, paraphrases=(question.replace(fact.subject, "{}"),)
+            )
+        via = _names(rewrite, "via") if "via" in rewrite else leading_to(fact, new_hops, hop)
+        edits.append(fact.to(_object(rewrite, "target_new"), via))
+    return MultiHopCase(
+        _number(record, "case_id"), tuple(edits), questions, _text(record["answer"], "answer"), _text(record["new_answer"], "new_answer"),
+        _names(record, "answer_alias"), _names(record, "new_answer_alias"), hops, new_hops, edited, clozes,
+        _extra(record, "case_id", "requested_rewrite", "questions", "answer", "new_answer", "answer_alias", "new_answer_alias", "clozes"),
+    )  # fmt: skip
+
+
+def leading_to(fact: Fact, hops: tuple[Hop, ...], hop: int) -> tuple[str, ...]:
+    """A two-hop prompt that ends at the fact: the hop before as a noun phrase in the subject's place, where its question or
+    cloze can be put so ("What is the capital of Ghana?", "Who founded Intel?"). What the case is asked is never used."""
+    if not hop:
+        return ()
+    before = hops[hop - 1]
+    forms = ((r"(?:What|Who|Which) (?:is|are|was|were) (the .+)\?", "", before.question), (r"The (.+) (?:is|are)", "the ", before.cloze),
+             (r"Who ((?!is |are |was |were ).+)\?", "the one who ", before.question))  # fmt: skip
+    for form, start, text in forms:
+        if found := re.fullmatch(form, text):
+            asked = fact.prompt.replace("{}", start + found[1]).replace(" the the ", " the ")
+            return (asked[0].upper() + asked[1:],)
+    return ()
+
+
+def _rewrites(record: Record) -> list[Record]:
+    rewrites = record["requested_rewrite"]
+    if not rewrites:
+        raise RefusedError("requested_rewrite", "is empty: nothing to edit")
+    return [_table(rewrite, "requested_rewrite") for rewrite in rewrites]
+
+
+def _edited(record: Record) -> tuple[int, ...]:
+    """Which hop of the new chain each edit belongs to: as the record says, or by its triple."""
+    orig, count = _table(record.get("orig") or {}, "orig"), len(_rewrites(record))
+    index, hops = orig.get("edit_triples_idx"), len(record["new_single_hops"])
+    if index is None:
+        triples = [list(t) for t in orig.get("new_triples") or ()]
+        index = [triples.index(list(t)) for t in orig.get("edit_triples") or () if list(t) in triples]
+    if not isinstance(index, list) or not all(isinstance(i, int) and 0 <= i < hops for i in index):
+        raise RefusedError("edit_triples_idx", f"is {index!r}, not a list of hops from 0 to {hops - 1}")
+    if len(index) < count:  # by the edited fact's new object
+        answers = [hop["answer"] for hop in record["new_single_hops"]]
+        named = [_object(rewrite, "target_new") for rewrite in _rewrites(record)]
+        index = [answers.index(name) for name in named if name in answers]
+    if len(index) < count:
+        raise RefusedError("orig", f"says for {len(index)} of {count} edits which hop they belong to")
+    return tuple(index[:count])
+
+
+def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
+    """A chain's links, each with subject and relation where the record's triples stand for them one by one."""
+    hops = [_table(hop, field) for hop in _list(record[field], field)]
+    if not hops:
+        raise RefusedError(field, "is empty: a chain has hops")
+    orig = _table(record.get("orig") or {}, "orig")
+    ids, names = (orig.get(key) or [] for key in (triples, f"{triples}_labeled"))
+    made = []
+    for i, hop in enumerate(hops):
+        text = _text(hop["cloze"], "cloze")
+        subject = names[i][0] if len(names) == len(hops) else None
+        relation = ids[i][1] if len(ids) == len(hops) else None
+        answer = _text(hop["answer"], "answer")
+        made.append(Hop(_text(hop["question"], "question"), text, answer, _names(hop, "answer_alias"), subject, relation))
+    return tuple(made)
+
+
+def _counterfact(record: Record) -> EditCase:
+    rewrite = record["requested_rewrite"]
+    true, new = _object(rewrite, "target_true"), _object(rewrite, "target_new")
+    return EditCase(
+        _fact(rewrite).to(new),
+        tuple(Probe(text, new) for text in _texts(record, "paraphrase_prompts")),
+        tuple(Probe(text, true) for text in _texts(record, "neighborhood_prompts")),
+        generation=_names(record, "generation_prompts"),
+        case_id=_number(record, "case_id"),
+        extra=_extra(record, "case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"),
+    )
+
+
+def _flat(record: Record) -> EditCase:
+    request = _filled(record["prompt"], record["subject"], record["ground_truth"]).to(_text(record["target_new"], "target_new"))
+    return EditCase(
+        request,
+        (Probe(_text(record["rephrase_prompt"], "rephrase_prompt"), request.new),),
+        (Probe(_text(record["locality_prompt"], "locality_prompt"), _text(record["locality_ground_truth"], "locality_ground_truth")),),
+        case_id=_number(record, "case_id") if "case_id" in record else 0,
+        extra=_extra(record, "case_id", "prompt", "subject", "ground_truth", "target_new", "rephrase_prompt", "locality_prompt", "locality_ground_truth"),
+    )  # fmt: skip
+
+
+def _zsre(record: Record) -> EditCase:
+    answers = _flattened(record["answers"], "answers")
+    if not answers:
+        raise RefusedError("answers", "is empty")
+    request = _filled(record["src"], record["subject"], answers[0], tuple(answers[1:]), "src").to(_text(record["alt"], "alt"))
+    return EditCase(
+        request,
+        (Probe(_text(record["rephrase"], "rephrase"), request.new),),
+        locality=(("Neighborhood", (Probe(_text(record["loc"], "loc"), _text(record["loc_ans"], "loc_ans")),)),),
+        extra=_extra(record, "subject", "src", "rephrase", "answers", "alt", "loc", "loc_ans"),
+    )
+
+
+def _knowedit(record: Record) -> EditCase:
+    older = "prompt" not in record and "text" in record
+    names = ("text", "concept", "labels") if older else ("prompt", "subject", "target_new")
+    text, subject, new = (record[name] for name in names)
+    answers, old = _flattened(new, names[2]), _flattened(record.get("ground_truth"), "ground_truth")
+    if not answers:
+        raise RefusedError("target_new", "is empty")
+    request = _filled(text, subject, old[0] if old else UNKNOWN, tuple(old[1:])).to(answers[0])
+    rephrase = record.get("rephrase_prompt") or record.get("rephrase")
+    return EditCase(
+        request,
+        tuple(Probe(t, request.new) for t in _flattened(rephrase, "rephrase")),
+        portability=_groups(record, "portability"),
+        locality=_groups(record, "locality"),
+        generation=(str(text),),
+        extra=_extra(record, "prompt", "text", "subject", "concept", "target_new", "labels", "ground_truth", "rephrase_prompt", "rephrase", "portability", "locality"),
+    )  # fmt: skip
+
+
+def _groups(record: Record, field: str) -> Groups:
+    """KnowEdit's {name: [{prompt, ground_truth}]}; an empty or absent list is left out, a probe without answer as well."""
+    found = {}
+    for name, probes in _table(record.get(field) or {}, field).items():
+        asked = [_table(probe, field) for probe in _list(probes or [], field)]
+        told = [(_text(p["prompt"], field) if p["prompt"] else "", _flattened(p["ground_truth"], field)) for p in asked]
+        made = tuple(Probe(text, answers[0], tuple(answers[1:])) for text, answers in told if text and answers)
+        if made:
+            found[name] = made
+    return tuple(found.items())
+
+
+def _known(record: Record) -> Fact:
+    return _filled(record["prompt"], record["subject"], record["attribute"], relation=record.get("relation_id"))
+
+
+def _plain(record: Record) -> Fact:
+    prompt, subject, answer = (_text(record[key], key) for key in ("prompt", "subject", "answer"))
+    return Fact(_template(prompt), subject, answer, relation=record.get("relation"), category=record.get("category"))
+
+
+READERS: Mapping[str, Callable[[Record], Case | Fact]] = {
+    "mquake": _mquake, "counterfact": _counterfact, "flat": _flat, "zsre": _zsre, "knowedit": _knowedit, "known": _known, "plain": _plain,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------ fields
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise RefusedError(field, f"is {value!r}, not a text")
+    return value
+
+
+def _table(value: Any, field: str) -> Record:
+    if not isinstance(value, dict):
+        raise RefusedError(field, f"holds {value!r}, not a dictionary")
+    return value
+
+
+def _list(values: Any, field: str) -> list[Any]:
+    if not isinstance(values, list):
+        raise RefusedError(field, f"is {values!r}, not a list")
+    return values
+
+
+def _texts(record: Record, field: str) -> tuple[str, ...]:
+    return tuple(_text(value, field) for value in _list(record[field], field))
+
+
+def _names(record: Record, field: str) -> tuple[str, ...]:
+    """A list of texts that need not be there; empty ones are left out."""
+    values = [] if record.get(field) is None else _list(record[field], field)
+    return tuple(_text(value, field) for value in values if value != "")
+
+
+def _number(record: Record, field: str) -> int:
+    value = record[field]
+    if not isinstance(value, (int, str)) or not str(value).lstrip("-").isdigit():
+        raise RefusedError(field, f"is {value!r}, not a number")
+    return int(value)
+
+
+def _object(rewrite: Record, field: str) -> str:
+    """MQuAKE's and CounterFact's {"str": "football"}."""
+    value = rewrite[field]
+    return _text(value.get("str") if isinstance(value, dict) else value, field)
+
+
+def _template(prompt: str) -> str:
+    if prompt.count("{}") != 1:
+        raise RefusedError("prompt", f"{prompt!r} holds {{}} {prompt.count('{}')} times; once, for the subject")
+    return prompt
+
+
+def _fact(rewrite: Record) -> Fact:
+    """That of a `requested_rewrite`."""
+    prompt, subject = _text(rewrite["prompt"], "prompt"), _text(rewrite["subject"], "subject")
+    return Fact(_template(prompt), subject, _object(rewrite, "target_true"), rewrite.get("relation_id"))
+
+
+def _filled(
+    text: str, subject: str, answer: str, aliases: tuple[str, ...] = (), field: str = "prompt", relation: str | None = None
+) -> Fact:
+    """A fact from a prompt with its subject filled in: the first place where it stands becomes `{}`."""
+    text, subject = _text(text, field), _text(subject, "subject")
+    at = text.find(subject)
+    if at < 0:
+        at = text.casefold().find(subject.casefold())
+    if at < 0 or "{}" in text:
+        raise RefusedError(field, f"{text!r} does not hold the subject {subject!r}" if at < 0 else f"{text!r} holds {{}}")
+    shown = text[at : at + len(subject)]
+    return Fact(text[:at] + "{}" + text[at + len(subject) :], shown, _text(answer, "answer"), relation, aliases=aliases)
+
+
+def _flattened(value: Any, field: str) -> list[str]:
+    """The texts of a text or of nested lists of texts."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    if not isinstance(value, list):
+        raise RefusedError(field, f"holds {value!r}, neither a text nor a list of texts")
+    return [text for part in value for text in _flattened(part, field)]
+
+
+def _extra(record: Record, *taken: str) -> tuple[tuple[str, object], ...]:
+    return tuple((key, value) for key, value in record.items() if key not in taken)
