@@ -5,11 +5,11 @@ State: the weights (with the stack of applied patches and the tensors they repla
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
@@ -23,8 +23,9 @@ from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.backend import Backend, Hook, Past, plain_tokenizer, versions, wrap
+from qv_lens.models.capture import capture, joined
 from qv_lens.models.generation import Sampling, cached, plain
-from qv_lens.neurons import NeuronSet
+from qv_lens.models.identity import checksum, content, digest, weighted_sum
 from qv_lens.trace import Setup, Trace
 
 if TYPE_CHECKING:
@@ -110,28 +111,20 @@ class Lens:
     def state(self) -> str:
         """Hash of all weights as they are now and of the interventions in force: what results on disk are kept by. With hooks
         of the user's own, which nothing can tell apart, no two are the same."""
-        digest = hashlib.blake2b(digest_size=8)
-        digest.update(repr((self.name, self.prepend_bos, [_content(one) for one in self._in_force])).encode())
-        if self._own_hooks():
-            digest.update(os.urandom(8))
-        for name, weight in self.model.named_parameters():
-            digest.update(name.encode() + checksum(weight))
-        return digest.hexdigest()
+        said = self.name, self.prepend_bos, [content(one) for one in self._in_force]
+        unlike = [os.urandom(8)] if self._own_hooks() else []
+        weights = (name.encode() + checksum(weight) for name, weight in self.model.named_parameters())
+        return digest(said, itertools.chain(unlike, weights))
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the weights as first seen and of the architecture: 16 hex digits. Patches record it."""
         if self._stack:
             raise PatchError("The fingerprint belongs to the unpatched model: revert the patches first.")
-        digest = hashlib.blake2b(digest_size=8)
         cfg, backend = self.backend_adapter.cfg, self.backend_adapter
-        digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, backend.n_kv_heads, cfg.act_fn, backend.rms)).encode())
-        for layer in range(self.n_layers):  # canonical tensors, so that both backends give the same hash
-            for name in self._readers():
-                digest.update(checksum(self.parameter(layer, name)))
-        for weight in (backend.embedding(), backend.unembed()[0]):
-            digest.update(checksum(weight))
-        return digest.hexdigest()
+        shape = cfg.n_layers, cfg.d_model, cfg.n_heads, backend.n_kv_heads, cfg.act_fn, backend.rms
+        ends = (backend.embedding(), backend.unembed()[0])  # canonical tensors, so that both backends give the same hash
+        return digest(shape, map(checksum, itertools.chain(self._weights(), ends)))
 
     def check_layer(self, layer: int) -> int:
         """The layer as an int (also from a frame's column); raises `ConfigError` for one that does not exist. Negative numbers
@@ -165,6 +158,10 @@ class Lens:
         if backend.gated:  # its biases are zeros that the hooked classes make up and no checkpoint holds
             return {**both, "W_gate": backend.w_gate}
         return {**both, "b_in": backend.b_in, "b_out": backend.b_out}
+
+    def _weights(self) -> Iterator[Tensor]:
+        """Every weight that has a name, layer by layer."""
+        return (self.parameter(layer, name) for layer in range(self.n_layers) for name in self._readers())
 
     # ------------------------------------------------------------------ tokens
 
@@ -324,8 +321,7 @@ class Lens:
     def _shares(self) -> bool:
         """Whether the Hugging Face model still holds the weights: a parameter put in the place of another is not in it."""
         held = {p.untyped_storage().data_ptr() for p in self._hf_state.values()}
-        mine = (self.parameter(layer, name) for layer in range(self.n_layers) for name in self._readers())
-        return all(weight.untyped_storage().data_ptr() in held for weight in mine)
+        return all(weight.untyped_storage().data_ptr() in held for weight in self._weights())
 
     @torch.no_grad()
     def trace(self, facts: Facts, positions: Positions = "last", *, attention: bool = False, batch_size: int = 64) -> Trace:
@@ -335,15 +331,14 @@ class Lens:
         prompts = self.tokenize(records)
         where = [prompt.positions(positions) for prompt in prompts]
         rows = [prompt.row(positions) for prompt in prompts]
-        parts = [
-            self._trace_rows(rows[chunk], where[chunk], [prompt.last for prompt in prompts[chunk]], attention)
-            for chunk in (slice(i, i + batch_size) for i in range(0, len(prompts), batch_size))
-        ]
-        m, z, attn, ffn, resid = (torch.cat([part[k] for part in parts], dim=1) for k in range(5))
-        logits = torch.cat([part[5] for part in parts])
-        pattern, v = (_cat_padded([part[k] for part in parts]) if attention else None for k in (6, 7))
+        parts = []
+        for chunk in (slice(i, i + batch_size) for i in range(0, len(prompts), batch_size)):
+            run = partial(self.logits, rows[chunk], last=[prompt.last for prompt in prompts[chunk]])
+            parts.append(capture(self.backend_adapter, run, where[chunk], attention))
+        m, z, attn, ffn, resid, logits, *keys = joined(parts)
         prompt = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=logits.device)
         position = torch.tensor([p for chosen in where for p in chosen], device=logits.device)
+        pattern, v = keys or (None, None)
         return Trace(tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v, self.setup)
 
     @property
@@ -359,9 +354,8 @@ class Lens:
     @property
     def setup(self) -> Setup:
         """What a trace is taken on. W_out by weighted sums, which nearly any write through `w_out` changes."""
-        rows = torch.linspace(1, 2, self.d_mlp, dtype=torch.float64, device=self.device)
-        sums = [rows @ self.w_out(layer).sum(1, dtype=torch.float64).to(rows.device) for layer in range(self.n_layers)]
-        return Setup(self.fingerprint, self.patches, tuple(torch.stack(sums).tolist()), self.interventions)
+        sums = torch.stack([weighted_sum(self.w_out(layer)).to(self.device) for layer in range(self.n_layers)])
+        return Setup(self.fingerprint, self.patches, tuple(sums.tolist()), self.interventions)
 
     def traced(self, facts: Facts | Trace, positions: Positions = "last", *, attention: bool = False) -> Trace:
         """A trace of the facts, or the one given. Raises `ConfigError` for one taken on other weights, or under other
@@ -378,44 +372,6 @@ class Lens:
             was, are = (", ".join(f"{one!r:.100}" for one in of.interventions) or "no intervention" for of in (then, now))
             raise ConfigError(f"This trace was taken under {was}; in force now: {are}. Take it again with lens.trace.")
         return facts
-
-    def _trace_rows(
-        self, rows: list[tuple[int, ...]], where: list[tuple[int, ...]], last: list[int], attention: bool
-    ) -> tuple[Tensor, ...]:
-        backend, kept = self.backend_adapter, {}
-        index = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=self.device)
-        position = torch.tensor([p for chosen in where for p in chosen], device=self.device)
-
-        def keep(name: str) -> Hook:
-            def hook(tensor: Tensor) -> None:
-                kept[name] = tensor[index, position].flatten(1)  # z comes as [head, channel]
-
-            return name, hook
-
-        def keep_pattern(name: str) -> Hook:
-            def hook(tensor: Float[Tensor, "prompt head query key"]) -> None:
-                kept[name] = tensor[index, :, position]
-
-            return name, hook
-
-        def keep_values(name: str) -> Hook:
-            def hook(tensor: Tensor) -> None:
-                kept[name] = tensor.flatten(2).mT  # [prompt, kv_head_channel, key]: the key axis last, to be padded
-
-            return name, hook
-
-        layers = range(self.n_layers)
-        sites = (backend.coefficient, backend.z, backend.attn_out, backend.mlp_out, backend.resid_pre)
-        names = [[site(layer) for layer in layers] for site in sites]
-        names[4].append(backend.resid_post(self.n_layers - 1))
-        hooks = [keep(name) for group in names for name in group]
-        if attention:
-            extra = [[backend.pattern(layer) for layer in layers], [backend.qkv(layer, "V") for layer in layers]]
-            hooks += [keep_pattern(name) for name in extra[0]] + [keep_values(name) for name in extra[1]]
-        logits = self.logits(rows, hooks, last=last)
-        stacked = [torch.stack([kept[name] for name in group]) for group in names]
-        more = [torch.stack([kept[name] for name in group]) for group in extra] if attention else []
-        return (*stacked, logits[index, position], *more)
 
     # ------------------------------------------------------------------ interventions
 
@@ -522,29 +478,6 @@ def as_list(facts: Facts) -> list[Fact | str]:
                 "case.request.fact, request.fact."
             )
     return records
-
-
-def _content(intervention: Intervention) -> tuple[object, ...]:
-    """All that an intervention says: of a set of neurons, which they are."""
-    said = []
-    for name in [f.name for f in fields(intervention)] if is_dataclass(intervention) else sorted(vars(intervention)):
-        value = getattr(intervention, name)
-        plain = (value.unit, value.units) if isinstance(value, NeuronSet) else value
-        said.append((name, checksum(plain) if isinstance(plain, Tensor) else plain))
-    return type(intervention).__name__, *said
-
-
-def _cat_padded(parts: list[Tensor]) -> Tensor:
-    """Batches of different longest prompts along axis 1, the last axis (keys) padded with zeros."""
-    longest = max(part.shape[-1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts], dim=1)
-
-
-def checksum(weight: Tensor) -> bytes:
-    """Bytes that change with any change of the tensor's content, whatever its strides."""
-    return hashlib.blake2b(
-        weight.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes(), digest_size=8
-    ).digest()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

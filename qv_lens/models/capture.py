@@ -1,0 +1,66 @@
+"""What one forward pass computes at chosen positions of its rows, kept through hooks: the tensors of a `Trace`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qv_lens.models.backend import Backend, Hook
+
+#: m, z, attn, ffn, resid, logits; with attention the pattern and the value vectors behind them
+Captured = tuple[Tensor, ...]
+
+
+def capture(
+    backend: Backend, run: Callable[[list[Hook]], Tensor], where: Sequence[Sequence[int]], attention: bool = False
+) -> Captured:
+    """One pass, `run` with our hooks, at the positions `where` of each row. Every layer's tensors are stacked."""
+    kept: dict[str, Tensor] = {}
+    index = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=backend.device)
+    position = torch.tensor([p for chosen in where for p in chosen], device=backend.device)
+
+    def keep(name: str) -> Hook:
+        def hook(tensor: Tensor) -> None:
+            kept[name] = tensor[index, position].flatten(1)  # z comes as [head, channel]
+
+        return name, hook
+
+    def keep_pattern(name: str) -> Hook:
+        def hook(tensor: Float[Tensor, "prompt head query key"]) -> None:
+            kept[name] = tensor[index, :, position]
+
+        return name, hook
+
+    def keep_values(name: str) -> Hook:
+        def hook(tensor: Tensor) -> None:
+            kept[name] = tensor.flatten(2).mT  # [prompt, kv_head_channel, key]: the key axis last, to be padded
+
+        return name, hook
+
+    layers = range(backend.n_layers)
+    sites = (backend.coefficient, backend.z, backend.attn_out, backend.mlp_out, backend.resid_pre)
+    names = [[site(layer) for layer in layers] for site in sites]
+    names[4].append(backend.resid_post(backend.n_layers - 1))
+    hooks = [keep(name) for group in names for name in group]
+    extra = [[backend.pattern(layer) for layer in layers], [backend.qkv(layer, "V") for layer in layers]] if attention else []
+    for group, keeping in zip(extra, (keep_pattern, keep_values), strict=False):
+        hooks += [keeping(name) for name in group]
+    logits = run(hooks)
+    stacked, more = ([torch.stack([kept[name] for name in group]) for group in groups] for groups in (names, extra))
+    return (*stacked, logits[index, position], *more)
+
+
+def joined(parts: Sequence[Captured]) -> Captured:
+    """Several passes' rows as one's: along the axis of rows, the keys of attention padded to the longest prompt."""
+    columns = list(zip(*parts, strict=True))
+    plain = [torch.cat(column, dim=1) for column in columns[:5]]
+    return (*plain, torch.cat(columns[5]), *(_cat_padded(column) for column in columns[6:]))
+
+
+def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
+    """Batches of different longest prompts along axis 1, the last axis (keys) padded with zeros."""
+    longest = max(part.shape[-1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts], dim=1)

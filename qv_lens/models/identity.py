@@ -1,0 +1,48 @@
+"""By what a model is known again: checksums of its weights, and all that an intervention says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qv_lens.neurons import NeuronSet
+
+if TYPE_CHECKING:
+    from qv_lens.interventions import Intervention
+
+
+def checksum(weight: Tensor) -> bytes:
+    """Bytes that change with any change of the tensor's content, whatever its strides."""
+    return hashlib.blake2b(
+        weight.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes(), digest_size=8
+    ).digest()
+
+
+def digest(said: object, parts: Iterable[bytes]) -> str:
+    """16 hex digits of what is said and of the parts, in order."""
+    found = hashlib.blake2b(repr(said).encode(), digest_size=8)
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+def content(intervention: Intervention) -> tuple[object, ...]:
+    """All that an intervention says: of a set of neurons, which they are."""
+    said = []
+    for name in [f.name for f in fields(intervention)] if is_dataclass(intervention) else sorted(vars(intervention)):
+        value = getattr(intervention, name)
+        plain = (value.unit, value.units) if isinstance(value, NeuronSet) else value
+        said.append((name, checksum(plain) if isinstance(plain, Tensor) else plain))
+    return type(intervention).__name__, *said
+
+
+def weighted_sum(w_out: Float[Tensor, "d_mlp d_model"]) -> Tensor:
+    """Of a matrix's rows, each by a weight of its own: nearly any write changes it, at the price of one pass over it."""
+    rows = torch.linspace(1, 2, len(w_out), dtype=torch.float64, device=w_out.device)
+    return rows @ w_out.sum(1, dtype=torch.float64)
