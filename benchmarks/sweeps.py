@@ -1,6 +1,6 @@
 """What a sweep costs beside its tasks, and what a second worker gains.
 
-    OMP_NUM_THREADS=1 python benchmarks/sweeps.py
+    OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/sweeps.py
 
 1. 2,000 tasks that do nothing, inline: milliseconds per task (rows to Parquet, synced, renamed).
 2. The ablation sweep on toy-gptj (96 tasks), one torch thread per worker: 1 Ray worker against 2, start-up left out

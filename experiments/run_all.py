@@ -1,7 +1,7 @@
-"""Every file that the ledger reads, on both bundled models side by side: what made `experiments/results/`.
+"""Every file of the ledger but the comparison of editors, on both bundled models side by side.
 
     python experiments/run_all.py runs               # killed at any moment, the same command goes on where it stopped
-    python experiments/run_all.py runs editors       # or files by name: the comparison of editors (hours), left out above
+    python experiments/run_all.py runs editors       # or files by name: the comparison of editors (hours)
     python experiments/ledger.py --collect runs      # then: the rows into experiments/results/, the ledger and the comparison
 
 Each model gets its share of the cores. A file's output is in runs/FILE-MODEL.log; its seconds are printed.

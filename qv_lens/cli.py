@@ -404,7 +404,7 @@ def run(
     device
         Device of the models, inline.
     dry_run
-        Print the tasks, the estimated time and memory, and write nothing.
+        Print the tasks, the time (from what is finished, or two trial tasks) and the size of the weights; write nothing.
     """
     from qv_lens.sweeps.config import find_recipe, read_config
     from qv_lens.sweeps.engine import estimate

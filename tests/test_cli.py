@@ -21,7 +21,7 @@ def test_import_loads_no_torch():
 def test_help_is_quick_and_names_the_verbs():
     start = time.monotonic()
     result = run("-m", "qv_lens.cli", "--help")
-    assert time.monotonic() - start < 10  # the figure (under 1 s) is in benchmarks/; this only catches an import of torch
+    assert time.monotonic() - start < 10  # only an import of torch would take so long
     for verb in ("demo", "study", "models"):
         assert verb in result.stdout
     assert "torch" not in run("-X", "importtime", "-m", "qv_lens.cli", "--help").stderr

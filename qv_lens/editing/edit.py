@@ -73,7 +73,7 @@ class Job:
     def write(self, layer: int, name: str, delta: Delta) -> None:
         """Add a delta to the live weight; it is put back when the edit is done."""
         if not delta.finite():
-            raise EditError(f"The edit of {name}[{layer}] is not finite. Lower lr or clamp, or raise lambda; nothing was kept.")
+            raise EditError(f"The edit of {name}[{layer}] is not finite. Lower lr or clamp, or raise lam; nothing was kept.")
         weight = self.lens.parameter(layer, name)
         if (layer, name) not in self.saved:
             self.saved[layer, name] = weight.clone()
@@ -153,7 +153,7 @@ def _entropies(lens: Lens, patch: Patch, texts: Sequence[str]) -> list[float]:
     if not ENTROPY[0] * before <= after <= ENTROPY[1] * before:
         warnings.warn(
             f"The entropy of the next token on held-out text went from {before:.2f} to {after:.2f} nats: the edit ruins the "
-            "model. Raise lambda, or lower clamp, lr or steps.",
+            "model. Raise lam (where the editor has one), or lower clamp, lr or steps.",
             stacklevel=3,
         )
     return [before, after]
@@ -180,7 +180,7 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
     relative, lost, modules, grown = {}, {}, {}, {}
     for (layer, name), delta in deltas.items():
         if not delta.finite():
-            raise EditError(f"The edit of {name}[{layer}] is not finite. Lower the learning rate, or raise lambda.")
+            raise EditError(f"The edit of {name}[{layer}] is not finite. Lower lr, or raise lam (where the editor has one).")
         weight, key = lens.parameter(layer, name), f"{layer}.{name}"
         W, D = weight.double(), delta.dense().to(weight.device)
         norm, size = float(W.norm()), float(D.norm())
@@ -195,7 +195,7 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
         worst = max(grown, key=grown.__getitem__)
         warnings.warn(
             f"||W'|| / ||W|| of {worst} is {grown[worst]:.2f}: edits of this size usually ruin a model. "
-            "Raise lambda, or lower clamp, lr or steps; metrics of unrelated facts show the damage.",
+            "Raise lam (where the editor has one), or lower clamp, lr or steps; metrics of unrelated facts show the damage.",
             stacklevel=3,
         )
     return {"relative_norm": relative, "rounding_error": lost, "modules": modules}

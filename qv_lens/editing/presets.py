@@ -29,8 +29,9 @@ def presets(model: str) -> dict[str, Preset]:
     table = {"toy-gptj": _toy_gptj, "toy-qwen3": _toy_qwen3, "EleutherAI/gpt-j-6B": _gptj, "Qwen/Qwen3-8B": _qwen3}
     if model not in table:
         raise ConfigError(
-            f"There are no presets for the model {model!r}, only for {', '.join(table)}. Take one of theirs (preset=, on the "
-            "command line --preset), or pass an editor with values of your own."
+            f"There are no presets for the model {model!r}, only for {', '.join(table)}. Take one of theirs "
+            "(presets('toy-gptj')['ACE'].editor; preset in a run file, --preset on the command line), or pass an editor with values "
+            "of your own."
         )
     return table[model]()
 
@@ -145,6 +146,7 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
     sources = {
         "ACE.paper": "ACE's, deep layers by hand, untuned",
         "ACE.official": "ACE's, untuned",
+        "CTP": f"{source}, `alone`; the learning rate of batches by hand",
         "RECT": "MEMIT's, untuned",
         "PRUNE": "MEMIT's, untuned",
     }

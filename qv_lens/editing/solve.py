@@ -104,5 +104,7 @@ def solve(
     small = small + eps * torch.eye(len(small), dtype=small.dtype, device=small.device)
     right, info = torch.linalg.solve_ex(small, R.T)
     if info.any() or not torch.isfinite(right).all() or (len(small) > 1 and torch.linalg.cond(small) > SINGULAR):
-        raise EditError("The system of the edit is singular: two facts share one key. Edit them apart, or raise lambda.")
+        raise EditError(
+            "The system of the edit is singular: two facts share one key. Edit them apart, or raise the editor's lam."
+        )
     return Delta(Y, right)

@@ -1,6 +1,6 @@
 """The bundled world: a seeded generator of consistent facts, and the text that teaches them to a model.
 
-1. `build(seed)` draws a `World`: entities of seven kinds and the triples (subject, relation) -> object.
+1. `build(seed)` draws a `World`: entities of six kinds and the triples (subject, relation) -> object.
    Countries are real, with their real capital, continent, language and currency; all else is invented.
 2. `World.chains(hops)` walks the triples into multi-hop chains; `seen` says which chains, and `unseen_phrasing`
    which wording of a fact, the training text never shows.

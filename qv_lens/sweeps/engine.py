@@ -199,7 +199,7 @@ class Estimate:
 
 
 def estimate(config: RunConfig, out: str | Path | None = None, *, device: str | None = None) -> Estimate:
-    """Tasks, time and memory, without writing anything: from the finished tasks in `out`, or by running the first one."""
+    """Tasks, time and memory, without writing anything: from the finished tasks in `out`, or by running the first two."""
     from qv_lens.models.zoo import weight_gigabytes
 
     recipe, tasks = find_recipe(config.recipe), all_tasks(config)
