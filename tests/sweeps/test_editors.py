@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import qv_lens as qv
+from qv_lens.cli import ablate
 from qv_lens.editing.presets import presets
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.sweeps.engine import Context
@@ -170,22 +171,19 @@ def test_settings_of_another_model(tmp_path, context):
         compare(replace(task, preset=""), context)
 
 
-def test_ablate_and_report_on_the_command_line(tmp_path):
+def test_ablate_and_report_on_the_command_line(tmp_path, capsys):
     def call(*words):
         done = subprocess.run([sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    said = call(
-        "ablate", "{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing", "--top", "5", "--draws", "1"
-    )
-    assert "random 0" in said
+    ablate("{} plays the sport of", subject="Elena Morefeld", answer="fencing", top=5, draws=1)
+    assert "random 0" in capsys.readouterr().out
+    with pytest.raises(qv.QVLensError, match="between 1 and"):
+        ablate("{} plays", subject="A", answer="b", top=100_000)
     file = tmp_path / "small.toml"
     file.write_text('recipe = "layers"\n[settings]\nprompts = 2\nmodel = "toy-gptj"\n[grid]\ncategory = ["sport", "capital"]\n')
     call("run", str(file), "--out", str(tmp_path / "run"))
     call("report", str(tmp_path / "run"))
-    with pytest.raises(AssertionError, match="between 1 and"):
-        call("ablate", "{} plays", "--subject", "A", "--answer", "b", "--top", "100000")
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<td>capital</td>") > 10
     assert '"prompts": 2' in page.replace("&quot;", '"')
