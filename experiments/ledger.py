@@ -185,7 +185,8 @@ def comparison() -> str:
     lines = [
         "# The comparison of editors", "",
         "Written by `python experiments/ledger.py` from `experiments/results/` (runs of `experiments/editors.toml`; settings: the "
-        "presets of `qv_lens/editing/presets.py`, chosen for single edits on 8 facts, one of which the seeds have drawn again; CTP's learning rate of batches by hand). Percent, mean ± half a "
+        "presets of `qv_lens/editing/presets.py`, chosen for single edits on 8 facts, one of which the seeds have drawn again; "
+        "CTP's learning rate of batches by hand). Percent, mean ± half a "
         "95% interval over the cases; seeds draw anew, so of 102 single edits 99 and of 96 in batches 93 are different facts; "
         "fluency is n-gram entropy times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread with another "
         "job beside it. `_acc`: every token of the answer is the argmax. `multihop_cot_2`: cases with two edits, `multihop_cot_2h`: of two hops. In brackets: of how many cases (behind a metric: for every method), where not all have such "

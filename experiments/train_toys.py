@@ -6,9 +6,10 @@
 1. A byte-level BPE tokenizer is trained so that every object that is not a person's name is one token.
 2. Documents of the world are packed into rows; attention never crosses from one document into another.
    The loss counts the answers' tokens fully and all others at 5%.
-3. In half of the batches of short documents (37% of the steps) a part of attention is hidden while training: behind a subject, only its last token
-   can be read, and that only from layer `cut` on (`cut` drawn anew each time, up to half of the layers). So a fact has
-   to be looked up at the subject's last token in lower layers, where the papers edit, as real models do.
+3. In half of the batches of short documents (37% of the steps) a part of attention is hidden while training: behind
+   a subject, only its last token can be read, and that only from layer `cut` on (`cut` drawn anew each time, up to
+   half of the layers). So a fact has to be looked up at the subject's last token in lower layers, where the papers
+   edit, as real models do.
    The architecture is untouched: at inference nothing is hidden.
 4. Muon (hidden matrices) and AdamW (all else), learning rate warmed up, held, and brought down to 0 over the
    last 40% of the time. Time, not steps, sets the schedule, so that a run fits the machine.

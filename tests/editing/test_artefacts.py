@@ -83,12 +83,12 @@ covariance(lens, slow(), (1, 2), folder=sys.argv[1], every=20, modules=("ffn", "
 def test_statistics_survive_kills(tmp_path):
     lens, rng = tiny_lens("gptj", dtype=torch.float32), random.Random(0)
     whole = covariance(lens, TEXTS, (1, 2), modules=("ffn", "attn"))
-    for attempt in range(4):
+    for attempt in range(6):
         process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(tmp_path / "C0")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert process.stdout.readline().strip() == b"ready"
-        if attempt < 3:
+        if attempt < 5:
             time.sleep(rng.uniform(0.05, 0.5))
             os.kill(process.pid, signal.SIGKILL)
             process.wait()

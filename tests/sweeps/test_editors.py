@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import qv_lens as qv
-from qv_lens.cli import ablate
+from qv_lens.cli import main
 from qv_lens.editing.presets import presets
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.sweeps.engine import Context
@@ -176,10 +176,20 @@ def test_ablate_and_report_on_the_command_line(tmp_path, capsys):
         done = subprocess.run([sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
-    ablate("{} plays the sport of", subject="Elena Morefeld", answer="fencing", top=5, draws=1)
-    assert "random 0" in capsys.readouterr().out
-    with pytest.raises(qv.QVLensError, match="between 1 and"):
-        ablate("{} plays", subject="A", answer="b", top=100_000)
+    def here(*words):
+        """The same without another process: exit code, output, errors."""
+        with pytest.raises(SystemExit) as stopped:
+            main(list(words))
+        return stopped.value.code, *capsys.readouterr()
+
+    code, said, _ = here(
+        "ablate", "{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing", "--top", "5", "--draws", "1"
+    )
+    assert code == 0
+    assert "random 0" in said
+    code, _, told = here("ablate", "{} plays", "--subject", "A", "--answer", "b", "--top", "100000")
+    assert code == 2
+    assert "between 1 and" in told
     file = tmp_path / "small.toml"
     file.write_text('recipe = "layers"\n[settings]\nprompts = 2\nmodel = "toy-gptj"\n[grid]\ncategory = ["sport", "capital"]\n')
     call("run", str(file), "--out", str(tmp_path / "run"))
