@@ -22,6 +22,7 @@ import itertools
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import import_module
@@ -88,12 +89,11 @@ class Task:
 def read_config(path: str | Path, changes: Sequence[str] = (), models: Sequence[str] = ()) -> RunConfig:
     """The run that a TOML file describes. `changes` are "key=value" (a list varies, anything else is fixed); `models`
     takes the place of the file's. Raises `ConfigError` for what cannot be read or is not known."""
-    toml = _toml()
     try:
-        raw = toml.loads(Path(path).read_text(encoding="utf-8"))
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the run file {path}: {error}.") from error
-    except toml.TOMLDecodeError as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     strange = sorted(set(raw) - {"recipe", "settings", "grid"})
     if strange or not isinstance(raw.get("recipe"), str):
@@ -213,12 +213,7 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    toml = _toml()
     try:
-        return toml.loads(f"x = {text}")["x"]
-    except toml.TOMLDecodeError:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
         return text  # a bare word is a string
-
-
-def _toml() -> Any:
-    return import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
