@@ -216,7 +216,7 @@ def stats(
     layers: list[int] | None = None,
     samples: int | None = None,
     attention: bool = False,
-    max_tokens: int = 512,
+    max_tokens: int | None = None,
     out: Path = Path("stats"),
 ) -> None:
     """Second moments C0 of the keys, all layers in one pass; run it again to resume.
@@ -233,7 +233,7 @@ def stats(
     attention
         Also collect what W_O reads.
     max_tokens
-        Length to which each text is cut.
+        Length to which each text is cut (default: the model's context).
     out
         The folder.
     """

@@ -6,7 +6,8 @@ KNE (section 3, Eq. 4-7)
    matrix, which is a column here. Mean over the facts.
 3. The ensemble is what lies above one quantile over all layers and matrices (Eq. 6, 7).
 
-KN (Dai et al. 2022): the same along the activations m of one prompt, from 0 to what they are, at the last token.
+KN (Dai et al. 2022): the same along the activations m of one prompt, from 0 to what they are, at the last token. EasyEdit's
+rule scales what the non-linearity reads.
 
 CTP (section 3.2, Eq. 6; scores as its code computes them)
 1. G: the gradient of the cross-entropy of the new answer with respect to W_in and W_out.
@@ -23,7 +24,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,6 +43,8 @@ ROWS = 64
 #: and of CTP's gradients, which hold the activations of every layer
 TOGETHER = 16
 Reduce = Literal["sum", "norm"]
+#: KN's attribution as its paper has it, or as EasyEdit runs it
+IGRule = Literal["paper", "easyedit"]
 NodeScore = Literal["mean_abs_z", "abs_sum", "sum", "norm"]
 NODE_SCORES: tuple[NodeScore, ...] = ("mean_abs_z", "abs_sum", "sum", "norm")
 
@@ -139,58 +142,106 @@ def _rescaled(weight: Tensor, leaf: Tensor, shares: Float[Tensor, " row"]) -> Ad
     return add
 
 
-def integrated_gradients(lens: Lens, records: Records, top: int | None = 300, *, steps: int = 20) -> NeuronSet:
+@torch.no_grad()
+def greedy_tokens(lens: Lens, fact: Fact, count: int) -> list[int]:
+    """The model's own `count` likeliest tokens after a fact's prompt, one by one."""
+    ids = list(lens.tokenize(fact)[0].ids)
+    start = len(ids)
+    for _ in range(count):
+        ids.append(int(lens.logits([ids], last=[start - 1])[0, -1].argmax()))
+    return ids[start:]
+
+
+def integrated_gradients(
+    lens: Lens, records: Records, top: int | None = 300, *, steps: int = 20, rule: IGRule = "paper"
+) -> NeuronSet:
     """KN's attribution of FFN neurons: m_k/steps sum_i dP(answer)/dm_k at (i/steps) m, at the token that predicts.
 
     Each layer is scaled alone, all its neurons jointly. An answer of several tokens is teacher forced, token by token,
     and added up. Scores are probabilities.
+
+    `rule='easyedit'`: what EasyEdit runs. It scales what the non-linearity reads (not m), on a grid from 0 to 1 with both
+    ends; later tokens of an answer follow what the model itself would say, and their scores are averaged.
     """
-    if steps < 1:
-        raise ConfigError(f"steps must be at least 1, got {steps}.")
+    if steps < 1 + (rule == "easyedit"):
+        raise ConfigError(f"steps must be at least {1 + (rule == 'easyedit')}, got {steps}.")
+    if rule not in ("paper", "easyedit"):
+        raise unknown("Rule", rule, ("paper", "easyedit"))
     check_top(top)
     facts = targets(records)
     prompts = lens.tokenize(facts)
-    trace = lens.trace(facts, "answer")
-    where = _where(trace)
-    rows = [(*prompts[p].ids, *prompts[p].answer[: i - prompts[p].last]) for p, i in where]
+    where = [(p, i) for p, prompt in enumerate(prompts) for i in prompt.positions("answer")]
+    forced = [
+        prompt.answer if rule == "paper" else greedy_tokens(lens, fact, len(prompt.answer) - 1)
+        for fact, prompt in zip(facts, prompts, strict=True)
+    ]
+    rows = [(*prompts[p].ids, *forced[p][: i - prompts[p].last]) for p, i in where]
     token = torch.tensor([prompts[p].answer[i - prompts[p].last] for p, i in where], device=lens.device)
+    owner = torch.tensor([p for p, _ in where], device=lens.device)
     ends = [prompts[p].last for p, _ in where]
-    last, frames = torch.tensor([len(row) - 1 for row in rows], device=lens.device), []
-    together = max(1, ROWS // len(rows))  # steps in one pass
+    last = torch.tensor([len(row) - 1 for row in rows], device=lens.device)
+    whole = torch.float64
+    grid = torch.arange(1, steps + 1, dtype=whole) / steps if rule == "paper" else torch.linspace(0, 1, steps, dtype=whole)
+    site = lens.backend_adapter.coefficient if rule == "paper" else lens.backend_adapter.pre
+    frames = []
     start: Start | None = None
     for layer in tqdm(range(lens.n_layers), desc="integrated gradients", unit="layer", delay=2, leave=False):
-        m = at_least_float32(trace.m[layer])
         with torch.no_grad():  # scaling a layer changes nothing in front of it
             stream = lens.stream(rows, layer, start=start, last=ends)
             start = layer, stream
-        gradient = torch.zeros_like(m)
-        for begin in range(0, steps, together):
-            shares = torch.arange(begin + 1, min(begin + together, steps) + 1, dtype=m.dtype, device=m.device) / steps
-            copies, index = len(shares), torch.arange(len(shares) * len(rows), device=m.device)
-            with torch.enable_grad():
-                leaf = (m * shares[:, None, None]).flatten(0, 1).requires_grad_(True)
-                where_last = last.repeat(copies)
-
-                def scale(x: Tensor, leaf: Tensor = leaf, index: Tensor = index, last: Tensor = where_last) -> Tensor:
-                    out = x.clone()
-                    out[index, last] = leaf.to(x.dtype)
-                    return out
-
-                hooks, below = [(lens.backend_adapter.coefficient(layer), scale)], stream.repeat(copies, 1, 1)
-                out = lens.stream(rows * copies, lens.n_layers, hooks, (layer, below), last=ends * copies)
-                logits = at_least_float32(lens.read_out(out[index, where_last]))
-                p = logits.softmax(-1)[index, token.repeat(copies)]
-                (each,) = torch.autograd.grad(p.sum(), leaf)
-            gradient += each.unflatten(0, (copies, len(rows))).sum(0)
-        score = torch.zeros(len(facts), lens.d_mlp, dtype=m.dtype, device=m.device)
-        score.index_add_(0, trace.prompt, m * gradient / steps)
-        mean = torch.zeros_like(score).index_add_(0, trace.prompt, m) / torch.bincount(trace.prompt)[:, None]
+            scaled = _value_at(lens, rows, layer, site(layer), start, ends, last)
+        gradient = _path_gradient(lens, rows, site(layer), scaled, start, ends, last, token, grid)
+        score = torch.zeros(len(facts), lens.d_mlp, dtype=scaled.dtype, device=scaled.device)
+        score.index_add_(0, owner, scaled * gradient / steps)
+        count = torch.bincount(owner)[:, None]
+        if rule == "easyedit":
+            score /= count
+        mean = torch.zeros_like(score).index_add_(0, owner, scaled) / count
         for p in range(len(facts)):
             columns = {"prompt": p, "unit": "ffn", "layer": layer, "neuron": range(lens.d_mlp)}
             frames.append(pd.DataFrame({**columns, "coefficient": mean[p].cpu().numpy(), "score": score[p].cpu().numpy()}))
     frame = pd.concat(frames, ignore_index=True).sort_values(["prompt", "score"], ascending=[True, False], kind="stable")
-    found = NeuronSet(frame.reset_index(drop=True), {**lens.label, "method": "integrated gradients", "steps": steps})
+    settings = {"method": "integrated gradients", "steps": steps, "rule": rule}
+    found = NeuronSet(frame.reset_index(drop=True), {**lens.label, **settings})
     return found if top is None else found.top(top)
+
+
+def _value_at(
+    lens: Lens, rows: Sequence[Sequence[int]], layer: int, site: str, start: Start, ends: Sequence[int], last: Tensor
+) -> Float[Tensor, "row d_mlp"]:
+    """A site's value at each row's last token."""
+    kept: list[Tensor] = []
+    lens.stream(rows, layer + 1, [(site, kept.append)], start, last=ends)
+    return at_least_float32(kept[0][torch.arange(len(rows), device=last.device), last])
+
+
+def _path_gradient(
+    lens: Lens, rows: Sequence[Sequence[int]], site: str, value: Float[Tensor, "row d_mlp"], start: Start, ends: Sequence[int],
+    last: Int[Tensor, " row"], token: Int[Tensor, " row"], grid: Float[Tensor, " step"],
+) -> Float[Tensor, "row d_mlp"]:  # fmt: skip
+    """sum over the grid of dP(token)/dvalue where the site is set to a share of its value at each row's last token."""
+    layer, stream = start
+    gradient = torch.zeros_like(value)
+    together = max(1, ROWS // len(rows))  # steps in one pass
+    for shares in grid.to(value).split(together):
+        copies = len(shares)
+        index = torch.arange(copies * len(rows), device=value.device)
+        where_last = last.repeat(copies)
+        with torch.enable_grad():
+            leaf = (value * shares[:, None, None]).flatten(0, 1).requires_grad_(True)
+
+            def scale(x: Tensor, leaf: Tensor = leaf, index: Tensor = index, last: Tensor = where_last) -> Tensor:
+                out = x.clone()
+                out[index, last] = leaf.to(x.dtype)
+                return out
+
+            below = stream.repeat(copies, 1, 1)
+            out = lens.stream(list(rows) * copies, lens.n_layers, [(site, scale)], (layer, below), last=list(ends) * copies)
+            logits = at_least_float32(lens.read_out(out[index, where_last]))
+            p = logits.softmax(-1)[index, token.repeat(copies)]
+            (each,) = torch.autograd.grad(p.sum(), leaf)
+        gradient += each.unflatten(0, (copies, len(rows))).sum(0)
+    return gradient
 
 
 def transmission_paths(
@@ -288,10 +339,6 @@ def targets(records: Records) -> list[Fact]:
     if not several:
         raise ConfigError("No facts were given: pass at least one Fact or EditRequest.")
     return [record.target if isinstance(record, EditRequest) else record for record in several]
-
-
-def _where(trace) -> list[tuple[int, int]]:
-    return list(zip(trace.prompt.tolist(), trace.positions.tolist(), strict=True))
 
 
 def _node_scores(G: Float[Tensor, "d node"], score: NodeScore) -> Float[Tensor, " node"]:

@@ -1,6 +1,7 @@
 """LoRA and AdaLoRA: low-rank factors beside the weights, trained (`gradient.train`) and merged at the end.
 
-1. W + A diag(E) B, dropout on the input; E is alpha / rank in LoRA, trained in AdaLoRA.
+1. W + A diag(E) B, dropout on the input; E is alpha / rank in LoRA, trained in AdaLoRA. LoRA's A starts uniform within
+   1/sqrt(inputs), B at 0, as PEFT's do.
 2. AdaLoRA: after every step PEFT's `RankAllocator` scores the singular values E by |parameter x gradient|, smoothed, and
    silences the lowest: from `init_rank` down to `rank` on average over the weights by a cubic schedule.
 
@@ -43,7 +44,7 @@ class LoRA:
         factors: dict[Key, tuple[Tensor, Tensor]] = {}
         for key in self._keys(job.lens):
             rows, columns = job.lens.parameter(*key).shape
-            A = torch.randn(rows, self.rank, generator=generator, device=job.lens.device) / sqrt(rows)
+            A = (2 * torch.rand(rows, self.rank, generator=generator, device=job.lens.device) - 1) / sqrt(rows)
             factors[key] = (A.requires_grad_(True), torch.zeros(self.rank, columns, device=job.lens.device, requires_grad=True))
         scale = self.alpha / self.rank
         added = {key: self._added(generator, A, B, scale) for key, (A, B) in factors.items()}

@@ -3,9 +3,10 @@
    ROME       one layer, eps 0, K averaged over contexts, K_read of the bare prompt (R-ROME: one averaged key for both)
    EMMET      eps 0.1 (0 for one fact): equality constraints         MEMIT  metric C0^-1, eps lambda
    AlphaEdit  metric (P Kp Kp^T P + L2 I)^-1 P, eps 1, P the null space of C0, Kp the keys of earlier batches
-   PMET       one group; attention written by option                 RECT, PRUNE  MEMIT's delta, then trimmed
+   PMET       one group; attention written by option                 RECT, PRUNE  MEMIT's delta, trimmed by batch or as a sum
    IFMET      two passes: shallow layers on the request, then deep ones on multi-hop prompts at the last token
-   ACE        two groups, query layers and value layers, in one pass (official release, Algorithm 1), or two passes (section 5)
+   ACE        two groups, query layers and value layers: one search and query layers first (official release), one search and
+              value layers first (Algorithm 1), or two passes with a search each (section 5)
 
 Sources: the papers named at each class, and their released code.
 """
@@ -23,7 +24,7 @@ from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.keys import Prompts
 from qv_lens.editing.solve import Metric, identity, null_space, null_space_metric, prune, rect
 from qv_lens.editing.sweep import ClosedForm, Group, Pass, Solver, inverses
-from qv_lens.errors import EditError
+from qv_lens.errors import EditError, unknown
 from qv_lens.facts.spans import FactToken
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, summed
@@ -40,14 +41,13 @@ class ROME(ClosedForm):
     steps: int = 20
     clamp: float = 4.0
     mom2_adjustment: bool = True
-    read_clean = True
     batch = 1
     style = "rome"
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         layer = lens.check_layer(self.layer)
-        search = replace(self.at(lens.backend_adapter.mlp_out(layer)), mean=not self.read_clean)
-        return (Pass(((layer,),), search, "linear", self.fact_token, average="mean", read_clean=self.read_clean),)
+        search = self.at(lens.backend_adapter.mlp_out(layer))
+        return (Pass(((layer,),), search, "linear", self.fact_token, average="mean", read_clean=True),)
 
     @property
     def reads_statistics(self) -> bool:
@@ -59,9 +59,21 @@ class ROME(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class RROME(ROME):
-    """R-ROME (Gupta et al. 2024): ROME with one averaged key in both places, and values averaged the same way: R = delta."""
+    """R-ROME (Gupta et al. 2024): ROME with one averaged key in both places.
 
-    read_clean = False
+    `values`: 'averaged' searches from the value averaged over the contexts, so that R = delta (the symmetric reading of the
+    paper); 'released' as the authors' code and EasyEdit: it searches from the bare prompt's value, and R = v* minus the
+    averaged one. The published numbers come from the release.
+    """
+
+    values: Literal["averaged", "released"] = "averaged"
+
+    def plan(self, lens: Lens) -> tuple[Pass, ...]:
+        if self.values not in ("averaged", "released"):
+            raise unknown("R-ROME's values", self.values, ("averaged", "released"), error=EditError)
+        (rome,) = super().plan(lens)
+        search = replace(rome.search, mean=self.values == "averaged")
+        return (replace(rome, search=search, read_clean=False, measured="mean"),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +109,16 @@ class MEMIT(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class RECT(MEMIT):
-    """RECT (Gu et al. 2024): MEMIT's delta, only the `keep` share of entries that change their weight most."""
+    """RECT (Gu et al. 2024): MEMIT's delta, only the `keep` share of entries that change their weight most.
+
+    Each batch (`edit(..., batch_size=)`) is trimmed on the weights as they are then, so that k batches in one call equal k
+    calls in a row.
+    """
 
     keep: float = 0.4
 
-    def deltas(self, job: Job) -> Deltas:
-        found = super().deltas(job)
-        return {key: Delta(rect(job.original(*key), delta.dense(), self.keep)) for key, delta in found.items()}
+    def trim(self, W: Tensor, delta: Tensor) -> Tensor:
+        return rect(W, delta, self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,14 +227,15 @@ class ACE(ClosedForm):
     """Attribution-controlled editing: query layers and value layers, chosen by `qv.locate` or by hand.
 
     Defaults: GPT-J's, of the official release: one search of z* at the last value layer, on the request's own prompt, then
-    one ascending sweep in which the query group and the value group each end with the full remaining residual. Several
-    requests are edited one after another, z* searched on the weights as edited so far (`joint=True`: as one batch).
-    A query layer above the last value layer cannot reach z* and is dropped with a warning, a value layer that the model
-    does not have as well; a layer in both groups is written in both.
+    the query group and the value group, which each end with the full remaining residual. Several requests are edited one
+    after another, z* searched on the weights as edited so far (`joint=True`: as one batch). With one search a query layer
+    above the last value layer cannot reach z* and is dropped with a warning; so is a value layer that the model does not
+    have. A layer in both groups is written in both.
 
-    The other readings of the paper: `passes='two'` (own search per group), `order`, `value_prompts='via'` (multi-hop
-    prompts) and `value_token`; `groups=False` spreads over all layers as one; `attention` writes W_O too; `prefix`, a text
-    (a few-shot chain of thought) put before every prompt. `ACE.paper()` and `ACE.official()` put them together.
+    The other readings: `order='value first'` (the paper's Algorithm 1: one search, value layers, then query layers);
+    `passes='two'` (section 5: a search per group), with `value_prompts='via'` (multi-hop prompts) and `value_token`;
+    `groups=False` spreads over all layers as one; `attention` writes W_O too; `prefix`, a text (a few-shot chain of
+    thought) put before every prompt. `ACE.algorithm_1()`, `ACE.paper()` and `ACE.official()` put them together.
     """
 
     value_layers: Group = (23, 24, 25)
@@ -236,6 +252,11 @@ class ACE(ClosedForm):
     groups: bool = True
     attention: bool = False
     prefix: str = ""
+
+    @classmethod
+    def algorithm_1(cls) -> ACE:
+        """The paper's Algorithm 1: v* searched once, written to the value layers first, then to the query layers."""
+        return cls(order="value first")
 
     @classmethod
     def paper(cls) -> ACE:
@@ -265,12 +286,13 @@ class ACE(ClosedForm):
             first = self.two_deltas(lens, (query,), modules=modules) if query else None
             second = self.two_deltas(lens, (value,), modules=modules, fact_token=token, prompts=self.value_prompts)
             return tuple(p for p in ((first, second) if self.order == "query first" else (second, first)) if p is not None)
-        if self.value_prompts != "rewrite" or token != self.fact_token or self.order != "query first":
-            raise EditError(
-                "One search serves both groups in one ascending sweep; own prompts, tokens and order need passes='two'."
-            )
-        groups = (query, value) if query else (value,)
-        return (self.two_deltas(lens, groups if self.groups else (tuple({*query, *value}),), modules=modules),)
+        if self.value_prompts != "rewrite" or token != self.fact_token:
+            raise EditError("One search serves both groups; prompts and a token of the value layers' own need passes='two'.")
+        if not self.groups and self.order != "query first":
+            raise EditError("groups=False spreads over all layers as one, in ascending order: it has no order of groups.")
+        groups = (query, value) if self.order == "query first" else (value, query)
+        flat = (tuple({*query, *value}),)
+        return (self.two_deltas(lens, tuple(g for g in groups if g) if self.groups else flat, modules=modules),)
 
     def _layers(self, lens: Lens) -> tuple[Group, Group]:
         """Query and value layers that exist and can reach z*; what is dropped is warned of."""
@@ -282,6 +304,8 @@ class ACE(ClosedForm):
             warnings.warn(
                 f"Value layers {gone} do not exist in a model of layers 0 to {lens.n_layers - 1} and are dropped.", stacklevel=5
             )
+        if self.passes == "two":
+            return self.query_layers, value or self.value_layers
         top = max(value or self.value_layers)
         query = tuple(layer for layer in self.query_layers if layer <= top)
         if len(query) < len(self.query_layers):

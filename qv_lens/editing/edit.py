@@ -8,10 +8,11 @@ happens, what was written so is put back bit for bit. `reads_statistics`, where 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,6 +80,11 @@ class Job:
             self.saved[layer, name] = weight.clone()
         weight.copy_(weight.double() + delta.dense().to(weight.device))
 
+    def rewrite(self, layer: int, name: str, before: Tensor, delta: Delta) -> None:
+        """Put a delta on the weight as it was at some earlier point of this edit, in the place of what was added since."""
+        self.lens.parameter(layer, name).copy_(before)
+        self.write(layer, name, delta)
+
     def original(self, layer: int, name: str) -> Tensor:
         """The weight as it was before this edit."""
         return self.saved.get((layer, name), self.lens.parameter(layer, name))
@@ -109,8 +115,8 @@ def edit(
 ) -> Patch:
     """Compute an edit as a Patch; the lens is left as it was, bit for bit, also after an exception.
 
-    `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`; None samples them from the
-    model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
+    `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`, the bare one "{}" among
+    them; None samples them from the model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
     `held_out`: texts on which the entropy of the next token is measured before and after, and recorded.
     `ahead`: z* that were searched for many edits of the same weights together (`sweep.search_ahead`). Patches in force
     count as earlier edits: AlphaEdit spares their keys and PRUNE restrains the sum, where they are their own.
@@ -129,17 +135,20 @@ def edit(
     if batch_size is not None and batch_size < 1:
         raise EditError(f"batch_size must be at least 1, got {batch_size}.")
     check_requests(batch)
+    templates = None if templates is None else checked_templates(templates)
+    held_out = checked_texts(held_out)
     fingerprint = lens.fingerprint
     if ahead is not None:
         ahead.check(lens, editor, templates)
         templates = ahead.templates
-    job = Job(lens, batch, batch_size, statistics, None if templates is None else tuple(templates), seed, ahead)
-    try:
-        check_statistics(lens, editor, statistics)
-        deltas = editor.deltas(job)
-        check_deltas(lens, editor, deltas)
-    finally:
-        job.restore()
+    job = Job(lens, batch, batch_size, statistics, templates, seed, ahead)
+    with lens.turn.held():
+        try:
+            check_statistics(lens, editor, statistics)
+            deltas = editor.deltas(job)
+            check_deltas(lens, editor, deltas)
+        finally:
+            job.restore()
     deltas = dict(sorted(deltas.items()))
     patch = Patch(deltas, fingerprint, {**_info(job, editor), **_measured(lens, deltas)}, job.kept)
     return replace(patch, info={**patch.info, "entropy": _entropies(lens, patch, held_out)}) if held_out else patch
@@ -201,6 +210,28 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
     return {"relative_norm": relative, "rounding_error": lost, "modules": modules}
 
 
+def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Contexts with the bare one first. Raises `EditError` where it is not among them: keys and values are measured from it."""
+    if isinstance(templates, str):
+        raise EditError(f"templates= takes several contexts, got the one text {templates!r}: pass ({templates!r},).")
+    contexts = tuple(templates)
+    for template in contexts:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise EditError(f"A context holds {{}} once, where the prompt goes; got {template!r}.")
+    if "{}" not in contexts:
+        raise EditError(
+            f'The contexts {contexts!r:.100} lack the bare one, "{{}}", from which keys and values are measured: put it first.'
+        )
+    return ("{}", *(template for template in contexts if template != "{}"))
+
+
+def checked_texts(texts: Sequence[str]) -> list[str]:
+    """Texts to measure on. Raises `EditError` for a single string, which would be read letter by letter."""
+    if isinstance(texts, str):
+        raise EditError(f"held_out= takes several texts, got the one text {texts!r:.60}: pass a list.")
+    return list(texts)
+
+
 def check_requests(batch: Sequence[EditRequest]) -> None:
     """Raise `EditError` for two requests that ask different things of one prompt, or one that asks for the old answer."""
     asked: dict[str, str] = {}
@@ -244,18 +275,23 @@ def check_deltas(lens: Lens, editor: object, deltas: object) -> None:
 
 
 def _info(job: Job, editor: Any) -> dict[str, Any]:
-    plain = {name: _plain(value) for name, value in asdict(editor).items()}
     statistics = job.statistics
-    return {
-        "model": job.lens.name, "backend": job.lens.backend, "method": type(editor).__name__, "hyperparameters": plain,
+    return plain({
+        "model": job.lens.name, "backend": job.lens.backend, "method": type(editor).__name__, "hyperparameters": asdict(editor),
         "facts": [{"prompt": r.fact.prompt, "subject": r.fact.subject, "old": r.fact.answer, "new": r.new} for r in job.requests],
         "contexts": list(job.used), "seed": job.seed, "batch_size": job.batch_size,
         "statistics": None if statistics is None else {"corpus": statistics.corpus, "tokens": statistics.tokens},
         "versions": versions(),
         "losses": job.losses, **job.notes,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+def plain(value: Any) -> Any:
+    """As JSON gives it back: sequences as lists, numbers of numpy and torch as Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return plain(value.tolist())
+    if isinstance(value, (tuple, list, range, set, frozenset)):
+        return [plain(inner) for inner in value]
+    return value

@@ -7,7 +7,8 @@
    last position; stop below `stop`.
 3. The deltas at the end are the edit, kept as factors where they are factors.
 
-Sources: FT, FT-L: the baseline of ROME's authors. KNE: its section 3. CTP: its released code. KN: Dai et al. 2022, EasyEdit's rule.
+Sources: FT, FT-L: the baseline of ROME's authors. KNE: its section 3. CTP: its released code. KN: Dai et al. 2022 and its
+authors' code, or EasyEdit's.
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ from math import sqrt
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from qv_lens.attribution.gradients import answer_logprobs, integrated_gradients, neuron_ensemble, transmission_paths
+from qv_lens.attribution.gradients import (
+    IGRule,
+    answer_logprobs,
+    greedy_tokens,
+    integrated_gradients,
+    neuron_ensemble,
+    transmission_paths,
+)
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
@@ -131,7 +140,8 @@ class CTP:
     `lam` times that of what the unedited model says, on the T- nodes. b_in of a key node goes with it; the whole b_out
     is trained in both (`train_b_out`). `adam='shared'`: one state for both steps, so that nodes without gradient still
     move by momentum (as released); 'separate': one each, fresh at each selection. `stream` takes the requests one
-    after another. One request alone gets `alone` = (lr, steps, stop) instead, untuned: twelve steps of 1e-5 do nothing.
+    after another, each for all `epochs`. A job of one request gets `alone` = (lr, steps, stop) instead, untuned: twelve
+    steps of 1e-5 do nothing.
     """
 
     top: int = 15
@@ -158,30 +168,53 @@ class CTP:
 
 @dataclass(frozen=True, kw_only=True)
 class KN:
-    """Knowledge neurons: in the rows of W_out with the largest attribution for the OLD answer, -2 emb(old) + 2 emb(new)
-    (once each for answers of several tokens). `threshold`: share of the largest attribution that a neuron must reach."""
+    """Knowledge neurons (Dai et al. 2022): rows of W_out with the largest attribution for the OLD answer are moved from its
+    embedding towards the new answer's.
 
+    `rule='paper'`: the attribution of the paper (`integrated_gradients`), and the move of the authors' code, row +=
+    |row| (`lam_new` e_new - `lam_old` e_old), e the unit vector along an answer's mean embedding.
+    `rule='easyedit'`: EasyEdit's attribution, -2 emb(what the model itself says) + emb(new); for a new answer of n > 1
+    tokens, -1 times each of n greedy tokens and +1 times each of its own.
+    `threshold`: share of the largest attribution that a neuron must exceed.
+    """
+
+    rule: IGRule = "paper"
     threshold: float = 0.1
     steps: int = 20
+    lam_old: float = 1.0
+    lam_new: float = 8.0
 
     def deltas(self, job: Job) -> Deltas:
+        if self.rule not in ("paper", "easyedit"):
+            raise unknown("KN's rule", self.rule, ("paper", "easyedit"), error=EditError)
+        lens = job.lens
         rows: dict[int, dict[int, Tensor]] = {}
-        embed = at_least_float32(job.lens.backend_adapter.embedding())
         for request in job.requests:
-            found = integrated_gradients(job.lens, request.fact, None, steps=self.steps).frame
+            found = integrated_gradients(lens, request.fact, None, steps=self.steps, rule=self.rule).frame
             strong = found[found["score"] > self.threshold * found["score"].max()]
-            old, new = (job.lens.answer_ids(request.fact, answer) for answer in (request.fact.answer, request.new))
-            move = sum((2.0 if len(ids) == 1 else 1.0) * sign * embed[list(ids)].sum(0) for ids, sign in ((old, -1), (new, 1)))
             for layer, neuron in strong[["layer", "neuron"]].itertuples(index=False):
                 table = rows.setdefault(int(layer), {})
-                table[int(neuron)] = table.get(int(neuron), torch.zeros_like(embed[0])) + move
+                W_out = at_least_float32(lens.w_out(int(layer)))
+                move = self._move(lens, request, W_out[int(neuron)])
+                table[int(neuron)] = table.get(int(neuron), torch.zeros_like(move)) + move
         job.notes["neurons"] = {str(layer): sorted(table) for layer, table in rows.items()}
         out = {}
         for layer, table in rows.items():
-            left = torch.zeros(job.lens.d_mlp, len(table), dtype=torch.float64, device=embed.device)
+            left = torch.zeros(lens.d_mlp, len(table), dtype=torch.float64, device=lens.device)
             left[list(table), range(len(table))] = 1.0
             out[layer, "W_out"] = Delta(left, torch.stack(list(table.values())).double())
         return out
+
+    def _move(self, lens: Lens, request: EditRequest, row: Tensor) -> Tensor:
+        """What is added to one row."""
+        embed = at_least_float32(lens.backend_adapter.embedding())
+        new = list(lens.answer_ids(request.fact, request.new))
+        if self.rule == "paper":
+            old = list(lens.answer_ids(request.fact))
+            e_old, e_new = (F.normalize(embed[ids].mean(0), dim=0) for ids in (old, new))
+            return row.norm() * (self.lam_new * e_new - self.lam_old * e_old)
+        said = greedy_tokens(lens, request.fact, len(new))
+        return embed[new].sum(0) - (2.0 if len(new) == 1 else 1.0) * embed[said].sum(0)
 
 
 # ------------------------------------------------------------------ the trainer
@@ -256,14 +289,13 @@ def _contrast(editor: CTP, job: Job, requests: list[EditRequest], begun: dict[Ke
         leaves[key].data.copy_(leaf)
     prompts = lens.tokenize([r.target for r in requests])
     said = _said(lens, prompts)
-    lr, epochs, stop = (
-        (editor.lr, editor.epochs, 0.0) if len(requests) > 1 else (editor.alone[0], editor.alone[1], editor.alone[2])
-    )
+    single = len(job.requests) == 1
+    lr, epochs, stop = editor.alone if single else (editor.lr, editor.epochs, 0.0)
     optimisers, order, losses = [], random.Random(job.seed), []
     plus: dict[Key, Tensor] = {}
     minus: dict[Key, Tensor] = {}
     for epoch in range(epochs):
-        if epoch % editor.every == 0 and (len(requests) > 1 or epoch == 0):
+        if epoch % editor.every == 0 and (not single or epoch == 0):
             plus, minus = _masks(editor, job, requests, leaves)
             if not optimisers or editor.adam == "separate":
                 first = torch.optim.Adam(list(leaves.values()), lr=lr)

@@ -1,7 +1,8 @@
 """What an edit reads at the fact's token: keys k (the FFN's activations) and values, averaged over contexts.
 
-A request is read in several contexts: the bare prompt, and the prompt behind short prefixes that the model wrote
-itself. The key is the mean of two group means, so that the bare prompt weighs one half (MEMIT).
+A request is read in several contexts: the bare prompt, and the prompt after short prefixes that the model wrote
+itself. The key is the mean of two group means, so that the bare prompt weighs one half (MEMIT). A request that is read on
+several multi-hop prompts has as many bare prompts: they weigh one half together, and their order changes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Average = Literal["halves", "mean"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Token rows of requests in contexts: `fact[r]` is the request of row r, row `clean[i]` is request i's bare prompt.
+    """Token rows of requests in contexts: `fact[r]` is the request of row r, the rows `clean[i]` are request i's bare
+    prompts (one, but for several multi-hop prompts).
 
     `lookup` marks the positions at which the fact is read or written; `answer` those that predict the new answer,
     whose tokens are `labels`.
@@ -37,7 +39,7 @@ class Rows:
 
     ids: tuple[tuple[int, ...], ...]
     fact: tuple[int, ...]
-    clean: tuple[int, ...]
+    clean: tuple[tuple[int, ...], ...]
     lookup: Bool[Tensor, "row seq"]
     answer: Bool[Tensor, "row seq"]
     labels: Tensor
@@ -52,7 +54,8 @@ class Rows:
 def contexts(lens: Lens, seed: int = 0, style: str = "memit") -> tuple[str, ...]:
     """The bare context "{}" and prefixes "... . {}" sampled from the model (top 5) with its own generator.
 
-    MEMIT: five of 10 tokens behind "The", "Therefore", ... ROME: ten of 5 and ten of 10 tokens behind the text's start.
+    MEMIT: five of 10 tokens that begin with "The", "Therefore", ... ROME: ten of 5 and ten of 10 tokens that begin with
+    the start of a text. As in the releases, the length counts the first token.
     """
     generator = torch.Generator().manual_seed(seed)
     if style == "memit":
@@ -66,9 +69,11 @@ def contexts(lens: Lens, seed: int = 0, style: str = "memit") -> tuple[str, ...]
 
 
 def _sampled(lens: Lens, rows: list[list[int]], length: int, generator: torch.Generator) -> list[str]:
-    for _ in range(length):
+    while any(len(row) < length for row in rows):
         logits = lens.logits(rows)
         for i, row in enumerate(rows):
+            if len(row) >= length:
+                continue
             best = logits[i, len(row) - 1].float().cpu().topk(5)
             row.append(int(best.indices[torch.multinomial(best.values.softmax(0), 1, generator=generator)]))
     return [lens.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
@@ -87,9 +92,12 @@ def rows_of(
         raise EditError(f"Multi-hop prompts are read at their last token; got fact_token={token!r}.")
     ids, fact, clean, looked, asked, labels = [], [], [], [], [], []
     for i, request in enumerate(requests):
-        clean.append(len(ids))
-        for template in templates:
-            for prompt in _asked(lens, request, template, prompts):
+        start = len(ids)
+        for c, template in enumerate(templates):
+            prompts_here = _asked(lens, request, template, prompts)
+            if c == 0:
+                clean.append(tuple(range(start, start + len(prompts_here))))
+            for prompt in prompts_here:
                 n, last = len(prompt.answer), prompt.last
                 ids.append((*prompt.ids, *prompt.answer[:-1]))
                 fact.append(i)
@@ -137,18 +145,21 @@ def read(
 
 
 def mean_over_contexts(rows: Rows, x: Float[Tensor, "row d"], average: Average = "halves") -> Float[Tensor, "fact d"]:
-    """Bare prompt and mean of the prefixed ones, half each (the bare one alone where there are no others); or the mean."""
+    """Bare prompts and mean of the prefixed ones, half each (the bare ones alone where there are no others); or the mean."""
     owner = torch.tensor(rows.fact, device=x.device)
-    bare = x[list(rows.clean)]
-    total, count = torch.zeros_like(bare).index_add_(0, owner, x), torch.bincount(owner, minlength=len(bare))[:, None]
+    bare = clean_values(rows, x)
+    total = torch.zeros_like(bare).index_add_(0, owner, x)
+    count = torch.bincount(owner, minlength=len(bare))[:, None]
     if average == "mean":
         return total / count
-    return torch.where(count > 1, (bare + (total - bare) / (count - 1).clamp_min(1)) / 2, bare)
+    bare_count = torch.tensor([len(own) for own in rows.clean], device=x.device)[:, None]
+    prefixed = (total - bare * bare_count) / (count - bare_count).clamp_min(1)
+    return torch.where(count > bare_count, (bare + prefixed) / 2, bare)
 
 
 def clean_values(rows: Rows, x: Float[Tensor, "row d"]) -> Float[Tensor, "fact d"]:
-    """The rows of the bare prompts."""
-    return x[list(rows.clean)]
+    """The value on each fact's bare prompt, or its mean over several."""
+    return torch.stack([x[list(own)].mean(0) for own in rows.clean])
 
 
 def values(rows: Rows, x: Float[Tensor, "row d"], mean: bool) -> Float[Tensor, "fact d"]:

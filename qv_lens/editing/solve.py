@@ -5,7 +5,8 @@ By the push-through identity, with metric = C0^-1 and Y = C0^-1 K,
 
     dW_out = Y (K_read^T Y + eps * I_n)^-1 R^T,
 
-which needs one Cholesky factor of C0 for all edits and all eps, and an n x n system per batch. Everything in float64;
+which needs one Cholesky factor of C0 for all edits and all eps, and an n x n system per batch (d_mlp x d_mlp where there
+are more facts than neurons). Everything in float64;
 no inverse is formed.
 """
 
@@ -96,11 +97,16 @@ def solve(
     """dW_out as factors [d_mlp, n] @ [n, d_model].
 
     MEMIT, PMET, ACE: metric C0^-1, eps = lambda. EMMET and ROME: eps 0 (0.1 for several facts). `K_read` differs from K
-    only in ROME. Where there are more facts than neurons the system is as large as they are many.
-    Raises `EditError` if the small system is singular, or so nearly that rounding decides (two facts with one key and eps = 0).
+    only in ROME. Where there are more facts than neurons, (Y K_read^T + eps I) dW_out = Y R^T is the smaller system.
+    Raises `EditError` if the system is singular, or so nearly that rounding decides (two facts with one key and eps = 0).
     """
-    Y, R = metric(K), R.double()
-    small = (K if K_read is None else K_read).double().T @ Y
+    Y = metric(K)
+    R = R.double()
+    K_read = (K if K_read is None else K_read).double()
+    if K.shape[1] > K.shape[0] and eps > 0:
+        primal = Y @ K_read.T + eps * torch.eye(K.shape[0], dtype=Y.dtype, device=Y.device)
+        return Delta(torch.linalg.solve(primal, Y @ R.T))
+    small = K_read.T @ Y
     small = small + eps * torch.eye(len(small), dtype=small.dtype, device=small.device)
     right, info = torch.linalg.solve_ex(small, R.T)
     if info.any() or not torch.isfinite(right).all() or (len(small) > 1 and torch.linalg.cond(small) > SINGULAR):

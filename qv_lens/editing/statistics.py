@@ -1,6 +1,7 @@
 """C0 = (1/T) sum k k^T over all tokens of a text: the uncentred second moment of keys, all layers in one pass.
 
-1. Texts are read as a stream, each cut to `max_tokens`; documents of like length share a batch within a chunk.
+1. Texts are read as a stream, each as the lens's own tokens (with a BOS where it puts one) and cut to `max_tokens`;
+   documents of like length share a batch within a chunk.
 2. Keys in float32 or better (FFN: what W_out reads; attention: what W_O reads), sums in float64.
 3. With a `folder` the sums so far are kept there after every `every` documents, whole or not at all; the same call with
    the same text goes on from them after a kill.
@@ -27,16 +28,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qv_lens.errors import EditError, unknown
+from qv_lens.facts.spans import encode
 from qv_lens.models.lens import Lens, at_least_float32
 
 Module = Literal["ffn", "attn"]
 Moments = dict[tuple[int, str], Tensor]
+#: padded tokens in one pass, whatever the length of the texts
+TOKENS = 32_768
 
 
 @dataclass(frozen=True)
 class Statistics:
     """C0 of the FFN's keys by layer (and of attention's, where collected), with the number of tokens, the hash of the
-    text, the fingerprint of the model and the length to which texts were cut (0: not known)."""
+    text, the fingerprint of the model, the length to which texts were cut (0: not known), and whether a BOS was put in
+    front of each."""
 
     C0: dict[int, Float[Tensor, "d_mlp d_mlp"]]
     tokens: int
@@ -44,13 +49,19 @@ class Statistics:
     fingerprint: str
     attention: dict[int, Float[Tensor, "channel channel"]] = field(default_factory=dict)
     max_tokens: int = 0
+    prepend_bos: bool = False
 
     def of(self, lens: Lens, layer: int, module: Module = "ffn") -> Float[Tensor, "key key"]:
         """C0 of a layer. Raises `EditError` for another model's statistics or a layer that was not collected."""
         if self.fingerprint != lens.fingerprint:
             raise EditError(
                 f"These statistics belong to the model {self.fingerprint}, not to {lens.name} ({lens.fingerprint}). "
-                "Compute them anew with qv_lens.editing.statistics.covariance."
+                "Compute them again with qv_lens.editing.statistics.covariance."
+            )
+        if self.prepend_bos != lens.prepend_bos:
+            raise EditError(
+                f"These statistics were taken with prepend_bos={self.prepend_bos}, and {lens.name} was loaded with "
+                f"prepend_bos={lens.prepend_bos}: its keys are others. Compute them again with this lens."
             )
         found = self.C0 if module == "ffn" else self.attention
         if layer not in found:
@@ -64,7 +75,10 @@ class Statistics:
         if (Path(folder) / "statistics.json").exists():
             raise EditError(f"{folder} holds statistics already; nothing was written. Name another folder, or remove that one.")
         sums = {(layer, "ffn"): C for layer, C in self.C0.items()} | {(layer, "attn"): C for layer, C in self.attention.items()}
-        header = {"tokens": self.tokens, "corpus": self.corpus, "fingerprint": self.fingerprint, "max_tokens": self.max_tokens}
+        header = {
+            "tokens": self.tokens, "corpus": self.corpus, "fingerprint": self.fingerprint, "max_tokens": self.max_tokens,
+            "prepend_bos": self.prepend_bos,
+        }  # fmt: skip
         return _write(Path(folder), "statistics", sums, header)
 
     @classmethod
@@ -74,8 +88,9 @@ class Statistics:
         try:
             by = {module: {layer: C for (layer, m), C in sums.items() if m == module} for module in ("ffn", "attn")}
             return cls(
-                by["ffn"], header["tokens"], header["corpus"], header["fingerprint"], by["attn"], header.get("max_tokens", 0)
-            )
+                by["ffn"], header["tokens"], header["corpus"], header["fingerprint"], by["attn"], header.get("max_tokens", 0),
+                header.get("prepend_bos", False),
+            )  # fmt: skip
         except KeyError as error:
             raise EditError(f"{folder} does not hold intact statistics: KeyError: {error}.") from error
 
@@ -96,15 +111,15 @@ def covariance(
     texts: Iterable[str],
     layers: Iterable[int],
     batch_size: int = 128,
-    max_tokens: int = 512,
+    max_tokens: int | None = None,
     *,
     modules: tuple[Module, ...] = ("ffn",),
     folder: str | Path | None = None,
     every: int = 2048,
     total: int | None = None,
 ) -> Statistics:
-    """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end. `total`: how many texts there are,
-    for the progress bar. A folder that holds these very statistics gives them back. Raises `EditError` for a patched lens,
+    """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end. `max_tokens`: length to which each
+    text is cut (None: the model's context, as the releases do). `total`: how many texts there are, for the progress bar. A folder that holds these very statistics gives them back. Raises `EditError` for a patched lens,
     no text, or a folder of other statistics, which stay as they are."""
     if isinstance(texts, str):
         raise EditError("Statistics are taken over many texts: pass a list of them, not one string.")
@@ -112,12 +127,15 @@ def covariance(
         raise EditError("Statistics are taken on the bare model: revert the patches and leave the interventions first.")
     if not modules or set(modules) - {"ffn", "attn"}:
         raise unknown("Module", modules, ("ffn", "attn"), error=EditError)
-    max_tokens = min(max_tokens, lens.backend_adapter.cfg.n_ctx)
+    context = lens.backend_adapter.cfg.n_ctx
+    if max_tokens is not None and max_tokens < 1:
+        raise EditError(f"max_tokens must be at least 1 (None: the model's context of {context}), got {max_tokens}.")
+    length = context if max_tokens is None else min(max_tokens, context)
     wanted = [(lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules]
     stream = iter(texts)
     if folder is not None and (Path(folder) / "statistics.json").exists():
-        return _finished(lens, folder, wanted, stream, max_tokens)
-    progress = _resume(lens, folder, wanted, max_tokens)
+        return _finished(lens, folder, wanted, stream, length)
+    progress = _resume(lens, folder, wanted, length)
     digest = _hashed(itertools.islice(stream, progress.documents))
     if progress.documents and digest.hexdigest() != progress.digest:
         raise EditError(f"{folder} holds statistics begun on another text. Give the same text, or another folder.")
@@ -125,22 +143,23 @@ def covariance(
     bar = tqdm(desc="statistics", unit="text", total=size, initial=progress.documents, delay=2, leave=False)
     with bar:
         for chunk in _chunks(stream, every):
-            for rows in _batches(lens, chunk, batch_size, max_tokens):
+            for rows in _batches(lens, chunk, batch_size, length):
                 progress.tokens += sum(map(len, rows))
                 _accumulate(lens, rows, progress.sums)
             digest = _hashed(chunk, digest)
             progress.documents, progress.digest = progress.documents + len(chunk), digest.hexdigest()
             if folder is not None:
                 header = {"documents": progress.documents, "tokens": progress.tokens, "digest": progress.digest}
-                _write(
-                    Path(folder), "partial", progress.sums, {**header, "fingerprint": lens.fingerprint, "max_tokens": max_tokens}
-                )
+                whose = {"fingerprint": lens.fingerprint, "max_tokens": length, "prepend_bos": lens.prepend_bos}
+                _write(Path(folder), "partial", progress.sums, {**header, **whose})
             bar.update(len(chunk))
     if not progress.tokens:
         raise EditError("The text for the statistics holds no tokens.")
     means = {key: C / progress.tokens for key, C in progress.sums.items()}
     by = {module: {layer: C for (layer, m), C in means.items() if m == module} for module in ("ffn", "attn")}
-    statistics = Statistics(by["ffn"], progress.tokens, progress.digest, lens.fingerprint, by["attn"], max_tokens)
+    statistics = Statistics(
+        by["ffn"], progress.tokens, progress.digest, lens.fingerprint, by["attn"], length, lens.prepend_bos
+    )
     if folder is not None:
         statistics.save(folder)
         for name in ("partial.json", "partial.safetensors"):
@@ -155,12 +174,12 @@ def _finished(
     found = Statistics.load(folder)
     keys = [(layer, "ffn") for layer in found.C0] + [(layer, "attn") for layer in found.attention]
     digest = _hashed(texts).hexdigest()
-    asked = (lens.fingerprint, sorted(wanted), digest, max_tokens)
-    if (found.fingerprint, sorted(keys), found.corpus, found.max_tokens) != asked:
+    asked = (lens.fingerprint, sorted(wanted), digest, max_tokens, lens.prepend_bos)
+    if (found.fingerprint, sorted(keys), found.corpus, found.max_tokens, found.prepend_bos) != asked:
         raise EditError(
             f"{folder} holds finished statistics of the model {found.fingerprint}, layers {sorted(found.C0)}, over {found.tokens} "
-            f"tokens of the text {found.corpus}, cut to {found.max_tokens}; asked for are {lens.fingerprint}, layers {sorted({layer for layer, _ in wanted})}, "
-            f"text {digest}, cut to {max_tokens}. Nothing was written: name another folder, or remove that one."
+            f"tokens of the text {found.corpus}, cut to {found.max_tokens}, prepend_bos={found.prepend_bos}; asked for are {lens.fingerprint}, layers {sorted({layer for layer, _ in wanted})}, "
+            f"text {digest}, cut to {max_tokens}, prepend_bos={lens.prepend_bos}. Nothing was written: name another folder, or remove that one."
         )
     return found
 
@@ -170,9 +189,9 @@ def _resume(lens: Lens, folder: str | Path | None, wanted: list[tuple[int, str]]
     if folder is None or not (Path(folder) / "partial.json").exists():
         return fresh
     sums, header = _read(Path(folder), "partial")
-    theirs = (header.get("fingerprint"), header.get("max_tokens"), sorted(sums))
-    if theirs != (lens.fingerprint, max_tokens, sorted(wanted)):
-        raise EditError(f"{folder} holds statistics begun for another model, length or layers. Choose another folder.")
+    theirs = (header.get("fingerprint"), header.get("max_tokens"), header.get("prepend_bos", False), sorted(sums))
+    if theirs != (lens.fingerprint, max_tokens, lens.prepend_bos, sorted(wanted)):
+        raise EditError(f"{folder} holds statistics begun for another model, length or layers, or with another BOS. Choose another folder.")
     sums = {key: C.to(lens.device) for key, C in sums.items()}
     return _Progress(sums, header["documents"], header["tokens"], header["digest"])
 
@@ -196,10 +215,16 @@ def _chunks(stream: Iterator[str], size: int) -> Iterator[list[str]]:
 
 
 def _batches(lens: Lens, texts: list[str], batch_size: int, max_tokens: int) -> Iterator[list[list[int]]]:
-    rows = sorted((lens.tokenizer(text)["input_ids"][:max_tokens] for text in texts), key=len)  # rows of like length together
-    rows = [row for row in rows if row]
-    for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
+    """Token rows of like length together, as many as `batch_size` and `TOKENS` allow."""
+    rows = sorted((encode(lens.tokenizer, text, lens.prepend_bos)[0][:max_tokens] for text in texts), key=len)
+    batch: list[list[int]] = []
+    for row in filter(None, rows):
+        if batch and (len(batch) == batch_size or len(row) * (len(batch) + 1) > TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def _accumulate(lens: Lens, rows: list[list[int]], sums: Moments) -> None:

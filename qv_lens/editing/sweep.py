@@ -2,10 +2,12 @@
 
 1. A `Pass` searches z* per fact at the last layer of its last group (`targets.search`): ROME at the FFN's output of its
    one layer, MEMIT at the stream behind the block, PMET and ACE at the FFN's output with a second delta at attention's.
-2. It writes its groups' layers in ascending order, on the weights as written so far: keys K of the fact's token, cur =
-   the site's value at the z layer on the bare prompt, R = (z* - cur) / share, dW = solve(metric, K, R, eps). With r
-   layers left in the layer's group, share is r for MEMIT's family and sqrt(r) for PMET's.
-3. Facts that are each edited on the same weights share one search (`search_ahead`).
+2. It writes its groups one after another, the layers of each in ascending order, on the weights as written so far: keys K
+   of the fact's token, cur = the site's value at the z layer on the bare prompt (`measured`: or over all contexts), R =
+   (z* - cur) / share, dW = solve(metric, K, R, eps). With r layers left in the layer's group, share is r for MEMIT's family
+   and sqrt(r) for PMET's.
+3. What a batch of requests has written is trimmed before the next one is read, where the method trims (RECT).
+4. Facts that are each edited on the same weights share one search (`search_ahead`).
 
 Sources: MEMIT (Meng et al. 2023), PMET (Li et al. 2024) and their released code.
 """
@@ -22,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qv_lens.editing.edit import Deltas, Job
+from qv_lens.editing.edit import Deltas, Job, checked_templates
 from qv_lens.editing.keys import Average, Prompts, Rows, clean_values, contexts, mean_over_contexts, read, rows_of, values
 from qv_lens.editing.solve import Metric, inverse_of, solve
 from qv_lens.editing.targets import Ahead, Search, Targets, search
@@ -38,7 +40,7 @@ Group = tuple[int, ...]
 @dataclass(frozen=True)
 class Pass:
     """One search of z* and one sweep. `modules`: what is written, 'ffn' and, before it, 'attn'. `read_clean`: ROME's
-    separate key of the bare prompt."""
+    separate key of the bare prompt. `measured`: what R is measured from, the bare prompt's value or that over all contexts."""
 
     groups: tuple[Group, ...]
     search: Search
@@ -48,10 +50,11 @@ class Pass:
     modules: tuple[Literal["ffn", "attn"], ...] = ("ffn",)
     average: Average = "halves"
     read_clean: bool = False
+    measured: Literal["bare", "mean"] = "bare"
 
     @property
     def z_layer(self) -> int:
-        return self.groups[-1][-1]
+        return max(itertools.chain(*self.groups))
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,10 @@ class ClosedForm(ABC):
         """Whether `solver` reads C0."""
         return True
 
+    def trim(self, W: Tensor, delta: Tensor) -> Tensor:
+        """What of a batch's dense delta of one weight W is kept; all of it, but for RECT."""
+        return delta
+
     def deltas(self, job: Job) -> Deltas:
         passes = self.plan(job.lens)
         for one in passes if self.reads_statistics else ():
@@ -110,25 +117,42 @@ class ClosedForm(ABC):
     def two_deltas(self, lens: Lens, groups: Sequence[Group], **options) -> Pass:
         """PMET's pass: z* at the FFN's and attention's outputs, shared out by square roots."""
         ascending = ordered(lens, groups)
-        backend, z = lens.backend_adapter, ascending[-1][-1]
+        backend = lens.backend_adapter
+        z = max(itertools.chain(*ascending))
         settings = self.at(backend.mlp_out(z), backend.attn_out(z), drop=True)
         return Pass(ascending, settings, "sqrt", **{"fact_token": self.fact_token, **options})
 
 
 def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver) -> Deltas:
     """Run the passes over the batches; writes as it goes and returns the sum of the deltas by weight."""
-    templates, parts = tuple(editor.prefix + template for template in job.prefixes(editor.style)), {}
+    templates = tuple(editor.prefix + template for template in job.prefixes(editor.style))
+    trims = type(editor).trim is not ClosedForm.trim
+    parts: dict[tuple[int, str], list[Delta]] = {}
     for requests in job.batches(editor.batch):
         keys: dict[int, list[Tensor]] = {}
+        written: dict[tuple[int, str], list[Delta]] = {}
+        before = {key: job.lens.parameter(*key).clone() for key in _names(passes)} if trims else {}
         for one in passes:
             rows = rows_of(job.lens, requests, templates, one.fact_token, one.prompts)
-            if job.ahead is not None and not parts:  # nothing is written yet
+            if job.ahead is not None and not parts and not written:  # nothing is changed yet
                 targets = job.ahead.of(requests)
             else:
                 targets = search(job.lens, requests, rows, one.fact_token, one.search)
-            _write(job, rows, targets, one, solver, parts, keys)
+            _write(job, rows, targets, one, solver, written, keys)
         solver.learn(keys)
+        for key, found in written.items():
+            if trims:
+                kept = Delta(editor.trim(before[key], Delta.total(found).dense()))
+                job.rewrite(*key, before[key], kept)
+                found = [kept]
+            parts.setdefault(key, []).extend(found)
     return {key: Delta.total(found) for key, found in parts.items()}
+
+
+def _names(passes: tuple[Pass, ...]) -> set[tuple[int, str]]:
+    """The weights that the passes write."""
+    layers = {(layer, module) for one in passes for layer in itertools.chain(*one.groups) for module in one.modules}
+    return {(layer, "W_out" if module == "ffn" else "W_O") for layer, module in layers}
 
 
 def search_ahead(
@@ -141,7 +165,7 @@ def search_ahead(
     """
     if not requests:
         raise EditError("There is nothing to search for: pass at least one EditRequest.")
-    used = contexts(lens, seed, editor.style) if templates is None else tuple(templates)
+    used = contexts(lens, seed, editor.style) if templates is None else checked_templates(templates)
     one, batch = editor.plan(lens)[0], list(dict.fromkeys(requests))
     rows = rows_of(lens, batch, [editor.prefix + template for template in used], one.fact_token, one.prompts)
     found = search(lens, batch, rows, one.fact_token, one.search)
@@ -173,7 +197,7 @@ def _write(
             for module in one.modules:
                 site = one.search.sites[0 if module == "ffn" else 1]
                 now = read(lens, rows, (site,), (at, stream), one.z_layer + 1)[site]
-                cur = values(rows, now, one.search.mean)
+                cur = values(rows, now, one.measured == "mean")
                 z = targets.z_of[0 if module == "ffn" else 1]
                 R = (z - cur.double()).T / (left if one.share == "linear" else sqrt(left))
                 mean, bare = K[module]

@@ -8,8 +8,9 @@ every prompt of its fact, the KL prompt included, and minimises (MEMIT; ACE Eq. 
 
 1. it = 0 .. steps - 1: forward; a fact stops when L < 0.05, all stop at the last iteration (so steps - 1 updates).
 2. Step; project ||delta|| <= clamp * ||init||.  v* = init + delta, init the site's value on the bare prompt (`mean`: over all).
-3. PMET (`drop`): delta at attention and FFN output together, each with its own clamp; phi falls to 0.1 on steps where
-   the new answer is the argmax at every position of every prompt, and the fact then also stops once mu * KL <= 0.01.
+3. PMET (`drop`): delta at attention and FFN output together, each with its own clamp. Where the new answer is the argmax
+   at every position of every prompt, phi is 0.1 in the NEXT step (else 1 again), as the release sets it once the loss of a
+   step is computed; and the fact then also stops if mu * KL <= 0.01.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ APART = 128  # rows above which a pass is split by length: measured, even at 12 
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of the search for v*: `sites` are hook names, one delta each; the first one's target is used. `mean`: init,
-    and what R is measured from, averaged over the contexts (R-ROME) and not the bare prompt's."""
+    """Settings of the search for v*: `sites` are hook names, one delta each; the first one's target is used. `mean`: init
+    averaged over the contexts (R-ROME) and not the bare prompt's."""
 
     sites: tuple[str, ...]
     steps: int
@@ -159,9 +160,10 @@ class _Problem:
         adam = torch.optim.Adam(self.deltas, lr=s.lr)
         active = torch.ones(self.n, dtype=torch.bool, device=self.owner.device)
         total = nll = kl = torch.zeros(self.n, device=self.owner.device)
+        dropped = torch.zeros_like(active)
         for step in tqdm(range(s.steps), desc="target vectors", unit="step", delay=2, leave=False):
             with torch.enable_grad():
-                now, now_nll, now_kl, known = self._loss(active)
+                now, now_nll, now_kl, known = self._loss(active, dropped)
                 if step == 0:
                     self._check_reach(now_nll)
             total, nll, kl = (torch.where(active, a.detach(), b) for a, b in ((now, total), (now_nll, nll), (now_kl, kl)))
@@ -171,10 +173,12 @@ class _Problem:
             done = total < STOP
             if s.drop:
                 done |= known & (kl <= KL_STOP)
+                dropped = known
             going = active & ~done
             if step == s.steps - 1 or not going.any():
                 break
-            self._update(adam, now, going)
+            with torch.enable_grad():  # also under a caller's torch.no_grad()
+                self._update(adam, now, going)
             active = going
         z_of = tuple((init + delta).detach().double() for init, delta in zip(self.inits, self.deltas, strict=True))
         return Targets(z_of, tuple(losses))
@@ -202,8 +206,9 @@ class _Problem:
                 delta.mul_((limit / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0))
                 delta.copy_(torch.where(active[:, None], delta, old))
 
-    def _loss(self, active: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Per fact: L, its NLL and KL terms, and whether the new answer is the argmax everywhere; 0 for facts not active."""
+    def _loss(self, active: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Per fact: L (phi 0.1 where `dropped`), its NLL and KL terms, and whether the new answer is the argmax everywhere;
+        0 for facts not active."""
         s = self.settings
         live = active[self.owner].nonzero()[:, 0]
         place = torch.full((len(self.ids),), -1, device=live.device)
@@ -225,7 +230,7 @@ class _Problem:
         known = torch.zeros_like(count).index_add(0, self.owner[rows], wrong) == 0
         kl = self._kl(stream, place, kl_kept, nll)
         decay = sum(d.norm(dim=1) / i.norm(dim=1).square() for d, i in zip(self.deltas, self.inits, strict=True))
-        phi = torch.where(known, 0.1, 1.0) if s.drop else 1.0
+        phi = torch.where(dropped, 0.1, 1.0)
         return phi * nll + kl + s.weight_decay * decay, nll, kl, known
 
     def _kl(self, stream: Tensor, place: Tensor, kept: Tensor, like: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ import copy
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -29,12 +31,47 @@ from torch import Tensor
 from transformer_lens import TransformerLensKeyValueCacheEntry as Entry
 
 from qv_lens.errors import ModelError, unknown
+from qv_lens.models import agreement
 
 Hook = tuple[str, Callable[..., Any]]
 BackendName = Literal["hooked", "bridge"]
 ARCHITECTURES = ("GPTJForCausalLM", "Qwen3ForCausalLM")
-#: HookedTransformer holds a [n_ctx, n_ctx] mask per layer, so its context is capped as TransformerLens caps it.
 HOOKED_CONTEXT = 2048
+_gelu_tanh = partial(torch.nn.functional.gelu, approximate="tanh")
+#: the FFN's non-linearity by TransformerLens's name
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
+    "silu": torch.nn.functional.silu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "relu": torch.relu,
+    "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "gelu_fast": _gelu_tanh,
+})  # fmt: skip
+
+
+def _set(name: str) -> Callable[[Any], bool]:
+    return lambda cfg: bool(getattr(cfg, name, None))
+
+
+#: what a user's own hooked model may be that no number here would be right for: a test of its config, and why
+UNREADABLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (_set("attn_only"), "it has no FFN (attn_only), whose neurons are what is attributed and edited"),
+    (lambda cfg: cfg.normalization_type not in ("LN", "RMS"), "its norms are neither LayerNorm nor RMSNorm (normalization_type)"),
+    (
+        lambda cfg: (getattr(cfg, "output_logits_soft_cap", None) or 0) > 0,
+        "its logits are soft-capped (output_logits_soft_cap), and log p read off the stream would leave the cap out",
+    ),
+    (
+        _set("use_normalization_before_and_after"),
+        "a norm follows its FFN (use_normalization_before_and_after), so that a neuron does not add m * W_out to the stream",
+    ),
+    (_set("num_experts"), "it is a mixture of experts (num_experts): which neurons run depends on the router"),
+    (
+        lambda cfg: getattr(cfg, "attention_dir", "causal") != "causal",
+        "its attention looks ahead (attention_dir), so that padding and later tokens would change every number",
+    ),
+    (
+        lambda cfg: getattr(cfg, "positional_embedding_type", "") == "shortformer",
+        "attention reads positions apart from the stream (shortformer)",
+    ),
+    (lambda cfg: str(cfg.act_fn) not in ACTIVATIONS, "its FFN's activation (act_fn) is none of those known here"),
+)
 
 
 def versions() -> dict[str, str]:
@@ -54,28 +91,79 @@ def hooked_available() -> bool:
 def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
     """A HookedTransformer or TransformerBridge around `hf`, sharing its storage, weights unprocessed.
 
-    Raises `ModelError` for an architecture that is neither GPT-J nor Qwen3, or a backend that is not installed.
+    Its logits are compared with those of `hf` (`agreement`). Where HookedTransformer computes another model, 'auto'
+    takes the bridge and warns.
+
+    Raises `ModelError` for an architecture that is neither GPT-J nor Qwen3, a backend that is not installed, or one
+    that computes other logits.
     """
     architecture = type(hf).__name__
     if architecture not in ARCHITECTURES:
         raise unknown("Architecture", architecture, ARCHITECTURES, error=ModelError)
     if backend not in ("auto", "hooked", "bridge"):
         raise unknown("Backend", backend, ("auto", "hooked", "bridge"))
-    if backend == "auto":
-        backend = "hooked" if hooked_available() else "bridge"
     if backend == "hooked" and not hooked_available():
         raise ModelError(
             "backend='hooked' needs HookedTransformer, which TransformerLens removed in 4.0. "
             "Install transformer-lens>=3.9,<4, or use backend='bridge'."
         )
     hf.config.architectures = [architecture]
+    theirs = agreement.probe(hf, _hooked_context(hf))
+    if backend == "auto":
+        backend = "hooked" if hooked_available() else "bridge"
+        model = _wrapped(hf, tokenizer, backend)
+        wrong = _other_model(hf, model, theirs)
+        if not wrong or backend == "bridge":
+            return _checked(model, wrong)
+        warnings.warn(
+            f"HookedTransformer computes another model than this checkpoint ({wrong}): TransformerBridge is used instead.",
+            stacklevel=4,
+        )
+        backend = "bridge"
+    model = _wrapped(hf, tokenizer, backend)
+    return _checked(model, _other_model(hf, model, theirs))
+
+
+def _wrapped(hf: Any, tokenizer: Any, backend: str) -> Any:
     # Both loaders ask for a folder or an official name, and guess the family from the words in it ("llama", "gemma").
     # A folder with the config alone keeps them offline and unbiased.
     with tempfile.TemporaryDirectory(prefix="qv_") as folder, _quiet():
         hf.config.save_pretrained(folder)
         model = (_wrap_hooked if backend == "hooked" else _wrap_bridge)(hf, tokenizer, folder)
-    model.cfg.model_name = Path(hf.name_or_path).name or architecture  # not the folder's
+    model.cfg.model_name = Path(hf.name_or_path).name or type(hf).__name__  # not the folder's
     return model.requires_grad_(False).eval()
+
+
+def _hooked_context(hf: Any) -> int:
+    """HookedTransformer holds a [n_ctx, n_ctx] mask per layer, so its context is capped as TransformerLens caps it."""
+    return min(hf.config.max_position_embeddings, HOOKED_CONTEXT)
+
+
+@torch.no_grad()
+def _other_model(hf: Any, model: Any, theirs: Tensor | None) -> str:
+    """In which way the wrapped model computes other logits than `hf`; empty where it does not."""
+    context = _hooked_context(hf)
+    if type(model).__name__ == "HookedTransformer" and (reasons := agreement.unread(hf.config, context)):
+        return "it leaves out " + " and ".join(reasons)
+    ids = agreement.row(hf, context)
+    if ids is None or theirs is None:
+        return ""
+    apart = agreement.distance(theirs, model(ids, return_type="logits"))
+    if apart <= agreement.TOLERANCE[next(hf.parameters()).dtype]:
+        return ""
+    return f"its logits on a row of {ids.shape[1]} tokens lie {apart:.1%} of their spread away"
+
+
+def _checked(model: Any, wrong: str) -> Any:
+    """Raise `ModelError` for a model that is not what its checkpoint says."""
+    kind = type(model).__name__
+    if wrong and kind == "HookedTransformer":
+        raise ModelError(
+            f"HookedTransformer computes another model than this checkpoint: {wrong}. Use backend='bridge', or 'auto'."
+        )
+    if wrong:
+        raise ModelError(f"{kind} computes another model than this checkpoint: {wrong}. No number from it could be trusted.")
+    return model
 
 
 def plain_tokenizer(model: Any) -> Any:
@@ -92,9 +180,8 @@ def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
 
     parameter = next(hf.parameters())
-    n_ctx = min(hf.config.max_position_embeddings, HOOKED_CONTEXT)
     cfg = get_pretrained_model_config(
-        folder, hf_cfg=hf.config.to_dict(), device=parameter.device, dtype=parameter.dtype, n_ctx=n_ctx
+        folder, hf_cfg=hf.config.to_dict(), device=parameter.device, dtype=parameter.dtype, n_ctx=_hooked_context(hf)
     )
     if type(hf).__name__ == "GPTJForCausalLM":  # TransformerLens hard-codes both
         cfg.d_mlp = hf.config.n_inner or 4 * hf.config.n_embd
@@ -143,6 +230,9 @@ class Backend:
                 "This model's norms are folded into its weights (fold_ln), and attribution needs them apart. Load it with "
                 "HookedTransformer.from_pretrained_no_processing(...), or with qv.load."
             )
+        for unreadable, why in UNREADABLE:
+            if unreadable(model.cfg):
+                raise ModelError(f"A Lens cannot read this model rightly: {why}.")
         self.model = model
         self.name: BackendName = "hooked" if kind == "HookedTransformer" else "bridge"
         self.cfg = model.cfg
@@ -269,23 +359,15 @@ class Backend:
             module = self.model.ln_final
         else:
             block = self.model.blocks[layer]
-            module = block.ln1 if self.parallel or sublayer == "attn" else block.ln2
+            # a parallel block may have one norm for both sublayers (GPT-J) or one each (GPT-NeoX)
+            module = block.ln1 if sublayer == "attn" or not hasattr(block, "ln2") else block.ln2
         gain = module.w if hasattr(module, "w") else module.weight
         bias = None if self.rms else module.b if hasattr(module, "b") else module.bias
         return Norm(gain.data, _data(bias), float(self.cfg.eps), self.rms)
 
     def activation(self, x: Tensor) -> Tensor:
         """The FFN's non-linearity, as the model applies it."""
-        name = self.cfg.act_fn
-        if name in ("silu", "swish"):
-            return torch.nn.functional.silu(x)
-        if name in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"):
-            return torch.nn.functional.gelu(x, approximate="tanh")
-        if name == "gelu":
-            return torch.nn.functional.gelu(x)
-        if name == "relu":
-            return torch.relu(x)
-        raise unknown("Activation", name, ("silu", "gelu_new", "gelu", "relu"), error=ModelError)
+        return ACTIVATIONS[self.cfg.act_fn](x)
 
     # ------------------------------------------------------------------ running
 

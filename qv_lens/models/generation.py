@@ -1,11 +1,16 @@
 """Continuations of token rows, two ways that agree: with Hugging Face's cache, or plainly on any logits.
 
-Greedy, or sampled from the `top_k` likeliest tokens with a generator of their own.
+1. Greedy, or sampled from the `top_k` likeliest tokens with a generator of their own. What else a checkpoint's
+   generation_config asks for (penalties, beams, time limits) is set aside: it would change what "greedy" means.
+2. A row ends at any of the model's end-of-text tokens (`ends_of_text`: Qwen3 has two).
+3. A row also ends where it fills the context (`continued`): one rule on both ways.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -26,40 +31,87 @@ class Sampling:
 
 #: whether a row's new tokens are all that is wanted of it
 Enough = Callable[[Sequence[int]], bool]
+#: rows and a number of tokens -> each row's new tokens
+Step = Callable[[list[Sequence[int]], int], list[list[int]]]
+
+
+def ends_of_text(tokenizer: Any, hf: Any = None) -> frozenset[int]:
+    """Every token that ends a text: the tokenizer's, and those of the checkpoint's generation_config."""
+    ends = {tokenizer.eos_token_id}
+    configured = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
+    ends.update(configured if isinstance(configured, (list, tuple)) else [configured])
+    return frozenset(int(token) for token in ends if token is not None)
+
+
+def continued(step: Step, rows: Sequence[Sequence[int]], tokens: int, context: int, batch_size: int) -> list[list[int]]:
+    """New tokens of each row, by `step` in batches. A row ends where it fills the `context`; that is warned of."""
+    room = [min(tokens, context - len(row)) for row in rows]
+    out: dict[int, list[int]] = {i: [] for i in range(len(rows))}
+    for steps in sorted({count for count in room if count > 0}):
+        alike = [i for i, count in enumerate(room) if count == steps]
+        for at in range(0, len(alike), batch_size):
+            chunk = alike[at : at + batch_size]
+            out.update(zip(chunk, step([rows[i] for i in chunk], steps), strict=True))
+    cut = sum(len(out[i]) == count < tokens for i, count in enumerate(room))
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(rows)} continuations end where they fill the model's context of {context} tokens. "
+            "Shorten the prompts to read more.",
+            stacklevel=3,
+        )
+    return [out[i] for i in range(len(rows))]
 
 
 def cached(
     hf: Any,
     rows: Sequence[Sequence[int]],
     steps: int,
-    eos: int | None,
+    eos: frozenset[int],
     sampling: Sampling | None = None,
     enough: Enough | None = None,
 ) -> list[list[int]]:
     """On the Hugging Face model with its key-value cache; rows are padded on the left and masked."""
-    longest, fill, device = max(map(len, rows)), eos or 0, next(hf.parameters()).device
+    longest = max(map(len, rows))
+    fill = min(eos, default=0)
+    device = next(hf.parameters()).device
     ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    options: dict[str, Any] = (
-        {"do_sample": False} if sampling is None else {"logits_processor": [_drawn(sampling, rows)], "do_sample": False}
-    )
+    options: dict[str, Any] = {"eos_token_id": sorted(eos) or None, "pad_token_id": fill}
     ends = [steps] * len(rows)
+    if sampling is not None:
+        options["logits_processor"] = [_drawn(sampling, rows)]
     if enough is not None:
         options["stopping_criteria"] = [_stopping(enough, ends, longest)]
-    out = hf.generate(ids, attention_mask=mask, max_new_tokens=steps, eos_token_id=eos, pad_token_id=fill, **options)
+    with own_settings_aside(hf):
+        out = hf.generate(ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, **options)
     return [_until(row.tolist()[:end], eos) for row, end in zip(out[:, longest:], ends, strict=True)]
+
+
+@contextmanager
+def own_settings_aside(hf: Any) -> Iterator[Any]:
+    """The model without its own generation_config, which the block is given: `generate` would fill in from it whatever a
+    call does not say."""
+    from transformers import GenerationConfig
+
+    own = hf.generation_config
+    hf.generation_config = GenerationConfig()
+    try:
+        yield own
+    finally:
+        hf.generation_config = own
 
 
 def plain(
     logits: Callable[..., Tensor],
     rows: Sequence[Sequence[int]],
     steps: int,
-    eos: int | None,
+    eos: frozenset[int],
     sampling: Sampling | None = None,
     enough: Enough | None = None,
 ) -> list[list[int]]:
     """One whole pass per token, for a model with interventions; `logits` takes rows of any lengths, and where prompts end."""
-    grown, draw = [list(row) for row in rows], None if sampling is None else _drawn(sampling, rows)
+    grown = [list(row) for row in rows]
+    draw = None if sampling is None else _drawn(sampling, rows)
     ends = [steps] * len(rows)
     for _ in range(steps):
         scores = logits(grown, last=[len(row) - 1 for row in rows])
@@ -70,7 +122,7 @@ def plain(
         new = [row[len(start) :] for row, start in zip(grown, rows, strict=True)]
         if enough is not None:
             _mark(enough, new, ends)
-        if all(eos in part or end < steps for part, end in zip(new, ends, strict=True)):
+        if all(not eos.isdisjoint(part) or end < steps for part, end in zip(new, ends, strict=True)):
             break
     return [_until(row[len(start) :][:end], eos) for row, start, end in zip(grown, rows, ends, strict=True)]
 
@@ -108,5 +160,6 @@ def _drawn(
     return draw
 
 
-def _until(ids: list[int], eos: int | None) -> list[int]:
-    return ids[: ids.index(eos)] if eos in ids else ids
+def _until(ids: list[int], eos: frozenset[int]) -> list[int]:
+    """The tokens before the first end of text."""
+    return next((ids[:i] for i, token in enumerate(ids) if token in eos), ids)

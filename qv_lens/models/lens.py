@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,8 +25,9 @@ from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.backend import Backend, Hook, Past, plain_tokenizer, versions, wrap
 from qv_lens.models.capture import capture, joined
-from qv_lens.models.generation import Sampling, cached, plain
+from qv_lens.models.generation import Sampling, cached, continued, ends_of_text, own_settings_aside, plain
 from qv_lens.models.identity import checksum, content, digest, weighted_sum
+from qv_lens.models.turn import Turn
 from qv_lens.trace import Setup, Trace
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class Lens:
         self.name = name or str(getattr(model.cfg, "model_name", ""))
         self._stack: list[_Applied] = []
         self._in_force: list[Intervention] = []
+        self.turn = Turn()
         self.last: Int[Tensor, " prompt"] | None = None  # where each prompt of the pass in progress ends
 
     @classmethod
@@ -233,20 +236,29 @@ class Lens:
         past: Past | None = None,
         last: Sequence[int] | None = None,
     ) -> Tensor:
+        self._check_context(rows)
+        if torch.is_inference_mode_enabled():
+            raise ConfigError(
+                "Passes run under torch.no_grad(), not torch.inference_mode(): take that off; weights are frozen anyway."
+            )
+        ids = pad(rows).to(self.device)
+        ends = [len(row) - 1 for row in rows] if last is None else list(last)
+        with self.turn.one_pass():
+            outer = self.last
+            self.last = torch.tensor(ends, device=self.device)
+            try:
+                forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
+                start = None if forced else start  # an intervention may act, or look, below
+                with self.backend_adapter.hooks([*forced, *hooks]):
+                    return self.backend_adapter.run(ids, start, stop, past)
+            finally:
+                self.last = outer
+
+    def _check_context(self, rows: Sequence[Sequence[int]]) -> None:
         longest = max(len(row) for row in rows)
         limit = self.backend_adapter.cfg.n_ctx
         if longest > limit:
             raise ConfigError(f"A prompt of {longest} tokens is longer than the model's context of {limit}. Shorten it.")
-        ids = pad(rows).to(self.device)
-        ends = [len(row) - 1 for row in rows] if last is None else list(last)
-        outer, self.last = self.last, torch.tensor(ends, device=self.device)
-        try:
-            forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
-            start = None if forced else start  # an intervention may act, or look, below
-            with self.backend_adapter.hooks([*forced, *hooks]):
-                return self.backend_adapter.run(ids, start, stop, past)
-        finally:
-            self.last = outer
 
     @torch.no_grad()
     def next_token_logits(self, facts: Facts, batch_size: int = 64) -> Float[Tensor, "prompt d_vocab"]:
@@ -292,25 +304,33 @@ class Lens:
         seed: int = 0,
         enough: Callable[[str], bool] | None = None,
     ) -> Any:
-        """The continuation of a text or a fact's prompt, or of each of several (special tokens left out; stops at EOS): greedy, or with
-        `top_k` sampled from the likeliest tokens (`seed`; a text's draws depend on no other text, so the same text gets the same ones). `enough`: whether a
-        continuation so far is all that is wanted.
+        """The continuation of a text or a fact's prompt, or of each of several: greedy, or with `top_k` sampled from the
+        likeliest tokens (`seed`; a text's draws depend on no other text, so the same text gets the same ones).
+
+        Special tokens are left out. A continuation ends at an end-of-text token (the tokenizer's, or any of the
+        checkpoint's generation_config, of which nothing else is used), where it fills the context (with a warning), or
+        where `enough` says that the continuation so far is all that is wanted.
 
         Without interventions in force it runs on the wrapped Hugging Face model (same weights) with its cache; with
         them, or with hooks of the user's own, on the hooked model without one.
         """
+        if max_new_tokens < 0:
+            raise ConfigError(f"max_new_tokens must be at least 0, got {max_new_tokens}.")
+        if top_k is not None and top_k < 1:
+            raise ConfigError(f"top_k must be at least 1 (None: greedy), got {top_k}.")
         rows = [list(prompt.ids) for prompt in self.tokenize(text)]
-        bare = self.backend == "hooked" and not (self._in_force or self._own_hooks()) and self._shares()
-        step = partial(cached, self.hf) if bare else partial(plain, self.logits)
-        sample = None if top_k is None else Sampling(top_k, seed)
-        eos = self.tokenizer.eos_token_id
+        self._check_context(rows)
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        eos = ends_of_text(self.tokenizer, self.hf or getattr(self.model, "original_model", None))
+        sample = None if top_k is None else Sampling(top_k, seed)
         done = None if enough is None else lambda ids: enough(decode(ids))
-        out: list[list[int]] = []
-        for i in range(0, len(rows), batch_size):
-            out += step(rows[i : i + batch_size], max_new_tokens, eos, sample, done)
-        texts_out = [decode(ids) for ids in out]
-        return texts_out[0] if isinstance(text, (str, Fact)) else texts_out
+        bare = self.backend == "hooked" and not (self._in_force or self._own_hooks()) and self._shares()
+        way = partial(cached, self.hf) if bare else partial(plain, self.logits)
+        step = partial(way, eos=eos, sampling=sample, enough=done)
+        with self.turn.one_pass():
+            new = continued(step, rows, max_new_tokens, self.backend_adapter.cfg.n_ctx, batch_size)
+        texts = [decode(ids) for ids in new]
+        return texts[0] if isinstance(text, (str, Fact)) else texts
 
     def _own_hooks(self) -> bool:
         """Whether there are hooks of the user's own: between two passes no others are left. (A bridge's and Hugging Face's
@@ -383,11 +403,12 @@ class Lens:
                 raise ConfigError(f"An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got {intervention!r:.100}.")
             intervention.check(self)
         count = len(self._in_force)
-        self._in_force.extend(interventions)
-        try:
-            yield self
-        finally:
-            del self._in_force[count:]
+        with self.turn.held():
+            self._in_force.extend(interventions)
+            try:
+                yield self
+            finally:
+                del self._in_force[count:]
 
     # ------------------------------------------------------------------ patches
 
@@ -399,24 +420,26 @@ class Lens:
         if not hasattr(patch, "deltas"):
             raise PatchError(f"A patch is what qv.edit gives or Patch.load(folder), got {patch!r:.100}.")
         patch.check(self)
-        applied = _Applied(patch)
-        self._stack.append(applied)
-        try:
-            for (layer, name), delta in patch.deltas.items():
-                weight = self.parameter(layer, name)
-                applied.saved[layer, name] = weight.clone()
-                weight.copy_(weight.double() + delta.dense().to(weight.device))
-        except BaseException:
-            self.revert()
-            raise
+        with self.turn.one_pass():
+            applied = _Applied(patch)
+            self._stack.append(applied)
+            try:
+                for (layer, name), delta in patch.deltas.items():
+                    weight = self.parameter(layer, name)
+                    applied.saved[layer, name] = weight.clone()
+                    weight.copy_(weight.double() + delta.dense().to(weight.device))
+            except BaseException:
+                self.revert()
+                raise
 
     def revert(self) -> Patch:
         """Take back the patch applied last: the saved tensors are restored, not subtracted. Returns the patch."""
         if not self._stack:
             raise PatchError("No patch is applied: there is nothing to revert.")
-        applied = self._stack.pop()
-        for (layer, name), saved in applied.saved.items():
-            self.parameter(layer, name).copy_(saved)
+        with self.turn.one_pass():
+            applied = self._stack.pop()
+            for (layer, name), saved in applied.saved.items():
+                self.parameter(layer, name).copy_(saved)
         return applied.patch
 
     @property
@@ -433,13 +456,14 @@ class Lens:
     def patched(self, *patches: Patch) -> Iterator[Lens]:
         """The model with patches applied inside the block; the weights are back bit for bit behind it."""
         depth = len(self._stack)
-        try:
-            for patch in patches:
-                self.apply(patch)
-            yield self
-        finally:
-            while len(self._stack) > depth:  # also what was applied inside and left
-                self.revert()
+        with self.turn.held():
+            try:
+                for patch in patches:
+                    self.apply(patch)
+                yield self
+            finally:
+                while len(self._stack) > depth:  # also what was applied inside and left
+                    self.revert()
 
     def save(self, folder: str | Path) -> Path:
         """Write the model as it now is, patches included, as a checkpoint that transformers alone can load.
@@ -457,12 +481,19 @@ class Lens:
         target = Path(folder)
         if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
             raise ConfigError(f"{target} already holds files. Choose a new folder; nothing was written.")
+        state = {name: weight.detach().contiguous() for name, weight in self._hf_state.items()}
         try:
-            target.mkdir(parents=True, exist_ok=True)
-            self.hf.save_pretrained(target, state_dict={k: v.detach().contiguous() for k, v in self._hf_state.items()})
-            self.tokenizer.save_pretrained(target)
-        except OSError as error:
-            raise ConfigError(f"Cannot write a checkpoint to {target}: {error}.") from error
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as whole:
+                with own_settings_aside(self.hf) as own:  # transformers refuses to write some that it reads
+                    self.hf.save_pretrained(whole, state_dict=state)
+                own.to_json_file(Path(whole) / "generation_config.json")
+                self.tokenizer.save_pretrained(whole)
+                Path(whole).chmod(0o755)
+                os.replace(whole, target)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"Cannot write a checkpoint to {target}: {reason}. Nothing was left there.") from error
         return target
 
 
