@@ -323,9 +323,9 @@ def _step(
     adam.zero_grad(set_to_none=False)
     with torch.enable_grad():
         loss = -answer_logprobs(lens, prompts, delta_hooks(lens, dict(leaves)), labels).mean()
-    if not torch.isfinite(loss):
-        raise EditError("CTP's loss is not finite: lower lr.")
-    (factor * loss).backward()
+        if not torch.isfinite(loss):
+            raise EditError("CTP's loss is not finite: lower lr.")
+        (factor * loss).backward()
     for key, leaf in leaves.items():
         assert leaf.grad is not None
         leaf.grad.mul_(mask[key])

@@ -157,9 +157,7 @@ def covariance(
         raise EditError("The text for the statistics holds no tokens.")
     means = {key: C / progress.tokens for key, C in progress.sums.items()}
     by = {module: {layer: C for (layer, m), C in means.items() if m == module} for module in ("ffn", "attn")}
-    statistics = Statistics(
-        by["ffn"], progress.tokens, progress.digest, lens.fingerprint, by["attn"], length, lens.prepend_bos
-    )
+    statistics = Statistics(by["ffn"], progress.tokens, progress.digest, lens.fingerprint, by["attn"], length, lens.prepend_bos)
     if folder is not None:
         statistics.save(folder)
         for name in ("partial.json", "partial.safetensors"):
@@ -191,7 +189,9 @@ def _resume(lens: Lens, folder: str | Path | None, wanted: list[tuple[int, str]]
     sums, header = _read(Path(folder), "partial")
     theirs = (header.get("fingerprint"), header.get("max_tokens"), header.get("prepend_bos", False), sorted(sums))
     if theirs != (lens.fingerprint, max_tokens, lens.prepend_bos, sorted(wanted)):
-        raise EditError(f"{folder} holds statistics begun for another model, length or layers, or with another BOS. Choose another folder.")
+        raise EditError(
+            f"{folder} holds statistics begun for another model, length or layers, or with another BOS. Choose another folder."
+        )
     sums = {key: C.to(lens.device) for key, C in sums.items()}
     return _Progress(sums, header["documents"], header["tokens"], header["digest"])
 
