@@ -163,6 +163,7 @@ def furnish(room: Path) -> None:
         shutil.copytree(ROOT / name, room / name, ignore=shutil.ignore_patterns("__pycache__", "weights"))
     shutil.copy(ROOT / "pyproject.toml", room)
     (room / "qv_lens/models/weights").symlink_to(ROOT / "qv_lens/models/weights")
+    (room / "experiments").symlink_to(ROOT / "experiments")
     (room.parent / "shared").symlink_to(ROOT.parent / "shared")
 
 
