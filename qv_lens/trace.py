@@ -14,17 +14,17 @@ from qv_lens.facts.spans import Prompt
 
 @dataclass(frozen=True)
 class Setup:
-    """What a trace was taken on: the model's fingerprint, the patches applied, a sum over each W_out, the interventions."""
+    """What a trace was taken on: the model's fingerprint, the patches applied, a number for each weight, the interventions."""
 
     fingerprint: str
     patches: tuple[object, ...]
-    w_out: tuple[float, ...]
+    weights: tuple[float, ...]
     interventions: tuple[object, ...]
 
     def weighs_as(self, other: Setup) -> bool:
         """Whether the weights are the same, as far as is known here (sums differ a little by device and threads)."""
         same = len(self.patches) == len(other.patches) and all(a is b for a, b in zip(self.patches, other.patches, strict=True))
-        sums = zip(self.w_out, other.w_out, strict=False)
+        sums = zip(self.weights, other.weights, strict=False)
         close = all(isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) or (isnan(a) and isnan(b)) for a, b in sums)
         return self.fingerprint == other.fingerprint and same and close
 

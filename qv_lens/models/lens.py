@@ -373,9 +373,11 @@ class Lens:
 
     @property
     def setup(self) -> Setup:
-        """What a trace is taken on. W_out by weighted sums, which nearly any write through `w_out` changes."""
-        sums = torch.stack([weighted_sum(self.w_out(layer)).to(self.device) for layer in range(self.n_layers)])
-        return Setup(self.fingerprint, self.patches, tuple(sums.tolist()), self.interventions)
+        """What a trace is taken on. W_out by weighted sums, every parameter by its norm: nearly any write changes them."""
+        sums = [weighted_sum(self.w_out(layer)) for layer in range(self.n_layers)]
+        norms = [torch.linalg.vector_norm(weight, dtype=torch.float64) for weight in self.model.parameters()]
+        numbers = torch.stack([number.to(self.device) for number in (*sums, *norms)])
+        return Setup(self.fingerprint, self.patches, tuple(numbers.tolist()), self.interventions)
 
     def traced(self, facts: Facts | Trace, positions: Positions = "last", *, attention: bool = False) -> Trace:
         """A trace of the facts, or the one given. Raises `ConfigError` for one taken on other weights, or under other

@@ -294,3 +294,18 @@ def test_folded_weights_are_refused(backend):
     lens.model.cfg.normalization_type = "LNPre"
     with pytest.raises(qv.QVLensError, match="no_processing"):
         qv.Lens(lens.model, tokenizer=lens.tokenizer)
+
+
+@pytest.mark.parametrize("name", ["embed.W_E", "blocks.1.attn.W_O", "ln_final.w", "unembed.W_U", "blocks.2.mlp.W_in"])
+def test_a_trace_is_stale_after_any_weight_was_written_by_hand(name, backend):
+    if backend == "bridge":
+        pytest.skip("parameters of a bridge have other names; the sums are taken over all of them")
+    lens = tiny_lens("gptj", backend, torch.float32)
+    trace = lens.trace(FACT)
+    weight = dict(lens.model.named_parameters())[name]
+    place = (0,) * weight.ndim
+    weight.data[place] += 0.01
+    with pytest.raises(qv.QVLensError, match="other weights"):
+        qv.value_neurons(lens, trace, 5)
+    weight.data[place] -= 0.01
+    qv.value_neurons(lens, lens.trace(FACT), 5)
