@@ -34,6 +34,7 @@ from qv_lens.editing.edit import edit
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.errors import ConfigError, FactError
+from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate, summary
 from qv_lens.facts import miniworld, worldrecords
@@ -243,8 +244,8 @@ def suppress(lens: Lens, chains: Sequence[Fact], top: int | None = None) -> tupl
 
 
 def _count(lens: Lens, value: NeuronSet, chains: Sequence[Fact], tau: np.ndarray, condition: str) -> pd.DataFrame:
-    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts and half its 95% interval;
-    and how many of them did so before (`original`)."""
+    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts and half its 95% interval
+    (NaN where all prompts have as many); and how many of them did so before (`original`)."""
     frame = value_neurons(lens, list(chains), None).frame
     frame = frame[frame["score"].to_numpy() >= tau[frame["prompt"].to_numpy()]]
     same = frame.merge(value.frame[["prompt", "layer", "neuron"]])
@@ -252,7 +253,8 @@ def _count(lens: Lens, value: NeuronSet, chains: Sequence[Fact], tau: np.ndarray
         pd.crosstab(of["prompt"], of["layer"]).reindex(range(len(chains)), columns=range(lens.n_layers), fill_value=0)
         for of in (frame, same)
     )
-    counted = {"count": each.mean(), "interval": 1.96 * each.sem(), "original": before.mean()}
+    half = student(each.sem(), len(chains))
+    counted = {"count": each.mean(), "interval": half, "original": before.mean()}
     return pd.DataFrame({"condition": condition, "layer": each.columns, **counted})
 
 

@@ -31,6 +31,7 @@ from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.sweep import ClosedForm, search_ahead
 from qv_lens.editing.targets import Ahead
 from qv_lens.errors import ConfigError, EditError, FactError, unknown
+from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.evaluation.metrics import FORCED, GENERATED, harmonic, measured
 from qv_lens.evaluation.probes import Generation, Look, look, questions
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase
@@ -350,21 +351,24 @@ def _before(
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Means over the cases with 95% intervals (1.96 standard errors), by the columns `by`; of a curve its last step:
-    `metric, before, after, interval, cases`, the largest `relative_norm`, median `seconds`.
+    """Means over the cases with 95% intervals (`intervals`), by the columns `by`; of a curve its last step:
+    `metric, before, after`, the ends of the interval of `after` (`low`, `high`), `cases`, the largest `relative_norm`, median
+    `seconds`.
 
     `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity (CounterFact).
     """
-    last = frame[frame["step"] == frame.groupby([*by, "case"])["step"].transform("max")]
+    last = frame[frame["step"] == frame.groupby([*by, "case"], dropna=False)["step"].transform("max")]
     columns = [*by, "metric"]
-    groups = last.groupby(columns, sort=False)
+    groups = last.groupby(columns, sort=False, dropna=False)
     out = groups[["before", "after"]].mean()
-    out["interval"] = 1.96 * groups["after"].std(ddof=1) / groups["after"].count() ** 0.5
+    ends = [interval(rows["after"], bounds(key[-1])) for key, rows in groups]
+    out["low"] = [end.low for end in ends]
+    out["high"] = [end.high for end in ends]
     out["cases"] = groups["after"].count()
     out["relative_norm"], out["seconds"] = groups["relative_norm"].max(), groups["seconds"].median()
     out = out.reset_index()
     scores = []
-    for key, part in out.groupby(list(by), sort=False) if by else [((), out)]:
+    for key, part in out.groupby(list(by), sort=False, dropna=False) if by else [((), out)]:
         means = part.set_index("metric")
         for kind in ("acc", "success"):
             names = [f"{name}_{kind}" for name in ("efficacy", "paraphrase", "specificity")]

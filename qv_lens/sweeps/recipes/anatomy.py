@@ -21,6 +21,7 @@ from qv_lens.attribution.query import query_layers, query_neurons
 from qv_lens.attribution.value import value_neurons
 from qv_lens.case_study import by_token
 from qv_lens.errors import ConfigError
+from qv_lens.evaluation.intervals import student
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
 from qv_lens.plots import category_heatmap, node_lines, token_bars, vocabulary_table
@@ -44,7 +45,7 @@ class Layers:
 
 
 def layers(task: Layers, context: Context) -> pd.DataFrame:
-    """`part, layer, head, score` (mean over the prompts), `interval` (half of its 95% interval) and `rank` among layers.
+    """`part, layer, head, score` (mean over the prompts), `interval` (half of its 95% interval, NaN where all prompts are alike) and `rank` among layers.
     Parts: 'ffn', 'attn' (sums over neurons: Table 1), 'ffn_vector', 'attn_vector' (whole outputs: Figure 5), 'head' (Figure
     6), 'query', 'count' (Figure 3)."""
     lens = context.lens(task.model)
@@ -58,8 +59,9 @@ def layers(task: Layers, context: Context) -> pd.DataFrame:
     counted = pd.crosstab(value.frame["prompt"], value.frame["layer"]).reindex(columns=range(lens.n_layers), fill_value=0)
     count = counted.stack().rename("score").reset_index()
     each = pd.concat([*parts, heads, query[query["kind"] == "ffn"].assign(part="query"), count.assign(part="count")])
-    found = each.groupby(["part", "layer", "head"], sort=False, dropna=False)["score"].agg(["mean", "sem"]).reset_index()
-    found = found.rename(columns={"mean": "score"}).assign(interval=1.96 * found["sem"], prompts_asked=len(facts))
+    found = each.groupby(["part", "layer", "head"], sort=False, dropna=False)["score"].agg(["mean", "sem", "count"])
+    found = found.reset_index().rename(columns={"mean": "score"})
+    found = found.assign(interval=student(found["sem"], found["count"]), prompts_asked=len(facts))
     found["rank"] = found.groupby("part")["score"].rank(ascending=False, method="first").astype(int)
     return found[["part", "layer", "head", "score", "interval", "rank", "prompts_asked"]]
 
