@@ -31,8 +31,9 @@ from qv_lens.attribution.query import query_neurons, qv_graph
 from qv_lens.attribution.value import value_neurons
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import edit
+from qv_lens.editing.kept import kept_covariance
 from qv_lens.editing.presets import presets
-from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.probes import tell
@@ -288,7 +289,7 @@ def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, coun
         "random layers": (tuple(drawn[len(query) :]), tuple(drawn[: len(query)])),
     }
     wanted = sorted({layer for v, q in variants.values() for layer in (*v, *q)})
-    statistics = covariance(lens, material.texts, wanted)
+    statistics = kept_covariance(lens, material.texts, wanted)
     tables = []
     for name, (v, q) in variants.items():
         editor = replace(ace, value_layers=v, query_layers=q)
@@ -311,7 +312,7 @@ def side_by_side(
     the model says: `kind, prompt, before, after, wanted`; and, for the new answer after the edit, `by_token` and the
     vocabulary of the ten best value neurons."""
     case = material.cases[0]
-    statistics = covariance(lens, material.texts, sorted({*editor.value_layers, *editor.query_layers}))
+    statistics = kept_covariance(lens, material.texts, sorted({*editor.value_layers, *editor.query_layers}))
     asked = [("the fact", case.request.target), *(("in other words", p) for p in case.paraphrases[:2])]
     asked += [("follows from it", after) for _, after in case.onward[:3]] + [("must stay", near) for near in case.neighbours[:3]]
     patch = edit(lens, case.request, editor, statistics=statistics, seed=seed)
@@ -393,6 +394,6 @@ def corpus(source: str) -> Iterator[str]:
 
 
 def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000, attention: bool = False) -> Statistics:
-    """C0 of the bundled world's own text; `attention` also that of what W_O reads."""
+    """C0 of the bundled world's own text; `attention` also that of what W_O reads. Kept in the user's cache."""
     modules = ("ffn", "attn") if attention else ("ffn",)
-    return covariance(lens, list(itertools.islice(corpus("world"), documents)), layers, modules=modules)
+    return kept_covariance(lens, list(itertools.islice(corpus("world"), documents)), layers, modules=modules)

@@ -26,8 +26,9 @@ from qv_lens.attribution.locate import Layers, locate
 from qv_lens.case_study import corpus, layer_counts
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import Editor
+from qv_lens.editing.kept import kept_covariance
 from qv_lens.editing.presets import presets
-from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.metrics import FORCED
 from qv_lens.evaluation.probes import Generation, questions
@@ -200,7 +201,7 @@ def _statistics(lens: Lens, task: Comparison) -> Statistics:
     if task.text == "world":
         check_world(lens)
     texts = list(itertools.islice(corpus(task.text), task.documents))
-    return covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
+    return kept_covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
 
 
 # ------------------------------------------------------------------ which editor, which layers
