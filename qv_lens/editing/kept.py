@@ -30,6 +30,7 @@ VARIABLE = "QV_LENS_CACHE"
 #: changes when C0 is computed differently
 FORMAT = 1
 PARTIAL = ".partial-"
+Key = tuple[int, Module]
 DAY = 86_400
 
 
@@ -57,14 +58,15 @@ def kept_covariance(
     if folder is None or not wanted or not state or state != lens.state():  # with hooks of the user's own no two are the same
         return covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules)
     folder = folder / "statistics" / _name(lens, state, texts, max_tokens)
-    found: dict[tuple[int, Module], Statistics] = {}
-    for key in [(layer, module) for layer in wanted for module in modules]:
+    keys: list[Key] = [(layer, module) for layer in wanted for module in modules]
+    found: dict[Key, Statistics] = {}
+    for key in keys:
         part = _read(folder, key, lens)
         if part is not None:
             found[key] = part
-    missing = [(layer, module) for layer in wanted for module in modules if (layer, module) not in found]
+    missing = [key for key in keys if key not in found]
     if missing:
-        asked = tuple(module for module in modules if any(module == of for _, of in missing))
+        asked: tuple[Module, ...] = tuple(module for module in modules if module in {of for _, of in missing})
         made = covariance(lens, texts, {layer for layer, _ in missing}, max_tokens=max_tokens, modules=asked)
         parts = {key: _part(made, key) for key in missing}
         _keep(folder, parts)
@@ -83,7 +85,7 @@ def _name(lens: Lens, state: str, texts: Sequence[str], max_tokens: int) -> str:
     return f"{lens.fingerprint}-{digest.hexdigest()}-{hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()}"
 
 
-def _part(statistics: Statistics, key: tuple[int, Module]) -> Statistics:
+def _part(statistics: Statistics, key: Key) -> Statistics:
     """One layer and module of them."""
     layer, module = key
     C0 = {layer: statistics.C0[layer]} if module == "ffn" else {}
@@ -91,11 +93,11 @@ def _part(statistics: Statistics, key: tuple[int, Module]) -> Statistics:
     return replace(statistics, C0=C0, attention=attention)
 
 
-def _place(folder: Path, key: tuple[int, Module]) -> Path:
+def _place(folder: Path, key: Key) -> Path:
     return folder / f"{key[0]}.{key[1]}"
 
 
-def _read(folder: Path, key: tuple[int, Module], lens: Lens) -> Statistics | None:
+def _read(folder: Path, key: Key, lens: Lens) -> Statistics | None:
     """What is kept of a layer and module; what is damaged is removed."""
     place = _place(folder, key)
     if not (place / "statistics.json").exists():
@@ -109,7 +111,7 @@ def _read(folder: Path, key: tuple[int, Module], lens: Lens) -> Statistics | Non
     return part
 
 
-def _keep(folder: Path, parts: dict[tuple[int, Module], Statistics]) -> None:
+def _keep(folder: Path, parts: dict[Key, Statistics]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)

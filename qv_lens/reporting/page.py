@@ -61,7 +61,7 @@ def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None, most: int
     measures, done = [m for m in frame.attrs["measures"] if m in frame], frame[frame["status"] == "finished"]
     shown = ("recipe", "settings", "grid", "models", "versions", "machine", "command")
     config = escape(json.dumps({key: frame.attrs.get(key) for key in shown}, indent=1))
-    single = ("task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted")
+    single = ("task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted", "prompts_known")
     varied = [c for c in done if c not in (*measures, *single) and 1 < done[c].astype(str).nunique() <= 40]
     table = done.groupby(varied, sort=False)[measures].mean(numeric_only=True).reset_index() if varied else done
     parts = [

@@ -84,7 +84,7 @@ def test_a_kill_leaves_nothing_that_counts(lens, computed, tmp_path, monkeypatch
         broken.setattr(kept.os, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             kept_covariance(lens, TEXTS, [1])
-    (left,) = [path for path in (tmp_path / "cache" / "statistics").iterdir()]
+    (left,) = (tmp_path / "cache" / "statistics").iterdir()
     assert list(left.iterdir()) == []
     (left / ".partial-x").mkdir()
     os.utime(left / ".partial-x", (0, 0))

@@ -63,7 +63,7 @@ def test_heads_and_layers_are_whole_numbers():
 def test_no_group_is_left_out(draw, by, before):
     frame = pd.DataFrame({by: NAMES, "layer": 0, "score": 1.0, "count": 1.0, "interval": 0.1, "before": 0.0, "after": 0.5})
     for name, value in (("metric", "efficacy_acc"), ("method", "MEMIT")):
-        frame[name] = frame[name] if name in frame else value
+        frame[name] = frame.get(name, value)
     figure = draw(frame)
     assert [trace.name for trace in figure.data][before:] == NAMES
     colours = [trace.marker.color or trace.line.color for trace in figure.data]
