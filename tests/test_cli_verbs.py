@@ -147,7 +147,7 @@ def test_default_metrics_fit_the_cases(call, tmp_path, kind):
     else:
         source.write_text(json.dumps(getattr(worldrecords, kind)(miniworld.build(0), 3)))
     out = tmp_path / "rows.csv"
-    code, said, told = call("evaluate", source, "--count", "3", "--out", out)
+    code, _, told = call("evaluate", source, "--count", "3", "--out", out)
     assert (code, told) == (0, "")
     rows = pd.read_csv(out)
     assert rows.groupby("metric")["after"].count().gt(0).all()
