@@ -37,7 +37,7 @@ from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.probes import tell
-from qv_lens.evaluation.protocols import evaluate, summary
+from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import dataset, plain_facts
 from qv_lens.facts.records import EditCase, EditRequest, Fact
@@ -290,10 +290,11 @@ def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, coun
     }
     wanted = sorted({layer for v, q in variants.values() for layer in (*v, *q)})
     statistics = kept_covariance(lens, material.texts, wanted)
+    cases = material.cases[:count]
     tables = []
     for name, (v, q) in variants.items():
         editor = replace(ace, value_layers=v, query_layers=q)
-        table = summary(evaluate(lens, material.cases[:count], METRICS, editor, statistics=statistics, seed=seed))
+        table = summary(evaluate(lens, cases, fitting(cases, METRICS), editor, statistics=statistics, seed=seed))
         label = f"value {list(v)}" + (f", query {list(q)}" if q else "")
         tables.append(table.assign(variant=name, layers=label, editor=repr(editor)))
     return pd.concat(tables, ignore_index=True)

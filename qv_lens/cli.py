@@ -582,7 +582,9 @@ def _tell(study: Study) -> None:
     from qv_lens.case_study import DROP
 
     fact = study.request.fact
-    print(f"\n{fact.text} {fact.answer} -> {study.request.new}   (log p of the answer {study.logprob:.3f})")
+    print(
+        f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of {fact.answer!r} {study.logprob:.3f})"
+    )
     _tell_neurons("Value neurons", study.value_tokens)
     _tell_neurons("Query neurons", study.query_tokens)
     print(f"\nLayers, strongest first: value {study.layers.value}, query {study.layers.query}")
