@@ -8,9 +8,11 @@ consecutive edits, share one edit: there the intervals are narrower than those o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
+
+from qv_lens.evaluation.intervals import DIFFERENCE, ENTROPIES, SHARE, UNBOUNDED, bounds, interval, wilson
 
 HOLDS, FAILS, OPEN = "holds", "fails", "undecided"
 Told = tuple[str, str]  # the statistic, the verdict
@@ -23,27 +25,79 @@ def share(value: float, metric: str = "") -> str:
     return f"{100 * value:.1f}{'' if metric == 'fluency' else '%'}"
 
 
-def interval(values: Sequence[float] | pd.Series) -> float:
-    """Half of the 95% interval of a mean."""
-    values = np.asarray(values, float)
-    return float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+class Estimate(NamedTuple):
+    """A mean, the ends of its 95% interval (NaN: nothing is known of it), and the number of cases."""
+
+    mean: float
+    low: float
+    high: float
+    cases: int = 0
+
+    @classmethod
+    def of(cls, values: Sequence[float] | pd.Series, within: tuple[float, float] = SHARE) -> Estimate:
+        """Of a mean of values that lie `within` these bounds."""
+        known = pd.Series(values, dtype=float).dropna()
+        return cls(float(known.mean()), *interval(known, within), len(known))
+
+    @classmethod
+    def around(cls, mean: float, half: float, cases: int = 0) -> Estimate:
+        """From half of an interval."""
+        return cls(mean, mean - half, mean + half, cases)
+
+    def __neg__(self) -> Estimate:
+        return Estimate(-self.mean, -self.high, -self.low, self.cases)
+
+    def shifted(self, by: float) -> Estimate:
+        return Estimate(self.mean + by, self.low + by, self.high + by, self.cases)
+
+    def spread(self, scale: float = 1.0, digits: int = 1) -> str:
+        """The interval in words: what is to be added and taken away, or its ends where these are not as far."""
+        if self.low != self.low:
+            return "(interval not known)"
+        below, above = (round(scale * side, digits) for side in (self.mean - self.low, self.high - self.mean))
+        if below == above:
+            return f"± {above:.{digits}f}"
+        return f"({scale * self.low:.{digits}f} to {scale * self.high:.{digits}f})"
 
 
-def difference(a: pd.Series, b: pd.Series) -> tuple[float, float, int]:
-    """Mean of paired differences, its 95% half interval, and the number of pairs."""
+#: pairs that decide anything: of five that all agree, chance alone makes as many agree with p = 2 / 2^5 = 0.06
+ENOUGH = 6
+
+
+def differences(metric: str) -> tuple[float, float]:
+    """Between which values two cases' difference in a metric lies."""
+    return UNBOUNDED if metric in ENTROPIES else DIFFERENCE
+
+
+def difference(a: pd.Series, b: pd.Series, within: tuple[float, float] = DIFFERENCE) -> Estimate:
+    """Mean of paired differences, of shares unless `within` says otherwise; of fewer than `ENOUGH` pairs no interval."""
     paired = (a - b).dropna()
-    return float(paired.mean()), interval(paired), len(paired)
+    found = Estimate.of(paired, within)
+    return found if len(paired) >= ENOUGH else Estimate(found.mean, float("nan"), float("nan"), len(paired))
 
 
-def two_samples(a: pd.Series, b: pd.Series) -> tuple[float, float]:
-    """Difference of the means of cases that are no pairs (other facts, other models), and its 95% half interval."""
-    a, b = a.dropna(), b.dropna()
-    return float(a.mean() - b.mean()), (interval(a) ** 2 + interval(b) ** 2) ** 0.5
+def minus(a: Estimate, b: Estimate) -> Estimate:
+    """Difference of two means that are not paired (other facts, other models). The interval is put together from both by
+    their distances to the means, as Newcombe does from Wilson's for two shares (Statistics in Medicine 17, 1998, method 10)."""
+    mean = a.mean - b.mean
+    low = mean - ((a.mean - a.low) ** 2 + (b.high - b.mean) ** 2) ** 0.5
+    high = mean + ((a.high - a.mean) ** 2 + (b.mean - b.low) ** 2) ** 0.5
+    return Estimate(mean, low, high, min(a.cases, b.cases))
 
 
-def decided(mean: float, half: float) -> str:
+def two_samples(a: pd.Series, b: pd.Series, within: tuple[float, float] = SHARE) -> Estimate:
+    """Difference of the means of cases that are not pairs."""
+    return minus(Estimate.of(a, within), Estimate.of(b, within))
+
+
+def decided(found: Estimate) -> str:
     """Whether a difference that should be positive is."""
-    return HOLDS if mean - half > 0 else FAILS if mean + half < 0 else OPEN
+    return HOLDS if found.low > 0 else FAILS if found.high < 0 else OPEN
+
+
+def nearer(gap: Estimate, limit: float) -> Estimate:
+    """By how much a difference, up or down, is smaller than `limit`."""
+    return (gap if gap.mean < 0 else -gap).shifted(limit)
 
 
 def together(verdicts: Collection[str]) -> str:
@@ -54,14 +108,12 @@ def together(verdicts: Collection[str]) -> str:
 
 def lost(hits: float, asked: float) -> str:
     """A share lost, with its 95% interval after Wilson, which says something where nothing was lost as well."""
-    z, p = 1.96, max(0.0, hits / asked)
-    middle, half = p + z**2 / (2 * asked), z * (p * (1 - p) / asked + z**2 / (4 * asked**2)) ** 0.5
-    low, high = ((middle + sign * half) / (1 + z**2 / asked) for sign in (-1, 1))
-    return f"{share(p)} ({100 * max(0.0, low):.1f} to {100 * high:.1f}%, {asked:.0f} prompts)"
+    ends = wilson(max(0.0, hits), asked)
+    return f"{share(max(0.0, hits / asked))} ({100 * ends.low:.1f} to {100 * ends.high:.1f}%, {asked:.0f} prompts)"
 
 
-def points(mean: float, half: float, pairs: int) -> str:
-    return f"{100 * mean:+.1f} ± {100 * half:.1f} points, {pairs} cases"
+def points(found: Estimate) -> str:
+    return f"{100 * found.mean:+.1f} {found.spread(100)} points, {found.cases} cases"
 
 
 def averaged(frame: pd.DataFrame, part: str) -> pd.DataFrame:
@@ -96,11 +148,11 @@ def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> D
         table = table[[one, *others]].dropna()
         means = table.mean().sort_values(ascending=False)
         rival = means.drop(one).index[0]
-        mean, half, pairs = difference(table[one], table[rival])
+        gap = difference(table[one], table[rival], differences(metric))
         told = ", ".join(f"{name} {share(value, metric)}" for name, value in means.items())
         missing = [name for name in rivals if name not in others]
-        told = f"{told} ({one} − {rival} {points(mean, half, pairs)})"
-        return (f"{told}; not measured: {', '.join(missing)}", OPEN) if missing else (told, decided(mean, half))
+        told = f"{told} ({one} − {rival} {points(gap)})"
+        return (f"{told}; not measured: {', '.join(missing)}", OPEN) if missing else (told, decided(gap))
 
     return decide
 
@@ -134,14 +186,12 @@ def compared(
             table = per_case(frame, metric, by)
             if not {one, other} <= set(table):
                 return NOT_MEASURED
-            mean, half, pairs = difference(table[one], table[other])
+            gap = difference(table[one], table[other], differences(metric))
             both = table[[one, other]].dropna().mean()
             name = f"{metric}: " if len(metrics) > 1 else ""
-            lines.append(
-                f"{name}{one} {share(both[one], metric)}, {other} {share(both[other], metric)}: {points(mean, half, pairs)}"
-            )
+            lines.append(f"{name}{one} {share(both[one], metric)}, {other} {share(both[other], metric)}: {points(gap)}")
             limit = (within or 0) * (both[other] if metric == "fluency" else 1)
-            verdicts.append(decided(mean if within is None else limit - abs(mean), half))
+            verdicts.append(decided(gap if within is None else nearer(gap, limit)))
         return "; ".join(lines), together(verdicts)
 
     return decide
@@ -154,9 +204,9 @@ def reaches(metric: str, one: str, least: float, by: str = "method") -> Decide:
         table = per_case(frame, metric, by)
         if one not in table:
             return NOT_MEASURED
-        values = table[one].dropna()
-        mean, half = float(values.mean()), interval(values)
-        return f"{share(mean, metric)} ± {100 * half:.1f}, {len(values)} cases", decided(mean - least, half)
+        found = Estimate.of(table[one], bounds(metric))
+        told = f"{share(found.mean, metric)} {found.spread(100)}, {found.cases} cases"
+        return told, decided(found.shifted(-least))
 
     return decide
 
@@ -173,10 +223,10 @@ def curve(column: str, *parts: tuple[str, float | None, float | None, bool]) -> 
             a, b = table.columns[0] if start is None else start, table.columns[-1] if end is None else end
             if not {a, b} <= set(table):
                 return NOT_MEASURED
-            mean, half, pairs = difference(table[b], table[a])
+            gap = difference(table[b], table[a], differences(metric))
             values = ", ".join(f"{k:g}: {share(v, metric)}" for k, v in table.mean().items())
-            lines.append(f"{metric} {values} ({a:g} to {b:g}: {points(mean, half, pairs)})")
-            verdicts.append(decided(mean if rises else -mean, half))
+            lines.append(f"{metric} {values} ({a:g} to {b:g}: {points(gap)})")
+            verdicts.append(decided(gap if rises else -gap))
         return "; ".join(lines), together(verdicts)
 
     return decide
@@ -192,10 +242,10 @@ def groups(metrics: Sequence[str], inside: Collection[str], by: str = "parameter
             mine = [name for name in table if name in inside]
             if not mine or len(mine) == table.shape[1]:
                 return NOT_MEASURED
-            mean, half, pairs = difference(table[mine].mean(axis=1), table.drop(columns=mine).mean(axis=1))
+            gap = difference(table[mine].mean(axis=1), table.drop(columns=mine).mean(axis=1), differences(metric))
             told = ", ".join(f"{name} {share(value, metric)}" for name, value in table.mean().items())
-            lines.append(f"{metric} {told} ({' and '.join(mine)} − others {points(mean, half, pairs)})")
-            verdicts.append(decided(mean, half))
+            lines.append(f"{metric} {told} ({' and '.join(mine)} − others {points(gap)})")
+            verdicts.append(decided(gap))
         return "; ".join(lines), together(verdicts)
 
     return decide

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 from claims import CLAIMS, Claim
-from deciding import FAILS, HOLDS, OPEN, interval
+from deciding import FAILS, HOLDS, OPEN
 
+from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.sweeps.config import read_config
 from qv_lens.sweeps.recipes import editors
 from qv_lens.sweeps.store import load_run
@@ -117,7 +118,7 @@ def written() -> str:
         "round. Editors are run as the presets say, ACE at layers that a grid on 8 facts chose, not at those that attribution locates "
         "(the row on chance compares both). A real model's cells are empty until somebody has run the row's command (MODEL `EleutherAI/gpt-j-6B` or `Qwen/Qwen3-8B`, "
         "NAME what follows its slash, FILE a dataset of facts or edits, TEXT a corpus for C0; layer "
-        "numbers and letters of the paper's own model are in the file's first lines) and `python experiments/ledger.py --collect runs`. ± is half a 95% interval over cases; the cases of one batch and of one row of "
+        "numbers and letters of the paper's own model are in the file's first lines) and `python experiments/ledger.py --collect runs`. Intervals are 95% ones over cases (± half of it where both sides are as long): Wilson's of shares of 0 and 1, Student's t of paired differences, Newcombe's way of putting two together where there are no pairs; the cases of one batch and of one row of "
         "consecutive edits share one edit, so there it is too narrow. `single`, `batch`, `consecutive` and `multihop` come from "
         "`editors.toml`, or from the papers' own files named in the row.",
         "", "| source | claim | statistic | toy-gptj | toy-qwen3 | GPT-J-6B | Qwen3-8B | release and set-up | data and command |", "|" + "---|" * 9,
@@ -186,10 +187,10 @@ def comparison() -> str:
         "# The comparison of editors", "",
         "Written by `python experiments/ledger.py` from `experiments/results/` (runs of `experiments/editors.toml`; settings: the "
         "presets of `qv_lens/editing/presets.py`, chosen for single edits on 8 facts, one of which the seeds have drawn again; "
-        "CTP's learning rate of batches by hand). Percent, mean ± half a "
-        "95% interval over the cases; seeds draw anew, so of 102 single edits 99 and of 96 in batches 93 are different facts; "
+        "CTP's learning rate of batches by hand). Percent, mean and in square brackets its 95% interval "
+        "over the cases (Wilson's of shares of 0 and 1, Student's t of other values); seeds draw anew, so of 102 single edits 99 and of 96 in batches 93 are different facts; "
         "fluency is n-gram entropy times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread with another "
-        "job beside it. `_acc`: every token of the answer is the argmax. `multihop_cot_2`: cases with two edits, `multihop_cot_2h`: of two hops. In brackets: of how many cases (behind a metric: for every method), where not all have such "
+        "job beside it. `_acc`: every token of the answer is the argmax. `multihop_cot_2`: cases with two edits, `multihop_cot_2h`: of two hops. In round brackets: of how many cases (behind a metric: for every method), where not all have such "
         "prompts. Only what is "
         "printed here was run.",
     ]  # fmt: skip
@@ -216,7 +217,9 @@ def comparison() -> str:
                 cells = []
                 for metric in shown:
                     values = rows.loc[rows["metric"] == metric, "after"].dropna()
-                    half = f" ± {100 * interval(values):.0f}" if len(values) >= 10 else ""  # of fewer an interval means little
+                    ends = interval(values, bounds(metric.partition("@")[0]))
+                    known = len(values) and ends.low == ends.low
+                    half = f" [{100 * ends.low:.0f}, {100 * ends.high:.0f}]" if known else ""
                     few = f" ({len(values)})" if metric not in same and len(values) < count[method] else ""
                     cells.append(f"{100 * values.mean():.0f}{half}{few}" if len(values) else "")
                 norm = f"{rows['relative_norm'].max():.1f}"

@@ -13,6 +13,7 @@ from deciding import (
     NOT_MEASURED,
     OPEN,
     Decide,
+    Estimate,
     Told,
     ahead,
     averaged,
@@ -20,9 +21,10 @@ from deciding import (
     compared,
     decided,
     difference,
-    interval,
     lost,
+    minus,
     multihop,
+    nearer,
     per_case,
     points,
     share,
@@ -31,6 +33,7 @@ from deciding import (
 )
 
 from qv_lens.editing.presets import presets
+from qv_lens.evaluation.intervals import DIFFERENCE, UNBOUNDED, student
 from qv_lens.facts.categories import RELATED
 from qv_lens.plots import VECTORS
 
@@ -96,9 +99,9 @@ def attention_is_general(frame: pd.DataFrame) -> Told:
         mean_overlap({k: v for k, v in attn.items() if k != out}) - mean_overlap({k: v for k, v in ffn.items() if k != out})
         for out in attn
     ]
-    half = 1.96 * float(np.sqrt((len(left) - 1) * np.var(left)))
-    told = f"overlap of attention {mean_overlap(attn):.2f}, of FFN {mean_overlap(ffn):.2f} (difference {gap:+.2f} ± {half:.2f})"
-    return told, decided(gap, half)
+    found = Estimate.around(gap, float(student(np.sqrt((len(left) - 1) * np.var(left)), len(left))), len(left))
+    told = f"overlap of attention {mean_overlap(attn):.2f}, of FFN {mean_overlap(ffn):.2f}"
+    return f"{told} (difference {gap:+.2f} {found.spread(digits=2)})", decided(found)
 
 
 def attention_first(frame: pd.DataFrame) -> Told:
@@ -116,7 +119,7 @@ def last_layers_low(frame: pd.DataFrame) -> Told:
     last, peak = scores.iloc[-1], scores.loc[scores["score"].idxmax()]
     told = f"last FFN layer {last['score']:.2f} ± {last['interval']:.2f} nats, the largest (layer {peak.name}) {peak['score']:.2f} ± {peak['interval']:.2f}"
     half = (last["interval"] ** 2 + (peak["interval"] / 2) ** 2) ** 0.5
-    return told, decided(peak["score"] / 2 - last["score"], half)
+    return told, decided(Estimate.around(peak["score"] / 2 - last["score"], half))
 
 
 def figure_2(frame: pd.DataFrame) -> Told:
@@ -138,7 +141,7 @@ def figure_2(frame: pd.DataFrame) -> Told:
         where += ", other prompts than rank" if apart else ", the prompts that rank"
         lines.append(f"{where}: " + ", ".join(f"{lost(*sums.loc[key])} {name}" for name, key in named.items()))
         large = HOLDS if top.mean() > 0.5 else FAILS
-        verdicts.append(together([large, *(decided(*difference(top, other)[:2]) for other in (drawn, off))]))
+        verdicts.append(together([large, *(decided(difference(top, other)) for other in (drawn, off))]))
     return "; ".join(lines), HOLDS if HOLDS in verdicts else OPEN if OPEN in verdicts else FAILS
 
 
@@ -167,9 +170,11 @@ def separation(frame: pd.DataFrame) -> Told:
     value, query = (best_layers(frame, part, 3, _depth(frame)) for part in ("ffn", "query"))
     depth = frame["layer"].nunique()
     gaps = [(np.mean(list(value[name])) - np.mean(list(query[name]))) / depth for name in value]
-    mean, half = float(np.mean(gaps)), interval(gaps)
-    told = f"value layers lie {share(mean)} ± {100 * half:.1f} of the depth above the query layers ({len(gaps)} categories)"
-    return told, decided(mean - 0.2 if _is_gptj(frame) else 0.2 - abs(mean), half)
+    found = Estimate.of(gaps, DIFFERENCE)
+    told = (
+        f"value layers lie {share(found.mean)} {found.spread(100)} of the depth above the query layers ({len(gaps)} categories)"
+    )
+    return told, decided(found.shifted(-0.2) if _is_gptj(frame) else nearer(found, 0.2))
 
 
 def suppression_drop(frame: pd.DataFrame) -> Told:
@@ -224,18 +229,19 @@ def converging_tokens(frame: pd.DataFrame) -> Told:
     table = whole.pivot_table(index="prompt", columns=named, values="total", aggfunc="mean")
     lines, verdicts = [], []
     for place in ("first behind it", "last"):
-        mean, half, count = difference(table[place], table["others"])
-        lines.append(f"{'behind the subject' if place != 'last' else 'last token'} − others {mean:+.2f} ± {half:.2f} nats")
-        verdicts.append(decided(mean, half))
-    return f"{'; '.join(lines)} ({count} prompts)", together(verdicts)
+        gap = difference(table[place], table["others"], UNBOUNDED)
+        where = "last token" if place == "last" else "behind the subject"
+        lines.append(f"{where} − others {gap.mean:+.2f} {gap.spread(digits=2)} nats")
+        verdicts.append(decided(gap))
+    return f"{'; '.join(lines)} ({gap.cases} prompts)", together(verdicts)
 
 
 def readable(one: str) -> Decide:
     def decide(frame: pd.DataFrame) -> Told:
         table = frame.pivot_table(index="prompt", columns="role", values="interpretable", aggfunc="mean")
-        mean, half, pairs = difference(table[one], table["query"])
+        gap = difference(table[one], table["query"])
         told = ", ".join(f"{role} {share(value)}" for role, value in table.mean().items())
-        return f"{told} of the ten best hold the answer ({one} − query {points(mean, half, pairs)})", decided(mean, half)
+        return f"{told} of the ten best hold the answer ({one} − query {points(gap)})", decided(gap)
 
     return decide
 
@@ -245,11 +251,9 @@ def neurons_27(frame: pd.DataFrame) -> Told:
     table = frame.groupby("set")[["sampled", "zeroed"]].mean()
     told = ", ".join(f"{name} {share(table.loc[name, 'sampled'])}" for name in ("none", "interpretable", "important", "random"))
     a, b = (frame[frame["set"] == name].set_index(["category", "prompt"])["sampled"] for name in ("important", "interpretable"))
-    mean, half, pairs = difference(a, b)
-    told = (
-        f"{told} (mean {table.loc['interpretable', 'zeroed']:.0f} neurons; important − interpretable {points(mean, half, pairs)})"
-    )
-    return told, together([HOLDS if table.loc["interpretable", "sampled"] < 0.5 else FAILS, decided(mean, half)])
+    gap = difference(a, b)
+    told = f"{told} (mean {table.loc['interpretable', 'zeroed']:.0f} neurons; important − interpretable {points(gap)})"
+    return told, together([HOLDS if table.loc["interpretable", "sampled"] < 0.5 else FAILS, decided(gap)])
 
 
 # ------------------------------------------------------------------ ACE: edits
@@ -263,8 +267,8 @@ def table_2(frame: pd.DataFrame) -> Told:
     edits = frame.drop_duplicates(table.index.names).set_index(table.index.names)["edits"].reindex(table.index)
     by = table.groupby(edits)[["ACE", "PMET"]].mean()
     told = ", ".join(f"{k}: {share(v['ACE'])} / {share(v['PMET'])}" for k, v in by.iterrows())
-    mean, half, pairs = difference(table["ACE"], table["PMET"])
-    return f"ACE − PMET {points(mean, half, pairs)}; ACE / PMET by edits {told}", decided(mean, half)
+    gap = difference(table["ACE"], table["PMET"])
+    return f"ACE − PMET {points(gap)}; ACE / PMET by edits {told}", decided(gap)
 
 
 def base(frame: pd.DataFrame) -> Told:
@@ -298,10 +302,10 @@ def skipping(letter: str) -> Decide:
                 return NOT_MEASURED
             parts = []
             for letters in (name for name in table if name and set(name) == {letter}):
-                mean, half, pairs = difference(table[""], table[letters])
-                less = f", {100 * mean / table[''].mean():.0f}% less" if mean > 0 else ""  # as Table 4 counts
-                parts.append(f"without {letters} {share(table[letters].mean())} ({points(-mean, half, pairs)}{less})")
-                verdicts[metric, letters] = decided(mean, half)
+                loss = difference(table[""], table[letters])
+                less = f", {100 * loss.mean / table[''].mean():.0f}% less" if loss.mean > 0 else ""  # as Table 4 counts
+                parts.append(f"without {letters} {share(table[letters].mean())} ({points(-loss)}{less})")
+                verdicts[metric, letters] = decided(loss)
             lines.append(f"{metric} {share(table[''].mean())}, {', '.join(parts)}")
         return "; ".join(lines), verdicts[hops, decisive]
 
@@ -327,12 +331,12 @@ def more_sensitive(frame: pd.DataFrame) -> Told:
         for losses, letters in zip(lost_by.values(), left_out, strict=True):
             losses.append((table[""] - table[letters]).dropna())
     for kind, (gptj, qwen) in lost_by.items():
-        mean, half = two_samples(qwen, gptj)
+        gap = two_samples(qwen, gptj, DIFFERENCE)
         lines.append(
-            f"{kind} layers: {share(gptj.mean())} and {share(qwen.mean())} lost ({100 * mean:+.1f} ± {100 * half:.1f} points, "
+            f"{kind} layers: {share(gptj.mean())} and {share(qwen.mean())} lost ({100 * gap.mean:+.1f} {gap.spread(100)} points, "
             f"{len(gptj)} and {len(qwen)} cases)"
         )
-        verdicts.append(decided(mean, half))
+        verdicts.append(decided(gap))
     return "; ".join(lines), together(verdicts)
 
 
@@ -359,10 +363,10 @@ def marginal(frame: pd.DataFrame) -> Told:
         table, own = per_case(frame[frame["method"] == method], metric, "edited"), _own_layers(frame, method)
         if own not in table or table.columns[-1] == own:
             return NOT_MEASURED
-        mean, half, pairs = difference(table[table.columns[-1]], table[own])
+        gain = difference(table[table.columns[-1]], table[own])
         values = ", ".join(f"{k:g}: {share(v)}" for k, v in table.mean().items())
-        lines.append(f"{method} {values} ({own} to {table.columns[-1]:g}: {points(mean, half, pairs)})")
-        verdicts.append(decided(0.1 - mean, half))
+        lines.append(f"{method} {values} ({own} to {table.columns[-1]:g}: {points(gain)})")
+        verdicts.append(decided((-gain).shifted(0.1)))
     return "; ".join(lines), together(verdicts)
 
 
@@ -375,11 +379,10 @@ def by_edits(frame: pd.DataFrame) -> Told:
     lines, falls = [], {}
     for method in ("ROME", "MEMIT", "ACE"):
         few, many = table.loc[edits == 1, method].dropna(), table.loc[edits >= 3, method].dropna()
-        mean, half = two_samples(few, many)
-        falls[method] = mean, half
-        lines.append(f"{method} {share(few.mean())} to {share(many.mean())} ({100 * mean:+.1f} ± {100 * half:.1f} points)")
-    mine, half = falls.pop("ACE")
-    verdicts = [v for mean, of in falls.values() for v in (decided(mean, of), decided(mean - mine, (half**2 + of**2) ** 0.5))]
+        fall = falls[method] = two_samples(few, many)
+        lines.append(f"{method} {share(few.mean())} to {share(many.mean())} ({100 * fall.mean:+.1f} {fall.spread(100)} points)")
+    mine = falls.pop("ACE")
+    verdicts = [v for fall in falls.values() for v in (decided(fall), decided(minus(fall, mine)))]
     return f"one edit to three and four: {'; '.join(lines)} ({len(few)} and {len(many)} cases)", together(verdicts)
 
 
@@ -391,9 +394,9 @@ def worse_on_qwen(frame: pd.DataFrame) -> Told:
         if not all(method in table for table in tables):
             return NOT_MEASURED
         gptj, qwen = (table[method].dropna() for table in tables)
-        mean, half = two_samples(qwen, gptj)
-        lines.append(f"{method} {share(gptj.mean())} and {share(qwen.mean())} ({100 * mean:+.1f} ± {100 * half:.1f} points)")
-        verdicts.append(decided(-mean, half))
+        gap = two_samples(qwen, gptj)
+        lines.append(f"{method} {share(gptj.mean())} and {share(qwen.mean())} ({100 * gap.mean:+.1f} {gap.spread(100)} points)")
+        verdicts.append(decided(-gap))
     return "; ".join(lines), together(verdicts)
 
 
@@ -441,9 +444,9 @@ def seconds(one: str, others: tuple[str, ...], sign: int) -> Decide:
         if not {one, *others} <= set(each):
             return NOT_MEASURED
         told = "medians: " + ", ".join(f"{name} {value:.2f} s" for name, value in each.median().items())
-        gaps = {other: difference(each[other], each[one]) for other in others}
-        told += "; " + ", ".join(f"{other} − {one} {mean:+.2f} ± {half:.2f} s" for other, (mean, half, _) in gaps.items())
-        return told, together([decided(sign * mean, half) for mean, half, _ in gaps.values()])
+        gaps = {other: difference(each[other], each[one], UNBOUNDED) for other in others}
+        told += "; " + ", ".join(f"{other} − {one} {gap.mean:+.2f} {gap.spread(digits=2)} s" for other, gap in gaps.items())
+        return told, together([decided(gap if sign > 0 else -gap) for gap in gaps.values()])
 
     return decide
 
@@ -476,4 +479,4 @@ def all_fall(frame: pd.DataFrame) -> Told:
     if not {*SLOWER, "CTP"} <= set(table):
         return NOT_MEASURED
     told = ", ".join(f"{name} {share(table[name].mean())}" for name in ("CTP", *SLOWER))
-    return told, together([decided(0.1 - table[name].mean(), interval(table[name].dropna())) for name in SLOWER])
+    return told, together([decided((-Estimate.of(table[name])).shifted(0.1)) for name in SLOWER])

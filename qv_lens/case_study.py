@@ -31,11 +31,13 @@ from qv_lens.attribution.query import query_neurons, qv_graph
 from qv_lens.attribution.value import value_neurons
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import edit
+from qv_lens.editing.kept import kept_covariance
 from qv_lens.editing.presets import presets
-from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, FactError
+from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.probes import tell
-from qv_lens.evaluation.protocols import evaluate, summary
+from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import dataset, plain_facts
 from qv_lens.facts.records import EditCase, EditRequest, Fact
@@ -243,8 +245,8 @@ def suppress(lens: Lens, chains: Sequence[Fact], top: int | None = None) -> tupl
 
 
 def _count(lens: Lens, value: NeuronSet, chains: Sequence[Fact], tau: np.ndarray, condition: str) -> pd.DataFrame:
-    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts and half its 95% interval;
-    and how many of them did so before (`original`)."""
+    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts and half its 95% interval
+    (NaN where all prompts have as many); and how many of them did so before (`original`)."""
     frame = value_neurons(lens, list(chains), None).frame
     frame = frame[frame["score"].to_numpy() >= tau[frame["prompt"].to_numpy()]]
     same = frame.merge(value.frame[["prompt", "layer", "neuron"]])
@@ -252,7 +254,8 @@ def _count(lens: Lens, value: NeuronSet, chains: Sequence[Fact], tau: np.ndarray
         pd.crosstab(of["prompt"], of["layer"]).reindex(range(len(chains)), columns=range(lens.n_layers), fill_value=0)
         for of in (frame, same)
     )
-    counted = {"count": each.mean(), "interval": 1.96 * each.sem(), "original": before.mean()}
+    half = student(each.sem(), len(chains))
+    counted = {"count": each.mean(), "interval": half, "original": before.mean()}
     return pd.DataFrame({"condition": condition, "layer": each.columns, **counted})
 
 
@@ -286,11 +289,12 @@ def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, coun
         "random layers": (tuple(drawn[len(query) :]), tuple(drawn[: len(query)])),
     }
     wanted = sorted({layer for v, q in variants.values() for layer in (*v, *q)})
-    statistics = covariance(lens, material.texts, wanted)
+    statistics = kept_covariance(lens, material.texts, wanted)
+    cases = material.cases[:count]
     tables = []
     for name, (v, q) in variants.items():
         editor = replace(ace, value_layers=v, query_layers=q)
-        table = summary(evaluate(lens, material.cases[:count], METRICS, editor, statistics=statistics, seed=seed))
+        table = summary(evaluate(lens, cases, fitting(cases, METRICS), editor, statistics=statistics, seed=seed))
         label = f"value {list(v)}" + (f", query {list(q)}" if q else "")
         tables.append(table.assign(variant=name, layers=label, editor=repr(editor)))
     return pd.concat(tables, ignore_index=True)
@@ -309,7 +313,7 @@ def side_by_side(
     the model says: `kind, prompt, before, after, wanted`; and, for the new answer after the edit, `by_token` and the
     vocabulary of the ten best value neurons."""
     case = material.cases[0]
-    statistics = covariance(lens, material.texts, sorted({*editor.value_layers, *editor.query_layers}))
+    statistics = kept_covariance(lens, material.texts, sorted({*editor.value_layers, *editor.query_layers}))
     asked = [("the fact", case.request.target), *(("in other words", p) for p in case.paraphrases[:2])]
     asked += [("follows from it", after) for _, after in case.onward[:3]] + [("must stay", near) for near in case.neighbours[:3]]
     patch = edit(lens, case.request, editor, statistics=statistics, seed=seed)
@@ -391,6 +395,6 @@ def corpus(source: str) -> Iterator[str]:
 
 
 def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000, attention: bool = False) -> Statistics:
-    """C0 of the bundled world's own text; `attention` also that of what W_O reads."""
+    """C0 of the bundled world's own text; `attention` also that of what W_O reads. Kept in the user's cache."""
     modules = ("ffn", "attn") if attention else ("ffn",)
-    return covariance(lens, list(itertools.islice(corpus("world"), documents)), layers, modules=modules)
+    return kept_covariance(lens, list(itertools.islice(corpus("world"), documents)), layers, modules=modules)

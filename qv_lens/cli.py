@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 from cyclopts import App, Parameter
 
@@ -16,16 +19,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from qv_lens.case_study import Study
+    from qv_lens.facts.records import Fact
+    from qv_lens.models.lens import Lens
 
 Cloze = Annotated[str, Parameter(help="A cloze with {} for the subject, ending right before the answer.")]
 Subject = Annotated[str, Parameter(help="What {} stands for.")]
 Answer = Annotated[str, Parameter(help="The true answer.")]
 New = Annotated[str, Parameter(help="What the edit shall make of it.")]
 Model = Annotated[str, Parameter(help="toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B, a local folder.")]
+#: a list: its values follow one another, or each has the option's name in front
+Several = Parameter(consume_multiple=True)
 Preset = Annotated[str | None, Parameter(help="A model whose settings of the editors are taken (default: --model's own).")]
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 
-app = App(name="qv-lens", help="Where a language model keeps a fact, and how to change it.", version=__version__)
+app = App(
+    name="qv-lens",
+    help="Where a language model keeps a fact, and how to change it.",
+    version=__version__,
+    default_parameter=Parameter(negative=()),
+)
 models = App(name="models", help="What can be loaded, and what the bundled models know.")
 app.command(models)
 
@@ -79,11 +91,14 @@ def study(
     from qv_lens import ACE, Fact, load
     from qv_lens.case_study import file_material
     from qv_lens.case_study import study as run
+    from qv_lens.editing.edit import check_requests
     from qv_lens.editing.presets import presets
     from qv_lens.reporting.page import report
 
+    _at_least("--edits", edits, 1)
     check_writable(out)
     fact = Fact(prompt, subject, answer)
+    check_requests([fact.to(new)])
     if (facts is None) != (text is None):
         raise ConfigError("--facts and --text go together: one gives the comparison, the other the statistics.")
     material = file_material(fact, new, facts, text) if facts and text else None
@@ -125,9 +140,12 @@ def attribute(
     """
     import qv_lens as qv
 
+    _at_least("--top", top, 1)
     if out is not None:
         check_writable(out / "value.parquet")
-    lens, fact = qv.load(model), qv.Fact(prompt, subject, answer)
+    fact = qv.Fact(prompt, subject, answer)
+    lens = qv.load(model)
+    _tell_knowledge(lens, fact)
     trace = lens.trace(fact)
     value = qv.value_neurons(lens, trace, top, method=method, norm=norm)
     query = qv.query_neurons(lens, trace, value, top)
@@ -136,9 +154,10 @@ def attribute(
     )
     _tell_neurons("Value neurons", qv.vocabulary(lens, value.top(10)))
     _tell_neurons("Query neurons", qv.vocabulary(lens, query.top(10)))
-    print(f"\nOf the {top} best in each layer: value, query")
+    print(f"\nHow many of the {top} best value and query neurons lie in each layer")
+    print("layer  value  query")
     for layer in range(lens.n_layers):
-        print(f"  {layer:>3} {len(value.layer(layer)):>6} {len(query.layer(layer)):>6}")
+        print(f"{layer:>5} {len(value.layer(layer)):>6} {len(query.layer(layer)):>6}")
     if out is not None:
         print(f"\n{value.save(out / 'value.parquet')}\n{query.save(out / 'query.parquet')}")
 
@@ -167,9 +186,12 @@ def ablate(
 
     import qv_lens as qv
 
-    lens, fact = qv.load(model), qv.Fact(prompt, subject, answer)
+    _at_least("--draws", draws, 0)
+    fact = qv.Fact(prompt, subject, answer)
+    lens = qv.load(model)
     if not 0 < top <= lens.n_layers * lens.d_mlp:
         raise ConfigError(f"--top must lie between 1 and {lens.n_layers * lens.d_mlp}, all neurons of {model}; got {top}.")
+    _tell_knowledge(lens, fact)
     value = qv.value_neurons(lens, fact, top)
     query = qv.query_neurons(lens, fact, value, top)
     telling = value.where(lambda frame: qv.interpretable(lens, value, answer))
@@ -213,7 +235,7 @@ def stats(
     *,
     model: Model = "toy-gptj",
     text: str = "world",
-    layers: list[int] | None = None,
+    layers: Annotated[list[int] | None, Several] = None,
     samples: int | None = None,
     attention: bool = False,
     max_tokens: int | None = None,
@@ -243,6 +265,11 @@ def stats(
     from qv_lens.case_study import corpus
     from qv_lens.editing.statistics import covariance
 
+    _at_least("--samples", samples, 1)
+    _at_least("--max-tokens", max_tokens, 1)
+    _not_empty("--layers", layers)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: the statistics go into a folder. Choose another one.")
     lens = qv.load(model)
     texts = itertools.islice(corpus(text), samples or (2000 if text == "world" else None))
     modules = ("ffn", "attn") if attention else ("ffn",)
@@ -270,32 +297,44 @@ def edit(
     Parameters
     ----------
     method
-        ROME, RROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET, ACE, FT, FTL, KNE, CTP, LoRA, AdaLoRA, KN.
+        ROME, RROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET, ACE, FT, FTL, KNE, CTP, LoRA, AdaLoRA, KN (in capitals
+        or not).
     statistics
-        Folder made by qv-lens stats (the bundled models make their own).
+        Folder made by qv-lens stats (the bundled models make their own, once, and keep it in $QV_LENS_CACHE or the user's cache).
     out
         Folder for the patch.
     """
     import qv_lens as qv
     from qv_lens.case_study import statistics_of_world
+    from qv_lens.editing.edit import check_requests, check_statistics
     from qv_lens.editing.presets import presets
     from qv_lens.editing.statistics import Statistics
     from qv_lens.errors import unknown
     from qv_lens.models.zoo import BUNDLED
 
     table = presets(preset or model)
+    method = _spelled(method, table)
     if method not in table:
         raise unknown(f"Preset of {model} for", method, table)
+    editor = table[method].editor
+    fact = qv.Fact(prompt, subject, answer)
+    request = fact.to(new)
+    check_requests([request])
     if out is not None and (out / "patch.json").exists():
         raise ConfigError(f"{out} holds a patch already. Choose another --out.")
-    lens, fact = qv.load(model), qv.Fact(prompt, subject, answer)
-    request = fact.to(new)
-    if statistics is not None:
-        C0 = Statistics.load(statistics)
-    else:
-        C0 = statistics_of_world(lens, range(1, lens.n_layers), attention=True) if model in BUNDLED else None
-    print(f"{table[method].editor}   ({table[method].source})")
-    patch = qv.edit(lens, request, table[method].editor, statistics=C0, seed=seed)
+    if out is not None:
+        check_writable(out / "patch.json")
+    C0 = Statistics.load(statistics) if statistics is not None else None
+    lens = qv.load(model)
+    lens.tokenize([request.target, fact])
+    reads = getattr(editor, "reads_statistics", False)
+    if C0 is not None or model not in BUNDLED:
+        check_statistics(lens, editor, C0)
+    print(f"{editor}   ({table[method].source})")
+    _tell_knowledge(lens, fact)
+    if reads and C0 is None:
+        C0 = statistics_of_world(lens, range(1, lens.n_layers), attention=True)
+    patch = qv.edit(lens, request, editor, statistics=C0, seed=seed)
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):
         after, said = lens.logprob([request.target, fact]), lens.generate(fact.text, 8)
@@ -314,7 +353,7 @@ def evaluate(
     model: Model = "toy-gptj",
     method: str | None = None,
     protocol: Literal["single", "batch", "consecutive"] = "single",
-    metrics: Annotated[list[str] | None, Parameter(name="--metric")] = None,
+    metrics: Annotated[list[str] | None, Parameter(name="--metric", consume_multiple=True)] = None,
     count: int = 16,
     text: str = "world",
     blocks: Path | None = None,
@@ -329,7 +368,7 @@ def evaluate(
     cases
         facts or multihop (the bundled world), or a file in MQuAKE's, CounterFact's, ZsRE's or KnowEdit's format.
     method
-        An editor by name, at the model's preset; none asks the unedited model alone.
+        An editor by name, at the model's preset; none (the default) asks the unedited model alone.
     protocol
         One case at a time, batches of 32, or one after another without putting back.
     metrics
@@ -344,15 +383,26 @@ def evaluate(
     out
         A CSV file for the rows, case by case.
     """
+    from qv_lens.editing.presets import presets
     from qv_lens.evaluation.protocols import summary
     from qv_lens.sweeps.engine import Context
-    from qv_lens.sweeps.recipes.editors import Comparison, compare
+    from qv_lens.sweeps.recipes.editors import Comparison, cases_of, compare, edited_facts
+    from qv_lens.sweeps.recipes.material import knowledge
 
+    _not_empty("--metric", metrics)
+    unedited = method is None or method.lower() == "none"
     task = Comparison(
-        model, method or "", "none" if method is None else protocol, cases, count, seed, metrics=tuple(metrics or ()), text=text,
-        blocks=str(blocks or ""), preset=preset or "",
+        model, "" if unedited else _spelled(method or "", presets(preset or model)), "none" if unedited else protocol, cases, count,
+        seed, metrics=tuple(metrics or ()), text=text, blocks=str(blocks or ""), preset=preset or "",
     )  # fmt: skip
-    frame = compare(task, Context())
+    if out is not None:
+        check_writable(out)
+    context = Context()
+    drawn = cases_of(task, context)
+    known = knowledge(context.lens(model), edited_facts(drawn.cases))
+    if known["prompts_asked"]:
+        print(f"Before any edit {model} knows {known['prompts_known']} of the {known['prompts_asked']} facts.")
+    frame = compare(task, context)
     print(summary(frame).round(3).to_string(index=False))
     skipped = frame.loc[frame["skipped"] != "", ["case", "skipped"]].drop_duplicates()
     if len(skipped):
@@ -374,8 +424,8 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
 def run(
     file: Path,
     *,
-    model: list[str] | None = None,
-    changes: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    model: Annotated[list[str] | None, Several] = None,
+    changes: Annotated[list[str] | None, Parameter(name="--set", consume_multiple=True)] = None,
     out: Path | None = None,
     engine: Literal["inline", "ray"] = "inline",
     workers: int | None = None,
@@ -409,8 +459,11 @@ def run(
     from qv_lens.sweeps.config import find_recipe, read_config
     from qv_lens.sweeps.engine import estimate
     from qv_lens.sweeps.engine import run as start
-    from qv_lens.sweeps.store import load_run
+    from qv_lens.sweeps.store import knowledge, load_run
 
+    _not_empty("--model", model)
+    _not_empty("--set", changes)
+    _at_least("--workers", workers, 1)
     config = read_config(file, changes or (), model or ())
     folder = out or Path("runs") / file.stem
     if dry_run:
@@ -430,6 +483,9 @@ def run(
     print(
         f"{folder}: {frame['task'].nunique()} tasks, {len(failed)} failed, {len(frame) - len(failed)} rows (qv.load_run reads them)"
     )
+    for row in knowledge(frame).itertuples():
+        nothing = f"; in {row.none} of {row.tasks} tasks none" if row.none else ""
+        print(f"{row.model} knows {row.known} of the {row.asked} prompts asked{nothing}")
     recipe = find_recipe(config.recipe)
     if recipe.figure is not None and len(failed) < len(frame):
         recipe.figure(frame[frame["status"] == "finished"]).write_html(folder / "figure.html", include_plotlyjs="directory")
@@ -467,6 +523,8 @@ def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
     from qv_lens.case_study import statistics_of_world
     from qv_lens.evaluation.checks import check as run
 
+    _at_least("--edits", edits, 1)
+    _at_least("--chains", chains, 1)
     lens = load(name)
     table = run(lens, statistics_of_world(lens, range(1, lens.n_layers)), edits=edits, chains=chains)
     for row in table.itertuples():
@@ -474,6 +532,37 @@ def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
         print(f"{row.measure:<42}{100 * row.measured:>7.1f}%  wanted {100 * row.wanted:.0f}%  of {row.of:<5}{verdict}")
     if (table["measured"] < table["wanted"]).any():
         sys.exit(1)
+
+
+def _at_least(option: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{option} must be at least {least}, got {value}.")
+
+
+def _not_empty(option: str, values: Sequence[object] | None) -> None:
+    if values is not None and not values:
+        raise ConfigError(f"{option} needs at least one value, or leave it out.")
+
+
+def _spelled(method: str, table: Mapping[str, object]) -> str:
+    """A method as the table spells it, whatever its capitals."""
+    spelled = {name.lower(): name for name in table}
+    return spelled.get(method.lower(), method)
+
+
+def _tell_knowledge(lens: Lens, fact: Fact) -> None:
+    """Say, before anything is done, whether the model knows the fact."""
+    from qv_lens.evaluation.probes import tell
+
+    knows = tell(lens, [fact])[0].right
+    said = lens.generate(fact.text, 8)
+    if knows:
+        print(f"{lens.name} knows the fact: {fact.text} {said.strip()!r}")
+    else:
+        print(
+            f"{lens.name} does not know the fact: it says {said.strip()!r}, not {fact.answer!r} (log p {lens.logprob(fact):.3f}). "
+            "What follows is about an answer that it does not give."
+        )
 
 
 def check_writable(path: Path) -> None:
@@ -493,7 +582,9 @@ def _tell(study: Study) -> None:
     from qv_lens.case_study import DROP
 
     fact = study.request.fact
-    print(f"\n{fact.text} {fact.answer} -> {study.request.new}   (log p of the answer {study.logprob:.3f})")
+    print(
+        f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of {fact.answer!r} {study.logprob:.3f})"
+    )
     _tell_neurons("Value neurons", study.value_tokens)
     _tell_neurons("Query neurons", study.query_tokens)
     print(f"\nLayers, strongest first: value {study.layers.value}, query {study.layers.query}")
@@ -514,10 +605,34 @@ def _tell_neurons(title: str, frame: pd.DataFrame) -> None:
         print(f"  f{row.layer}-{row.neuron:<6} {row.coefficient:>8.3f} {row.score:>9.4f}  {tokens}")
 
 
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Warnings as one line on stderr, without the place in the source, each said once; afterwards as before."""
+    told: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = " ".join(str(message).split())
+        if text not in told:
+            told.add(text)
+            print(f"qv-lens: warning: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 def main(arguments: Annotated[list[str] | None, Parameter(parse=False)] = None) -> None:
-    """Entry point: an error of ours is one line and exit code 2, never a traceback."""
+    """Entry point: an error of ours is one line and exit code 2, never a traceback; a warning is one line too."""
     try:
-        app(arguments)
+        with _warnings_as_lines():
+            app(arguments)
     except QVLensError as error:
         print(f"qv-lens: {error}", file=sys.stderr)
         sys.exit(2)

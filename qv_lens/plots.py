@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
 VIOLET = "#8e5ea2"
-COLOURS = (BLUE, ORANGE, "#5b8c5a", VIOLET)
+#: where a heatmap has no cell
+GROUND = "#d5dbe1"
+#: one per group; where there are more groups they come round again, so that no group is left out
+COLOURS = (BLUE, ORANGE, "#5b8c5a", VIOLET, "#c9a227", "#2f9c95", "#b5476b", "#7a5c3e")
 #: the parts of a layer table that are whole outputs
 VECTORS = ("attn_vector", "ffn_vector")
 #: blue for increase, orange for decrease, white at zero
@@ -20,22 +26,20 @@ DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
 def layer_heatmap(frame: pd.DataFrame, title: str = "Layer importance") -> go.Figure:
     """Layers across, one row per kind (or per prompt where there is one kind); colour is the score in nats."""
     rows = "kind" if frame["kind"].nunique() > 1 else "prompt" if "prompt" in frame else "kind"
-    table = frame.pivot_table(index=rows, columns="layer", values="score", aggfunc="sum")
-    return _heatmap(table, title, "layer", rows)
+    return _heatmap(_grid(frame, rows, "layer"), title, "layer", rows)
 
 
 def token_heatmap(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
     """Tokens down, layers across (Table 5): a frame of `layer_scores(..., positions="all")`, one prompt, kinds side by side."""
     rows = [f"{row.position}: {row.token.strip() or repr(row.token)}" for row in frame.itertuples()]
     columns = [f"{row.kind} {row.layer}" for row in frame.itertuples()] if frame["kind"].nunique() > 1 else frame["layer"]
-    table = frame.assign(row=rows, column=columns).pivot_table(
-        index="row", columns="column", values="score", aggfunc="sum", sort=False
-    )
+    table = _grid(frame.assign(row=rows, column=columns), "row", "column", sort=False)
     return _heatmap(table, title, "layer", "token")
 
 
 def pathway(nodes: pd.DataFrame, edges: pd.DataFrame, title: str = "Query neurons and the value neurons they feed") -> go.Figure:
-    """The Q-V graph of one prompt (`qv_graph`): layers across, strongest neurons on top, width is the edge's weight."""
+    """The Q-V graph of one prompt (`qv_graph`): layers across, strongest neurons on top, width is the edge's weight. Of more
+    than 120 edges the strongest are drawn."""
     nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1))
     nodes = nodes.sort_values("size", ascending=False).assign(y=lambda f: -f.groupby("layer").cumcount())
     at = {row.id: (row.layer, row.y) for row in nodes.itertuples()}
@@ -59,7 +63,7 @@ def pathway(nodes: pd.DataFrame, edges: pd.DataFrame, title: str = "Query neuron
 def before_after(frame: pd.DataFrame, title: str = "FFN importance by layer, before and after the edit") -> go.Figure:
     """One line per `state`: which layers write the answer that the model gives then."""
     figure = go.Figure()
-    for colour, (state, rows) in zip((GREY, *COLOURS), frame.groupby("state", sort=False), strict=False):
+    for colour, state, rows in _coloured(frame, "state", first=GREY):
         figure.add_scatter(x=rows["layer"], y=rows["score"], name=str(state), mode="lines+markers", line={"color": colour})
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(title="nats")
@@ -68,7 +72,7 @@ def before_after(frame: pd.DataFrame, title: str = "FFN importance by layer, bef
 
 def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figure:
     """Heads down, layers across (ACE, Figure 6)."""
-    return _heatmap(frame.pivot_table(index="head", columns="layer", values="score", aggfunc="sum"), title, "layer", "head")
+    return _heatmap(_grid(frame.dropna(subset="head"), "head", "layer"), title, "layer", "head")
 
 
 def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by category") -> go.Figure:
@@ -76,7 +80,7 @@ def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by cate
     largest value (ACE, Table 1 and Figure 3)."""
     shown = frame[~frame["part"].isin(("head", *VECTORS))]
     table = shown.pivot_table(index=["part", "category"], columns="layer", values="score", aggfunc="mean", sort=False)
-    table = table.div(table.abs().max(axis=1), axis=0)
+    table = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)  # a row of zeros stays one
     table.index = [f"{part} · {category}" for part, category in table.index]
     return _heatmap(table, title, "layer", "part and category", "share of the largest")
 
@@ -96,7 +100,8 @@ def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go
 def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
     """FFN's and attention's importance at each token of the first prompt (ACE, Table 5); hover for what is predicted there."""
     figure, frame = go.Figure(), _first_prompt(frame)
-    for (model, kind), colour in zip([(m, k) for m in frame["model"].unique() for k in ("ffn", "attn")], COLOURS, strict=False):
+    bars = itertools.product(frame["model"].unique(), ("ffn", "attn"))
+    for colour, (model, kind) in zip(itertools.cycle(COLOURS), bars, strict=False):
         rows = frame[frame["model"] == model]
         labels = [f"{p}: {t.strip()}" for p, t in zip(rows["position"], rows["token"], strict=True)]
         figure.add_bar(x=labels, y=rows[kind], name=f"{model} {kind}", marker_color=colour, hovertext=rows["promoted"])
@@ -115,11 +120,7 @@ def vocabulary_table(frame: pd.DataFrame, title: str = "Query, value and shared 
         f"f{layer}-{neuron} ({role})" for layer, neuron, role in zip(frame["layer"], frame["neuron"], frame["role"], strict=True)
     ]
     cells = [frame["model"], names, frame["score"].map("{:.4f}".format), frame["promoted"]]
-    header = {"values": ["model", "neuron", "score", "promotes"], "fill_color": "#eef2f6", "align": "left"}
-    figure = go.Figure(
-        go.Table(header=header, cells={"values": cells, "align": "left", "height": 24}, columnwidth=[1, 1.3, 0.8, 6])
-    )
-    return _layout(figure, title, height=90 + 26 * len(frame))
+    return _table(["model", "neuron", "score", "promotes"], cells, [1.5, 1.3, 0.8, 5.5], title)
 
 
 def node_lines(frame: pd.DataFrame, title: str = "Importance of the nodes of T+ by layer") -> go.Figure:
@@ -143,10 +144,11 @@ def set_bars(frame: pd.DataFrame, title: str = "Probability of the answer when n
 
 
 def sweep_heatmap(frame: pd.DataFrame, rows: list[str], column: str, value: str, title: str, unit: str) -> go.Figure:
-    """The mean of a result over everything else that was varied: `rows` down, `column` across."""
-    table = frame.pivot_table(index=rows, columns=column, values=value, aggfunc="mean", sort=False)
+    """The mean of a result over everything else that was varied: `rows` down, `column` across. Where nothing was measured the
+    cell is empty, and its row and column are there all the same."""
+    table = frame.groupby([*rows, column], sort=False, dropna=False)[value].mean().unstack(column, sort=False)
     table.index = [" · ".join(str(part) for part in (key if isinstance(key, tuple) else (key,))) for key in table.index]
-    table.columns = [str(value) for value in table.columns]  # what was varied, not a scale
+    table.columns = [str(name) for name in table.columns]  # what was varied, not a scale
     return _heatmap(table, title, column, ", ".join(rows), unit).update_xaxes(type="category")
 
 
@@ -155,19 +157,36 @@ def neuron_table(frame: pd.DataFrame, title: str = "Neurons") -> go.Figure:
     names = [f"f{layer}-{neuron}" for layer, neuron in zip(frame["layer"], frame["neuron"], strict=True)]
     tokens = [", ".join(repr(t.strip()) for t in row) for row in frame["promoted"]]
     cells = [names, frame["coefficient"].map("{:.2f}".format), frame["score"].map("{:.4f}".format), tokens]
-    header = {"values": ["neuron", "m", "score", "promotes"], "fill_color": "#eef2f6", "align": "left"}
-    body = {"values": cells, "align": "left", "fill_color": "white", "height": 24}
-    figure = go.Figure(go.Table(header=header, cells=body, columnwidth=[1, 1, 1, 6]))
-    return _layout(figure, title, height=90 + 26 * len(frame))
+    return _table(["neuron", "m", "score", "promotes"], cells, [1, 1, 1, 6], title)
+
+
+#: a table's pixels: of the narrowest figure that is usual, per character and line, and beside the rows
+WIDTH, CHARACTER, LINE, CELL, FRAME = 600, 8.0, 18, 8, 150
+
+
+def _table(names: list[str], cells: Sequence[Any], shares: list[float], title: str) -> go.Figure:
+    """A table that is high enough for every row, with the lines into which its texts are broken."""
+    columns = [[str(value) for value in column] for column in cells]
+    height = 0
+    for row in zip(*columns, strict=True):
+        lines = [
+            len(textwrap.wrap(text, max(4, int(WIDTH * share / sum(shares) / CHARACTER)))) or 1
+            for text, share in zip(row, shares, strict=True)
+        ]
+        height += CELL + LINE * max(lines)
+    header = {"values": names, "fill_color": "#eef2f6", "align": "left"}
+    body = {"values": columns, "align": "left", "fill_color": "white", "height": CELL + LINE}
+    figure = go.Figure(go.Table(header=header, cells=body, columnwidth=shares))
+    return _layout(figure, title, height=FRAME + height)
 
 
 def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant") -> go.Figure:
-    """Shares before and after by metric; one colour per value of column `by`, the unedited model in grey."""
-    first = frame[frame[by] == frame[by].iloc[0]]
+    """Shares before and after by metric, with their intervals; one colour per value of column `by`, the unedited model in
+    grey."""
+    first = frame.drop_duplicates("metric")
     figure = go.Figure(go.Bar(x=first["metric"], y=first["before"], name="before", marker_color=GREY))
-    for colour, (name, rows) in zip(COLOURS, frame.groupby(by, sort=False), strict=False):
-        error = {"type": "data", "array": rows["interval"]} if "interval" in rows else None
-        figure.add_bar(x=rows["metric"], y=rows["after"], name=str(name), marker_color=colour, error_y=error)
+    for colour, name, rows in _coloured(frame, by):
+        figure.add_bar(x=rows["metric"], y=rows["after"], name=name, marker_color=colour, error_y=_error(rows, "after", 1.0))
     figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
     return _layout(figure, title)
 
@@ -175,21 +194,20 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
 def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
     """One group of bars per method, one colour per metric, with the intervals of `evaluation.protocols.summary`."""
     figure = go.Figure()
-    for colour, (name, rows) in zip(itertools.cycle((*COLOURS, GREY)), frame.groupby("metric", sort=False), strict=False):
-        figure.add_bar(
-            x=rows[by], y=rows["after"], name=str(name), marker_color=colour, error_y={"type": "data", "array": rows["interval"]}
-        )
+    for colour, name, rows in _coloured(frame, "metric"):
+        figure.add_bar(x=rows[by], y=rows["after"], name=name, marker_color=colour, error_y=_error(rows, "after", 1.0))
     figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
     return _layout(figure, title)
 
 
 def seconds_bars(frame: pd.DataFrame, title: str = "Seconds per edit", by: str = "method") -> go.Figure:
     """Seconds per edit, a box per method (CTP, Figure 3)."""
-    each = frame.drop_duplicates([by, "seed", "case"])
+    same = [name for name in (by, "model", "data", "protocol", "seed", "case") if name in frame]
+    each = frame.drop_duplicates(same)
     figure = go.Figure(
         [
             go.Box(x=rows[by], y=rows["seconds"], name=str(name), marker_color=COLOURS[0])
-            for name, rows in each.groupby(by, sort=False)
+            for name, rows in each.groupby(by, sort=False, dropna=False)
         ]
     )
     figure.update_yaxes(title="seconds")
@@ -200,22 +218,59 @@ def seconds_bars(frame: pd.DataFrame, title: str = "Seconds per edit", by: str =
 def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Figure:
     """Mean number of activated value neurons per layer with its 95% interval, one line per condition."""
     figure = go.Figure()
-    for colour, (name, rows) in zip((GREY, *COLOURS), frame.groupby("condition", sort=False), strict=False):
-        line = {"name": str(name), "mode": "lines+markers", "line": {"color": colour}}
-        figure.add_scatter(x=rows["layer"], y=rows["count"], error_y={"array": rows["interval"]}, **line)
+    for colour, name, rows in _coloured(frame, "condition", first=GREY):
+        line = {"name": name, "mode": "lines+markers", "line": {"color": colour}}
+        figure.add_scatter(x=rows["layer"], y=rows["count"], error_y=_error(rows, "count"), **line)
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(title="neurons per prompt")
     return _layout(figure, title)
 
 
+def _coloured(frame: pd.DataFrame, by: str, first: str = "") -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Every group of a frame in the order of its rows with a colour, `first` for the first of them, and its name."""
+    colours = itertools.cycle(COLOURS)
+    if first:
+        colours = itertools.chain([first], colours)
+    for name, rows in frame.groupby(by, sort=False, dropna=False):
+        yield next(colours), str(name), rows
+
+
+def _error(rows: pd.DataFrame, value: str, most: float = np.inf) -> dict[str, Any] | None:
+    """Error bars from the columns `low` and `high`, or from half an `interval`, which is cut off below 0 and above `most`."""
+    middle = rows[value].to_numpy(float)
+    if {"low", "high"} <= set(rows):
+        low, high = rows["low"].to_numpy(float), rows["high"].to_numpy(float)
+    elif "interval" in rows:
+        half = rows["interval"].to_numpy(float)
+        low, high = middle - half, middle + half
+    else:
+        return None
+    below = np.clip(middle - np.maximum(low, 0.0), 0.0, None)
+    above = np.clip(np.minimum(high, most) - middle, 0.0, None)
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+
+
+def _grid(frame: pd.DataFrame, rows: str, column: str, sort: bool = True) -> pd.DataFrame:
+    """Sums of `score`; of missing scores alone the sum is missing, not zero, and its row and column are there."""
+    return frame.groupby([rows, column], sort=sort)["score"].sum(min_count=1).unstack(column, sort=sort)
+
+
 def _heatmap(table: pd.DataFrame, title: str, x: str, y: str, unit: str = "nats") -> go.Figure:
-    limit = float(table.abs().to_numpy().max()) or 1.0
-    labels = [str(value) for value in table.index]
-    heat: dict[str, Any] = {"z": table.to_numpy(), "x": list(table.columns), "y": labels, "zmin": -limit, "zmax": limit}
-    figure = go.Figure(go.Heatmap(**heat, colorscale=DIVERGING, colorbar={"title": unit}))
+    """Cells that are missing do not count for the scale, and are as grey as the ground: white is zero."""
+    values = table.to_numpy(float)
+    there = np.abs(values[np.isfinite(values)])
+    limit = float(there.max(initial=0.0)) or 1.0
+    heat: dict[str, Any] = {"z": values, "x": _whole(table.columns), "y": [str(name) for name in _whole(table.index)]}
+    figure = go.Figure(go.Heatmap(**heat, zmin=-limit, zmax=limit, colorscale=DIVERGING, colorbar={"title": unit}))
     figure.update_xaxes(title=x, dtick=1)
     figure.update_yaxes(title=y, autorange="reversed", type="category")
-    return _layout(figure, title, height=170 + 40 * len(table))
+    figure = _layout(figure, title, height=170 + 40 * len(table))
+    return figure if there.size == values.size else figure.update_layout(plot_bgcolor=GROUND)
+
+
+def _whole(names: pd.Index) -> list[Any]:
+    """Labels of an axis, numbers without a fraction as integers: a column with a gap holds heads and layers as floats."""
+    return [int(name) if isinstance(name, float) and name.is_integer() else name for name in names]
 
 
 def _layout(figure: go.Figure, title: str, height: int = 380) -> go.Figure:

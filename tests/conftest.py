@@ -6,6 +6,15 @@ import pytest
 import torch
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What is kept between calls lies in a folder of the tests, not in the user's; other processes take it over."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("QV_LENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
 @pytest.fixture
 def true_float64(monkeypatch):
     """Take away the casts to float32 inside a float64 model.

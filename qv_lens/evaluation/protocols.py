@@ -15,7 +15,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from math import nan
@@ -31,8 +31,9 @@ from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.sweep import ClosedForm, search_ahead
 from qv_lens.editing.targets import Ahead
 from qv_lens.errors import ConfigError, EditError, FactError, unknown
+from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.evaluation.metrics import FORCED, GENERATED, harmonic, measured
-from qv_lens.evaluation.probes import Generation, Look, look, questions
+from qv_lens.evaluation.probes import Generation, Look, Told, _prompts, look, questions
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, Patch, summed
@@ -61,8 +62,8 @@ def evaluate(
     of what was written (`relative_norm`), and the seconds of the edit per fact; of a search for several cases, and of
     sampling the contexts for them, each case's share (`batch_size=1`: every edit timed alone).
 
-    `metrics`: names of `metrics.FORCED` (the default: all of them) and `metrics.GENERATED`, whose settings are
-    `generation`. `editor=None` asks the unedited model alone (`after` is `before`). `step`: how many cases had been
+    `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases) and `metrics.GENERATED`, whose
+    settings are `generation`. `editor=None` asks the unedited model alone (`after` is `before`). `step`: how many cases had been
     edited. `templates`: contexts of the edits (None: sampled once from the unedited model). `cache`: a folder.
     `before` of multi-hop metrics counts the answers before the edit. A case that cannot be asked or edited has NaN as
     `after` and its reason in `.attrs["skipped"]`.
@@ -71,16 +72,14 @@ def evaluate(
     Raises `ConfigError` for an unknown metric or protocol, or no case, `EditError` for what is no editor, or one that reads
     C0 where none is given.
     """
-    if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
-        raise ConfigError(f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=.")
-    wanted = list(FORCED) if metrics is None else list(metrics)
-    for name in wanted:
-        if name not in FORCED and name not in GENERATED:
-            raise unknown("Metric", name, [*FORCED, *GENERATED])
+    check_metrics(metrics)
     if protocol not in PROTOCOLS:
         raise unknown("Protocol", protocol, PROTOCOLS)
     if not cases or batch_size < 1:
-        raise ConfigError("There is nothing to evaluate: pass at least one case, and a batch_size of at least 1.")
+        raise ConfigError(
+            "There is nothing to evaluate: pass at least one case, and a batch_size of at least 1. (A file of plain facts holds no "
+            "cases: give its facts new answers, qv.EditCase(fact.to('new answer')).)"
+        )
     for case in cases:
         if not isinstance(case, (EditCase, MultiHopCase)):
             raise ConfigError(
@@ -89,6 +88,7 @@ def evaluate(
     if editor is not None:
         check_editor(editor)
         check_statistics(lens, editor, statistics)
+    wanted = (fitting(cases, FORCED) or list(FORCED)) if metrics is None else list(metrics)
     kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
     asked = Generation(**{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed})
     groups = sorted({group for name in wanted if name in FORCED for group in FORCED[name][0]})
@@ -118,6 +118,30 @@ def evaluate(
         "skipped": {str(i): reason for i, reason in run.skipped.items()},
     })  # fmt: skip
     return frame
+
+
+def check_metrics(metrics: Sequence[str] | None) -> None:
+    """Raise `ConfigError` for what is not a list of metrics' names."""
+    if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
+        raise ConfigError(f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=.")
+    for name in metrics or ():
+        if name not in FORCED and name not in GENERATED:
+            raise unknown("Metric", name, [*FORCED, *GENERATED])
+
+
+def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
+    """Those of the named metrics that at least one of the cases holds prompts for: what would not be NaN."""
+    asked = list(names)
+    kinds = {GENERATED[name][0] for name in asked if name in GENERATED}
+    told = Told((0,), (0,), 0.0)  # whether a metric has a value depends on what is asked alone, not on what is said
+    fits: set[str] = set()
+    for case in cases:
+        texts = {kind: tuple("a b c" for _ in _prompts(case, kind, Generation())) for kind in kinds}
+        anything = Look({group: (told,) * len(probes) for group, probes in questions(case).items()}, texts)
+        for edited in (False, True):
+            values = measured(case, asked, anything, anything, edited)
+            fits.update(name for name in asked if values[name] == values[name])
+    return [name for name in asked if name in fits]
 
 
 @dataclass
@@ -350,21 +374,24 @@ def _before(
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Means over the cases with 95% intervals (1.96 standard errors), by the columns `by`; of a curve its last step:
-    `metric, before, after, interval, cases`, the largest `relative_norm`, median `seconds`.
+    """Means over the cases with 95% intervals (`intervals`), by the columns `by`; of a curve its last step:
+    `metric, before, after`, the ends of the interval of `after` (`low`, `high`), `cases`, the largest `relative_norm`, median
+    `seconds`.
 
     `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity (CounterFact).
     """
-    last = frame[frame["step"] == frame.groupby([*by, "case"])["step"].transform("max")]
+    last = frame[frame["step"] == frame.groupby([*by, "case"], dropna=False)["step"].transform("max")]
     columns = [*by, "metric"]
-    groups = last.groupby(columns, sort=False)
+    groups = last.groupby(columns, sort=False, dropna=False)
     out = groups[["before", "after"]].mean()
-    out["interval"] = 1.96 * groups["after"].std(ddof=1) / groups["after"].count() ** 0.5
+    ends = [interval(rows["after"], bounds(key[-1])) for key, rows in groups]
+    out["low"] = [end.low for end in ends]
+    out["high"] = [end.high for end in ends]
     out["cases"] = groups["after"].count()
     out["relative_norm"], out["seconds"] = groups["relative_norm"].max(), groups["seconds"].median()
     out = out.reset_index()
     scores = []
-    for key, part in out.groupby(list(by), sort=False) if by else [((), out)]:
+    for key, part in out.groupby(list(by), sort=False, dropna=False) if by else [((), out)]:
         means = part.set_index("metric")
         for kind in ("acc", "success"):
             names = [f"{name}_{kind}" for name in ("efficacy", "paraphrase", "specificity")]

@@ -37,7 +37,7 @@ pre{background:#1d2733;color:#e8edf2;border-radius:10px;padding:14px 18px;overfl
 
 #: headings of columns that do not say what they count; columns in nats
 NAMES: Mapping[str, str] = MappingProxyType({
-    "count": "neurons zeroed", "drop_points": "drop, points", "drop_relative": "drop, of what was right", "interval": "± (95%)",
+    "count": "neurons zeroed", "drop_points": "drop, points", "drop_relative": "drop, of what was right", "low": "from (95%)", "high": "to (95%)",
     "logprob_change": "change of log p, nats", "logprob": "log p, nats",
 })  # fmt: skip
 NATS = ("logprob_change", "logprob")
@@ -61,7 +61,7 @@ def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None, most: int
     measures, done = [m for m in frame.attrs["measures"] if m in frame], frame[frame["status"] == "finished"]
     shown = ("recipe", "settings", "grid", "models", "versions", "machine", "command")
     config = escape(json.dumps({key: frame.attrs.get(key) for key in shown}, indent=1))
-    single = ("task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted")
+    single = ("task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted", "prompts_known")
     varied = [c for c in done if c not in (*measures, *single) and 1 < done[c].astype(str).nunique() <= 40]
     table = done.groupby(varied, sort=False)[measures].mean(numeric_only=True).reset_index() if varied else done
     parts = [
@@ -182,7 +182,7 @@ def _edit(study: Study) -> Iterable[str]:
         + "</div>"
     )
     yield _figure(plots.metric_bars(study.edits, "Before and after the edit"))
-    yield _card(_table(study.edits[["variant", "layers", "metric", "before", "after", "interval", "cases"]]))
+    yield _card(_table(study.edits[["variant", "layers", "metric", "before", "after", "low", "high", "cases"]]))
 
 
 def _strip(tokens: pd.DataFrame) -> str:
@@ -246,9 +246,9 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _cell(column: str, value: object) -> str:
     if isinstance(value, float):
-        if value != value or (column == "interval" and value == 0):  # where all cases are alike, their spread says nothing
+        if value != value:
             return "<td class=n>–</td>"
-        shares = ("clean", "accuracy", "drop_relative", "before", "after", "interval")
+        shares = ("clean", "accuracy", "drop_relative", "before", "after", "low", "high")
         text = f"{_fixed(100 * value, 1)}%" if column in shares else _fixed(value, 3 if column in NATS else 0)
         return f"<td class=n>{text}</td>"
     return f"<td>{escape(str(value))}</td>"

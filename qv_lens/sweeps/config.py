@@ -27,7 +27,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from qv_lens.errors import ConfigError, unknown
 
@@ -90,7 +91,7 @@ def read_config(path: str | Path, changes: Sequence[str] = (), models: Sequence[
     """The run that a TOML file describes. `changes` are "key=value" (a list varies, anything else is fixed); `models`
     takes the place of the file's. Raises `ConfigError` for what cannot be read or is not known."""
     try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the run file {path}: {error}.") from error
     except tomllib.TOMLDecodeError as error:
@@ -188,20 +189,43 @@ def _make(recipe: Recipe, values: dict[str, Any]) -> Any:
     for name, declared in known.items():
         if name not in whole and declared.default is MISSING and declared.default_factory is MISSING:
             raise ConfigError(f"Recipe {recipe.name!r} needs a value for {name!r}, in [settings] or [grid].")
+    hints = _hints(recipe.task)
     for name, value in whole.items():
-        _check_kind(recipe.name, name, value, str(known[name].type))
+        _check_kind(recipe.name, name, value, hints.get(name), known[name].type)
     return recipe.task(**whole)
 
 
-def _check_kind(recipe: str, name: str, value: Any, declared: str) -> None:
-    """Plain kinds only: what TOML can say and an annotation names."""
-    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict": dict}
-    allowed = [kind for part in declared.split("|") if (kind := kinds.get(part.strip().split("[")[0])) is not None]
-    if not allowed:
+def _hints(task: type) -> dict[str, Any]:
+    """The annotations of a task's fields, read; none where one names what is imported for type checkers alone."""
+    try:
+        return get_type_hints(task)
+    except NameError:
+        return {}
+
+
+#: what TOML can say, and an annotation names
+KINDS: Mapping[Any, tuple[type, ...]] = MappingProxyType({
+    int: (int,), float: (int, float), str: (str,), bool: (bool,), dict: (dict,), type(None): (type(None),)
+})  # fmt: skip
+
+
+def _check_kind(recipe: str, name: str, value: Any, hint: Any, declared: Any) -> None:
+    """Refuse a value that is none of the kinds and none of the choices (`Literal`) of a field's annotation. An annotation that
+    names anything else is not checked."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    kinds = [get_origin(part) or part for part in parts if get_origin(part) is not Literal]
+    if hint is None or any(kind not in KINDS for kind in kinds):
         return
-    fits = any(isinstance(value, kind) and (not isinstance(value, bool) or kind is bool) for kind in allowed)
-    if not fits and not (value is None and "None" in declared):
+    if any(type(value) is type(choice) and value == choice for choice in choices):
+        return
+    for kind in kinds:
+        if isinstance(value, KINDS[kind]) and (kind is bool or not isinstance(value, bool)):
+            return
+    if not choices:
         raise ConfigError(f"Recipe {recipe!r}: {name} must be {declared}, got {value!r}.")
+    others = [f"any {kind.__name__}" for kind in kinds]
+    raise unknown(f"Recipe {recipe!r}: {name}", value, [*choices, *others])
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from qv_lens.errors import ConfigError, QVLensError, unknown
 from qv_lens.sweeps.config import Recipe, RunConfig, Task, find_recipe, tasks_of
-from qv_lens.sweeps.store import Store, remaining
+from qv_lens.sweeps.store import Store, knows_nothing, remaining
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,12 +108,26 @@ def run(
         bar = tqdm(
             desc=recipe.name, total=len(tasks), initial=len(tasks) - len(todo), unit="task", delay=2 if len(todo) < 20 else 0
         )
+        ignorant = []
         with bar:
             for outcome in outcomes:
                 _keep(store, outcome)
+                if outcome.rows is not None and knows_nothing(outcome.rows):
+                    ignorant.append(outcome.task)
                 bar.update()
+        if ignorant:
+            warnings.warn(
+                f"In {len(ignorant)} of {len(todo)} tasks the model knows none of the prompts (the first: {_named(ignorant[0], config)}): "
+                "what is measured there says nothing about its facts. Name facts= or data= that the model was trained on.",
+                stacklevel=2,
+            )
     store.close(config, tasks)
     return Path(out)
+
+
+def _named(task: Task, config: RunConfig) -> str:
+    varied = [name for name in task.values if name == "model" or name in config.grid]
+    return ", ".join(f"{name}={task.values[name]}" for name in varied)
 
 
 def _keep(store: Store, outcome: Outcome) -> None:

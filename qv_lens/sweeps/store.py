@@ -206,6 +206,31 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     return frame
 
 
+def knows_nothing(rows: pd.DataFrame) -> bool:
+    """Whether a task's rows say that the model knows none of the prompts that they ask."""
+    if not {"prompts_asked", "prompts_known"} <= set(rows):
+        return False
+    return bool((rows["prompts_asked"] > 0).any() and (rows["prompts_known"] == 0).all())
+
+
+def knowledge(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of a run's rows (`load_run`), per model: `tasks`, the prompts `asked` in all of them, how many of these are `known`, and
+    in how many tasks `none` is. Empty where the recipe does not count them."""
+    import pandas as pd
+
+    columns = ["model", "tasks", "asked", "known", "none"]
+    if not {"model", "prompts_asked", "prompts_known"} <= set(frame):
+        return pd.DataFrame(columns=columns)
+    rows = frame.dropna(subset=["prompts_known"])
+    rows = rows.drop_duplicates([name for name in ("task", "group") if name in rows])
+    tasks = rows.groupby(["model", "task"], sort=False)[["prompts_asked", "prompts_known"]].sum().reset_index()
+    tasks["none"] = tasks["prompts_known"] == 0
+    found = tasks.groupby("model", sort=False).agg(
+        tasks=("task", "size"), asked=("prompts_asked", "sum"), known=("prompts_known", "sum"), none=("none", "sum")
+    )
+    return found.reset_index().astype(dict.fromkeys(columns[1:], int))
+
+
 def _table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path).replace_schema_metadata(None)
@@ -256,7 +281,7 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
     for folder, frame in ((first, a), (second, b)):
         if missing := [name for name in measures if name not in frame]:
             raise ConfigError(f"{folder} has no {missing[0]!r} yet: no task is finished. qv.load_run shows what failed.")
-    keys = [c for c in a.columns if c in b.columns and c not in (*measures, "task", "status", "error")]
+    keys = [c for c in a.columns if c in b.columns and c not in (*measures, "task", "status", "error", "prompts_known")]
     joined = a[[*keys, *measures]].merge(b[[*keys, *measures]], on=keys, how="outer", suffixes=("_first", "_second"))
     for name in measures:
         joined[f"{name}_difference"] = joined[f"{name}_second"] - joined[f"{name}_first"]

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens import cli
 from qv_lens.case_study import corpus, file_material
 from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
@@ -25,6 +26,8 @@ from qv_lens.editing.sweep import search_ahead
 from qv_lens.facts.benchmarks import read
 from qv_lens.models.zoo import WEIGHTS
 from qv_lens.patch import Delta
+from qv_lens.sweeps.config import read_config, tasks_of
+from qv_lens.sweeps.recipes.editors import Comparison, drawn
 from tests.models import tiny_lens
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="unwritable paths are taken from /proc")
@@ -73,6 +76,23 @@ def damaged_patch(tmp_path, name):
     qv.Patch({}, "0").save(tmp_path / "patch")
     (tmp_path / "patch" / name).write_bytes(b"{")
     qv.Patch.load(tmp_path / "patch")
+
+
+def facts_for_edits(tmp_path):
+    file = tmp_path / "facts.json"
+    file.write_text(json.dumps([{"prompt": FACT.prompt, "subject": FACT.subject, "answer": FACT.answer}]))
+    drawn(Comparison("toy-gptj", data=str(file)), tiny_lens("gptj"))
+
+
+def run_file(tmp_path, recipe, *changes):
+    file = tmp_path / "run.toml"
+    file.write_text(f'recipe = "{recipe}"\n[settings]\nmodel = "toy-gptj"\n')
+    tasks_of(read_config(file, changes))
+
+
+def stats_into_a_file(tmp_path):
+    (tmp_path / "stats").write_text("")
+    cli.stats(out=tmp_path / "stats")
 
 
 def ahead(editor, request=None):
@@ -162,6 +182,18 @@ CASES = {
     "editor that gives another shape": lambda tmp: edit(Gives({(1, "W_out"): qv_delta(3, 3)})),
     "evaluation without statistics": lambda tmp: qv.evaluate(tiny_lens("gptj"), [qv.EditCase(FACT.to("Quorix"))], editor=qv.ROME(layer=1)),
     "evaluation of facts": lambda tmp: qv.evaluate(tiny_lens("gptj"), [FACT]),
+    "evaluation of nothing": lambda tmp: qv.evaluate(tiny_lens("gptj"), []),
+    "evaluation of a file of facts": facts_for_edits,
+    "neurons of a run file": lambda tmp: run_file(tmp, "ablation", "neurons=bottom"),
+    "metric of a run file": lambda tmp: run_file(tmp, "editors", "metrics=efficacy"),
+    "setting of a run file": lambda tmp: run_file(tmp, "editors", "editor.lamm=3"),
+    "category of a run file": lambda tmp: run_file(tmp, "layers", "category=weather"),
+    "file of a run file": lambda tmp: run_file(tmp, "layers", "category=sport", "facts=none.json"),
+    "number of a run file": lambda tmp: run_file(tmp, "layers", "category=sport", "prompts=0"),
+    "skip of a run file": lambda tmp: run_file(tmp, "editors", "skip=x"),
+    "too few samples": lambda tmp: cli.stats(samples=-5),
+    "no layers": lambda tmp: cli.stats(layers=[]),
+    "statistics into a file": lambda tmp: stats_into_a_file(tmp),
     "intervention that is a set": lambda tmp: _intervene(qv.NeuronSet.of([(1, 0)])),
     "neurons as a list": lambda tmp: _intervene(qv.Zero([(1, 0)])),
     "patch by path": lambda tmp: tiny_lens("gptj").apply("patch"),

@@ -173,7 +173,8 @@ def test_scores_are_harmonic_means_of_means():
     frame = pd.DataFrame(rows, columns=["case", "step", "metric", "before", "after"]).assign(relative_norm=0.0, seconds=1.0)
     got = summary(frame).set_index("metric")
     assert got.loc["score_acc", "after"] == pytest.approx(3 / (1 + 2 + 2))
-    assert got.loc["paraphrase_acc", "interval"] == pytest.approx(1.96 * 0.5)  # sd of (0, 1) is 1/sqrt 2, over sqrt 2
+    half = 1.959964 * math.sqrt(1.959964**2 / 16 + 0.5**2 / 2) / (1 + 1.959964**2 / 2)  # Wilson's for one of two
+    assert (got.loc["paraphrase_acc", "low"], got.loc["paraphrase_acc", "high"]) == pytest.approx((0.5 - half, 0.5 + half))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -69,6 +69,61 @@ def test_bad_files_are_refused(tmp_path, text, changes, says):
         tasks_of(read_config(write(tmp_path, text), changes))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "changes", "says"),
+    [
+        ("ablation", ["neurons=bottom"], "neurons 'bottom' not found. Available: top, random, query"),
+        ("ablation", ['neurons=["top", "best"]'], "neurons 'best' not found"),
+        ("ablation", ["neurons=top", "layer=last"], "layer 'last' not found. Available: top, all, any int"),
+        ("ablation", ["neurons=top", "layer=true"], "layer True not found"),
+        ("ablation", ["neurons=top", "fraction=1.5"], "fraction must be above 0"),
+        ("ablation", ["neurons=top", "prompts=0"], "prompts must be at least 1, got 0"),
+        ("ablation", ["neurons=top", "category=weather"], "Category 'weather' not found"),
+        ("ablation", ["neurons=top", "facts=none.json"], "facts: there is no file none.json"),
+        ("layers", ["category=weather"], "Category 'weather' not found. Available: all, author"),
+        ("layers", ["category=sport", "hops=0"], "hops must be at least 1"),
+        ("nodes", ["score=size"], "score 'size' not found. Available: "),
+        ("suppression", ["top=-1"], "top must be at least 0"),
+        ("interpretable", ["samples=0"], "samples must be at least 1"),
+        ("editors", ["protocol=twice"], "protocol 'twice' not found. Available: single, batch, consecutive, none"),
+        ("editors", ['method=["ROME", "MEMITT"]'], "Method 'MEMITT' not found"),
+        ("editors", ["metrics=efficacy"], "Metric 'efficacy' not found"),
+        ("editors", ['metrics=[["efficacy_acc", "fluent"]]'], "Metric 'fluent' not found"),
+        ("editors", ["layers=best"], "Layers 'best' not found"),
+        ("editors", ["skip=x"], "skip is a letter for each layer left out"),
+        ("editors", ["editor.lamm=3"], "Setting of ACE: 'lamm' not found"),
+        ("editors", ["batch_size=0"], "batch_size must be at least 1"),
+        ("editors", ["seed=-1"], "seed must be at least 0"),
+        ("editors", ["preset=gpt2"], "no presets for the model 'gpt2'"),
+        ("editors", ["blocks=none.txt"], "blocks: there is no file none.txt"),
+    ],
+)
+def test_wrong_values_are_refused_before_any_task(tmp_path, recipe, changes, says):
+    path = write(tmp_path, f'recipe = "{recipe}"\n[settings]\nmodel = "toy-gptj"\n')
+    with pytest.raises(qv.QVLensError) as caught:
+        run(read_config(path, changes), tmp_path / "run")
+    assert says in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_right_values_are_taken(tmp_path):
+    path = write(tmp_path, 'recipe = "ablation"\n[settings]\nmodel = "toy-gptj"\n[grid]\nneurons = ["top"]\n')
+    tasks = tasks_of(read_config(path, ['layer=[0, "top", "all"]', "fraction=1"]))
+    assert [task.fields.layer for task in tasks] == [0, "top", "all"]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # what some editors on Windows put in front
+    assert len(tasks_of(read_config(path))) == 1
+    editors = write(tmp_path, 'recipe = "editors"\n[settings]\nmodel = "a/folder"\nprotocol = "none"\n')
+    assert len(tasks_of(read_config(editors))) == 1  # without an edit no preset is needed
+
+
+def test_how_much_a_model_knows_is_added_up():
+    rows = [("a", 0, "in", 4, 3), ("a", 0, "in", 4, 3), ("a", 0, "off", 4, 0), ("a", 1, "in", 4, 0), ("b", 2, "in", 2, 2)]
+    frame = pd.DataFrame(rows, columns=["model", "task", "group", "prompts_asked", "prompts_known"])
+    assert store_module.knowledge(frame).to_numpy().tolist() == [["a", 2, 12, 3, 1], ["b", 1, 2, 2, 0]]
+    assert store_module.knowledge(frame.drop(columns="prompts_known")).empty
+    assert [store_module.knows_nothing(rows) for _, rows in frame.groupby("task")] == [False, True, False]
+
+
 def test_a_run_resumes_and_reads_back(tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     config = trivial(log=str(log))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from math import nan
+from typing import Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -21,7 +22,7 @@ import plotly.graph_objects as go
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
 from qv_lens.case_study import DROP, answers, drop
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError
 from qv_lens.facts.records import Fact
 from qv_lens.interventions import Zero
 from qv_lens.models.lens import Lens
@@ -30,9 +31,7 @@ from qv_lens.neurons import NeuronSet
 from qv_lens.plots import sweep_heatmap
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
-from qv_lens.sweeps.recipes.material import pool
-
-NEURONS = ("top", "random", "query")
+from qv_lens.sweeps.recipes.material import check_asked, pool
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,19 @@ class Ablation:
     (default: the bundled world)."""
 
     model: str
-    neurons: str
-    layer: int | str = "all"
+    neurons: Literal["top", "random", "query"]
+    layer: int | Literal["top", "all"] = "all"
     fraction: float = 0.01
     seed: int = 0
     category: str = "sport"
     prompts: int = 60
     held_out: bool = True
     facts: str = ""
+
+    def __post_init__(self) -> None:
+        check_asked(self, every=False)
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction must be above 0 and at most 1, got {self.fraction}.")
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,8 @@ class Drawn:
 
 
 def ablate(task: Ablation, context: Context) -> pd.DataFrame:
-    """The rows of one cell: group ('in category', 'off category'), count, clean, accuracy and the drops; NaN where there is
-    nothing to zero (query neurons of a layer that feeds no value neuron)."""
-    if task.neurons not in NEURONS:
-        raise unknown("Neurons", task.neurons, NEURONS)
+    """The rows of one cell: group ('in category', 'off category'), count, how many of the prompts the model knows, clean,
+    accuracy and the drops; NaN where there is nothing to zero (query neurons of a layer that feeds no value neuron)."""
     lens = context.lens(task.model)
     key = (task.category, task.prompts, task.held_out, task.facts, task.seed)
     drawn = context.once(("drawn", key), lambda: draw(lens, task))
@@ -75,8 +77,8 @@ def ablate(task: Ablation, context: Context) -> pd.DataFrame:
         with lens.intervene(Zero(neurons)):
             lost = {group: drop(drawn.clean[group], answers(lens, facts)) for group, facts in drawn.groups.items()}
     layers = neurons.by_layer()
-    rows = [(group, len(facts), len(neurons), *lost[group]) for group, facts in drawn.groups.items()]
-    frame = pd.DataFrame(rows, columns=["group", "prompts_asked", "count", *DROP])
+    rows = [(group, len(facts), sum(drawn.clean[group][0]), len(neurons), *lost[group]) for group, facts in drawn.groups.items()]
+    frame = pd.DataFrame(rows, columns=["group", "prompts_asked", "prompts_known", "count", *DROP])
     return frame.assign(zeroed_layer=next(iter(layers)) if len(layers) == 1 else None)
 
 
@@ -107,8 +109,6 @@ def choose(lens: Lens, task: Ablation, drawn: Drawn, context: Context) -> Neuron
         layer = int(value.frame.groupby("layer")["score"].sum().idxmax())
     scope = value if layer == "all" else value.layer(lens.check_layer(int(layer)))
     count = max(1, round(task.fraction * len(scope)))
-    if not 0 < task.fraction <= 1:
-        raise ConfigError(f"fraction must be above 0 and at most 1, got {task.fraction}.")
     if task.neurons == "top":
         return scope.top(count)
     if task.neurons == "random":

@@ -21,12 +21,13 @@ from qv_lens.attribution.query import query_layers, query_neurons
 from qv_lens.attribution.value import value_neurons
 from qv_lens.case_study import by_token
 from qv_lens.errors import ConfigError
+from qv_lens.evaluation.intervals import student
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
 from qv_lens.plots import category_heatmap, node_lines, token_bars, vocabulary_table
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
-from qv_lens.sweeps.recipes.material import asked, pool
+from qv_lens.sweeps.recipes.material import asked, at_least, check_asked, knowledge, pool
 
 TOP = 300  # value neurons per prompt that count (ACE's notebooks)
 
@@ -42,9 +43,13 @@ class Layers:
     seed: int = 0
     facts: str = ""
 
+    def __post_init__(self) -> None:
+        check_asked(self)
+        at_least(self, hops=1)
+
 
 def layers(task: Layers, context: Context) -> pd.DataFrame:
-    """`part, layer, head, score` (mean over the prompts), `interval` (half of its 95% interval) and `rank` among layers.
+    """`part, layer, head, score` (mean over the prompts), `interval` (half of its 95% interval, NaN where all prompts are alike) and `rank` among layers.
     Parts: 'ffn', 'attn' (sums over neurons: Table 1), 'ffn_vector', 'attn_vector' (whole outputs: Figure 5), 'head' (Figure
     6), 'query', 'count' (Figure 3)."""
     lens = context.lens(task.model)
@@ -58,10 +63,11 @@ def layers(task: Layers, context: Context) -> pd.DataFrame:
     counted = pd.crosstab(value.frame["prompt"], value.frame["layer"]).reindex(columns=range(lens.n_layers), fill_value=0)
     count = counted.stack().rename("score").reset_index()
     each = pd.concat([*parts, heads, query[query["kind"] == "ffn"].assign(part="query"), count.assign(part="count")])
-    found = each.groupby(["part", "layer", "head"], sort=False, dropna=False)["score"].agg(["mean", "sem"]).reset_index()
-    found = found.rename(columns={"mean": "score"}).assign(interval=1.96 * found["sem"], prompts_asked=len(facts))
+    found = each.groupby(["part", "layer", "head"], sort=False, dropna=False)["score"].agg(["mean", "sem", "count"])
+    found = found.reset_index().rename(columns={"mean": "score"})
+    found = found.assign(interval=student(found["sem"], found["count"]), **knowledge(lens, facts))
     found["rank"] = found.groupby("part")["score"].rank(ascending=False, method="first").astype(int)
-    return found[["part", "layer", "head", "score", "interval", "rank", "prompts_asked"]]
+    return found[["part", "layer", "head", "score", "interval", "rank", "prompts_asked", "prompts_known"]]
 
 
 @dataclass(frozen=True)
@@ -75,17 +81,22 @@ class Prompts:
     seed: int = 0
     facts: str = ""
 
+    def __post_init__(self) -> None:
+        check_asked(self)
+        at_least(self, top=1)
+
 
 def tokens(task: Prompts, context: Context) -> pd.DataFrame:
     """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, by the layer whose output
     adds most), `promoted`: the likeliest next tokens there, `place` ('subject', 'first behind it', 'last', 'other')."""
     lens, parts = context.lens(task.model), []
-    for i, fact in enumerate(asked(lens, task)):
+    facts = asked(lens, task)
+    for i, fact in enumerate(facts):
         frame = by_token(lens, fact)
         said = [", ".join(repr(token.strip()) for token in row) for row in frame["promoted"]]
         places = _places(lens.tokenize(fact)[0])
         parts.append(frame.assign(promoted=said, place=places, prompt=i, text=fact.text, answer=fact.answer))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True).assign(**knowledge(lens, facts))
 
 
 def _places(prompt: Prompt) -> list[str]:
@@ -99,7 +110,8 @@ def neurons(task: Prompts, context: Context) -> pd.DataFrame:
     """Per `prompt`, the best `top` neurons per `role` ('query', 'value', 'shared': among the 300 best of both): `layer,
     neuron, coefficient, score, promoted, interpretable` (the answer is among the ten promoted tokens)."""
     lens, parts = context.lens(task.model), []
-    for i, fact in enumerate(asked(lens, task)):
+    facts = asked(lens, task)
+    for i, fact in enumerate(facts):
         trace = lens.trace(fact)
         value = value_neurons(lens, trace, TOP)
         query = query_neurons(lens, trace, value, TOP)
@@ -111,7 +123,7 @@ def neurons(task: Prompts, context: Context) -> pd.DataFrame:
                 role=role, promoted=said, interpretable=interpretable(lens, best, fact.answer).to_numpy(), found=len(found),
                 prompt=i, text=fact.text, answer=fact.answer,
             ))  # fmt: skip
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True).assign(**knowledge(lens, facts))
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,10 @@ class Nodes:
     score: NodeScore = "mean_abs_z"
     seed: int = 0
     facts: str = ""
+
+    def __post_init__(self) -> None:
+        check_asked(self)
+        at_least(self, top=1)
 
 
 def edits_of(facts: list[Fact], task: Nodes) -> list[EditRequest]:
@@ -144,7 +160,7 @@ def nodes(task: Nodes, context: Context) -> pd.DataFrame:
     edits = edits_of(asked(lens, task), task)
     frame = transmission_paths(lens, edits, task.top, score=task.score)
     found = frame.groupby(["layer", "kind", "path"])["score"].agg(["mean", "size"]).reset_index()
-    return found.rename(columns={"mean": "importance", "size": "count"}).assign(prompts_asked=len(edits))
+    return found.rename(columns={"mean": "importance", "size": "count"}).assign(**knowledge(lens, [edit.fact for edit in edits]))
 
 
 LAYERS = Recipe("layers", Layers, layers, ("score", "interval", "rank"), category_heatmap)

@@ -26,7 +26,7 @@ from qv_lens.neurons import NeuronSet
 from qv_lens.plots import counts, set_bars
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
-from qv_lens.sweeps.recipes.material import asked
+from qv_lens.sweeps.recipes.material import asked, at_least, check_asked, knowledge
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Suppression:
     seed: int = 0
     facts: str = ""
 
+    def __post_init__(self) -> None:
+        check_asked(self)
+        at_least(self, top=0)
+
 
 def suppression(task: Suppression, context: Context) -> pd.DataFrame:
     """`condition, layer`: a row per layer with `count` activated value neurons per prompt (`interval`: half of its 95% one; `original`:
@@ -49,7 +53,7 @@ def suppression(task: Suppression, context: Context) -> pd.DataFrame:
     found, counted = suppress(lens, chains, task.top or None)
     found = found.assign(condition=found["intervention"] + " layer " + found["layer"].astype(str))
     found = found.rename(columns={"layer": "suppressed", "count": "neurons"}).drop(columns="intervention")
-    return counted.merge(found, on="condition", how="left").assign(prompts_asked=len(chains))
+    return counted.merge(found, on="condition", how="left").assign(**knowledge(lens, chains))
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class Interpretable:
     top: int = 300
     seed: int = 0
     facts: str = ""
+
+    def __post_init__(self) -> None:
+        check_asked(self)
+        at_least(self, count=1, samples=1, top=1)
 
 
 def interpretable(task: Interpretable, context: Context) -> pd.DataFrame:
@@ -94,7 +102,8 @@ def interpretable(task: Interpretable, context: Context) -> pd.DataFrame:
             share = float(torch.isin(draws, torch.tensor(forms)).float().mean())
             count = 0 if chosen is None else len(chosen)
             rows.append((i, fact.text, name, count, share, float(p[forms].sum()), int(p.argmax()) == target))
-    return pd.DataFrame(rows, columns=["prompt", "text", "set", "zeroed", "sampled", "probability", "argmax"])
+    columns = ["prompt", "text", "set", "zeroed", "sampled", "probability", "argmax"]
+    return pd.DataFrame(rows, columns=columns).assign(**knowledge(lens, facts))
 
 
 SUPPRESSION = Recipe(

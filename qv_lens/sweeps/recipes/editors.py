@@ -16,8 +16,9 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -26,22 +27,24 @@ from qv_lens.attribution.locate import Layers, locate
 from qv_lens.case_study import corpus, layer_counts
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import Editor
+from qv_lens.editing.kept import kept_covariance
 from qv_lens.editing.presets import presets
-from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.metrics import FORCED
-from qv_lens.evaluation.probes import Generation, questions
-from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, evaluate, summary
+from qv_lens.evaluation.probes import Generation
+from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, check_metrics, evaluate, fitting, summary
 from qv_lens.evaluation.subset import known
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read, warn_of
 from qv_lens.facts.prompts import G1
-from qv_lens.facts.records import Case, MultiHopCase
+from qv_lens.facts.records import UNKNOWN, Case, Fact, MultiHopCase
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import check_world, of_world
 from qv_lens.plots import method_bars, seconds_bars
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
+from qv_lens.sweeps.recipes.material import at_least, check_files, knowledge
 
 LAYERS = ("preset", "located", "value", "query", "random", "all")
 #: what a run's figure draws, where it was measured
@@ -68,7 +71,7 @@ class Comparison:
 
     model: str
     method: str = "ACE"
-    protocol: str = "single"
+    protocol: Literal["single", "batch", "consecutive", "none"] = "single"
     data: str = "facts"
     count: int = 0
     seed: int = 0
@@ -88,21 +91,42 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.count < 0:
             raise ConfigError(f"count is how many cases are drawn, 0 for the protocol's own number; got {self.count}.")
+        at_least(self, batch_size=1, documents=1, edited=0, curve=0, seed=0)
         if not self.count:  # the number that a protocol is about; written out, so that it stands in the rows
             object.__setattr__(self, "count", {"batch": self.batch_size, "consecutive": 100}.get(self.protocol, 34))
         if isinstance(self.metrics, str):  # --set metrics=["fluency"] is a grid of one: each of its values alone
             object.__setattr__(self, "metrics", (self.metrics,))
+        check_metrics(self.metrics)
+        if self.protocol not in (*PROTOCOLS, "none"):
+            raise unknown("Protocol", self.protocol, (*PROTOCOLS, "none"))
+        if self.layers.split(" ")[0] not in LAYERS:
+            raise unknown("Layers", self.layers, LAYERS)
+        if set(self.skip) - {"q", "v"}:
+            raise ConfigError(
+                f"skip is a letter for each layer left out, q of the query and v of the value layers; got {self.skip!r}."
+            )
+        check_files(self, "data", "text", "blocks")
+        if self.protocol != "none":
+            self.preset_editor()
+
+    def preset_editor(self) -> Editor:
+        """The method's preset with the task's changes. Raises `ConfigError` for a model, method or setting that is not known."""
+        table = presets(self.preset or self.model)
+        if self.method not in table:
+            raise unknown("Method", self.method, table)
+        editor: Any = table[self.method].editor
+        settings = {field.name for field in fields(editor)}
+        for name in self.editor or ():
+            if name not in settings:
+                raise unknown(f"Setting of {self.method}:", name, sorted(settings))
+        return replace(editor, **(self.editor or {}))
 
 
 def compare(task: Comparison, context: Context) -> pd.DataFrame:
     """The rows of one cell: `evaluate`'s frame, with the layers that were written."""
     lens = context.lens(task.model)
-    if task.data in ("facts", "multihop"):
-        check_world(lens)
-    if task.protocol not in (*PROTOCOLS, "none"):
-        raise unknown("Protocol", task.protocol, (*PROTOCOLS, "none"))
-    found = context.once(("cases", task.data, task.count, task.seed, task.blocks, task.known), lambda: drawn(task, lens))
-    protocol: Protocol = "single" if task.protocol == "none" else task.protocol  # pyright: ignore[reportAssignmentType]
+    found = cases_of(task, context)
+    protocol: Protocol = "single" if task.protocol == "none" else task.protocol
     editor = None if task.protocol == "none" else chosen(lens, task, found.cases, context)
     needs = getattr(editor, "reads_statistics", False)
     statistics = context.once(("C0", task.text, task.documents), lambda: _statistics(lens, task)) if needs else None
@@ -116,8 +140,23 @@ def compare(task: Comparison, context: Context) -> pd.DataFrame:
     }
     skipped = frame.attrs["skipped"]
     return frame.assign(
-        written=str(written), skipped=[skipped.get(str(case), "") for case in frame["case"]], refused=found.refused, unknown=found.unknown
+        written=str(written), skipped=[skipped.get(str(case), "") for case in frame["case"]], refused=found.refused, unknown=found.unknown,
+        **context.once(("knowledge", task.data, task.count, task.seed, task.known), lambda: knowledge(lens, edited_facts(found.cases))),
     )  # fmt: skip
+
+
+def cases_of(task: Comparison, context: Context) -> Drawn:
+    """What a task is measured on, drawn once. Raises `ConfigError` for the bundled world with another model."""
+    lens = context.lens(task.model)
+    if task.data in ("facts", "multihop"):
+        check_world(lens)
+    return context.once(("cases", task.data, task.count, task.seed, task.blocks, task.known), lambda: drawn(task, lens))
+
+
+def edited_facts(cases: Sequence[Case]) -> list[Fact]:
+    """The facts that the cases edit, where they say what was true before."""
+    facts = [request.fact for case in cases for request in case.requests]
+    return [fact for fact in facts if fact.answer != UNKNOWN]
 
 
 @dataclass(frozen=True)
@@ -150,11 +189,16 @@ def drawn(task: Comparison, lens: Lens) -> Drawn:
         while chains and len(found) < upto:
             more = known(lens, chains[:64])[0]
             found, chains, passed = [*found, *more], chains[64:], passed + len(chains[:64]) - len(more)
+    if not got.cases and got.facts:
+        raise ConfigError(
+            f"{task.data} holds {len(got.facts)} facts and no edits: nothing says what their new answers are. Name a file of edits (in "
+            "MQuAKE's, CounterFact's, ZsRE's or KnowEdit's format), or edit one fact (qv-lens edit --new, fact.to('new answer'))."
+        )
     if len(found) <= upto - task.count:
         what = f"chains all of whose hops {lens.name} answers" if task.known else "edits"
         raise ConfigError(
             f"{task.data} holds {len(found)} {what}, none of them for seed {task.seed}: each seed takes {task.count} others. "
-            "Fewer seeds (--set seed=[0]) or a smaller count."
+            "Take a lower seed or a smaller count."
         )
     mine = found[upto - task.count : upto]
     return Drawn(mine, _examples(task, lens, mine), len(got.refused), passed)
@@ -189,18 +233,16 @@ def _text(path: str) -> str:
 def _metrics(task: Comparison, found: Drawn) -> list[str]:
     if task.metrics:
         return list(task.metrics)
-    groups = {name for case in found.cases for name in questions(case)}
-    forced = [name for name, (read, _) in FORCED.items() if any(group.startswith(read) for group in groups)]
     if isinstance(found.cases[0], MultiHopCase):
-        return [*forced, "multihop_direct", "multihop_cot", "multihop_cot_rate"]
-    return [*forced, "efficacy_gen", "paraphrase_gen", "fluency"]
+        return fitting(found.cases, (*FORCED, "multihop_direct", "multihop_cot", "multihop_cot_rate"))
+    return fitting(found.cases, (*FORCED, "efficacy_gen", "paraphrase_gen", "fluency"))
 
 
 def _statistics(lens: Lens, task: Comparison) -> Statistics:
     if task.text == "world":
         check_world(lens)
     texts = list(itertools.islice(corpus(task.text), task.documents))
-    return covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
+    return kept_covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
 
 
 # ------------------------------------------------------------------ which editor, which layers
@@ -208,12 +250,7 @@ def _statistics(lens: Lens, task: Comparison) -> Statistics:
 
 def chosen(lens: Lens, task: Comparison, cases: Sequence[Case], context: Context) -> Editor:
     """The preset, with the task's layers and changes."""
-    table = presets(task.preset or task.model)
-    if task.method not in table:
-        raise unknown("Method", task.method, table)
-    editor = replace(table[task.method].editor, **(task.editor or {}))  # pyright: ignore[reportArgumentType]
-    if task.layers.split(" ")[0] not in LAYERS:
-        raise unknown("Layers", task.layers, LAYERS)
+    editor = task.preset_editor()
     if not isinstance(editor, ACE):
         if task.layers != "preset" or task.skip:
             raise ConfigError(f"layers and skip choose ACE's layers; {task.method} has none of query and value.")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, FactError, unknown
+from qv_lens.evaluation.metrics import correct
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import read, warn_of
-from qv_lens.facts.categories import of_relation
+from qv_lens.facts.categories import CATEGORIES, of_relation
 from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import check_world
@@ -62,6 +65,51 @@ def asked(lens: Lens, task: Asks, hops: int = 1) -> list[Fact]:
     if not task.facts:
         check_world(lens)
     return of_category(task.category, task.prompts, task.seed, task.facts, hops)
+
+
+def knowledge(lens: Lens, facts: Sequence[Fact]) -> dict[str, int]:
+    """Columns of rows: of how many prompts (`prompts_asked`) the model as it is gives the answer (`prompts_known`). Prompts that
+    do not tokenise are not asked."""
+    readable = []
+    for fact in facts:
+        try:
+            lens.answer_ids(fact)
+        except FactError:
+            continue
+        readable.append(fact)
+    return {"prompts_asked": len(readable), "prompts_known": sum(correct(lens, readable))}
+
+
+# ------------------------------------------------------------------ what can be refused when a run file is read
+
+#: endings by which a name is a file's, not a dataset's
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".parquet")
+
+
+def at_least(task: Any, **least: int) -> None:
+    """Raise `ConfigError` for a field below its least value."""
+    for name, value in least.items():
+        if getattr(task, name) < value:
+            raise ConfigError(f"{name} must be at least {value}, got {getattr(task, name)}.")
+
+
+def check_files(task: Any, *names: str) -> None:
+    """Raise `ConfigError` for a field that names a file which is not there."""
+    for name in names:
+        path = Path(getattr(task, name))
+        if path.suffix in FILES and not path.exists():
+            raise ConfigError(f"{name}: there is no file {path}.")
+
+
+def check_asked(task: Asks, every: bool = True) -> None:
+    """Raise `ConfigError` for a category that the bundled world does not have, too few prompts, or no such file.
+
+    `every`: whether 'all' stands for any category."""
+    at_least(task, prompts=1)
+    check_files(task, "facts")
+    known = [*(["all"] if every else []), *sorted(set(CATEGORIES.values()))]
+    if not task.facts and task.category not in known:
+        raise unknown("Category", task.category, known)
 
 
 def of_category(category: str, count: int, seed: int, source: str = "", hops: int = 1) -> list[Fact]:

@@ -1,0 +1,150 @@
+"""C0 that was computed once is kept in the user's cache, layer by layer, and read from there the next time.
+
+1. The folder is named after all that C0 depends on: the model's fingerprint, the text's hash, and a hash of the settings
+   (length of the texts, BOS, backend) with the weights as they now are: the fingerprint is that of the weights as first seen. In it each layer and module has a folder of its own, as `Statistics.save` writes it.
+2. Layers that are not there are computed in one pass, written under another name, and renamed: whole or absent.
+3. What cannot be kept (no room, no permission) is computed all the same, with a warning.
+
+The cache is `$QV_LENS_CACHE`, if that is set (to nothing: keep nothing), else the platform's own folder for caches. It may be
+deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qv_lens.editing.statistics import Module, Statistics, covariance
+from qv_lens.errors import EditError
+from qv_lens.models.lens import Lens
+
+VARIABLE = "QV_LENS_CACHE"
+#: changes when C0 is computed differently
+FORMAT = 1
+PARTIAL = ".partial-"
+Key = tuple[int, Module]
+DAY = 86_400
+
+
+def cache_folder() -> Path | None:
+    """Where this user's caches lie; None: nothing is to be kept."""
+    chosen = os.environ.get(VARIABLE)
+    if chosen is not None:
+        return Path(chosen).expanduser() if chosen.strip() else None
+    home = Path.home()
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "qv_lens"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "qv_lens" / "Cache"
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(named) if Path(named).is_absolute() else home / ".cache") / "qv_lens"
+
+
+def kept_covariance(
+    lens: Lens, texts: Sequence[str], layers: Iterable[int], *, max_tokens: int = 512, modules: tuple[Module, ...] = ("ffn",)
+) -> Statistics:
+    """`covariance`, from the cache where it is there, and kept there. Raises what `covariance` raises."""
+    wanted = sorted(set(layers))
+    folder = cache_folder()
+    state = "" if lens.patches or lens.interventions else lens.state()
+    if folder is None or not wanted or not state or state != lens.state():  # with hooks of the user's own no two are the same
+        return covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules)
+    folder = folder / "statistics" / _name(lens, state, texts, max_tokens)
+    keys: list[Key] = [(layer, module) for layer in wanted for module in modules]
+    found: dict[Key, Statistics] = {}
+    for key in keys:
+        part = _read(folder, key, lens)
+        if part is not None:
+            found[key] = part
+    missing = [key for key in keys if key not in found]
+    if missing:
+        asked: tuple[Module, ...] = tuple(module for module in modules if module in {of for _, of in missing})
+        made = covariance(lens, texts, {layer for layer, _ in missing}, max_tokens=max_tokens, modules=asked)
+        parts = {key: _part(made, key) for key in missing}
+        _keep(folder, parts)
+        found.update(parts)
+    C0 = {layer: found[layer, "ffn"].C0[layer] for layer in wanted if "ffn" in modules}
+    attention = {layer: found[layer, "attn"].attention[layer] for layer in wanted if "attn" in modules}
+    return replace(next(iter(found.values())), C0=C0, attention=attention)
+
+
+def _name(lens: Lens, state: str, texts: Sequence[str], max_tokens: int) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    length = min(max_tokens, lens.backend_adapter.cfg.n_ctx)
+    settings = repr((FORMAT, length, bool(lens.prepend_bos), lens.backend, state))
+    return f"{lens.fingerprint}-{digest.hexdigest()}-{hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()}"
+
+
+def _part(statistics: Statistics, key: Key) -> Statistics:
+    """One layer and module of them."""
+    layer, module = key
+    C0 = {layer: statistics.C0[layer]} if module == "ffn" else {}
+    attention = {layer: statistics.attention[layer]} if module == "attn" else {}
+    return replace(statistics, C0=C0, attention=attention)
+
+
+def _place(folder: Path, key: Key) -> Path:
+    return folder / f"{key[0]}.{key[1]}"
+
+
+def _read(folder: Path, key: Key, lens: Lens) -> Statistics | None:
+    """What is kept of a layer and module; what is damaged is removed."""
+    place = _place(folder, key)
+    if not (place / "statistics.json").exists():
+        return None
+    try:
+        part = Statistics.load(place)
+        part.of(lens, *key)
+    except EditError:
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    return part
+
+
+def _keep(folder: Path, parts: dict[Key, Statistics]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        size = sum(C.nbytes for part in parts.values() for C in (*part.C0.values(), *part.attention.values()))
+        free = shutil.disk_usage(folder).free
+        if 2 * size > free:
+            raise OSError(f"{size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+        for key, part in parts.items():
+            _put(folder, _place(folder, key), part)
+    except (OSError, EditError) as error:
+        warnings.warn(
+            f"C0 was computed, but cannot be kept in {folder}: {error}. It will be computed again next time: name another folder "
+            f"in {VARIABLE}, or pass the folder that qv-lens stats writes.",
+            stacklevel=3,
+        )
+
+
+def _put(folder: Path, place: Path, part: Statistics) -> None:
+    """Write under another name, then rename; who was first stays."""
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    try:
+        part.save(partial)
+        if not place.exists():
+            os.rename(partial, place)
+    except OSError:
+        if not place.exists():  # else another process has just kept the same
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written, a day ago or earlier."""
+    for partial in folder.glob(f"{PARTIAL}*"):
+        if time.time() - partial.stat().st_mtime > DAY:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""95% intervals of means and shares: the one place where they are computed.
+
+values that are 0 or 1     Wilson's score interval (scipy.stats.binomtest): it says something where all cases are alike
+any other values           Student's t, cut off at the bounds of the values
+values that are all equal  t would give no width. A value that n of n cases share is shared by at least Wilson's lower
+                           bound of all cases; what the others have is only known to lie between the bounds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, isinf, nan
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+LEVEL = 0.95
+SHARE = (0.0, 1.0)
+#: differences of two shares
+DIFFERENCE = (-1.0, 1.0)
+UNBOUNDED = (-inf, inf)
+#: metrics that are not shares: entropies in bits
+ENTROPIES = ("fluency",)
+
+
+class Interval(NamedTuple):
+    """The ends of a 95% interval; NaN where the values say nothing."""
+
+    low: float
+    high: float
+
+
+UNKNOWN = Interval(nan, nan)
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """Between which values a metric lies."""
+    return (0.0, inf) if metric in ENTROPIES else SHARE
+
+
+def wilson(hits: float, asked: float) -> Interval:
+    """Of a share: `hits` of `asked`, both rounded to whole numbers. Nothing is known of none."""
+    count = round(asked)
+    if count < 1:
+        return UNKNOWN
+    found = stats.binomtest(min(round(hits), count), count).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def interval(values: Sequence[float] | np.ndarray | pd.Series, within: tuple[float, float] = SHARE) -> Interval:
+    """Of the mean of `values` (NaN is left out), each of which lies `within` these bounds."""
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        return UNKNOWN
+    if within == SHARE and np.isin(known, SHARE).all():
+        return wilson(known.sum(), len(known))
+    if np.ptp(known) < 1e-12:
+        return _alike(float(known[0]), len(known), within)
+    mean = float(known.mean())
+    half = float(student(known.std(ddof=1) / len(known) ** 0.5, len(known)))
+    return Interval(max(within[0], mean - half), min(within[1], mean + half))
+
+
+def _alike(value: float, count: int, within: tuple[float, float]) -> Interval:
+    """Of `count` cases that all have this value."""
+    if isinf(within[0]) or isinf(within[1]):
+        return UNKNOWN
+    others = 1 - wilson(count, count).low
+    return Interval(value - others * (value - within[0]), value + others * (within[1] - value))
+
+
+def student(error: Any, count: Any) -> Any:
+    """Half an interval from a standard error and the number of cases, of arrays too; NaN where the cases are all alike, or
+    only one."""
+    error = np.asarray(error, float)
+    count = np.asarray(count, float)
+    known = (count > 1) & (error > 0)
+    factor = stats.t.ppf((1 + LEVEL) / 2, np.where(known, count - 1, 1))
+    return np.where(known, factor * error, nan)

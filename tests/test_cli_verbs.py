@@ -1,0 +1,196 @@
+"""Verbs in this process: what they refuse before any work, how lists are given, what they say of the model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import warnings
+
+import pandas as pd
+import pytest
+
+from qv_lens import case_study, cli
+from qv_lens.editing import kept
+from qv_lens.facts import miniworld, worldrecords
+from qv_lens.sweeps import engine
+
+SPORT = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing")
+
+
+@pytest.fixture
+def call(capsys):
+    """Exit code, output, errors of a command."""
+
+    def run(*words: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(word) for word in words])
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def no_statistics(monkeypatch):
+    """C0 must not be computed."""
+
+    def refuse(*args, **options):
+        raise AssertionError("C0 was computed")
+
+    monkeypatch.setattr(kept, "covariance", refuse)
+    monkeypatch.setattr(case_study, "kept_covariance", refuse)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("stats", "--samples", "-5"), "--samples must be at least 1, got -5."),
+        (("stats", "--samples", "0"), "--samples must be at least 1, got 0."),
+        (("stats", "--max-tokens", "0"), "--max-tokens must be at least 1, got 0."),
+        (("stats", "--layers"), "--layers needs at least one value, or leave it out."),
+        (("attribute", *SPORT, "--top", "0"), "--top must be at least 1, got 0."),
+        (("ablate", *SPORT, "--draws", "-1"), "--draws must be at least 0, got -1."),
+        (("models", "check", "toy-gptj", "--edits", "0"), "--edits must be at least 1, got 0."),
+        (("study", *SPORT, "--new", "golf", "--edits", "0"), "--edits must be at least 1, got 0."),
+        (("edit", *SPORT, "--new", "fencing"), "The new answer of 'Elena Morefeld plays the sport of' is the old one, 'fencing': "
+                                               "there is nothing to edit."),
+        (("edit", *SPORT, "--new", "golf", "--method", "MEMITT"), "Preset of toy-gptj for 'MEMITT' not found."),
+        (("edit", *SPORT, "--new", "golf", "--out", "/proc/patch"), "Cannot write to /proc/patch/patch.json"),
+        (("evaluate", "--method", "rome", "--metric", "multihop_direkt"), "Metric 'multihop_direkt' not found."),
+        (("evaluate", "--method", "rome", "--text", "nowhere.txt"), "text: there is no file nowhere.txt."),
+        (("evaluate", "--method", "rome", "--out", "/proc/rows.csv"), "Cannot write to /proc/rows.csv"),
+        (("evaluate", "none.json", "--method", "none"), "data: there is no file none.json."),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, tuple) else "",
+)  # fmt: skip
+@pytest.mark.skipif(sys.platform != "linux", reason="unwritable paths are taken from /proc")
+def test_cheap_refusals_come_first(call, no_statistics, words, says):
+    code, _, told = call(*words)
+    assert code == 2
+    assert told.startswith(f"qv-lens: {says}")
+    assert told.count("\n") == 1
+
+
+def test_an_editor_without_c0_needs_none(call, no_statistics):
+    code, said, _ = call("edit", *SPORT, "--new", "golf", "--method", "ftl")
+    assert code == 0
+    assert said.startswith("FTL(")
+    assert "toy-gptj knows the fact" in said
+
+
+def test_c0_is_computed_once_and_kept(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("QV_LENS_CACHE", str(tmp_path))
+    computed, real, corpus = [], kept.covariance, case_study.corpus
+    monkeypatch.setattr(case_study, "corpus", lambda name: itertools.islice(corpus(name), 40))
+    monkeypatch.setattr(kept, "covariance", lambda *a, **k: computed.append(1) or real(*a, **k))
+    outputs = [call("edit", *SPORT, "--new", "golf", "--method", "rome") for _ in range(2)]
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0] == 0
+    assert computed == [1]
+
+
+def test_lists_are_given_as_people_write_them(call, tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("Oslo is the capital of Norway.\n")
+    for name, words in (("one", ("--layers", "3", "4")), ("two", ("--layers", "3", "--layers", "4"))):
+        code, said, _ = call("stats", "--text", text, *words, "--out", tmp_path / name)
+        assert code == 0
+        assert "C0 of layers [3, 4]" in said
+    code, said, _ = call("evaluate", "--count", "2", "--metric", "efficacy_acc", "specificity_acc", "--method", "none")
+    assert code == 0
+    assert [line.split()[0] for line in said.splitlines()[2:]] == ["efficacy_acc", "specificity_acc"]
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "tests.sweeps.trivial:RECIPE"\n[grid]\nn = [1, 2]\n')
+    code, said, _ = call("run", file, "--set", "n=[3, 4]", "seed=7", "--dry-run")
+    assert code == 0
+    assert "n=3  seed=7" in said
+    read = []
+    monkeypatch.setattr("qv_lens.sweeps.config.read_config", lambda *words: read.append(words) or sys.exit(0))
+    call("run", file, "--model", "toy-gptj", "toy-qwen3")
+    assert read[0][2] == ["toy-gptj", "toy-qwen3"]
+
+
+def test_help_offers_no_silly_negatives(call):
+    for verb in ("stats", "run", "evaluate", "edit"):
+        said = call(verb, "--help")[1]
+        assert "--empty-" not in said
+        assert "--no-" not in said
+
+
+def test_evaluate_without_an_editor(call):
+    """`--method none` is what leaving it out is."""
+    outputs = [call("evaluate", "--count", "3", "--metric", "specificity_acc", *words) for words in ((), ("--method", "None"))]
+    assert outputs[0] == outputs[1]
+    code, said, told = outputs[0]
+    assert (code, told) == (0, "")
+    assert said.splitlines()[0] == "Before any edit toy-gptj knows 3 of the 3 facts."
+    numbers = [float(word) for word in said.split()[-7:-2]]
+    assert numbers == [1.0, 1.0, 0.439, 1.0, 3]  # before, after, Wilson's ends, cases
+
+
+def test_a_file_of_facts_holds_no_edits(call, tmp_path):
+    facts = worldrecords.facts(miniworld.build(0))[:20]
+    file = tmp_path / "facts.json"
+    file.write_text(json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in facts]))
+    for words in ((), ("--method", "FT")):
+        code, _, told = call("evaluate", file, *words)
+        assert code == 2
+        assert "holds 20 facts and no edits" in told
+        assert "--set" not in told
+
+
+@pytest.mark.parametrize("kind", ["mquake", "counterfact", "knowedit", "facts", "multihop"])
+def test_default_metrics_fit_the_cases(call, tmp_path, kind):
+    source = tmp_path / "cases.json"
+    if kind in ("facts", "multihop"):
+        source = kind
+    else:
+        source.write_text(json.dumps(getattr(worldrecords, kind)(miniworld.build(0), 3)))
+    out = tmp_path / "rows.csv"
+    code, _, told = call("evaluate", source, "--count", "3", "--out", out)
+    assert (code, told) == (0, "")
+    rows = pd.read_csv(out)
+    assert rows.groupby("metric")["after"].count().gt(0).all()
+    assert {"efficacy_acc", "multihop_cot"} & set(rows["metric"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [("fencing", "knows the fact"), ("golf", "does not know the fact: it says 'fencing")]
+)
+def test_verbs_say_whether_the_model_knows_the_fact(call, answer, says):
+    for verb in (("attribute", "--top", "5"), ("ablate", "--top", "5", "--draws", "0")):
+        code, said, _ = call(verb[0], *SPORT[:4], answer, *verb[1:])
+        assert code == 0
+        assert said.startswith(f"toy-gptj {says}")
+
+
+def test_a_warning_is_one_line(call, monkeypatch):
+    before = warnings.showwarning
+    monkeypatch.setattr(cli, "app", lambda _: [warnings.warn("first\nsecond", stacklevel=1) for _ in range(3)] and sys.exit(0))
+    _, _, told = call()
+    assert told == "qv-lens: warning: first second\n"
+    assert warnings.showwarning is before
+
+
+def test_a_run_says_that_the_model_knows_nothing(call, tmp_path):
+    facts = [f for f in worldrecords.facts(miniworld.build(0)) if f.relation in ("P641", "P36")]
+    records = [
+        {"prompt": f.prompt, "subject": f.subject, "answer": "golf" if f.answer != "golf" else "chess", "relation": f.relation}
+        for f in facts
+    ]
+    (tmp_path / "facts.json").write_text(json.dumps(records))
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'recipe = "ablation"\n[settings]\nmodel = "toy-gptj"\nprompts = 4\nlayer = "all"\n'
+        f'facts = "{tmp_path / "facts.json"}"\n[grid]\nneurons = ["top", "random"]\n'
+    )
+    code, said, told = call("run", file, "--out", tmp_path / "strange")
+    assert code == 0
+    assert "toy-gptj knows 0 of the 12 prompts asked; in 2 of 2 tasks none" in said
+    assert "qv-lens: warning: In 2 of 2 tasks the model knows none of the prompts" in told
+    code, said, told = call("run", file, "--set", "facts=", "--out", tmp_path / "own")
+    assert (code, told) == (0, "")
+    assert "toy-gptj knows 12 of the 12 prompts asked\n" in said
+    with pytest.warns(UserWarning, match="neurons=top"):
+        engine.run(engine.RunConfig("ablation", {"model": "toy-gptj", "prompts": 2, "facts": str(tmp_path / "facts.json")},
+                                    {"neurons": ("top",)}), tmp_path / "library")  # fmt: skip
