@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -22,11 +21,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qv_lens.cache import VARIABLE, cache_folder
 from qv_lens.editing.statistics import Module, Statistics, covariance
 from qv_lens.errors import EditError
 from qv_lens.models.lens import Lens
 
-VARIABLE = "QV_LENS_CACHE"
 #: changes when C0 is computed differently
 FORMAT = 1
 PARTIAL = ".partial-"
@@ -34,22 +33,13 @@ Key = tuple[int, Module]
 DAY = 86_400
 
 
-def cache_folder() -> Path | None:
-    """Where this user's caches lie; None: nothing is to be kept."""
-    chosen = os.environ.get(VARIABLE)
-    if chosen is not None:
-        return Path(chosen).expanduser() if chosen.strip() else None
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "qv_lens"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "qv_lens" / "Cache"
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(named) if Path(named).is_absolute() else home / ".cache") / "qv_lens"
-
-
 def kept_covariance(
-    lens: Lens, texts: Sequence[str], layers: Iterable[int], *, max_tokens: int = 512, modules: tuple[Module, ...] = ("ffn",)
+    lens: Lens,
+    texts: Sequence[str],
+    layers: Iterable[int],
+    *,
+    max_tokens: int | None = None,
+    modules: tuple[Module, ...] = ("ffn",),
 ) -> Statistics:
     """`covariance`, from the cache where it is there, and kept there. Raises what `covariance` raises."""
     wanted = sorted(set(layers))
@@ -76,11 +66,12 @@ def kept_covariance(
     return replace(next(iter(found.values())), C0=C0, attention=attention)
 
 
-def _name(lens: Lens, state: str, texts: Sequence[str], max_tokens: int) -> str:
+def _name(lens: Lens, state: str, texts: Sequence[str], max_tokens: int | None) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for text in texts:
         digest.update(text.encode() + b"\0")
-    length = min(max_tokens, lens.backend_adapter.cfg.n_ctx)
+    context = lens.backend_adapter.cfg.n_ctx
+    length = context if max_tokens is None else min(max_tokens, context)
     settings = repr((FORMAT, length, bool(lens.prepend_bos), lens.backend, state))
     return f"{lens.fingerprint}-{digest.hexdigest()}-{hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()}"
 
