@@ -302,7 +302,7 @@ def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, coun
 
 def located_editor(lens: Lens, layers: Layers, ace: ACE) -> ACE:
     """ACE at the layers just found."""
-    value, query = layers.editable(*layer_counts(lens), first=1 if lens.backend_adapter.parallel else 0)
+    value, query = layers.editable(*layer_counts(lens), first=lens.backend_adapter.first_editable)
     return replace(ace, value_layers=value, query_layers=query)
 
 
@@ -362,7 +362,7 @@ def pathway(lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count:
 
 def layer_counts(lens: Lens) -> tuple[int, int]:
     """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled to the model."""
-    of = (3, 6, 28) if lens.backend_adapter.parallel else (5, 3, 36)
+    of = lens.backend_adapter.ace_layers
     return max(1, round(of[0] * lens.n_layers / of[2])), max(1, round(of[1] * lens.n_layers / of[2]))
 
 

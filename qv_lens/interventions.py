@@ -121,10 +121,14 @@ class Suppress:
                 yield from self._remove(lens, layer, neurons, written, read)
 
     def _record(self, lens: Lens, layer: int, neurons: list[int], written: dict[int, Tensor]):
+        backend = lens.backend_adapter
         index = torch.tensor(neurons, device=lens.device)
+        vectors = backend.value_vectors(layer)[index]
 
         def record(m: Float[Tensor, "prompt seq d_mlp"]) -> None:
-            written[layer] = m[..., index] @ lens.w_out(layer)[index].to(m.dtype)
+            scale = backend.scale_after(layer, "ffn", m)
+            moved = m[..., index] @ vectors.to(m.dtype)
+            written[layer] = moved if scale is None else moved * scale
 
         return record
 

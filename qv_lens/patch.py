@@ -187,12 +187,19 @@ class Patch:
         """
         from safetensors.torch import save_file
 
+        if not self.deltas:
+            raise PatchError("This patch holds no weights: there is nothing to write.")
         modules, tensors, ranks = self.info.get("modules", {}), {}, {}
         for (layer, name), delta in self.deltas.items():
             module = modules.get(f"{layer}.{name}")
             if module is None or not name.startswith("W_"):
                 why = "is no weight matrix" if module else "has no module name (patches made by qv.edit have)"
                 raise PatchError(f"A LoRA adapter cannot hold {name}[{layer}]: it {why}. Use lens.save instead.")
+            if "[" in module:
+                raise PatchError(
+                    f"A LoRA adapter cannot hold {name}[{layer}]: the checkpoint keeps it in one matrix with others ({module}). "
+                    "Use lens.save instead."
+                )
             left, right = delta.factors()
             if left.shape[1] > max_rank:
                 raise PatchError(
@@ -205,7 +212,8 @@ class Patch:
         config = {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.info.get("model"), "bias": "none",
             "r": first, "lora_alpha": first, "lora_dropout": 0.0, "target_modules": sorted(ranks),
-            "rank_pattern": ranks, "alpha_pattern": ranks, "inference_mode": True, "fan_in_fan_out": False,
+            "rank_pattern": ranks, "alpha_pattern": ranks, "inference_mode": True,
+            "fan_in_fan_out": bool(self.info.get("conv1d", False)),
         }  # fmt: skip
         target = Path(folder)
         try:

@@ -35,7 +35,9 @@ class Trace:
     With one position per prompt (the usual case) rows and prompts are the same.
 
     `resid` holds the stream before each layer and, last, the stream the final norm reads; for layer l:
-    resid[l + 1] = resid[l] + attn[l] + ffn[l], ffn[l] = m[l] @ W_out[l] + b_out[l], and attn[l] = z[l] @ W_O[l].
+    resid[l + 1] = resid[l] + attn[l] + ffn[l], ffn[l] = m[l] @ W_out[l] + b_out[l], and attn[l] = z[l] @ W_O[l] + b_O[l].
+    Where a norm follows the sublayers, `attn` and `ffn` are what it leaves of them: those sums times gain * `scale`
+    (1 / sigma of the norm, attention's and the FFN's).
     `pattern` and `v` (attention weights of each row, value vectors of each prompt and key position) are there only if
     asked for: z[l, row, head] = v[l, prompt, head // group's channels] @ pattern[l, row, head].
     """
@@ -53,6 +55,11 @@ class Trace:
     pattern: Float[Tensor, "layer row head key"] | None = None
     v: Float[Tensor, "layer prompt kv_head_channel key"] | None = None
     setup: Setup | None = None
+    scale: tuple[Float[Tensor, "layer row 1"], Float[Tensor, "layer row 1"]] | None = None
+
+    def scale_of(self, sublayer: str, layer: int) -> Float[Tensor, "row 1"] | None:
+        """1 / sigma of the norm after a sublayer at each row; None where none follows."""
+        return None if self.scale is None else self.scale[sublayer == "ffn"][layer]
 
     @property
     def mid(self) -> Float[Tensor, "layer row d_model"]:

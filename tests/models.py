@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from qv_lens.models.backend import hooked_available
@@ -57,3 +58,69 @@ def exact_rotary(model) -> None:
 def tiny_lens(kind: str, backend: str = "auto", dtype: torch.dtype = torch.float64, **options) -> Lens:
     hf, tok = tiny_hf(kind, dtype, **options), tokenizer()
     return Lens.from_hf(hf, tok, backend=backend, name=f"tiny-{kind}")
+
+
+#: sizes by the names of the two families of configs
+LIKE_LLAMA = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 128, "tie_word_embeddings": False, "pad_token_id": 0,
+}  # fmt: skip
+LIKE_GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
+GEMMA = {**LIKE_LLAMA, "head_dim": 8, "tie_word_embeddings": True}
+GEMMA_2 = {**GEMMA, "sliding_window": 16, "query_pre_attn_scalar": 8}
+NEOX = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+FALCON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "alibi": False}
+#: every architecture, and the variants in which it differs from itself: name -> (class, settings)
+TINY = {
+    "GPT-2": ("GPT2LMHeadModel", LIKE_GPT2),
+    "GPT-Neo": ("GPTNeoForCausalLM", {
+        "hidden_size": 32, "num_layers": 3, "num_heads": 4, "max_position_embeddings": 128, "window_size": 16,
+        "attention_types": [[["global", "local", "global"], 1]],
+    }),
+    "GPT-J": ("GPTJForCausalLM", {**LIKE_GPT2, "rotary_dim": 4, "tie_word_embeddings": False}),
+    "GPT-NeoX": ("GPTNeoXForCausalLM", {**NEOX, "rotary_pct": 0.5}),
+    "GPT-NeoX, one after another": ("GPTNeoXForCausalLM", {**NEOX, "use_parallel_residual": False}),
+    "OPT": ("OPTForCausalLM", {
+        "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 128,
+        "word_embed_proj_dim": 32, "pad_token_id": 1,
+    }),
+    "Llama": ("LlamaForCausalLM", LIKE_LLAMA),
+    "Llama, tied": ("LlamaForCausalLM", {**LIKE_LLAMA, "tie_word_embeddings": True}),
+    "Llama 3": ("LlamaForCausalLM", {**LIKE_LLAMA, "rope_parameters": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32, "rope_theta": 10000.0,
+    }}),
+    "Mistral": ("MistralForCausalLM", {**LIKE_LLAMA, "sliding_window": None}),
+    "Qwen2": ("Qwen2ForCausalLM", LIKE_LLAMA),
+    "Qwen3": ("Qwen3ForCausalLM", {**LIKE_LLAMA, "head_dim": 8}),
+    "Phi": ("PhiForCausalLM", {**LIKE_LLAMA, "partial_rotary_factor": 0.5}),
+    "Phi-3": ("Phi3ForCausalLM", LIKE_LLAMA),
+    "Gemma": ("GemmaForCausalLM", GEMMA),
+    "Gemma 2": ("Gemma2ForCausalLM", {**GEMMA_2, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 3.0}),
+    "Gemma 3": ("Gemma3ForCausalLM", GEMMA_2),
+    "OLMo": ("OlmoForCausalLM", LIKE_LLAMA),
+    "OLMo 2": ("Olmo2ForCausalLM", LIKE_LLAMA),
+    "StableLM": ("StableLmForCausalLM", {**LIKE_LLAMA, "partial_rotary_factor": 0.5}),
+    "BLOOM": ("BloomForCausalLM", {"hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    "Falcon": ("FalconForCausalLM", {**FALCON, "multi_query": True, "parallel_attn": True, "new_decoder_architecture": False}),
+}  # fmt: skip
+
+
+def tiny_of(name: str, dtype: torch.dtype = torch.float32, seed: int = 0):
+    """A random Hugging Face model of any known architecture."""
+    kind, settings = TINY[name]
+    torch.manual_seed(seed)
+    config_name = kind.replace("LMHeadModel", "Config").replace("ForCausalLM", "TextConfig" if "Gemma3" in kind else "Config")
+    config = getattr(transformers, config_name)(vocab_size=len(tokenizer()), bos_token_id=0, eos_token_id=0, **settings)
+    model = getattr(transformers, kind)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1) + (parameter.ndim == 1))
+    model.tie_weights()
+    return model.to(dtype).eval().requires_grad_(False)

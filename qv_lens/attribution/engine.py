@@ -16,6 +16,8 @@ and I = delta_t - log sum_j p_j exp(delta_j).
                    e^{|alpha| rho} / (order + 1)!, rho = max_j |G_kj - g_k|; pairs above the tolerance are done exactly.
 3. `bounds`        Jensen: I <= J = delta_t - E_p[delta], from two matrix-vector products per problem.
 
+Where the logits are soft-capped (c tanh(z / c)), delta_j is what the cap leaves of it; then only `log_sums` holds.
+
 Nothing of the size problems x neurons x vocabulary is ever held; `tile_rows` sizes the tiles.
 """
 
@@ -39,7 +41,8 @@ SAFE = 50.0
 
 @dataclass(frozen=True)
 class Problems:
-    """What every neuron is scored for. `of` says which base distribution a problem starts from, `sigma_0` its divisor."""
+    """What every neuron is scored for. `of` says which base distribution a problem starts from, `sigma_0` its divisor;
+    `z` are the base's logits before the soft `cap`, where there is one."""
 
     U: Float[Tensor, "d_model d_vocab"]
     log_p: Float[Tensor, "base d_vocab"]
@@ -48,6 +51,8 @@ class Problems:
     beta: Float[Tensor, "problem neuron"] | None = None
     b: Float[Tensor, "base d_vocab"] | None = None
     sigma_0: Float[Tensor, "problem 1"] | None = None
+    cap: float | None = None
+    z: Float[Tensor, "base d_vocab"] | None = None
 
     def of_neurons(self, some: Int[Tensor, " some"]) -> Problems:
         """The same problems for some of the neurons."""
@@ -63,9 +68,14 @@ class Problems:
     def delta(self, V: Float[Tensor, "neuron d_model"], token: Int[Tensor, " base"]) -> Float[Tensor, "problem neuron"]:
         """delta at one token of each problem."""
         wanted = self.alpha * (V @ self.U[:, token]).T[self.of]
-        if self.beta is None or self.b is None:
-            return wanted
-        return wanted + self.beta * self.b.gather(1, token[:, None])[self.of]
+        if self.beta is not None and self.b is not None:
+            wanted = wanted + self.beta * self.b.gather(1, token[:, None])[self.of]
+        return wanted if self.z is None else self.capped(wanted, self.z.gather(1, token[:, None])[self.of])
+
+    def capped(self, delta: Tensor, z: Tensor) -> Tensor:
+        """What the soft cap leaves of a move of the logits z."""
+        assert self.cap is not None
+        return self.cap * (torch.tanh((z + delta) / self.cap) - torch.tanh(z / self.cap))
 
 
 def free_memory(device: torch.device) -> int:
@@ -106,7 +116,7 @@ def log_sums(
             out[:, some] = log_sums(V[some], task.of_neurons(some), budget, wanted[:, some])
         return out
     rows = tile_rows(task.U, budget)
-    if wanted is None and V.is_cuda and V.dtype == torch.float32 and importlib.util.find_spec("triton"):
+    if wanted is None and task.cap is None and V.is_cuda and V.dtype == torch.float32 and importlib.util.find_spec("triton"):
         from qv_lens.attribution import kernel
 
         return kernel.log_sums(V, task.U, task.log_p, task.of, task.alpha, task.beta, task.b)
@@ -139,6 +149,8 @@ class _Sums:
             delta = torch.mul(part, alpha[:, None], out=self.buffer[: len(part)])
             if self.task.beta is not None and self.task.b is not None:
                 delta.addcmul_(self.task.beta[q, tile][keep][:, None], self.task.b[base][None])
+            if self.task.z is not None:
+                delta = self.task.capped(delta, self.task.z[base])
             if float(self.reach[q, tile][keep].max()) < SAFE or _spread(delta) < SAFE:
                 value = (torch.mv(delta.exp_(), self.p[base]) / self.whole[base]).log_()
             else:

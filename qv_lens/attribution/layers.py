@@ -104,8 +104,9 @@ def _sums(task: Setting, over: Over, kind: Kind, how: How, unit: Unit, method: M
 
 
 def _bias(task: Setting, layer: int) -> Float[Tensor, " row"]:
-    b_out = at_least_float32(task.lens.backend_adapter.b_out(layer))
-    return task.increase_of_vectors(layer, "ffn", b_out.expand(len(task.token), -1))
+    b_out = at_least_float32(task.lens.backend_adapter.value_bias(layer)).expand(len(task.token), -1)
+    scale = task.trace.scale_of("ffn", layer)
+    return task.increase_of_vectors(layer, "ffn", b_out if scale is None else b_out * scale)
 
 
 def _wholes(task: Setting, kind: Kind, over: Over) -> Float[Tensor, "layer group"]:

@@ -28,10 +28,12 @@ from qv_lens.attribution.projection import Readout, projected, written
 from qv_lens.attribution.query import layers_of, queries_of, targets_of
 from qv_lens.attribution.setting import Setting
 from qv_lens.attribution.value import ranked, value_neurons, values_by_head
+from qv_lens.errors import ConfigError
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
 
 COUNTED, TARGETS, SHOWN = 300, 30, 10
+NOTEBOOKS = ("GPTJForCausalLM", "Qwen3ForCausalLM")
 LABEL = "ace_official, as released"
 
 
@@ -50,11 +52,20 @@ class Released:
 
 @torch.no_grad()
 def ace_official(lens: Lens, facts: Facts) -> Released:
-    """Everything the released notebooks compute, for several prompts at once, labelled 'as released'."""
+    """Everything the released notebooks compute, for several prompts at once, labelled 'as released'.
+
+    Raises `ConfigError` for a model that is neither GPT-J nor Qwen3: there are no other notebooks.
+    """
+    record = lens.backend_adapter.record
+    if record is None or record.model not in NOTEBOOKS:
+        raise ConfigError(
+            f"ACE's released notebooks are for GPT-J and Qwen3, and {lens.name} is neither: use qv.value_neurons and "
+            "qv.query_neurons."
+        )
     trace = lens.trace(facts, attention=True)
     task = Setting(lens, trace, trace.logits.argmax(-1), Readout.of(lens, trace, "frozen", final_bias=False))
     value = value_neurons(lens, task, COUNTED)
-    gptj = lens.backend_adapter.parallel
+    gptj = record.model == NOTEBOOKS[0]
     layers = [layer_scores(lens, task, kind, "layer_vector") for kind in ("ffn", "attn")]
     heads = _heads(task) if gptj else layer_scores(lens, task, "head", "layer_vector")
     return Released(

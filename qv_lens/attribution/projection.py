@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.models.backend import Norm
+from qv_lens.models.backend import Norm, capped
 from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.neurons import NeuronSet, check_set
 from qv_lens.trace import Trace
@@ -34,7 +34,7 @@ class Readout:
     """The final norm and the unembedding as one map, gain folded into `U`, in float32 or better.
 
     The mean over the vocabulary is taken out of every row of `U` (and of `c`): it moves all logits alike, which no
-    probability sees, and would cost float32 its digits.
+    probability sees, and would cost float32 its digits. Under a soft cap, which does not move alike, it stays.
     """
 
     mode: NormMode
@@ -42,6 +42,7 @@ class Readout:
     U: Float[Tensor, "d_model d_vocab"]
     c: Float[Tensor, " d_vocab"]
     sigma: Float[Tensor, "row 1"]
+    cap: float | None = None
 
     @classmethod
     def of(cls, lens: Lens, trace: Trace, mode: NormMode, final_bias: bool = True) -> Readout:
@@ -54,11 +55,16 @@ class Readout:
         norm = lens.backend_adapter.norm(None)
         weight, bias = (at_least_float32(w) for w in lens.backend_adapter.unembed())
         sigma = norm.scale(at_least_float32(trace.final))
+        cap = lens.backend_adapter.logit_cap
+        U, c = weight, bias
         if mode == "none":
-            return cls(mode, norm, weight - weight.mean(1, keepdim=True), bias - bias.mean(), torch.ones_like(sigma))
-        c = bias if norm.bias is None or not final_bias else bias + at_least_float32(norm.bias) @ weight
-        U = weight * at_least_float32(norm.gain)[:, None]
-        return cls(mode, norm, U - U.mean(1, keepdim=True), c - c.mean(), sigma)
+            sigma = torch.ones_like(sigma)
+        else:
+            c = bias if norm.bias is None or not final_bias else bias + at_least_float32(norm.bias) @ weight
+            U = weight * at_least_float32(norm.gain)[:, None]
+        if cap is None:
+            U, c = U - U.mean(1, keepdim=True), c - c.mean()
+        return cls(mode, norm, U, c, sigma, cap)
 
     def centre(self, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return y if self.mode == "none" else self.norm.center(y)
@@ -68,6 +74,10 @@ class Readout:
         return self.norm.scale(y) if self.mode == "full" else self.sigma[rows]
 
     def logits(self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)) -> Float[Tensor, "row d_vocab"]:
+        return capped(self.raw_logits(y, rows), self.cap)
+
+    def raw_logits(self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)) -> Float[Tensor, "row d_vocab"]:
+        """Before any soft cap."""
         return self.centre(y) @ self.U / self.scale(y, rows) + self.c
 
 
@@ -125,7 +135,7 @@ def written(lens: Lens, neurons: NeuronSet) -> Float[Tensor, "neuron d_model"]:
         raise ConfigError(f"A vocabulary projection needs units that write one vector, not {neurons.unit!r}.")
     out = torch.empty(len(neurons), lens.d_model, dtype=at_least_float32(lens.w_out(0)).dtype, device=lens.device)
     for layer, rows in neurons.frame.reset_index(drop=True).groupby("layer"):
-        weight = lens.parameter(int(layer), "W_out" if neurons.unit == "ffn" else "W_O")
+        weight = lens.backend_adapter.value_vectors(lens.check_layer(layer), "ffn" if neurons.unit == "ffn" else "attn")
         index = torch.tensor(rows["neuron"].to_numpy())
         if not 0 <= int(index.min()) <= int(index.max()) < len(weight):
             raise ConfigError(

@@ -33,7 +33,6 @@ from qv_lens.attribution.value import AT_POSITIONS, Unit, check_top, grouped, ra
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.interventions import check_ffn
-from qv_lens.models.backend import Norm
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
@@ -88,7 +87,7 @@ def queries_of(lens: Lens, reader: Reader, unit: Unit, top: int | None, over: Ov
         else:
             reach = (below[layer] @ at_least_float32(units.vectors).T).repeat(1, units.keys)
             scores.append(units.m * reach)
-        m.append(units.m)
+        m.append(units.coefficients)
     if reader.attention:
         if over != "prompt" or unit in AT_POSITIONS:
             raise ConfigError(
@@ -176,7 +175,8 @@ def qv_graph(
         for layer, group in sources.groupby("layer"):
             above = here[here["layer"] > layer]
             q = torch.tensor(group["neuron"].to_numpy())
-            v = at_least_float32(reader.trace.m[layer, row, q])[:, None] * at_least_float32(lens.w_out(int(layer))[q])
+            units = units_of(lens, reader.trace, "ffn", int(layer))
+            v = units.m[row, q][:, None] * at_least_float32(units.vectors[q])
             weights = v @ reader.keys[torch.tensor(above.index.to_numpy(), dtype=torch.long)].T
             edges += [
                 (prompt, f"f{layer}-{n}", f"f{j.layer}-{j.neuron}", layer, j.layer, weights[a, b].item())
@@ -333,7 +333,7 @@ def _keys(
     if method == "inner_product":
         return key
     if method == "grad":
-        return _safe(I, m)[:, None] * _through_norm(norm, h, linear)
+        return _safe(I, m)[:, None] * norm.gradient(h, linear)
     keys = norm.gain.to(h.dtype) * key
     return _safe(I, (h * keys).sum(1))[:, None] * keys
 
@@ -359,12 +359,6 @@ def _slope(lens: Lens, z: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = z.detach().requires_grad_(True)
         return torch.autograd.grad(lens.backend_adapter.activation(leaf).sum(), leaf)[0]
-
-
-def _through_norm(norm: Norm, h: Float[Tensor, "t d"], key: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-    """grad_h of key . norm(h): (gain * key - h_c (h_c . gain * key) / (d sigma^2)) / sigma, centred for LayerNorm."""
-    k, h_c, sigma = norm.gain.to(h.dtype) * key, norm.center(h), norm.scale(h)
-    return norm.center(k - h_c * (h_c * k).sum(1, keepdim=True) / (h.shape[1] * sigma.square())) / sigma
 
 
 def _safe(I: Tensor, divisor: Tensor) -> Tensor:

@@ -164,6 +164,10 @@ class Setting:
         """
         if method == "first_order" and self.base == "loo_final":
             raise ConfigError("The bound J holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'.")
+        if method != "exact" and self.readout.cap is not None:
+            raise ConfigError(
+                f"method={method!r} rests on logits that move linearly, and this model caps them softly: use method='exact'."
+            )
         of = torch.arange(len(m), device=m.device) if of is None else of.to(m.device)
         sign = -1.0 if self.base == "loo_final" else 1.0  # I = -(log p(x - v) - log p(x))
         x = self.x(layer, kind)
@@ -202,13 +206,14 @@ class Setting:
 
     def _problems(self, V: Tensor, x_c: Tensor, sigma_0: Tensor, log_p: Tensor, of: Tensor, m: Tensor) -> Problems:
         out = self.readout
+        cap, z = out.cap, None if out.cap is None else x_c @ out.U / sigma_0 + out.c
         if out.mode != "full":
-            return Problems(out.U, log_p, of, m / sigma_0[of])
+            return Problems(out.U, log_p, of, m / sigma_0[of], cap=cap, z=z)
         wide, base, c = V.double(), x_c.double(), m.double()  # sigma of x + m_k v_k, without forming the sums
         cross = 2 * c * (wide @ base.T).T[of] / V.shape[1]
         square = base.square().mean(1)[of][:, None] + cross + c.square() * wide.square().mean(1)
         sigma = (square.clamp_min(0) + out.norm.eps).sqrt().type_as(m)
-        return Problems(out.U, log_p, of, m / sigma, 1 / sigma - 1 / sigma_0[of], x_c @ out.U, sigma_0[of])
+        return Problems(out.U, log_p, of, m / sigma, 1 / sigma - 1 / sigma_0[of], x_c @ out.U, sigma_0[of], cap, z)
 
 
 def _cancels(task: Problems) -> Bool[Tensor, "problem neuron"]:

@@ -100,7 +100,7 @@ def value_neurons(
         if method == "moments":
             share = sum(layer.fallback for layer in found) / sum(layer.score.numel() for layer in found)
             settings |= {"order": MOMENTS_ORDER, "tolerance": MOMENTS_TOLERANCE, "fallback": share}
-    m = torch.stack([grouped(units.m, groups) for units in every_unit(lens, task.trace, unit)])
+    m = torch.stack([grouped(units.coefficients, groups) for units in every_unit(lens, task.trace, unit)])
     last = task.trace.positions.tolist() if unit in AT_POSITIONS else None
     return ranked(task.rows, unit, scores, m / torch.bincount(groups)[:, None].to(m), top, settings, over, last)
 
@@ -132,9 +132,15 @@ class Units:
     """The units of one layer: problem q (row, and position where units have one) has coefficient m_qk on vector k."""
 
     kind: Kind
-    m: Float[Tensor, "row unit"]
+    coefficients: Float[Tensor, "row unit"]  # as the model computes them
     vectors: Tensor  # [unit, d_model], shared by all rows; for heads [row, unit, d_model]
     keys: int = 1  # positions in the unit axis: it is (key, unit)
+    scale: Float[Tensor, "row 1"] | None = None  # 1 / sigma of the norm that follows the sublayer
+
+    @property
+    def m(self) -> Float[Tensor, "row unit"]:
+        """What multiplies the vectors in the stream."""
+        return self.coefficients if self.scale is None else self.coefficients * self.scale
 
 
 def every_unit(lens: Lens, trace: Trace, unit: Unit) -> Iterator[Units]:
@@ -144,23 +150,27 @@ def every_unit(lens: Lens, trace: Trace, unit: Unit) -> Iterator[Units]:
 
 
 def units_of(lens: Lens, trace: Trace, unit: Unit, layer: int) -> Units:
-    """The units of one layer: their coefficients at every row, and what they write."""
+    """The units of one layer: their coefficients at every row, and what they write into the stream."""
+    backend = lens.backend_adapter
     if unit == "ffn":
-        return Units("ffn", at_least_float32(trace.m[layer]), lens.w_out(layer))
-    w_o, heads = lens.backend_adapter.w_o(layer), lens.backend_adapter.cfg.n_heads
+        scale = trace.scale_of("ffn", layer)
+        return Units("ffn", at_least_float32(trace.m[layer]), backend.value_vectors(layer), scale=scale)
+    w_o, heads = backend.value_vectors(layer, "attn"), backend.cfg.n_heads
+    scale = trace.scale_of("attn", layer)
     if unit == "attn_channel":
-        return Units("attn", at_least_float32(trace.z[layer]), w_o)
+        return Units("attn", at_least_float32(trace.z[layer]), w_o, scale=scale)
     by_head = rearrange(at_least_float32(w_o), "(h c) d -> h c d", h=heads)
+    factor = 1.0 if scale is None else scale[:, :, None]
     if unit == "head":
         z = rearrange(at_least_float32(trace.z[layer]), "r (h c) -> r h c", h=heads)
         none = torch.full(z.shape[:2], torch.nan, dtype=z.dtype, device=z.device)
-        return Units("head", none, einsum(z, by_head, "r h c, h c d -> r h d"))
+        return Units("head", none, factor * einsum(z, by_head, "r h c, h c d -> r h d"))
     a, z = values_by_head(lens, trace, layer)
     keys = a.shape[-1]
     if unit == "attn_neuron":
-        return Units("attn", rearrange(z, "r h c k -> r (k h c)"), w_o, keys)
+        return Units("attn", rearrange(z, "r h c k -> r (k h c)"), w_o, keys, scale)
     vectors = einsum(z, by_head, "r h c k, h c d -> r k h d")
-    return Units("head", rearrange(a, "r h k -> r (k h)"), rearrange(vectors, "r k h d -> r (k h) d"), keys)
+    return Units("head", rearrange(a, "r h k -> r (k h)"), factor * rearrange(vectors, "r k h d -> r (k h) d"), keys)
 
 
 def values_by_head(

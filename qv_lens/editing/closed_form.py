@@ -46,7 +46,7 @@ class ROME(ClosedForm):
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         layer = lens.check_layer(self.layer)
-        search = self.at(lens.backend_adapter.mlp_out(layer))
+        search = self.at(lens.backend_adapter.written_at(layer))
         return (Pass(((layer,),), search, "linear", self.fact_token, average="mean", read_clean=True),)
 
     @property

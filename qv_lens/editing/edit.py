@@ -207,7 +207,8 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
             "Raise lam (where the editor has one), or lower clamp, lr or steps; metrics of unrelated facts show the damage.",
             stacklevel=3,
         )
-    return {"relative_norm": relative, "rounding_error": lost, "modules": modules}
+    conv1d = {"conv1d": True} if lens.backend_adapter.conv1d else {}
+    return {"relative_norm": relative, "rounding_error": lost, "modules": modules, **conv1d}
 
 
 def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ class FT:
         if self.objective not in ("last_token", "target_new"):
             raise unknown("Objective", self.objective, ("last_token", "target_new"), error=EditError)
         layer = job.lens.check_layer(self.layer)
-        names = [(layer, "W_out"), *([] if job.lens.backend_adapter.gated else [(layer, "b_out")])]
+        names = [(layer, "W_out"), *([(layer, "b_out")] if "b_out" in job.lens.parameter_names else [])]
         leaves = zeros_like_parameters(job.lens, names)
 
         def loss(prompts: list[Prompt]) -> Tensor:
@@ -283,7 +283,7 @@ def _contrast(editor: CTP, job: Job, requests: list[EditRequest], begun: dict[Ke
     lens = job.lens
     layers = range(lens.n_layers)
     names = [(layer, name) for layer in layers for name in ("W_in", "W_out", *(("W_gate",) if editor.gate else ()))]
-    names += [(layer, name) for layer in layers for name in ("b_in", "b_out") if not lens.backend_adapter.gated]
+    names += [(layer, name) for layer in layers for name in ("b_in", "b_out") if name in lens.parameter_names]
     leaves = zeros_like_parameters(lens, names)
     for key, leaf in begun.items():
         leaves[key].data.copy_(leaf)

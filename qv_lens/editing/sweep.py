@@ -119,7 +119,7 @@ class ClosedForm(ABC):
         ascending = ordered(lens, groups)
         backend = lens.backend_adapter
         z = max(itertools.chain(*ascending))
-        settings = self.at(backend.mlp_out(z), backend.attn_out(z), drop=True)
+        settings = self.at(backend.written_at(z), backend.written_at(z, "attn"), drop=True)
         return Pass(ascending, settings, "sqrt", **{"fact_token": self.fact_token, **options})
 
 
@@ -200,6 +200,8 @@ def _write(
                 cur = values(rows, now, one.measured == "mean")
                 z = targets.z_of[0 if module == "ffn" else 1]
                 R = (z - cur.double()).T / (left if one.share == "linear" else sqrt(left))
+                if site != backend.written_at(one.z_layer, module):
+                    R = _before_norm(lens, rows, layer, module, R, (at, stream))
                 mean, bare = K[module]
                 delta = solve(solver.metric(layer, module), mean, R, solver.eps(count), bare if one.read_clean else None)
                 name = "W_out" if module == "ffn" else "W_O"
@@ -207,6 +209,22 @@ def _write(
                 parts.setdefault((layer, name), []).append(delta)
                 if module == "ffn":
                     keys.setdefault(layer, []).append(mean)
+
+
+def _before_norm(
+    lens: Lens, rows: Rows, layer: int, module: Literal["ffn", "attn"], R: Tensor, start: tuple[int, Tensor]
+) -> Tensor:
+    """What must be written in front of the norm that follows a sublayer, so that R reaches the stream behind it: R sigma /
+    gain, sigma that of the bare prompt. R itself where no norm follows. A gain near zero lets nothing through and is not
+    divided by."""
+    after = lens.backend_adapter.norm_after(layer, module)
+    if after is None:
+        return R
+    site = lens.backend_adapter.written_at(layer, module)
+    sigma = after.scale(clean_values(rows, read(lens, rows, (site,), start, layer + 1)[site])).double()
+    gain = after.gain.double()
+    passes = gain.abs() > 0.01 * gain.abs().mean()
+    return R * sigma.T * torch.where(passes, 1 / torch.where(passes, gain, 1.0), 0.0)[:, None]
 
 
 def inverses(job: Job) -> Callable[[int, str], Metric]:

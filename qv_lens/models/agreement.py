@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,14 +24,15 @@ SHORTEST = 16
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
-def unread(config: Any, context: int) -> list[str]:
-    """What HookedTransformer would leave out of this model within `context` tokens, in words; empty where nothing."""
+def unread(config: Any, context: int, switches: Sequence[str]) -> list[str]:
+    """What HookedTransformer would leave out of this model within `context` tokens, in words; empty where nothing.
+    `switches`: what it never reads of this architecture's config."""
     found = [f"{kind} scaling of its rotary positions" for kind in _rotary_kinds(config)]
     window = getattr(config, "sliding_window", None)
     sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if sliding and window is not None and window < context:
         found.append(f"a sliding window of {window} tokens")
-    found += [f"{name} = True" for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
+    found += [f"{name} = True" for name in switches if getattr(config, name, False)]
     return found
 
 

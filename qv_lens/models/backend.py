@@ -32,10 +32,10 @@ from transformer_lens import TransformerLensKeyValueCacheEntry as Entry
 
 from qv_lens.errors import ModelError, unknown
 from qv_lens.models import agreement
+from qv_lens.models.architectures import ARCHITECTURES, Architecture, Sublayer, architecture_of
 
 Hook = tuple[str, Callable[..., Any]]
 BackendName = Literal["hooked", "bridge"]
-ARCHITECTURES = ("GPTJForCausalLM", "Qwen3ForCausalLM")
 HOOKED_CONTEXT = 2048
 _gelu_tanh = partial(torch.nn.functional.gelu, approximate="tanh")
 #: the FFN's non-linearity by TransformerLens's name
@@ -43,6 +43,14 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
     "silu": torch.nn.functional.silu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "relu": torch.relu,
     "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "gelu_fast": _gelu_tanh,
 })  # fmt: skip
+
+
+def _record_of(model: Any, kind: str) -> Architecture | None:
+    """What is known of the architecture of a hooked model, where its config names one."""
+    named = getattr(model.cfg, "architecture", None) or getattr(model.cfg, "original_architecture", None)
+    if kind == "TransformerBridge" and named is None:
+        named = type(model.original_model).__name__
+    return ARCHITECTURES.get(str(named))
 
 
 def _set(name: str) -> Callable[[Any], bool]:
@@ -53,10 +61,6 @@ def _set(name: str) -> Callable[[Any], bool]:
 UNREADABLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (_set("attn_only"), "it has no FFN (attn_only), whose neurons are what is attributed and edited"),
     (lambda cfg: cfg.normalization_type not in ("LN", "RMS"), "its norms are neither LayerNorm nor RMSNorm (normalization_type)"),
-    (
-        lambda cfg: (getattr(cfg, "output_logits_soft_cap", None) or 0) > 0,
-        "its logits are soft-capped (output_logits_soft_cap), and log p read off the stream would leave the cap out",
-    ),
     (
         _set("use_normalization_before_and_after"),
         "a norm follows its FFN (use_normalization_before_and_after), so that a neuron does not add m * W_out to the stream",
@@ -94,12 +98,10 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
     Its logits are compared with those of `hf` (`agreement`). Where HookedTransformer computes another model, 'auto'
     takes the bridge and warns.
 
-    Raises `ModelError` for an architecture that is neither GPT-J nor Qwen3, a backend that is not installed, or one
-    that computes other logits.
+    Raises `ModelError` for an architecture that is not known (`architectures`), a backend that is not installed or
+    does not have it, or one that computes other logits.
     """
-    architecture = type(hf).__name__
-    if architecture not in ARCHITECTURES:
-        raise unknown("Architecture", architecture, ARCHITECTURES, error=ModelError)
+    record = architecture_of(hf.config, type(hf).__name__)
     if backend not in ("auto", "hooked", "bridge"):
         raise unknown("Backend", backend, ("auto", "hooked", "bridge"))
     if backend == "hooked" and not hooked_available():
@@ -107,10 +109,12 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
             "backend='hooked' needs HookedTransformer, which TransformerLens removed in 4.0. "
             "Install transformer-lens>=3.9,<4, or use backend='bridge'."
         )
-    hf.config.architectures = [architecture]
+    if backend == "hooked" and not record.hooked:
+        raise ModelError(f"TransformerLens has no HookedTransformer for {record.model}. Use backend='bridge', or 'auto'.")
+    hf.config.architectures = [record.model]
     theirs = agreement.probe(hf, _hooked_context(hf))
     if backend == "auto":
-        backend = "hooked" if hooked_available() else "bridge"
+        backend = "hooked" if hooked_available() and record.hooked else "bridge"
         model = _wrapped(hf, tokenizer, backend)
         wrong = _other_model(hf, model, theirs)
         if not wrong or backend == "bridge":
@@ -128,7 +132,10 @@ def _wrapped(hf: Any, tokenizer: Any, backend: str) -> Any:
     # Both loaders ask for a folder or an official name, and guess the family from the words in it ("llama", "gemma").
     # A folder with the config alone keeps them offline and unbiased.
     with tempfile.TemporaryDirectory(prefix="qv_") as folder, _quiet():
-        hf.config.save_pretrained(folder)
+        config = copy.deepcopy(hf.config)
+        for name, value in ARCHITECTURES[type(hf).__name__].missing.items():
+            setattr(config, name, value(hf.config))
+        config.save_pretrained(folder)
         model = (_wrap_hooked if backend == "hooked" else _wrap_bridge)(hf, tokenizer, folder)
     model.cfg.model_name = Path(hf.name_or_path).name or type(hf).__name__  # not the folder's
     return model.requires_grad_(False).eval()
@@ -136,14 +143,16 @@ def _wrapped(hf: Any, tokenizer: Any, backend: str) -> Any:
 
 def _hooked_context(hf: Any) -> int:
     """HookedTransformer holds a [n_ctx, n_ctx] mask per layer, so its context is capped as TransformerLens caps it."""
-    return min(hf.config.max_position_embeddings, HOOKED_CONTEXT)
+    return min(getattr(hf.config, "max_position_embeddings", None) or HOOKED_CONTEXT, HOOKED_CONTEXT)
 
 
 @torch.no_grad()
 def _other_model(hf: Any, model: Any, theirs: Tensor | None) -> str:
     """In which way the wrapped model computes other logits than `hf`; empty where it does not."""
     context = _hooked_context(hf)
-    if type(model).__name__ == "HookedTransformer" and (reasons := agreement.unread(hf.config, context)):
+    if type(model).__name__ == "HookedTransformer" and (
+        reasons := agreement.unread(hf.config, context, ARCHITECTURES[type(hf).__name__].unread)
+    ):
         return "it leaves out " + " and ".join(reasons)
     ids = agreement.row(hf, context)
     if ids is None or theirs is None:
@@ -236,6 +245,7 @@ class Backend:
         self.model = model
         self.name: BackendName = "hooked" if kind == "HookedTransformer" else "bridge"
         self.cfg = model.cfg
+        self.record = _record_of(model, kind)
         self.parallel = bool(getattr(self.cfg, "parallel_attn_mlp", False))  # GPT-J: attention and FFN read the same
         self.gated = bool(self.cfg.gated_mlp)
         self.rms = self.cfg.normalization_type == "RMS"
@@ -296,8 +306,12 @@ class Backend:
         """Attention weights [prompt, head, query, key]."""
         return f"blocks.{layer}.attn.hook_pattern"
 
-    def site(self, module: Literal["ffn", "attn"], layer: int) -> str:
-        return self.mlp_out(layer) if module == "ffn" else self.attn_out(layer)
+    def written_at(self, layer: int, sublayer: Sublayer = "ffn") -> str:
+        """What a sublayer's output weight and bias give, before any norm that follows."""
+        whole = self.mlp_out(layer) if sublayer == "ffn" else self.attn_out(layer)
+        if self.norm_after(layer, sublayer) is None:
+            return whole
+        return f"blocks.{layer}.{'mlp' if sublayer == 'ffn' else 'attn'}.hook_out"
 
     # ------------------------------------------------------------------ weights (live)
 
@@ -336,14 +350,64 @@ class Backend:
             weight.data = rearrange(flat, "d (head channel) -> head d channel", head=len(weight))
         return flat
 
+    def b_o(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """Attention's own bias, where there is one."""
+        attn = self.model.blocks[layer].attn
+        if hasattr(attn, "b_O"):
+            return _data(attn.b_O)
+        return _data(getattr(getattr(attn, "o", None), "bias", None))
+
     def stored_name(self, layer: int, name: str) -> str:
-        """The Hugging Face module that holds a weight: W_out of GPT-J is transformer.h.<layer>.mlp.fc_out, and so on."""
-        if self.parallel:
-            names = {"W_in": "mlp.fc_in", "W_out": "mlp.fc_out", "W_O": "attn.out_proj"}
-            part = names.get(name) or {"b_in": "mlp.fc_in", "b_out": "mlp.fc_out"}.get(name) or f"attn.{name[2].lower()}_proj"
-            return f"transformer.h.{layer}.{part}"
-        names = {"W_in": "mlp.up_proj", "W_gate": "mlp.gate_proj", "W_out": "mlp.down_proj", "W_O": "self_attn.o_proj"}
-        return f"model.layers.{layer}.{names.get(name) or f'self_attn.{name[2].lower()}_proj'}"
+        """The Hugging Face module that holds a weight; TransformerLens's own name for a user's model of no known kind."""
+        if self.record is not None:
+            return self.record.stored_name(layer, name)
+        return f"blocks.{layer}.{'attn' if name in ('W_Q', 'W_K', 'W_V', 'W_O') else 'mlp'}.{name}"
+
+    @property
+    def conv1d(self) -> bool:
+        """Whether the Hugging Face model stores weights [input, output]."""
+        return self.record is not None and self.record.conv1d
+
+    @property
+    def ace_layers(self) -> tuple[int, int, int]:
+        """How many value and query layers ACE's release edits, of how many layers."""
+        return (5, 3, 36) if self.record is None else self.record.ace_layers
+
+    @property
+    def first_editable(self) -> int:
+        """The lowest layer whose keys depend on more than the token: 1 where the FFN reads the embedding alone (a parallel
+        block without positions in the stream), else 0."""
+        return int(self.parallel and self.cfg.positional_embedding_type != "standard")
+
+    @property
+    def logit_cap(self) -> float | None:
+        """c of c tanh(logits / c), where the logits are capped."""
+        cap = getattr(self.cfg, "output_logits_soft_cap", None)
+        return float(cap) if cap and cap > 0 else None
+
+    def value_vectors(self, layer: int, sublayer: Sublayer = "ffn") -> Float[Tensor, "unit d_model"]:
+        """What a unit adds to the stream per unit of its coefficient: its row of W_out (or W_O); where a norm follows, times
+        that norm's gain (and, by `Trace.scale`, divided by its sigma)."""
+        weight = self.w_out(layer) if sublayer == "ffn" else self.w_o(layer)
+        after = self.norm_after(layer, sublayer)
+        return weight if after is None else weight * after.gain.to(weight.dtype)
+
+    def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:
+        """What b_out adds to the stream, up to the division as above."""
+        after = self.norm_after(layer, "ffn")
+        return self.b_out(layer) if after is None else self.b_out(layer) * after.gain.to(self.dtype)
+
+    def scale_after(
+        self, layer: int, sublayer: Sublayer, coefficients: Float[Tensor, "*batch unit"]
+    ) -> Float[Tensor, "*batch 1"] | None:
+        """1 / sigma of the norm that follows a sublayer, from what its units' coefficients write; None without one."""
+        after = self.norm_after(layer, sublayer)
+        if after is None:
+            return None
+        weight = self.w_out(layer) if sublayer == "ffn" else self.w_o(layer)
+        bias = self.b_out(layer) if sublayer == "ffn" else self.b_o(layer)
+        raw = coefficients @ weight.to(coefficients.dtype)
+        return 1 / after.scale(raw if bias is None else raw + bias.to(raw.dtype))
 
     def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embeddings."""
@@ -353,21 +417,36 @@ class Backend:
         weight, bias = self.model.unembed.W_U.data, _data(getattr(self.model.unembed, "b_U", None))
         return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias
 
-    def norm(self, layer: int | None, sublayer: Literal["ffn", "attn"] = "ffn") -> Norm:
-        """The norm in front of a sublayer, or the final one (`layer=None`)."""
+    def norm(self, layer: int | None, sublayer: Sublayer = "ffn") -> Norm:
+        """The norm in front of a sublayer, or the final one (`layer=None`); one that changes nothing where there is none."""
         if layer is None:
-            module = self.model.ln_final
-        else:
-            block = self.model.blocks[layer]
-            # a parallel block may have one norm for both sublayers (GPT-J) or one each (GPT-NeoX)
-            module = block.ln1 if sublayer == "attn" or not hasattr(block, "ln2") else block.ln2
-        gain = module.w if hasattr(module, "w") else module.weight
-        bias = None if self.rms else module.b if hasattr(module, "b") else module.bias
-        return Norm(gain.data, _data(bias), float(self.cfg.eps), self.rms)
+            return self._norm(self.model.ln_final)
+        block = self.model.blocks[layer]
+        before = {"attn": "ln1", "ffn": "ln2"} if self.record is None else self.record.norm_before
+        name = before[sublayer]
+        if name is None:
+            ones = torch.ones(self.cfg.d_model, dtype=self.dtype, device=self.device)
+            return Norm(ones, None, 0.0, self.rms, none=True)
+        return self._norm(getattr(block, name) if hasattr(block, name) else block.ln1)  # one norm for both (GPT-J)
+
+    def norm_after(self, layer: int, sublayer: Sublayer) -> Norm | None:
+        """The norm through which a sublayer's output reaches the stream, where there is one."""
+        name = None if self.record is None else self.record.norm_after.get(sublayer)
+        return None if name is None else self._norm(getattr(self.model.blocks[layer], name))
+
+    def _norm(self, module: Any) -> Norm:
+        gain = _data(module.w if hasattr(module, "w") else getattr(module, "weight", None))
+        if gain is None:  # OLMo's norms have no parameters
+            gain = torch.ones(self.cfg.d_model, dtype=self.dtype, device=self.device)
+        if self.name == "bridge" and self.record is not None and self.record.gain_offset:
+            gain = gain + self.record.gain_offset
+        bias = None if self.rms else module.b if hasattr(module, "b") else getattr(module, "bias", None)
+        return Norm(gain, _data(bias), float(self.cfg.eps), self.rms)
 
     def activation(self, x: Tensor) -> Tensor:
         """The FFN's non-linearity, as the model applies it."""
-        return ACTIVATIONS[self.cfg.act_fn](x)
+        named = None if self.record is None else self.record.activation
+        return ACTIVATIONS[named or self.cfg.act_fn](x)
 
     # ------------------------------------------------------------------ running
 
@@ -379,8 +458,9 @@ class Backend:
                 raise ModelError(f"This model has no hook point {name!r}. lens.model.hook_dict lists all of them.")
 
     @contextmanager
-    def hooks(self, hooks: Sequence[Hook]) -> Iterator[None]:
-        """Install (name, function) pairs and take away exactly these again; the user's own hooks stay.
+    def hooks(self, hooks: Sequence[Hook], shape: Sequence[int] = ()) -> Iterator[None]:
+        """Install (name, function) pairs and take away exactly these again; the user's own hooks stay. `shape`: [batch, seq] of
+        the pass, for modules that run on one long row of tokens (OPT's FFN).
 
         Plain PyTorch handles on the hook points: `model.hooks(...)` of 3.9 ends with reset_hooks, which also
         removes what a caller added at the same level.
@@ -389,7 +469,7 @@ class Backend:
         handles = []
         try:
             for name, function in hooks:
-                handles.append(self.model.hook_dict[name].register_forward_hook(_adapt(function)))
+                handles.append(self.model.hook_dict[name].register_forward_hook(_adapt(function, shape)))
             yield
         finally:
             for handle in handles:
@@ -452,8 +532,19 @@ class Past:
         return Past(self.mask[index], chosen)
 
 
-def _adapt(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda _module, _inputs, output: function(output)
+def _adapt(function: Callable[..., Any], shape: Sequence[int]) -> Callable[..., Any]:
+    def hook(_module: Any, _inputs: Any, output: Tensor) -> Any:
+        if output.ndim > 2 or not shape:
+            return function(output)
+        moved = function(output.unflatten(0, tuple(shape)))
+        return moved if moved is None else moved.flatten(0, 1)
+
+    return hook
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """c tanh(logits / c); the logits themselves without a cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _shared(view: Tensor, weight: Tensor) -> bool:
@@ -466,19 +557,28 @@ def _data(parameter: Any) -> Tensor | None:
 
 
 class Norm:
-    """LayerNorm or RMSNorm as numbers: gain, bias, eps; `center` is the identity for RMSNorm."""
+    """LayerNorm or RMSNorm as numbers: gain, bias, eps; `center` is the identity for RMSNorm. `none`: no norm at all."""
 
-    def __init__(self, gain: Tensor, bias: Tensor | None, eps: float, rms: bool) -> None:
-        self.gain, self.bias, self.eps, self.rms = gain, bias, eps, rms
+    def __init__(self, gain: Tensor, bias: Tensor | None, eps: float, rms: bool, none: bool = False) -> None:
+        self.gain, self.bias, self.eps, self.rms, self.none = gain, bias, eps, rms, none
 
     def center(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return x if self.rms else x - x.mean(-1, keepdim=True)
+        return x if self.rms or self.none else x - x.mean(-1, keepdim=True)
 
     def scale(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
         """sigma: what the centred vector is divided by."""
+        if self.none:
+            return torch.ones_like(x[..., :1])
         return (self.center(x).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
 
     def __call__(self, x: Float[Tensor, "*batch d"], scale: Tensor | None = None) -> Float[Tensor, "*batch d"]:
         """The normed vector; `scale` freezes sigma instead of taking the vector's own."""
         y = self.center(x) / (self.scale(x) if scale is None else scale) * self.gain.to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def gradient(self, h: Float[Tensor, "t d"], key: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
+        """grad_h of key . norm(h): (gain * key - h_c (h_c . gain * key) / (d sigma^2)) / sigma, centred for LayerNorm."""
+        if self.none:
+            return key
+        k, h_c, sigma = self.gain.to(h.dtype) * key, self.center(h), self.scale(h)
+        return self.center(k - h_c * (h_c * k).sum(1, keepdim=True) / (h.shape[1] * sigma.square())) / sigma

@@ -64,3 +64,17 @@ def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
     """Batches of different longest prompts along axis 1, the last axis (keys) padded with zeros."""
     longest = max(part.shape[-1] for part in parts)
     return torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts], dim=1)
+
+
+def scales_after(
+    backend: Backend, m: Float[Tensor, "layer row d_mlp"], z: Float[Tensor, "layer row head_channel"]
+) -> tuple[Float[Tensor, "layer row 1"], Float[Tensor, "layer row 1"]] | None:
+    """1 / sigma of the norms after attention and after the FFN, in float32 or better; None for a model without them."""
+    if backend.norm_after(0, "ffn") is None:
+        return None
+    wide = torch.promote_types(m.dtype, torch.float32)
+    both = [
+        torch.stack([backend.scale_after(layer, sublayer, x.to(wide)) for layer, x in enumerate(values)])  # pyright: ignore[reportArgumentType]
+        for sublayer, values in (("attn", z), ("ffn", m))
+    ]
+    return both[0], both[1]

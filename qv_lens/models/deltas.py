@@ -61,11 +61,11 @@ def _hooks(lens: Lens, layer: int, name: str, delta: Added) -> list[Hook]:
     gated = backend.gated
     pre = backend.pre_linear(layer) if gated else backend.pre(layer)
     if name == "W_out":
-        return [(backend.coefficient(layer), keep), (backend.mlp_out(layer), add)]
+        return [(backend.coefficient(layer), keep), (backend.written_at(layer), add)]
     if name == "W_O":
-        return [(backend.z(layer), keep), (backend.attn_out(layer), add)]
+        return [(backend.z(layer), keep), (backend.written_at(layer, "attn"), add)]
     if name in ("b_out", "b_in"):
-        return [(backend.mlp_out(layer) if name == "b_out" else pre, add_bias)]
+        return [(backend.written_at(layer) if name == "b_out" else pre, add_bias)]
     if name in ("W_in", "W_gate"):
         read = [(backend.resid_pre(layer), keep)]
         if not backend.parallel:

