@@ -31,7 +31,6 @@ from qv_lens.models.zoo import WEIGHTS
 from qv_lens.patch import Delta
 from qv_lens.sweeps.config import read_config, tasks_of
 from qv_lens.sweeps.recipes.editors import Comparison, drawn
-from tests.models import tiny_lens
 from tests.models import tiny_lens, tiny_of, tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="unwritable paths are taken from /proc")
