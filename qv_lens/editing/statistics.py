@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -106,15 +106,15 @@ def covariance(
     """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end. `total`: how many texts there are,
     for the progress bar. A folder that holds these very statistics gives them back. Raises `EditError` for a patched lens,
     no text, or a folder of other statistics, which stay as they are."""
-    if isinstance(texts, str):
-        raise EditError("Statistics are taken over many texts: pass a list of them, not one string.")
+    layers = list(layers)
+    _check_request(texts, layers, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every})
     if lens.patches or lens.interventions:
         raise EditError("Statistics are taken on the bare model: revert the patches and leave the interventions first.")
     if not modules or set(modules) - {"ffn", "attn"}:
         raise unknown("Module", modules, ("ffn", "attn"), error=EditError)
     max_tokens = min(max_tokens, lens.backend_adapter.cfg.n_ctx)
     wanted = [(lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules]
-    stream = iter(texts)
+    stream = _checked(texts)
     if folder is not None and (Path(folder) / "statistics.json").exists():
         return _finished(lens, folder, wanted, stream, max_tokens)
     progress = _resume(lens, folder, wanted, max_tokens)
@@ -146,6 +146,30 @@ def covariance(
         for name in ("partial.json", "partial.safetensors"):
             (Path(folder) / name).unlink(missing_ok=True)
     return statistics
+
+
+def _check_request(texts: object, layers: list[int], sizes: dict[str, int | None]) -> None:
+    """Raise `EditError` for what holds no texts, no layer, or a size of nothing."""
+    if isinstance(texts, str):
+        raise EditError("Statistics are taken over many texts: pass a list of them, not one string.")
+    if isinstance(texts, (bytes, Mapping)) or hasattr(texts, "columns"):  # a data frame gives the names of its columns
+        kind = type(texts).__name__
+        raise EditError(
+            f"Statistics are taken over texts: pass a list of them, not a {kind} (of a data frame its column: frame['text'])."
+        )
+    if not layers:
+        raise EditError("Statistics need at least one layer: layers=[3] or layers=range(lens.n_layers).")
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise EditError(f"{name} must be at least 1, got {size}.")
+
+
+def _checked(texts: Iterable[object]) -> Iterator[str]:
+    """The texts as they come. Raises `EditError` at the first that is none, with its number."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise EditError(f"Text {number} of the statistics is {text!r:.80}, not a text. Leave out what is missing.")
+        yield text
 
 
 def _finished(

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from unicodedata import category, normalize
 
-from qv_lens.facts.words import word_ends
+from qv_lens.facts.words import sign_follows, word_ends
 
 
 def cot_block(question: str, thoughts: str, answer: str) -> str:
@@ -102,7 +102,7 @@ def normalise(text: str) -> str:
 
 
 #: signs before a word or number that belong to it
-LEADING = re.compile(r"[-+<>~](?=[.$€£¥]?\d)|(?<!\.)\.(?=\w)|[#@§](?=\w)")
+LEADING = re.compile(r"[-+<>~](?=[.$€£¥]?\d)|(?<!\.)\.(?=\w)|[#§](?=\w)")
 #: signs after a word or number that belong to it
 TRAILING = re.compile(r"\w#\Z|\d[%‰‱′″]\Z")
 #: characters that count as another, or as none (invisible ones)
@@ -132,7 +132,11 @@ def matches(text: str | None, accepted: Iterable[str]) -> bool:
 
 
 def begins(text: str, accepted: Iterable[str]) -> bool:
-    """Whether a continuation begins with one of the answers, and the answer ends there (`words.word_ends`)."""
+    """Whether a continuation begins with one of the answers, and the answer ends there: "C++" is not "C", 20.5 not 20."""
     said = normalise(text)
-    wanted = [normalise(answer) for answer in accepted]
-    return any(answer and said.startswith(answer) and word_ends(said, len(answer)) for answer in wanted)
+    for answer in accepted:
+        wanted = normalise(answer)
+        end = len(wanted)
+        if wanted and said.startswith(wanted) and word_ends(said, end) and not sign_follows(said, end):
+            return True
+    return False

@@ -4,7 +4,8 @@
    lengths ("ß" is "ss"), so each border of the folded text remembers its place in the original.
 2. A word ends where Unicode's letters, marks and numbers end. Scripts without blanks have no such borders: there
    a name may end anywhere, as it may in Korean, whose particles follow without a blank.
-3. A number does not end before its own decimals, thousands, percent or currency; "C" does not end in "C++" or "C#".
+3. A number does not end before its own decimals, thousands, percent or currency.
+4. Of several places for a name, one in its own case and not in a compound is best ("Jean-Luc", "C++").
 """
 
 from __future__ import annotations
@@ -89,12 +90,12 @@ def best_place(text: str, name: str) -> Place | None:
 
 
 def _in_compound(text: str, start: int, stop: int) -> bool:
-    """Whether a hyphen ties the place to another word ("Jean" in "Jean-Luc")."""
+    """Whether a hyphen ties the place to another word ("Jean" in "Jean-Luc"), or a sign follows ("C" in "C++")."""
     after = text[stop : stop + 2]
     before = text[max(0, start - 2) : start]
     goes_on = len(after) == 2 and category(after[0]) == "Pd" and _in_word(after[1])
     begun = len(before) == 2 and category(before[1]) == "Pd" and _in_word(before[0])
-    return goes_on or begun
+    return goes_on or begun or sign_follows(text, stop)
 
 
 def word_around(text: str, start: int, stop: int) -> str:
@@ -125,8 +126,6 @@ def word_ends(text: str, at: int) -> bool:
     last, following = text[at - 1], text[at]
     if _continues(following):
         return False
-    if following in "+#" and _in_word(last) and not text[at + 1 : at + 2].isalnum():
-        return False
     if _number(last) and not _number_ends(text, at):
         return False
     if not (_in_word(last) and _in_word(following)):
@@ -134,6 +133,12 @@ def word_ends(text: str, at: int) -> bool:
     if unspaced(last) or hangul(last):
         return category(following) != "Lm"  # the long vowel of コーヒー, the doubling of 人々
     return unspaced(following)
+
+
+def sign_follows(text: str, at: int) -> bool:
+    """Whether the word before this place goes on with a sign of its own: "C" in "C++" and "C#", "Disney" in "Disney+"."""
+    sign = at > 0 and _in_word(text[at - 1]) and text[at : at + 1] in ("+", "#")
+    return sign and not text[at + 1 : at + 2].isalnum()
 
 
 def _number_ends(text: str, at: int) -> bool:
