@@ -305,12 +305,14 @@ def _filled(
     place = best_place(text, name)
     if "{}" in text:
         if place is not None or text.count("{}") > 1:
-            raise RefusedError(field, f"{text!r} holds {{}}, which stands for the subject, and more")
+            raise RefusedError(field, f"{text!r} holds {{}}, which stands for the subject, and the subject itself or {{}} again")
         return Fact(text, name, _text(answer, "answer"), relation, aliases=aliases)
     if place is None:
         inside = places(text, name)
-        how = f"only inside {word_around(text, *inside[0])!r}" if inside else "not"
-        raise RefusedError(field, f"{text!r} holds the subject {name!r} {how}: write {{}} where the subject goes")
+        found = (
+            "does not hold the subject" if not inside else f"holds, only inside {word_around(text, *inside[0])!r}, the subject"
+        )
+        raise RefusedError(field, f"{text!r} {found} {name!r}: write {{}} where the subject goes")
     start, stop = place
     return Fact(text[:start] + "{}" + text[stop:], text[start:stop], _text(answer, "answer"), relation, aliases=aliases)
 

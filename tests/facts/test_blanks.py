@@ -141,7 +141,17 @@ def test_a_merge_across_the_border_of_a_script_without_blanks():
 # ------------------------------------------------------------------ blanks around subjects and answers
 
 
-@pytest.mark.parametrize("subject", ["Elena Morefeld ", " Elena Morefeld", "Elena Morefeld\n", "\tElena Morefeld \u3000", "Elena Morefeld\u200b", "\ufeffElena Morefeld\u00a0"])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "Elena Morefeld ",
+        " Elena Morefeld",
+        "Elena Morefeld\n",
+        "\tElena Morefeld \u3000",
+        "Elena Morefeld\u200b",
+        "\ufeffElena Morefeld\u00a0",
+    ],
+)
 def test_blanks_around_a_subject_mean_nothing(subject):
     assert replace(CLEAN, subject=subject) == CLEAN
     assert Fact.from_text(CLEAN.text, subject, "fencing") == Fact.from_text(CLEAN.text, "Elena Morefeld", "fencing")
@@ -159,7 +169,11 @@ def test_the_prompt_takes_a_subjects_blank(prompt, subject, text):
     assert fact.paraphrases == (fact.prompt,)
 
 
-@given(st.text(" \n\t\u00a0\u3000\u200b", max_size=3), st.text(" \n\t\u00a0\u3000\u200b", max_size=3), st.sampled_from(["{} plays", "The {}, who plays", "x{}y"]))
+@given(
+    st.text(" \n\t\u00a0\u3000\u200b", max_size=3),
+    st.text(" \n\t\u00a0\u3000\u200b", max_size=3),
+    st.sampled_from(["{} plays", "The {}, who plays", "x{}y"]),
+)
 @settings(max_examples=40, deadline=None)
 def test_the_subjects_tokens_are_its_own(before, after, prompt):
     """By the characters of the tokens at subject_first and subject_last, whatever blanks were typed."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import qv_lens as qv
 from qv_lens.case_study import corpus
 from qv_lens.editing.statistics import covariance
+from qv_lens.errors import ConfigError, EditError
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.files import plain
 from qv_lens.facts.records import Fact
@@ -23,6 +24,7 @@ PLAIN = {"prompt": "{} plays", "subject": "Pele", "answer": "football"}
 OTHER = {"prompt": "{} plays", "subject": "Ann", "answer": "golf"}
 LINES = json.dumps(PLAIN) + "\n" + json.dumps(OTHER) + "\n"
 FACTS = (Fact("{} plays", "Pele", "football"), Fact("{} plays", "Ann", "golf"))
+#: what str.splitlines splits at, besides line feeds
 ODD = ["\u2028", "\u2029", "\u0085", "\u000b", "\u001c"]
 
 
@@ -30,8 +32,6 @@ ODD = ["\u2028", "\u2029", "\u0085", "\u000b", "\u001c"]
 def test_lines_end_at_a_line_feed_alone(odd, tmp_path):
     subject = f"Tim{odd}Duncan"
     record = json.dumps({**PLAIN, "subject": subject}, ensure_ascii=False)
-    if odd not in record:  # control characters are escaped in JSON
-        assert odd in ODD[3:]
     path = tmp_path / "x.jsonl"
     path.write_text(record + "\n" + json.dumps(OTHER) + "\n", encoding="utf-8")
     got = read(path)
@@ -68,7 +68,9 @@ def test_a_line_that_is_no_json_in_a_json_file_costs_that_record_alone(tmp_path)
     assert got.refused["line"].tolist() == [2]
 
 
-@pytest.mark.parametrize("record", [COUNTERFACT, FLAT, KNOWEDIT, MQUAKE_T, PLAIN], ids=["counterfact", "flat", "knowedit", "mquake", "plain"])
+@pytest.mark.parametrize(
+    "record", [COUNTERFACT, FLAT, KNOWEDIT, MQUAKE_T, PLAIN], ids=["counterfact", "flat", "knowedit", "mquake", "plain"]
+)
 def test_data_frames_and_parquet_hold_the_same_records(record, tmp_path):
     """Lists come back as arrays, and what one record lacks as None or NaN."""
     bare = {key: value for key, value in record.items() if key != "case_id"} if record is FLAT else record
@@ -77,7 +79,13 @@ def test_data_frames_and_parquet_hold_the_same_records(record, tmp_path):
     path = tmp_path / "records.PARQUET"
     frame.to_parquet(path)
     want = parse(records)
-    for got in (parse(frame), read(path), parse(pd.read_parquet(path)), parse(row for row in records), parse([row for _, row in frame.iterrows()])):
+    for got in (
+        parse(frame),
+        read(path),
+        parse(pd.read_parquet(path)),
+        parse(row for row in records),
+        parse([row for _, row in frame.iterrows()]),
+    ):
         assert got.format == want.format
         assert got.facts == want.facts
         for ours, theirs in zip(got.cases, want.cases, strict=True):
@@ -86,7 +94,15 @@ def test_data_frames_and_parquet_hold_the_same_records(record, tmp_path):
 
 
 def test_zsre_from_a_frame():
-    record = {"src": "Pele plays", "subject": "Pele", "answers": ["football", "soccer"], "alt": "golf", "rephrase": "q", "loc": "l", "loc_ans": "g"}
+    record = {
+        "src": "Pele plays",
+        "subject": "Pele",
+        "answers": ["football", "soccer"],
+        "alt": "golf",
+        "rephrase": "q",
+        "loc": "l",
+        "loc_ans": "g",
+    }
     frame = pd.DataFrame([{**record, "answers": np.array(record["answers"])}, {**record, "alt": np.nan}])
     got = parse(frame, skip=True)
     assert got.cases == parse([record]).cases
@@ -94,7 +110,13 @@ def test_zsre_from_a_frame():
 
 
 def test_values_as_json_would_hold_them():
-    value = {"a": np.array([1, 2]), "b": np.float32(0.5), "c": np.nan, "d": [pd.NA, {"e": pd.NaT, "f": np.array([np.array(["x"])])}], "g": True}
+    value = {
+        "a": np.array([1, 2]),
+        "b": np.float32(0.5),
+        "c": np.nan,
+        "d": [pd.NA, {"e": pd.NaT, "f": np.array([np.array(["x"])])}],
+        "g": True,
+    }
     assert plain(value) == {"a": [1, 2], "b": 0.5, "c": None, "d": [None, {"e": None, "f": [["x"]]}], "g": True}
 
 
@@ -161,7 +183,7 @@ def test_texts_of_tables_and_folders(tmp_path):
 def test_records_without_texts_are_told(name, content, words, tmp_path):
     path = tmp_path / name
     path.write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(qv.ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words):
         list(corpus(str(path)))
 
 
@@ -171,7 +193,10 @@ def test_a_file_that_is_not_there_is_no_dataset(name):
         list(corpus(name))
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(lambda t: t.strip("\ufeff \t\r\n")), min_size=1, max_size=4))
+ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(lambda text: text.strip("\ufeff \t\r\n"))
+
+
+@given(texts=st.lists(ANY_TEXT, min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_text_comes_back_from_json_lines_as_it_was(texts, tmp_path):
     path = tmp_path / "x.jsonl"
@@ -188,9 +213,12 @@ def test_statistics_of_json_lines_are_those_of_the_texts(tmp_path):
     assert (got.C0[1] == want.C0[1]).all()
 
 
-@pytest.mark.parametrize(("texts", "number"), [(["a b", None], 1), (["a b", "c", float("nan")], 2), ([b"x"], 0), ([["a"]], 0), (pd.Series(["a", np.nan]), 1)])
+@pytest.mark.parametrize(
+    ("texts", "number"),
+    [(["a b", None], 1), (["a b", "c", float("nan")], 2), ([b"x"], 0), ([["a"]], 0), (pd.Series(["a", np.nan]), 1)],
+)
 def test_statistics_say_which_text_is_none(texts, number, tmp_path):
-    with pytest.raises(qv.EditError, match=f"Text {number} of the statistics is"):
+    with pytest.raises(EditError, match=f"Text {number} of the statistics is"):
         covariance(tiny_lens("gptj"), texts, [1], folder=tmp_path / "stats")
     assert not (tmp_path / "stats").exists()
 
@@ -199,7 +227,7 @@ def test_statistics_of_a_column_of_a_frame():
     lens, frame = tiny_lens("gptj"), pd.DataFrame(ROWS)
     assert covariance(lens, frame["text"], [1]).corpus == covariance(lens, TEXTS, [1]).corpus
     for texts in (frame, {"text": TEXTS}, b"abc"):
-        with pytest.raises(qv.EditError, match=r"frame\['text'\]"):
+        with pytest.raises(EditError, match=r"frame\['text'\]"):
             covariance(lens, texts, [1])
 
 
@@ -208,5 +236,5 @@ def test_statistics_of_a_column_of_a_frame():
     ({"batch_size": -1}, "batch_size"), ({"max_tokens": 0}, "max_tokens"), ({"every": 0}, "every"),
 ])  # fmt: skip
 def test_statistics_of_nothing_are_told(options, words):
-    with pytest.raises(qv.EditError, match=words):
+    with pytest.raises(EditError, match=words):
         covariance(tiny_lens("gptj"), TEXTS, **{"layers": [1], **options})

@@ -15,7 +15,9 @@ from qv_lens.facts.prompts import begins, matches, normalise
 from qv_lens.facts.records import Fact, Hop
 from qv_lens.facts.words import best_place, places
 
-NAMES = st.text(st.characters(categories=("L", "M", "N", "P", "Zs", "Sm"), include_characters="ßİﬁéǅ中ー한"), min_size=1, max_size=12)
+NAMES = st.text(
+    st.characters(categories=("L", "M", "N", "P", "Zs", "Sm"), include_characters="ßİﬁéǅ中ー한"), min_size=1, max_size=12
+)
 
 
 def folded(text: str) -> str:
@@ -116,10 +118,10 @@ def test_a_subject_is_found_as_a_word_in_the_text_itself(text, name, prompt, sho
 
 
 @pytest.mark.parametrize(("text", "name", "reason"), [
-    ("The Iranian president is", "Iran", "only inside 'Iranian': write {}"),
+    ("The Iranian president is", "Iran", "only inside 'Iranian', the subject 'Iran': write {}"),
     ("Das Straßenfest in Oslo", "fest", "only inside 'Straßenfest'"),
-    ("The ﬁnal is", "f", "not"),
-    ("São Paulo lies in", "Sao", "not"),
+    ("The ﬁnal is", "f", "does not hold the subject 'f'"),
+    ("São Paulo lies in", "Sao", "does not hold"),
     ("Apollo 11 was", "Apollo 1", "only inside 'Apollo 11'"),
     ("{} and Elena play", "Elena", "holds {}"),
 ])  # fmt: skip
@@ -154,7 +156,14 @@ def test_every_reader_of_filled_prompts_finds_the_word():
     (None, ()),
 ])  # fmt: skip
 def test_a_chains_question_holds_its_subject_as_a_word(question, paraphrases):
-    rewrite = {"prompt": "The president of {} is", "relation_id": "P35", "subject": "Iran", "question": question, "target_true": {"str": "a"}, "target_new": {"str": "b"}}
+    rewrite = {
+        "prompt": "The president of {} is",
+        "relation_id": "P35",
+        "subject": "Iran",
+        "question": question,
+        "target_true": {"str": "a"},
+        "target_new": {"str": "b"},
+    }
     hop = {"question": "q", "cloze": "c", "answer": "b"}
     case = parse([{
         "case_id": 1, "questions": ["q"], "answer": "a", "new_answer": "b", "requested_rewrite": [rewrite], "single_hops": [hop], "new_single_hops": [hop],
