@@ -26,7 +26,7 @@ CLEAN = Fact("{} plays the sport of", "Elena Morefeld", "fencing", aliases=("swo
 
 
 @pytest.mark.parametrize("text", [
-    "詹姆斯是哪国人", "国籍：", "答:", "首都は", "トヨタの社長は", "เขาเกิดที่", "ລາວ", "ខ្មែរ", "မြန်မာ", "他是……", "在2008", "北京(Beijing)", '小说"骆驼祥子"',
+    "詹姆斯是哪国人", "国籍：", "答:", "首都は", "トヨタの社長は", "เขาเกิดที่", "ລາວ", "ខ្មែរ", "မြန်မာ", "他是……", "在2008", "北京(Beijing)", "京(Beijing)", "(北京)", '小说"骆驼祥子"',
     'He said "', "He said '", "He said:“", "The film (", "see [", "Film „", "le film «", "»", "称为「", '他说"', "`", "¿", "¡",
     "anti-", "1914–", "Paris—", "and/", "https://", "snake_", "user@", "write to @", "l'", "l’", "dell'", "s'", "It costs $", "US$", "number #", "plays ", "plays\n", "",
 ])  # fmt: skip

@@ -154,6 +154,14 @@ def test_texts_of_a_file(name, content, tmp_path):
     assert list(corpus(str(path))) == TEXTS
 
 
+def test_a_text_may_quote_json(tmp_path):
+    """The first line tells whether a file holds JSON lines; later ones are what they are."""
+    texts = ["A record is", json.dumps(ROWS[0]), "{", json.dumps(["text"])]
+    for lines in (texts, texts[2:], texts[3:]):
+        (tmp_path / "x.txt").write_text("\n".join(lines))
+        assert list(corpus(str(tmp_path / "x.txt"))) == lines
+
+
 def test_texts_of_tables_and_folders(tmp_path):
     frame = pd.DataFrame(ROWS)
     frame.to_parquet(tmp_path / "x.parquet")

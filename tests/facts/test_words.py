@@ -103,6 +103,7 @@ def subject_of(text, name) -> Fact:
     ("GTK+ is", "GTK", "{}+ is", "GTK"),
     ("Apollo 11 after Apollo 1 was", "Apollo 1", "Apollo 11 after {} was", "Apollo 1"),
     ("Version 2.5 after 2 was", "2", "Version 2.5 after {} was", "2"),
+    ("Version 2.5 after 15 and 5 was", "5", "Version 2.5 after 15 and {} was", "5"),
     ("Sa\u0303o Paulo lies in", "São Paulo", "{} lies in", "Sa\u0303o Paulo"),
     ("São Paulo lies in", "Sa\u0303o Paulo", "{} lies in", "São Paulo"),
     ("运动员詹姆斯是哪国人", "詹姆斯", "运动员{}是哪国人", "詹姆斯"),
