@@ -40,6 +40,7 @@ from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import dataset, plain_facts
+from qv_lens.facts.files import SUFFIXES, read_texts
 from qv_lens.facts.records import EditCase, EditRequest, Fact
 from qv_lens.interventions import Suppress, Zero
 from qv_lens.models.lens import Lens
@@ -367,25 +368,22 @@ def layer_counts(lens: Lens) -> tuple[int, int]:
 
 
 def corpus(source: str) -> Iterator[str]:
-    """Texts by name: 'world', a file with a paragraph per line, a folder of .txt files, or a dataset (name or name:config).
+    """Texts by name: 'world', a file with a paragraph per line, a file of records with a field "text" (JSON list, JSON
+    lines, parquet, a table), a folder of .txt files, or a dataset (name or name:config).
 
     Raises `ConfigError` for a source that cannot be read.
     """
     path = Path(source)
-    if not path.exists() and path.suffix in (".txt", ".md", ".json", ".jsonl"):
+    if not path.exists() and path.suffix.lower() in SUFFIXES:
         raise ConfigError(f"There is no file {source}.")
     if source == "world":
         yield from (miniworld.text(d) for d in miniworld.documents(miniworld.build(0), random.Random("statistics")))
     elif path.exists():
-        files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".txt") if path.is_dir() else [path]
         if not files:
             raise ConfigError(f"{path} holds no .txt file.")
         for file in files:
-            try:
-                with file.open(encoding="utf-8") as lines:
-                    yield from (line.strip() for line in lines if line.strip())
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"Cannot read the text {file}: {error}.") from error
+            yield from read_texts(file, ConfigError)
     else:
         for row in dataset(source, ConfigError, streaming=True):
             if not isinstance(text := row.get("text"), str):

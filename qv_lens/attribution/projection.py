@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.errors import ConfigError, unknown
+from qv_lens.facts.scripts import unspaced
 from qv_lens.models.backend import Norm, capped
 from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.neurons import NeuronSet, check_set
@@ -117,7 +118,8 @@ def surface_forms(lens: Lens, answer: str, *, plural: bool = False) -> set[int]:
     also with an s."""
     words = {answer, answer.lower(), answer.upper(), answer.capitalize()}
     words |= {f"{word}s" for word in words} if plural else set()
-    wanted = {lens.answer_ids("The", answer)[0]}
+    before = "。" if unspaced(answer[:1]) else "The"  # where an answer of its script follows a blank, and where it does not
+    wanted = {lens.answer_ids(before, answer)[0]}
     for text in [spaced for word in words for spaced in (word, f" {word}")]:
         ids = lens.tokenizer(text, add_special_tokens=False)["input_ids"]
         wanted |= set(ids) if len(ids) == 1 else set()

@@ -120,7 +120,8 @@ def _asked(lens: Lens, request: EditRequest, template: str, prompts: Prompts) ->
         return [tokenize(lens.tokenizer, asked, lens.prepend_bos)]
     texts = [template.replace("{}", text) for text in request.via]
     bare = [tokenize(lens.tokenizer, text, lens.prepend_bos) for text in texts]
-    return [replace(p, answer=continuation(lens.tokenizer, p.text, request.new, lens.prepend_bos)) for p in bare]
+    space = request.fact.space
+    return [replace(p, answer=continuation(lens.tokenizer, p.text, request.new, lens.prepend_bos, space)) for p in bare]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -121,8 +121,8 @@ def covariance(
     """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end. `max_tokens`: length to which each
     text is cut (None: the model's context, as the releases do). `total`: how many texts there are, for the progress bar. A folder that holds these very statistics gives them back. Raises `EditError` for a patched lens,
     no text, or a folder of other statistics, which stay as they are."""
-    if isinstance(texts, str):
-        raise EditError("Statistics are taken over many texts: pass a list of them, not one string.")
+    layers = list(layers)
+    _check_request(texts, layers, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every})
     if lens.patches or lens.interventions:
         raise EditError("Statistics are taken on the bare model: revert the patches and leave the interventions first.")
     if not modules or set(modules) - {"ffn", "attn"}:
@@ -132,7 +132,7 @@ def covariance(
         raise EditError(f"max_tokens must be at least 1 (None: the model's context of {context}), got {max_tokens}.")
     length = context if max_tokens is None else min(max_tokens, context)
     wanted = [(lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules]
-    stream = iter(texts)
+    stream = _checked(texts)
     if folder is not None and (Path(folder) / "statistics.json").exists():
         return _finished(lens, folder, wanted, stream, length)
     progress = _resume(lens, folder, wanted, length)
@@ -163,6 +163,30 @@ def covariance(
         for name in ("partial.json", "partial.safetensors"):
             (Path(folder) / name).unlink(missing_ok=True)
     return statistics
+
+
+def _check_request(texts: object, layers: list[int], sizes: dict[str, int | None]) -> None:
+    """Raise `EditError` for what holds no texts, no layer, or a size of nothing."""
+    if isinstance(texts, str):
+        raise EditError("Statistics are taken over many texts: pass a list of them, not one string.")
+    if isinstance(texts, (bytes, Mapping)) or hasattr(texts, "columns"):  # a data frame gives the names of its columns
+        kind = type(texts).__name__
+        raise EditError(
+            f"Statistics are taken over texts: pass a list of them, not a {kind} (of a data frame its column: frame['text'])."
+        )
+    if not layers:
+        raise EditError("Statistics need at least one layer: layers=[3] or layers=range(lens.n_layers).")
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise EditError(f"{name} must be at least 1, got {size}.")
+
+
+def _checked(texts: Iterable[object]) -> Iterator[str]:
+    """The texts as they come. Raises `EditError` at the first that is none, with its number."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise EditError(f"Text {number} of the statistics is {text!r:.80}, not a text. Leave out what is missing.")
+        yield text
 
 
 def _finished(

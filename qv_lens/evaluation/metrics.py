@@ -26,7 +26,7 @@ from math import log2, nan
 from types import MappingProxyType
 
 from qv_lens.evaluation.probes import WRITTEN, Look, Told, questions, tell
-from qv_lens.facts.prompts import matches, normalise, parse_answer
+from qv_lens.facts.prompts import begins, matches, parse_answer
 from qv_lens.facts.records import Asked, Case, MultiHopCase
 from qv_lens.models.lens import Lens
 
@@ -60,12 +60,6 @@ def harmonic(values: Sequence[float]) -> float:
         if values
         else nan
     )
-
-
-def begins(text: str, accepted: Sequence[str]) -> bool:
-    """Whether a continuation begins with one of the answers, at a word's end."""
-    said = normalise(text)
-    return any(re.match(re.escape(normalise(answer)) + r"(?!\w)", said) is not None for answer in accepted)
 
 
 def ngram_entropy(text: str) -> float:

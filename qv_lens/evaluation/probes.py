@@ -88,15 +88,16 @@ def questions(case: Case, beginning: Collection[str] = ("",)) -> dict[str, list[
     groups: dict[str, list[Probe]] = {name: [] for name in ("rewrite_new", "rewrite_old", "paraphrase_new", "paraphrase_old")}
     for request, others in zip(case.requests, _aliases(case), strict=True):
         fact, known = request.fact, request.fact.answer != UNKNOWN
-        groups["rewrite_new"].append(Probe(fact.text, request.new, others))
-        groups["rewrite_old"] += [Probe(fact.text, fact.answer)] if known else []
+        groups["rewrite_new"].append(Probe(fact.text, request.new, others, fact.space))
+        groups["rewrite_old"] += [Probe(fact.text, fact.answer, space=fact.space)] if known else []
         asked = list(case.paraphrases) if isinstance(case, EditCase) else [fact.with_prompt(p) for p in fact.paraphrases]
-        groups["paraphrase_new"] += [Probe(p.text, request.new, others) for p in asked]
-        groups["paraphrase_old"] += [Probe(p.text, fact.answer) for p in asked] if known else []
+        groups["paraphrase_new"] += [Probe(p.text, request.new, others, p.space) for p in asked]
+        groups["paraphrase_old"] += [Probe(p.text, fact.answer, space=p.space) for p in asked] if known else []
     if isinstance(case, EditCase):
         groups["near_old"] = [_probe(f) for f in case.neighbours]
         rivals = [f for f in case.neighbours if f.answer != case.request.new]  # others have no wrong answer to compare with
-        groups["rival_old"], groups["rival_new"] = [_probe(f) for f in rivals], [Probe(f.text, case.request.new) for f in rivals]
+        groups["rival_old"] = [_probe(f) for f in rivals]
+        groups["rival_new"] = [Probe(f.text, case.request.new, space=f.space) for f in rivals]
         groups["onward_old"], groups["onward_new"] = ([_probe(pair[i]) for pair in case.onward] for i in (0, 1))
         for kind, named in (("portability", case.portability), ("locality", case.locality)):
             groups.update({f"{kind}_{name}": list(probes) for name, probes in named})
@@ -118,7 +119,7 @@ def _aliases(case: Case) -> list[tuple[str, ...]]:
 
 
 def _probe(asked: Asked) -> Probe:
-    return Probe(asked.text, asked.answer, asked.aliases)
+    return Probe(asked.text, asked.answer, asked.aliases, asked.space)
 
 
 def _hop(hop: Hop) -> Probe:
@@ -131,7 +132,7 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Told
     texts = [probe.text for probe in probes]
     prompts = lens.tokenize(texts) if texts else []
     prompts = [
-        replace(p, answer=continuation(lens.tokenizer, p.text, probe.answer, lens.prepend_bos))
+        replace(p, answer=continuation(lens.tokenizer, p.text, probe.answer, lens.prepend_bos, probe.space))
         for p, probe in zip(prompts, probes, strict=True)
     ]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].row("answer")))

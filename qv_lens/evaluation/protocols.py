@@ -173,7 +173,7 @@ class _Run:
             try:
                 for probes in questions(case, self.groups).values():
                     for probe in probes:
-                        self.lens.answer_ids(probe.text, probe.answer)
+                        self.lens.answer_ids(probe)
                 self.lens.tokenize([request.target for request in case.requests])
                 good.append(i)
             except FactError as error:

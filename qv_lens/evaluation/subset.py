@@ -8,8 +8,8 @@ from typing import Literal
 import pandas as pd
 
 from qv_lens.errors import unknown
-from qv_lens.evaluation.metrics import begins, correct
-from qv_lens.facts.prompts import G2
+from qv_lens.evaluation.metrics import correct
+from qv_lens.facts.prompts import G2, begins
 from qv_lens.facts.records import Hop, MultiHopCase, Probe
 from qv_lens.models.lens import Lens
 

@@ -1,14 +1,13 @@
 """Files of facts and edits -> records.
 
-`read` takes a JSON list, JSON lines or a dataset by name (extra `data`); `formats.py` knows what the records hold.
+`read` takes a JSON list, JSON lines, parquet or a dataset by name (extra `data`), `parse` dictionaries or a data frame;
+`files.py` reads them, `formats.py` knows what they hold.
 A record that cannot be used is refused with its number, line (of a file), field and reason: `read` raises, or with
 `skip=True` reports it.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,11 +18,9 @@ from typing import Any
 import pandas as pd
 
 from qv_lens.errors import FactError, QVLensError, unknown
+from qv_lens.facts.files import SUFFIXES, Where, of_memory, read_records
 from qv_lens.facts.formats import READERS, Record, RefusedError, recognised
 from qv_lens.facts.records import Case, EditRequest, Fact
-
-#: gives the line on which each record begins (none of a dataset), asked only where one is refused
-Where = Callable[[], list[int]]
 
 
 @dataclass(frozen=True)
@@ -47,9 +44,9 @@ def read(source: str | Path, format: str | None = None, *, skip: bool = False) -
     return _parsed(records, where, format, source, skip)
 
 
-def parse(records: list[Any], format: str | None = None, *, source: str | Path = "records", skip: bool = False) -> Read:
-    """As `read`, of records already in memory."""
-    return _parsed(records, list, format, source, skip)
+def parse(records: Iterable[Any], format: str | None = None, *, source: str | Path = "records", skip: bool = False) -> Read:
+    """As `read`, of records already in memory: dictionaries, or the rows of a data frame."""
+    return _parsed(of_memory(records), list, format, source, skip)
 
 
 def _parsed(records: list[Any], where: Where, format: str | None, source: str | Path, skip: bool) -> Read:
@@ -98,49 +95,15 @@ def plain_facts(path: str | Path) -> list[Fact]:
 
 
 def _records(source: str | Path) -> tuple[list[Any], Where]:
-    """The records, an error in the place of a line that is no JSON; and what tells on which line of a file each begins."""
-    path = Path(source)
-    if (
-        not path.exists()
-        and isinstance(source, str)
-        and path.suffix not in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
-    ):
-        return list(dataset(source)), list
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
-        if path.suffix == ".jsonl":
-            lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-            return [_json(line) for _, line in lines], lambda: [number for number, _ in lines]
-        found = json.loads(text)
-    except OSError as error:
-        raise FactError(f"Cannot read facts from {path}: {error}.") from error
-    except ValueError as error:
-        raise FactError(f"{path} is no JSON: {error}. Facts and edits come as a JSON list, or as JSON lines (.jsonl).") from error
-    if not isinstance(found, list) or not found:
+    """The records of a file or dataset, and what tells on which line of a file each begins."""
+    if not isinstance(source, (str, Path)):
         raise FactError(
-            f'{path} holds no JSON list of records. Facts are [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
+            f"read takes a file or the name of a dataset, got a {type(source).__name__}; parse takes records in memory."
         )
-    return found, lambda: _lines(text)
-
-
-def _lines(text: str) -> list[int]:
-    """Where each element of a JSON list begins."""
-    decoder, found, at, line = json.JSONDecoder(), [], text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
-    while True:
-        start = re.compile(r"[\s,]*").match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
-        if text[start] == "]":
-            return found
-        line += text.count("\n", at, start)
-        found.append(line)
-        _, at = decoder.raw_decode(text, start)
-        line += text.count("\n", start, at)
-
-
-def _json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return FactError(f"it is no JSON: {error}")
+    path = Path(source)
+    if not path.exists() and isinstance(source, str) and path.suffix.lower() not in SUFFIXES:
+        return of_memory(dataset(source)), list
+    return read_records(path)
 
 
 def dataset(source: str, error: type[QVLensError] = FactError, *, streaming: bool = False) -> Iterator[Record]:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qv_lens.errors import FactError
 from qv_lens.facts.records import UNKNOWN, Case, EditCase, Fact, Groups, Hop, MultiHopCase, Probe
+from qv_lens.facts.words import best_place, places, rtrimmed, trimmed, word_around, word_places
 
 Record = Mapping[str, Any]
 
@@ -65,18 +67,24 @@ def _mquake(record: Record) -> MultiHopCase:
     edits = []
     for rewrite, hop in zip(_rewrites(record), edited, strict=True):
         fact = _fact(rewrite)
-        question = str(rewrite.get("question", ""))
-        if question.count(fact.subject) == 1 and "{}" not in question:
-            fact = Fact(
-                fact.prompt, fact.subject, fact.answer, fact.relation, paraphrases=(question.replace(fact.subject, "{}"),)
-            )
-        via = _names(rewrite, "via") if "via" in rewrite else leading_to(fact, new_hops, hop)
+        fact = replace(fact, paraphrases=_question(rewrite.get("question"), fact.subject))
+        via = _names(rewrite, "via") if rewrite.get("via") is not None else leading_to(fact, new_hops, hop)
         edits.append(fact.to(_object(rewrite, "target_new"), via))
     return MultiHopCase(
-        _number(record, "case_id"), tuple(edits), questions, _text(record["answer"], "answer"), _text(record["new_answer"], "new_answer"),
+        _number(record, "case_id"), tuple(edits), questions, _answer(record["answer"], "answer"), _answer(record["new_answer"], "new_answer"),
         _names(record, "answer_alias"), _names(record, "new_answer_alias"), hops, new_hops, edited, clozes,
         _extra(record, "case_id", "requested_rewrite", "questions", "answer", "new_answer", "answer_alias", "new_answer_alias", "clozes"),
     )  # fmt: skip
+
+
+def _question(question: object, subject: str) -> tuple[str, ...]:
+    """An edit's question as a prompt with {}, where it holds the subject once, as a word."""
+    text = question if isinstance(question, str) else ""
+    found = word_places(text, subject, case=True)
+    if len(found) != 1 or "{}" in text:
+        return ()
+    start, stop = found[0]
+    return (text[:start] + "{}" + text[stop:],)
 
 
 def leading_to(fact: Fact, hops: tuple[Hop, ...], hop: int) -> tuple[str, ...]:
@@ -89,7 +97,10 @@ def leading_to(fact: Fact, hops: tuple[Hop, ...], hop: int) -> tuple[str, ...]:
              (r"Who ((?!is |are |was |were ).+)\?", "the one who ", before.question))  # fmt: skip
     for form, start, text in forms:
         if found := re.fullmatch(form, text):
-            asked = fact.prompt.replace("{}", start + found[1]).replace(" the the ", " the ")
+            phrase = start + found[1]
+            if re.search(r"(?:^|\s)the \{\}", fact.prompt, re.IGNORECASE):
+                phrase = phrase.removeprefix("the ")
+            asked = fact.prompt.replace("{}", phrase)
             return (asked[0].upper() + asked[1:],)
     return ()
 
@@ -111,7 +122,7 @@ def _edited(record: Record) -> tuple[int, ...]:
     if not isinstance(index, list) or not all(isinstance(i, int) and 0 <= i < hops for i in index):
         raise RefusedError("edit_triples_idx", f"is {index!r}, not a list of hops from 0 to {hops - 1}")
     if len(index) < count:  # by the edited fact's new object
-        answers = [hop["answer"] for hop in record["new_single_hops"]]
+        answers = [_answer(hop["answer"], "answer") for hop in record["new_single_hops"]]
         named = [_object(rewrite, "target_new") for rewrite in _rewrites(record)]
         index = [answers.index(name) for name in named if name in answers]
     if len(index) < count:
@@ -131,7 +142,7 @@ def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
         text = _text(hop["cloze"], "cloze")
         subject = names[i][0] if len(names) == len(hops) else None
         relation = ids[i][1] if len(ids) == len(hops) else None
-        answer = _text(hop["answer"], "answer")
+        answer = _answer(hop["answer"], "answer")
         made.append(Hop(_text(hop["question"], "question"), text, answer, _names(hop, "answer_alias"), subject, relation))
     return tuple(made)
 
@@ -155,7 +166,7 @@ def _flat(record: Record) -> EditCase:
         request,
         (Probe(_text(record["rephrase_prompt"], "rephrase_prompt"), request.new),),
         (Probe(_text(record["locality_prompt"], "locality_prompt"), _text(record["locality_ground_truth"], "locality_ground_truth")),),
-        case_id=_number(record, "case_id") if "case_id" in record else 0,
+        case_id=_number(record, "case_id") if record.get("case_id") is not None else 0,
         extra=_extra(record, "case_id", "prompt", "subject", "ground_truth", "target_new", "rephrase_prompt", "locality_prompt", "locality_ground_truth"),
     )  # fmt: skip
 
@@ -187,7 +198,7 @@ def _knowedit(record: Record) -> EditCase:
         tuple(Probe(t, request.new) for t in _flattened(rephrase, "rephrase")),
         portability=_groups(record, "portability"),
         locality=_groups(record, "locality"),
-        generation=(str(text),),
+        generation=(request.fact.text,),
         extra=_extra(record, "prompt", "text", "subject", "concept", "target_new", "labels", "ground_truth", "rephrase_prompt", "rephrase", "portability", "locality"),
     )  # fmt: skip
 
@@ -210,7 +221,10 @@ def _known(record: Record) -> Fact:
 
 def _plain(record: Record) -> Fact:
     prompt, subject, answer = (_text(record[key], key) for key in ("prompt", "subject", "answer"))
-    return Fact(_template(prompt), subject, answer, relation=record.get("relation"), category=record.get("category"))
+    space = record.get("space")
+    if space is not None and not isinstance(space, bool):
+        raise RefusedError("space", f"is {space!r}, not true, false or absent")
+    return Fact(_template(prompt), subject, answer, relation=record.get("relation"), category=record.get("category"), space=space)
 
 
 READERS: Mapping[str, Callable[[Record], Case | Fact]] = {
@@ -222,9 +236,14 @@ READERS: Mapping[str, Callable[[Record], Case | Fact]] = {
 
 
 def _text(value: Any, field: str) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not trimmed(value):
         raise RefusedError(field, f"is {value!r}, not a text")
     return value
+
+
+def _answer(value: Any, field: str) -> str:
+    """A text without blanks at its end, so that the same answers are the same."""
+    return rtrimmed(_text(value, field))
 
 
 def _table(value: Any, field: str) -> Record:
@@ -246,11 +265,13 @@ def _texts(record: Record, field: str) -> tuple[str, ...]:
 def _names(record: Record, field: str) -> tuple[str, ...]:
     """A list of texts that need not be there; empty ones are left out."""
     values = [] if record.get(field) is None else _list(record[field], field)
-    return tuple(_text(value, field) for value in values if value != "")
+    return tuple(_text(value, field) for value in values if value != "")  # an empty one says that there is none
 
 
 def _number(record: Record, field: str) -> int:
     value = record[field]
+    if isinstance(value, float) and value.is_integer():  # a data frame's column with gaps
+        value = int(value)
     if not isinstance(value, (int, str)) or not str(value).lstrip("-").isdigit():
         raise RefusedError(field, f"is {value!r}, not a number")
     return int(value)
@@ -259,7 +280,7 @@ def _number(record: Record, field: str) -> int:
 def _object(rewrite: Record, field: str) -> str:
     """MQuAKE's and CounterFact's {"str": "football"}."""
     value = rewrite[field]
-    return _text(value.get("str") if isinstance(value, dict) else value, field)
+    return _answer(value.get("str") if isinstance(value, dict) else value, field)
 
 
 def _template(prompt: str) -> str:
@@ -277,15 +298,23 @@ def _fact(rewrite: Record) -> Fact:
 def _filled(
     text: str, subject: str, answer: str, aliases: tuple[str, ...] = (), field: str = "prompt", relation: str | None = None
 ) -> Fact:
-    """A fact from a prompt with its subject filled in: the first place where it stands becomes `{}`."""
+    """A fact from a prompt with its subject filled in: the first place where it stands as a word becomes `{}`. A prompt that
+    has its `{}` is taken as it is."""
     text, subject = _text(text, field), _text(subject, "subject")
-    at = text.find(subject)
-    if at < 0:
-        at = text.casefold().find(subject.casefold())
-    if at < 0 or "{}" in text:
-        raise RefusedError(field, f"{text!r} does not hold the subject {subject!r}" if at < 0 else f"{text!r} holds {{}}")
-    shown = text[at : at + len(subject)]
-    return Fact(text[:at] + "{}" + text[at + len(subject) :], shown, _text(answer, "answer"), relation, aliases=aliases)
+    name = trimmed(subject)
+    place = best_place(text, name)
+    if "{}" in text:
+        if place is not None or text.count("{}") > 1:
+            raise RefusedError(field, f"{text!r} holds {{}}, which stands for the subject, and the subject itself or {{}} again")
+        return Fact(text, name, _text(answer, "answer"), relation, aliases=aliases)
+    if place is None:
+        inside = places(text, name)
+        found = (
+            "does not hold the subject" if not inside else f"holds, only inside {word_around(text, *inside[0])!r}, the subject"
+        )
+        raise RefusedError(field, f"{text!r} {found} {name!r}: write {{}} where the subject goes")
+    start, stop = place
+    return Fact(text[:start] + "{}" + text[stop:], text[start:stop], _text(answer, "answer"), relation, aliases=aliases)
 
 
 def _flattened(value: Any, field: str) -> list[str]:

@@ -10,8 +10,11 @@ A prompt is some worked blocks, then the question up to "Thoughts:"; the answer 
 
 from __future__ import annotations
 
-import string
+import re
 from collections.abc import Iterable, Sequence
+from unicodedata import category, normalize
+
+from qv_lens.facts.words import sign_follows, word_ends
 
 
 def cot_block(question: str, thoughts: str, answer: str) -> str:
@@ -83,10 +86,57 @@ def answered(continuation: str) -> bool:
 
 
 def normalise(text: str) -> str:
-    """Case folded, trimmed, outer punctuation taken off: what two answers are compared by."""
-    return text.casefold().strip().strip(string.punctuation + " ")
+    """What two answers are compared by: composed, case folded, outer punctuation taken off.
+
+    Signs that say something stay: C++, C#, .NET, -5, $5, 5%, #1. Full-width forms, typographic quotes and dashes and runs of blanks
+    count as plain ones. A text that is all punctuation stays as it is.
+    """
+    plain = _unified(text)
+    start = 0
+    while start < len(plain) and _outer(plain[start], "+") and not LEADING.match(plain, start):
+        start += 1
+    stop = len(plain)
+    while stop > start and _outer(plain[stop - 1]) and not TRAILING.search(plain[start:stop]):
+        stop -= 1
+    return plain[start:stop] or plain
+
+
+#: signs before a word or number that belong to it
+LEADING = re.compile(r"[-+<>~](?=[.$€£¥]?\d)|(?<!\.)\.(?=\w)|[#§](?=\w)")
+#: signs after a word or number that belong to it
+TRAILING = re.compile(r"\w#\Z|\d[%‰‱′″]\Z")
+#: characters that count as another, or as none (invisible ones)
+UNIFIED = str.maketrans(
+    {"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "‐": "-", "‑": "-", "–": "-", "−": "-"}
+    | dict.fromkeys(("\u00ad", "\u200b", "\u200e", "\u200f", "\u2060", "\ufeff"), "")
+)
+
+
+def _unified(text: str) -> str:
+    """One way to write what may be written in several. Only full- and half-width forms are folded by compatibility (NFKC):
+    of other characters that would change what is said ("x²" would become "x2")."""
+    narrow = re.sub("[\uff00-\uffef]+", lambda part: normalize("NFKC", part[0]), text)
+    folded = normalize("NFC", normalize("NFD", narrow.translate(UNIFIED)).casefold())
+    return re.sub(r"(?<=\d) (?=[%‰‱])", "", " ".join(folded.split()))
+
+
+def _outer(char: str, more: str = "") -> bool:
+    """Whether a character is punctuation that may surround an answer: blanks, quotes, brackets, stops, markup."""
+    return char.isspace() or category(char)[0] in "PC" or char in "`^~|=<>" or char in more
 
 
 def matches(text: str | None, accepted: Iterable[str]) -> bool:
-    """Whether `text` is one of `accepted`, both normalised. None never matches."""
-    return text is not None and normalise(text) in {normalise(answer) for answer in accepted}
+    """Whether `text` is one of `accepted`, both normalised. None and a text that says nothing never match."""
+    said = normalise(text) if text is not None else ""
+    return said != "" and said in {normalise(answer) for answer in accepted}
+
+
+def begins(text: str, accepted: Iterable[str]) -> bool:
+    """Whether a continuation begins with one of the answers, and the answer ends there: "C++" is not "C", 20.5 not 20."""
+    said = normalise(text)
+    for answer in accepted:
+        wanted = normalise(answer)
+        end = len(wanted)
+        if wanted and said.startswith(wanted) and word_ends(said, end) and not sign_follows(said, end):
+            return True
+    return False

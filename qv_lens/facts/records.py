@@ -7,9 +7,11 @@ Positions in tokens live in `spans`, file formats in `benchmarks`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from qv_lens.errors import FactError
+from qv_lens.facts.words import blanks_around, places, rtrimmed, trimmed, word_around, word_places
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,10 @@ class Fact:
     """One fact as a cloze: `prompt` with one `{}` for the subject, ending right before the answer.
 
     `aliases` are other accepted answers, `paraphrases` other prompts with `{}` for the same fact,
-    `subject_aliases` other names of the subject.
+    `subject_aliases` other names of the subject. `space`: whether a blank stands between prompt and answer (None: by the
+    rule of `scripts.blank_between`).
+
+    Blanks around the subject go to the prompt, where it has none there; those after the answer are dropped.
 
     Raises `FactError` if the prompt has not exactly one `{}`, or subject, prompt or answer is empty.
     """
@@ -30,29 +35,44 @@ class Fact:
     aliases: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
     subject_aliases: tuple[str, ...] = ()
+    space: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("aliases", "paraphrases", "subject_aliases"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise FactError(f"Fact.{name} must be a sequence of strings, got the single string {value!r}.")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, _texts(f"Fact.{name}", getattr(self, name)))
         for name in ("prompt", "subject", "answer"):
             value = getattr(self, name)
             check_text(f"Fact.{name}", value)
         for template in (self.prompt, *self.paraphrases):
             check_template(template)
+        check_space("Fact.space", self.space)
+        self._trim()
+
+    def _trim(self) -> None:
+        """A blank at the subject's end would be its last token, at which edits read and write: the prompt takes it."""
+        before, subject, after = blanks_around(self.subject)
+        paraphrases = tuple(_with_blanks(template, before, after) for template in self.paraphrases)
+        object.__setattr__(self, "prompt", _with_blanks(self.prompt, before, after))
+        object.__setattr__(self, "paraphrases", paraphrases)
+        object.__setattr__(self, "subject", subject)
+        object.__setattr__(self, "answer", rtrimmed(self.answer))
+        object.__setattr__(self, "aliases", tuple(trimmed(alias) for alias in self.aliases))
+        object.__setattr__(self, "subject_aliases", tuple(trimmed(alias) for alias in self.subject_aliases))
 
     @classmethod
-    def from_text(cls, text: str, subject: str, answer: str) -> Fact:
-        """A fact from a filled-in prompt. Raises `FactError` unless the subject occurs in it exactly once."""
-        count = text.count(subject) if subject else 0
-        if count != 1:
-            found = "does not occur" if count == 0 else f"occurs {count} times"
+    def from_text(cls, text: str, subject: str, answer: str, *, space: bool | None = None) -> Fact:
+        """A fact from a filled-in prompt. Raises `FactError` unless the subject occurs in it exactly once, as a word."""
+        check_text("The prompt", text)
+        check_text("The subject", subject)
+        name = trimmed(subject)
+        whole = word_places(text, name, case=True)
+        if len(whole) != 1:
             raise FactError(
-                f"The subject {subject!r} {found} in the prompt {text!r}. Write the prompt with {{}} where the subject goes."
+                f"The subject {name!r} {_not_once(text, name, len(whole))} in the prompt {text!r}. "
+                "Write the prompt with {} where the subject goes."
             )
-        return cls(text.replace(subject, "{}"), subject, answer)
+        start, stop = whole[0]
+        return cls(text[:start] + "{}" + text[stop:], text[start:stop], answer, space=space)
 
     @property
     def text(self) -> str:
@@ -84,6 +104,7 @@ class EditRequest:
             raise FactError(f"EditRequest.via must be a sequence of prompts, got the single string {self.via!r}.")
         object.__setattr__(self, "via", tuple(self.via))
         check_text(f"The new answer for {self.fact.text!r}", self.new)
+        object.__setattr__(self, "new", rtrimmed(self.new))
 
     @property
     def target(self) -> Fact:
@@ -109,18 +130,23 @@ UNKNOWN = "?"
 
 @dataclass(frozen=True)
 class Probe:
-    """A complete prompt with the answer that counts, and others that do as well."""
+    """A complete prompt with the answer that counts, and others that do as well; `space` as that of a `Fact`."""
 
     text: str
     answer: str
     aliases: tuple[str, ...] = ()
+    space: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("text", "answer"):
             check_text(f"Probe.{name}", getattr(self, name))
+        check_space("Probe.space", self.space)
+        aliases = _texts("Probe.aliases", self.aliases)
+        object.__setattr__(self, "answer", rtrimmed(self.answer))
+        object.__setattr__(self, "aliases", tuple(trimmed(alias) for alias in aliases))
 
 
-#: anything with `text`, `answer` and `aliases`
+#: anything with `text`, `answer`, `aliases` and `space`
 Asked = Fact | Probe
 #: probes by the name of what they test
 Groups = tuple[tuple[str, tuple[Probe, ...]], ...]
@@ -185,7 +211,7 @@ def check_text(what: str, value: object) -> None:
     """Raise `FactError` unless `value` is a text that says something."""
     if not isinstance(value, str):
         raise FactError(f"{what} must be one text, got {value!r}.")
-    if not value.strip():
+    if not trimmed(value):
         raise FactError(f"{what} is empty: {value!r}. Give it some text.")
 
 
@@ -196,3 +222,37 @@ def check_template(template: str) -> None:
         raise FactError(f"The prompt {template!r} has no {{}}: put {{}} where the subject goes.")
     if count > 1:
         raise FactError(f"The prompt {template!r} has {count} times {{}}: keep the one where the subject goes.")
+
+
+def check_space(what: str, value: object) -> None:
+    """Raise `FactError` unless `value` says whether a blank stands before an answer, or leaves it to the rule."""
+    if value is not None and not isinstance(value, bool):
+        raise FactError(f"{what} must be True (a blank before the answer), False (none) or None (by the rule), got {value!r}.")
+
+
+def _texts(what: str, values: object) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise FactError(f"{what} must be a sequence of strings, got the single string {values!r}.")
+    if not isinstance(values, Iterable):
+        raise FactError(f"{what} must be a sequence of strings, got {values!r}.")
+    texts = tuple(values)
+    for text in texts:
+        if not isinstance(text, str):
+            raise FactError(f"{what} must be a sequence of strings; one of them is {text!r}.")
+    return texts
+
+
+def _with_blanks(template: str, before: str, after: str) -> str:
+    """The template with a subject's outer blanks around its {}, where it has none there; at its ends they mean nothing."""
+    left, _, right = template.partition("{}")
+    left += before if left and not left[-1].isspace() else ""
+    right = after + right if right and not right[0].isspace() else right
+    return left + "{}" + right
+
+
+def _not_once(text: str, subject: str, count: int) -> str:
+    """How often a subject stands in a text, where that is not once."""
+    if count:
+        return f"occurs {count} times"
+    inside = places(text, subject, case=True)
+    return f"occurs only inside {word_around(text, *inside[0])!r}" if inside else "does not occur"

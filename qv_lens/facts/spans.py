@@ -1,8 +1,10 @@
 """The one place where prompt, subject and answer become token positions.
 
 1. A prompt is tokenised once, filled in, the way the model's own tokenizer does it by default.
-2. The answer's tokens are what the tokenizer adds when " " + answer follows the prompt; if that changes a token
-   of the prompt, there is no position that predicts the answer, and it is an error.
+2. The answer's tokens are what the tokenizer adds when the answer follows the prompt, with a blank between them where one
+   belongs (`scripts.blank_between`). If that changes a token of the prompt, there is no position that predicts the
+   answer, and it is an error; but in a script without blanks, where no prompt ends at a word's border for certain, the
+   answer has then the tokens that it has alone.
 3. The subject's tokens are those that cover its characters (offset mapping), so a merge across its border counts.
 """
 
@@ -19,6 +21,8 @@ from torch import Tensor
 
 from qv_lens.errors import FactError, ModelError, unknown
 from qv_lens.facts.records import Fact
+from qv_lens.facts.scripts import blank_between, ends_unspaced
+from qv_lens.facts.words import rtrimmed, trimmed
 
 FactToken = Literal["subject_last", "subject_first", "last", "first_after_last"]
 FACT_TOKENS: tuple[FactToken, ...] = ("subject_last", "subject_first", "last", "first_after_last")
@@ -90,21 +94,29 @@ def encode(tokenizer: Any, text: str, bos: bool = False) -> tuple[list[int], lis
     return ids, spans
 
 
-def continuation(tokenizer: Any, text: str, answer: str, bos: bool = False) -> tuple[int, ...]:
-    """The tokens of `answer` as it follows `text` (a blank is put between them where there is none).
+def continuation(tokenizer: Any, text: str, answer: str, bos: bool = False, space: bool | None = None) -> tuple[int, ...]:
+    """The tokens of `answer` as it follows `text`, without the blanks at its end.
+
+    `space`: whether a blank is put between them (None: by the rule). It is never a second one.
 
     Raises `FactError` for an answer that is no text or blank, has no tokens, or changes the prompt's tokens.
     """
-    if not isinstance(answer, str) or not answer.strip():
+    if not isinstance(answer, str) or not trimmed(answer):
         raise FactError(f"The answer {answer!r} behind {text!r} is no text. Give it some.")
+    answer = rtrimmed(answer)
+    blank = blank_between(text, answer) if space is None else space
+    present = text[-1:].isspace() or answer[0].isspace()
+    glue = " " if blank and not present else ""
     ids, _ = encode(tokenizer, text, bos)
-    glue = "" if text[-1:].isspace() or answer[:1].isspace() else " "
     whole, _ = encode(tokenizer, text + glue + answer, bos)
     if whole[: len(ids)] != ids:
-        raise FactError(
-            f"The answer {answer!r} changes how the prompt {text!r} is tokenised. "
-            "End the prompt at a word, without a trailing blank or an open word."
-        )
+        alone = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        if present or glue or not ends_unspaced(text) or tokenizer.decode([*ids, *alone]) != tokenizer.decode(whole):
+            raise FactError(
+                f"The answer {answer!r} changes how the prompt {text!r} is tokenised. "
+                "End the prompt at a word, without a trailing blank or an open word."
+            )
+        whole = [*ids, *alone]
     if len(whole) == len(ids):
         raise FactError(f"The answer {answer!r} behind {text!r} has no tokens. Give it some text.")
     return tuple(whole[len(ids) :])
@@ -123,7 +135,7 @@ def tokenize(tokenizer: Any, fact: Fact | str, bos: bool = False) -> Prompt:
     covering = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
     if not covering:
         raise FactError(f"No token of {text!r} covers the subject {fact.subject!r}.")
-    return Prompt(text, tuple(ids), (covering[0], covering[-1]), continuation(tokenizer, text, fact.answer, bos))
+    return Prompt(text, tuple(ids), (covering[0], covering[-1]), continuation(tokenizer, text, fact.answer, bos, fact.space))
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "batch seq"]:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.errors import ConfigError, ModelError, PatchError
-from qv_lens.facts.records import Fact
+from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.backend import Backend, Hook, Past, capped, plain_tokenizer, versions, wrap
 from qv_lens.models.capture import capture, joined, scales_after
@@ -302,13 +302,14 @@ class Lens:
         values = [logp[i, target].item() for i, target in enumerate(targets)]
         return values[0] if isinstance(fact, (Fact, str)) else values
 
-    def answer_ids(self, fact: Fact | str, answer: str | None = None) -> tuple[int, ...]:
-        """Tokens of the fact's answer, or of another one by name, as they follow the prompt."""
+    def answer_ids(self, fact: Asked | str, answer: str | None = None) -> tuple[int, ...]:
+        """Tokens of the fact's (or probe's) answer, or of another one by name, as they follow the prompt."""
         if answer is None and isinstance(fact, str):
             raise ConfigError(f"The bare prompt {fact!r} has no answer: pass a Fact or answer=.")
         text = fact if isinstance(fact, str) else fact.text
-        wanted = fact.answer if answer is None and isinstance(fact, Fact) else answer
-        return continuation(self.tokenizer, text, wanted, self.prepend_bos)  # pyright: ignore[reportArgumentType]
+        wanted = fact.answer if answer is None and not isinstance(fact, str) else answer
+        space = None if isinstance(fact, str) else fact.space
+        return continuation(self.tokenizer, text, wanted, self.prepend_bos, space)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
     def generate(

@@ -203,7 +203,8 @@ def _strip(tokens: pd.DataFrame) -> str:
 def _code(study: Study) -> str:
     """Python that zeroes one neuron of this study's fact; `{layer}` and `{neuron}` are filled in per card."""
     fact = study.request.fact
-    literal = f"qv.Fact({fact.prompt!r}, {fact.subject!r}, {fact.answer!r})".replace("{", "{{").replace("}", "}}")
+    space = "" if fact.space is None else f", space={fact.space}"
+    literal = f"qv.Fact({fact.prompt!r}, {fact.subject!r}, {fact.answer!r}{space})".replace("{", "{{").replace("}", "}}")
     return (
         f"import qv_lens as qv\nlens = qv.load({study.settings['model']!r})\nfact = {literal}\n"
         "neuron = qv.NeuronSet.of([({layer}, {neuron})])\nwith lens.intervene(qv.Zero(neuron)):\n    print(lens.logprob(fact))"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
+import pandas as pd
 import pytest
 import torch
 
@@ -24,9 +25,9 @@ from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
-from qv_lens.facts.benchmarks import read
 from qv_lens.models.fetch import get
 from qv_lens.models.lens import Lens
+from qv_lens.facts.benchmarks import parse, read
 from qv_lens.models.zoo import WEIGHTS
 from qv_lens.patch import Delta
 from qv_lens.sweeps.config import read_config, tasks_of
@@ -38,6 +39,7 @@ SNAPSHOTS = Path(__file__).with_name("messages.json")
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
 EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
 TEXT = ["Olga Pelodan works for Nortek."]
+ZSRE = {"subject": "Iran", "answers": ["Ann"], "alt": "Eva", "rephrase": "q", "loc": "l", "loc_ans": "g"}
 
 
 def folder(tmp_path: Path, without: str = "") -> Path:
@@ -279,6 +281,25 @@ CASES = {
     "statistics of one string": lambda tmp: covariance(tiny_lens("gptj"), "Olga works.", [1]),
     "no such text": lambda tmp: list(corpus("nowhere.txt")),
     "facts that are no JSON": lambda tmp: no_json(tmp),
+    "subject inside a word": lambda tmp: qv.Fact.from_text("The Iranian president is", "Iran", "Ann"),
+    "space that is no choice": lambda tmp: qv.Fact("{} plays", "Olga", "golf", space="no"),
+    "alias that is no text": lambda tmp: qv.Fact("{} plays", "Olga", "golf", aliases=["chess", None]),
+    "aliases that are no list": lambda tmp: qv.Fact("{} plays", "Olga", "golf", aliases=3),
+    "record whose subject is inside a word": lambda tmp: parse([{**ZSRE, "src": "The Iranian president is"}]),
+    "record without its subject": lambda tmp: parse([{**ZSRE, "src": "The president is"}]),
+    "record with braces and subject": lambda tmp: parse([{**ZSRE, "src": "The {} of Iran is"}]),
+    "record with a space that is no choice": lambda tmp: parse([{"prompt": "{} is", "subject": "a", "answer": "b", "space": 1}]),
+    "one record for a list": lambda tmp: parse({"a": 1}),
+    "a path for records": lambda tmp: parse("facts.json"),
+    "records for a path": lambda tmp: read([{"a": 1}]),
+    "parquet that is none": lambda tmp: read(written(tmp / "x.parquet", "PAR1")),
+    "JSON without texts": lambda tmp: list(corpus(str(written(tmp / "x.jsonl", '{"content": "Olga works."}')))),
+    "JSON with a text that is none": lambda tmp: list(corpus(str(written(tmp / "x.JSON", '[{"text": "Olga"}, {"text": null}]')))),
+    "JSON lines that are none": lambda tmp: list(corpus(str(written(tmp / "x.jsonl", "Olga works.")))),
+    "statistics over nothing": lambda tmp: covariance(tiny_lens("gptj"), [*TEXT, None], [1]),
+    "statistics of a frame": lambda tmp: covariance(tiny_lens("gptj"), pd.DataFrame({"text": TEXT}), [1]),
+    "statistics of no layer": lambda tmp: covariance(tiny_lens("gptj"), TEXT, []),
+    "statistics in batches of none": lambda tmp: covariance(tiny_lens("gptj"), TEXT, [1], batch_size=0),
     "no GPU": lambda tmp: qv.load("toy-gptj", device="cuda") if not torch.cuda.is_available() else no_gpu(),
 }  # fmt: skip
 
@@ -310,6 +331,11 @@ def over_statistics(tmp_path):
 def no_json(tmp_path):
     (tmp_path / "facts.csv").write_text("prompt,subject,answer\n")
     read(tmp_path / "facts.csv")
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 def no_gpu():

@@ -14,6 +14,7 @@ from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.categories import CATEGORIES, of_relation
 from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase
+from qv_lens.facts.words import word_places
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import check_world
 
@@ -42,7 +43,7 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
 
 def _link(hop: Hop) -> Fact:
     """A hop as a fact; where its subject is not known or not found, the whole cloze stands in the subject's place."""
-    if hop.subject and hop.cloze.count(hop.subject) == 1:
+    if hop.subject and len(word_places(hop.cloze, hop.subject, case=True)) == 1:
         return replace(Fact.from_text(hop.cloze, hop.subject, hop.answer), relation=hop.relation, aliases=hop.aliases)
     return Fact("{}", hop.cloze, hop.answer, hop.relation, aliases=hop.aliases)
 

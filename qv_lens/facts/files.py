@@ -1,0 +1,194 @@
+"""Files and tables -> records and texts.
+
+1. By its suffix, in any case: JSON lines (.jsonl, .ndjson), parquet, a table (.csv, .tsv: texts only), else JSON.
+   A .json file may hold JSON lines or one record, and a .jsonl file a JSON list.
+2. Lines end at a line feed alone: JSON may hold U+2028, U+2029 and U+0085 inside a string.
+3. Records of a data frame hold numpy arrays for lists and NaN for what is missing: `plain` makes them lists and None.
+4. A byte order mark is no part of the text, at the start or where files were joined.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qv_lens.errors import FactError, QVLensError
+
+#: gives the line on which each record begins (none of a dataset), asked only where one is refused
+Where = Callable[[], list[int]]
+
+JSON_LINES = (".jsonl", ".ndjson")
+TABLES = (".csv", ".tsv")
+#: suffixes of a file, which is no dataset's name
+SUFFIXES = (".json", *JSON_LINES, ".parquet", *TABLES, ".txt", ".md")
+BOM = "\ufeff"
+
+
+# ------------------------------------------------------------------ records
+
+
+def read_records(path: Path) -> tuple[list[Any], Where]:
+    """The records of a file, an error in the place of a line that is no JSON; and what tells where each begins.
+
+    Raises `FactError` for a file that cannot be read or holds none.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return of_frame(pd.read_parquet(path)), list
+        text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+        listed = suffix not in JSON_LINES or text.lstrip()[:1] == "["
+        found = _whole(text, suffix) if listed else None
+    except OSError as error:
+        raise FactError(f"Cannot read facts from {path}: {error}.") from error
+    except ValueError as error:  # pyarrow's errors are of this kind too
+        kind = "no parquet file" if suffix == ".parquet" else "no JSON"
+        raise FactError(
+            f"{path} is {kind}: {error}. Facts and edits come as a JSON list, as JSON lines (.jsonl) or as parquet."
+        ) from error
+    if found is None:
+        return _of_lines(text)
+    if isinstance(found, dict) and found:
+        found = [found]
+    if not isinstance(found, list) or not found:
+        raise FactError(
+            f'{path} holds no JSON list of records. Facts are [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
+        )
+    return [plain(record) for record in found], lambda: _lines(text)
+
+
+def _whole(text: str, suffix: str) -> Any:
+    """The file as one JSON value; None where it holds JSON lines. Raises `ValueError` where it holds neither."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        first = next((line for line in text.split("\n") if line.strip()), "")
+        if suffix in JSON_LINES or isinstance(_json(first), dict):
+            return None
+        raise
+
+
+def _of_lines(text: str) -> tuple[list[Any], Where]:
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip(BOM + " \t\r")]
+    return [plain(_json(line)) for _, line in lines], lambda: [number for number, _ in lines]
+
+
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line.lstrip(BOM))
+    except ValueError as error:
+        return FactError(f"it is no JSON: {error}")
+
+
+def _lines(text: str) -> list[int]:
+    """Where each element of a JSON list begins; of one record its first line."""
+    start = len(text) - len(text.lstrip())
+    line = 1 + text.count("\n", 0, start)
+    if text[start] != "[":
+        return [line]
+    decoder = json.JSONDecoder()
+    found: list[int] = []
+    at = start + 1
+    while True:
+        start = re.compile(r"[\s,]*").match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+        if text[start] == "]":
+            return found
+        line += text.count("\n", at, start)
+        found.append(line)
+        _, at = decoder.raw_decode(text, start)
+        line += text.count("\n", start, at)
+
+
+def of_memory(records: Any) -> list[Any]:
+    """Records that are in memory: a data frame, or dictionaries in any order of their own. Raises `FactError`."""
+    if isinstance(records, pd.DataFrame):
+        return of_frame(records)
+    if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Iterable):
+        advice = "pass [record]" if isinstance(records, Mapping) else "read(path) takes a file"
+        raise FactError(f"parse takes a list of records (dictionaries) or a data frame, got {records!r:.80}; {advice}.")
+    return [plain(record) for record in records]
+
+
+def of_frame(frame: pd.DataFrame) -> list[Any]:
+    """The rows of a data frame as dictionaries."""
+    return [plain(record) for record in frame.to_dict("records")]
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON would hold it: arrays as lists, numbers as Python's, NaN and its like as None."""
+    if isinstance(value, (str, FactError)):
+        return value
+    if isinstance(value, pd.Series):
+        return plain(value.to_dict())
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    missing = value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+    return None if missing else value
+
+
+# ------------------------------------------------------------------ texts
+
+
+def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str]:
+    """The texts of a file: each record's "text", or of a file of another kind each line that is not blank.
+
+    Raises `error` for a file that cannot be read, or records without texts.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".json":
+            yield from _texts_of(path, read_records(path)[0], error)
+        elif suffix == ".parquet":
+            yield from _texts_of(path, of_frame(pd.read_parquet(path)), error)
+        elif suffix in TABLES:
+            frame = pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",", encoding="utf-8-sig")
+            yield from _texts_of(path, of_frame(frame), error)
+        else:
+            yield from _texts_of_lines(path, suffix in JSON_LINES, error)
+    except FactError as cause:
+        raise error(str(cause)) from cause
+    except (OSError, ValueError) as cause:  # UnicodeDecodeError, and what pandas and pyarrow raise, are ValueErrors
+        raise error(f"Cannot read the text {path}: {cause}.") from cause
+
+
+def _texts_of_lines(path: Path, json_lines: bool, error: type[QVLensError]) -> Iterator[str]:
+    """A line at a time, for files that are larger than memory. Lines of JSON are told by the first of them."""
+    told = json_lines
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            text = line.lstrip(BOM).strip()
+            if not text:
+                continue
+            if not told:
+                json_lines = text[0] == "{" and isinstance(_json(text), dict)
+                told = True
+            yield from [text] if not json_lines else _text_of(f"{path}, line {number}", _json(text), error)
+
+
+def _texts_of(path: Path, records: list[Any], error: type[QVLensError]) -> Iterator[str]:
+    for number, record in enumerate(records):
+        yield from _text_of(f"{path}, record {number}", record, error)
+
+
+def _text_of(where: str, record: Any, error: type[QVLensError]) -> list[str]:
+    """A record's text, none where that is blank."""
+    text = record.get("text") if isinstance(record, dict) else record
+    if isinstance(text, str):
+        return [text.lstrip(BOM)] if text.strip(BOM + " \t\r\n") else []
+    if isinstance(record, FactError):
+        raise error(f"{where}: {record}.")
+    if isinstance(record, dict) and "text" not in record:
+        raise error(f'{where}: texts are expected in a field "text", the record has {sorted(map(str, record))}.')
+    raise error(f'{where}: texts are expected in a field "text", it holds {text!r:.80}.')
