@@ -163,7 +163,8 @@ def _class_of(config: Any) -> str | None:
     if config.architectures:
         return None
     mapping = AutoModelForCausalLM._model_mapping
-    return mapping[type(config)].__name__ if type(config) in mapping else None
+    found: Any = mapping[type(config)] if type(config) in mapping else None
+    return None if found is None else found.__name__
 
 
 def _source(name: str | Path) -> tuple[str, str | None]:

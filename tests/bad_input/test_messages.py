@@ -25,9 +25,9 @@ from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
+from qv_lens.facts.benchmarks import parse, read
 from qv_lens.models.fetch import get
 from qv_lens.models.lens import Lens
-from qv_lens.facts.benchmarks import parse, read
 from qv_lens.models.zoo import WEIGHTS
 from qv_lens.patch import Delta
 from qv_lens.sweeps.config import read_config, tasks_of
