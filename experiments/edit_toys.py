@@ -71,6 +71,7 @@ def at_the_subject() -> dict[str, list]:
         "RECT": [qv.RECT(layers=(3, 4, 5), lam=LAM, **SEARCH)],
         "PRUNE": [qv.PRUNE(layers=(3, 4, 5), lam=LAM, **SEARCH)],
         "KN": [qv.KN(threshold=threshold) for threshold in (0.1, 0.5)],
+        "KN.easyedit": [qv.KN(rule="easyedit", threshold=threshold) for threshold in (0.1, 0.5)],
     }  # fmt: skip
 
 

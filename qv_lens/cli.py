@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
@@ -26,11 +27,27 @@ Cloze = Annotated[str, Parameter(help="A cloze with {} for the subject, ending r
 Subject = Annotated[str, Parameter(help="What {} stands for.")]
 Answer = Annotated[str, Parameter(help="The true answer.")]
 New = Annotated[str, Parameter(help="What the edit shall make of it.")]
-Model = Annotated[str, Parameter(help="toy-gptj, toy-qwen3, EleutherAI/gpt-j-6B, Qwen/Qwen3-8B, a local folder.")]
+Model = Annotated[
+    str, Parameter(help="toy-gptj, toy-qwen3, smollm2-135m (after models get), a hub name, a local folder, a .gguf file.")
+]
 #: a list: its values follow one another, or each has the option's name in front
 Several = Parameter(consume_multiple=True)
 Preset = Annotated[str | None, Parameter(help="A model whose settings of the editors are taken (default: --model's own).")]
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Loading:
+    """How the model is loaded."""
+
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    """Type of the weights (default: the checkpoint's own)."""
+    device: str | None = None
+    """Where it runs, as torch names it (default: the first GPU, if there is one)."""
+
+
+AS_IT_IS = Loading()
 
 app = App(
     name="qv-lens",
@@ -43,7 +60,9 @@ app.command(models)
 
 
 @app.command
-def demo(*, model: Model = "toy-gptj", out: Path = Path("figures/demo.html"), seed: Seed = 0) -> None:
+def demo(
+    *, model: Model = "toy-gptj", out: Path = Path("figures/demo.html"), seed: Seed = 0, loading: Loading = AS_IT_IS
+) -> None:
     """Attribute, ablate, suppress and edit one fact of the bundled world, and write the page.
 
     Parameters
@@ -57,7 +76,7 @@ def demo(*, model: Model = "toy-gptj", out: Path = Path("figures/demo.html"), se
     chain = next(c for c in world.facts() if c.relations[0].id == "P641")
     fact = worldrecords.as_fact(world, chain)
     new = next(o for o in worldrecords.objects(world, chain.relations[0]) if o != chain.answer)
-    study(fact.prompt, subject=fact.subject, answer=fact.answer, new=new, model=model, out=out, seed=seed)
+    study(fact.prompt, subject=fact.subject, answer=fact.answer, new=new, model=model, out=out, seed=seed, loading=loading)
 
 
 @app.command
@@ -74,6 +93,7 @@ def study(
     edits: int = 8,
     preset: Preset = None,
     seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
 ) -> None:
     """The same walk for a fact of your own: one of the bundled world, or with --facts and --text any other.
 
@@ -104,7 +124,7 @@ def study(
     material = file_material(fact, new, facts, text) if facts and text else None
     ace = presets(preset or model)["ACE"].editor
     assert isinstance(ace, ACE)
-    found = run(load(model), fact, new, material=material, editor=ace, edits=edits, seed=seed)
+    found = run(load(model, **asdict(loading)), fact, new, material=material, editor=ace, edits=edits, seed=seed)
     words = ["qv-lens", "study", prompt, "--subject", subject, "--answer", answer, "--new", new]
     words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
     words += ["--facts", str(facts), "--text", str(text)] if facts else []
@@ -124,6 +144,7 @@ def attribute(
     norm: Literal["frozen", "full", "none"] = "frozen",
     top: int = 300,
     out: Path | None = None,
+    loading: Loading = AS_IT_IS,
 ) -> None:
     """Value and query neurons of one fact, with their tokens, and the layers they lie in.
 
@@ -144,7 +165,7 @@ def attribute(
     if out is not None:
         check_writable(out / "value.parquet")
     fact = qv.Fact(prompt, subject, answer)
-    lens = qv.load(model)
+    lens = qv.load(model, **asdict(loading))
     _tell_knowledge(lens, fact)
     trace = lens.trace(fact)
     value = qv.value_neurons(lens, trace, top, method=method, norm=norm)
@@ -172,6 +193,7 @@ def ablate(
     model: Model = "toy-gptj",
     draws: int = 5,
     seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
 ) -> None:
     """Zero a fact's best value neurons, those of them that promote the answer, its best query neurons, and random ones.
 
@@ -188,7 +210,7 @@ def ablate(
 
     _at_least("--draws", draws, 0)
     fact = qv.Fact(prompt, subject, answer)
-    lens = qv.load(model)
+    lens = qv.load(model, **asdict(loading))
     if not 0 < top <= lens.n_layers * lens.d_mlp:
         raise ConfigError(f"--top must lie between 1 and {lens.n_layers * lens.d_mlp}, all neurons of {model}; got {top}.")
     _tell_knowledge(lens, fact)
@@ -240,6 +262,7 @@ def stats(
     attention: bool = False,
     max_tokens: int | None = None,
     out: Path = Path("stats"),
+    loading: Loading = AS_IT_IS,
 ) -> None:
     """Second moments C0 of the keys, all layers in one pass; run it again to resume.
 
@@ -270,7 +293,7 @@ def stats(
     _not_empty("--layers", layers)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: the statistics go into a folder. Choose another one.")
-    lens = qv.load(model)
+    lens = qv.load(model, **asdict(loading))
     texts = itertools.islice(corpus(text), samples or (2000 if text == "world" else None))
     modules = ("ffn", "attn") if attention else ("ffn",)
     wanted = layers or list(range(1, lens.n_layers))
@@ -291,6 +314,7 @@ def edit(
     out: Path | None = None,
     preset: Preset = None,
     seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
 ) -> None:
     """Edit one fact with a method's preset, and probe it before and after.
 
@@ -325,7 +349,7 @@ def edit(
     if out is not None:
         check_writable(out / "patch.json")
     C0 = Statistics.load(statistics) if statistics is not None else None
-    lens = qv.load(model)
+    lens = qv.load(model, **asdict(loading))
     lens.tokenize([request.target, fact])
     reads = getattr(editor, "reads_statistics", False)
     if C0 is not None or model not in BUNDLED:
@@ -360,6 +384,7 @@ def evaluate(
     out: Path | None = None,
     preset: Preset = None,
     seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
 ) -> None:
     """What a model answers about cases, before and after a method's edits.
 
@@ -397,7 +422,7 @@ def evaluate(
     )  # fmt: skip
     if out is not None:
         check_writable(out)
-    context = Context()
+    context = Context(loading.device, loading.dtype)
     drawn = cases_of(task, context)
     known = knowledge(context.lens(model), edited_facts(drawn.cases))
     if known["prompts_asked"]:

@@ -163,7 +163,7 @@ def _class_of(config: Any) -> str | None:
     if config.architectures:
         return None
     mapping = AutoModelForCausalLM._model_mapping
-    found: Any = mapping[type(config)] if type(config) in mapping else None
+    found: Any = mapping.get(type(config), None)
     return None if found is None else found.__name__
 
 

@@ -38,6 +38,7 @@ class Context:
     """What a worker keeps between tasks: the model loaded last, and what recipes computed once on it."""
 
     device: str | None = None
+    dtype: str | None = None
     loaded: dict[str, Lens] = field(default_factory=dict)
     known: dict[Any, Any] = field(default_factory=dict)
 
@@ -48,7 +49,7 @@ class Context:
 
             self.loaded.clear()
             self.known.clear()
-            self.loaded[name] = load(name, device=self.device)
+            self.loaded[name] = load(name, device=self.device, dtype=self.dtype)
         return self.loaded[name]
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
