@@ -119,7 +119,6 @@ def users_model(**settings):
 
 UNREADABLE = {
     "attn_only": ({"attn_only": True}, "no FFN"),
-    "soft cap": ({"output_logits_soft_cap": 30.0}, "soft-capped"),
     "post-norms": ({"normalization_type": "RMS", "use_normalization_before_and_after": True}, "a norm follows its FFN"),
     "no norms": ({"normalization_type": None}, "neither LayerNorm nor RMSNorm"),
     "both directions": ({"attention_dir": "bidirectional"}, "looks ahead"),
@@ -135,6 +134,29 @@ def test_a_users_model_that_cannot_be_read_is_refused(case):
     settings, said = UNREADABLE[case]
     with pytest.raises(ModelError, match=said):
         qv.Lens(users_model(**settings))
+
+
+@needs_hooked
+def test_soft_caps_are_part_of_log_p():
+    """logprob, evaluation and Eq. 9 all read the capped logits, as the model gives them."""
+    from qv_lens.evaluation.probes import tell
+
+    model = users_model(output_logits_soft_cap=2.0)
+    lens, fact = qv.Lens(model), qv.Fact("{} works for", "Olga Pelodan", "Nortek")
+    (prompt,), token = lens.tokenize(fact), lens.answer_ids(fact)[0]
+    logits = model(torch.tensor([prompt.ids]))[0, -1]
+    assert logits.abs().max() <= 2.0
+    wanted = float(logits.log_softmax(-1)[token])
+    assert lens.logprob(fact) == pytest.approx(wanted, abs=1e-5)
+    assert tell(lens, [fact])[0].logprob == pytest.approx(wanted, abs=1e-5)
+    trace = lens.trace(fact)
+    best = qv.value_neurons(lens, fact, 5, norm="full").to_frame()
+    for row in best.itertuples():
+        x = trace.mid[row.layer]
+        v = trace.m[row.layer][0, row.neuron] * lens.w_out(row.layer)[row.neuron]
+        low, high = (model.unembed(model.ln_final(y[None]))[0, 0] for y in (x, x + v))
+        moved = (2 * torch.tanh(high / 2)).log_softmax(-1)[token] - (2 * torch.tanh(low / 2)).log_softmax(-1)[token]
+        assert row.score == pytest.approx(float(moved), abs=1e-4)
 
 
 @needs_hooked

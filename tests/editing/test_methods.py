@@ -145,10 +145,11 @@ def test_methods_touch_only_what_they_may(kind):
         nodes = marked[(marked["layer"] == layer) & (marked["path"] != "")]
         if name == "W_out":
             rows = delta.dense().abs().sum(1).nonzero()[:, 0].tolist()
-            assert set(rows) <= set(nodes[nodes["kind"] == "value"]["neuron"])
+            assert set(rows) == set(nodes[nodes["kind"] == "value"]["neuron"])
         if name == "W_in":
             columns = delta.dense().abs().sum(0).nonzero()[:, 0].tolist()
-            assert set(columns) <= set(nodes[nodes["kind"] == "key"]["neuron"])
+            assert set(columns) == set(nodes[nodes["kind"] == "key"]["neuron"])
+    assert {name for _, name in paths.deltas} >= {"W_in", "W_out"}
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
