@@ -247,7 +247,7 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
 
 def _onward_probes(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
     """Every chain over the fact as (before, after) the edit, where the edit changes its answer."""
-    changed = replace(fact, answer=new, aliases=())
+    names = _country_names().get(new, ())
     pairs = []
     for chain in chains():
         after = None
@@ -256,7 +256,7 @@ def _onward_probes(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
             if second is not None and _same_wording(chain.second, second):
                 after = replace(chain.probe, answer=second.answer, aliases=second.aliases)
         elif chain.second == fact:
-            after = replace(chain.probe, answer=changed.answer, aliases=())
+            after = replace(chain.probe, answer=new, aliases=names)
         if after is not None and after.answer not in (chain.second.answer, *chain.second.aliases):
             pairs.append((chain.probe, after))
     return pairs

@@ -113,8 +113,8 @@ RELATIONS: tuple[Relation, ...] = (
         noun="the founder of {}",
         lower=True,
     ),
-    Relation("P35", (Source("heads_of_state", "subject", "holder"),), _OFFICE, _OFFICE_QUESTION),
-    Relation("P6", (Source("heads_of_government", "subject", "holder"),), _OFFICE, _OFFICE_QUESTION),
+    Relation("P35", (Source("heads_of_state", "subject", "holder", article=True),), _OFFICE, _OFFICE_QUESTION),
+    Relation("P6", (Source("heads_of_government", "subject", "holder", article=True),), _OFFICE, _OFFICE_QUESTION),
     Relation("P169", (Source("chief_executives", "subject", "holder"),), _OFFICE, _OFFICE_QUESTION),
     Relation(
         "P159",
