@@ -10,7 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
-from qv_lens.errors import unknown
+from qv_lens.errors import FactError, unknown
 from qv_lens.evaluation.metrics import begins, correct
 from qv_lens.facts.prompts import G2
 from qv_lens.facts.records import Fact, Hop, MultiHopCase, Probe
@@ -60,8 +60,11 @@ def known_facts(lens: Lens, facts: Sequence[Fact], batch_size: int = 16) -> tupl
     `said` is that continuation, as long as the longest accepted answer needs; `logprob` is log p of the answer's first
     token (natural log). One row per fact, in their order.
 
+    Raises `FactError` for anything but facts.
+
     >>> kept, table = qv.known(lens, qv.atlas("capital"))  # doctest: +SKIP
     """
+    _check_facts(facts)
     if not facts:
         return [], pd.DataFrame(columns=["prompt", "answer", "said", "right", "logprob"])
     said = lens.generate(list(facts), _enough(lens, facts), batch_size)
@@ -72,6 +75,17 @@ def known_facts(lens: Lens, facts: Sequence[Fact], batch_size: int = 16) -> tupl
         rows.append((fact.text, fact.answer, text, right, logprob))
     kept = [fact for fact, row in zip(facts, rows, strict=True) if row[3]]
     return kept, pd.DataFrame(rows, columns=["prompt", "answer", "said", "right", "logprob"])
+
+
+def _check_facts(facts: Sequence[Fact]) -> None:
+    if isinstance(facts, Fact):
+        raise FactError(f"qv.known asks for several facts, got the single fact {facts.text!r}. Pass a list of facts.")
+    for fact in facts:
+        if not isinstance(fact, Fact):
+            raise FactError(
+                f"qv.known asks for facts, got {type(fact).__name__}. Pass facts; for multi-hop cases use "
+                "qv_lens.evaluation.subset.known."
+            )
 
 
 def _enough(lens: Lens, facts: Sequence[Fact]) -> int:
