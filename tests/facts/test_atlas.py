@@ -226,7 +226,7 @@ def test_known_facts_are_those_a_model_says():
     """On a model that knows its world: every fact against its own continuation, read in another way."""
     lens = qv.load("toy-gptj")
     world = miniworld.build(0)
-    facts = [fact for relation in ("P36", "P641", "P112") for fact in worldrecords.facts(world, relation)[:8]]
+    facts = [fact for relation in ("P36", "P641", "P112") for fact in worldrecords.facts(world, relation)[:5]]
     wrong = qv.Fact(facts[0].prompt, facts[0].subject, facts[1].answer)
     other_name = qv.Fact(facts[0].prompt, facts[0].subject, "Nowhere", aliases=(facts[0].answer,))
     beginning = qv.Fact(facts[0].prompt, facts[0].subject, facts[0].answer[:-1])
@@ -237,7 +237,7 @@ def test_known_facts_are_those_a_model_says():
     assert told["right"].tolist()[-3:] == [False, True, False]
     expected = []
     for fact, row in zip(facts, told.itertuples(), strict=True):
-        text = lens.generate(fact, 20)
+        text = lens.generate(fact, 12)
         assert text.startswith(row.said)
         words = text.split()
         hit = any(" ".join(words[: len(name.split())]).strip(".,") == name for name in (fact.answer, *fact.aliases))
@@ -245,7 +245,7 @@ def test_known_facts_are_those_a_model_says():
         assert row.logprob == pytest.approx(lens.logprob(fact), abs=1e-4)
         expected += [fact] if hit else []
     assert kept == expected
-    assert len(kept) > 12
+    assert len(kept) > 8
 
 
 def test_known_of_nothing_and_of_other_things():
