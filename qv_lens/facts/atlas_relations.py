@@ -1,7 +1,8 @@
 """The relations of the atlas: which column of which table answers them, and the words in which they are asked.
 
-Subjects with an article stand where their table writes it: countries ("the Netherlands") inside a sentence, landmarks,
-products and organisations ("The Louvre") at its beginning. `<office>` and `<year>` come from the row of a dated fact.
+Phrasings were chosen among several by how often SmolLM2-135M says the answer after them, where plain words were not much
+worse. Subjects with an article stand where their table writes it: countries ("the Netherlands") inside a sentence,
+landmarks, products and organisations ("The Louvre") at its beginning. `<office>` and `<year>` come from the row of a dated fact.
 """
 
 from __future__ import annotations
@@ -61,16 +62,16 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(
         "P36",
         (Source("countries", "country", "capital", article=True),),
-        ("The capital of {} is", "The capital city of {} is", "In {}, the capital city is"),
+        ("The capital of {} is", "The capital city of {} is", "Every year many people visit {} and its capital,"),
         "What is the capital of {}?",
     ),
     Relation(
         "P30",
         (Source("countries", "country", "continent", article=True),),
         (
-            "The continent that {} belongs to is",
             "On a map of the world, {} is on the continent of",
-            "Among the continents, {} is part of",
+            "If you travel to {}, you are on the continent of",
+            "Geographically, {} lies in the continent of",
         ),
         "On which continent is {}?",
         after="{} is on the continent of",
@@ -78,8 +79,13 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(
         "P37",
         (Source("countries", "country", "language", article=True),),
-        ("The official language of {} is", "In {}, the official language is", "The language of government in {} is"),
+        (
+            "In {}, the official language is",
+            "The official language spoken in {} is",
+            "The official language of {} is",
+        ),
         "What is the official language of {}?",
+        after="The official language of {} is",
     ),
     Relation(
         "P27",
@@ -88,20 +94,25 @@ RELATIONS: tuple[Relation, ...] = (
             Source("authors", "person", "country"),
             Source("people", "person", "country"),
         ),
-        ("{} is a citizen of", "{} holds the citizenship of", "The country of citizenship of {} is"),
+        ("{} is a national of", "{} holds the citizenship of", "{} is a citizen of"),
         "Of which country is {} a citizen?",
         noun="the country of citizenship of {}",
+        after="{} is a citizen of",
     ),
     Relation(
         "P641",
         (Source("athletes", "person", "sport"),),
-        ("{} plays the sport of", "{} is known around the world for the sport of", "The sport of {} is"),
+        (
+            "As an athlete, {} competed in the sport of",
+            "{} is one of the greatest athletes in the sport of",
+            "{} plays the sport of",
+        ),
         "What sport is {} known for?",
     ),
     Relation(
         "P50",
         (Source("books", "book", "author"),),
-        ("The author of {} is", "{} was written by", "{} is a work by"),
+        ("The book {} was written by", "{} was written by", "{} is a famous work by the writer"),
         "Who wrote {}?",
         noun="the author of {}",
     ),
@@ -119,7 +130,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(
         "P159",
         (Source("companies", "company", "city", article=True),),
-        ("{} is headquartered in", "{} has its headquarters in", "{} is based in the city of"),
+        ("{} is based in the city of", "{} is headquartered in", "{} has its headquarters in"),
         "In which city is {} headquartered?",
         noun="the city where {} is headquartered",
         lower=True,
@@ -127,7 +138,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(
         "P176",
         (Source("products", "product", "company", article=True),),
-        ("{} is made by", "{} is a product of the company", "{} was created by"),
+        ("{} is made by", "{} was developed by", "{} was created by"),
         "Which company makes {}?",
         noun="the company that makes {}",
         lower=True,

@@ -82,7 +82,7 @@ def test_facts_as_a_reader_of_the_tables_sees_them():
     assert told["P36", "the Netherlands"].subject_aliases == ("Netherlands", "Holland")
     assert told["P27", "Tim Duncan"].answer == "United States"
     assert {"the United States", "USA"} <= set(told["P27", "Tim Duncan"].aliases)
-    assert told["P641", "Tim Duncan"].text == "Tim Duncan plays the sport of"
+    assert told["P641", "Tim Duncan"].text == "As an athlete, Tim Duncan competed in the sport of"
     assert told["P17", "The Louvre"].subject_aliases == ("Louvre",)
     assert told["P50", "The Republic"].subject_aliases == ()
     assert told["P35", "Saudi Arabia"].paraphrases[0] == "The king of {} in 2016 was"
