@@ -16,6 +16,7 @@ _HOME = {
     "EditRequest": "facts.records",
     "MultiHopCase": "facts.records",
     "EditCase": "facts.records",
+    "atlas": "facts.atlas",
     "NeuronSet": "neurons",
     "Trace": "trace",
     "Zero": "interventions",
@@ -56,6 +57,7 @@ _HOME = {
     "AdaLoRA": "editing.adapters",
     "KN": "editing.gradient",
     "evaluate": "evaluation.protocols",
+    "known": "evaluation.subset",
     "study": "case_study",
     "Study": "case_study",
     "report": "reporting.page",
@@ -63,6 +65,9 @@ _HOME = {
     "compare_runs": "sweeps.store",
     "QVLensError": "errors",
 }
+
+#: names that their home knows by another: there `known` asks for whole cases
+_THERE = {"known": "known_facts"}
 
 if TYPE_CHECKING:
     from qv_lens.attribution.gradients import integrated_gradients, neuron_ensemble, transmission_paths
@@ -77,6 +82,8 @@ if TYPE_CHECKING:
     from qv_lens.editing.edit import edit
     from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
     from qv_lens.errors import QVLensError
+    from qv_lens.evaluation.subset import known_facts as known
+    from qv_lens.facts.atlas import atlas
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase
     from qv_lens.interventions import Replace, Scale, Suppress, Zero
     from qv_lens.models.lens import Lens
@@ -93,7 +100,7 @@ def __getattr__(name: str) -> object:
     if name == "plots":
         return import_module("qv_lens.plots")
     if name in _HOME:
-        return getattr(import_module(f"qv_lens.{_HOME[name]}"), name)
+        return getattr(import_module(f"qv_lens.{_HOME[name]}"), _THERE.get(name, name))
     raise AttributeError(f"module 'qv_lens' has no attribute {name!r}")
 
 

@@ -1,4 +1,7 @@
-"""The subset that a model can be asked about (ACE, Appendix B.1): cases whose single hops it answers before any edit."""
+"""The subset that a model can be asked about (ACE, Appendix B.1): what it answers before any edit.
+
+`known` picks cases, all of whose single hops it answers; `known_facts` (`qv.known`) picks facts.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ from typing import Literal
 
 import pandas as pd
 
-from qv_lens.errors import unknown
+from qv_lens.errors import FactError, unknown
 from qv_lens.evaluation.metrics import correct
 from qv_lens.facts.prompts import G2, begins
-from qv_lens.facts.records import Hop, MultiHopCase, Probe
+from qv_lens.facts.records import Fact, Hop, MultiHopCase, Probe
 from qv_lens.models.lens import Lens
 
 How = Literal["cloze", "generate", "few_shot"]
+
+#: at least so many tokens of a continuation are shown
+SHOWN = 5
 
 
 def known(
@@ -45,3 +51,47 @@ def _right(lens: Lens, hops: Sequence[Hop], prompts: Sequence[str], how: How) ->
         return correct(lens, [Probe(prompt, hop.answer) for prompt, hop in zip(prompts, hops, strict=True)])
     said = lens.generate(list(prompts), 12)
     return [begins(text, [hop.answer, *hop.aliases]) for text, hop in zip(said, hops, strict=True)]
+
+
+def known_facts(lens: Lens, facts: Sequence[Fact], batch_size: int = 16) -> tuple[list[Fact], pd.DataFrame]:
+    """The facts that a model knows, and what it said of each: `prompt, answer, said, right, logprob`.
+
+    A fact is known (`right`) if the greedy continuation of its prompt begins with the answer or an alias, at a word's end.
+    `said` is that continuation, as long as the longest accepted answer needs; `logprob` is log p of the answer's first
+    token (natural log). One row per fact, in their order.
+
+    Raises `FactError` for anything but facts.
+
+    >>> kept, table = qv.known(lens, qv.atlas("capital"))  # doctest: +SKIP
+    """
+    _check_facts(facts)
+    if not facts:
+        return [], pd.DataFrame(columns=["prompt", "answer", "said", "right", "logprob"])
+    said = lens.generate(list(facts), _enough(lens, facts), batch_size)
+    logprobs = lens.logprob(list(facts))
+    rows = []
+    for fact, text, logprob in zip(facts, said, logprobs, strict=True):
+        right = begins(text, [fact.answer, *fact.aliases])
+        rows.append((fact.text, fact.answer, text, right, logprob))
+    kept = [fact for fact, row in zip(facts, rows, strict=True) if row[3]]
+    return kept, pd.DataFrame(rows, columns=["prompt", "answer", "said", "right", "logprob"])
+
+
+def _check_facts(facts: Sequence[Fact]) -> None:
+    if isinstance(facts, Fact):
+        raise FactError(f"qv.known asks for several facts, got the single fact {facts.text!r}. Pass a list of facts.")
+    for fact in facts:
+        if not isinstance(fact, Fact):
+            raise FactError(
+                f"qv.known asks for facts, got {type(fact).__name__}. Pass facts; for multi-hop cases use "
+                "qv_lens.evaluation.subset.known."
+            )
+
+
+def _enough(lens: Lens, facts: Sequence[Fact]) -> int:
+    """Tokens that tell whether any accepted answer is there: the longest, and one more to see where its last word ends."""
+    longest = SHOWN
+    for fact in facts:
+        for answer in (fact.answer, *fact.aliases):
+            longest = max(longest, len(lens.answer_ids(fact, answer)) + 1)
+    return longest
