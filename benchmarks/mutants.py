@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import os
 import random
 import shutil
@@ -143,7 +144,11 @@ def passes(room: Path, tests: list[str], seconds: int = 3600) -> bool:
     """Whether the tests pass on the package in the room, within the time."""
     child = os.fork()
     if child:
-        return os.waitpid(child, 0)[1] == 0
+        status = os.waitpid(child, 0)[1]
+        with contextlib.suppress(ProcessLookupError):  # nothing is left, as a rule
+            os.killpg(child, signal.SIGKILL)
+        return status == 0
+    os.setpgrp()  # with the processes that tests start
     signal.alarm(seconds)  # ends the process
     os.chdir(room)
     sys.path.insert(0, str(room))

@@ -33,21 +33,29 @@ def attention_parts(hf, ids, layer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("norm", ["frozen", "full"])
-def test_attention_units_equal_brute_force(kind, norm, true_float64):
-    """Every (head, channel, position), channel, head and (head, position) by adding its vector and reading out by hand."""
+@pytest.mark.parametrize(("norm", "base"), [("frozen", "mid"), ("full", "mid"), ("frozen", "loo_final")])
+def test_attention_units_equal_brute_force(kind, norm, base, true_float64):
+    """Every (head, channel, position), channel, head and (head, position) by adding its vector to the stream before
+    attention, or taking it from the final one, and reading out by hand."""
     lens = tiny_lens(kind, n_layers=2)
     trace = lens.trace(FACTS, attention=True)
     units = ("attn_neuron", "attn_channel", "head", "head_position")
-    got = {u: qv.value_neurons(lens, trace, None, unit=u, norm=norm).frame for u in units}
+    got = {u: qv.value_neurons(lens, trace, None, unit=u, norm=norm, base=base).frame for u in units}
     for prompt, fact in enumerate(FACTS):
         token, final = lens.answer_ids(fact)[0], trace.final[prompt]
         sigma = final_sigma(lens.hf, final) if norm == "frozen" else None
         ids = trace.prompts[prompt].ids
         for layer in range(2):
             values, kv, heads, o, x = attention_parts(lens.hf, ids, layer)
-            base = log_prob(lens.hf, x, token, sigma)
+            sign = 1.0
+            if base == "loo_final":
+                x, sign = final, -1.0
+            start = log_prob(lens.hf, x, token, sigma)
             channels = values.shape[2]
+
+            def increase(v, x=x, sign=sign, start=start, token=token, sigma=sigma):
+                return sign * (log_prob(lens.hf, x + sign * v, token, sigma) - start)
+
             for head in range(heads):
                 weights = trace.pattern[layer, prompt, head, : len(ids)]
                 head_vectors = torch.zeros(len(ids), len(x), dtype=x.dtype)
@@ -59,14 +67,14 @@ def test_attention_units_equal_brute_force(kind, norm, true_float64):
                         channel_vectors[c] += v
                         if c == 3:
                             row = {"layer": layer, "neuron": head * channels + c, "position": key}
-                            check(got["attn_neuron"], prompt, row, log_prob(lens.hf, x + v, token, sigma) - base)
+                            check(got["attn_neuron"], prompt, row, increase(v))
                     row = {"layer": layer, "neuron": head, "position": key}
-                    check(got["head_position"], prompt, row, log_prob(lens.hf, x + head_vectors[key], token, sigma) - base)
+                    check(got["head_position"], prompt, row, increase(head_vectors[key]))
                 row = {"layer": layer, "neuron": head}
-                check(got["head"], prompt, row, log_prob(lens.hf, x + head_vectors.sum(0), token, sigma) - base)
+                check(got["head"], prompt, row, increase(head_vectors.sum(0)))
                 for c in range(channels):
                     row = {"layer": layer, "neuron": head * channels + c}
-                    check(got["attn_channel"], prompt, row, log_prob(lens.hf, x + channel_vectors[c], token, sigma) - base)
+                    check(got["attn_channel"], prompt, row, increase(channel_vectors[c]))
 
 
 def check(frame, prompt, row, expected):
