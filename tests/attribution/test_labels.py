@@ -187,3 +187,46 @@ def test_a_trace_fits_only_what_it_holds():
         qv.value_neurons(lens, lens.trace(FACTS), 5, unit="attn_neuron")
     with pytest.raises(qv.QVLensError, match="needs a category of every fact"):
         qv.value_neurons(lens, [replace(FACTS[0], category="A"), "The capital of Norway is"], 5, over="category")
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_every_verb_takes_a_model_in_bfloat16(kind):
+    """Scores in float32 or better, and near those of the same weights in float64: what is wrong by more than rounding shows."""
+    half = tiny_lens(kind, dtype=torch.bfloat16)
+    exact = tiny_lens(kind, dtype=torch.float64)
+    for weight, rounded in zip(exact.hf.parameters(), half.hf.parameters(), strict=True):
+        weight.copy_(rounded)
+    facts = [FACTS[0], LONG]
+    kept = {}
+    for lens in (half, exact):
+        value = qv.value_neurons(lens, facts, 20)
+        value = kept.setdefault("targets", value)  # the same targets for both
+        attention = kept.setdefault("attention", qv.value_neurons(lens, facts, 20, unit="attn_neuron"))
+        value = qv.NeuronSet(value.frame)
+        attention = qv.NeuronSet(attention.frame)
+        frames = {
+            f"value {unit} {norm}": qv.value_neurons(lens, facts, None, unit=unit, norm=norm).frame
+            for unit in ("ffn", "attn_channel", "attn_neuron", "head", "head_position") for norm in ("frozen", "full")
+        }  # fmt: skip
+        frames |= {
+            f"query {method}": qv.query_neurons(lens, facts, value, None, method=method).frame
+            for method in ("grad", "share", "inner_product")
+        }
+        frames["query attention"] = qv.query_neurons(lens, facts, attention, None).frame
+        frames["layers"] = qv.query_layers(lens, facts, value)
+        frames["whole"] = qv.layer_scores(lens, facts, "attn", "layer_vector")
+        frames["bias"] = qv.layer_scores(lens, facts).assign(score=lambda frame: frame["whole"])
+        frames["edges"] = qv.qv_graph(lens, facts, value, value).edges.assign(score=lambda frame: frame["weight"])
+        frames["gradients"] = qv.integrated_gradients(lens, facts, None, steps=4).frame
+        frames["ensemble"] = qv.neuron_ensemble(lens, facts, 1.0, steps=4, together=True).frame
+        frames["paths"] = qv.transmission_paths(lens, facts)
+        kept[lens] = frames
+    for name, frame in kept[half].items():
+        keys = [key for key in ("prompt", "kind", "layer", "neuron", "position", "source", "target") if key in frame]
+        first, second = (kept[lens][name].set_index(keys)["score"] for lens in (half, exact))
+        assert first.dtype in (np.float32, np.float64)
+        assert len(first) == len(second)
+        assert first.corr(second.reindex(first.index)) > 0.97, name
+    assert qv.vocabulary(half, kept["targets"])["promoted"].map(len).eq(10).all()
+    assert sorted(qv.locate(half, facts).value) == [0, 1, 2]
+    assert qv.ace_official(half, facts).counts["score"].sum() == 2 * min(300, half.n_layers * half.d_mlp)
