@@ -175,6 +175,7 @@ def furnish(room: Path) -> None:
     compileall.compile_dir(room, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
     shutil.copy(ROOT / "pyproject.toml", room)
     (room / "qv_lens/models/weights").symlink_to(ROOT / "qv_lens/models/weights")
+    (room / "experiments").symlink_to(ROOT / "experiments")
     (room.parent / "shared").symlink_to(ROOT.parent / "shared")
 
 
