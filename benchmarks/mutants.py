@@ -135,15 +135,26 @@ def mutant(source: str, index: int) -> tuple[str, str]:
     return "\n".join(after) + "\n", f"{line}\n    {old[start : start + 110]}\n    {new[start : start + 110]}"
 
 
+def names_of(file: Path) -> set[str]:
+    """What a file defines for others, and what is defined by the files of its folder that import it."""
+    names = {node.name for node in ast.parse(file.read_text()).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for other in file.parent.glob("*.py"):
+        if f"{file.parent.name}.{file.stem} import" in other.read_text():
+            names |= names_of(other)
+    return {name for name in names if not name.startswith("_")}
+
+
 def tests_of(file: Path) -> list[str]:
-    """The tests: first those of the same name, then those that most often name what the file defines."""
-    public = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    tests = [test for suite in SUITES[file.parent.name] for test in (ROOT / "tests" / suite).glob("test_*.py")]
-    if file.stem != "kernel":  # which runs on a GPU alone, and in a test of its own
-        tests = [test for test in tests if test.stem != "test_kernel"]
-    own = [test for test in tests if test.stem == f"test_{file.stem}"]
-    others = sorted(set(tests) - set(own), key=lambda test: -sum(map(test.read_text().count, public)))
-    return [str(test.relative_to(ROOT)) for test in (own if file.stem == "kernel" else own + others)]
+    """The test files that call what a file defines, or what rests on it: first the one of the same name, then by how often."""
+    tests = [test for suite in SUITES[file.parent.name] for test in sorted((ROOT / "tests" / suite).glob("test_*.py"))]
+    if file.stem == "kernel":  # which runs on a GPU alone, and in a test of its own
+        return ["tests/attribution/test_kernel.py"]
+    calls = [f"{name}(" for name in names_of(file)]
+    counts = {test: sum(map(test.read_text().count, calls)) for test in tests if test.stem != "test_kernel"}
+    ordered = sorted(
+        (test for test in counts if counts[test]), key=lambda test: (test.stem != f"test_{file.stem}", -counts[test])
+    )
+    return [str(test.relative_to(ROOT)) for test in ordered]
 
 
 def passes(room: Path, tests: list[str], seconds: int = 3600) -> bool:
@@ -165,7 +176,7 @@ def passes(room: Path, tests: list[str], seconds: int = 3600) -> bool:
     import qv_lens
 
     copied = Path(qv_lens.__file__).is_relative_to(room)
-    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]) if copied else 1)
+    os._exit(not copied or any(pytest.main(["-x", "-q", "-p", "no:cacheprovider", test]) for test in tests))
 
 
 def furnish(room: Path) -> None:
