@@ -35,8 +35,15 @@ def test_attribute_prints_neurons_and_keeps_them(tmp_path):
     words = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing", "--out", str(tmp_path))
     result = run("-m", "qv_lens.cli", "attribute", *words)
     assert result.returncode == 0, result.stderr
-    assert "Value neurons" in result.stdout
     value, query = (NeuronSet.load(tmp_path / f"{kind}.parquet") for kind in ("value", "query"))
+    printed = result.stdout.split("Value neurons")[1].split("Query neurons")
+    for text, neurons in zip(printed, (value, query), strict=True):
+        lines = [line.split()[:3] for line in text.splitlines() if line.startswith("  f")]
+        best = neurons.frame.head(10)
+        assert lines == [
+            [f"f{row.layer}-{row.neuron}", f"{row.coefficient:.3f}", f"{row.score:.4f}"] for row in best.itertuples()
+        ]
+    assert value.frame["score"].iloc[0] > value.frame["score"].iloc[-1]
     assert len(value) == len(query) == 300
     assert value.settings["norm"] == "frozen"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution.gradients import _best_paths, weight_attributions
+from qv_lens.attribution.gradients import _best_paths, answer_gradients, weight_attributions
 from qv_lens.models.deltas import delta_hooks
 from tests.attribution.test_value import FACTS
 from tests.models import BACKENDS, KINDS, tiny_lens
@@ -52,20 +52,63 @@ def test_adding_in_passing_equals_writing(kind, backend):
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
-@pytest.mark.parametrize("name", ["W_out", "W_in", "W_V", "W_O", "W_Q"])
-def test_weight_attributions_equal_hugging_faces_autograd(kind, name, true_float64):
-    """Eq. 5 on the stored matrix: scale it, differentiate, multiply; one layer, two facts, an answer of several tokens."""
+@pytest.mark.parametrize(
+    "names", [((1, "W_out"),), ((1, "W_in"),), ((1, "W_V"),), ((1, "W_O"),), ((1, "W_Q"),), ((2, "W_in"), (1, "W_out"))]
+)
+@pytest.mark.parametrize("rows", [64, 4])
+def test_weight_attributions_equal_hugging_faces_autograd(kind, names, rows, true_float64, monkeypatch):
+    """Eq. 5 on the stored matrices: scale them together, differentiate, multiply; two facts, an answer of several tokens;
+    however many scales go into one pass."""
+    monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
     lens, steps = tiny_lens(kind), 3
     facts = [FACTS[0], LONG]
-    got = weight_attributions(lens, facts, [(1, name)], steps)[1, name]
-    key = hf_name(kind, 1, name)
-    weight = dict(lens.hf.named_parameters())[key].detach()
-    total = torch.zeros_like(weight)
+    got = weight_attributions(lens, facts, list(names), steps)
+    keys = [hf_name(kind, *name) for name in names]
+    weights = {key: dict(lens.hf.named_parameters())[key].detach() for key in keys}
+    total = {key: torch.zeros_like(weight) for key, weight in weights.items()}
     for i in range(1, steps + 1):
-        leaf = (weight * i / steps).requires_grad_(True)
-        p = sum(sum(hf_probabilities(lens.hf, lens, fact, {key: leaf})) for fact in facts) / len(facts)
-        total += torch.autograd.grad(p, leaf)[0]
-    torch.testing.assert_close(got, (weight * total / steps).T, atol=1e-10, rtol=1e-6)
+        leaves = {key: (weight * i / steps).requires_grad_(True) for key, weight in weights.items()}
+        p = sum(sum(hf_probabilities(lens.hf, lens, fact, leaves)) for fact in facts) / len(facts)
+        for key, gradient in zip(keys, torch.autograd.grad(p, list(leaves.values())), strict=True):
+            total[key] += gradient
+    assert list(got) == list(names)
+    for name, key in zip(names, keys, strict=True):
+        torch.testing.assert_close(got[name], (weights[key] * total[key] / steps).T, atol=1e-10, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    ("axis", "parameters", "reduce"),
+    [("column", ("W_out", "W_V"), "sum"), ("column", ("W_in",), "norm"), ("row", ("W_out",), "sum"), ("row", ("W_out",), "norm")],
+)
+def test_neurons_of_an_ensemble_are_sums_of_their_entries(kind, together, axis, parameters, reduce):
+    """Neuron by neuron from the entries (compared with Hugging Face's above), and the quantile by sorting."""
+    lens = tiny_lens(kind)
+    facts = [FACTS[0], LONG]
+    names = [(layer, name) for name in parameters for layer in range(lens.n_layers)]
+    entries = weight_attributions(lens, facts, names, 3) if together else {}
+    for name in names:
+        entries[name] = entries.get(name, weight_attributions(lens, facts, [name], 3)[name])
+    expected = {}
+    for (layer, name), matrix in entries.items():
+        for i, neuron in enumerate(matrix if axis == "row" else matrix.T):
+            unit = "ffn" if axis == "row" else f"{name.lower()}_column"
+            expected[unit, layer, i] = neuron.sum().item() if reduce == "sum" else neuron.square().sum().sqrt().item()
+    options = {"axis": axis, "parameters": parameters, "reduce": reduce, "together": together, "steps": 3}
+    found = qv.neuron_ensemble(lens, facts, 0.1, **options)
+    got = {(row.unit, row.layer, row.neuron): row.score for row in found.frame.itertuples()}
+    ordered = sorted(expected.values(), reverse=True)
+    at = 0.1 * (len(ordered) - 1)  # between the two that lie about the quantile
+    threshold = ordered[int(at)] + (at - int(at)) * (ordered[int(at) + 1] - ordered[int(at)])
+    assert found.settings["threshold"] == pytest.approx(threshold, rel=1e-6)
+    assert got.keys() == {unit for unit, score in expected.items() if score >= threshold}
+    for unit, score in got.items():
+        assert score == pytest.approx(expected[unit], rel=1e-6, abs=1e-12)
+    assert found.frame["score"].is_monotonic_decreasing
+    assert (found.frame["prompt"] == -1).all()
+    assert found.frame["coefficient"].isna().all()
+    assert {**options, "parameters": list(parameters), "share": 0.1}.items() <= found.settings.items()
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
@@ -94,7 +137,7 @@ def test_the_ensemble_is_what_lies_above_one_quantile(kind):
     assert rows.unit == "ffn"
     assert len(rows) == lens.n_layers * lens.d_mlp
     gates = qv.neuron_ensemble(lens, FACTS, 0.1, parameters=("W_in", "W_V"), steps=2)
-    assert set(gates.frame["unit"]) <= {"w_in_column", "w_v_column"}
+    assert set(gates.frame["unit"]) == {"w_in_column", "w_v_column"}
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
@@ -109,6 +152,46 @@ def test_integrated_gradients_are_complete(kind):
             zeroed = torch.tensor(lens.logprob(FACTS)).exp()
         sums = torch.tensor(found[found["layer"] == layer].groupby("prompt")["score"].sum().to_numpy())
         torch.testing.assert_close(sums, (clean - zeroed).double(), atol=2e-4, rtol=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize("rows", [64, 5])
+def test_integrated_gradients_equal_hugging_faces_autograd(kind, rows, true_float64, monkeypatch):
+    """The input of the stored output matrix scaled at one position, step by step; every answer token by itself, added up;
+    however many steps go into one pass. `coefficient` is the mean of m over the answer's tokens."""
+    monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
+    lens, steps = tiny_lens(kind), 4
+    facts = [FACTS[0], LONG]
+    found = qv.integrated_gradients(lens, facts, None, steps=steps)
+    blocks = lens.hf.transformer.h if kind == "gptj" else lens.hf.model.layers
+    for p, fact in enumerate(facts):
+        prompt = lens.tokenize(fact)[0]
+        for layer, block in enumerate(blocks):
+            module = block.mlp.fc_out if kind == "gptj" else block.mlp.down_proj
+            score, mean = 0.0, 0.0
+            for j, token in enumerate(prompt.answer):
+                ids = torch.tensor([[*prompt.ids, *prompt.answer[:j]]])
+                kept = []
+                with module.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0][0, -1])):
+                    lens.hf(ids)
+                m = kept[0]
+                mean = mean + m / len(prompt.answer)
+                for i in range(1, steps + 1):
+                    leaf = (m * i / steps).requires_grad_(True)
+
+                    def replaced(_, inputs, leaf=leaf):
+                        return torch.cat([inputs[0][:, :-1], leaf[None, None]], dim=1)
+
+                    with module.register_forward_pre_hook(replaced):
+                        probability = lens.hf(ids).logits[0, -1].softmax(-1)[token]
+                    score = score + m * torch.autograd.grad(probability, leaf)[0] / steps
+            rows_here = found.frame[(found.frame["prompt"] == p) & (found.frame["layer"] == layer)].sort_values("neuron")
+            torch.testing.assert_close(torch.tensor(rows_here["score"].tolist()).double(), score, atol=1e-10, rtol=1e-5)
+            torch.testing.assert_close(torch.tensor(rows_here["coefficient"].tolist()).double(), mean, atol=1e-8, rtol=1e-6)
+    assert len(lens.tokenize(facts[1])[0].answer) > 1
+    best = qv.integrated_gradients(lens, facts, 5, steps=steps)
+    assert best.frame.equals(found.frame.groupby("prompt").head(5).reset_index(drop=True))
+    assert best.settings["steps"] == steps
 
 
 @pytest.mark.parametrize("rows", [64, 2])
@@ -142,6 +225,102 @@ def test_transmission_nodes_from_hugging_faces_gradients(kind, batch_size, rows,
             assert (rows["path"] == "T-").sum() == 2
 
 
+@pytest.mark.parametrize("score", ["abs_sum", "sum", "norm", "mean_abs_z"])
+@pytest.mark.parametrize("gate", [False, True])
+def test_node_scores_and_best_paths_by_enumeration(score, gate, true_float64):
+    """Nodes from Hugging Face's gradients, a gated FFN's with its column of W_gate; every path through the best candidates."""
+    lens = tiny_lens("qwen3-gqa", n_layers=2)
+    request = FACTS[0].to("Dalrin")
+    frame = qv.transmission_paths(lens, request, 3, 2, score=score, paths="k_best", gate=gate)
+    assert {"score": score, "paths": "k_best", "top": 3, "bottom": 2, "gate": gate}.items() <= frame.attrs.items()
+    names = [(layer, name) for layer in range(2) for name in ("W_in", "W_gate", "W_out")]
+    leaves = {}
+    for name in names:
+        stored = dict(lens.hf.named_parameters())[hf_name("qwen3-gqa", *name)]
+        leaves[name] = stored.detach().clone().requires_grad_(True)
+    weights = {hf_name("qwen3-gqa", *name): leaf for name, leaf in leaves.items()}
+    probabilities = hf_probabilities(lens.hf, lens, request.target, weights)
+    loss = -torch.stack(probabilities).log().mean()
+    gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    lists = []
+    for layer in range(2):
+        key = [gradients[layer, "W_in"], *([gradients[layer, "W_gate"]] if gate else [])]
+        for kind, G in (("key", torch.cat([part.T for part in key])), ("value", gradients[layer, "W_out"])):
+            z = (G - G.mean(1, keepdim=True)) / G.std(1, keepdim=True)
+            by_name = {
+                "sum": G.sum(0),
+                "abs_sum": G.sum(0).abs(),
+                "norm": G.square().sum(0).sqrt(),
+                "mean_abs_z": z.abs().mean(0),
+            }
+            rows = frame[(frame["layer"] == layer) & (frame["kind"] == kind)]
+            assert rows["neuron"].tolist() == list(range(lens.d_mlp))
+            torch.testing.assert_close(torch.tensor(rows["score"].tolist()).double(), by_name[score], atol=1e-8, rtol=1e-6)
+            lists.append(by_name[score])
+    marks = [set() for _ in lists], [set() for _ in lists]
+    for at, (count, sign) in enumerate(((3, 1.0), (2, -1.0))):
+        candidates = [(sign * scores).topk(count).indices.tolist() for scores in lists]
+        paths = sorted(
+            itertools.product(*candidates), key=lambda p: -sum(sign * s[j].item() for s, j in zip(lists, p, strict=True))
+        )
+        for path in paths[:count]:
+            for held, j in zip(marks[at], path, strict=True):
+                held.add(j)
+    for i, (layer, kind) in enumerate(itertools.product(range(2), ("key", "value"))):
+        rows = frame[(frame["layer"] == layer) & (frame["kind"] == kind)]
+        assert set(rows[rows["path"] == "T+"]["neuron"]) == marks[0][i]
+        assert set(rows[rows["path"] == "T-"]["neuron"]) == marks[1][i]
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_paths_with_deltas_in_force_are_those_of_the_edited_model(kind):
+    lens = tiny_lens(kind)
+    delta = torch.randn(lens.w_out(1).shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.1
+    requests = [FACTS[0].to("Dalrin"), FACTS[1].to("golf")]
+    plain = qv.transmission_paths(lens, requests)
+    added = qv.transmission_paths(lens, requests, added={(1, "W_out"): delta})
+    lens.w_out(1).add_(delta)
+    written = qv.transmission_paths(lens, requests)
+    assert (added["score"] - written["score"]).abs().max() < 1e-9
+    assert added["path"].equals(written["path"])
+    assert (added["score"] - plain["score"]).abs().max() > 1e-3
+
+
+def test_ranks_mark_the_first_and_the_last():
+    lens = tiny_lens("gptj")
+    for top, bottom in ((3, 2), (1, 0), (lens.d_mlp - 1, 1), (lens.d_mlp, 0)):
+        frame = qv.transmission_paths(lens, FACTS, top, bottom)
+        for _, rows in frame.groupby(["layer", "kind"]):
+            order = rows.sort_values("score", ascending=False)["path"].tolist()
+            assert order == ["T+"] * top + [""] * (lens.d_mlp - top - bottom) + ["T-"] * bottom
+    for top, bottom in ((0, 1), (3, -1), (lens.d_mlp, 1), (lens.d_mlp + 1, 0)):
+        with pytest.raises(qv.QVLensError, match="must fit into"):
+            qv.transmission_paths(lens, FACTS, top, bottom)
+
+
+def test_a_dimension_without_gradient_counts_as_average():
+    """Its z-scores would be 0 / 0: a dimension that the norm switches off leaves the nodes' scores finite."""
+    lens = tiny_lens("gptj")
+    norm = lens.hf.transformer.h[1].ln_1
+    with torch.no_grad():
+        norm.weight[5] = 0.0
+        norm.bias[5] = 0.0
+    frame = qv.transmission_paths(lens, FACTS)
+    key = frame[(frame["layer"] == 1) & (frame["kind"] == "key")]["score"]
+    G = answer_gradients(lens, FACTS, False, 2, {})[1, "W_in"]
+    others = [i for i in range(lens.d_model) if i != 5]
+    assert (G[5] == 0).all()
+    z = (G[others] - G[others].mean(1, keepdim=True)) / G[others].std(1, keepdim=True)
+    torch.testing.assert_close(torch.tensor(key.tolist()).double(), z.abs().sum(0) / lens.d_model, atol=1e-8, rtol=1e-6)
+
+
+def test_gradients_that_are_not_finite_are_refused():
+    lens = tiny_lens("gptj")
+    lens.w_out(1)[3, 4] = float("inf")
+    with pytest.raises(qv.QVLensError, match="not finite"):
+        qv.transmission_paths(lens, FACTS)
+
+
 def test_best_paths_equal_enumeration():
     g = torch.Generator().manual_seed(0)
     scores = [torch.randn(4, generator=g).tolist() for _ in range(5)]
@@ -153,6 +332,12 @@ def test_bad_options_are_refused():
     lens = tiny_lens("gptj")
     for call in (
         lambda: qv.neuron_ensemble(lens, FACTS, 0.0),
+        lambda: qv.neuron_ensemble(lens, FACTS, 1.01),
+        lambda: qv.neuron_ensemble(lens, FACTS, axis="diagonal"),
+        lambda: qv.neuron_ensemble(lens, FACTS, reduce="mean"),
+        lambda: qv.integrated_gradients(lens, FACTS, steps=0),
+        lambda: qv.integrated_gradients(lens, FACTS, 0),
+        lambda: qv.transmission_paths(lens, FACTS, paths="x"),
         lambda: qv.neuron_ensemble(lens, FACTS, axis="row", parameters=("W_in",)),
         lambda: qv.neuron_ensemble(lens, [], 0.1),
         lambda: qv.transmission_paths(lens, FACTS, top=500),

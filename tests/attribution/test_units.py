@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
 
 import qv_lens as qv
 from qv_lens.attribution import engine
+from qv_lens.attribution.layers import HOWS
 from qv_lens.attribution.setting import setting
 from tests.attribution.test_value import FACTS, final_sigma, log_prob
 from tests.models import KINDS, tiny_lens
@@ -33,21 +37,29 @@ def attention_parts(hf, ids, layer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("norm", ["frozen", "full"])
-def test_attention_units_equal_brute_force(kind, norm, true_float64):
-    """Every (head, channel, position), channel, head and (head, position) by adding its vector and reading out by hand."""
+@pytest.mark.parametrize(("norm", "base"), [("frozen", "mid"), ("full", "mid"), ("frozen", "loo_final")])
+def test_attention_units_equal_brute_force(kind, norm, base, true_float64):
+    """Every (head, channel, position), channel, head and (head, position) by adding its vector to the stream before
+    attention, or taking it from the final one, and reading out by hand."""
     lens = tiny_lens(kind, n_layers=2)
     trace = lens.trace(FACTS, attention=True)
     units = ("attn_neuron", "attn_channel", "head", "head_position")
-    got = {u: qv.value_neurons(lens, trace, None, unit=u, norm=norm).frame for u in units}
+    got = {u: qv.value_neurons(lens, trace, None, unit=u, norm=norm, base=base).frame for u in units}
     for prompt, fact in enumerate(FACTS):
         token, final = lens.answer_ids(fact)[0], trace.final[prompt]
         sigma = final_sigma(lens.hf, final) if norm == "frozen" else None
         ids = trace.prompts[prompt].ids
         for layer in range(2):
             values, kv, heads, o, x = attention_parts(lens.hf, ids, layer)
-            base = log_prob(lens.hf, x, token, sigma)
+            sign = 1.0
+            if base == "loo_final":
+                x, sign = final, -1.0
+            start = log_prob(lens.hf, x, token, sigma)
             channels = values.shape[2]
+
+            def increase(v, x=x, sign=sign, start=start, token=token, sigma=sigma):
+                return sign * (log_prob(lens.hf, x + sign * v, token, sigma) - start)
+
             for head in range(heads):
                 weights = trace.pattern[layer, prompt, head, : len(ids)]
                 head_vectors = torch.zeros(len(ids), len(x), dtype=x.dtype)
@@ -59,14 +71,14 @@ def test_attention_units_equal_brute_force(kind, norm, true_float64):
                         channel_vectors[c] += v
                         if c == 3:
                             row = {"layer": layer, "neuron": head * channels + c, "position": key}
-                            check(got["attn_neuron"], prompt, row, log_prob(lens.hf, x + v, token, sigma) - base)
+                            check(got["attn_neuron"], prompt, row, increase(v))
                     row = {"layer": layer, "neuron": head, "position": key}
-                    check(got["head_position"], prompt, row, log_prob(lens.hf, x + head_vectors[key], token, sigma) - base)
+                    check(got["head_position"], prompt, row, increase(head_vectors[key]))
                 row = {"layer": layer, "neuron": head}
-                check(got["head"], prompt, row, log_prob(lens.hf, x + head_vectors.sum(0), token, sigma) - base)
+                check(got["head"], prompt, row, increase(head_vectors.sum(0)))
                 for c in range(channels):
                     row = {"layer": layer, "neuron": head * channels + c}
-                    check(got["attn_channel"], prompt, row, log_prob(lens.hf, x + channel_vectors[c], token, sigma) - base)
+                    check(got["attn_channel"], prompt, row, increase(channel_vectors[c]))
 
 
 def check(frame, prompt, row, expected):
@@ -232,6 +244,175 @@ def test_memory_budget_sizes_the_tiles():
     assert engine.tile_rows(U) == engine.CPU_TILE // 1000
     with pytest.raises(qv.QVLensError, match="memory_budget"):
         engine.tile_rows(U, 100)
+
+
+def test_parts_of_the_log_sums():
+    """delta at a token, its spread's bound and Jensen's, of made-up problems, by forming every delta."""
+    V, task = random_problem(torch.float64)
+    G, base = V @ task.U, task.of
+    for whole in (task, replace(task, beta=None), replace(task, b=None)):
+        delta = task.alpha[:, :, None] * G
+        if whole is task:
+            delta = delta + task.beta[:, :, None] * task.b[base][:, None]
+        token = torch.tensor([5, 0, 332])
+        at = token[base][:, None, None].expand(-1, 150, 1)
+        torch.testing.assert_close(whole.delta(V, token), delta.gather(2, at)[:, :, 0])
+        mean = (task.log_p.exp()[base][:, None] * delta).sum(2)
+        torch.testing.assert_close(engine.bounds(V, whole), mean)
+        assert (engine.bounds(V, whole) <= engine.log_sums(V, whole) + 1e-12).all()
+        spread = torch.maximum(delta.abs().amax(2), delta.amax(2) - delta.amin(2))
+        assert (whole.reach(V) >= spread).all()
+        assert (whole.reach(V) < 20 * spread).all()
+        some = torch.tensor([3, 140])
+        torch.testing.assert_close(whole.of_neurons(some).delta(V[some], token), whole.delta(V, token)[:, some])
+
+
+def test_moments_are_exact_where_their_bound_says_no():
+    """Of made-up problems with small and large coefficients: within the tolerance, and exact beyond the bound's reach."""
+    V, task = random_problem(torch.float64)
+    task = replace(
+        task,
+        log_p=task.log_p.log_softmax(1),
+        beta=None,
+        b=None,
+        alpha=task.alpha * torch.logspace(-5, 0, 150, dtype=torch.float64),
+    )
+    exact = by_definition(V, task)
+    shares = []
+    for order, tolerance in ((2, 1e-6), (4, 1e-6), (4, 1e-9), (6, 1e-6)):
+        got = engine.log_sums_by_moments(V, task, None, order, tolerance)
+        error = (got.value - exact).abs()
+        assert error.max() < tolerance
+        assert error[got.fallback].max() < 1e-12
+        shares.append(got.fallback.double().mean().item())
+    assert 1 > shares[0] > shares[1] > shares[3] > 0  # more moments reach further, and less tolerance less far
+    assert shares[2] > shares[1]
+    tiles = engine.log_sums_by_moments(V, task, 2 * 333 * 8 * 7)
+    assert torch.equal(tiles.fallback, engine.log_sums_by_moments(V, task).fallback)
+    torch.testing.assert_close(tiles.value, engine.log_sums_by_moments(V, task).value, atol=1e-12, rtol=0)
+    g = (V @ task.U - (V @ task.U).mean(1, keepdim=True)).abs()  # the bound, written out
+    p = task.log_p.exp()[task.of]
+    y = task.alpha.abs() * g.amax(1)
+    bound = task.alpha.abs() ** 4 / 24 * (p @ (g**4).T) * y * y.exp() / 5
+    assert torch.equal(engine.log_sums_by_moments(V, task).fallback, bound >= 1e-6)
+    for order in (0, 1, 3, -2):
+        with pytest.raises(qv.QVLensError, match="even and at least 2"):
+            engine.log_sums_by_moments(V, task, None, order)
+    with pytest.raises(qv.QVLensError, match="frozen"):
+        engine.log_sums_by_moments(*random_problem())
+
+
+def test_what_nobody_wants_is_not_computed():
+    V, task = random_problem()
+    nothing = torch.zeros(task.alpha.shape, dtype=torch.bool)
+    assert (engine.log_sums(V, task, None, nothing) == 0).all()
+    one = nothing.clone()
+    one[2, 7] = True
+    got = engine.log_sums(V, task, None, one)
+    assert got[2, 7].item() == pytest.approx(by_definition(V, task)[2, 7].item(), rel=1e-5)
+    assert (got[~one] == 0).all()
+
+
+def test_free_memory_is_what_the_system_says():
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        pytest.skip("only Linux says it there")
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    said = int(lines["MemFree"].split()[0]) * 1024
+    assert engine.free_memory(torch.device("cpu")) == pytest.approx(said, rel=0.2, abs=2**29)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize(("norm", "base"), [("full", "mid"), ("frozen", "loo_final"), ("full", "loo_final"), ("none", "pre")])
+def test_a_contrast_by_brute_force(kind, norm, base, true_float64):
+    """log p(3) - log p(7) of the stream with the neuron's vector, less without: the logits' difference, read out by hand."""
+    lens = tiny_lens(kind)
+    trace = lens.trace(FACTS)
+    got = qv.value_neurons(lens, trace, None, norm=norm, base=base, target=(3, 7)).frame
+    named = qv.value_neurons(lens, trace, None, norm=norm, base=base, target=("answer", "predicted")).frame
+    for prompt, fact in enumerate(FACTS):
+        final = trace.final[prompt]
+        options = {"raw": True} if norm == "none" else {"sigma": final_sigma(lens.hf, final) if norm == "frozen" else None}
+        pairs = ((got, (3, 7)), (named, (lens.answer_ids(fact)[0], trace.logits[prompt].argmax().item())))
+        for layer, neuron in ((0, 3), (1, 40), (2, 11)):
+            v = trace.m[layer, prompt, neuron] * lens.w_out(layer)[neuron]
+            x = trace.resid[layer, prompt] + (trace.attn[layer, prompt] if base == "mid" else 0)
+            low, high = (final - v, final) if base == "loo_final" else (x, x + v)
+            for frame, (first, second) in pairs:
+                values = [log_prob(lens.hf, y, token, **options) for y in (high, low) for token in (first, second)]
+                rows = frame[(frame["prompt"] == prompt) & (frame["layer"] == layer) & (frame["neuron"] == neuron)]
+                expected = (values[0] - values[1] - values[2] + values[3]).item()
+                assert rows["score"].item() == pytest.approx(expected, rel=1e-9, abs=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize("over", ["prompt", "set", "category"])
+def test_every_sum_of_a_layer_from_its_neurons(kind, over, true_float64):
+    """Positive terms, counts and best terms from the single scores; whole vectors and b_out from the logits, by hand."""
+    lens = tiny_lens(kind)
+    facts = [replace(fact, category=name) for fact, name in zip((*FACTS, TWO_TOKENS), "ABA", strict=True)]
+    trace = lens.trace(facts)
+    members = {"prompt": [[0], [1], [2]], "set": [[0, 1, 2]], "category": [[0, 2], [1]]}[over]
+
+    def by_hand(v, layer, prompt, kind_of):
+        x = trace.resid[layer, prompt] + (trace.attn[layer, prompt] if kind_of == "ffn" else 0)
+        sigma = final_sigma(lens.hf, trace.final[prompt])
+        token = lens.answer_ids(facts[prompt])[0]
+        return (log_prob(lens.hf, x + v, token, sigma) - log_prob(lens.hf, x, token, sigma)).item()
+
+    for part, unit in (("ffn", "ffn"), ("attn", "attn_channel")):
+        single = qv.value_neurons(lens, trace, None, unit=unit).frame
+        ways = {
+            how: qv.layer_scores(lens, trace, part, how, over=over, count_top=9)
+            for how in HOWS
+            if how != "head_sum" or part == "attn"
+        }
+        for group, prompts in enumerate(members):
+            mine = single[single["prompt"].isin(prompts)]
+            summed = mine.groupby(["layer", "neuron"])["score"].sum()
+            best = summed.nlargest(9)
+            for layer in range(lens.n_layers):
+                at = group * lens.n_layers + layer
+                rows = mine[mine["layer"] == layer]["score"]
+                outputs = trace.ffn if part == "ffn" else trace.attn
+                whole = sum(by_hand(outputs[layer, p], layer, p, part) for p in prompts)
+                bias = 0.0
+                if part == "ffn" and kind == "gptj":
+                    bias = sum(by_hand(lens.hf.transformer.h[layer].mlp.fc_out.bias, layer, p, part) for p in prompts)
+                expected = {
+                    "neuron_sum": rows.sum(), "neuron_sum_positive": rows[rows > 0].sum(), "layer_vector": whole,
+                    "neuron_sum_top": best[best.index.get_level_values(0) == layer].sum(),
+                    "count": (best.index.get_level_values(0) == layer).sum(),
+                }  # fmt: skip
+                for how, value in expected.items():
+                    assert ways[how]["score"][at] == pytest.approx(value, rel=1e-9, abs=1e-10)
+                    assert ways[how]["layer"][at] == layer
+                sums = ways["neuron_sum"].loc[at]
+                assert (sums["bias"], sums["whole"]) == pytest.approx((bias, whole), rel=1e-9, abs=1e-10)
+                assert sums["gap"] == pytest.approx(whole - bias - rows.sum(), rel=1e-8, abs=1e-9)
+        assert len(ways["count"]) == len(members) * lens.n_layers
+    heads = qv.layer_scores(lens, trace, "head", "layer_vector", over=over)
+    every = qv.value_neurons(lens, trace, None, unit="head").frame
+    for row in heads.itertuples():
+        prompts = members[0 if over == "set" else row.prompt if over == "prompt" else "AB".index(row.category)]
+        rows = every[every["prompt"].isin(prompts) & (every["layer"] == row.layer) & (every["neuron"] == row.head)]
+        assert row.score == pytest.approx(rows["score"].sum(), rel=1e-9, abs=1e-12)
+    assert len(heads) == len(members) * lens.n_layers * 4
+    summed = qv.layer_scores(lens, trace, "attn", "head_sum", over=over)["score"].to_numpy()
+    assert abs(summed - heads["score"].to_numpy().reshape(-1, 4).sum(1)).max() < 1e-10
+
+
+def test_ways_that_do_not_go_together_are_refused():
+    lens = tiny_lens("gptj")
+    for options, message in (
+        ({"kind": "head"}, "needs how='layer_vector'"),
+        ({"kind": "ffn", "how": "head_sum"}, "use it with kind='attn'"),
+        ({"kind": "x"}, "kind"),
+        ({"how": "count", "count_top": 0}, "at least 1"),
+        ({"method": "moments", "norm": "full"}, "frozen"),
+    ):
+        with pytest.raises(qv.QVLensError, match=message):
+            qv.layer_scores(lens, FACTS, **options)
 
 
 def test_bfloat16_models_are_scored_in_float32():

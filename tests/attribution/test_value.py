@@ -34,7 +34,8 @@ def final_sigma(hf, y):
 @pytest.mark.parametrize("norm", ["frozen", "full", "none"])
 @pytest.mark.parametrize("base", ["mid", "pre", "loo_final"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_every_ffn_neuron_equals_brute_force(kind, norm, base, dtype, tolerance, true_float64):
+def test_every_ffn_neuron_equals_brute_force(kind, norm, base, dtype, tolerance, true_float64, monkeypatch):
+    monkeypatch.setattr("qv_lens.attribution.setting.CHUNK", 50)  # several to a layer
     lens = tiny_lens(kind, dtype=dtype, n_layers=2)
     trace = lens.trace(FACTS)
     got = qv.value_neurons(lens, trace, top=None, norm=norm, base=base).frame

@@ -128,6 +128,14 @@ def test_generation_agrees_with_hugging_face_and_with_itself_under_hooks(kind, b
     lens = tiny_lens(kind, backend)
     texts = list(PROMPTS)
     fast = lens.generate(texts, max_new_tokens=6)
+    for text, said in zip(texts, fast, strict=True):
+        ids = list(tokenizer()(text)["input_ids"])
+        for _ in range(6):  # greedy, the whole text read again for every token
+            ids.append(int(lens.hf(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == lens.tokenizer.eos_token_id:
+                break
+        prompt = len(tokenizer()(text)["input_ids"])
+        assert said == lens.tokenizer.decode(ids[prompt:], skip_special_tokens=True)
     assert fast == [lens.generate(text, max_new_tokens=6) for text in texts]
     with lens.intervene(qv.Scale(qv.NeuronSet.of([(0, 0)]), 1.0)):
         assert lens.generate(texts, max_new_tokens=6) == fast

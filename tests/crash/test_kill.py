@@ -42,9 +42,9 @@ def test_thirty_kills(tmp_path):
             process.wait()
             kills += 1
             if (out / "shards").is_dir():  # what is there can be read: nothing half-written counts
-                qv.load_run(out)
-                ran = pd.Series(log.read_text().split()) if log.exists() else pd.Series(dtype=str)
-                assert ran.value_counts().max() <= 1 + kills
+                finished = qv.load_run(out)["task"].nunique()
+                started = len(log.read_text().split()) if log.exists() else 0
+                assert finished <= started <= finished + kills  # a kill costs the one task that was at work
             continue
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors.decode()

@@ -56,9 +56,13 @@ def test_held_out_chains_and_phrasings_never_stand_in_the_text():
 
 
 def test_longer_chains_over_a_held_out_one_are_held_out():
-    for chain in itertools.islice(WORLD.chains(3), 2000):
-        if not WORLD.seen(miniworld.Chain(chain.relations[:2], chain.entities[:3])):
-            assert not WORLD.seen(chain)
+    held = [
+        chain
+        for chain in itertools.islice(WORLD.chains(3), 2000)
+        if not WORLD.seen(miniworld.Chain(chain.relations[:2], chain.entities[:3]))
+    ]
+    assert len(held) > 100
+    assert not any(WORLD.seen(chain) for chain in held)
 
 
 def test_spans_name_subject_and_answer():
@@ -96,7 +100,13 @@ def test_mquake_records_follow_their_edits():
 def test_benchmark_layouts(writer):
     for record in writer(WORLD, 40):
         rewrite = record.get("requested_rewrite", record)
-        assert rewrite["subject"] in str(record.get("prompt", rewrite["subject"]))
+        prompt = rewrite["prompt"].replace("{}", rewrite["subject"])
+        assert (prompt == rewrite["prompt"]) == (writer is worldrecords.knowedit)
+        fact = next(f for f in WORLD.facts() if f.cloze() == prompt)
+        assert fact.subject == rewrite["subject"]
+        old, new = fact.answer, rewrite["target_new"]
+        assert old in str(rewrite.get("target_true", rewrite.get("ground_truth")))
+        assert old != (new["str"] if isinstance(new, dict) else new)
     records = worldrecords.counterfact(WORLD, 40)
     assert all(len(r["paraphrase_prompts"]) == 3 and r["neighborhood_prompts"] for r in records)
     probes = worldrecords.knowedit(WORLD, 40)

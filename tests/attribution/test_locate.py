@@ -1,0 +1,65 @@
+"""Layer rankings: from rows made up by hand, and against the sums of single neurons' scores."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+import qv_lens as qv
+from qv_lens.attribution.locate import Layers
+from tests.attribution.test_value import FACTS
+from tests.models import tiny_lens
+
+
+def ranked(value: tuple[int, ...], query: tuple[int, ...], scores: dict[int, float]) -> Layers:
+    """`scores`: of the query layers. Every value layer scores less than nothing, which must not matter."""
+    rows = [{"kind": "value", "layer": layer, "score": -1.0} for layer in value]
+    rows += [{"kind": "query", "layer": layer, "score": score} for layer, score in scores.items()]
+    return Layers(value, query, pd.DataFrame(rows))
+
+
+def test_raising_layers_have_a_positive_score():
+    layers = ranked((3, 1, 2, 0), (2, 0, 1, 3), {0: 0.5, 1: 0.0, 2: 0.7, 3: -0.1})
+    assert layers.raising == (2, 0)
+    value_only = layers.frame.assign(kind="value")
+    assert Layers(layers.value, layers.query, value_only).raising == ()
+
+
+def test_editable_layers():
+    layers = ranked((7, 2, 5, 4, 6, 0, 3, 1), (6, 5, 4, 0, 1, 2, 3, 7), {})
+    assert layers.editable(2, 2) == ((2, 5), (0, 4))  # 7 is the last layer; 6 lies above 5; 5 and 2 are value layers
+    assert layers.editable(3, 9) == ((2, 4, 5), (0, 1, 3))
+    assert layers.editable(2, 2, first=2) == ((4, 5), (2, 3))  # not layer 2 itself for values, but for queries
+    assert layers.editable(1, 1, first=5) == ((6,), (5,))
+    with pytest.raises(qv.QVLensError, match="No value layer lies between layer 6 and the last one, 7"):
+        layers.editable(1, 1, first=6)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize(
+    ("position", "norm", "base", "method"),
+    [("subject_last", "full", "pre", "share"), ("last", "frozen", "mid", "grad"), ("last", "none", "pre", "inner_product")],
+)
+def test_layers_are_ranked_by_the_sums_of_their_neurons(kind, position, norm, base, method, true_float64):
+    """The upper layers write next to nothing, so that the best neurons lie below them. Nothing reads what lies above the best
+    neurons: it comes last as a query layer, even where the others' scores are negative and its own is 0."""
+    lens = tiny_lens(kind, n_layers=4, seed=1)
+    for layer in (2, 3):
+        lens.w_out(layer).mul_(1e-9)
+    found = qv.locate(lens, FACTS, position, norm=norm, base=base, method=method, top=25)
+    value = qv.value_neurons(lens, FACTS, None, norm=norm, base=base, positions=position)
+    best = value.top(25)
+    reach = int(best.frame["layer"].max())
+    assert reach < 2
+    by_layer = value.frame.groupby("layer")["score"].sum()
+    queries = qv.query_layers(lens, FACTS, best, method=method, positions=position)
+    by_query = queries[queries["kind"] == "ffn"].groupby("layer")["score"].sum()
+    scores = {name: rows.set_index("layer")["score"] for name, rows in found.frame.groupby("kind")}
+    assert (scores["value"] - by_layer).abs().max() < 1e-9
+    assert (scores["query"] - by_query).abs().max() < 1e-9
+    assert found.frame.index.tolist() == list(range(8))
+    assert found.value == tuple(sorted(by_layer.index, key=lambda layer: -by_layer[layer]))
+    assert found.query == (0, 1, 2, 3)
+    assert (by_query[0] < 0) == (method == "grad" or (kind, method) == ("qwen3-gqa", "inner_product"))
+    attributes = {"norm": norm, "base": base, "method": method, "position": position, "prompts": 2}
+    assert attributes.items() <= found.frame.attrs.items()
