@@ -111,7 +111,7 @@ def test_memit_edits_at_the_subject(lens):
     after = frame.groupby("metric")["after"].mean()
     assert after["efficacy_acc"] >= 0.8
     assert after["specificity_acc"] >= 0.9
-    assert set(FORCED) <= set(frame["metric"])
+    assert set(FORCED) - set(frame["metric"]) == {"instance_wise"}  # these cases have no chain of hops
     assert all(torch.equal(lens.w_out(layer), weight) for layer, weight in enumerate(before))
 
 
