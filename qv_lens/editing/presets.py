@@ -98,7 +98,6 @@ def _toy_gptj() -> dict[str, Preset]:
         "IFMET": {"layers": (3, 4, 5), "deep_layers": (8, 9)},
         "CTP": {"alone": (3e-3, 50, 0.4)},
         "FTL": {"layer": 4, "clamp": 0.12},
-        "KN": {"threshold": 0.5},
     }
     return _toy(changes)
 
@@ -140,7 +139,7 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
         "CTP": CTP(lr=3e-3, alone=(3e-3, 50, 0.1)),
         "LoRA": LoRA(layers=(2, 3, 4), steps=30, lr=5e-3, dropout=0.0, stop=0.3),
         "AdaLoRA": AdaLoRA(layers=(2, 3, 4), steps=30, lr=1e-2, dropout=0.0),
-        "KN": KN(),
+        "KN": KN(threshold=0.5),
     }
     source = "experiments/edit_toys.py: the best of its grid on 8 facts of the bundled world"
     sources = {
