@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+
 import torch
 import transformers
 from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from qv_lens.facts import miniworld
 from qv_lens.models.backend import hooked_available
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import WEIGHTS
@@ -58,6 +62,12 @@ def exact_rotary(model) -> None:
 def tiny_lens(kind: str, backend: str = "auto", dtype: torch.dtype = torch.float64, **options) -> Lens:
     hf, tok = tiny_hf(kind, dtype, **options), tokenizer()
     return Lens.from_hf(hf, tok, backend=backend, name=f"tiny-{kind}")
+
+
+def texts(count: int) -> list[str]:
+    """Documents of the bundled world, with more distinct tokens than a tiny model has neurons."""
+    documents = miniworld.documents(miniworld.build(0), random.Random(0))
+    return [miniworld.text(document) for document in itertools.islice(documents, count)]
 
 
 #: sizes by the names of the two families of configs

@@ -129,7 +129,7 @@ _RECORDS = (
     Architecture(model="OlmoForCausalLM", family="OLMo", layer="model.layers.{}", modules=_LLAMA, hooked=False),
     Architecture(
         model="Olmo2ForCausalLM", family="OLMo 2", layer="model.layers.{}", modules=_LLAMA, hooked=False,
-        norm_before={"attn": None, "ffn": None}, norm_after={"attn": "ln1", "ffn": "ln2"},
+        norm_before={"attn": None, "ffn": None}, norm_after=_POST,
     ),
     Architecture(model="StableLmForCausalLM", family="StableLM", layer="model.layers.{}", modules=_LLAMA, hooked=False),
     Architecture(

@@ -432,7 +432,10 @@ class Backend:
     def norm_after(self, layer: int, sublayer: Sublayer) -> Norm | None:
         """The norm through which a sublayer's output reaches the stream, where there is one."""
         name = None if self.record is None else self.record.norm_after.get(sublayer)
-        return None if name is None else self._norm(getattr(self.model.blocks[layer], name))
+        if name is None:
+            return None
+        block = self.model.blocks[layer]  # TransformerLens 3.9 calls OLMo 2's norms ln1 and ln2
+        return self._norm(getattr(block, name) if hasattr(block, name) else getattr(block, name.removesuffix("_post")))
 
     def _norm(self, module: Any) -> Norm:
         gain = _data(module.w if hasattr(module, "w") else getattr(module, "weight", None))

@@ -17,8 +17,7 @@ from qv_lens.models.architectures import ARCHITECTURES, architecture_of
 from qv_lens.models.backend import hooked_available
 from qv_lens.models.deltas import delta_hooks
 from qv_lens.models.lens import Lens
-from tests.editing.test_closed_form import TEXTS
-from tests.models import PROMPTS, TINY, tiny_of, tokenizer
+from tests.models import PROMPTS, TINY, texts, tiny_of, tokenizer
 
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
 PAIRS = [
@@ -260,7 +259,7 @@ EDITORS = [
 @pytest.mark.parametrize("editor", EDITORS, ids=lambda e: type(e).__name__)
 def test_edits_raise_the_new_answer_and_come_off_bit_for_bit(name, backend, editor):
     lens = lens_of(name, backend)
-    statistics = covariance(lens, TEXTS[:60], (0, 1))
+    statistics = covariance(lens, texts(60), (0, 1))
     state = {key: value.clone() for key, value in lens._hf_state.items()}
     before = lens.logprob(FACT, "Quorix")
     patch = qv.edit(lens, FACT.to("Quorix"), editor, statistics=statistics, templates=("{}",))
@@ -273,7 +272,7 @@ def test_a_written_value_reaches_the_stream(name, backend):
     """ROME's v*, and MEMIT's z* in one layer: what the site gives on the bare prompt afterwards, through the norms."""
     lens = lens_of(name, backend)
     request, templates = FACT.to("Quorix"), ("{}",)
-    statistics = covariance(lens, TEXTS[:60], (1,))
+    statistics = covariance(lens, texts(60), (1,))
     for editor in (
         qv.ROME(layer=1, steps=5, mom2_adjustment=False),
         qv.MEMIT(layers=(1,), steps=5, lam=1e-7, clamp=0.01),

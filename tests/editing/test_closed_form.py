@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,13 +12,11 @@ from qv_lens.editing.keys import contexts
 from qv_lens.editing.solve import inverse_of, solve
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.errors import EditError
-from qv_lens.facts import miniworld
 from qv_lens.patch import Delta
 from tests.attribution.test_value import FACTS
-from tests.models import BACKENDS, tiny_lens
+from tests.models import BACKENDS, texts, tiny_lens
 
-DOCUMENTS = itertools.islice(miniworld.documents(miniworld.build(0), random.Random(0)), 300)
-TEXTS = [miniworld.text(document) for document in DOCUMENTS]  # more distinct tokens than a tiny model has neurons
+TEXTS = texts(300)
 REQUESTS = [FACTS[0].to("Quorix"), FACTS[1].to("Paris")]
 EDITORS = [
     qv.MEMIT(layers=(0, 1), steps=4, lam=1.0),
