@@ -249,6 +249,8 @@ def test_memory_budget_sizes_the_tiles():
 def test_parts_of_the_log_sums():
     """delta at a token, its spread's bound and Jensen's, of made-up problems, by forming every delta."""
     V, task = random_problem(torch.float64)
+    task.U[:, 7] *= 5  # one token that a vector moves further than all others
+    V[0] = task.U[:, 7]
     G, base = V @ task.U, task.of
     for whole in (task, replace(task, beta=None), replace(task, b=None)):
         delta = task.alpha[:, :, None] * G
@@ -262,7 +264,7 @@ def test_parts_of_the_log_sums():
         assert (engine.bounds(V, whole) <= engine.log_sums(V, whole) + 1e-12).all()
         spread = torch.maximum(delta.abs().amax(2), delta.amax(2) - delta.amin(2))
         assert (whole.reach(V) >= spread).all()
-        assert (whole.reach(V) < 20 * spread).all()
+        assert (whole.reach(V) < 50 * spread).all()
         some = torch.tensor([3, 140])
         torch.testing.assert_close(whole.of_neurons(some).delta(V[some], token), whole.delta(V, token)[:, some])
 
