@@ -241,6 +241,7 @@ def test_log_sums_of_any_size_and_tile(spread, budget):
 def test_memory_budget_sizes_the_tiles():
     U = torch.zeros(8, 1000)
     assert engine.tile_rows(U, 2 * 1000 * 4 * 10) == 10
+    assert engine.tile_rows(U, 2 * 1000 * 4) == 1
     assert engine.tile_rows(U) == engine.CPU_TILE // 1000
     with pytest.raises(qv.QVLensError, match="memory_budget"):
         engine.tile_rows(U, 100)
@@ -406,6 +407,9 @@ def test_every_sum_of_a_layer_from_its_neurons(kind, over, true_float64):
 
 def test_ways_that_do_not_go_together_are_refused():
     lens = tiny_lens("gptj")
+    task = setting(lens, FACTS, base="loo_final")
+    with pytest.raises(qv.QVLensError, match="The bound J"):
+        task.increase_of_units(1, "ffn", task.trace.m[1], lens.w_out(1), method="first_order")
     for options, message in (
         ({"kind": "head"}, "needs how='layer_vector'"),
         ({"kind": "ffn", "how": "head_sum"}, "use it with kind='attn'"),
