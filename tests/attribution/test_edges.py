@@ -68,19 +68,20 @@ def test_deltas_of_one_layer_do_not_depend_on_their_order(kind):
 def test_a_neuron_that_cancels_the_stream_is_still_scored(kind, scale, noise, true_float64):
     """norm='full' in float32, v = -x but for some noise: sigma nearly vanishes, and the closed form alone would lose it."""
     lens = tiny_lens(kind, dtype=torch.float32)
-    trace = lens.trace(FACTS[:1])
-    x = trace.resid[1, 0] * scale
+    trace = lens.trace(FACTS)
+    x = trace.resid[1, 1] * scale
     resid = trace.resid.clone()
-    resid[1, 0] = x
+    resid[1, 1] = x
     generator = torch.Generator().manual_seed(0)
     rows = -x + noise * x.norm() / x.numel() ** 0.5 * torch.randn(lens.d_mlp, x.numel(), generator=generator)
     lens.w_out(1).copy_(rows)
     m = trace.m.clone()
     m[1] = 1.0
     task = setting(lens, dataclasses.replace(trace, resid=resid, m=m, setup=None), norm="full", base="pre")
-    got = qv.value_neurons(lens, task, None).layer(1).frame.sort_values("neuron")["score"].to_numpy()
+    frame = qv.value_neurons(lens, task, None).layer(1).frame
+    got = frame[frame["prompt"] == 1].sort_values("neuron")["score"].to_numpy()
     hf = lens.hf.double()
-    token = int(task.token[0])
+    token = int(task.token[1])
     start = log_prob(hf, x.double(), token)
     expected = [(log_prob(hf, (x + row).double(), token) - start).item() for row in rows]
     assert final_sigma(hf, x.double()) > 0

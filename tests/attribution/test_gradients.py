@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -24,6 +25,31 @@ def hf_name(kind, layer, name):
     names = {"W_out": "mlp.down_proj", "W_in": "mlp.up_proj", "W_gate": "mlp.gate_proj", "W_Q": "self_attn.q_proj",
              "W_O": "self_attn.o_proj", "W_V": "self_attn.v_proj"}  # fmt: skip
     return f"model.layers.{layer}.{names[name]}.weight"
+
+
+@contextmanager
+def zeroed(lens, fact, active):
+    """Neuron 3 of Hugging Face's first layer held at 0 at the prompt's last token."""
+    block = lens.hf.transformer.h[0] if hasattr(lens.hf, "transformer") else lens.hf.model.layers[0]
+    last = lens.tokenize(fact)[0].last
+
+    def hook(_, inputs):
+        m = inputs[0].clone()
+        m[:, last, 3] = 0.0
+        return (m,)
+
+    module = block.mlp.fc_out if hasattr(lens.hf, "transformer") else block.mlp.down_proj
+    handle = module.register_forward_pre_hook(hook)
+    if not active:
+        handle.remove()
+    yield
+    handle.remove()
+
+
+def ours(lens, active):
+    """The same as an intervention."""
+    zero = qv.Zero(qv.NeuronSet.of([(0, 3)]), positions="last")
+    return lens.intervene(zero) if active else nullcontext()
 
 
 def hf_probabilities(hf, lens, fact, weights):
@@ -55,20 +81,24 @@ def test_adding_in_passing_equals_writing(kind, backend):
 @pytest.mark.parametrize(
     "names", [((1, "W_out"),), ((1, "W_in"),), ((1, "W_V"),), ((1, "W_O"),), ((1, "W_Q"),), ((2, "W_in"), (1, "W_out"))]
 )
-@pytest.mark.parametrize("rows", [64, 4])
-def test_weight_attributions_equal_hugging_faces_autograd(kind, names, rows, true_float64, monkeypatch):
+@pytest.mark.parametrize(("rows", "intervened"), [(64, False), (4, True)])
+def test_weight_attributions_equal_hugging_faces_autograd(kind, names, rows, intervened, true_float64, monkeypatch):
     """Eq. 5 on the stored matrices: scale them together, differentiate, multiply; two facts, an answer of several tokens;
-    however many scales go into one pass."""
+    however many scales go into one pass, also with an intervention at the prompts' last token."""
     monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
     lens, steps = tiny_lens(kind), 3
     facts = [FACTS[0], LONG]
-    got = weight_attributions(lens, facts, list(names), steps)
+    with ours(lens, intervened):
+        got = weight_attributions(lens, facts, list(names), steps)
     keys = [hf_name(kind, *name) for name in names]
     weights = {key: dict(lens.hf.named_parameters())[key].detach() for key in keys}
     total = {key: torch.zeros_like(weight) for key, weight in weights.items()}
     for i in range(1, steps + 1):
         leaves = {key: (weight * i / steps).requires_grad_(True) for key, weight in weights.items()}
-        p = sum(sum(hf_probabilities(lens.hf, lens, fact, leaves)) for fact in facts) / len(facts)
+        p = 0.0
+        for fact in facts:
+            with zeroed(lens, fact, intervened):
+                p = p + sum(hf_probabilities(lens.hf, lens, fact, leaves)) / len(facts)
         for key, gradient in zip(keys, torch.autograd.grad(p, list(leaves.values())), strict=True):
             total[key] += gradient
     assert list(got) == list(names)
@@ -155,14 +185,16 @@ def test_integrated_gradients_are_complete(kind):
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
-@pytest.mark.parametrize("rows", [64, 5])
-def test_integrated_gradients_equal_hugging_faces_autograd(kind, rows, true_float64, monkeypatch):
+@pytest.mark.parametrize(("rows", "intervened"), [(64, False), (5, True)])
+def test_integrated_gradients_equal_hugging_faces_autograd(kind, rows, intervened, true_float64, monkeypatch):
     """The input of the stored output matrix scaled at one position, step by step; every answer token by itself, added up;
     however many steps go into one pass. `coefficient` is the mean of m over the answer's tokens."""
     monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
     lens, steps = tiny_lens(kind), 4
     facts = [FACTS[0], LONG]
-    found = qv.integrated_gradients(lens, facts, None, steps=steps)
+    with ours(lens, intervened):
+        found = qv.integrated_gradients(lens, facts, None, steps=steps)
+        best = qv.integrated_gradients(lens, facts, 5, steps=steps)
     blocks = lens.hf.transformer.h if kind == "gptj" else lens.hf.model.layers
     for p, fact in enumerate(facts):
         prompt = lens.tokenize(fact)[0]
@@ -172,7 +204,10 @@ def test_integrated_gradients_equal_hugging_faces_autograd(kind, rows, true_floa
             for j, token in enumerate(prompt.answer):
                 ids = torch.tensor([[*prompt.ids, *prompt.answer[:j]]])
                 kept = []
-                with module.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0][0, -1])):
+                with (
+                    zeroed(lens, fact, intervened),
+                    module.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0][0, -1])),
+                ):
                     lens.hf(ids)
                 m = kept[0]
                 mean = mean + m / len(prompt.answer)
@@ -182,14 +217,14 @@ def test_integrated_gradients_equal_hugging_faces_autograd(kind, rows, true_floa
                     def replaced(_, inputs, leaf=leaf):
                         return torch.cat([inputs[0][:, :-1], leaf[None, None]], dim=1)
 
-                    with module.register_forward_pre_hook(replaced):
+                    with zeroed(lens, fact, intervened), module.register_forward_pre_hook(replaced):
                         probability = lens.hf(ids).logits[0, -1].softmax(-1)[token]
                     score = score + m * torch.autograd.grad(probability, leaf)[0] / steps
             rows_here = found.frame[(found.frame["prompt"] == p) & (found.frame["layer"] == layer)].sort_values("neuron")
-            torch.testing.assert_close(torch.tensor(rows_here["score"].tolist()).double(), score, atol=1e-10, rtol=1e-5)
-            torch.testing.assert_close(torch.tensor(rows_here["coefficient"].tolist()).double(), mean, atol=1e-8, rtol=1e-6)
+            got, m = (torch.tensor(rows_here[name].to_numpy(copy=True)) for name in ("score", "coefficient"))
+            torch.testing.assert_close(got, score, atol=1e-12, rtol=1e-9)
+            torch.testing.assert_close(m, mean, atol=1e-12, rtol=1e-9)
     assert len(lens.tokenize(facts[1])[0].answer) > 1
-    best = qv.integrated_gradients(lens, facts, 5, steps=steps)
     assert best.frame.equals(found.frame.groupby("prompt").head(5).reset_index(drop=True))
     assert best.settings["steps"] == steps
 

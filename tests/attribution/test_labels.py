@@ -141,11 +141,17 @@ def test_values_taken_by_default():
     assert gradients == qv.integrated_gradients(lens, FACTS, 300, steps=20)
     assert len(gradients) == 600
     ensemble = qv.neuron_ensemble(lens, FACTS)
-    assert ensemble == qv.neuron_ensemble(lens, FACTS, 0.01, steps=20)
+    plain = {"parameters": ("W_out",), "axis": "column", "reduce": "sum", "together": False}
+    assert ensemble == qv.neuron_ensemble(lens, FACTS, 0.01, steps=20, **plain)
+    assert len(qv.neuron_ensemble(lens, FACTS, steps=1)) == len(ensemble)
+    assert len(qv.integrated_gradients(lens, FACTS, 7, steps=1)) == 14
     paths = qv.transmission_paths(lens, [*FACTS, LONG])
     assert paths.equals(qv.transmission_paths(lens, [*FACTS, LONG], 15, 1, batch_size=2, gate=False))
     assert not paths.equals(qv.transmission_paths(lens, [*FACTS, LONG], 15, 1, batch_size=3))
     assert paths.groupby(["layer", "kind"])["path"].apply(lambda marks: (marks == "T+").sum()).eq(15).all()
+    assert qv.vocabulary(lens, value.top(2)).equals(qv.vocabulary(lens, value.top(2), 10, bias=False))
+    assert not qv.vocabulary(lens, value.top(2)).equals(qv.vocabulary(lens, value.top(2), bias=True))
+    assert (qv.query_neurons(lens, FACTS, value, 9, targets=1).frame["score"] != 0).any()
     for column in ("promoted", "suppressed"):
         assert qv.vocabulary(lens, value.top(2))[column].map(len).eq(10).all()
 

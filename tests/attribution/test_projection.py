@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution.projection import surface_forms
+from qv_lens.attribution.projection import projected, surface_forms
 from tests.models import tiny_lens
 
 
@@ -47,6 +47,8 @@ def test_promoted_and_suppressed_tokens_by_hand(kind, unit, bias):
     assert len(table) == 70
     one = qv.NeuronSet(neurons.frame.head(1))
     assert len(qv.vocabulary(lens, one, 10**6)["promoted"][0]) == len(lens.tokenizer)
+    ids = projected(lens, torch.empty(0, lens.d_model), 3, bias, torch.empty(0, 1))
+    assert [part.shape for part in ids] == [(0, 3), (0, 3)]
     none = qv.vocabulary(lens, neurons.top(0), 3)
     assert len(none) == 0
     assert list(none.columns) == list(table.columns)

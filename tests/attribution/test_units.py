@@ -241,6 +241,7 @@ def test_log_sums_of_any_size_and_tile(spread, budget):
 def test_memory_budget_sizes_the_tiles():
     U = torch.zeros(8, 1000)
     assert engine.tile_rows(U, 2 * 1000 * 4 * 10) == 10
+    assert engine.tile_rows(U, 2 * 1000 * 4) == 1
     assert engine.tile_rows(U) == engine.CPU_TILE // 1000
     with pytest.raises(qv.QVLensError, match="memory_budget"):
         engine.tile_rows(U, 100)
@@ -249,6 +250,8 @@ def test_memory_budget_sizes_the_tiles():
 def test_parts_of_the_log_sums():
     """delta at a token, its spread's bound and Jensen's, of made-up problems, by forming every delta."""
     V, task = random_problem(torch.float64)
+    task.U[:, 7] *= 5  # one token that a vector moves further than all others
+    V[0] = task.U[:, 7]
     G, base = V @ task.U, task.of
     for whole in (task, replace(task, beta=None), replace(task, b=None)):
         delta = task.alpha[:, :, None] * G
@@ -262,7 +265,7 @@ def test_parts_of_the_log_sums():
         assert (engine.bounds(V, whole) <= engine.log_sums(V, whole) + 1e-12).all()
         spread = torch.maximum(delta.abs().amax(2), delta.amax(2) - delta.amin(2))
         assert (whole.reach(V) >= spread).all()
-        assert (whole.reach(V) < 20 * spread).all()
+        assert (whole.reach(V) < 50 * spread).all()
         some = torch.tensor([3, 140])
         torch.testing.assert_close(whole.of_neurons(some).delta(V[some], token), whole.delta(V, token)[:, some])
 
@@ -404,6 +407,9 @@ def test_every_sum_of_a_layer_from_its_neurons(kind, over, true_float64):
 
 def test_ways_that_do_not_go_together_are_refused():
     lens = tiny_lens("gptj")
+    task = setting(lens, FACTS, base="loo_final")
+    with pytest.raises(qv.QVLensError, match="The bound J"):
+        task.increase_of_units(1, "ffn", task.trace.m[1], lens.w_out(1), method="first_order")
     for options, message in (
         ({"kind": "head"}, "needs how='layer_vector'"),
         ({"kind": "ffn", "how": "head_sum"}, "use it with kind='attn'"),
