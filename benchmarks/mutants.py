@@ -38,6 +38,11 @@ from transformers import AutoTokenizer, GPTJForCausalLM, Qwen3ForCausalLM  # noq
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = {"attribution": ("attribution", "bad_input"), "editing": ("editing", "oracle", "bad_input")}
+#: quick tests that look closely at a file, before the slower ones that name it
+CLOSE = {
+    "closed_form": ("by_hand",), "sweep": ("by_hand",), "targets": ("by_hand",), "keys": ("by_hand",), "solve": ("by_hand",),
+    "gradient": ("trained_by_hand",), "statistics": ("habits",), "edit": ("habits", "by_hand"),
+}  # fmt: skip
 SWAPS = {
     "Add": "Sub", "Sub": "Add", "Mult": "Div", "Div": "Mult", "FloorDiv": "Mult", "Mod": "FloorDiv", "Pow": "Mult",
     "MatMult": "Mult", "LShift": "RShift", "BitOr": "BitAnd", "BitAnd": "BitOr", "Lt": "LtE", "LtE": "Lt",
@@ -139,13 +144,15 @@ def mutant(source: str, index: int) -> tuple[str, str]:
 
 
 def tests_of(file: Path) -> list[str]:
-    """The test files: first the one of the same name, then those that most often name what the file defines."""
+    """The test files: first the one of the same name and those that look closely, then by how often they name what the file
+    defines."""
     if file.stem == "kernel":  # which runs on a GPU alone, and in a test of its own
         return ["tests/attribution/test_kernel.py"]
     names = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     tests = [test for suite in SUITES[file.parent.name] for test in (ROOT / "tests" / suite).glob("test_*.py")]
     tests = sorted(test for test in tests if test.stem != "test_kernel")
-    tests.sort(key=lambda test: (test.stem != f"test_{file.stem}", -sum(map(test.read_text().count, names))))
+    first = [f"test_{name}" for name in (file.stem, *CLOSE.get(file.stem, ()))]
+    tests.sort(key=lambda test: (test.stem not in first, -sum(map(test.read_text().count, names))))
     return [str(test.relative_to(ROOT)) for test in tests]
 
 

@@ -150,15 +150,9 @@ def test_interventions_of_the_study(lens):
     assert drops["intervention"].tolist() == ["Zero", "Suppress"] * 2
     each = qv.layer_scores(lens, material.chains[:6], how="count")
     error = each.groupby("layer")["score"].std().to_numpy() / 6**0.5
-<<<<<<< HEAD
     spread = error > 0  # a layer whose counts are all alike has no interval of this kind
     assert spread.any()
     assert (clean["interval"].to_numpy()[spread] / error[spread]).tolist() == pytest.approx([2.5706] * spread.sum(), rel=1e-3)
-=======
-    ratio = (clean["interval"] / error).dropna()  # 1.96, or what a bootstrap of six gives; none where all counts are equal
-    assert len(ratio) > lens.n_layers / 2
-    assert ratio.between(1, 3).all()
->>>>>>> tests
     raising = qv.query_layers(lens, material.chains[:6], qv.value_neurons(lens, material.chains[:6]))
     summed = raising[raising["kind"] == "ffn"].groupby("layer")["score"].sum()
     assert list(layers.raising) == summed[summed > 0].sort_values(ascending=False).index.tolist()
