@@ -10,8 +10,8 @@ import transformers
 from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from qv_lens.facts import miniworld
-from qv_lens.models.backend import hooked_available
 from qv_lens.models.lens import Lens
+from qv_lens.models.wrap import hooked_available
 from qv_lens.models.zoo import WEIGHTS
 
 #: (heads, key-value heads)

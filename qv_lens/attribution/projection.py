@@ -21,8 +21,8 @@ from torch import Tensor
 
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.scripts import unspaced
-from qv_lens.models.backend import Norm, capped
 from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.models.norms import Norm, capped
 from qv_lens.neurons import NeuronSet, check_set
 from qv_lens.trace import Trace
 

@@ -1,9 +1,8 @@
-"""The only file that knows a HookedTransformer (TransformerLens 3.9) from a TransformerBridge (3.9 and 4.x).
+"""One face for a HookedTransformer (TransformerLens 3.9) and a TransformerBridge (3.9 and 4.x).
 
-1. `wrap` puts a loaded Hugging Face model behind hook points without processing or copying its weights
-   (no fold_ln, no centring: editing and export need the raw ones).
-2. `Backend` offers the same hook names, the same weight layout and the same behaviour on both classes:
-   GPT-J's missing ln2, None biases, unknown hook names and transposed views are settled here.
+`Backend` offers the same hook names, the same weight layout and the same behaviour on both classes: GPT-J's missing ln2,
+None biases, unknown hook names and transposed views are settled here, and here alone (`wrap` makes such models). What
+differs by architecture is said by `architectures`.
 
 Layouts are TransformerLens's: W_in, W_gate [d_model, d_mlp], W_out [d_mlp, d_model], W_O [head, d_head, d_model],
 W_U [d_model, d_vocab].
@@ -11,16 +10,11 @@ W_U [d_model, d_vocab].
 
 from __future__ import annotations
 
-import copy
-import logging
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -30,13 +24,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import TransformerLensKeyValueCacheEntry as Entry
 
-from qv_lens.errors import ModelError, unknown
-from qv_lens.models import agreement
-from qv_lens.models.architectures import ARCHITECTURES, Architecture, Sublayer, architecture_of
+from qv_lens.errors import ModelError
+from qv_lens.models.architectures import ARCHITECTURES, Architecture, Sublayer
+from qv_lens.models.norms import Norm
 
 Hook = tuple[str, Callable[..., Any]]
 BackendName = Literal["hooked", "bridge"]
-HOOKED_CONTEXT = 2048
 _gelu_tanh = partial(torch.nn.functional.gelu, approximate="tanh")
 #: the FFN's non-linearity by TransformerLens's name
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
@@ -81,147 +74,6 @@ UNREADABLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     return {"torch": torch.__version__, "transformer_lens": version("transformer-lens")}
-
-
-def hooked_available() -> bool:
-    """Whether this TransformerLens still has HookedTransformer (3.x)."""
-    try:
-        from transformer_lens import HookedTransformer  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
-    """A HookedTransformer or TransformerBridge around `hf`, sharing its storage, weights unprocessed.
-
-    Its logits are compared with those of `hf` (`agreement`). Where HookedTransformer computes another model, 'auto'
-    takes the bridge and warns.
-
-    Raises `ModelError` for an architecture that is not known (`architectures`), a backend that is not installed or
-    does not have it, or one that computes other logits.
-    """
-    record = architecture_of(hf.config, type(hf).__name__)
-    if backend not in ("auto", "hooked", "bridge"):
-        raise unknown("Backend", backend, ("auto", "hooked", "bridge"))
-    if backend == "hooked" and not hooked_available():
-        raise ModelError(
-            "backend='hooked' needs HookedTransformer, which TransformerLens removed in 4.0. "
-            "Install transformer-lens>=3.9,<4, or use backend='bridge'."
-        )
-    if backend == "hooked" and not record.hooked:
-        raise ModelError(f"TransformerLens has no HookedTransformer for {record.model}. Use backend='bridge', or 'auto'.")
-    hf.config.architectures = [record.model]
-    theirs = agreement.probe(hf, _hooked_context(hf))
-    if backend == "auto":
-        backend = "hooked" if hooked_available() and record.hooked else "bridge"
-        model = _wrapped(hf, tokenizer, backend)
-        wrong = _other_model(hf, model, theirs)
-        if not wrong or backend == "bridge":
-            return _checked(model, wrong)
-        warnings.warn(
-            f"HookedTransformer computes another model than this checkpoint ({wrong}): TransformerBridge is used instead.",
-            stacklevel=4,
-        )
-        backend = "bridge"
-    model = _wrapped(hf, tokenizer, backend)
-    return _checked(model, _other_model(hf, model, theirs))
-
-
-def _wrapped(hf: Any, tokenizer: Any, backend: str) -> Any:
-    # Both loaders ask for a folder or an official name, and guess the family from the words in it ("llama", "gemma").
-    # A folder with the config alone keeps them offline and unbiased.
-    with tempfile.TemporaryDirectory(prefix="qv_") as folder, _quiet():
-        config = copy.deepcopy(hf.config)
-        for name, value in ARCHITECTURES[type(hf).__name__].missing.items():
-            setattr(config, name, value(hf.config))
-        config.save_pretrained(folder)
-        model = (_wrap_hooked if backend == "hooked" else _wrap_bridge)(hf, tokenizer, folder)
-    model.cfg.model_name = Path(hf.name_or_path).name or type(hf).__name__  # not the folder's
-    return model.requires_grad_(False).eval()
-
-
-def _hooked_context(hf: Any) -> int:
-    """HookedTransformer holds a [n_ctx, n_ctx] mask per layer, so its context is capped as TransformerLens caps it."""
-    return min(getattr(hf.config, "max_position_embeddings", None) or HOOKED_CONTEXT, HOOKED_CONTEXT)
-
-
-@torch.no_grad()
-def _other_model(hf: Any, model: Any, theirs: Tensor | None) -> str:
-    """In which way the wrapped model computes other logits than `hf`; empty where it does not."""
-    context = _hooked_context(hf)
-    if type(model).__name__ == "HookedTransformer" and (
-        reasons := agreement.unread(hf.config, context, ARCHITECTURES[type(hf).__name__].unread)
-    ):
-        return "it leaves out " + " and ".join(reasons)
-    ids = agreement.row(hf, context)
-    if ids is None or theirs is None:
-        return ""
-    apart = agreement.distance(theirs, model(ids, return_type="logits"))
-    if apart <= agreement.TOLERANCE[next(hf.parameters()).dtype]:
-        return ""
-    return f"its logits on a row of {ids.shape[1]} tokens lie {apart:.1%} of their spread away"
-
-
-def _checked(model: Any, wrong: str) -> Any:
-    """Raise `ModelError` for a model that is not what its checkpoint says."""
-    kind = type(model).__name__
-    if wrong and kind == "HookedTransformer":
-        raise ModelError(
-            f"HookedTransformer computes another model than this checkpoint: {wrong}. Use backend='bridge', or 'auto'."
-        )
-    if wrong:
-        raise ModelError(f"{kind} computes another model than this checkpoint: {wrong}. No number from it could be trusted.")
-    return model
-
-
-def plain_tokenizer(model: Any) -> Any:
-    """The model's tokenizer without the BOS that TransformerLens makes it put in front. Raises `ModelError` if it has none."""
-    if getattr(model, "tokenizer", None) is None:
-        raise ModelError("This model has no tokenizer. Pass one: qv.Lens(model, tokenizer=...).")
-    tokenizer = copy.deepcopy(model.tokenizer)
-    tokenizer.add_bos_token = False
-    return tokenizer
-
-
-def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:
-    from transformer_lens import HookedTransformer
-    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
-
-    parameter = next(hf.parameters())
-    cfg = get_pretrained_model_config(
-        folder, hf_cfg=hf.config.to_dict(), device=parameter.device, dtype=parameter.dtype, n_ctx=_hooked_context(hf)
-    )
-    if type(hf).__name__ == "GPTJForCausalLM":  # TransformerLens hard-codes both
-        cfg.d_mlp = hf.config.n_inner or 4 * hf.config.n_embd
-        cfg.eps = hf.config.layer_norm_epsilon
-    cfg.default_prepend_bos = False
-    state = get_pretrained_state_dict(folder, cfg, hf_model=hf, dtype=parameter.dtype)
-    model = HookedTransformer(cfg, tokenizer=tokenizer, move_to_device=False)
-    model.load_state_dict(state, assign=True, strict=False)
-    return model.to(parameter.device, print_details=False)
-
-
-def _wrap_bridge(hf: Any, tokenizer: Any, folder: str) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    parameter = next(hf.parameters())
-    return TransformerBridge.boot_transformers(
-        folder, hf_model=hf, tokenizer=tokenizer, dtype=parameter.dtype, device=parameter.device
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """TransformerLens warns at every construction (deprecation, missing mask buffers); none of it concerns the user."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 class Backend:
@@ -545,11 +397,6 @@ def _adapt(function: Callable[..., Any], shape: Sequence[int]) -> Callable[..., 
     return hook
 
 
-def capped(logits: Tensor, cap: float | None) -> Tensor:
-    """c tanh(logits / c); the logits themselves without a cap."""
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
 def _shared(view: Tensor, weight: Tensor) -> bool:
     """Whether writing to a rearranged weight writes to the weight."""
     return view.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
@@ -557,31 +404,3 @@ def _shared(view: Tensor, weight: Tensor) -> bool:
 
 def _data(parameter: Any) -> Tensor | None:
     return None if parameter is None else parameter.data
-
-
-class Norm:
-    """LayerNorm or RMSNorm as numbers: gain, bias, eps; `center` is the identity for RMSNorm. `none`: no norm at all."""
-
-    def __init__(self, gain: Tensor, bias: Tensor | None, eps: float, rms: bool, none: bool = False) -> None:
-        self.gain, self.bias, self.eps, self.rms, self.none = gain, bias, eps, rms, none
-
-    def center(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return x if self.rms or self.none else x - x.mean(-1, keepdim=True)
-
-    def scale(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
-        """sigma: what the centred vector is divided by."""
-        if self.none:
-            return torch.ones_like(x[..., :1])
-        return (self.center(x).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
-
-    def __call__(self, x: Float[Tensor, "*batch d"], scale: Tensor | None = None) -> Float[Tensor, "*batch d"]:
-        """The normed vector; `scale` freezes sigma instead of taking the vector's own."""
-        y = self.center(x) / (self.scale(x) if scale is None else scale) * self.gain.to(x.dtype)
-        return y if self.bias is None else y + self.bias.to(x.dtype)
-
-    def gradient(self, h: Float[Tensor, "t d"], key: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-        """grad_h of key . norm(h): (gain * key - h_c (h_c . gain * key) / (d sigma^2)) / sigma, centred for LayerNorm."""
-        if self.none:
-            return key
-        k, h_c, sigma = self.gain.to(h.dtype) * key, self.center(h), self.scale(h)
-        return self.center(k - h_c * (h_c * k).sum(1, keepdim=True) / (h.shape[1] * sigma.square())) / sigma

@@ -23,11 +23,13 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
-from qv_lens.models.backend import Backend, Hook, Past, capped, plain_tokenizer, versions, wrap
+from qv_lens.models.backend import Backend, Hook, Past, versions
 from qv_lens.models.capture import capture, joined, scales_after
 from qv_lens.models.generation import Sampling, cached, continued, ends_of_text, own_settings_aside, plain
 from qv_lens.models.identity import checksum, content, digest, weighted_sum
+from qv_lens.models.norms import capped
 from qv_lens.models.turn import Turn
+from qv_lens.models.wrap import plain_tokenizer, wrap
 from qv_lens.trace import Setup, Trace
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 import qv_lens as qv
 from qv_lens.errors import ModelError
 from qv_lens.models import agreement
-from qv_lens.models.backend import hooked_available
 from qv_lens.models.lens import Lens
+from qv_lens.models.wrap import hooked_available
 from tests.models import PROMPTS, tiny_hf, tokenizer
 
 needs_hooked = pytest.mark.skipif(not hooked_available(), reason="TransformerLens 4.x has no HookedTransformer")

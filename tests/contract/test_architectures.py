@@ -14,9 +14,9 @@ from qv_lens.editing.statistics import covariance
 from qv_lens.errors import ConfigError
 from qv_lens.interventions import ffn_coefficients
 from qv_lens.models.architectures import ARCHITECTURES, architecture_of
-from qv_lens.models.backend import hooked_available
 from qv_lens.models.deltas import delta_hooks
 from qv_lens.models.lens import Lens
+from qv_lens.models.wrap import hooked_available
 from tests.models import PROMPTS, TINY, texts, tiny_of, tokenizer
 
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")

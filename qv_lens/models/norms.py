@@ -1,0 +1,40 @@
+"""The norms and the soft cap of a decoder as numbers, apart from any module."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """c tanh(logits / c); the logits themselves without a cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+class Norm:
+    """LayerNorm or RMSNorm as numbers: gain, bias, eps; `center` is the identity for RMSNorm. `none`: no norm at all."""
+
+    def __init__(self, gain: Tensor, bias: Tensor | None, eps: float, rms: bool, none: bool = False) -> None:
+        self.gain, self.bias, self.eps, self.rms, self.none = gain, bias, eps, rms, none
+
+    def center(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return x if self.rms or self.none else x - x.mean(-1, keepdim=True)
+
+    def scale(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
+        """sigma: what the centred vector is divided by."""
+        if self.none:
+            return torch.ones_like(x[..., :1])
+        return (self.center(x).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def __call__(self, x: Float[Tensor, "*batch d"], scale: Tensor | None = None) -> Float[Tensor, "*batch d"]:
+        """The normed vector; `scale` freezes sigma instead of taking the vector's own."""
+        y = self.center(x) / (self.scale(x) if scale is None else scale) * self.gain.to(x.dtype)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def gradient(self, h: Float[Tensor, "t d"], key: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
+        """grad_h of key . norm(h): (gain * key - h_c (h_c . gain * key) / (d sigma^2)) / sigma, centred for LayerNorm."""
+        if self.none:
+            return key
+        k, h_c, sigma = self.gain.to(h.dtype) * key, self.center(h), self.scale(h)
+        return self.center(k - h_c * (h_c * k).sum(1, keepdim=True) / (h.shape[1] * sigma.square())) / sigma
