@@ -43,6 +43,8 @@ CLOSE = {
     "closed_form": ("by_hand",), "sweep": ("by_hand",), "targets": ("by_hand",), "keys": ("by_hand",), "solve": ("by_hand",),
     "gradient": ("trained_by_hand",), "statistics": ("habits",), "edit": ("habits", "by_hand"),
 }  # fmt: skip
+#: tests that start processes of their own take too long here: what they alone notice counts as unnoticed
+SLOW = "not command_line and not kills"
 SWAPS = {
     "Add": "Sub", "Sub": "Add", "Mult": "Div", "Div": "Mult", "FloorDiv": "Mult", "Mod": "FloorDiv", "Pow": "Mult",
     "MatMult": "Mult", "LShift": "RShift", "BitOr": "BitAnd", "BitAnd": "BitOr", "Lt": "LtE", "LtE": "Lt",
@@ -176,7 +178,7 @@ def passes(room: Path, tests: list[str], seconds: int = 3600) -> bool:
     import qv_lens
 
     copied = Path(qv_lens.__file__).is_relative_to(room)
-    os._exit(not copied or any(pytest.main(["-x", "-q", "-p", "no:cacheprovider", test]) for test in tests))
+    os._exit(not copied or any(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", SLOW, test]) for test in tests))
 
 
 def furnish(room: Path) -> None:
