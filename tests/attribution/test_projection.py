@@ -82,8 +82,9 @@ def test_units_that_write_no_single_vector_are_refused():
             qv.vocabulary(lens, qv.NeuronSet.of([(0, 1)], unit))
     last = lens.d_mlp - 1
     assert len(qv.vocabulary(lens, qv.NeuronSet.of([(0, 0), (2, last)]), 3)) == 2
-    with pytest.raises(qv.QVLensError, match=f"Layer 2 has units 0 to {last}; the set names 5 to {lens.d_mlp}"):
-        qv.vocabulary(lens, qv.NeuronSet.of([(2, 5), (2, lens.d_mlp)]))
+    for low, high in ((5, lens.d_mlp), (-1, 5)):
+        with pytest.raises(qv.QVLensError, match=f"Layer 2 has units 0 to {last}; the set names {low} to {high}"):
+            qv.vocabulary(lens, qv.NeuronSet.of([(2, low), (2, high)]))
 
 
 def test_forms_of_an_answer_are_the_tokens_that_spell_it():

@@ -139,9 +139,45 @@ def test_topk_is_exact_and_certified(kind, norm, over, dtype):
 def test_methods_say_what_they_cannot_do():
     lens = tiny_lens("gptj")
     for options in (
-        {"method": "moments", "norm": "full"}, {"method": "topk", "top": None}, {"method": "topk", "base": "loo_final"},
-        {"method": "topk", "unit": "head"}, {"method": "topk", "target": (1, 2)}, {"unit": "attn_neuron", "over": "set"},
-        {"unit": "x"}, {"over": "category"}, {"target": "sequence", "positions": "all"}, {"memory_budget": 1000},
+        {"target": "sequence", "positions": "all"}, {"memory_budget": 1000}, {"unit": "attn_neuron", "over": "set"},
+        {"over": "category"},
     ):  # fmt: skip
         with pytest.raises(qv.QVLensError):
             qv.value_neurons(lens, FACTS, **options)
+
+
+def test_refusals_come_before_any_work(monkeypatch):
+    """What no pass is needed to see costs none: the model is not run."""
+    lens = tiny_lens("gptj")
+    value = qv.value_neurons(lens, FACTS, 5)
+    monkeypatch.setattr(type(lens), "logits", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr(type(lens), "stream", lambda *_, **__: pytest.fail("the model was run"))
+    for options in (
+        {"method": "moments", "norm": "full"}, {"method": "topk", "top": None}, {"method": "topk", "base": "loo_final"},
+        {"method": "topk", "unit": "head"}, {"method": "topk", "target": (1, 2)}, {"method": "moments", "unit": "head_position"},
+        {"method": "first_order", "base": "loo_final"}, {"unit": "x"}, {"method": "x"}, {"over": "x"}, {"base": "x"},
+        {"top": 0}, {"top": 2.5}, {"target": "x"}, {"target": "sequence", "positions": "last_but_one"},
+        {"positions": "answer"},
+    ):  # fmt: skip
+        with pytest.raises(qv.QVLensError):
+            qv.value_neurons(lens, FACTS, **options)
+    for options in (
+        {"how": "x"}, {"kind": "x"}, {"over": "x"}, {"method": "topk"}, {"method": "moments", "norm": "full"}, {"base": "x"},
+    ):  # fmt: skip
+        with pytest.raises(qv.QVLensError):
+            qv.layer_scores(lens, FACTS, **options)
+    for options in ({"over": "x"}, {"top": 0}, {"method": "x"}, {"targets": 0}, {"subkey": "x"}):
+        with pytest.raises(qv.QVLensError):
+            qv.query_neurons(lens, FACTS, value, **options)
+    for options in ({"share": 0.0}, {"steps": 0}, {"parameters": ("b_in",)}, {"axis": "x"}, {"reduce": "x"}):
+        with pytest.raises(qv.QVLensError):
+            qv.neuron_ensemble(lens, FACTS, **options)
+    for options in ({"score": "x"}, {"paths": "x"}, {"top": 0}, {"gate": True}):
+        with pytest.raises(qv.QVLensError):
+            qv.transmission_paths(lens, FACTS, **options)
+    for options in ({"steps": 0}, {"top": 0}):
+        with pytest.raises(qv.QVLensError):
+            qv.integrated_gradients(lens, FACTS, **options)
+    for options in ({"prompts": "x"}, {"cases": []}):
+        with pytest.raises(qv.QVLensError):
+            qv.locate(lens, **{"cases": FACTS, **options})
