@@ -236,6 +236,11 @@ def test_adalora_is_pefts():
     assert sum(patch.info["ranks"].values()) == 4  # rank 2 on average
     with pytest.raises(qv.QVLensError, match="init_rank"):
         qv.edit(lens, REQUESTS[0], dataclasses.replace(editor, init_rank=2))
+    least = qv.edit(lens, REQUESTS[0], dataclasses.replace(editor, rank=1, init_rank=2, steps=2))
+    assert set(least.info["ranks"]) == {"0.W_out", "1.W_out"}
+    for wrong in ({"rank": 0}, {"steps": 1}, {"stop": 0.1}):
+        with pytest.raises(qv.QVLensError, match="init_rank"):
+            qv.edit(lens, REQUESTS[0], dataclasses.replace(editor, **wrong))
 
 
 def test_ace_reads_what_it_says():
