@@ -72,8 +72,13 @@ def test_keys_that_cannot_be_told_apart_are_refused():
 
 def test_singular_statistics_warn_and_hopeless_ones_are_refused():
     K = torch.randn(6, 2, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="singular"):
-        inverse_of(K @ K.T)
+    C0 = 1e4 * K @ K.T
+    with pytest.warns(UserWarning, match=r"singular: 1e-\d+ of its mean diagonal") as told:
+        metric = inverse_of(C0)
+    jitter = float(str(told[0].message).split("singular: ")[1].split()[0])
+    x = torch.randn(6, 1, dtype=torch.float64)
+    wanted = torch.linalg.solve(C0 + jitter * C0.diagonal().mean() * torch.eye(6, dtype=torch.float64), x)
+    torch.testing.assert_close(metric(x), wanted, rtol=1e-3, atol=0)
     with pytest.raises(qv.QVLensError, match="positive definite"):
         inverse_of(-torch.eye(4))
 
