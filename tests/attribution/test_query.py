@@ -64,12 +64,15 @@ def test_neurons_and_bias_add_up_to_their_layer(kind, method, true_float64):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shares_of_all_components_add_up_to_the_importance(kind, true_float64):
-    """With LayerNorm's mean left in (as REF does) embedding, attention and FFN shares of one target add up to I_j."""
+    """With LayerNorm's mean left in (as REF does) embedding, attention and FFN shares of one target add up to I_j, whether
+    it reads the stream in an FFN or through a head."""
     lens = tiny_lens(kind)
-    trace = lens.trace(FACTS[0])
-    value = qv.value_neurons(lens, trace, top=1, norm="full")
-    layers = qv.query_layers(lens, trace, value, method="share")
-    assert layers["score"].sum() == pytest.approx(value.frame["score"].item(), rel=1e-9)
+    for unit in ("ffn", "attn_neuron"):
+        every = qv.value_neurons(lens, FACTS[0], unit=unit, norm="full")
+        value = every.where(lambda frame: frame["layer"] > 0).top(1)
+        layers = qv.query_layers(lens, FACTS[0], value, method="share")
+        assert layers["score"].sum() == pytest.approx(value.frame["score"].item(), rel=1e-9)
+        assert (layers[layers["kind"] == "embed"]["score"] != 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
