@@ -214,7 +214,7 @@ def _write(
 def _before_norm(
     lens: Lens, rows: Rows, layer: int, module: Literal["ffn", "attn"], R: Tensor, start: tuple[int, Tensor]
 ) -> Tensor:
-    """What must be written in front of the norm that follows a sublayer, so that R reaches the stream behind it: R sigma /
+    """What must be written in front of the norm that follows a sublayer, so that R reaches the stream after it: R sigma /
     gain, sigma that of the bare prompt. R itself where no norm follows. A gain near zero lets nothing through and is not
     divided by."""
     after = lens.backend_adapter.norm_after(layer, module)
