@@ -139,7 +139,8 @@ def edit(
     held_out = checked_texts(held_out)
     fingerprint = lens.fingerprint
     if ahead is not None:
-        ahead.check(lens, editor, templates)
+        first_search = getattr(editor, "first_search", None)
+        ahead.check(lens, first_search(lens) if first_search else None, templates)
         templates = ahead.templates
     job = Job(lens, batch, batch_size, statistics, templates, seed, ahead)
     with lens.turn.held():

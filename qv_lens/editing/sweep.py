@@ -15,19 +15,22 @@ Sources: MEMIT (Meng et al. 2023), PMET (Li et al. 2024) and their released code
 from __future__ import annotations
 
 import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from qv_lens.editing.edit import Deltas, Job, checked_templates
+from qv_lens.editing.kept_targets import KeptTargets, TargetShelf
 from qv_lens.editing.keys import Average, Prompts, Rows, clean_values, contexts, mean_over_contexts, read, rows_of, values
 from qv_lens.editing.solve import Metric, inverse_of, solve
-from qv_lens.editing.targets import Ahead, Search, Targets, search
+from qv_lens.editing.targets import Ahead, Search, SearchKind, Targets, search
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import FACT_TOKENS, FactToken
@@ -93,6 +96,11 @@ class ClosedForm(ABC):
         """Whether `solver` reads C0."""
         return True
 
+    def first_search(self, lens: Lens) -> SearchKind:
+        """The search of the first pass, which can be shared by editors (`search_ahead`). Raises what `plan` raises."""
+        one = self.plan(lens)[0]
+        return SearchKind(one.search, one.fact_token, one.prompts, self.prefix)
+
     def trim(self, W: Tensor, delta: Tensor) -> Tensor:
         """What of a batch's dense delta of one weight W is kept; all of it, but for RECT."""
         return delta
@@ -156,22 +164,42 @@ def _names(passes: tuple[Pass, ...]) -> set[tuple[int, str]]:
 
 
 def search_ahead(
-    lens: Lens, requests: Sequence[EditRequest], editor: ClosedForm, *, templates: Sequence[str] | None = None, seed: int = 0
+    lens: Lens,
+    requests: Sequence[EditRequest],
+    editor: ClosedForm,
+    *,
+    templates: Sequence[str] | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
 ) -> Ahead:
     """z* of many requests that will each be edited on the weights as they are now, in one search: `edit(..., ahead=)`.
+
+    With a `folder`, z* that an editor with the same search found on the same weights are read from there, and new ones kept
+    (`kept_targets`).
 
     Raises `EditError` for no request, a loss that is not finite or a fact that no gradient reaches, `ConfigError` for
     layers that do not exist, `FactError` for requests that do not tokenise. What `edit` refuses it refuses then.
     """
     if not requests:
         raise EditError("There is nothing to search for: pass at least one EditRequest.")
+    kind = editor.first_search(lens)
     used = contexts(lens, seed, editor.style) if templates is None else checked_templates(templates)
-    one, batch = editor.plan(lens)[0], list(dict.fromkeys(requests))
-    rows = rows_of(lens, batch, [editor.prefix + template for template in used], one.fact_token, one.prompts)
-    found = search(lens, batch, rows, one.fact_token, one.search)
-    return Ahead(
-        editor, lens.fingerprint, (*lens.patches, *lens.interventions), used, {r: found.rows([i]) for i, r in enumerate(batch)}
-    )
+    batch = list(dict.fromkeys(requests))
+    shelf = None if folder is None else TargetShelf.of(lens, kind, used, folder)
+    known = {} if shelf is None else shelf.read(batch)
+    missing = [request for request in batch if request not in known]
+    if missing:
+        start = time.perf_counter()
+        rows = rows_of(lens, missing, [kind.prefix + template for template in used], kind.token, kind.prompts)
+        searched = search(lens, missing, rows, kind.token, kind.search)
+        share = (time.perf_counter() - start) / len(missing)
+        for i, request in enumerate(missing):
+            known[request] = KeptTargets(searched.rows([i]), share)
+        if shelf is not None:
+            shelf.write({request: known[request] for request in missing})
+    found = {request: known[request].targets for request in batch}
+    seconds = {request: known[request].seconds for request in batch}
+    return Ahead(kind, lens.fingerprint, (*lens.patches, *lens.interventions), used, found, seconds)
 
 
 def _write(

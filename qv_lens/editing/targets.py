@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from qv_lens.editing.keys import Rows, read, values
+from qv_lens.editing.keys import Prompts, Rows, read, values
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import FactToken, tokenize
@@ -79,23 +79,35 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """z* of requests that are edited one by one on the same weights, searched together. It knows the editor, the contexts,
-    the model and the patches and interventions in force that it was searched for, and serves no others. (Weights that are
-    written past the patch stack leave no trace that could be looked at in passing: search again after that.)"""
+class SearchKind:
+    """What editors have in common that search the same z*: MEMIT, RECT and AlphaEdit at one layer with one clamp, say."""
 
-    editor: object
+    search: Search
+    token: FactToken
+    prompts: Prompts
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """z* of requests that are edited one by one on the same weights, searched together. It knows the kind of search, the
+    contexts, the model and the patches and interventions in force that it was searched for, and serves no others. (Weights
+    that are written past the patch stack leave no trace that could be looked at in passing: search again after that.)
+    `seconds`: each request's share of the search."""
+
+    kind: SearchKind
     fingerprint: str
     in_force: tuple[Patch | Intervention, ...]
     templates: tuple[str, ...]
     found: Mapping[EditRequest, Targets]
+    seconds: Mapping[EditRequest, float]
 
-    def check(self, lens: Lens, editor: object, templates: Sequence[str] | None) -> None:
-        """Raise `EditError` unless this was searched for that editor on the weights as they are."""
+    def check(self, lens: Lens, kind: SearchKind | None, templates: Sequence[str] | None) -> None:
+        """Raise `EditError` unless this is that kind of search on the weights as they are."""
         now = (*lens.patches, *lens.interventions)
         same = len(now) == len(self.in_force) and all(a is b for a, b in zip(now, self.in_force, strict=True))
         for right, what in (
-            (self.editor == editor, "with another editor"),
+            (self.kind == kind, "with another editor"),
             (self.fingerprint == lens.fingerprint and same, "on other weights"),
             (templates is None or tuple(templates) == self.templates, "in other contexts"),
         ):

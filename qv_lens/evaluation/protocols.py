@@ -5,7 +5,8 @@
     batch        `batch_size` cases at once: one edit of all their facts, all of them asked, weights put back
     consecutive  case after case without putting back; all of them asked at the end, or after every `every` cases
 
-What the unedited model says is asked once for all cases, and kept in `cache` if that is given. Metrics: `metrics`.
+What the unedited model says is asked once for all cases, and kept in `cache` if that is given; so are the z* of single
+edits, which editors with the same search share. Metrics: `metrics`.
 """
 
 from __future__ import annotations
@@ -59,12 +60,13 @@ def evaluate(
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
     """One row per case and metric: `case, subject, edits, hops, step, metric, before, after`, the largest ||dW|| / ||W||
-    of what was written (`relative_norm`), and the seconds of the edit per fact; of a search for several cases, and of
-    sampling the contexts for them, each case's share (`batch_size=1`: every edit timed alone).
+    of what was written (`relative_norm`), and the seconds of the edit per fact; of a search for several cases each case's
+    share (`batch_size=1`: every edit timed alone).
 
     `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases) and `metrics.GENERATED`, whose
     settings are `generation`. `editor=None` asks the unedited model alone (`after` is `before`). `step`: how many cases had been
-    edited. `templates`: contexts of the edits (None: sampled once from the unedited model). `cache`: a folder.
+    edited. `templates`: contexts of the edits (None: sampled once from the unedited model). `cache`: a folder for what the unedited model says and for its z*; `seconds` count the
+    search also where it was read from there.
     `before` of multi-hop metrics counts the answers before the edit. A case that cannot be asked or edited has NaN as
     `after` and its reason in `.attrs["skipped"]`.
 
@@ -92,7 +94,7 @@ def evaluate(
     kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
     asked = Generation(**{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed})
     groups = sorted({group for name in wanted if name in FORCED for group in FORCED[name][0]})
-    run = _Run(lens, wanted, groups, asked, editor, statistics, templates, seed)
+    run = _Run(lens, wanted, groups, asked, editor, statistics, templates, seed, None if cache is None else Path(cache))
     good = run.readable(cases)
     before = dict(zip(good, _before(lens, [cases[i] for i in good], asked, groups, cache), strict=True))
     depth = len(lens.patches)
@@ -164,6 +166,7 @@ class _Run:
     statistics: Statistics | None
     templates: Sequence[str] | None
     seed: int
+    folder: Path | None = None
     skipped: dict[int, str] = field(default_factory=dict)
 
     def readable(self, cases: Sequence[Case]) -> list[int]:
@@ -187,7 +190,7 @@ class _Run:
             return None
         try:
             first = [case.requests[0] for case in cases]
-            found = search_ahead(self.lens, first, self.editor, templates=self.templates, seed=self.seed)
+            found = search_ahead(self.lens, first, self.editor, templates=self.templates, seed=self.seed, folder=self.folder)
         except (EditError, FactError, torch.OutOfMemoryError):
             return None
         self.templates = found.templates
@@ -241,15 +244,15 @@ def _single(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, 
         for at in range(0, len(good), batch_size):
             yield 0, good[at : at + batch_size], lambda i: _Written()
         return
-    chunk, ahead, searching = [], None, 0.0
+    chunk, ahead = [], None
     for count, i in enumerate(_bar(good, run, "case")):
         if count % batch_size == 0:
-            start, chunk = time.perf_counter(), good[count : count + batch_size]
+            chunk = good[count : count + batch_size]
             ahead = run.ahead([cases[j] for j in chunk])
-            searching = (time.perf_counter() - start) / len(chunk)
         try:
             patch, written = run.one_by_one(cases[i], ahead)
-            written.seconds += searching / len(cases[i].requests)
+            if ahead is not None:
+                written.seconds += ahead.seconds[cases[i].requests[0]] / len(cases[i].requests)
         except EditError as error:
             run.skipped[i] = str(error)
             yield 1, [i], lambda i: _Written(nan, nan)

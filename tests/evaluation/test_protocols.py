@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.editing import sweep
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation import probes, protocols
 from qv_lens.evaluation.metrics import GENERATED
@@ -279,6 +280,38 @@ def test_single_edits_searched_together_are_those_searched_one_by_one(editor, ex
     alone = evaluate(lens, CASES, None, editor, statistics=statistics, batch_size=3)
     pd.testing.assert_series_equal(values(alone), values(frames[0]))
     torch.testing.assert_close(*(torch.tensor(frame["relative_norm"].to_numpy()) for frame in frames), rtol=1e-9, atol=0)
+
+
+def test_editors_with_one_search_share_the_targets_in_the_cache(exact, tmp_path, monkeypatch):
+    lens, statistics = exact
+    memit = qv.MEMIT(layers=(0, 1), steps=4, lam=10.0)
+    alone = evaluate(lens, CASES, None, memit, statistics=statistics)
+    first = evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
+    kept = {file: file.read_bytes() for file in tmp_path.glob("*.safetensors")}
+    assert len(kept) == len(CASES)
+    monkeypatch.setattr(sweep, "search", _no_search)
+    again = evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
+    for frame in (first, again):
+        pd.testing.assert_series_equal(values(frame), values(alone))
+    assert (again["seconds"] > 0.9 * first["seconds"].min()).all()  # the search that was spared counts all the same
+    rival = qv.RECT(layers=(0, 1), steps=4, lam=10.0)
+    evaluate(lens, CASES, None, rival, statistics=statistics, cache=tmp_path)  # the same search: nothing is searched
+    for other in (dataclasses.replace(memit, clamp=2.0), dataclasses.replace(memit, layers=(0,))):
+        with pytest.raises(AssertionError, match="searched"):
+            evaluate(lens, CASES, None, other, statistics=statistics, cache=tmp_path)
+    with lens.patched(qv.edit(lens, REQUESTS[0], qv.FT(layer=1, steps=2))), pytest.raises(AssertionError, match="searched"):
+        evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
+    damaged = next(iter(kept))
+    damaged.write_bytes(kept[damaged][:100])
+    with pytest.raises(AssertionError, match="searched"):
+        evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
+    monkeypatch.undo()
+    evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
+    assert len(damaged.read_bytes()) > 100
+
+
+def _no_search(*args, **options):
+    raise AssertionError("searched")
 
 
 def _no_memory(*args, **options):

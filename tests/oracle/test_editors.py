@@ -182,7 +182,8 @@ def test_the_class_given_the_targets(reference, lens, released_null_space):
     losses = (tuple((0.0, 0.0, 0.0) for _ in reference.requests),)
     targets = Targets(tuple(z.double() for z in reference.z_of), losses)
     found = {request: targets.rows([i]) for i, request in enumerate(reference.requests)}
-    ahead = Ahead(reference.editor(), lens.fingerprint, (), reference.templates, found)
+    kind = reference.editor().first_search(lens)
+    ahead = Ahead(kind, lens.fingerprint, (), reference.templates, found, dict.fromkeys(found, 0.0))
     patch = qv.edit(lens, reference.requests, reference.editor(), statistics=reference.statistics(lens), ahead=ahead)
     for layer in reference.layers:
         for weight in reference.weights:
