@@ -27,6 +27,7 @@ _HOME = {
     "Lens": "models.lens",
     "load": "models.zoo",
     "value_neurons": "attribution.value",
+    "neuron_effects": "attribution.effects",
     "layer_scores": "attribution.layers",
     "query_neurons": "attribution.query",
     "query_layers": "attribution.query",
@@ -70,6 +71,7 @@ _HOME = {
 _THERE = {"known": "known_facts"}
 
 if TYPE_CHECKING:
+    from qv_lens.attribution.effects import neuron_effects
     from qv_lens.attribution.gradients import integrated_gradients, neuron_ensemble, transmission_paths
     from qv_lens.attribution.layers import layer_scores
     from qv_lens.attribution.locate import locate

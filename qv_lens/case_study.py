@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.benchmarks import dataset, plain_facts
-from qv_lens.facts.files import SUFFIXES, read_texts
+from qv_lens.facts.benchmarks import plain_facts
+from qv_lens.facts.corpora import corpus
 from qv_lens.facts.records import EditCase, EditRequest, Fact
 from qv_lens.interventions import Suppress, Zero
 from qv_lens.models.lens import Lens
@@ -365,31 +365,6 @@ def layer_counts(lens: Lens) -> tuple[int, int]:
     """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled to the model."""
     of = lens.backend_adapter.ace_layers
     return max(1, round(of[0] * lens.n_layers / of[2])), max(1, round(of[1] * lens.n_layers / of[2]))
-
-
-def corpus(source: str) -> Iterator[str]:
-    """Texts by name: 'world', a file with a paragraph per line, a file of records with a field "text" (JSON list, JSON
-    lines, parquet, a table), a folder of .txt files, or a dataset (name or name:config).
-
-    Raises `ConfigError` for a source that cannot be read.
-    """
-    path = Path(source)
-    if not path.exists() and path.suffix.lower() in SUFFIXES:
-        raise ConfigError(f"There is no file {source}.")
-    if source == "world":
-        yield from (miniworld.text(d) for d in miniworld.documents(miniworld.build(0), random.Random("statistics")))
-    elif path.exists():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".txt") if path.is_dir() else [path]
-        if not files:
-            raise ConfigError(f"{path} holds no .txt file.")
-        for file in files:
-            yield from read_texts(file, ConfigError)
-    else:
-        for row in dataset(source, ConfigError, streaming=True):
-            if not isinstance(text := row.get("text"), str):
-                raise ConfigError(f"The dataset {source!r} has columns {sorted(row)}: texts are expected in 'text'.")
-            if text.strip():
-                yield text
 
 
 def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000, attention: bool = False) -> Statistics:

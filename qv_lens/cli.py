@@ -285,8 +285,8 @@ def stats(
     import itertools
 
     import qv_lens as qv
-    from qv_lens.case_study import corpus
     from qv_lens.editing.statistics import covariance
+    from qv_lens.facts.corpora import corpus
 
     _at_least("--samples", samples, 1)
     _at_least("--max-tokens", max_tokens, 1)

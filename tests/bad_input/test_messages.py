@@ -20,12 +20,13 @@ import torch
 
 import qv_lens as qv
 from qv_lens import cli
-from qv_lens.case_study import corpus, file_material
+from qv_lens.case_study import file_material
 from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
 from qv_lens.facts.benchmarks import parse, read
+from qv_lens.facts.corpora import corpus
 from qv_lens.models.fetch import get
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import WEIGHTS

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 import qv_lens as qv
-from qv_lens.case_study import corpus
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import named, parse, plain_facts, read
 from qv_lens.facts.categories import labelled, of_relation
+from qv_lens.facts.corpora import corpus
 from qv_lens.facts.formats import leading_to
 from qv_lens.facts.records import UNKNOWN, Fact, Hop, Probe
 from qv_lens.facts.world_data import RELATIONS

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qv_lens as qv
-from qv_lens.case_study import corpus
 from qv_lens.editing.statistics import covariance
 from qv_lens.errors import ConfigError, EditError
 from qv_lens.facts.benchmarks import parse, read
+from qv_lens.facts.corpora import corpus
 from qv_lens.facts.files import plain
 from qv_lens.facts.records import Fact
 from tests.facts.test_benchmarks import COUNTERFACT, FLAT, KNOWEDIT, MQUAKE_T

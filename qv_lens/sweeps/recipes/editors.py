@@ -24,7 +24,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from qv_lens.attribution.locate import Layers, locate
-from qv_lens.case_study import corpus, layer_counts
+from qv_lens.case_study import layer_counts
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.kept import kept_covariance
@@ -37,6 +37,7 @@ from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, check_metrics, eva
 from qv_lens.evaluation.subset import known
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read, warn_of
+from qv_lens.facts.corpora import corpus
 from qv_lens.facts.prompts import G1
 from qv_lens.facts.records import UNKNOWN, Case, Fact, MultiHopCase
 from qv_lens.models.lens import Lens

@@ -1,0 +1,144 @@
+"""Gradient times activation against finite differences on Hugging Face's own modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.attribution import effects
+from tests.models import BACKENDS, KINDS, TINY, tiny_lens, tiny_of, tokenizer
+
+FACTS = [
+    qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin", category="company"),
+    qv.Fact("The capital of {} is the city of", "Norway", "Oslo", category="capital"),
+]
+STEP = 1e-5
+#: neurons asked, of each layer
+ASKED = (0, 5, 31)
+
+
+def scaled_logprob(lens, fact, layer, neuron, factor, at, token):
+    """log p(token) on Hugging Face's model, one neuron's coefficient multiplied at one position."""
+    prompt = lens.tokenize(fact)[0]
+    module = lens.hf.get_submodule(lens.backend_adapter.stored_name(layer, "W_out").removesuffix(".weight"))
+
+    def scale(_, inputs):
+        m = inputs[0].clone()
+        m[..., at, neuron] *= factor
+        return (m,)
+
+    handle = module.register_forward_pre_hook(scale)
+    try:
+        logits = lens.hf(torch.tensor([prompt.row("answer")])).logits[0, at]
+    finally:
+        handle.remove()
+    return float(logits.log_softmax(-1)[token])
+
+
+def slope(lens, fact, layer, neuron, at, token):
+    high, low = (scaled_logprob(lens, fact, layer, neuron, 1 + sign * STEP, at, token) for sign in (1, -1))
+    return (high - low) / (2 * STEP)
+
+
+def score_of(found, prompt, layer, neuron):
+    frame = found.frame
+    row = frame[(frame["prompt"] == prompt) & (frame["layer"] == layer) & (frame["neuron"] == neuron)]
+    return float(row["score"].iloc[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("together", [1, 16])
+def test_every_score_is_the_slope_of_scaling_the_neuron(kind, backend, together, true_float64, monkeypatch):
+    monkeypatch.setattr(effects, "TOGETHER", together)
+    lens = tiny_lens(kind, backend)
+    found = qv.neuron_effects(lens, FACTS, None)
+    assert len(found) == len(FACTS) * lens.n_layers * lens.d_mlp
+    for i, fact in enumerate(FACTS):
+        at, token = lens.tokenize(fact)[0].last, lens.answer_ids(fact)[0]
+        for layer in range(lens.n_layers):
+            for neuron in ASKED:
+                assert score_of(found, i, layer, neuron) == pytest.approx(slope(lens, fact, layer, neuron, at, token), abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "OLMo 2", "GPT-NeoX", "OPT", "Falcon", "GPT-2"])
+def test_every_architecture(name, true_float64):
+    assert name in TINY
+    lens = qv.Lens.from_hf(tiny_of(name, torch.float64), tokenizer())
+    found = qv.neuron_effects(lens, FACTS[1], None)
+    at, token = lens.tokenize(FACTS[1])[0].last, lens.answer_ids(FACTS[1])[0]
+    for layer in range(lens.n_layers):
+        for neuron in ASKED:
+            wanted = slope(lens, FACTS[1], layer, neuron, at, token)
+            assert score_of(found, 0, layer, neuron) == pytest.approx(wanted, abs=1e-6, rel=1e-5)
+
+
+def test_sets_add_up_and_contrasts_subtract():
+    lens = tiny_lens("gptj")
+    each, together = qv.neuron_effects(lens, FACTS, None), qv.neuron_effects(lens, FACTS, None, over="set")
+    by_category = qv.neuron_effects(lens, FACTS, None, over="category")
+    assert score_of(together, -1, 1, 5) == pytest.approx(score_of(each, 0, 1, 5) + score_of(each, 1, 1, 5))
+    assert set(by_category.frame["category"]) == {"company", "capital"}
+    other = [qv.neuron_effects(lens, FACTS[1], None, target=target) for target in ("answer", lens.answer_ids("x", "Paris")[0])]
+    contrast = qv.neuron_effects(lens, FACTS[1], None, target=("answer", lens.answer_ids("x", "Paris")[0]))
+    assert score_of(contrast, 0, 2, 0) == pytest.approx(score_of(other[0], 0, 2, 0) - score_of(other[1], 0, 2, 0))
+
+
+def test_a_whole_answer_adds_up_its_tokens(true_float64):
+    lens = tiny_lens("gptj")
+    found = qv.neuron_effects(lens, FACTS[0], None, target="sequence")
+    prompt = lens.tokenize(FACTS[0])[0]
+    assert len(prompt.answer) > 1
+    for layer in range(lens.n_layers):
+        # y is the sum over the tokens; a neuron scaled at one of its positions changes later tokens too
+        for neuron in ASKED:
+            total = 0.0
+            for at in prompt.positions("answer"):
+                for token, where in zip(prompt.answer, prompt.positions("answer"), strict=True):
+                    if where >= at:
+                        total += slope_at(lens, FACTS[0], layer, neuron, at, where, token)
+            assert score_of(found, 0, layer, neuron) == pytest.approx(total, abs=1e-7)
+
+
+def slope_at(lens, fact, layer, neuron, at, read, token):
+    """The slope of log p(token) read at one position, of scaling the neuron at another."""
+    prompt = lens.tokenize(fact)[0]
+    values = []
+    for factor in (1 + STEP, 1 - STEP):
+
+        def scale(_, inputs, factor=factor):
+            m = inputs[0].clone()
+            m[..., at, neuron] *= factor
+            return (m,)
+
+        module = lens.hf.get_submodule(lens.backend_adapter.stored_name(layer, "W_out").removesuffix(".weight"))
+        handle = module.register_forward_pre_hook(scale)
+        logits = lens.hf(torch.tensor([prompt.row("answer")])).logits[0, read]
+        handle.remove()
+        values.append(float(logits.log_softmax(-1)[token]))
+    return (values[0] - values[1]) / (2 * STEP)
+
+
+def test_what_is_zero_has_no_effect_and_sets_serve_interventions():
+    lens = tiny_lens("qwen3-gqa")
+    best = qv.neuron_effects(lens, FACTS[0], 3)
+    clean = lens.logprob(FACTS[0])
+    with lens.intervene(qv.Zero(best)):
+        assert lens.logprob(FACTS[0]) != clean
+        again = qv.neuron_effects(lens, FACTS[0], None)
+    for layer, neuron in best.units:
+        assert score_of(again, 0, layer, neuron) == 0.0
+    assert all(not parameter.requires_grad for parameter in lens.model.parameters())
+    with torch.no_grad():
+        assert qv.neuron_effects(lens, FACTS[0], 3) == best
+
+
+def test_bad_requests_are_refused():
+    lens = tiny_lens("gptj")
+    with pytest.raises(qv.QVLensError, match="Target"):
+        qv.neuron_effects(lens, FACTS[0], target="nothing")
+    with pytest.raises(qv.QVLensError, match="over"):
+        qv.neuron_effects(lens, FACTS[0], over="nothing")
+    with pytest.raises(qv.QVLensError, match="top"):
+        qv.neuron_effects(lens, FACTS[0], 0)
