@@ -1,6 +1,6 @@
 """What a model loses without a neuron: s = m dy/dm, gradient times activation.
 
-1. y is the log-probability of what is asked for (natural log; a contrast: the difference of two), at each row of the trace.
+1. y is the log-probability of what is asked for at the prompt's end (natural log; a contrast: the difference of two).
 2. One forward and one backward pass give dy/dm of every FFN neuron at the rows' positions, in all layers at once.
 3. s = m dy/dm: to first order what y loses when the neuron is set to zero there, everything behind it free to react.
 
@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.setting import Over, Setting, Target, check_over, setting
+from qv_lens.attribution.setting import Over, Rows, Setting, Target, check_over, setting
 from qv_lens.attribution.value import check_top, grouped, ranked
+from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
@@ -27,54 +28,70 @@ TOGETHER = 16
 
 
 def neuron_effects(
-    lens: Lens, facts: Facts | Trace, top: int | None = 300, *, over: Over = "prompt", target: Target = "answer"
+    lens: Lens,
+    facts: Facts | Trace,
+    top: int | None = 300,
+    *,
+    over: Over = "prompt",
+    target: Target = "answer",
+    positions: Positions = "last",
 ) -> NeuronSet:
     """FFN neurons by what the answer loses without them, in nats: a positive score supports the answer.
 
-    `top`: how many per prompt (None: all). `over='set'` adds the prompts up. `target`: as for `value_neurons`.
-    Raises `ConfigError` for an unknown target or way to add up, `FactError` for prompts that do not tokenise.
+    `top`: how many per prompt (None: all). `over='set'` adds the prompts up. `target`: as for `value_neurons`; it is always
+    read at the prompt's end. `positions`: where the neurons are taken out ('all': a ranking for each token). Of a Trace only
+    its facts are used.
+    Raises `ConfigError` for an unknown target or way to add up, or a trace of other weights, `FactError` for prompts that do
+    not tokenise.
     """
     check_top(top)
     check_over(over)
-    task = setting(lens, facts, target=target)
-    m = torch.stack([at_least_float32(layer) for layer in task.trace.m])
-    scores = m * _gradients(task)
-    groups = task.rows.groups(over)
+    records = lens.traced(facts).facts if isinstance(facts, Trace) else facts
+    task = setting(lens, records, target=target)
+    trace = task.trace if positions == "last" else lens.trace(task.trace.facts, positions)
+    rows = Rows(lens, trace, task.sequence)
+    m = torch.stack([at_least_float32(layer) for layer in trace.m])
+    scores = m * _gradients(task, trace)
+    groups = rows.groups(over)
     by_group = torch.stack([grouped(layer, groups) for layer in scores])
-    count = torch.bincount(groups.to(m.device))[:, None]
+    count = torch.bincount(groups).to(m.device)[:, None]
     coefficients = torch.stack([grouped(layer, groups) / count for layer in m])
-    settings = {**task.attrs, "method": "gradient", "over": over}
-    return ranked(task.rows, "ffn", by_group, coefficients, top, settings, over)
+    settings = {**task.attrs, "positions": trace.positions.tolist(), "method": "gradient", "over": over}
+    return ranked(rows, "ffn", by_group, coefficients, top, settings, over)
 
 
-def _gradients(task: Setting) -> Float[Tensor, "layer row d_mlp"]:
+def _gradients(task: Setting, trace: Trace) -> Float[Tensor, "layer row d_mlp"]:
     """dy/dm at every row of the trace."""
-    prompts = len(task.trace.prompts)
-    parts = []
-    for begin in range(0, prompts, TOGETHER):
-        inside = (begin <= task.trace.prompt) & (task.trace.prompt < begin + TOGETHER)
-        parts.append(_one_pass(task, inside.nonzero()[:, 0], begin))
-    return torch.cat(parts, dim=1)
+    prompts = len(trace.prompts)
+    return torch.cat([_one_pass(task, trace, begin) for begin in range(0, prompts, TOGETHER)], dim=1)
 
 
-def _one_pass(task: Setting, rows: Int[Tensor, " row"], begin: int) -> Float[Tensor, "layer row d_mlp"]:
-    """dy/dm at the rows of the prompts from `begin` on."""
+def _one_pass(task: Setting, trace: Trace, begin: int) -> Float[Tensor, "layer row d_mlp"]:
+    """dy/dm at the rows of `TOGETHER` prompts from `begin` on."""
     lens = task.lens
-    prompts = task.trace.prompts[begin : begin + TOGETHER]
-    where = (task.trace.prompt[rows] - begin).to(lens.device), task.trace.positions[rows].to(lens.device)
+    prompts = trace.prompts[begin : begin + TOGETHER]
+    read, asked = _places(task.trace, begin)
+    at, rows = _places(trace, begin)
     dtype = task.readout.U.dtype
-    added = [torch.zeros(len(rows), lens.d_mlp, dtype=dtype, device=lens.device) for _ in range(lens.n_layers)]
-    leaves = [leaf.requires_grad_() for leaf in added]
-    sites = [lens.backend_adapter.coefficient(layer) for layer in range(lens.n_layers)]
-    hooks = [(site, _adding(leaf, where)) for site, leaf in zip(sites, leaves, strict=True)]
+    leaves = [torch.zeros(len(rows), lens.d_mlp, dtype=dtype, device=lens.device) for _ in range(lens.n_layers)]
+    hooks = []
+    for layer, leaf in enumerate(leaves):
+        leaf.requires_grad_()
+        hooks.append((lens.backend_adapter.coefficient(layer), _adding(leaf, at)))
+    ids = [prompt.row("answer" if task.sequence else "last") for prompt in prompts]
     with torch.enable_grad():
-        ids = [prompt.row("answer") for prompt in prompts]
         stream = lens.stream(ids, lens.n_layers, hooks, last=[prompt.last for prompt in prompts])
-        logp = at_least_float32(lens.read_out(stream[where])).log_softmax(-1)
-        y = logp.gather(1, task.token[rows, None])
+        logp = at_least_float32(lens.read_out(stream[read])).log_softmax(-1)
+        y = logp.gather(1, task.token[asked, None])
         if task.against is not None:
-            y = y - logp.gather(1, task.against[rows, None])
+            y = y - logp.gather(1, task.against[asked, None])
         return torch.stack(torch.autograd.grad(y.sum(), leaves))
+
+
+def _places(trace: Trace, begin: int) -> tuple[tuple[Tensor, Tensor], Int[Tensor, " row"]]:
+    """Where the rows of `TOGETHER` prompts from `begin` on stand in their pass (prompt, position), and which rows they are."""
+    rows = ((begin <= trace.prompt) & (trace.prompt < begin + TOGETHER)).nonzero()[:, 0]
+    return (trace.prompt[rows] - begin, trace.positions[rows]), rows
 
 
 def _adding(leaf: Float[Tensor, "row d_mlp"], where: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:

@@ -18,27 +18,45 @@ STEP = 1e-5
 ASKED = (0, 5, 31)
 
 
-def scaled_logprob(lens, fact, layer, neuron, factor, at, token):
-    """log p(token) on Hugging Face's model, one neuron's coefficient multiplied at one position."""
-    prompt = lens.tokenize(fact)[0]
+def slope_at(lens, fact, layer, neuron, at, read, token):
+    """The slope of log p(token) on Hugging Face's model, read at one position, of scaling a neuron at another."""
+    row = torch.tensor([lens.tokenize(fact)[0].row("answer")])
     module = lens.hf.get_submodule(lens.backend_adapter.stored_name(layer, "W_out").removesuffix(".weight"))
+    values = []
+    for factor in (1 + STEP, 1 - STEP):
 
-    def scale(_, inputs):
-        m = inputs[0].clone()
-        m[..., at, neuron] *= factor
-        return (m,)
+        def scale(_, inputs, factor=factor):
+            m = inputs[0].clone()
+            m[..., at, neuron] *= factor
+            return (m,)
 
-    handle = module.register_forward_pre_hook(scale)
-    try:
-        logits = lens.hf(torch.tensor([prompt.row("answer")])).logits[0, at]
-    finally:
-        handle.remove()
-    return float(logits.log_softmax(-1)[token])
+        handle = module.register_forward_pre_hook(scale)
+        try:
+            values.append(float(lens.hf(row).logits[0, read].log_softmax(-1)[token]))
+        finally:
+            handle.remove()
+    return (values[0] - values[1]) / (2 * STEP)
 
 
 def slope(lens, fact, layer, neuron, at, token):
-    high, low = (scaled_logprob(lens, fact, layer, neuron, 1 + sign * STEP, at, token) for sign in (1, -1))
-    return (high - low) / (2 * STEP)
+    """The same, read where it is scaled."""
+    return slope_at(lens, fact, layer, neuron, at, at, token)
+
+
+@pytest.mark.parametrize("positions", ["subject_last", 0, "all"])
+def test_neurons_at_other_tokens(positions, true_float64):
+    """Scaled at one token, the answer is read at the prompt's end."""
+    lens = tiny_lens("qwen3-gqa")
+    found = qv.neuron_effects(lens, FACTS, None, positions=positions).frame
+    for i, fact in enumerate(FACTS):
+        prompt, token = lens.tokenize(fact)[0], lens.answer_ids(fact)[0]
+        for at in prompt.positions(positions):
+            for neuron in ASKED:
+                row = found[(found["prompt"] == i) & (found["layer"] == 1) & (found["neuron"] == neuron)]
+                if positions == "all":
+                    row = row[row["position"] == at]
+                wanted = slope_at(lens, fact, 1, neuron, at, prompt.last, token)
+                assert row["score"].item() == pytest.approx(wanted, abs=1e-8)
 
 
 def score_of(found, prompt, layer, neuron):
@@ -99,25 +117,6 @@ def test_a_whole_answer_adds_up_its_tokens(true_float64):
                     if where >= at:
                         total += slope_at(lens, FACTS[0], layer, neuron, at, where, token)
             assert score_of(found, 0, layer, neuron) == pytest.approx(total, abs=1e-7)
-
-
-def slope_at(lens, fact, layer, neuron, at, read, token):
-    """The slope of log p(token) read at one position, of scaling the neuron at another."""
-    prompt = lens.tokenize(fact)[0]
-    values = []
-    for factor in (1 + STEP, 1 - STEP):
-
-        def scale(_, inputs, factor=factor):
-            m = inputs[0].clone()
-            m[..., at, neuron] *= factor
-            return (m,)
-
-        module = lens.hf.get_submodule(lens.backend_adapter.stored_name(layer, "W_out").removesuffix(".weight"))
-        handle = module.register_forward_pre_hook(scale)
-        logits = lens.hf(torch.tensor([prompt.row("answer")])).logits[0, read]
-        handle.remove()
-        values.append(float(logits.log_softmax(-1)[token]))
-    return (values[0] - values[1]) / (2 * STEP)
 
 
 def test_what_is_zero_has_no_effect_and_sets_serve_interventions():
