@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 from cyclopts import App, Parameter
 
 from qv_lens import __version__
-from qv_lens.errors import ConfigError, QVLensError
+from qv_lens.errors import ConfigError, QVLensError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -333,7 +333,6 @@ def edit(
     from qv_lens.editing.edit import check_requests, check_statistics
     from qv_lens.editing.presets import presets
     from qv_lens.editing.statistics import Statistics
-    from qv_lens.errors import unknown
     from qv_lens.models.zoo import BUNDLED
 
     table = presets(preset or model)
@@ -443,6 +442,74 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
     except OSError as error:
         raise ConfigError(f"Cannot write {out}: {error}. Choose another path.") from error
     print(out)
+
+
+@app.command
+def tune(
+    model: Model,
+    *,
+    method: Annotated[list[str] | None, Several] = None,
+    text: str = "python",
+    facts: int = 32,
+    folder: Path | None = None,
+    out: Path | None = None,
+    seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """Choose settings of the editors for a model, by successive halving on facts that it knows; run it again to resume.
+
+    Parameters
+    ----------
+    method
+        Which editors (default: all).
+    text
+        Text for C0, as qv-lens stats takes it.
+    facts
+        How many edits: half of them choose the settings, the others tell how good they are.
+    folder
+        Where trials and searches are kept (default: runs/tune- and the model's name).
+    out
+        The file of presets (default: in the user's cache, where presets(model) and --method find it).
+    """
+    from datetime import date
+
+    import qv_lens as qv
+    from qv_lens.cache import cache_folder
+    from qv_lens.editing.tuned import entries_of, entry_of, file_name, write_tuned
+    from qv_lens.tuning.grids import GRIDS, shape_of
+    from qv_lens.tuning.tune import RUNGS, corpus_statistics, known_cases
+    from qv_lens.tuning.tune import tune as choose
+
+    _not_empty("--method", method)
+    _at_least("--facts", facts, 2 * RUNGS[-1])
+    names = [_spelled(name, GRIDS) for name in method or GRIDS]
+    for name in names:
+        if name not in GRIDS:
+            raise unknown("Editor to tune", name, GRIDS)
+    place = cache_folder()
+    if out is None and place is None:
+        raise ConfigError("No cache is kept (QV_LENS_CACHE is empty): say with --out where the presets go.")
+    target = out or place / "presets" / file_name(model)  # pyright: ignore[reportOptionalOperand]
+    check_writable(target)
+    work = folder or Path("runs") / f"tune-{file_name(model).removesuffix('.toml')}"
+    lens = qv.load(model, **asdict(loading))
+    cases = known_cases(lens, facts, seed)
+    rungs = RUNGS
+    choosing, held = cases[: rungs[-1]], cases[rungs[-1] :]
+    shape = shape_of(lens, [case.request.fact for case in choosing])
+    print(
+        f"{lens.name}: {len(choosing)} edits choose, {len(held)} are held apart; half of the subject's part lies up to layer {shape.depth}"
+    )
+    statistics = corpus_statistics(lens, text)
+    for name in names:
+        tuned = choose(lens, name, shape, choosing, held, statistics, work)
+        figures = ", ".join(f"{metric} {value:.2f}" for metric, value in tuned.figures.items())
+        print(f"{tuned.editor}\n  score {tuned.score:.3f} on {tuned.edits} edits held apart: {figures}", flush=True)
+        source = f"qv-lens tune, {date.today()}: of {tuned.table['editor'].nunique()} settings, score {tuned.score:.3f} on {tuned.edits} edits held apart ({figures})"
+        entries = entries_of(target) if target.exists() else {}
+        entries[name] = entry_of(tuned.editor, source)
+        write_tuned(target, {"model": lens.name, "fingerprint": lens.fingerprint, "text": text}, entries)
+    print(target)
 
 
 @app.command

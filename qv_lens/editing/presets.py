@@ -1,18 +1,23 @@
 """Hyperparameters by method and model, each with where it comes from, in one place.
 
 GPT-J-6B: the methods' own releases, or EasyEdit where a method has none for it. Qwen3-8B: ACE's release; for the others
-what their authors or EasyEdit use for Qwen2.5-7B, untuned. The bundled models: chosen by `experiments/edit_toys.py`.
+what their authors or EasyEdit use for Qwen2.5-7B, untuned. The bundled models: chosen by `experiments/edit_toys.py`. Any
+other model: what `qv-lens tune` found (`tuned`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qv_lens.editing.adapters import AdaLoRA, LoRA
 from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
+from qv_lens.editing.tuned import PACKAGE, read_tuned, tuned_file
 from qv_lens.errors import ConfigError
 
 
@@ -24,16 +29,34 @@ class Preset:
     source: str
 
 
+#: every editor's class by name
+EDITORS: Mapping[str, type] = MappingProxyType({
+    kind.__name__: kind
+    for kind in (
+        ROME, RROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET, ACE, FT, FTL, KNE, CTP, LoRA, AdaLoRA, KN,
+    )
+})  # fmt: skip
+
+
 def presets(model: str) -> dict[str, Preset]:
-    """Every editor for a model by name. Raises `ConfigError` for a model without presets."""
+    """The editors for a model by name, those that were tuned for it in the place of others.
+
+    `model`: a model's name, or a file that `qv-lens tune` wrote.
+    Raises `ConfigError` for a model without presets, or a file that cannot be read.
+    """
     table = {"toy-gptj": _toy_gptj, "toy-qwen3": _toy_qwen3, "EleutherAI/gpt-j-6B": _gptj, "Qwen/Qwen3-8B": _qwen3}
-    if model not in table:
+    file = Path(model) if model.endswith(".toml") else tuned_file(model)
+    found = table[model]() if model in table else {}
+    if file is not None:
+        found |= {name: Preset(editor, source) for name, (editor, source) in read_tuned(file, EDITORS).items()}
+    if not found:
+        named = ", ".join((*table, *sorted(each.stem for each in PACKAGE.glob("*.toml"))))
         raise ConfigError(
-            f"There are no presets for the model {model!r}, only for {', '.join(table)}. Take one of theirs "
+            f"There are no presets for the model {model!r}, only for {named}. Let qv-lens tune {model} look for some, take one of theirs "
             "(presets('toy-gptj')['ACE'].editor; preset in a run file, --preset on the command line), or pass an editor with values "
             "of your own."
         )
-    return table[model]()
+    return found
 
 
 def _gptj() -> dict[str, Preset]:

@@ -33,6 +33,8 @@ from qv_lens.models.lens import Lens, at_least_float32
 
 Module = Literal["ffn", "attn"]
 Moments = dict[tuple[int, str], Tensor]
+#: tokens that C0 is taken over unless more are asked for, as a multiple of d_mlp (`benchmarks/c0.py`)
+ENOUGH = 10
 #: padded tokens in one pass, whatever the length of the texts
 TOKENS = 32_768
 
@@ -163,6 +165,18 @@ def covariance(
         for name in ("partial.json", "partial.safetensors"):
             (Path(folder) / name).unlink(missing_ok=True)
     return statistics
+
+
+def enough(lens: Lens, texts: Iterable[str], multiple: float = ENOUGH) -> list[str]:
+    """The first texts that hold `multiple` times d_mlp tokens together, or all of them."""
+    chosen = []
+    tokens = 0
+    for text in texts:
+        if tokens >= multiple * lens.d_mlp:
+            break
+        chosen.append(text)
+        tokens += len(encode(lens.tokenizer, text, lens.prepend_bos)[0])
+    return chosen
 
 
 def _check_request(texts: object, layers: list[int], sizes: dict[str, int | None]) -> None:

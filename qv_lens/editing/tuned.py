@@ -1,0 +1,102 @@
+"""Presets that `qv-lens tune` found: a TOML file for each model, in the package or in the user's cache.
+
+    model = "smollm2-135m"
+    fingerprint = "..."
+
+    [MEMIT]
+    source = "qv-lens tune ... : 98% ..."
+    settings = {layers = [3, 4, 5], lam = 1536.0, ...}
+
+Every field of an editor is written, but those that are None. A file in the user's cache goes before the package's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qv_lens.cache import cache_folder
+from qv_lens.editing.edit import Editor
+from qv_lens.errors import ConfigError, unknown
+
+PACKAGE = Path(__file__).parent / "tuned"
+
+#: what a file holds: by editor's name its settings and their source
+Entries = dict[str, dict[str, Any]]
+
+
+def tuned_file(model: str) -> Path | None:
+    """The user's file of a model's tuned presets, or the package's; None where there is none."""
+    folder = cache_folder()
+    places = [] if folder is None else [folder / "presets"]
+    for place in (*places, PACKAGE):
+        file = place / file_name(model)
+        if file.exists():
+            return file
+    return None
+
+
+def file_name(model: str) -> str:
+    """What the file of a model is called: 'Qwen/Qwen3-8B' -> 'Qwen--Qwen3-8B.toml'."""
+    return f"{model.strip('/').replace('/', '--')}.toml"
+
+
+def read_tuned(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Editor, str]]:
+    """Editor and source by name. `kinds`: the classes by the first part of the name ('ACE.paper' is an ACE).
+
+    Raises `ConfigError` for a file that cannot be read, an unknown editor or setting.
+    """
+    found = {}
+    for name, entry in entries_of(file).items():
+        kind = kinds.get(name.split(".")[0])
+        if kind is None:
+            raise unknown(f"Editor in {file}:", name, kinds)
+        settings = {key: _frozen(value) for key, value in entry["settings"].items()}
+        try:
+            found[name] = (kind(**settings), str(entry["source"]))
+        except TypeError as error:
+            raise ConfigError(f"{file}: {name} has a setting that it does not know: {error}.") from error
+    return found
+
+
+def entries_of(file: Path) -> Entries:
+    """The editors of a file, as they stand there. Raises `ConfigError` for one that cannot be read."""
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"Cannot read the presets in {file}: {error}.") from error
+    entries = {name: entry for name, entry in table.items() if isinstance(entry, dict)}
+    for name, entry in entries.items():
+        if not isinstance(entry.get("settings"), dict) or "source" not in entry:
+            raise ConfigError(f"{file}: {name} needs a source and settings.")
+    return entries
+
+
+def entry_of(editor: Any, source: str) -> dict[str, Any]:
+    """An editor as a file holds it."""
+    settings = {name: value for name, value in asdict(editor).items() if value is not None}
+    return {"source": source, "settings": settings}
+
+
+def write_tuned(file: Path, header: Mapping[str, str], entries: Entries) -> None:
+    """Write a file, whole or not at all. Raises `ConfigError` where it cannot be written."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in header.items()]
+    for name, entry in sorted(entries.items()):
+        lines += ["", f"[{json.dumps(name)}]", f"source = {json.dumps(entry['source'])}", "", f"[{json.dumps(name)}.settings]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in entry["settings"].items()]
+    partial = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(partial, file)
+    except OSError as error:
+        raise ConfigError(f"Cannot write the presets to {file}: {error}.") from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value

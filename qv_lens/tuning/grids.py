@@ -1,0 +1,220 @@
+"""What `tune` tries: a grid of settings for every editor, scaled to the model.
+
+1. Depth. Editors that write at the subject's last token are tried at several depths: at fixed shares of the model, and at the
+   layer up to which half of what the subject's token contributes lies (`subject_depth`). A spread editor writes the
+   layers up to there, as many as MEMIT does on GPT-J (6 of 28), scaled.
+2. Search of z*. MEMIT's settings for GPT-J (short steps, much decay) and EasyEdit's for Llama and Qwen (long steps, little).
+   Neither lam, threshold, trimming nor query layers change z*, so trying several of them costs little.
+3. lam in units of d_mlp: for a typical key k, k C0^-1 k is about d_mlp, so that lam = d_mlp halves the update of one fact.
+   GPT-J's 15,000 is 0.9 d_mlp.
+4. Gradients: layers at the same depths, learning rates by factors of three around the published ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from qv_lens.attribution.effects import neuron_effects
+from qv_lens.editing.adapters import AdaLoRA, LoRA
+from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
+from qv_lens.editing.edit import Editor
+from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
+from qv_lens.errors import unknown
+from qv_lens.facts.records import Fact
+from qv_lens.models.lens import Lens
+
+#: shares of the depth at which an editor's highest layer is tried
+DEPTHS = (0.15, 0.25, 0.4, 0.55)
+#: those of ACE's value layers, which lie higher
+VALUE_DEPTHS = (0.4, 0.55, 0.7)
+#: layers that MEMIT spreads over, as a share of GPT-J's 28
+SPREAD = 6 / 28
+GPTJ: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.5, "weight_decay": 0.5, "clamp": 0.75})
+LLAMA: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0})
+SEARCHES = (GPTJ, LLAMA)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a grid depends on."""
+
+    n_layers: int
+    """Layers of the model."""
+    first: int
+    """The first layer whose edit anything reads."""
+    d_mlp: int
+    """Neurons of a layer."""
+    depth: int
+    """The layer up to which half of the subject's contribution lies."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Highest layers to try, ascending."""
+        return self._layers(DEPTHS, [self.depth])
+
+    @property
+    def value_ends(self) -> tuple[int, ...]:
+        """Highest value layers of ACE to try."""
+        return self._layers(VALUE_DEPTHS, [self.depth])
+
+    def _layers(self, shares: Iterable[float], more: Iterable[int]) -> tuple[int, ...]:
+        layers = [round(share * self.n_layers) for share in shares]
+        highest = self.n_layers - 2  # after the last layer's attention nothing reads the subject
+        return tuple(sorted({min(max(layer, self.first), highest) for layer in (*layers, *more)}))
+
+    def window(self, end: int, size: int | None = None) -> tuple[int, ...]:
+        """The layers up to `end`, as many as MEMIT spreads over (or `size`)."""
+        count = max(1, round(SPREAD * self.n_layers)) if size is None else size
+        return tuple(range(max(self.first, end + 1 - count), end + 1))
+
+
+def shape_of(lens: Lens, facts: list[Fact]) -> Shape:
+    """The shape of a model, its depth measured on facts that it knows."""
+    return Shape(lens.n_layers, lens.backend_adapter.first_editable, lens.d_mlp, subject_depth(lens, facts))
+
+
+def subject_depth(lens: Lens, facts: list[Fact]) -> int:
+    """The layer up to which half of the positive effects of the FFN neurons at the subject's last token lies."""
+    frame = neuron_effects(lens, facts, None, over="set", positions="subject_last").frame
+    positive = frame[frame["score"] > 0].groupby("layer")["score"].sum().sort_index().cumsum()
+    reached = positive[positive >= positive.iloc[-1] / 2]
+    return int(reached.index[0])
+
+
+def grid(method: str, shape: Shape) -> list[Editor]:
+    """The settings to try for an editor, by its name. Raises `ConfigError` for an editor without a grid."""
+    if method not in GRIDS:
+        raise unknown("Editor to tune", method, GRIDS)
+    return list(dict.fromkeys(GRIDS[method](shape)))
+
+
+def _lams(shape: Shape) -> tuple[float, float]:
+    return round(0.1 * shape.d_mlp, 1), float(shape.d_mlp)
+
+
+def _spread(kind: Callable[..., Editor], shape: Shape) -> Iterable[Editor]:
+    for end, search, lam in itertools.product(shape.ends, SEARCHES, _lams(shape)):
+        yield kind(layers=shape.window(end), lam=lam, **search)
+
+
+def _trimmed(kind: Callable[..., Editor], shape: Shape) -> Iterable[Editor]:
+    """RECT and PRUNE: MEMIT's settings with the long search; what they trim away leaves more room for lam."""
+    for end, lam in itertools.product(shape.ends, _lams(shape)):
+        yield kind(layers=shape.window(end), lam=lam, **LLAMA)
+
+
+def _one_layer(kind: Callable[..., Editor], shape: Shape) -> Iterable[Editor]:
+    for end, search in itertools.product(shape.ends, ({**GPTJ, "clamp": 4.0}, LLAMA)):
+        yield kind(layer=end, **search)
+
+
+def _emmet(shape: Shape) -> Iterable[Editor]:
+    for end, search in itertools.product(shape.ends, SEARCHES):
+        yield EMMET(layers=(end,), **search)
+
+
+def _alphaedit(shape: Shape) -> Iterable[Editor]:
+    for end, threshold, L2 in itertools.product(shape.ends, (2e-2, 2e-3), (1.0, 10.0)):
+        yield AlphaEdit(layers=shape.window(end), threshold=threshold, L2=L2, **LLAMA)
+
+
+def _two_deltas(shape: Shape) -> Iterable[dict[str, Any]]:
+    """PMET's search, short and long steps."""
+    for lr, clamp in ((0.2, 0.75), (0.5, 4.0)):
+        yield {"steps": 25, "lr": lr, "clamp": clamp, "weight_decay": 0.5 if clamp < 1 else 1e-3}
+
+
+def _pmet(shape: Shape) -> Iterable[Editor]:
+    for end, search, lam in itertools.product(shape.ends, _two_deltas(shape), _lams(shape)):
+        yield PMET(layers=shape.window(end), lam=lam, **search)
+
+
+def _ifmet(shape: Shape) -> Iterable[Editor]:
+    deep = shape.window(round(0.7 * shape.n_layers), 5)
+    for end, search in itertools.product(shape.ends, _two_deltas(shape)):
+        yield IFMET(layers=shape.window(end), deep_layers=deep, lam=_lams(shape)[1], **search)
+
+
+def _ace(shape: Shape, **reading: Any) -> Iterable[Editor]:
+    """Value layers at several depths, query layers as MEMIT's or right below them."""
+    _, long = _two_deltas(shape)
+    for end, lam in itertools.product(shape.value_ends, _lams(shape)):
+        value = shape.window(end, 3)
+        low = shape.window(min(shape.ends[1], value[0] - 1))
+        near = shape.window(value[0] - 1)
+        for query in (low, near):
+            if query:
+                yield ACE(value_layers=value, query_layers=query, lam=lam, **{**long, **reading})
+
+
+def _ace_paper(shape: Shape) -> Iterable[Editor]:
+    """Section 5: deep layers at the prompt's last token, written first."""
+    _, long = _two_deltas(shape)
+    reading = {"joint": True, "passes": "two", "order": "value first", "value_prompts": "via", "value_token": "last"}
+    for depth, query in itertools.product((0.7, 0.85), shape.ends[1:3]):
+        value = shape.window(round(depth * shape.n_layers), 3)
+        yield ACE(value_layers=value, query_layers=shape.window(query), lam=_lams(shape)[1], **{**long, **reading})
+
+
+def _ft(shape: Shape) -> Iterable[Editor]:
+    for layer, lr in itertools.product((*shape.ends, round(0.75 * shape.n_layers)), (5e-4, 1.5e-3, 5e-3)):
+        yield FT(layer=layer, lr=lr)
+
+
+def _ftl(shape: Shape) -> Iterable[Editor]:
+    for layer, clamp in itertools.product((shape.first, *shape.ends[:3]), (5e-3, 2e-2)):
+        yield FTL(layer=layer, lr=1.5e-3, steps=50, clamp=clamp)
+
+
+def _kne(shape: Shape) -> Iterable[Editor]:
+    for lr, share in itertools.product((3e-3, 1e-2, 3e-2), (0.01, 0.05)):
+        yield KNE(lr=lr, share=share, steps=50, together=True)
+
+
+def _ctp(shape: Shape) -> Iterable[Editor]:
+    for lr, stop in itertools.product((3e-4, 1e-3, 3e-3), (1e-2, 1e-1)):
+        yield CTP(lr=lr, alone=(lr, 50, stop))
+
+
+def _lora(shape: Shape) -> Iterable[Editor]:
+    wide = tuple(range(shape.n_layers))
+    for layers, lr in itertools.product((shape.window(shape.ends[1]), wide), (1e-3, 5e-3)):
+        yield LoRA(layers=layers, steps=30, lr=lr, dropout=0.0, stop=0.1)
+
+
+def _adalora(shape: Shape) -> Iterable[Editor]:
+    for layers, lr in itertools.product((shape.window(shape.ends[1]), shape.window(shape.ends[2])), (5e-3, 2e-2)):
+        yield AdaLoRA(layers=layers, steps=30, lr=lr, dropout=0.0)
+
+
+def _kn(shape: Shape) -> Iterable[Editor]:
+    for rule, threshold in itertools.product(("paper", "easyedit"), (0.1, 0.3)):
+        yield KN(rule=rule, threshold=threshold)
+
+
+#: the settings to try for each editor
+GRIDS: Mapping[str, Callable[[Shape], Iterable[Editor]]] = MappingProxyType({
+    "ROME": lambda shape: _one_layer(ROME, shape),
+    "RROME": lambda shape: _one_layer(RROME, shape),
+    "EMMET": _emmet,
+    "MEMIT": lambda shape: _spread(MEMIT, shape),
+    "PMET": _pmet,
+    "AlphaEdit": _alphaedit,
+    "RECT": lambda shape: _trimmed(RECT, shape),
+    "PRUNE": lambda shape: _trimmed(PRUNE, shape),
+    "IFMET": _ifmet,
+    "ACE": _ace,
+    "ACE.paper": _ace_paper,
+    "ACE.official": lambda shape: _ace(shape, attention=True, groups=False),
+    "FT": _ft,
+    "FTL": _ftl,
+    "KNE": _kne,
+    "CTP": _ctp,
+    "LoRA": _lora,
+    "AdaLoRA": _adalora,
+    "KN": _kn,
+})  # fmt: skip

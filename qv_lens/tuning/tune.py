@@ -1,0 +1,224 @@
+"""tune(): an editor's settings for a model, by successive halving.
+
+1. Edits: facts that the model knows, each to a false answer of its kind, with phrasings and neighbours that it knows too
+   (`known_cases`). Some choose the settings, others are held apart.
+2. Every setting of the editor's grid (`grids`) is tried on the first 4 edits; the better half goes on to 8, the better half of
+   those to 16.
+3. The two best are tried on the edits held apart; the better one is the result, with its figures there.
+4. Score: the harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms (every token of the answer
+   is the argmax; the answer is likelier than the other one).
+
+What was measured is kept in the folder, a line per setting and edit, and what is there is not measured again: killed at any
+moment, the same call goes on. Searches of z* are kept there too; editors share them. Source: successive halving (Jamieson &
+Talwalkar 2016).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from qv_lens.editing.edit import Editor
+from qv_lens.editing.kept import kept_covariance
+from qv_lens.editing.statistics import Statistics, enough
+from qv_lens.errors import ConfigError, EditError
+from qv_lens.evaluation.metrics import harmonic
+from qv_lens.evaluation.probes import tell
+from qv_lens.evaluation.protocols import evaluate
+from qv_lens.evaluation.subset import known_facts
+from qv_lens.facts.atlas import atlas, edit_case
+from qv_lens.facts.corpora import corpus
+from qv_lens.facts.records import EditCase, Fact
+from qv_lens.models.lens import Lens
+from qv_lens.tuning.grids import Shape, grid
+
+#: how many edits the settings still in the race are tried on
+RUNGS = (4, 8, 16)
+#: how many settings are tried on the edits held apart
+FINALISTS = 2
+PARTS = ("efficacy", "paraphrase", "specificity")
+METRICS = tuple(f"{part}_{kind}" for part in PARTS for kind in ("acc", "success"))
+TRIALS = "trials.jsonl"
+
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An editor's best setting, its score and figures on the edits held apart, and every setting that was tried."""
+
+    editor: Editor
+    score: float
+    figures: Values
+    edits: int
+    table: pd.DataFrame
+
+
+def tune(
+    lens: Lens,
+    method: str,
+    shape: Shape,
+    cases: Sequence[EditCase],
+    held: Sequence[EditCase],
+    statistics: Statistics | None,
+    folder: str | Path,
+    *,
+    rungs: Sequence[int] = RUNGS,
+) -> Tuned:
+    """The best settings of an editor, by its name.
+
+    `cases` choose, `held` tell how good the choice is. `table`: `editor, rung, edits, score` and the six metrics.
+    Raises `ConfigError` for an editor without a grid, too few cases, or a folder of another model, `EditError` where no
+    setting can be applied.
+    """
+    if len(cases) < rungs[-1] or not held:
+        raise ConfigError(f"Tuning takes {rungs[-1]} edits to choose by and some held apart; got {len(cases)} and {len(held)}.")
+    log = _Log.open(Path(folder), lens, statistics)
+    race = grid(method, shape)
+    rows = []
+    with tqdm(desc=f"tuning {method}", unit="setting", delay=2, leave=False) as bar:
+        for rung, count in enumerate(rungs):
+            bar.total = (bar.total or 0) + len(race)
+            scored = []
+            for editor in race:
+                values = log.means(lens, editor, cases[:count], statistics)
+                scored.append((score(values), editor))
+                rows.append({"editor": repr(editor), "rung": rung, "edits": count, "score": scored[-1][0], **values})
+                bar.update()
+            scored.sort(key=lambda pair: -pair[0])
+            kept = FINALISTS if rung == len(rungs) - 1 else -(-len(scored) // 2)
+            race = [editor for _, editor in scored[:kept]]
+    finals = []
+    for editor in race:
+        values = log.means(lens, editor, held, statistics)
+        finals.append((score(values), editor, values))
+        rows.append({"editor": repr(editor), "rung": len(rungs), "edits": len(held), "score": finals[-1][0], **values})
+    best, editor, values = max(finals, key=lambda final: final[0])
+    if not values:
+        raise EditError(f"No setting of {method} could be applied to {lens.name}: {log.reason}")
+    return Tuned(editor, best, values, len(held), pd.DataFrame(rows))
+
+
+def score(values: Mapping[str, float]) -> float:
+    """The harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms; 0 where nothing was measured."""
+    if not values:
+        return 0.0
+    return harmonic([(values[f"{part}_acc"] + values[f"{part}_success"]) / 2 for part in PARTS])
+
+
+def known_cases(lens: Lens, count: int, seed: int = 0, facts: Sequence[Fact] | None = None) -> list[EditCase]:
+    """Edits of atlas facts that the model knows, of as many relations as there are, with the phrasings and neighbours it knows.
+
+    Facts of one relation take turns with those of the others; a fact of which it knows no other phrasing or no neighbour is
+    left out. Raises `ConfigError` where the model knows too few.
+    """
+    drawn = list(atlas() if facts is None else facts)
+    random.Random(f"tune:{seed}").shuffle(drawn)
+    known, _ = known_facts(lens, drawn)
+    texts = {fact.text for fact in known}
+    found = []
+    for fact in _in_turns(known):
+        if len(found) == count:
+            break
+        case = edit_case(fact, seed)
+        told = tell(lens, case.paraphrases)
+        paraphrases = tuple(asked for asked, answer in zip(case.paraphrases, told, strict=True) if answer.right)
+        neighbours = tuple(near for near in _neighbours(case, known, seed) if near.text in texts)
+        if paraphrases and neighbours:
+            found.append(replace(case, paraphrases=paraphrases, neighbours=neighbours))
+    if len(found) < count:
+        raise ConfigError(f"{lens.name} knows {len(found)} of the atlas's facts in two phrasings, and {count} are needed.")
+    return found
+
+
+def _in_turns(facts: Sequence[Fact]) -> list[Fact]:
+    """One fact of each relation, then the next of each."""
+    by_relation: dict[str | None, list[Fact]] = {}
+    for fact in facts:
+        by_relation.setdefault(fact.relation, []).append(fact)
+    ranked = [(place, fact) for group in by_relation.values() for place, fact in enumerate(group)]
+    return [fact for _, fact in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _neighbours(case: EditCase, known: Sequence[Fact], seed: int) -> list[Fact]:
+    """Known facts of the case's relation whose answer is not the new one, five at most."""
+    fact = case.request.fact
+    near = [other for other in known if other.relation == fact.relation and other.subject != fact.subject]
+    near = [other for other in near if case.request.new not in (other.answer, *other.aliases)]
+    return random.Random(f"{seed} {fact.text}").sample(near, min(5, len(near)))
+
+
+def corpus_statistics(lens: Lens, text: str) -> Statistics:
+    """C0 of every layer's FFN and attention over the text that `corpus` names, kept in the user's cache."""
+    texts = enough(lens, corpus(text))
+    return kept_covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
+
+
+class _Log:
+    """The lines of the folder: what each setting made of each edit."""
+
+    def __init__(self, folder: Path, known: dict[tuple[str, str], Values]) -> None:
+        self.folder = folder
+        self.known = known
+        self.reason = ""
+
+    @classmethod
+    def open(cls, folder: Path, lens: Lens, statistics: Statistics | None) -> _Log:
+        """Raises `ConfigError` for a folder that cannot be used, or that holds another model's trials."""
+        header = {"fingerprint": lens.fingerprint, "corpus": None if statistics is None else statistics.corpus}
+        file = folder / TRIALS
+        known = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = file.read_text().splitlines() if file.exists() else []
+            records = [record for record in map(_read, lines) if record is not None]
+            if records and records[0] != header:
+                raise ConfigError(f"{folder} holds trials of another model or text ({records[0]}). Name another folder.")
+            if not records:
+                file.write_text(json.dumps(header) + "\n")
+        except OSError as error:
+            raise ConfigError(f"Cannot keep the trials in {folder}: {error}.") from error
+        for record in records[1:]:
+            known[record["editor"], record["edit"]] = record["values"]
+        return cls(folder, known)
+
+    def means(self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None) -> Values:
+        """The metrics' means over the cases; those that were not measured yet are. {} where an edit is refused."""
+        missing = [case for case in cases if (repr(editor), _name(case)) not in self.known]
+        if missing:
+            self._measure(lens, editor, missing, statistics)
+        found = [self.known[repr(editor), _name(case)] for case in cases]
+        if not all(found):
+            return {}
+        return pd.DataFrame(found).mean().to_dict()
+
+    def _measure(self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None) -> None:
+        frame = evaluate(lens, cases, METRICS, editor, statistics=statistics, cache=self.folder / "kept")
+        skipped = frame.attrs["skipped"]
+        self.reason = next(iter(skipped.values()), self.reason)
+        table = frame.pivot_table(index="case", columns="metric", values="after")
+        lines = []
+        for i, case in enumerate(cases):
+            values = {} if str(i) in skipped else {name: float(table.loc[i, name]) for name in METRICS}
+            self.known[repr(editor), _name(case)] = values
+            lines.append(json.dumps({"editor": repr(editor), "edit": _name(case), "values": values}))
+        with (self.folder / TRIALS).open("a") as file:
+            file.write("\n".join(["", *lines, ""]))
+
+
+def _name(case: EditCase) -> str:
+    return f"{case.request.fact.text} -> {case.request.new}"
+
+
+def _read(line: str) -> dict | None:
+    """A line's record; None for one that a kill cut short."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
