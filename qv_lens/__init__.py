@@ -59,6 +59,7 @@ _HOME = {
     "KN": "editing.gradient",
     "evaluate": "evaluation.protocols",
     "known": "evaluation.subset",
+    "faithfulness": "evaluation.faithfulness",
     "study": "case_study",
     "Study": "case_study",
     "report": "reporting.page",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from qv_lens.editing.edit import edit
     from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
     from qv_lens.errors import QVLensError
+    from qv_lens.evaluation.faithfulness import faithfulness
     from qv_lens.evaluation.subset import known_facts as known
     from qv_lens.facts.atlas import atlas
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase

@@ -1,0 +1,94 @@
+"""Removal curves against neurons zeroed by the public intervention, one set at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+import qv_lens as qv
+from qv_lens.evaluation import faithfulness as module
+from qv_lens.evaluation.faithfulness import lost_at
+from tests.models import BACKENDS, tiny_lens
+
+FACTS = [qv.Fact("{} works for", "Olga Pelodan", "Nortek"), qv.Fact("The capital of {} is the city of", "Norway", "Oslo")]
+SIZES = (1, 4, 20)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [2, 64])
+def test_every_row_is_a_real_ablation(backend, rows, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", rows)
+    lens = tiny_lens("qwen3-gqa", backend)
+    each, of_set = qv.value_neurons(lens, FACTS, 20), qv.neuron_effects(lens, FACTS, 20, over="set")
+    frame = qv.faithfulness(lens, FACTS, {"Eq. 9": each, "gradient": of_set}, SIZES, seeds=2)
+    assert len(frame) == len(FACTS) * (2 + 2) * len(SIZES)
+    for row in frame[frame["ranking"] != "random"].itertuples():
+        fact = FACTS[row.prompt]
+        chosen = of_set.top(row.k) if row.ranking == "gradient" else each.where(lambda f, i=row.prompt: f.prompt == i).top(row.k)
+        chosen = qv.NeuronSet.of(chosen.units)
+        with lens.intervene(qv.Zero(chosen, positions="last")):
+            assert row.logprob == pytest.approx(lens.logprob(fact), abs=1e-6)
+            said = int(lens.next_token_logits(fact)[0].argmax())
+        assert row.said == lens.token_label(said)
+        assert row.right == (said == lens.answer_ids(fact)[0])
+        assert row.clean == pytest.approx(lens.logprob(fact), abs=1e-6)
+
+
+def test_random_orders_are_nested_differ_by_seed_and_repeat():
+    lens = tiny_lens("gptj")
+    frames = [qv.faithfulness(lens, FACTS, {}, SIZES, seeds=3, seed=seed) for seed in (0, 0, 1)]
+    assert frames[0].equals(frames[1])
+    assert not frames[0]["logprob"].equals(frames[2]["logprob"])
+    assert frames[0].groupby(["prompt", "k"])["logprob"].nunique().min() > 1
+    sets = [removal.units for removal in module._removals(lens, {}, SIZES, 1, 0, 0)]
+    assert sets[1][:1] == sets[0]
+    assert sets[2][:4] == sets[1]
+
+
+def test_one_ranking_serves_other_facts_and_sizes_beyond_it_are_left_out():
+    lens = tiny_lens("gptj")
+    best = qv.neuron_effects(lens, FACTS[0], 5).union()
+    frame = qv.faithfulness(lens, FACTS, {"of the first": best}, (1, 5, 6), seeds=0)
+    assert frame[["prompt", "k"]].values.tolist() == [[0, 1], [0, 5], [1, 1], [1, 5]]
+
+
+def test_interventions_in_force_stay_in_force():
+    lens = tiny_lens("gptj")
+    best = qv.neuron_effects(lens, FACTS[0], 4)
+    other = qv.NeuronSet.of([(2, 7)])
+    with lens.intervene(qv.Zero(other, positions="last")):
+        frame = qv.faithfulness(lens, FACTS[0], {"gradient": best}, (4,), seeds=0)
+    both = qv.NeuronSet.of([*best.units, (2, 7)])
+    with lens.intervene(qv.Zero(both, positions="last")):
+        assert frame["logprob"].item() == pytest.approx(lens.logprob(FACTS[0]), abs=1e-9)
+
+
+def test_where_the_answer_is_lost():
+    lens = tiny_lens("gptj")
+    said = lens.token_label(int(lens.next_token_logits(FACTS[0])[0].argmax()))
+    fact = qv.Fact("{} works for", "Olga Pelodan", said.strip() or said, space=said.startswith(" "))
+    frame = qv.faithfulness(lens, fact, {"gradient": qv.neuron_effects(lens, fact, 100)}, (1, 10, 100), seeds=1)
+    table = lost_at(frame).set_index("ranking")["k"]
+    for name, rows in frame.groupby("ranking"):
+        lost = [k for k, right in zip(rows["k"], rows["right"], strict=True) if not right]
+        assert table[name] == min(lost) if lost else table.isna()[name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((["just a text"], {}), "pass facts"),
+        ((FACTS, {}, (0,)), "at least 1"),
+        ((FACTS, {"random": qv.NeuronSet.of([(0, 1)])}), "random orders"),
+        ((FACTS, {"mine": qv.NeuronSet.of([(99, 1)])}), "Layer 99"),
+        ((FACTS, {"mine": qv.NeuronSet.of([(0, 1)], "head")}), "FFN neurons"),
+    ],
+)
+def test_bad_requests_are_refused(arguments, words):
+    with pytest.raises(qv.QVLensError, match=words):
+        qv.faithfulness(tiny_lens("gptj"), *arguments)
+
+
+def test_a_ranking_of_one_fact_is_refused_for_another():
+    lens = tiny_lens("gptj")
+    with pytest.raises(qv.QVLensError, match="no neurons for fact 1"):
+        qv.faithfulness(lens, FACTS, {"mine": qv.neuron_effects(lens, FACTS[0], 3)})
