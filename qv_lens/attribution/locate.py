@@ -1,8 +1,11 @@
 """Layer rankings over a set of cases: which layers hold value neurons, which hold query neurons.
 
-1. Value layers: I summed over the FFN neurons of a layer (Eq. 9) and over the prompts.
+1. Value layers: I summed over the FFN neurons of a layer (Eq. 9) and over the prompts. Or (`by='effects'`) what the answer
+   loses without neurons: the positive gradient scores of each prompt's best neurons, summed over a layer.
 2. Query layers: the query functional (Eq. 10) on the layer's whole FFN output, for the top value neurons of each
    prompt, summed over the prompts; layers above which no such neuron lies come last.
+3. Eq. 9 reads a neuron out where it is written, so at the subject's token it tells little of the answer, which is read at the
+   prompt's end. The effects are those of that token's neurons on that answer: they can be asked where an edit is written.
 Source: ACE, section 5, stage 1. The prompts are multi-hop questions there; facts work as well, and (`prompts='single_hop'`) the
 questions of the chains' hops, which the release's own ranking file holds.
 """
@@ -15,6 +18,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.projection import NormMode
 from qv_lens.attribution.query import Method, query_layers
@@ -24,6 +28,9 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact, MultiHopCase
 from qv_lens.facts.spans import FactToken
 from qv_lens.models.lens import Lens
+from qv_lens.neurons import NeuronSet
+
+By = Literal["importance", "effects"]
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,19 @@ def locate(
     norm: NormMode = "frozen",
     base: Base = "mid",
     method: Method = "grad",
+    by: By = "importance",
     top: int = 300,
     prompts: Literal["multi_hop", "single_hop"] = "multi_hop",
 ) -> Layers:
     """Rank the layers over the cases; a `MultiHopCase` counts with its first question and its old answer, or with those of each
-    of its hops before the edit."""
+    of its hops before the edit.
+
+    `by`: 'importance' (Eq. 9 of every neuron, read out at `position`) or 'effects' (the gradient score of neurons at
+    `position` on the answer at the prompt's end; `norm` and `base` then play no part).
+    Raises `ConfigError` for no cases, or an unknown `by`.
+    """
+    if by not in ("importance", "effects"):
+        raise unknown("by", by, ("importance", "effects"))
     if prompts not in ("multi_hop", "single_hop"):
         raise unknown("Prompts", prompts, ("multi_hop", "single_hop"))
     records: list[Any] = list(cases) if isinstance(cases, Iterable) and not isinstance(cases, str) else [cases]
@@ -74,18 +89,28 @@ def locate(
     if not facts:
         raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")
     trace = lens.trace(facts, position)
-    value = value_neurons(lens, trace, top, norm=norm, base=base)
-    by_layer = layer_scores(lens, trace, norm=norm, base=base).groupby("layer")["score"].sum()
+    if by == "effects":
+        value = neuron_effects(lens, trace, top, positions=position)
+        by_layer = _positive(lens, value)
+    else:
+        value = value_neurons(lens, trace, top, norm=norm, base=base)
+        by_layer = layer_scores(lens, trace, norm=norm, base=base).groupby("layer")["score"].sum()
     queries = query_layers(lens, trace, value, method=method)
     by_query = queries[queries["kind"] == "ffn"].groupby("layer")["score"].sum()
     frame = pd.concat(
         [pd.DataFrame({"kind": kind, "layer": s.index, "score": s.to_numpy()}) for kind, s in (("value", by_layer), ("query", by_query))],
         ignore_index=True,
     )  # fmt: skip
-    frame.attrs.update({**value.settings, "method": method, "position": position, "prompts": len(facts)})
+    frame.attrs.update({**value.settings, "method": method, "position": position, "by": by, "prompts": len(facts)})
     # from there on a 0 says that nothing reads the layer, not that it feeds as much as it takes
     reach = int(value.frame["layer"].max())
     return Layers(_order(by_layer), _order(by_query.where(by_query.index < reach, float("-inf"))), frame)
+
+
+def _positive(lens: Lens, value: NeuronSet) -> pd.Series:
+    """The positive scores of each layer, summed; 0 for a layer without any."""
+    positive = value.frame[value.frame["score"] > 0]
+    return positive.groupby("layer")["score"].sum().reindex(range(lens.n_layers), fill_value=0.0)
 
 
 def _order(scores: pd.Series) -> tuple[int, ...]:

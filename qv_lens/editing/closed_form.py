@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -160,7 +161,7 @@ class AlphaEdit(ClosedForm):
 
     def solver(self, job: Job) -> Solver:
         lens, C0 = job.lens, job.moments()
-        P = {layer: null_space(C0.of(lens, layer).to(lens.device), self.threshold) for layer in self.plan(lens)[0].groups[0]}
+        P = {layer: self._null_space(job, C0.of(lens, layer), layer) for layer in self.plan(lens)[0].groups[0]}
         job.notes["rank_of_P"] = {str(layer): round(float(p.trace())) for layer, p in P.items()}
         if not all(job.notes["rank_of_P"].values()):
             raise EditError(f"No eigenvalue of C0 lies below threshold={self.threshold}: nothing could be written. Raise it.")
@@ -176,6 +177,11 @@ class AlphaEdit(ClosedForm):
             return null_space_metric(P[layer], summed([earlier, job.kept]).get((layer, "W_out")), self.L2)
 
         return Solver(metric, lambda n: 1.0, learn)
+
+    def _null_space(self, job: Job, C0: Tensor, layer: int) -> Tensor:
+        """P of a layer, computed once for all edits that share their statistics."""
+        make = partial(null_space, C0.to(job.lens.device), self.threshold)
+        return job.factored.once(("null space", layer, self.threshold), make)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ happens, what was written so is put back bit for bit. `reads_statistics`, where 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Protocol
 
@@ -34,6 +34,20 @@ ENTROPY = (0.5, 2.0)
 
 
 @dataclass
+class Factored:
+    """What has been made of C0 (Cholesky factors, null spaces): computed once for many edits with the same statistics."""
+
+    statistics: Statistics | None
+    made: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, at the first call with this key."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+@dataclass
 class Job:
     """What an editor works on. `batches`: requests that are edited together, one batch after another on the weights as
     written so far. `losses`, `notes` and `kept` are filled in by the editor and end up in the patch."""
@@ -45,6 +59,7 @@ class Job:
     templates: tuple[str, ...] | None
     seed: int
     ahead: Ahead | None = None
+    factored: Factored = field(default_factory=lambda: Factored(None))
     losses: list[Any] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     kept: Deltas = field(default_factory=dict)
@@ -112,13 +127,15 @@ def edit(
     batch_size: int | None = None,
     held_out: Sequence[str] = (),
     ahead: Ahead | None = None,
+    factored: Factored | None = None,
 ) -> Patch:
     """Compute an edit as a Patch; the lens is left as it was, bit for bit, also after an exception.
 
     `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`, the bare one "{}" among
     them; None samples them from the model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
     `held_out`: texts on which the entropy of the next token is measured before and after, and recorded.
-    `ahead`: z* that were searched for many edits of the same weights together (`sweep.search_ahead`). Patches in force
+    `ahead`: z* that were searched for many edits of the same weights together (`sweep.search_ahead`). `factored`: a
+    `Factored(statistics)` that several edits share, so that C0 is factored once for all. Patches in force
     count as earlier edits: AlphaEdit spares their keys and PRUNE restrains the sum, where they are their own.
 
     Warns where weights or entropy leave their range: a model about to collapse.
@@ -142,7 +159,8 @@ def edit(
         first_search = getattr(editor, "first_search", None)
         ahead.check(lens, first_search(lens) if first_search else None, templates)
         templates = ahead.templates
-    job = Job(lens, batch, batch_size, statistics, templates, seed, ahead)
+    shared = factored if factored is not None and factored.statistics is statistics else Factored(statistics)
+    job = Job(lens, batch, batch_size, statistics, templates, seed, ahead, shared)
     with lens.turn.held():
         try:
             check_statistics(lens, editor, statistics)

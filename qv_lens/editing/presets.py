@@ -7,7 +7,7 @@ other model: what `qv-lens tune` found (`tuned`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -44,7 +44,7 @@ def presets(model: str) -> dict[str, Preset]:
     `model`: a model's name, or a file that `qv-lens tune` wrote.
     Raises `ConfigError` for a model without presets, or a file that cannot be read.
     """
-    table = {"toy-gptj": _toy_gptj, "toy-qwen3": _toy_qwen3, "EleutherAI/gpt-j-6B": _gptj, "Qwen/Qwen3-8B": _qwen3}
+    table = _written()
     file = Path(model) if model.endswith(".toml") else tuned_file(model)
     found = table[model]() if model in table else {}
     if file is not None:
@@ -57,6 +57,16 @@ def presets(model: str) -> dict[str, Preset]:
             "of your own."
         )
     return found
+
+
+def has_presets(model: str) -> bool:
+    """Whether a model has presets of its own."""
+    return model in _written() or tuned_file(model) is not None
+
+
+def _written() -> dict[str, Callable[[], dict[str, Preset]]]:
+    """The tables of this file."""
+    return {"toy-gptj": _toy_gptj, "toy-qwen3": _toy_qwen3, "EleutherAI/gpt-j-6B": _gptj, "Qwen/Qwen3-8B": _qwen3}
 
 
 def _gptj() -> dict[str, Preset]:

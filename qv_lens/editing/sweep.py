@@ -257,13 +257,10 @@ def _before_norm(
 
 def inverses(job: Job) -> Callable[[int, str], Metric]:
     """C0^-1 of each weight, factored once."""
-    known: dict[tuple[int, str], Metric] = {}
 
     def metric(layer: int, module: str) -> Metric:
-        if (layer, module) not in known:
-            C0 = job.moments().of(job.lens, layer, "ffn" if module == "ffn" else "attn")
-            known[layer, module] = inverse_of(C0.to(job.lens.device))
-        return known[layer, module]
+        C0 = job.moments().of(job.lens, layer, "ffn" if module == "ffn" else "attn")
+        return job.factored.once(("inverse", layer, module), lambda: inverse_of(C0.to(job.lens.device)))
 
     return metric
 

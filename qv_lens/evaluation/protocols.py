@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from qv_lens.editing.edit import Deltas, Editor, check_editor, check_requests, check_statistics, edit
+from qv_lens.editing.edit import Deltas, Editor, Factored, check_editor, check_requests, check_statistics, edit
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.sweep import ClosedForm, search_ahead
 from qv_lens.editing.targets import Ahead
@@ -94,7 +94,9 @@ def evaluate(
     kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
     asked = Generation(**{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed})
     groups = sorted({group for name in wanted if name in FORCED for group in FORCED[name][0]})
-    run = _Run(lens, wanted, groups, asked, editor, statistics, templates, seed, None if cache is None else Path(cache))
+    run = _Run(lens, wanted, groups, asked, editor, statistics, templates, seed)
+    run.folder = None if cache is None else Path(cache)
+    run.factored = Factored(statistics)
     good = run.readable(cases)
     before = dict(zip(good, _before(lens, [cases[i] for i in good], asked, groups, cache), strict=True))
     depth = len(lens.patches)
@@ -167,6 +169,7 @@ class _Run:
     templates: Sequence[str] | None
     seed: int
     folder: Path | None = None
+    factored: Factored = field(default_factory=lambda: Factored(None))
     skipped: dict[int, str] = field(default_factory=dict)
 
     def readable(self, cases: Sequence[Case]) -> list[int]:
@@ -199,7 +202,7 @@ class _Run:
     def patch(self, requests: Sequence[EditRequest], ahead: Ahead | None = None) -> Patch:
         """One edit, of several facts together in the editor's own way; contexts sampled for the first one serve all others."""
         assert self.editor is not None
-        options: dict[str, Any] = {"statistics": self.statistics, "seed": self.seed, "ahead": ahead}
+        options: dict[str, Any] = {"statistics": self.statistics, "seed": self.seed, "ahead": ahead, "factored": self.factored}
         patch = edit(self.lens, requests, self.editor, templates=self.templates, **options)
         self.templates = self.templates or patch.info["contexts"] or None
         return patch

@@ -235,17 +235,17 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
     false = sorted({other.answer for other in others if normalise(other.answer) not in true})
     new = rng.choice(false)
     near = [other for other in others if new not in (other.answer, *other.aliases)]
-    onward = _onward_probes(fact, new)
+    probes = onward(fact, new)
     return EditCase(
         request=fact.to(new),
         paraphrases=tuple(fact.with_prompt(prompt) for prompt in fact.paraphrases),
         neighbours=tuple(rng.sample(near, min(PROBES, len(near)))),
-        onward=tuple(rng.sample(onward, min(PROBES, len(onward)))),
+        onward=tuple(rng.sample(probes, min(PROBES, len(probes)))),
         case_id=_facts().index(fact),
     )
 
 
-def _onward_probes(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
+def onward(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
     """Every chain over the fact as (before, after) the edit, where the edit changes its answer."""
     names = _country_names().get(new, ())
     pairs = []

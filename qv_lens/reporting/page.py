@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -13,8 +14,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from qv_lens import plots
-from qv_lens.case_study import ACTIVATED, DROP, Study
+from qv_lens.case_study import DROP, LOCATED_VARIANT, Study
 from qv_lens.errors import ConfigError
+from qv_lens.evaluation.faithfulness import RANDOM, lost_at
 from qv_lens.reporting import graph
 
 STYLE = """
@@ -95,13 +97,20 @@ def _page(study: Study, command: str) -> str:
     parts = [
         f"<h1>Where {escape(str(study.settings['model']))} keeps a fact</h1>",
         f"<div class=fact>{escape(fact.prompt).replace('{}', f'<b>{escape(fact.subject)}</b>')} <s>{escape(fact.answer)}</s> "
-        f"&rarr; <b>{escape(new)}</b><div class=note>The model answers <span class=tok>{escape(study.answered.strip())}</span>; "
-        f"log p({escape(fact.answer)}) = {_fixed(study.logprob, 4)}.</div></div>",
-        *_attribution(study), *_causes(study), *_edit(study),
-        "<h2>5. Do it again</h2>", f"<pre>{escape(command)}</pre>" if command else "",
+        f"&rarr; <b>{escape(new)}</b><div class=note>{_known(study)}</div></div>",
+        *_curve(study), *_attribution(study), *_layers(study), *_causes(study), *_edit(study),
+        "<h2>6. Do it again</h2>", f"<pre>{escape(command)}</pre>" if command else "",
         f"<div class=card>{_settings(study)}</div>",
     ]  # fmt: skip
     return _document(f"{fact.text} {fact.answer} → {new}", parts)
+
+
+def _known(study: Study) -> str:
+    answer = study.request.fact.answer
+    chip = f"<span class=tok>{escape(study.answered.strip())}</span>"
+    share = 100 * math.exp(study.logprob)
+    told = f"The model answers {chip}; it gives {escape(answer)} {share:.1f}% (log p {_fixed(study.logprob, 2)})."
+    return told if study.known else f"{told} It does not know this fact: what follows is about an answer that it does not give."
 
 
 def _document(title: str, parts: Iterable[str]) -> str:
@@ -112,64 +121,125 @@ def _document(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def _attribution(study: Study) -> Iterable[str]:
-    layers = study.layers
-    yield "<h2>1. Value and query neurons</h2>"
+def _curve(study: Study) -> Iterable[str]:
+    fact = study.request.fact
+    table = lost_at(study.removal)
+    yield "<h2>1. Take its neurons away</h2>"
+    own = table[table["prompt"] == 0]
+    random = own[own["ranking"] == RANDOM]["k"]
+    total = int(study.settings["neurons"])
+    parts = [
+        f"<b>{_count(own, name)}</b> by {told}"
+        for name, told in (("Eq. 9", "Eq. 9 (value neurons)"), ("gradient", "gradient times activation"))
+    ]
+    most = int(study.removal["k"].max())
+    lost = f"{random.notna().sum()} of {len(random)} random draws of up to {most} lose it"
     yield (
-        "<p>A <b>value neuron</b> raises the log-probability of the answer by its score (Eq. 9, nats). "
-        "A <b>query neuron</b> raises the coefficients of value neurons in higher layers (Eq. 10).</p>"
+        f"<p>Of the model's {total:,} FFN neurons those that rank best are set to zero at the prompt's last token. The answer "
+        f"<b>{escape(fact.answer)}</b> is lost after {' and '.join(parts)}; {lost}. The same neurons are then taken from another fact of "
+        "its kind and from one of another kind: what falls there too does not belong to this fact alone.</p>"
+    )
+    yield _figure(plots.removal_curve(study.removal, "What is left of the answer"), _removal_table(study))
+    yield _card(_removal_table(study))
+
+
+def _count(own: pd.DataFrame, ranking: str) -> str:
+    k = own[own["ranking"] == ranking]["k"].iloc[0]
+    return f"{int(k)} neurons" if k == k else "none of the numbers tried"
+
+
+def _removal_table(study: Study) -> str:
+    """At how many neurons each fact's answer is lost; of random draws how many lose it."""
+    table = lost_at(study.removal)
+    texts = study.removal.drop_duplicates("prompt").set_index("prompt")
+    rows = []
+    for (prompt, ranking), part in table.groupby(["prompt", "ranking"], sort=False):
+        k = part["k"]
+        lost = (
+            f"{int(k.median())}" if k.notna().all() else f"{int(k.notna().sum())} of {len(k)} draws" if len(k) > 1 else "not lost"
+        )
+        rows.append(
+            {"whose": texts.loc[prompt, "whose"], "fact": texts.loc[prompt, "text"], "ranking": ranking, "answer lost at": lost}
+        )
+    return _table(pd.DataFrame(rows))
+
+
+def _attribution(study: Study) -> Iterable[str]:
+    yield "<h2>2. Value and query neurons</h2>"
+    yield (
+        "<p>A <b>value neuron</b> raises the log-probability of the answer by its score where it is written (Eq. 9, nats). "
+        "A <b>query neuron</b> raises the coefficients of value neurons in higher layers (Eq. 10). The <b>effect</b> of a neuron is what "
+        "the answer loses without it, to first order, whatever later layers make of it (gradient times activation, nats).</p>"
     )
     yield _card(_strip(study.tokens)) + (
         "<p class=note>Every token's colour: how much FFN and attention raise the answer at that position, each by the layer whose "
         "whole output adds most (Eq. 9; ACE, Table 5); below it the sum, nats. Hover for both and for what the model would say "
         "there.</p>"
     )
-    yield "<p class=note>Top value neurons of this prompt</p>" + _card(_neurons(study.value_tokens))
-    yield "<p class=note>Top query neurons of this prompt</p>" + _card(_neurons(study.query_tokens))
+    for title, table in (
+        ("Top value neurons of this prompt", study.value_tokens),
+        ("Top query neurons of this prompt", study.query_tokens),
+        ("Neurons of the largest effect on this prompt", study.effect_tokens),
+    ):
+        yield f"<p class=note>{title}</p>" + _card(_neurons(table))
     yield "<h3>The pathway</h3><p class=note>Query neurons (orange) and the value neurons (blue) they feed; violet: both.</p>"
     yield _card(graph.svg(study.nodes, study.edges)) + graph.cards(study.nodes, _code(study))
-    yield _figure(plots.head_heatmap(study.heads, "Attention heads of this prompt"), _by_layer(study.heads, "head"))
-    over = "facts of this kind" if study.suppression.empty else "two-hop prompts on this relation"
-    heat = plots.layer_heatmap(study.heat, f"Importance by layer, summed over {over}")
-    yield _figure(heat, _by_layer(study.heat, "kind"))
-    best = ", ".join(map(str, layers.value[:3])), ", ".join(map(str, layers.query[:3]))
-    told = ", ".join(map(str, layers.raising)) or "none"
+
+
+def _layers(study: Study) -> Iterable[str]:
+    value, query = _edited_layers(study)
+    yield "<h2>3. Layers</h2>"
     yield (
-        f"<p>Strongest value layers: <b>{best[0]}</b>; query layers, best first: <b>{best[1]}</b>. Query layers whose whole output "
-        f"raises the value neurons (a positive sum of Eq. 10): <b>{told}</b>.</p>"
+        f"<p>Means over {study.layers.frame.attrs['prompts']} facts of this kind. Near the end the last token's neurons write the answer "
+        "down; an edit must be written where the subject is read. So the layers to edit are ranked by the effect of the neurons "
+        f"<i>at the subject's last token</i> on the answer: value layers <b>{value}</b>, and the query layers that feed them most (Eq. 10) "
+        f"<b>{query}</b>. These are the layers that ACE edits below.</p>"
     )
+    yield _figure(plots.layer_profile(study.profile, "Layers, nats per fact"), _by_layer(study.profile, "kind"))
+    yield _figure(plots.head_heatmap(study.heads, "Attention heads of this prompt"), _by_layer(study.heads, "head"))
+
+
+def _edited_layers(study: Study) -> tuple[str, str]:
+    """ACE's located layers as text: value, query."""
+    label = study.edits.loc[study.edits["variant"] == LOCATED_VARIANT, "layers"].iloc[0]
+    value, _, query = label.removeprefix("value ").partition(", query ")
+    return value.strip("[]"), query.strip("[]") or "none"
 
 
 def _causes(study: Study) -> Iterable[str]:
-    yield "<h2>2. Take 1% of the neurons away</h2>"
+    yield "<h2>4. Take 1% of the neurons away, silence the query neurons</h2>"
     if study.ablation.empty:
         yield "<p class=note>Left out: no other facts were given.</p>"
     else:
-        table = study.ablation.groupby(["scope", "neurons", "group"], sort=False)
+        table = study.ablation.groupby(["neurons", "group"], sort=False)
         yield (
-            "<p>Neurons are ranked on one half of the facts of this kind and zeroed; accuracy is measured on the other half and "
-            "on other kinds of fact. Random: mean of five seeds.</p>"
+            "<p>Neurons are ranked on one half of the facts of this kind (Eq. 9, summed) and zeroed at all positions; accuracy is measured on "
+            "the other half and on other kinds of fact. Random: mean of five seeds.</p>"
             + _card(_table(table[["count", *DROP]].mean().reset_index()))
         )
-    yield "<h2>3. Silence the query neurons</h2>"
     if study.suppression.empty:
-        yield "<p class=note>Left out: no multi-hop prompts were given.</p>"
+        yield "<p class=note>Query neurons are not silenced: no multi-hop prompts were given, or the model answers none.</p>"
     else:
         yield (
-            "<p><b>Zero</b> removes them for every reader; <b>Suppress</b> removes only what they write into the value neurons. "
-            "Two-hop prompts over this relation, one layer at a time.</p>" + _card(_table(study.suppression))
+            "<p><b>Zero</b> removes query neurons for every reader; <b>Suppress</b> removes only what they write into the value neurons. "
+            "Two-hop prompts over this relation, one layer at a time; the layers are those where the query neurons of these prompts' "
+            "last tokens score highest, and not the edited ones, which are ranked at the subject.</p>"
+            + _card(_table(study.suppression))
         )
-        counts = plots.counts(study.activated, f"Activated value neurons (score above the {ACTIVATED}th clean one)")
-        yield _figure(counts, _by_layer(study.activated, "condition", "count"))
 
 
 def _edit(study: Study) -> Iterable[str]:
-    yield "<h2>4. Edit</h2>"
+    yield "<h2>5. Edit</h2>"
     yield (
         f"<p>This fact and {int(study.edits['cases'].max()) - 1} of its kind, one at a time, weights put back in between. "
-        "<i>before</i> counts old answers of multi-hop prompts, <i>after</i> the new ones.</p>"
+        "<i>before</i> counts old answers of multi-hop prompts, <i>after</i> the new ones. What the model says, in its own words:</p>"
     )
-    yield _card(_table(study.probes)) + _figure(plots.before_after(study.states), _by_layer(study.states, "state"))
+    yield _card(_table(study.probes))
+    if study.restored:
+        yield "<p class=note>At the end every weight was what it had been, bit for bit.</p>"
+    yield _figure(plots.metric_bars(study.edits, "Before and after the edit"))
+    yield _card(_table(study.edits[["variant", "layers", "metric", "before", "after", "low", "high", "cases"]]))
+    yield _figure(plots.before_after(study.states), _by_layer(study.states, "state"))
     fact, new = study.request.fact, study.request.new
     sides = ((fact.answer, study.tokens, study.value_tokens), (new, study.tokens_after, study.value_tokens_after))
     yield (
@@ -181,8 +251,6 @@ def _edit(study: Study) -> Iterable[str]:
         )
         + "</div>"
     )
-    yield _figure(plots.metric_bars(study.edits, "Before and after the edit"))
-    yield _card(_table(study.edits[["variant", "layers", "metric", "before", "after", "low", "high", "cases"]]))
 
 
 def _strip(tokens: pd.DataFrame) -> str:

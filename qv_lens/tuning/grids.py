@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +33,8 @@ DEPTHS = (0.15, 0.25, 0.4, 0.55)
 VALUE_DEPTHS = (0.4, 0.55, 0.7)
 #: layers that MEMIT spreads over, as a share of GPT-J's 28
 SPREAD = 6 / 28
+#: lam of ACE in units of d_mlp: both of its groups write the whole residual, so that less is more
+WRITTEN_TWICE = (1.0, 3.0, 10.0)
 GPTJ: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.5, "weight_decay": 0.5, "clamp": 0.75})
 LLAMA: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0})
 SEARCHES = (GPTJ, LLAMA)
@@ -92,8 +94,8 @@ def grid(method: str, shape: Shape) -> list[Editor]:
     return list(dict.fromkeys(GRIDS[method](shape)))
 
 
-def _lams(shape: Shape) -> tuple[float, float]:
-    return round(0.1 * shape.d_mlp, 1), float(shape.d_mlp)
+def _lams(shape: Shape, multiples: Sequence[float] = (0.1, 1.0)) -> list[float]:
+    return [round(multiple * shape.d_mlp, 1) for multiple in multiples]
 
 
 def _spread(kind: Callable[..., Editor], shape: Shape) -> Iterable[Editor]:
@@ -129,20 +131,20 @@ def _two_deltas(shape: Shape) -> Iterable[dict[str, Any]]:
 
 
 def _pmet(shape: Shape) -> Iterable[Editor]:
-    for end, search, lam in itertools.product(shape.ends, _two_deltas(shape), _lams(shape)):
+    for end, search, lam in itertools.product(shape.ends, _two_deltas(shape), _lams(shape, (0.3, 1.0, 3.0))):
         yield PMET(layers=shape.window(end), lam=lam, **search)
 
 
 def _ifmet(shape: Shape) -> Iterable[Editor]:
     deep = shape.window(round(0.7 * shape.n_layers), 5)
     for end, search in itertools.product(shape.ends, _two_deltas(shape)):
-        yield IFMET(layers=shape.window(end), deep_layers=deep, lam=_lams(shape)[1], **search)
+        yield IFMET(layers=shape.window(end), deep_layers=deep, lam=float(shape.d_mlp), **search)
 
 
 def _ace(shape: Shape, **reading: Any) -> Iterable[Editor]:
     """Value layers at several depths, query layers as MEMIT's or right below them."""
     _, long = _two_deltas(shape)
-    for end, lam in itertools.product(shape.value_ends, _lams(shape)):
+    for end, lam in itertools.product(shape.value_ends, _lams(shape, WRITTEN_TWICE)):
         value = shape.window(end, 3)
         low = shape.window(min(shape.ends[1], value[0] - 1))
         near = shape.window(value[0] - 1)
@@ -157,7 +159,7 @@ def _ace_paper(shape: Shape) -> Iterable[Editor]:
     reading = {"joint": True, "passes": "two", "order": "value first", "value_prompts": "via", "value_token": "last"}
     for depth, query in itertools.product((0.7, 0.85), shape.ends[1:3]):
         value = shape.window(round(depth * shape.n_layers), 3)
-        yield ACE(value_layers=value, query_layers=shape.window(query), lam=_lams(shape)[1], **{**long, **reading})
+        yield ACE(value_layers=value, query_layers=shape.window(query), lam=float(shape.d_mlp), **{**long, **reading})
 
 
 def _ft(shape: Shape) -> Iterable[Editor]:

@@ -1,0 +1,154 @@
+"""What a study asks about besides its fact: other facts, chains over it, edits like it, and text for C0.
+
+atlas_material   of any real model: facts of the atlas that it knows
+file_material    facts and text of the user's own
+world_material   of the bundled toys: the invented world that they were trained on
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from qv_lens.editing.statistics import enough
+from qv_lens.errors import ConfigError, FactError
+from qv_lens.evaluation.probes import tell
+from qv_lens.facts import atlas, miniworld, worldrecords
+from qv_lens.facts.benchmarks import plain_facts
+from qv_lens.facts.corpora import corpus
+from qv_lens.facts.records import Asked, EditCase, Fact
+from qv_lens.models.lens import Lens
+from qv_lens.models.zoo import BUNDLED
+
+AnyAsked = TypeVar("AnyAsked", bound=Asked)
+
+#: how many facts of the atlas are asked for each kind, and how many that the model knows are kept
+ASKED = 120
+KEPT = 24
+#: chains over a fact's relation that are asked
+CHAINS_ASKED = 200
+CHAINS_KEPT = 16
+#: neighbours of an edit
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a study asks besides its fact."""
+
+    same: tuple[Fact, ...]
+    """Facts of its kind."""
+    other: tuple[Fact, ...]
+    """Facts of other kinds."""
+    chains: tuple[Fact, ...]
+    """Two-hop prompts over its kind of fact, with their answers."""
+    cases: tuple[EditCase, ...]
+    """What is edited, the fact's own case first."""
+    texts: tuple[str, ...]
+    """Text for C0."""
+
+
+def material_for(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
+    """The bundled world's for its own models, the atlas's for any other. Raises what `world_material` raises."""
+    return world_material(lens, fact, new, seed) if lens.name in BUNDLED else atlas_material(lens, fact, new, seed)
+
+
+def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
+    """Facts of the atlas that the model knows, around any fact. Text: Python's own reference, as much as C0 needs.
+
+    Of the fact's own kind are those with its relation (or its prompt); its edit's phrasings, neighbours and two-hop prompts
+    are those that the model knew before, where the atlas has any.
+    """
+    rng = random.Random(f"study:{seed}")
+    kin = [other for other in atlas.atlas() if _alike(other, fact) and other.subject != fact.subject]
+    strangers = [other for other in atlas.atlas() if not _alike(other, fact)]
+    same = _known(lens, rng.sample(kin, min(ASKED, len(kin))))[:KEPT]
+    other = _known(lens, rng.sample(strangers, ASKED))[:KEPT]
+    own = _own_case(lens, fact, new, same or other, seed)
+    more = [_believed(lens, atlas.edit_case(each, seed), same, seed) for each in same]
+    chains = [chain for chain in atlas.chains() if _alike(chain.first, fact)]
+    drawn = rng.sample(chains, min(CHAINS_ASKED, len(chains)))
+    asked = [Fact("{}", chain.cloze, chain.second.answer, aliases=chain.second.aliases) for chain in drawn]
+    texts = enough(lens, corpus("python"))
+    return Material(tuple(same), tuple(other), tuple(_known(lens, asked)[:CHAINS_KEPT]), (own, *more), tuple(texts))
+
+
+def _alike(one: Fact, other: Fact) -> bool:
+    """Whether two facts are of one kind."""
+    return one.prompt == other.prompt or (one.relation is not None and one.relation == other.relation)
+
+
+def _known(lens: Lens, asked: Sequence[AnyAsked]) -> list[AnyAsked]:
+    """What the model answers: every token of the answer is the likeliest."""
+    return [probe for probe, answer in zip(asked, tell(lens, asked), strict=True) if answer.right]
+
+
+def _own_case(lens: Lens, fact: Fact, new: str, near: Sequence[Fact], seed: int) -> EditCase:
+    """The edit of the study's own fact."""
+    neighbours = tuple(near[:NEIGHBOURS])
+    if fact in atlas.atlas():
+        pairs = [(before, after) for before, after in atlas.onward(fact, new)]
+        believed = _believed(lens, EditCase(fact.to(new), onward=tuple(pairs)), near, seed)
+        paraphrases = tuple(fact.with_prompt(prompt) for prompt in fact.paraphrases)
+        return replace(believed, paraphrases=paraphrases, neighbours=neighbours)
+    return EditCase(fact.to(new), tuple(fact.with_prompt(prompt) for prompt in fact.paraphrases), neighbours)
+
+
+def _believed(lens: Lens, case: EditCase, same: Sequence[Fact], seed: int) -> EditCase:
+    """A case with the two-hop prompts whose answer the model knew, and neighbours that it knows."""
+    told = tell(lens, [before for before, _ in case.onward])
+    onward = tuple(pair for pair, answer in zip(case.onward, told, strict=True) if answer.right)
+    request = case.request
+    near = [fact for fact in same if fact.subject != request.fact.subject and request.new not in (fact.answer, *fact.aliases)]
+    drawn = random.Random(f"{seed} {request.fact.text}").sample(near, min(NEIGHBOURS, len(near)))
+    return replace(case, onward=onward, neighbours=tuple(drawn))
+
+
+def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
+    """The bundled world's facts, chains and text around one of its own facts."""
+    world, rng = miniworld.build(0), random.Random(f"study:{seed}")
+    chain = next((c for c in world.facts() if c.subject == fact.subject and fact.prompt in c.relations[0].phrasings), None)
+    if chain is None or lens.name not in BUNDLED:
+        raise FactError(
+            f"The bundled world does not hold {fact.text!r} as one of its phrasings, or {lens.name} was not trained on it. "
+            "Pass material= with facts of your own (qv-lens study: --facts and --text)."
+        )
+    relation = chain.relations[0]
+    if fact.answer != chain.answer:
+        raise FactError(f"The bundled world says {chain.answer!r} of {fact.text!r}, not {fact.answer!r}.")
+    if new == fact.answer:
+        raise FactError(f"The new answer of {fact.text!r} is the old one, {new!r}: there is nothing to edit.")
+    if new not in worldrecords.objects(world, relation):
+        raise FactError(
+            f"{new!r} is no object of {relation.label!r}. Some: {', '.join(worldrecords.objects(world, relation)[:12])}."
+        )
+    same = [f for f in worldrecords.facts(world, relation.id) if f.subject != fact.subject]
+    other = [f for f in worldrecords.facts(world) if f.relation != relation.id]
+    onward = [c for c in world.chains(2) if c.relations[0].id == relation.id]
+    cases = [worldrecords.edit_case(world, chain, new, rng)]
+    cases += [c for c in worldrecords.edit_cases(world, 24, seed, relation.id) if c.request.fact.subject != fact.subject]
+    texts = list(itertools.islice(corpus("world"), 2000))
+    return Material(
+        tuple(rng.sample(same, min(60, len(same)))), tuple(rng.sample(other, 60)),
+        tuple(worldrecords.as_fact(world, c) for c in rng.sample(onward, min(40, len(onward)))), tuple(cases), tuple(texts),
+    )  # fmt: skip
+
+
+def file_material(fact: Fact, new: str, facts: str | Path, text: str | Path) -> Material:
+    """Material from files: `facts`, a JSON list of {"prompt" with {}, "subject", "answer"}, and `text`, plain paragraphs.
+
+    Facts with the fact's own prompt are of its kind (and its neighbours), all others are of other kinds.
+    Raises `ConfigError` for a file that cannot be read, `FactError` for a record that is no fact.
+    """
+    read = plain_facts(facts)
+    try:
+        paragraphs = [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the text for the statistics from {text}: {error}.") from error
+    same = tuple(f for f in read if f.prompt == fact.prompt and f.subject != fact.subject)
+    other = tuple(f for f in read if f.prompt != fact.prompt)
+    return Material(same, other, (), (EditCase(fact.to(new), (), same[:8]),), tuple(paragraphs))
