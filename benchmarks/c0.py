@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 import qv_lens as qv
-from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.editing.statistics import Statistics, covariance, enough
 from qv_lens.editing.sweep import search_ahead
 from qv_lens.evaluation.protocols import evaluate, summary, total
 from qv_lens.facts.atlas import edit_case
@@ -38,18 +38,6 @@ EDITORS = {
 }
 MULTIPLES = (1, 3, 10, 30)
 SUMMED = 10
-
-
-def cut(lens: qv.Lens, texts: Sequence[str], tokens: int) -> list[str]:
-    """The first texts that hold so many tokens together."""
-    chosen = []
-    count = 0
-    for text in texts:
-        if count >= tokens:
-            break
-        chosen.append(text)
-        count += len(lens.tokenize(text)[0].ids)
-    return chosen
 
 
 @torch.no_grad()
@@ -81,7 +69,7 @@ def statistics_of(lens: qv.Lens, texts: dict[str, list[str]]) -> Iterator[tuple[
     for name, lines in texts.items():
         for multiple in MULTIPLES:
             layers = range(3, 13)
-            yield name, multiple, covariance(lens, cut(lens, lines, multiple * lens.d_mlp), layers)
+            yield name, multiple, covariance(lens, enough(lens, lines, multiple * lens.d_mlp), layers)
 
 
 def main() -> None:
@@ -94,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lens = qv.load(arguments.model)
     cases = known_cases(lens, arguments.facts, arguments.seed)
-    held_out = cut(lens, list(read_texts(arguments.held_out, qv.QVLensError)), 8_000)
+    held_out = enough(lens, list(read_texts(arguments.held_out, qv.QVLensError)), 8_000)
     rows = [prompt.ids for prompt in lens.tokenize(held_out) if len(prompt.ids) > 1]
     print(f"{lens.name}: {len(cases)} edits; perplexity {perplexity(lens, rows):.3f} before", flush=True)
     results = []

@@ -17,7 +17,6 @@ What the study asks about is a `material.Material`. A step that its material say
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,7 +44,6 @@ from qv_lens.evaluation.faithfulness import faithfulness
 from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
-from qv_lens.facts.corpora import corpus
 from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions
 from qv_lens.interventions import Suppress, Zero
@@ -465,9 +463,3 @@ def layer_counts(lens: Lens) -> tuple[int, int]:
     """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled to the model."""
     of = lens.backend_adapter.ace_layers
     return max(1, round(of[0] * lens.n_layers / of[2])), max(1, round(of[1] * lens.n_layers / of[2]))
-
-
-def statistics_of_world(lens: Lens, layers: Sequence[int], documents: int = 2000, attention: bool = False) -> Statistics:
-    """C0 of the bundled world's own text; `attention` also that of what W_O reads. Kept in the user's cache."""
-    modules = ("ffn", "attn") if attention else ("ffn",)
-    return kept_covariance(lens, list(itertools.islice(corpus("world"), documents)), layers, modules=modules)

@@ -309,49 +309,56 @@ def report(folder: Path, *, out: Path | None = None) -> None:
 def stats(
     *,
     model: Model = "toy-gptj",
-    text: str = "world",
+    text: str = "",
     layers: Annotated[list[int] | None, Several] = None,
-    samples: int | None = None,
+    tokens: int | None = None,
     attention: bool = False,
     max_tokens: int | None = None,
-    out: Path = Path("stats"),
+    out: Path | None = None,
     loading: Loading = AS_IT_IS,
 ) -> None:
-    """Second moments C0 of the keys, all layers in one pass; run it again to resume.
+    """Second moments C0 of the keys, all layers in one pass; with --out, run it again to resume.
 
     Parameters
     ----------
     text
-        A text file (a paragraph per line), a folder of .txt files, a dataset name for the datasets package
-        (column "text", e.g. Salesforce/wikitext:wikitext-103-raw-v1), or "world": the bundled world's own text.
+        A text file (a paragraph per line), a folder of .txt files, a dataset name for the datasets package (column "text", e.g.
+        Salesforce/wikitext:wikitext-103-raw-v1), "python" (the reference that comes with Python, the default), or "world" (the
+        bundled world's own text, the default of its models).
     layers
         Which layers (default: all above the first).
-    samples
-        How many texts (default: all; 2000 of the world).
+    tokens
+        How many tokens of the text (default: 10 for each neuron of a layer, which is enough; 0: all of it).
     attention
         Also collect what W_O reads.
     max_tokens
         Length to which each text is cut (default: the model's context).
     out
-        The folder.
+        A folder for them (default: the user's cache, where qv-lens edit looks; one layer and text are computed once).
     """
-    import itertools
-
     import qv_lens as qv
-    from qv_lens.editing.statistics import covariance
+    from qv_lens.editing.kept import default_text, kept_covariance
+    from qv_lens.editing.statistics import covariance, enough
     from qv_lens.facts.corpora import corpus
 
-    _at_least("--samples", samples, 1)
+    _at_least("--tokens", tokens, 0)
     _at_least("--max-tokens", max_tokens, 1)
     _not_empty("--layers", layers)
-    if out.exists() and not out.is_dir():
+    if out is not None and out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: the statistics go into a folder. Choose another one.")
     lens = qv.load(model, **asdict(loading))
-    texts = itertools.islice(corpus(text), samples or (2000 if text == "world" else None))
+    source = text or default_text(lens)
+    texts = corpus(source) if tokens == 0 else enough(lens, corpus(source), tokens)
     modules = ("ffn", "attn") if attention else ("ffn",)
     wanted = layers or list(range(1, lens.n_layers))
-    found = covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules, folder=out, total=samples)
-    print(f"{out}: C0 of layers {wanted} over {found.tokens} tokens (text {found.corpus}, model {found.fingerprint})")
+    if out is None:
+        found = kept_covariance(lens, list(texts), wanted, max_tokens=max_tokens, modules=modules)
+    else:
+        found = covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules, folder=out)
+    where = "the user's cache" if out is None else out
+    print(
+        f"{where}: C0 of layers {wanted} over {found.tokens} tokens of {source} (text {found.corpus}, model {found.fingerprint})"
+    )
 
 
 @app.command
@@ -377,16 +384,16 @@ def edit(
         ROME, RROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET, ACE, FT, FTL, KNE, CTP, LoRA, AdaLoRA, KN (in capitals
         or not).
     statistics
-        Folder made by qv-lens stats (the bundled models make their own, once, and keep it in $QV_LENS_CACHE or the user's cache).
+        Folder made by qv-lens stats (default: C0 over a default text, computed once and kept in $QV_LENS_CACHE or the user's
+        cache).
     out
         Folder for the patch.
     """
     import qv_lens as qv
-    from qv_lens.case_study import statistics_of_world
     from qv_lens.editing.edit import check_requests, check_statistics
+    from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import presets
     from qv_lens.editing.statistics import Statistics
-    from qv_lens.models.zoo import BUNDLED
 
     table = presets(preset or model)
     method = _spelled(method, table)
@@ -403,13 +410,12 @@ def edit(
     C0 = Statistics.load(statistics) if statistics is not None else None
     lens = qv.load(model, **asdict(loading))
     lens.tokenize([request.target, fact])
-    reads = getattr(editor, "reads_statistics", False)
-    if C0 is not None or model not in BUNDLED:
+    if C0 is not None:
         check_statistics(lens, editor, C0)
     print(f"{editor}   ({table[method].source})")
     _tell_knowledge(lens, fact)
-    if reads and C0 is None:
-        C0 = statistics_of_world(lens, range(1, lens.n_layers), attention=True)
+    if C0 is None and getattr(editor, "reads_statistics", False):
+        C0 = corpus_statistics(lens, layers=range(1, lens.n_layers))
     patch = qv.edit(lens, request, editor, statistics=C0, seed=seed)
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):
@@ -431,7 +437,7 @@ def evaluate(
     protocol: Literal["single", "batch", "consecutive"] = "single",
     metrics: Annotated[list[str] | None, Parameter(name="--metric", consume_multiple=True)] = None,
     count: int = 16,
-    text: str = "world",
+    text: str = "",
     blocks: Path | None = None,
     out: Path | None = None,
     preset: Preset = None,
@@ -453,7 +459,7 @@ def evaluate(
     count
         How many cases (0: 34 single edits, a batch, 100 one after another).
     text
-        Text for C0: world, a file, a folder, a dataset.
+        Text for C0, as qv-lens stats takes it.
     blocks
         A file of worked examples for multi-hop questions, parted by empty lines (default: the bundled world's for its own
         models, else ACE's five).
@@ -528,9 +534,10 @@ def tune(
 
     import qv_lens as qv
     from qv_lens.cache import cache_folder
+    from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.tuned import entries_of, entry_of, file_name, write_tuned
     from qv_lens.tuning.grids import GRIDS, shape_of
-    from qv_lens.tuning.tune import RUNGS, corpus_statistics, known_cases
+    from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose
 
     _not_empty("--method", method)
@@ -681,13 +688,13 @@ def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
         Number of chains asked by chain of thought, of each length.
     """
     from qv_lens import load
-    from qv_lens.case_study import statistics_of_world
+    from qv_lens.editing.kept import corpus_statistics
     from qv_lens.evaluation.checks import check as run
 
     _at_least("--edits", edits, 1)
     _at_least("--chains", chains, 1)
     lens = load(name)
-    table = run(lens, statistics_of_world(lens, range(1, lens.n_layers)), edits=edits, chains=chains)
+    table = run(lens, corpus_statistics(lens, layers=range(1, lens.n_layers), modules=("ffn",)), edits=edits, chains=chains)
     for row in table.itertuples():
         verdict = "ok" if row.measured >= row.wanted else "MISSED"
         print(f"{row.measure:<42}{100 * row.measured:>7.1f}%  wanted {100 * row.wanted:.0f}%  of {row.of:<5}{verdict}")

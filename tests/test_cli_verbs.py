@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import warnings
@@ -44,8 +43,7 @@ def no_statistics(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("stats", "--samples", "-5"), "--samples must be at least 1, got -5."),
-        (("stats", "--samples", "0"), "--samples must be at least 1, got 0."),
+        (("stats", "--tokens", "-5"), "--tokens must be at least 0, got -5."),
         (("stats", "--max-tokens", "0"), "--max-tokens must be at least 1, got 0."),
         (("stats", "--layers"), "--layers needs at least one value, or leave it out."),
         (("attribute", *SPORT, "--top", "0"), "--top must be at least 1, got 0."),
@@ -80,13 +78,17 @@ def test_an_editor_without_c0_needs_none(call, no_statistics):
 
 def test_c0_is_computed_once_and_kept(call, tmp_path, monkeypatch):
     monkeypatch.setenv("QV_LENS_CACHE", str(tmp_path))
-    computed, real, corpus = [], kept.covariance, case_study.corpus
-    monkeypatch.setattr(case_study, "corpus", lambda name: itertools.islice(corpus(name), 40))
+    computed, real = [], kept.covariance
+    monkeypatch.setattr(kept, "WORLD_DOCUMENTS", 40)
     monkeypatch.setattr(kept, "covariance", lambda *a, **k: computed.append(1) or real(*a, **k))
     outputs = [call("edit", *SPORT, "--new", "golf", "--method", "rome") for _ in range(2)]
     assert outputs[0] == outputs[1]
     assert outputs[0][0] == 0
     assert computed == [1]
+    told = [call("stats")[1] for _ in range(2)]
+    assert told[0] == told[1]
+    assert computed == [1, 1]  # of the FFN's own, at another length of text
+    assert "the user's cache: C0 of layers" in told[0]
 
 
 def test_lists_are_given_as_people_write_them(call, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ deleted at any time.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -22,15 +23,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from qv_lens.cache import VARIABLE, cache_folder
-from qv_lens.editing.statistics import Module, Statistics, covariance
+from qv_lens.editing.statistics import Module, Statistics, covariance, enough
 from qv_lens.errors import EditError
+from qv_lens.facts.corpora import corpus
 from qv_lens.models.lens import Lens
+from qv_lens.models.zoo import BUNDLED
 
 #: changes when C0 is computed differently
 FORMAT = 1
 PARTIAL = ".partial-"
 Key = tuple[int, Module]
 DAY = 86_400
+WORLD_DOCUMENTS = 2_000
 
 
 def kept_covariance(
@@ -64,6 +68,31 @@ def kept_covariance(
     C0 = {layer: found[layer, "ffn"].C0[layer] for layer in wanted if "ffn" in modules}
     attention = {layer: found[layer, "attn"].attention[layer] for layer in wanted if "attn" in modules}
     return replace(next(iter(found.values())), C0=C0, attention=attention)
+
+
+def default_text(lens: Lens) -> str:
+    """The text for C0 where none is named: the bundled world's for its own models, for others what every Python has."""
+    return "world" if lens.name in BUNDLED else "python"
+
+
+def corpus_statistics(
+    lens: Lens,
+    text: str = "",
+    layers: Iterable[int] | None = None,
+    *,
+    modules: tuple[Module, ...] = ("ffn", "attn"),
+    max_tokens: int | None = None,
+) -> Statistics:
+    """C0 over a text by name (`facts.corpora.corpus`; "": `default_text`), of all layers unless some are named, from the cache where it
+    is there.
+
+    Of the bundled world 2,000 documents are taken, of any other text as many tokens as C0 needs (`statistics.enough`).
+    Raises `ConfigError` for a text that cannot be read, and what `covariance` raises.
+    """
+    source = text or default_text(lens)
+    texts = list(itertools.islice(corpus(source), WORLD_DOCUMENTS)) if source == "world" else enough(lens, corpus(source))
+    wanted = range(lens.n_layers) if layers is None else layers
+    return kept_covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules)
 
 
 def _name(lens: Lens, state: str, texts: Sequence[str], max_tokens: int | None) -> str:

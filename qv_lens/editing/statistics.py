@@ -167,15 +167,16 @@ def covariance(
     return statistics
 
 
-def enough(lens: Lens, texts: Iterable[str], multiple: float = ENOUGH) -> list[str]:
-    """The first texts that hold `multiple` times d_mlp tokens together, or all of them."""
+def enough(lens: Lens, texts: Iterable[str], tokens: int | None = None) -> list[str]:
+    """The first texts that hold so many tokens together (None: `ENOUGH` times d_mlp), or all of them."""
+    wanted = ENOUGH * lens.d_mlp if tokens is None else tokens
     chosen = []
-    tokens = 0
+    count = 0
     for text in texts:
-        if tokens >= multiple * lens.d_mlp:
+        if count >= wanted:
             break
         chosen.append(text)
-        tokens += len(encode(lens.tokenizer, text, lens.prepend_bos)[0])
+        count += len(encode(lens.tokenizer, text, lens.prepend_bos)[0])
     return chosen
 
 

@@ -31,6 +31,8 @@ from qv_lens.models.lens import Lens
 DEPTHS = (0.15, 0.25, 0.4, 0.55)
 #: those of ACE's value layers, which lie higher
 VALUE_DEPTHS = (0.4, 0.55, 0.7)
+#: those of layers that are written at the prompt's last token
+LATE_DEPTHS = (0.7, 0.85)
 #: layers that MEMIT spreads over, as a share of GPT-J's 28
 SPREAD = 6 / 28
 #: lam of ACE in units of d_mlp: both of its groups write the whole residual, so that less is more
@@ -62,6 +64,15 @@ class Shape:
     def value_ends(self) -> tuple[int, ...]:
         """Highest value layers of ACE to try."""
         return self._layers(VALUE_DEPTHS, [self.depth])
+
+    @property
+    def late_ends(self) -> tuple[int, ...]:
+        """Highest of the deep layers that are written at the prompt's last token."""
+        return self._layers(LATE_DEPTHS, [])
+
+    def end(self, place: int) -> int:
+        """The highest layer at a place among `ends`, or the last of them."""
+        return self.ends[min(place, len(self.ends) - 1)]
 
     def _layers(self, shares: Iterable[float], more: Iterable[int]) -> tuple[int, ...]:
         layers = [round(share * self.n_layers) for share in shares]
@@ -136,7 +147,7 @@ def _pmet(shape: Shape) -> Iterable[Editor]:
 
 
 def _ifmet(shape: Shape) -> Iterable[Editor]:
-    deep = shape.window(round(0.7 * shape.n_layers), 5)
+    deep = shape.window(shape.late_ends[0], 5)
     for end, search in itertools.product(shape.ends, _two_deltas(shape)):
         yield IFMET(layers=shape.window(end), deep_layers=deep, lam=float(shape.d_mlp), **search)
 
@@ -146,24 +157,23 @@ def _ace(shape: Shape, **reading: Any) -> Iterable[Editor]:
     _, long = _two_deltas(shape)
     for end, lam in itertools.product(shape.value_ends, _lams(shape, WRITTEN_TWICE)):
         value = shape.window(end, 3)
-        low = shape.window(min(shape.ends[1], value[0] - 1))
+        low = shape.window(min(shape.end(1), value[0] - 1))
         near = shape.window(value[0] - 1)
         for query in (low, near):
-            if query:
-                yield ACE(value_layers=value, query_layers=query, lam=lam, **{**long, **reading})
+            yield ACE(value_layers=value, query_layers=query, lam=lam, **{**long, **reading})
 
 
 def _ace_paper(shape: Shape) -> Iterable[Editor]:
     """Section 5: deep layers at the prompt's last token, written first."""
     _, long = _two_deltas(shape)
     reading = {"joint": True, "passes": "two", "order": "value first", "value_prompts": "via", "value_token": "last"}
-    for depth, query in itertools.product((0.7, 0.85), shape.ends[1:3]):
-        value = shape.window(round(depth * shape.n_layers), 3)
+    for end, query in itertools.product(shape.late_ends, (shape.end(1), shape.end(2))):
+        value = shape.window(end, 3)
         yield ACE(value_layers=value, query_layers=shape.window(query), lam=float(shape.d_mlp), **{**long, **reading})
 
 
 def _ft(shape: Shape) -> Iterable[Editor]:
-    for layer, lr in itertools.product((*shape.ends, round(0.75 * shape.n_layers)), (5e-4, 1.5e-3, 5e-3)):
+    for layer, lr in itertools.product((*shape.ends, shape.late_ends[0]), (5e-4, 1.5e-3, 5e-3)):
         yield FT(layer=layer, lr=lr)
 
 
@@ -183,13 +193,13 @@ def _ctp(shape: Shape) -> Iterable[Editor]:
 
 
 def _lora(shape: Shape) -> Iterable[Editor]:
-    wide = tuple(range(shape.n_layers))
-    for layers, lr in itertools.product((shape.window(shape.ends[1]), wide), (1e-3, 5e-3)):
+    wide = tuple(range(shape.first, shape.n_layers))
+    for layers, lr in itertools.product((shape.window(shape.end(1)), wide), (1e-3, 5e-3)):
         yield LoRA(layers=layers, steps=30, lr=lr, dropout=0.0, stop=0.1)
 
 
 def _adalora(shape: Shape) -> Iterable[Editor]:
-    for layers, lr in itertools.product((shape.window(shape.ends[1]), shape.window(shape.ends[2])), (5e-3, 2e-2)):
+    for layers, lr in itertools.product((shape.window(shape.end(1)), shape.window(shape.end(2))), (5e-3, 2e-2)):
         yield AdaLoRA(layers=layers, steps=30, lr=lr, dropout=0.0)
 
 

@@ -19,21 +19,20 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
 from qv_lens.editing.edit import Editor
-from qv_lens.editing.kept import kept_covariance
-from qv_lens.editing.statistics import Statistics, enough
+from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, EditError
 from qv_lens.evaluation.metrics import harmonic
 from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate
 from qv_lens.evaluation.subset import known_facts
 from qv_lens.facts.atlas import atlas, edit_case
-from qv_lens.facts.corpora import corpus
 from qv_lens.facts.records import EditCase, Fact
 from qv_lens.models.lens import Lens
 from qv_lens.tuning.grids import Shape, grid
@@ -106,9 +105,9 @@ def tune(
 
 
 def score(values: Mapping[str, float]) -> float:
-    """The harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms; 0 where nothing was measured."""
+    """The harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms; minus infinity where an edit was refused."""
     if not values:
-        return 0.0
+        return -inf
     return harmonic([(values[f"{part}_acc"] + values[f"{part}_success"]) / 2 for part in PARTS])
 
 
@@ -152,12 +151,6 @@ def _neighbours(case: EditCase, known: Sequence[Fact], seed: int) -> list[Fact]:
     near = [other for other in known if other.relation == fact.relation and other.subject != fact.subject]
     near = [other for other in near if case.request.new not in (other.answer, *other.aliases)]
     return random.Random(f"{seed} {fact.text}").sample(near, min(5, len(near)))
-
-
-def corpus_statistics(lens: Lens, text: str) -> Statistics:
-    """C0 of every layer's FFN and attention over the text that `corpus` names, kept in the user's cache."""
-    texts = enough(lens, corpus(text))
-    return kept_covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
 
 
 class _Log:

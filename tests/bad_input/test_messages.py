@@ -20,13 +20,13 @@ import torch
 
 import qv_lens as qv
 from qv_lens import cli
-from qv_lens.case_study import file_material
 from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.corpora import corpus
+from qv_lens.material import file_material
 from qv_lens.models.fetch import get
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import WEIGHTS
@@ -254,7 +254,7 @@ CASES = {
     "file of a run file": lambda tmp: run_file(tmp, "layers", "category=sport", "facts=none.json"),
     "number of a run file": lambda tmp: run_file(tmp, "layers", "category=sport", "prompts=0"),
     "skip of a run file": lambda tmp: run_file(tmp, "editors", "skip=x"),
-    "too few samples": lambda tmp: cli.stats(samples=-5),
+    "too few tokens": lambda tmp: cli.stats(tokens=-5),
     "no layers": lambda tmp: cli.stats(layers=[]),
     "statistics into a file": lambda tmp: stats_into_a_file(tmp),
     "intervention that is a set": lambda tmp: _intervene(qv.NeuronSet.of([(1, 0)])),

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.case_study import ablate, file_material, suppress, world_material
+from qv_lens.case_study import ablate, suppress
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.metrics import FORCED, accuracy
 from qv_lens.evaluation.protocols import evaluate
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.interventions import ffn_coefficients
+from qv_lens.material import file_material, world_material
 from qv_lens.models.zoo import BUNDLED, WEIGHTS
 from qv_lens.reporting.page import report
 
@@ -126,23 +127,25 @@ def test_interventions_of_the_study(lens):
     counts from the counts themselves."""
     fact, new = _request()
     material = world_material(lens, fact, new)
-    frame = ablate(lens, material.same[:6], material.same[6:12], material.other[:6], top_layer=2)
-    assert len(frame) == 2 * (1 + 5) * 2
-    assert set(frame[frame["scope"] == "layer 2"]["count"]) == {round(0.01 * lens.d_mlp)}
-    ranked = qv.value_neurons(lens, material.same[:6], None, over="set").layer(2)
-    rows = [neuron for _, neuron in ranked.units[: round(0.01 * lens.d_mlp)]]
+    frame = ablate(lens, material.same[:6], material.same[6:12], material.other[:6])
+    assert len(frame) == (1 + 5) * 2
+    count = round(0.01 * lens.n_layers * lens.d_mlp)
+    assert set(frame["count"]) == {count}
+    ranked = qv.value_neurons(lens, material.same[:6], None, over="set").top(count)
     asked = {"same kind": material.same[6:12], "other kinds": material.other[:6]}
     before = {name: lens.logprob(facts) for name, facts in asked.items()}
-    kept = lens.w_out(2).clone()
-    lens.w_out(2)[rows] = 0.0
+    kept = [lens.w_out(layer).clone() for layer in range(lens.n_layers)]
+    for layer, neuron in ranked:
+        lens.w_out(layer)[neuron] = 0.0
     for name, facts in asked.items():
-        row = frame[(frame["scope"] == "layer 2") & (frame["neurons"] == "top 1%") & (frame["group"] == name)].iloc[0]
+        row = frame[(frame["neurons"] == "top 1%") & (frame["group"] == name)].iloc[0]
         best = lens.next_token_logits(facts).argmax(-1).tolist()
         right = [token == lens.answer_ids(fact)[0] for token, fact in zip(best, facts, strict=True)]
         assert row["accuracy"] == pytest.approx(sum(right) / 6)
         change = sum(lens.logprob(facts)) / 6 - sum(before[name]) / 6
         assert row["logprob_change"] == pytest.approx(change, abs=1e-5)
-    lens.w_out(2).copy_(kept)
+    for layer, weight in enumerate(kept):
+        lens.w_out(layer).copy_(weight)
     layers = qv.locate(lens, material.chains[:6])
     drops, counts = suppress(lens, material.chains[:6])
     clean = counts[counts["condition"] == "clean"]
@@ -171,7 +174,11 @@ def test_study_and_its_page(lens, tmp_path):
     assert found.answered.strip() == fact.answer
     assert found.settings["seed"] == 0
     assert all(found.settings["versions"].values())
-    assert set(found.edits["variant"]) == {"ACE, located layers", "value layers alone", "random layers"}
+    assert set(found.edits["variant"]) == {"ACE, located layers", "MEMIT", "ACE, random layers"}
+    assert found.restored
+    assert found.known
+    assert found.removal["whose"].unique().tolist() == ["this fact", "another of its kind", "one of another kind"]
+    assert found.probes.loc[found.probes["kind"] == "in other words", "wanted"].eq(new).all()
     page = report(found, tmp_path / "page.html", "qv-lens demo").read_text()
     for text in (fact.subject, new, "qv-lens demo", "Plotly.newPlot", "Eq. 10"):
         assert text in page
@@ -211,7 +218,7 @@ def test_a_study_of_the_users_own_facts(lens, tmp_path):
     facts.write_text(json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in others]))
     text.write_text("\n".join(world_material(lens, fact, new).texts[:700]))
     found = qv.study(lens, fact, new, material=file_material(fact, new, facts, text))
-    assert len(found.ablation) == 24
+    assert len(found.ablation) == 12
     assert found.suppression.empty
     assert found.edits[found.edits["metric"] == "specificity_acc"]["cases"].tolist() == [1, 1, 1]
-    assert "Left out: no multi-hop prompts" in report(found, tmp_path / "page.html").read_text()
+    assert "Query neurons are not silenced" in report(found, tmp_path / "page.html").read_text()

@@ -27,9 +27,9 @@ from qv_lens.attribution.locate import Layers, locate
 from qv_lens.case_study import layer_counts
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import Editor
-from qv_lens.editing.kept import kept_covariance
+from qv_lens.editing.kept import default_text, kept_covariance
 from qv_lens.editing.presets import presets
-from qv_lens.editing.statistics import Statistics
+from qv_lens.editing.statistics import Statistics, enough
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.metrics import FORCED
 from qv_lens.evaluation.probes import Generation
@@ -47,6 +47,8 @@ from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
 from qv_lens.sweeps.recipes.material import at_least, check_files, knowledge
 
+#: documents of the bundled world for C0
+WORLD_DOCUMENTS = 3_000
 LAYERS = ("preset", "located", "value", "query", "random", "all")
 #: what a run's figure draws, where it was measured
 SHOWN = (
@@ -61,7 +63,8 @@ class Comparison:
 
     `data`: 'facts', 'multihop', or a file. `count`: how many (0: 34, one batch, 100 consecutive).
     `known`: of a file's chains, only those all of whose hops the model answers (ACE, Appendix B.1).
-    `text`: for C0: 'world', a file, a dataset. `blocks`: a file of worked examples, parted by empty lines ('': the world's for
+    `text`: for C0: 'world', 'python', a file, a dataset ('': the default of the model). `documents`: how many texts of it (0: 3,000
+    of the world, of another as many as C0 needs). `blocks`: a file of worked examples, parted by empty lines ('': the world's for
     its own models, else ACE's five of Appendix G.1). `metrics`: names, () for those that fit.
     `layers`: which ones ACE edits (see above). `skip`: which of its best-ranked ones it does not, a letter each: 'q', 'v', 'qq'.
     `edited`: how many layers in all (0: the preset's number); where that is not the preset's number, ACE's are the located
@@ -82,8 +85,8 @@ class Comparison:
     batch_size: int = 32
     curve: int = 0
     metrics: tuple[str, ...] = ()
-    text: str = "world"
-    documents: int = 3000
+    text: str = ""
+    documents: int = 0
     blocks: str = ""
     known: bool = False
     preset: str = ""
@@ -92,7 +95,7 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.count < 0:
             raise ConfigError(f"count is how many cases are drawn, 0 for the protocol's own number; got {self.count}.")
-        at_least(self, batch_size=1, documents=1, edited=0, curve=0, seed=0)
+        at_least(self, batch_size=1, documents=0, edited=0, curve=0, seed=0)
         if not self.count:  # the number that a protocol is about; written out, so that it stands in the rows
             object.__setattr__(self, "count", {"batch": self.batch_size, "consecutive": 100}.get(self.protocol, 34))
         if isinstance(self.metrics, str):  # --set metrics=["fluency"] is a grid of one: each of its values alone
@@ -240,9 +243,11 @@ def _metrics(task: Comparison, found: Drawn) -> list[str]:
 
 
 def _statistics(lens: Lens, task: Comparison) -> Statistics:
-    if task.text == "world":
+    source = task.text or default_text(lens)
+    if source == "world":
         check_world(lens)
-    texts = list(itertools.islice(corpus(task.text), task.documents))
+    count = task.documents or (WORLD_DOCUMENTS if source == "world" else 0)
+    texts = list(itertools.islice(corpus(source), count)) if count else enough(lens, corpus(source))
     return kept_covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
 
 

@@ -1,0 +1,147 @@
+"""Grids that fit any model, and successive halving: who goes on, what is measured once, what is held apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.editing.closed_form import ClosedForm
+from qv_lens.editing.presets import EDITORS, presets
+from qv_lens.editing.statistics import covariance
+from qv_lens.evaluation.protocols import evaluate
+from qv_lens.facts import miniworld, worldrecords
+from qv_lens.models.zoo import n_layers
+from qv_lens.tuning import grids, tune
+from qv_lens.tuning.grids import GRIDS, Shape, grid, subject_depth
+from tests.models import texts, tiny_lens
+
+WORLD = miniworld.build(0)
+CASES = worldrecords.edit_cases(WORLD, 6)
+TINY = Shape(n_layers=3, first=0, d_mlp=48, depth=1)
+
+
+def test_every_editor_has_a_grid():
+    assert set(GRIDS) == set(presets("toy-gptj"))
+    assert {name.split(".")[0] for name in GRIDS} == set(EDITORS)
+
+
+@pytest.mark.parametrize("method", GRIDS)
+@pytest.mark.parametrize("shape", [TINY, Shape(12, 1, 512, 4), Shape(28, 0, 16384, 6), Shape(36, 0, 12288, 10)])
+def test_every_setting_lies_within_the_model(method, shape):
+    settings = grid(method, shape)
+    assert 1 <= len(settings) <= 40
+    assert len(set(settings)) == len(settings)
+    kind = EDITORS[method.split(".")[0]]
+    for editor in settings:
+        assert type(editor) is kind
+        for name in ("layer", "layers", "deep_layers", "value_layers", "query_layers"):
+            chosen = getattr(editor, name, None)
+            for layer in (chosen,) if isinstance(chosen, int) else chosen or ():
+                assert shape.first <= layer < shape.n_layers
+
+
+@pytest.mark.filterwarnings("ignore:Query layers")
+def test_plans_of_a_real_lens_are_made_without_a_refusal():
+    lens = tiny_lens("gptj", n_layers=4)
+    shape = Shape(lens.n_layers, lens.backend_adapter.first_editable, lens.d_mlp, 1)
+    for method in GRIDS:
+        for editor in grid(method, shape):
+            if isinstance(editor, ClosedForm):
+                assert editor.plan(lens)
+
+
+def test_the_depth_is_where_half_of_the_subjects_part_lies():
+    lens = tiny_lens("qwen3-gqa")
+    facts = [case.request.fact for case in CASES[:2]]
+    frames = [qv.neuron_effects(lens, fact, None, positions="subject_last").frame for fact in facts]
+    total = sum(frame.set_index(["layer", "neuron"])["score"].sort_index() for frame in frames)
+    positive = total[total > 0].groupby("layer").sum()
+    wanted = next(layer for layer in range(lens.n_layers) if positive.loc[:layer].sum() >= positive.sum() / 2)
+    assert subject_depth(lens, facts) == wanted
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A bundled model, and three settings of FT of which the last is good for nothing."""
+    lens = qv.load("toy-gptj")
+    settings = [qv.FT(layer=3, lr=1e-2), qv.FT(layer=2, lr=1e-2), qv.FT(layer=3, lr=1e-6, steps=1)]
+    monkeypatch.setattr(tune, "grid", lambda method, shape: list(settings))
+    return lens, settings
+
+
+SHAPE = Shape(n_layers("toy-gptj"), 1, 512, 4)
+
+
+def test_the_better_half_goes_on_and_is_tried_on_edits_held_apart(toy, tmp_path):
+    lens, settings = toy
+    found = tune.tune(lens, "FT", SHAPE, CASES[:4], CASES[4:], None, tmp_path, rungs=(2, 4))
+    counts = found.table.groupby("rung")["editor"].nunique()
+    assert counts.tolist() == [3, 2, 2]
+    assert found.table.groupby("rung")["edits"].first().tolist() == [2, 4, 2]
+    first = found.table[found.table["rung"] == 0].sort_values("score")
+    assert first["editor"].iloc[0] == repr(settings[2])
+    assert repr(settings[2]) not in set(found.table[found.table["rung"] > 0]["editor"])
+    direct = evaluate(lens, CASES[4:], tune.METRICS, found.editor).groupby("metric")["after"].mean()
+    for name, value in found.figures.items():
+        assert value == pytest.approx(direct[name])
+    parts = [(direct[f"{part}_acc"] + direct[f"{part}_success"]) / 2 for part in ("efficacy", "paraphrase", "specificity")]
+    assert found.score == pytest.approx(3 / sum(1 / part for part in parts))
+    others = found.table[found.table["rung"] == 2]
+    assert found.score == others["score"].max()
+
+
+def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
+    lens, _ = toy
+    asked = []
+    monkeypatch.setattr(tune, "evaluate", lambda lens, cases, *a, **k: asked.append(len(cases)) or evaluate(lens, cases, *a, **k))
+    arguments = (lens, "FT", SHAPE, CASES[:4], CASES[4:], None, tmp_path)
+    first = tune.tune(*arguments, rungs=(2, 4))
+    assert sum(asked) == 3 * 2 + 2 * 2 + 2 * 2
+    lines = (tmp_path / tune.TRIALS).read_text().splitlines()
+    whole = [line for line in lines if line]
+    (tmp_path / tune.TRIALS).write_text("\n".join([*whole[:-3], whole[-3][:20]]))  # killed while it wrote
+    asked.clear()
+    again = tune.tune(*arguments, rungs=(2, 4))
+    assert sum(asked) == 3
+    assert again.editor == first.editor
+    assert again.figures == first.figures
+    assert json.loads(whole[0])["fingerprint"] == lens.fingerprint
+
+
+def test_a_setting_that_is_refused_loses(toy, tmp_path, monkeypatch):
+    lens, settings = toy
+    broken = dataclasses.replace(settings[0], objective="nothing")
+    monkeypatch.setattr(tune, "grid", lambda method, shape: [broken, settings[1]])
+    found = tune.tune(lens, "FT", SHAPE, CASES[:2], CASES[4:], None, tmp_path, rungs=(1, 2))
+    assert found.editor == settings[1]
+    monkeypatch.setattr(tune, "grid", lambda method, shape: [broken])
+    with pytest.raises(qv.QVLensError, match=r"No setting of FT could be applied .*Objective"):
+        tune.tune(lens, "FT", SHAPE, CASES[:2], CASES[4:], None, tmp_path / "b", rungs=(1, 2))
+
+
+def test_folders_and_cases_that_do_not_fit_are_refused(toy, tmp_path):
+    lens, _ = toy
+    with pytest.raises(qv.QVLensError, match="Tuning takes 4 edits"):
+        tune.tune(lens, "FT", SHAPE, CASES[:2], CASES[4:], None, tmp_path, rungs=(2, 4))
+    tune._Log.open(tmp_path, lens, None)
+    other = tiny_lens("gptj", dtype=torch.float32)
+    with pytest.raises(qv.QVLensError, match="another model or text"):
+        tune._Log.open(tmp_path, other, covariance(other, texts(3), [1]))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(qv.QVLensError, match="Cannot keep the trials"):
+        tune._Log.open(tmp_path / "file", lens, None)
+    with pytest.raises(qv.QVLensError, match="Editor to tune"):
+        grids.grid("ROMEO", SHAPE)
+
+
+def test_facts_take_turns_by_relation():
+    facts = [qv.Fact("{} a", str(i), "x", relation="A") for i in range(3)] + [qv.Fact("{} b", "9", "x", relation="B")]
+    random.Random(0).shuffle(facts)
+    relations = [fact.relation for fact in tune._in_turns(facts)]
+    assert set(relations[:2]) == {"A", "B"}
+    assert relations[2:] == ["A", "A"]
