@@ -1,6 +1,7 @@
 """The subset that a model can be asked about (ACE, Appendix B.1): what it answers before any edit.
 
-`known` picks cases, all of whose single hops it answers; `known_facts` (`qv.known`) picks facts.
+`known` picks cases, all of whose single hops it answers; `known_edits` edits of facts that it answers; `known_facts`
+(`qv.known`) picks facts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pandas as pd
 from qv_lens.errors import FactError, unknown
 from qv_lens.evaluation.metrics import correct
 from qv_lens.facts.prompts import G2, begins
-from qv_lens.facts.records import Fact, Hop, MultiHopCase, Probe
+from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase, Probe
 from qv_lens.models.lens import Lens
 
 How = Literal["cloze", "generate", "few_shot"]
@@ -51,6 +52,24 @@ def _right(lens: Lens, hops: Sequence[Hop], prompts: Sequence[str], how: How) ->
         return correct(lens, [Probe(prompt, hop.answer) for prompt, hop in zip(prompts, hops, strict=True)])
     said = lens.generate(list(prompts), 12)
     return [begins(text, [hop.answer, *hop.aliases]) for text, hop in zip(said, hops, strict=True)]
+
+
+def known_edits(lens: Lens, cases: Sequence[EditCase]) -> list[EditCase]:
+    """The cases whose fact, as it was before the edit, the model knows (`known_facts`); those that do not tokenise are left out.
+
+    Asked teacher forced first, which is quick: what it does not say token by token it does not say freely either.
+    """
+    readable = []
+    for case in cases:
+        try:
+            lens.answer_ids(case.request.fact)
+        except FactError:
+            continue
+        readable.append(case)
+    right = correct(lens, [case.request.fact for case in readable])
+    likely = [case for case, hit in zip(readable, right, strict=True) if hit]
+    _, table = known_facts(lens, [case.request.fact for case in likely])
+    return [case for case, hit in zip(likely, table["right"], strict=True) if hit]
 
 
 def known_facts(lens: Lens, facts: Sequence[Fact], batch_size: int = 16) -> tuple[list[Fact], pd.DataFrame]:

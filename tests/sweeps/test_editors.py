@@ -34,7 +34,7 @@ def test_a_cell_is_the_evaluation_of_its_preset(context):
     frame = compare(Comparison("toy-gptj", "MEMIT", metrics=("efficacy_acc", "efficacy_success"), **QUICK), context)
     lens = context.lens("toy-gptj")
     cases = worldrecords.edit_cases(miniworld.build(0), 2, 2000)
-    statistics = context.once(("C0", "world", 300), None)
+    statistics = context.once(("C0", "", 300), None)
     for i, case in enumerate(cases):
         patch = qv.edit(lens, case.request, presets("toy-gptj")["MEMIT"].editor, statistics=statistics)
         with lens.patched(patch):
@@ -104,6 +104,20 @@ def test_chains_of_a_file(context, tmp_path):
     assert frame.loc[frame["metric"] == "multihop_cot", "before"].mean() == 1
     with pytest.warns(UserWarning, match="no prompt to measure multihop_cot by"):
         compare(Comparison("toy-gptj", protocol="none", metrics=("multihop_cot",), **QUICK), context)
+
+
+def test_edits_of_a_file_that_the_model_knows(context, tmp_path):
+    """Those whose old answer it gives; the others, and those that do not tokenise, are passed over and counted."""
+    records = worldrecords.counterfact(miniworld.build(0), 6, 5)
+    records[0]["requested_rewrite"]["target_true"]["str"] = "Nowhere"
+    file = tmp_path / "cases.json"
+    file.write_text(json.dumps(records))
+    frame = compare(Comparison("toy-gptj", protocol="none", data=str(file), count=5, known=True), context)
+    assert frame["case"].nunique() == 5
+    assert (frame["unknown"] == 1).all()
+    assert (frame["prompts_known"] == frame["prompts_asked"]).all()
+    with pytest.raises(qv.QVLensError, match="5 edits of facts that toy-gptj answers"):
+        compare(Comparison("toy-gptj", protocol="none", data=str(file), count=5, seed=1, known=True), context)
 
 
 def test_worked_examples(context, tmp_path):

@@ -34,12 +34,12 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.metrics import FORCED
 from qv_lens.evaluation.probes import Generation
 from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, check_metrics, evaluate, fitting, summary
-from qv_lens.evaluation.subset import known
+from qv_lens.evaluation.subset import known, known_edits
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read, warn_of
 from qv_lens.facts.corpora import corpus
 from qv_lens.facts.prompts import G1
-from qv_lens.facts.records import UNKNOWN, Case, Fact, MultiHopCase
+from qv_lens.facts.records import UNKNOWN, Case, EditCase, Fact, MultiHopCase
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import check_world, of_world
 from qv_lens.plots import method_bars, seconds_bars
@@ -47,6 +47,8 @@ from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
 from qv_lens.sweeps.recipes.material import at_least, check_files, knowledge
 
+#: records of a file that are asked at once whether the model knows them
+KNOWN_AT_ONCE = 256
 #: documents of the bundled world for C0
 WORLD_DOCUMENTS = 3_000
 LAYERS = ("preset", "located", "value", "query", "random", "all")
@@ -62,7 +64,7 @@ class Comparison:
     """One cell.
 
     `data`: 'facts', 'multihop', or a file. `count`: how many (0: 34, one batch, 100 consecutive).
-    `known`: of a file's chains, only those all of whose hops the model answers (ACE, Appendix B.1).
+    `known`: of a file's cases, only chains all of whose hops, and edits whose fact, the model answers (ACE, Appendix B.1).
     `text`: for C0: 'world', 'python', a file, a dataset ('': the default of the model). `documents`: how many texts of it (0: 3,000
     of the world, of another as many as C0 needs). `blocks`: a file of worked examples, parted by empty lines ('': the world's for
     its own models, else ACE's five of Appendix G.1). `metrics`: names, () for those that fit.
@@ -189,23 +191,32 @@ def drawn(task: Comparison, lens: Lens) -> Drawn:
     warn_of(got.refused)
     found, upto, passed = random.Random("editors").sample(got.cases, len(got.cases)), (task.seed + 1) * task.count, 0
     if task.known:
-        chains, found = [case for case in found if isinstance(case, MultiHopCase)], []
-        while chains and len(found) < upto:
-            more = known(lens, chains[:64])[0]
-            found, chains, passed = [*found, *more], chains[64:], passed + len(chains[:64]) - len(more)
+        waiting, found = found, []
+        while waiting and len(found) < upto:
+            more = _known(lens, waiting[:KNOWN_AT_ONCE])
+            passed += len(waiting[:KNOWN_AT_ONCE]) - len(more)
+            found, waiting = [*found, *more], waiting[KNOWN_AT_ONCE:]
     if not got.cases and got.facts:
         raise ConfigError(
             f"{task.data} holds {len(got.facts)} facts and no edits: nothing says what their new answers are. Name a file of edits (in "
             "MQuAKE's, CounterFact's, ZsRE's or KnowEdit's format), or edit one fact (qv-lens edit --new, fact.to('new answer'))."
         )
     if len(found) <= upto - task.count:
-        what = f"chains all of whose hops {lens.name} answers" if task.known else "edits"
+        what = f"edits of facts that {lens.name} answers, chains in all their hops," if task.known else "edits"
         raise ConfigError(
             f"{task.data} holds {len(found)} {what}, none of them for seed {task.seed}: each seed takes {task.count} others. "
             "Take a lower seed or a smaller count."
         )
     mine = found[upto - task.count : upto]
     return Drawn(mine, _examples(task, lens, mine), len(got.refused), passed)
+
+
+def _known(lens: Lens, cases: Sequence[Case]) -> list[Case]:
+    """The chains all of whose hops, and the edits whose fact, the model answers."""
+    chains = [case for case in cases if isinstance(case, MultiHopCase)]
+    edits = [case for case in cases if isinstance(case, EditCase)]
+    kept = {id(case) for case in (*known(lens, chains)[0], *known_edits(lens, edits))}
+    return [case for case in cases if id(case) in kept]
 
 
 def _examples(task: Comparison, lens: Lens, cases: Sequence[Case]) -> tuple[str, ...]:
