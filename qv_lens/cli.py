@@ -582,8 +582,8 @@ def run(
     engine: Literal["inline", "ray"] = "inline",
     workers: int | None = None,
     address: str | None = None,
-    device: str | None = None,
     dry_run: bool = False,
+    loading: Loading = AS_IT_IS,
 ) -> None:
     """Run a sweep from a TOML file; run it again to resume.
 
@@ -603,8 +603,6 @@ def run(
         Ray workers.
     address
         Address of a running Ray cluster; 'auto' for this machine's.
-    device
-        Device of the models, inline.
     dry_run
         Print the tasks, the time (from what is finished, or two trial tasks) and the size of the weights; write nothing.
     """
@@ -619,14 +617,14 @@ def run(
     config = read_config(file, changes or (), model or ())
     folder = out or Path("runs") / file.stem
     if dry_run:
-        cost = estimate(config, folder, device=device)
+        cost = estimate(config, folder, device=loading.device, dtype=loading.dtype)
         for task in cost.tasks:
             print(f"{task.index:>5}  " + "  ".join(f"{key}={value}" for key, value in task.values.items()))
         time = f"{cost.seconds / 60:.1f} minutes on one worker (from {cost.source})"
         print(f"{len(cost.tasks)} tasks, {cost.todo} to do: {time}; weights {cost.gigabytes:.2f} GB per worker")
         return
     try:
-        start(config, folder, engine=engine, workers=workers, address=address, device=device)
+        start(config, folder, engine=engine, workers=workers, address=address, device=loading.device, dtype=loading.dtype)
     except KeyboardInterrupt:
         print(f"\nStopped. What is finished is in {folder}; the same command goes on from there.", file=sys.stderr)
         sys.exit(130)

@@ -8,9 +8,11 @@ import warnings
 
 import pandas as pd
 import pytest
+import torch
 
 from qv_lens import case_study, cli
 from qv_lens.editing import kept
+from qv_lens.errors import ModelError
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.sweeps import engine
 
@@ -196,3 +198,54 @@ def test_a_run_says_that_the_model_knows_nothing(call, tmp_path):
     with pytest.warns(UserWarning, match="neurons=top"):
         engine.run(engine.RunConfig("ablation", {"model": "toy-gptj", "prompts": 2, "facts": str(tmp_path / "facts.json")},
                                     {"neurons": ("top",)}), tmp_path / "library")  # fmt: skip
+
+
+@pytest.fixture
+def studied(monkeypatch):
+    """What `study` is called with, which then does nothing."""
+    calls = []
+    monkeypatch.setattr(cli, "study", lambda prompt, **options: calls.append((prompt, options)))
+    return calls
+
+
+def test_the_demo_takes_the_real_model(call, studied, monkeypatch, tmp_path):
+    monkeypatch.setattr("qv_lens.models.fetch.get", lambda name: tmp_path)
+    code, _, told = call("demo", "--out", tmp_path / "demo.html")
+    assert (code, told) == (0, "")
+    prompt, options = studied[0]
+    assert (prompt, options["subject"], options["answer"]) == ("The capital of {} is", "France", "Paris")
+    assert options["model"] == "smollm2-135m"
+
+
+def test_the_demo_falls_back_to_a_toy_and_says_so(call, studied, monkeypatch, tmp_path):
+    def refuse(name):
+        raise ModelError("pip cannot download it: no network.")
+
+    monkeypatch.setattr("qv_lens.models.fetch.get", refuse)
+    code, _, told = call("demo", "--out", tmp_path / "demo.html")
+    assert code == 0
+    assert "no network" in told
+    assert "bundled toy-gptj instead" in told
+    assert studied[0][1]["model"] == "toy-gptj"
+    assert "plays the sport of" in studied[0][0]
+
+
+def test_the_model_of_a_demo_can_be_named(call, studied, monkeypatch, tmp_path):
+    monkeypatch.setattr("qv_lens.models.fetch.get", lambda name: pytest.fail("fetched"))
+    for model, prompt in (("toy-qwen3", "plays the sport of"), ("some/model", "The capital of {} is")):
+        call("demo", "--model", model, "--out", tmp_path / "demo.html")
+        assert prompt in studied[-1][0]
+        assert studied[-1][1]["model"] == model
+
+
+def test_a_run_loads_models_as_asked(call, monkeypatch, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "tests.sweeps.trivial:RECIPE"\n[grid]\nn = [1]\n')
+    seen = []
+    real = engine.run_task
+    monkeypatch.setattr(engine, "run_task", lambda recipe, task, context: seen.append(context) or real(recipe, task, context))
+    words = ("--dtype", "float64", "--device", "cpu")
+    assert call("run", file, "--out", tmp_path / "out", *words)[0] == 0
+    call("run", file, "--dry-run", *words)
+    assert [(context.dtype, context.device) for context in seen] == [("float64", "cpu")] * 2
+    assert seen[0].lens("toy-gptj").dtype == torch.float64

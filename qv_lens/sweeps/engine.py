@@ -92,11 +92,13 @@ def run(
     workers: int | None = None,
     address: str | None = None,
     device: str | None = None,
+    dtype: str | None = None,
 ) -> Path:
     """Run every task of `config` that `out` does not hold yet, and return the folder; run it again to resume.
 
     `engine`: 'inline' or 'ray'. `workers`: Ray actors (default: one per GPU, or per CPU core). `address`: of a Ray
-    cluster to join ('auto': the one of this machine). `device`: for models (inline).
+    cluster to join ('auto': the one of this machine). `device` (inline) and `dtype`: of the models (None: the first GPU, the
+    checkpoint's own).
     Raises `ConfigError` for a folder of another run, one that cannot be written, or weights that changed on the way.
     """
     if engine not in ("inline", "ray"):
@@ -105,7 +107,8 @@ def run(
     store = Store.open(out, config, tasks)
     todo = remaining(tasks, store.finished())
     if todo:
-        outcomes = _inline(recipe, todo, device) if engine == "inline" else _on_ray(config.recipe, todo, workers, address)
+        inline = engine == "inline"
+        outcomes = _inline(recipe, todo, device, dtype) if inline else _on_ray(config.recipe, todo, workers, address, dtype)
         bar = tqdm(
             desc=recipe.name, total=len(tasks), initial=len(tasks) - len(todo), unit="task", delay=2 if len(todo) < 20 else 0
         )
@@ -147,13 +150,13 @@ def all_tasks(config: RunConfig) -> list[Task]:
     return tasks_of(config, n_layers)
 
 
-def _inline(recipe: Recipe, tasks: list[Task], device: str | None) -> Iterator[Outcome]:
-    context = Context(device)
+def _inline(recipe: Recipe, tasks: list[Task], device: str | None, dtype: str | None) -> Iterator[Outcome]:
+    context = Context(device, dtype)
     for task in tasks:
         yield run_task(recipe, task, context)
 
 
-def _on_ray(recipe: str, tasks: list[Task], workers: int | None, address: str | None) -> Iterator[Outcome]:
+def _on_ray(recipe: str, tasks: list[Task], workers: int | None, address: str | None, dtype: str | None) -> Iterator[Outcome]:
     try:
         ray: Any = import_module("ray")
         pools: Any = import_module("ray.util")
@@ -171,7 +174,7 @@ def _on_ray(recipe: str, tasks: list[Task], workers: int | None, address: str | 
         count = min(workers or gpus or max(1, cpus), len(tasks))
         share = {"num_gpus": gpus / count} if gpus else {"num_cpus": 1}
         remote = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **share)(Worker)
-        pool, answered, lost = pools.ActorPool([remote.remote(recipe) for _ in range(count)]), set(), ""
+        pool, answered, lost = pools.ActorPool([remote.remote(recipe, dtype) for _ in range(count)]), set(), ""
         for task in tasks:
             pool.submit(lambda actor, task: actor.run.remote(task), task)
         while pool.has_next():
@@ -193,11 +196,11 @@ def _on_ray(recipe: str, tasks: list[Task], workers: int | None, address: str | 
 class Worker:
     """A Ray actor: one share of the machine, one torch thread per CPU of it, models loaded once."""
 
-    def __init__(self, recipe: str) -> None:
+    def __init__(self, recipe: str, dtype: str | None = None) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self.recipe, self.context = find_recipe(recipe), Context()
+        self.recipe, self.context = find_recipe(recipe), Context(dtype=dtype)
 
     def run(self, task: Task) -> Outcome:
         return run_task(self.recipe, task, self.context)
@@ -214,7 +217,9 @@ class Estimate:
     gigabytes: float
 
 
-def estimate(config: RunConfig, out: str | Path | None = None, *, device: str | None = None) -> Estimate:
+def estimate(
+    config: RunConfig, out: str | Path | None = None, *, device: str | None = None, dtype: str | None = None
+) -> Estimate:
     """Tasks, time and memory, without writing anything: from the finished tasks in `out`, or by running the first two."""
     from qv_lens.models.zoo import weight_gigabytes
 
@@ -229,7 +234,7 @@ def estimate(config: RunConfig, out: str | Path | None = None, *, device: str | 
         return Estimate(tasks, len(todo), len(todo) * sum(known) / len(known), f"{len(known)} finished tasks", gigabytes)
     if not todo:
         return Estimate(tasks, 0, 0.0, "nothing to do", gigabytes)
-    context = Context(device)
+    context = Context(device, dtype)
     outcomes = [run_task(recipe, task, context) for task in todo[:2]]  # the first one loads the model
     if outcomes[0].error:
         raise QVLensError(f"The first task fails:\n{outcomes[0].error}")
