@@ -27,10 +27,10 @@ from qv_lens.models.zoo import BUNDLED
 AnyAsked = TypeVar("AnyAsked", bound=Asked)
 
 #: how many facts of the atlas are asked for each kind, and how many that the model knows are kept
-ASKED = 120
+ASKED = 60
 KEPT = 24
 #: chains over a fact's relation that are asked
-CHAINS_ASKED = 200
+CHAINS_ASKED = 100
 CHAINS_KEPT = 16
 #: neighbours of an edit
 NEIGHBOURS = 5
@@ -70,7 +70,7 @@ def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     other = _known(lens, rng.sample(strangers, ASKED))[:KEPT]
     own = _own_case(lens, fact, new, same or other, seed)
     more = [_believed(lens, atlas.edit_case(each, seed), same, seed) for each in same]
-    chains = [chain for chain in atlas.chains() if _alike(chain.first, fact)]
+    chains = [chain for chain in atlas.chains() if _alike(chain.first, fact) or _alike(chain.second, fact)]
     drawn = rng.sample(chains, min(CHAINS_ASKED, len(chains)))
     asked = [Fact("{}", chain.cloze, chain.second.answer, aliases=chain.second.aliases) for chain in drawn]
     texts = enough(lens, corpus("python"))

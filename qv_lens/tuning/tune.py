@@ -31,7 +31,7 @@ from qv_lens.errors import ConfigError, EditError
 from qv_lens.evaluation.metrics import harmonic
 from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate
-from qv_lens.evaluation.subset import known_facts
+from qv_lens.evaluation.subset import knows
 from qv_lens.facts.atlas import atlas, edit_case
 from qv_lens.facts.records import EditCase, Fact
 from qv_lens.models.lens import Lens
@@ -119,7 +119,7 @@ def known_cases(lens: Lens, count: int, seed: int = 0, facts: Sequence[Fact] | N
     """
     drawn = list(atlas() if facts is None else facts)
     random.Random(f"tune:{seed}").shuffle(drawn)
-    known, _ = known_facts(lens, drawn)
+    known = [fact for fact, right in zip(drawn, knows(lens, drawn), strict=True) if right]
     texts = {fact.text for fact in known}
     found = []
     for fact in _in_turns(known):

@@ -11,6 +11,7 @@ import pytest
 
 import qv_lens as qv
 from qv_lens.errors import FactError
+from qv_lens.evaluation.subset import knows
 from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.atlas import TABLES, Chain, bare, chains, edit_case, question
 from qv_lens.facts.categories import CATEGORIES, of_relation
@@ -246,6 +247,8 @@ def test_known_facts_are_those_a_model_says():
         expected += [fact] if hit else []
     assert kept == expected
     assert len(kept) > 8
+    assert knows(lens, facts) == told["right"].tolist()
+    assert knows(lens, []) == []
 
 
 def test_known_of_nothing_and_of_other_things():
