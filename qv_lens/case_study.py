@@ -37,6 +37,7 @@ from qv_lens.attribution.value import value_neurons
 from qv_lens.editing.closed_form import ACE, MEMIT
 from qv_lens.editing.edit import edit
 from qv_lens.editing.kept import kept_covariance
+from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import Preset, has_presets, presets
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.sweep import ClosedForm, search_ahead
@@ -61,7 +62,7 @@ SHARE = 0.01
 CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 #: facts of the kind over which layers are located
 LOCATED = 16
-METRICS = ("efficacy_acc", "efficacy_success", "efficacy_gen", "paraphrase_acc", "specificity_acc", "multihop_acc")
+METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
 DROP = ("clean", "accuracy", "drop_points", "drop_relative", "logprob_change")
 LOCATED_VARIANT = "ACE, located layers"
 #: the layers' effects, by the token whose neurons they are
@@ -343,16 +344,12 @@ class Edited:
 
 def ace_and_memit(lens: Lens) -> dict[str, Preset]:
     """The model's presets of both, or settings scaled to it: lam in units of d_mlp (`tuning.grids`), EasyEdit's search."""
-    if has_presets(lens.name):
-        table = presets(lens.name)
-        return {name: table[name] for name in ("ACE", "MEMIT")}
+    table = presets(lens.name) if has_presets(lens.name) else {}
     search: dict[str, Any] = {"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0}
     low = tuple(range(max(1, lens.n_layers // 10), max(2, round(lens.n_layers * 0.28))))
-    memit = MEMIT(layers=low, lam=float(lens.d_mlp), **search)
-    return {
-        "ACE": Preset(ACE(lam=5.0 * lens.d_mlp, **search), "scaled to the model, untuned"),
-        "MEMIT": Preset(memit, "scaled to the model, untuned"),
-    }
+    scaled = {"ACE": ACE(lam=5.0 * lens.d_mlp, **search), "MEMIT": MEMIT(layers=low, lam=float(lens.d_mlp), **search)}
+    untuned = "scaled to the model, untuned"
+    return {name: table.get(name, Preset(editor, untuned)) for name, editor in scaled.items()}
 
 
 def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, memit: MEMIT, count: int, seed: int) -> Edited:
@@ -369,11 +366,13 @@ def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, memi
     statistics = kept_covariance(lens, material.texts, sorted(wanted))
     cases = material.cases[:count]
     tables = []
+    prefixes = contexts(lens, seed)
     with TemporaryDirectory() as folder:
+        shared: dict[str, Any] = {"statistics": statistics, "templates": prefixes, "seed": seed, "cache": folder}
         for name, editor in variants.items():
-            frame = evaluate(lens, cases, fitting(cases, METRICS), editor, statistics=statistics, seed=seed, cache=folder)
+            frame = evaluate(lens, cases, fitting(cases, METRICS), editor, **shared)
             tables.append(summary(frame).assign(variant=name, layers=_label(editor), editor=repr(editor)))
-        words = _words(lens, material, variants, statistics, seed, Path(folder))
+        words = _words(lens, material, variants, statistics, prefixes, Path(folder))
     return Edited(pd.concat(tables, ignore_index=True), *words)
 
 
@@ -398,7 +397,12 @@ def _label(editor: ClosedForm) -> str:
 
 
 def _words(
-    lens: Lens, material: Material, variants: Mapping[str, ClosedForm], statistics: Statistics, seed: int, folder: Path
+    lens: Lens,
+    material: Material,
+    variants: Mapping[str, ClosedForm],
+    statistics: Statistics,
+    templates: Sequence[str],
+    folder: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """What the model says about the first case before and after each edit: `kind, prompt, wanted, before` and a column for each;
     and of the first editor the layers before and after, and `by_token` and the vocabulary of the new answer."""
@@ -413,8 +417,8 @@ def _words(
     states = [_layer_line(lens, case.request.fact, "before")]
     after: list[pd.DataFrame] = []
     for name, editor in variants.items():
-        ahead = search_ahead(lens, [case.request], editor, seed=seed, folder=folder)
-        patch = edit(lens, case.request, editor, statistics=statistics, seed=seed, ahead=ahead)
+        ahead = search_ahead(lens, [case.request], editor, templates=templates, folder=folder)
+        patch = edit(lens, case.request, editor, statistics=statistics, ahead=ahead)
         with lens.patched(patch):
             probes[name] = said(lens, texts)
             if not after:
