@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def checksum(weight: Tensor) -> bytes:
     """Bytes that change with any change of the tensor's content, whatever its strides."""
     data = weight.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
-    return hashlib.blake2b(memoryview(data), digest_size=8).digest()
+    return hashlib.blake2b(data.data, digest_size=8).digest()
 
 
 def digest(said: object, parts: Iterable[bytes]) -> str:
