@@ -83,6 +83,8 @@ class Study:
     """The likeliest next token."""
     known: bool
     """Whether the model gives the whole answer."""
+    material: pd.DataFrame
+    """Of how many of the other facts and prompts the model gives the answer: `kind, asked, known`."""
     value: NeuronSet
     """The best neurons by Eq. 9."""
     query: NeuronSet
@@ -165,6 +167,7 @@ def study(
         logprob=lens.logprob(fact),
         answered=lens.token_label(int(trace.logits[0].argmax())),
         known=tell(lens, [fact])[0].right,
+        material=knowledge(lens, asked),
         value=value,
         query=query,
         effects=effects,
@@ -199,6 +202,15 @@ def study(
 def fast(lens: Lens) -> Method:
     """How value neurons are found: certified best ones, or exactly all of them where logits are softly capped."""
     return "topk" if lens.backend_adapter.logit_cap is None else "exact"
+
+
+def knowledge(lens: Lens, material: Material) -> pd.DataFrame:
+    """Of how many of the material's facts and prompts the unedited model gives the answer: `kind, asked, known`."""
+    rows = []
+    groups = (("facts of its kind", material.same), ("facts of other kinds", material.other), ("two-hop prompts", material.chains))
+    for kind, facts in groups:
+        rows.append((kind, len(facts), sum(answer.right for answer in tell(lens, facts))))
+    return pd.DataFrame(rows, columns=["kind", "asked", "known"])
 
 
 # ------------------------------------------------------------------ the causal tests

@@ -753,6 +753,8 @@ def _tell(study: Study) -> None:
     print(
         f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of {fact.answer!r} {study.logprob:.3f}{knows})"
     )
+    told = [f"{row.known} of {row.asked} {row.kind}" for row in study.material.itertuples()]
+    print(f"Beside it are asked what the model answers before anything is done: {', '.join(told)}.")
     _tell_neurons("Value neurons", study.value_tokens)
     _tell_neurons("Query neurons", study.query_tokens)
     _tell_neurons("Neurons of the largest effect", study.effect_tokens)

@@ -110,7 +110,11 @@ def _known(study: Study) -> str:
     chip = f"<span class=tok>{escape(study.answered.strip())}</span>"
     share = 100 * math.exp(study.logprob)
     told = f"The model answers {chip}; it gives {escape(answer)} {share:.1f}% (log p {_fixed(study.logprob, 2)})."
-    return told if study.known else f"{told} It does not know this fact: what follows is about an answer that it does not give."
+    asked = ", ".join(f"{row.known} of {row.asked} {row.kind}" for row in study.material.itertuples())
+    beside = f"Beside this fact the model is asked for others; before anything is done it answers {asked}."
+    if not study.known:
+        told += " It does not know this fact: what follows is about an answer that it does not give."
+    return f"{told} {beside}"
 
 
 def _document(title: str, parts: Iterable[str]) -> str:

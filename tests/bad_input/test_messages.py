@@ -24,6 +24,7 @@ from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
+from qv_lens.facts.atlas import Chain, edit_case, question
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.corpora import corpus
 from qv_lens.material import file_material
@@ -33,6 +34,7 @@ from qv_lens.models.zoo import WEIGHTS
 from qv_lens.patch import Delta
 from qv_lens.sweeps.config import read_config, tasks_of
 from qv_lens.sweeps.recipes.editors import Comparison, drawn
+from qv_lens.tuning.tune import known_cases
 from tests.models import tiny_lens, tiny_of, tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="unwritable paths are taken from /proc")
@@ -301,6 +303,23 @@ CASES = {
     "statistics of a frame": lambda tmp: covariance(tiny_lens("gptj"), pd.DataFrame({"text": TEXT}), [1]),
     "statistics of no layer": lambda tmp: covariance(tiny_lens("gptj"), TEXT, []),
     "statistics in batches of none": lambda tmp: covariance(tiny_lens("gptj"), TEXT, [1], batch_size=0),
+    "unknown category of the atlas": lambda tmp: qv.atlas("weather"),
+    "edit of a fact that the atlas lacks": lambda tmp: edit_case(FACT),
+    "question of an unknown relation": lambda tmp: question(FACT),
+    "facts that are no chain": lambda tmp: Chain(qv.atlas("capital")[0], qv.atlas("capital")[1], "x", "y"),
+    "one fact that may be known": lambda tmp: qv.known(tiny_lens("gptj"), FACT),
+    "cases that may be known": lambda tmp: qv.known(tiny_lens("gptj"), [qv.EditCase(FACT.to("Quorix"))]),
+    "layers by what is unknown": lambda tmp: qv.locate(tiny_lens("gptj"), FACT, by="feeling"),
+    "faithfulness of a text": lambda tmp: qv.faithfulness(tiny_lens("gptj"), "Olga works for", {}),
+    "faithfulness of nothing": lambda tmp: qv.faithfulness(tiny_lens("gptj"), FACT, {}, seeds=0),
+    "faithfulness of other facts' neurons": lambda tmp: _faithfulness_of_one(),
+    "presets that are no TOML": lambda tmp: presets(str(written(tmp / "mine.toml", "MEMIT: 3"))),
+    "presets of an unknown setting": lambda tmp: presets(
+        str(written(tmp / "mine.toml", '[MEMIT]\nsource = "me"\n[MEMIT.settings]\nlambda = 3\n'))
+    ),
+    "an editor that cannot be tuned": lambda tmp: cli.tune("toy-gptj", method=["ROMEO"]),
+    "too few facts to tune on": lambda tmp: cli.tune("toy-gptj", facts=8),
+    "a model that knows too little to be tuned": lambda tmp: known_cases(tiny_lens("gptj"), 32, facts=qv.atlas("capital")[:3]),
     "no GPU": lambda tmp: qv.load("toy-gptj", device="cuda") if not torch.cuda.is_available() else no_gpu(),
 }  # fmt: skip
 
@@ -313,6 +332,12 @@ class Gives:
 
     def deltas(self, job):
         return self.what
+
+
+def _faithfulness_of_one():
+    lens = tiny_lens("gptj")
+    other = qv.Fact("{} works for", "Anna Pelodan", "Nortek")
+    return qv.faithfulness(lens, [FACT, other], {"mine": qv.neuron_effects(lens, FACT, 3)})
 
 
 def qv_delta(rows, columns):
