@@ -207,7 +207,11 @@ def fast(lens: Lens) -> Method:
 def knowledge(lens: Lens, material: Material) -> pd.DataFrame:
     """Of how many of the material's facts and prompts the unedited model gives the answer: `kind, asked, known`."""
     rows = []
-    groups = (("facts of its kind", material.same), ("facts of other kinds", material.other), ("two-hop prompts", material.chains))
+    groups = (
+        ("facts of its kind", material.same),
+        ("facts of other kinds", material.other),
+        ("two-hop prompts", material.chains),
+    )
     for kind, facts in groups:
         rows.append((kind, len(facts), sum(answer.right for answer in tell(lens, facts))))
     return pd.DataFrame(rows, columns=["kind", "asked", "known"])

@@ -30,7 +30,7 @@ SIZES = (1, 3, 10, 30, 100, 300)
 RANDOM = "random"
 #: copies of a prompt in one pass, each without another set of neurons
 ROWS = 64
-COLUMNS = ("ranking", "seed", "prompt", "k", "logprob", "clean", "right", "said")
+COLUMNS = ("ranking", "seed", "prompt", "k", "logprob", "clean", "known", "right", "said")
 
 Unit = tuple[int, int]
 
@@ -55,11 +55,12 @@ def faithfulness(
     seeds: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What is left of each answer: `ranking, seed, prompt, k, logprob, clean, right, said`, one row per set taken out.
+    """What is left of each answer: `ranking, seed, prompt, k, logprob, clean, known, right, said`, one row per set taken out.
 
     `rankings`: FFN neurons by name, best first; rows of a prompt serve the fact with that number, rows of prompt -1
     (`over="set"`, `union()`) every fact. A size beyond a ranking's length is left out. `logprob` and `clean`: log p of the
-    answer's first token with and without them (nats); `said`: the likeliest token. `seeds`: random orders, drawn by `seed`.
+    answer's first token with and without them (nats); `right`: whether that token is still the likeliest, `known`: whether it is with nothing taken out; `said`: the likeliest
+    token. `seeds`: random orders, drawn by `seed`.
 
     Raises `ConfigError` for what is no FFN neuron of this model, a size below 1, or a ranking without neurons for a fact.
     """
@@ -71,9 +72,10 @@ def faithfulness(
         logp = _without(lens, prompt, [(), *(removal.units for removal in removals)])
         answer = prompt.answer[0]
         clean = float(logp[0, answer])
+        known = int(logp[0].argmax()) == answer
         for removal, row in zip(removals, logp[1:], strict=True):
             best = int(row.argmax())
-            measured = (float(row[answer]), clean, best == answer, lens.token_label(best))
+            measured = (float(row[answer]), clean, known, best == answer, lens.token_label(best))
             rows.append((removal.ranking, removal.seed, i, removal.k, *measured))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame.attrs.update({**lens.label, "texts": [prompt.text for prompt in lens.tokenize(records)], "seed": seed})
@@ -81,9 +83,10 @@ def faithfulness(
 
 
 def lost_at(frame: pd.DataFrame) -> pd.DataFrame:
-    """The least k at which the answer is no longer what the model says: `ranking, seed, prompt, k` (NaN: it always is)."""
+    """The least k at which the answer is no longer what the model says: `ranking, seed, prompt, k` (NaN: it always is, or
+    was not to begin with)."""
     keys = ["ranking", "seed", "prompt"]
-    lost = frame[~frame["right"]].groupby(keys, sort=False)["k"].min()
+    lost = frame[frame["known"] & ~frame["right"]].groupby(keys, sort=False)["k"].min()
     every = frame.drop_duplicates(keys).set_index(keys).index
     return lost.reindex(every).reset_index()
 

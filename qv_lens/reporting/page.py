@@ -138,9 +138,12 @@ def _curve(study: Study) -> Iterable[str]:
     ]
     most = int(study.removal["k"].max())
     lost = f"{random.notna().sum()} of {len(random)} random draws of up to {most} lose it"
+    answer = f"<b>{escape(fact.answer)}</b>"
+    outcome = f"The answer {answer} is lost after {' and '.join(parts)}; {lost}."
+    if not study.known:
+        outcome = f"The answer {answer} is not what the model says to begin with: the curves show its log-probability alone."
     yield (
-        f"<p>Of the model's {total:,} FFN neurons those that rank best are set to zero at the prompt's last token. The answer "
-        f"<b>{escape(fact.answer)}</b> is lost after {' and '.join(parts)}; {lost}. The same neurons are then taken from another fact of "
+        f"<p>Of the model's {total:,} FFN neurons those that rank best are set to zero at the prompt's last token. {outcome} The same neurons are then taken from another fact of "
         "its kind and from one of another kind: what falls there too does not belong to this fact alone.</p>"
     )
     yield _figure(plots.removal_curve(study.removal, "What is left of the answer"), _removal_table(study))
@@ -159,13 +162,18 @@ def _removal_table(study: Study) -> str:
     rows = []
     for (prompt, ranking), part in table.groupby(["prompt", "ranking"], sort=False):
         k = part["k"]
+        if not texts.loc[prompt, "known"]:
+            rows.append({**_whose(texts, prompt), "ranking": ranking, "answer lost at": "not known before"})
+            continue
         lost = (
             f"{int(k.median())}" if k.notna().all() else f"{int(k.notna().sum())} of {len(k)} draws" if len(k) > 1 else "not lost"
         )
-        rows.append(
-            {"whose": texts.loc[prompt, "whose"], "fact": texts.loc[prompt, "text"], "ranking": ranking, "answer lost at": lost}
-        )
+        rows.append({**_whose(texts, prompt), "ranking": ranking, "answer lost at": lost})
     return _table(pd.DataFrame(rows))
+
+
+def _whose(texts: pd.DataFrame, prompt: int) -> dict[str, str]:
+    return {"whose": str(texts.loc[prompt, "whose"]), "fact": str(texts.loc[prompt, "text"])}
 
 
 def _attribution(study: Study) -> Iterable[str]:

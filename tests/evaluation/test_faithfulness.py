@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 import qv_lens as qv
 from qv_lens.evaluation import faithfulness as module
 from qv_lens.evaluation.faithfulness import lost_at
+from qv_lens.facts import miniworld, worldrecords
 from tests.models import BACKENDS, tiny_lens
 
 FACTS = [qv.Fact("{} works for", "Olga Pelodan", "Nortek"), qv.Fact("The capital of {} is the city of", "Norway", "Oslo")]
@@ -63,14 +66,18 @@ def test_interventions_in_force_stay_in_force():
 
 
 def test_where_the_answer_is_lost():
-    lens = tiny_lens("gptj")
-    said = lens.token_label(int(lens.next_token_logits(FACTS[0])[0].argmax()))
-    fact = qv.Fact("{} works for", "Olga Pelodan", said.strip() or said, space=said.startswith(" "))
+    lens = qv.load("toy-gptj")
+    fact = worldrecords.facts(miniworld.build(0), "P641")[0]
     frame = qv.faithfulness(lens, fact, {"gradient": qv.neuron_effects(lens, fact, 100)}, (1, 10, 100), seeds=1)
     table = lost_at(frame).set_index("ranking")["k"]
     for name, rows in frame.groupby("ranking"):
         lost = [k for k, right in zip(rows["k"], rows["right"], strict=True) if not right]
         assert table[name] == min(lost) if lost else table.isna()[name]
+    assert frame["known"].all()
+    other = dataclasses.replace(fact, answer="golf" if fact.answer != "golf" else "chess")
+    unknown = qv.faithfulness(lens, other, {}, (1, 10), seeds=2)
+    assert not unknown["known"].any()
+    assert lost_at(unknown)["k"].isna().all()  # what it never said is not lost
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def test_a_model_that_knows_nothing(lens, tmp_path):
     assert "Left out: no other facts were given" in page
     table = lost_at(found.removal)
     assert len(table[table["ranking"] == "random"]) == 5
+    assert "not what the model says to begin with" in page
+    assert "not known before" in page
 
 
 def test_material_of_the_atlas_around_any_fact(lens, monkeypatch):
