@@ -39,6 +39,9 @@ _HOME = {
     "transmission_paths": "attribution.gradients",
     "ace_official": "attribution.official",
     "locate": "attribution.locate",
+    "covariance": "editing.statistics",
+    "Statistics": "editing.statistics",
+    "presets": "editing.presets",
     "edit": "editing.edit",
     "ROME": "editing.closed_form",
     "RROME": "editing.closed_form",
@@ -57,7 +60,9 @@ _HOME = {
     "LoRA": "editing.adapters",
     "AdaLoRA": "editing.adapters",
     "KN": "editing.gradient",
+    "read": "facts.benchmarks",
     "evaluate": "evaluation.protocols",
+    "summary": "evaluation.protocols",
     "known": "evaluation.subset",
     "faithfulness": "evaluation.faithfulness",
     "study": "case_study",
@@ -71,7 +76,8 @@ _HOME = {
 #: names that their home knows by another: there `known` asks for whole cases
 _THERE = {"known": "known_facts"}
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names for type checkers and editors; tests/test_names.py keeps the two lists together
+    from qv_lens import plots
     from qv_lens.attribution.effects import neuron_effects
     from qv_lens.attribution.gradients import integrated_gradients, neuron_ensemble, transmission_paths
     from qv_lens.attribution.layers import layer_scores
@@ -80,20 +86,26 @@ if TYPE_CHECKING:
     from qv_lens.attribution.projection import interpretable, vocabulary
     from qv_lens.attribution.query import query_layers, query_neurons, qv_graph
     from qv_lens.attribution.value import value_neurons
+    from qv_lens.case_study import Study, study
     from qv_lens.editing.adapters import AdaLoRA, LoRA
     from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
     from qv_lens.editing.edit import edit
     from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
+    from qv_lens.editing.presets import presets
+    from qv_lens.editing.statistics import Statistics, covariance
     from qv_lens.errors import QVLensError
     from qv_lens.evaluation.faithfulness import faithfulness
+    from qv_lens.evaluation.protocols import evaluate, summary
     from qv_lens.evaluation.subset import known_facts as known
     from qv_lens.facts.atlas import atlas
+    from qv_lens.facts.benchmarks import read
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase
     from qv_lens.interventions import Replace, Scale, Suppress, Zero
     from qv_lens.models.lens import Lens
     from qv_lens.models.zoo import load
     from qv_lens.neurons import NeuronSet
     from qv_lens.patch import Patch
+    from qv_lens.reporting.page import report
     from qv_lens.sweeps.store import compare_runs, load_run
     from qv_lens.trace import Trace
 
