@@ -192,8 +192,8 @@ def study(
         settings={
             **value.settings,
             "seed": seed,
-            "ACE": tuned["ACE"].source,
-            "MEMIT": tuned["MEMIT"].source,
+            "ACE": "given" if editor else tuned["ACE"].source,
+            "MEMIT": "given" if rival else tuned["MEMIT"].source,
             "neurons": lens.n_layers * lens.d_mlp,
         },
     )
@@ -205,16 +205,14 @@ def fast(lens: Lens) -> Method:
 
 
 def knowledge(lens: Lens, material: Material) -> pd.DataFrame:
-    """Of how many of the material's facts and prompts the unedited model gives the answer: `kind, asked, known`."""
-    rows = []
-    groups = (
-        ("facts of its kind", material.same),
-        ("facts of other kinds", material.other),
-        ("two-hop prompts", material.chains),
+    """Of how many facts and prompts the unedited model gives the answer: `kind, asked, known`; where the material was chosen so,
+    of those it was chosen from."""
+    groups = (material.same, material.other, material.chains)
+    asked = material.asked or tuple(map(len, groups))
+    known = material.known or tuple(sum(answer.right for answer in tell(lens, facts)) for facts in groups)
+    return pd.DataFrame(
+        {"kind": ["facts of its kind", "facts of other kinds", "two-hop prompts"], "asked": asked, "known": known}
     )
-    for kind, facts in groups:
-        rows.append((kind, len(facts), sum(answer.right for answer in tell(lens, facts))))
-    return pd.DataFrame(rows, columns=["kind", "asked", "known"])
 
 
 # ------------------------------------------------------------------ the causal tests

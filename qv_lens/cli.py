@@ -164,6 +164,9 @@ def study(
     ace, memit = None, None
     if preset is not None:
         table = presets(preset)
+        for name in ("ACE", "MEMIT"):
+            if name not in table:
+                raise unknown(f"Preset of {preset} for", name, table)
         ace, memit = table["ACE"].editor, table["MEMIT"].editor
         assert isinstance(ace, ACE)
         assert isinstance(memit, MEMIT)
@@ -175,6 +178,8 @@ def study(
     words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
     words += ["--facts", str(facts), "--text", str(text)] if facts else []
     words += ["--preset", preset] if preset else []
+    for option, value in asdict(loading).items():
+        words += [f"--{option}", value] if value else []
     _tell(found)
     print(f"\nPage: {report(found, out, shlex.join(words))}")
 
@@ -326,19 +331,19 @@ def stats(
         Salesforce/wikitext:wikitext-103-raw-v1), "python" (the reference that comes with Python, the default), or "world" (the
         bundled world's own text, the default of its models).
     layers
-        Which layers (default: all above the first).
+        Which layers (default: all that can be edited).
     tokens
-        How many tokens of the text (default: 10 for each neuron of a layer, which is enough; 0: all of it).
+        How many tokens of the text (default: 10 for each neuron of a layer, which is enough; of "world" 2,000 documents; 0: all).
     attention
         Also collect what W_O reads.
     max_tokens
         Length to which each text is cut (default: the model's context).
     out
-        A folder for them (default: the user's cache, where qv-lens edit looks; one layer and text are computed once).
+        A folder for them (default: the user's cache, where commands look that take the default text; each layer is computed once).
     """
     import qv_lens as qv
-    from qv_lens.editing.kept import default_text, kept_covariance
-    from qv_lens.editing.statistics import covariance, enough
+    from qv_lens.editing.kept import default_text, default_texts, kept_covariance
+    from qv_lens.editing.statistics import covariance
     from qv_lens.facts.corpora import corpus
 
     _at_least("--tokens", tokens, 0)
@@ -348,9 +353,9 @@ def stats(
         raise ConfigError(f"--out {out} is a file: the statistics go into a folder. Choose another one.")
     lens = qv.load(model, **asdict(loading))
     source = text or default_text(lens)
-    texts = corpus(source) if tokens == 0 else enough(lens, corpus(source), tokens)
+    texts = corpus(source) if tokens == 0 else default_texts(lens, source, tokens, max_tokens)
     modules = ("ffn", "attn") if attention else ("ffn",)
-    wanted = layers or list(range(1, lens.n_layers))
+    wanted = layers or list(range(lens.backend_adapter.first_editable, lens.n_layers))
     if out is None:
         found = kept_covariance(lens, list(texts), wanted, max_tokens=max_tokens, modules=modules)
     else:
@@ -394,6 +399,7 @@ def edit(
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import presets
     from qv_lens.editing.statistics import Statistics
+    from qv_lens.editing.sweep import ClosedForm
 
     table = presets(preset or model)
     method = _spelled(method, table)
@@ -414,8 +420,9 @@ def edit(
         check_statistics(lens, editor, C0)
     print(f"{editor}   ({table[method].source})")
     _tell_knowledge(lens, fact)
-    if C0 is None and getattr(editor, "reads_statistics", False):
-        C0 = corpus_statistics(lens, layers=range(1, lens.n_layers))
+    if C0 is None and isinstance(editor, ClosedForm) and editor.reads_statistics:
+        layers, modules = editor.written(lens)
+        C0 = corpus_statistics(lens, layers=layers, modules=modules)
     patch = qv.edit(lens, request, editor, statistics=C0, seed=seed)
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):
@@ -524,7 +531,7 @@ def tune(
     text
         Text for C0, as qv-lens stats takes it.
     facts
-        How many edits: half of them choose the settings, the others tell how good they are.
+        How many edits, at least 32: 16 choose the settings, the others tell which of the two best is better, and how good it is.
     folder
         Where trials and searches are kept (default: runs/tune- and the model's name).
     out
@@ -764,7 +771,8 @@ def _tell(study: Study) -> None:
     lost = lost_at(study.removal).groupby(["prompt", "ranking"], sort=False)["k"].agg(["median", "count", "size"])
     for (prompt, ranking), row in lost.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
         text = study.removal.loc[study.removal["prompt"] == prompt, "text"].iloc[0]
-        answer = f"lost at {row['median']:.0f}" if row["count"] else "not lost"
+        known = study.removal.loc[study.removal["prompt"] == prompt, "known"].all()
+        answer = f"lost at {row['median']:.0f}" if row["count"] else "not lost" if known else "not known before"
         print(f"  {text}, by {ranking}: {answer}" + (f" ({row['count']} of {row['size']} draws)" if row["size"] > 1 else ""))
     print(f"\nLayers by effect at the subject, strongest first: value {study.layers.value[:8]}, query {study.layers.query[:8]}")
     if len(study.ablation):

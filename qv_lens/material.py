@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from qv_lens.editing.statistics import enough
+from qv_lens.editing.kept import default_texts
 from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.probes import tell
 from qv_lens.facts import atlas, miniworld, worldrecords
@@ -50,6 +50,11 @@ class Material:
     """What is edited, the fact's own case first."""
     texts: tuple[str, ...]
     """Text for C0."""
+    asked: tuple[int, ...] = ()
+    """Of how many facts of its kind, of other kinds and two-hop prompts these are the ones that the model answers (none: they
+    were not chosen so)."""
+    known: tuple[int, ...] = ()
+    """How many of those it answered; more of them may be known than were kept."""
 
 
 def material_for(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
@@ -60,21 +65,31 @@ def material_for(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
 def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     """Facts of the atlas that the model knows, around any fact. Text: Python's own reference, as much as C0 needs.
 
-    Of the fact's own kind are those with its relation (or its prompt); its edit's phrasings, neighbours and two-hop prompts
-    are those that the model knew before, where the atlas has any.
+    Of the fact's own kind are those with its relation (or its prompt). Neighbours of an edit, and its two-hop prompts, are those
+    that the model answered before; its phrasings are the atlas's, whether it answered them or not.
     """
     rng = random.Random(f"study:{seed}")
     kin = [other for other in atlas.atlas() if _alike(other, fact) and other.subject != fact.subject]
     strangers = [other for other in atlas.atlas() if not _alike(other, fact)]
-    same = _known(lens, rng.sample(kin, min(ASKED, len(kin))))[:KEPT]
-    other = _known(lens, rng.sample(strangers, ASKED))[:KEPT]
+    asked_same = rng.sample(kin, min(ASKED, len(kin)))
+    asked_other = rng.sample(strangers, min(ASKED, len(strangers)))
+    known_same, known_other = _known(lens, asked_same), _known(lens, asked_other)
+    same, other = known_same[:KEPT], known_other[:KEPT]
     own = _own_case(lens, fact, new, same or other, seed)
     more = [_believed(lens, atlas.edit_case(each, seed), same, seed) for each in same]
     chains = [chain for chain in atlas.chains() if _alike(chain.first, fact) or _alike(chain.second, fact)]
     drawn = rng.sample(chains, min(CHAINS_ASKED, len(chains)))
     asked = [Fact("{}", chain.cloze, chain.second.answer, aliases=chain.second.aliases) for chain in drawn]
-    texts = enough(lens, corpus("python"))
-    return Material(tuple(same), tuple(other), tuple(_known(lens, asked)[:CHAINS_KEPT]), (own, *more), tuple(texts))
+    known_chains = _known(lens, asked)
+    return Material(
+        same=tuple(same),
+        other=tuple(other),
+        chains=tuple(known_chains[:CHAINS_KEPT]),
+        cases=(own, *more),
+        texts=tuple(default_texts(lens)),
+        asked=(len(asked_same), len(asked_other), len(asked)),
+        known=(len(known_same), len(known_other), len(known_chains)),
+    )
 
 
 def _alike(one: Fact, other: Fact) -> bool:
@@ -89,13 +104,9 @@ def _known(lens: Lens, asked: Sequence[AnyAsked]) -> list[AnyAsked]:
 
 def _own_case(lens: Lens, fact: Fact, new: str, near: Sequence[Fact], seed: int) -> EditCase:
     """The edit of the study's own fact."""
-    neighbours = tuple(near[:NEIGHBOURS])
-    if fact in atlas.atlas():
-        pairs = [(before, after) for before, after in atlas.onward(fact, new)]
-        believed = _believed(lens, EditCase(fact.to(new), onward=tuple(pairs)), near, seed)
-        paraphrases = tuple(fact.with_prompt(prompt) for prompt in fact.paraphrases)
-        return replace(believed, paraphrases=paraphrases, neighbours=neighbours)
-    return EditCase(fact.to(new), tuple(fact.with_prompt(prompt) for prompt in fact.paraphrases), neighbours)
+    onward = tuple(atlas.onward(fact, new)) if fact in atlas.atlas() else ()
+    paraphrases = tuple(fact.with_prompt(prompt) for prompt in fact.paraphrases)
+    return _believed(lens, EditCase(fact.to(new), paraphrases, onward=onward), near, seed)
 
 
 def _believed(lens: Lens, case: EditCase, same: Sequence[Fact], seed: int) -> EditCase:

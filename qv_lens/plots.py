@@ -229,18 +229,20 @@ def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Fi
 
 def removal_curve(frame: pd.DataFrame, title: str = "What is left of the answer", by: str = "text") -> go.Figure:
     """log p of the answer against how many neurons are taken out, one line per ranking, the random orders as their mean with their
-    range; a panel for each value of column `by` (`evaluation.faithfulness`). A hollow mark: the model says something else."""
-    panels = list(dict.fromkeys(frame[by])) if by in frame else [""]
+    range; a panel for each value of column `by` (`evaluation.faithfulness`; by prompt where there is none). A hollow mark: the model
+    says something else."""
+    by = by if by in frame else "prompt"
+    panels = list(dict.fromkeys(frame[by]))
     figure = make_subplots(1, len(panels), shared_yaxes=True, subplot_titles=[_broken(str(name)) for name in panels])
     colours = dict(zip(dict.fromkeys(frame["ranking"]), itertools.cycle((BLUE, ORANGE, *COLOURS[2:])), strict=False))
     colours["random"] = GREY
     for column, name in enumerate(panels, 1):
-        rows = frame[frame[by] == name] if by in frame else frame
-        clean = float(rows["clean"].iloc[0])
-        figure.add_hline(y=clean, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)  # pyright: ignore[reportArgumentType]
+        rows = frame[frame[by] == name]
         for ranking, drawn in rows.groupby("ranking", sort=False):
             for trace in _removal_lines(str(ranking), drawn, colours[str(ranking)], legend=column == 1):
                 figure.add_trace(trace, row=1, col=column)
+        clean = float(rows["clean"].iloc[0])  # drawn last: an empty panel takes no line
+        figure.add_hline(y=clean, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)  # pyright: ignore[reportArgumentType]
     figure.update_xaxes(title="neurons taken out", type="log", dtick=1)
     figure.update_yaxes(title="log p of the answer, nats", col=1)
     return _layout(figure, title, height=430)

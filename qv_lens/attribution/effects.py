@@ -18,6 +18,7 @@ from torch import Tensor
 
 from qv_lens.attribution.setting import Over, Rows, Setting, Target, check_over, setting
 from qv_lens.attribution.value import check_top, grouped, ranked
+from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
@@ -38,8 +39,8 @@ def neuron_effects(
 ) -> NeuronSet:
     """FFN neurons by what the answer loses without them, in nats: a positive score supports the answer.
 
-    `top`: how many per prompt (None: all). `over='set'` adds the prompts up. `target`: as for `value_neurons`; it is always
-    read at the prompt's end. `positions`: where the neurons are taken out ('all': a ranking for each token). Of a Trace only
+    `top`: how many per prompt (None: all). `over='set'` adds the prompts up. `target`: as for `value_neurons`; it is
+    read at the prompt's end (a whole answer: token by token from there). `positions`: where the neurons are taken out ('all': a ranking for each token). Of a Trace only
     its facts are used.
     Raises `ConfigError` for an unknown target or way to add up, or a trace of other weights, `FactError` for prompts that do
     not tokenise.
@@ -47,6 +48,8 @@ def neuron_effects(
     check_top(top)
     check_over(over)
     records = lens.traced(facts).facts if isinstance(facts, Trace) else facts
+    if positions == "answer" and target != "sequence":
+        raise ConfigError("positions='answer' takes neurons at every token of the answer: it goes with target='sequence'.")
     task = setting(lens, records, target=target)
     trace = task.trace if positions == "last" else lens.trace(task.trace.facts, positions)
     rows = Rows(lens, trace, task.sequence)

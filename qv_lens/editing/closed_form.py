@@ -136,6 +136,7 @@ class PRUNE(MEMIT):
         for key, whole in summed(patch.kept for patch in earlier).items():
             before[key] = whole.dense(), restrained_of[key].dense()
             job.write(*key, Delta(before[key][0] - before[key][1]))
+            job.ahead = None  # what was searched ahead was searched on other weights
         for key, delta in super().deltas(job).items():
             whole, restrained = before.get(key, (0.0, 0.0))
             job.kept[key] = delta

@@ -75,6 +75,15 @@ def default_text(lens: Lens) -> str:
     return "world" if lens.name in BUNDLED else "python"
 
 
+def default_texts(lens: Lens, text: str = "", tokens: int | None = None, max_tokens: int | None = None) -> list[str]:
+    """The texts that C0 is taken over: of a source by name (`facts.corpora.corpus`; "": `default_text`) so many tokens (None: as many as
+    C0 needs, `statistics.enough`; of the bundled world always 2,000 documents)."""
+    source = text or default_text(lens)
+    if source == "world" and tokens is None:
+        return list(itertools.islice(corpus(source), WORLD_DOCUMENTS))
+    return enough(lens, corpus(source), tokens, max_tokens)
+
+
 def corpus_statistics(
     lens: Lens,
     text: str = "",
@@ -83,14 +92,11 @@ def corpus_statistics(
     modules: tuple[Module, ...] = ("ffn", "attn"),
     max_tokens: int | None = None,
 ) -> Statistics:
-    """C0 over a text by name (`facts.corpora.corpus`; "": `default_text`), of all layers unless some are named, from the cache where it
-    is there.
+    """C0 over the `default_texts` of a source by name, of all layers unless some are named, from the cache where it is there.
 
-    Of the bundled world 2,000 documents are taken, of any other text as many tokens as C0 needs (`statistics.enough`).
     Raises `ConfigError` for a text that cannot be read, and what `covariance` raises.
     """
-    source = text or default_text(lens)
-    texts = list(itertools.islice(corpus(source), WORLD_DOCUMENTS)) if source == "world" else enough(lens, corpus(source))
+    texts = default_texts(lens, text, max_tokens=max_tokens)
     wanted = range(lens.n_layers) if layers is None else layers
     return kept_covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules)
 

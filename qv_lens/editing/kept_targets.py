@@ -1,7 +1,7 @@
 """z* that was searched once is kept in a folder, a file per request, and read from there the next time.
 
-A file is named after all that z* depends on: the weights and interventions as they are now, the contexts, the kind of search
-(`SearchKind`) and the request. It is written under another name and renamed, so that it is whole or absent; one that is
+A file is named after all that z* depends on: the weights and interventions as they are now, the kind of device, the contexts, the kind
+of search (`SearchKind`) and the request. The seconds are those of the search that found it, alone or with others. It is written under another name and renamed, so that it is whole or absent; one that is
 damaged is searched again.
 """
 
@@ -45,7 +45,7 @@ class TargetShelf:
 
     @classmethod
     def of(cls, lens: Lens, kind: SearchKind, templates: Sequence[str], folder: Path) -> TargetShelf:
-        return cls(folder, repr((FORMAT, lens.state(), lens.backend, kind, tuple(templates))), lens.device)
+        return cls(folder, repr((FORMAT, lens.state(), lens.backend, lens.device.type, kind, tuple(templates))), lens.device)
 
     def read(self, requests: Sequence[EditRequest]) -> dict[EditRequest, KeptTargets]:
         """Those that are there, intact."""

@@ -17,7 +17,7 @@ from qv_lens.editing.adapters import AdaLoRA, LoRA
 from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
-from qv_lens.editing.tuned import PACKAGE, read_tuned, tuned_file
+from qv_lens.editing.tuned import PACKAGE, read_tuned, tuned_files
 from qv_lens.errors import ConfigError
 
 
@@ -45,9 +45,9 @@ def presets(model: str) -> dict[str, Preset]:
     Raises `ConfigError` for a model without presets, or a file that cannot be read.
     """
     table = _written()
-    file = Path(model) if model.endswith(".toml") else tuned_file(model)
+    files = [Path(model)] if model.endswith(".toml") else tuned_files(model)
     found = table[model]() if model in table else {}
-    if file is not None:
+    for file in files:
         found |= {name: Preset(editor, source) for name, (editor, source) in read_tuned(file, EDITORS).items()}
     if not found:
         named = ", ".join((*table, *sorted(each.stem for each in PACKAGE.glob("*.toml"))))
@@ -61,7 +61,7 @@ def presets(model: str) -> dict[str, Preset]:
 
 def has_presets(model: str) -> bool:
     """Whether a model has presets of its own."""
-    return model in _written() or tuned_file(model) is not None
+    return model in _written() or bool(tuned_files(model))
 
 
 def _written() -> dict[str, Callable[[], dict[str, Preset]]]:

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,16 +168,25 @@ def covariance(
     return statistics
 
 
-def enough(lens: Lens, texts: Iterable[str], tokens: int | None = None) -> list[str]:
-    """The first texts that hold so many tokens together (None: `ENOUGH` times d_mlp), or all of them."""
+def enough(lens: Lens, texts: Iterable[str], tokens: int | None = None, max_tokens: int | None = None) -> list[str]:
+    """The first texts that hold so many tokens together (None: `ENOUGH` times d_mlp), each cut as `covariance` cuts it; or, with a
+    warning, all of them."""
     wanted = ENOUGH * lens.d_mlp if tokens is None else tokens
+    context = lens.backend_adapter.cfg.n_ctx
+    length = context if max_tokens is None else min(max_tokens, context)
     chosen = []
     count = 0
     for text in texts:
         if count >= wanted:
             break
         chosen.append(text)
-        count += len(encode(lens.tokenizer, text, lens.prepend_bos)[0])
+        count += min(length, len(encode(lens.tokenizer, text, lens.prepend_bos)[0]))
+    if count < wanted:
+        warnings.warn(
+            f"The text for C0 holds {count} tokens, and {wanted} are wanted (edits get worse below {ENOUGH} for each of the {lens.d_mlp} "
+            "neurons of a layer, and are ruined below 3). Name a longer text.",
+            stacklevel=2,
+        )
     return chosen
 
 

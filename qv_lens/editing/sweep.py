@@ -38,6 +38,7 @@ from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta
 
 Group = tuple[int, ...]
+MODULES: tuple[Literal["ffn", "attn"], ...] = ("ffn", "attn")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,13 @@ class ClosedForm(ABC):
     def reads_statistics(self) -> bool:
         """Whether `solver` reads C0."""
         return True
+
+    def written(self, lens: Lens) -> tuple[tuple[int, ...], tuple[Literal["ffn", "attn"], ...]]:
+        """The layers and modules that the passes write, whose C0 is read. Raises what `plan` raises."""
+        passes = self.plan(lens)
+        layers = {layer for one in passes for layer in itertools.chain(*one.groups)}
+        modules = {module for one in passes for module in one.modules}
+        return tuple(sorted(layers)), tuple(module for module in MODULES if module in modules)
 
     def first_search(self, lens: Lens) -> SearchKind:
         """The search of the first pass, which can be shared by editors (`search_ahead`). Raises what `plan` raises."""

@@ -70,8 +70,10 @@ class Targets:
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
-        """Those of several searches with one number of steps."""
-        losses = zip(*(part.losses for part in parts), strict=True)
+        """Those of several searches; one that stopped earlier repeats its last losses."""
+        steps = max(len(part.losses) for part in parts)
+        padded = [(*part.losses, *(part.losses[-1],) * (steps - len(part.losses))) for part in parts]
+        losses = zip(*padded, strict=True)
         return cls(
             tuple(torch.cat(z) for z in zip(*(part.z_of for part in parts), strict=True)),
             tuple(tuple(fact for part in step for fact in part) for step in losses),

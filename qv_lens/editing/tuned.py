@@ -7,7 +7,7 @@
     source = "qv-lens tune ... : 98% ..."
     settings = {layers = [3, 4, 5], lam = 1536.0, ...}
 
-Every field of an editor is written, but those that are None. A file in the user's cache goes before the package's.
+Every field of an editor is written, but those that are None. An editor in the user's cache goes before the package's.
 """
 
 from __future__ import annotations
@@ -30,15 +30,11 @@ PACKAGE = Path(__file__).parent / "tuned"
 Entries = dict[str, dict[str, Any]]
 
 
-def tuned_file(model: str) -> Path | None:
-    """The user's file of a model's tuned presets, or the package's; None where there is none."""
+def tuned_files(model: str) -> list[Path]:
+    """The files of a model's tuned presets that are there: the package's, then the user's, whose editors take its place."""
     folder = cache_folder()
-    places = [] if folder is None else [folder / "presets"]
-    for place in (*places, PACKAGE):
-        file = place / file_name(model)
-        if file.exists():
-            return file
-    return None
+    places = [PACKAGE] if folder is None else [PACKAGE, folder / "presets"]
+    return [file for file in (place / file_name(model) for place in places) if file.exists()]
 
 
 def file_name(model: str) -> str:

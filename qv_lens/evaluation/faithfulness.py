@@ -66,8 +66,11 @@ def faithfulness(
     """
     records = as_list(facts)
     _check(lens, records, rankings, sizes, seeds)
+    prompts = lens.tokenize(records)
+    for name, neurons in rankings.items():
+        _check_origin(name, neurons, prompts)
     rows = []
-    for i, prompt in enumerate(tqdm(lens.tokenize(records), desc="removal", unit="prompt", delay=2, leave=False)):
+    for i, prompt in enumerate(tqdm(prompts, desc="removal", unit="prompt", delay=2, leave=False)):
         removals = list(_removals(lens, rankings, sorted(set(sizes)), seeds, seed, i))
         logp = _without(lens, prompt, [(), *(removal.units for removal in removals)])
         answer = prompt.answer[0]
@@ -78,7 +81,7 @@ def faithfulness(
             measured = (float(row[answer]), clean, known, best == answer, lens.token_label(best))
             rows.append((removal.ranking, removal.seed, i, removal.k, *measured))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    frame.attrs.update({**lens.label, "texts": [prompt.text for prompt in lens.tokenize(records)], "seed": seed})
+    frame.attrs.update({**lens.label, "texts": [prompt.text for prompt in prompts], "seed": seed})
     return frame
 
 
@@ -110,6 +113,26 @@ def _check(lens: Lens, records: list, rankings: Mapping[str, NeuronSet], sizes: 
                 f"The ranking {name!r} holds no neurons for fact {missing[0]}, {records[missing[0]].text!r}: rank all of the facts, or "
                 "pass a ranking that serves every fact (over='set', or .union())."
             )
+
+
+def _check_origin(name: str, neurons: NeuronSet, prompts: Sequence[Prompt]) -> None:
+    """Raise `ConfigError` for neurons of single prompts that were ranked elsewhere than at the last token, or for other prompts."""
+    own = neurons.frame["prompt"] >= 0
+    if not own.any():
+        return
+    texts, positions = neurons.settings.get("texts"), neurons.settings.get("positions")
+    asked = [prompt.text for prompt in prompts]
+    if texts is not None and list(texts)[: len(asked)] != asked:
+        raise ConfigError(
+            f"The ranking {name!r} was computed for {list(texts)[:2]!r}, asked are {asked[:2]!r}: rank these facts, in this order, or pass "
+            "a ranking that serves every fact (over='set', or .union())."
+        )
+    last = [prompt.last for prompt in prompts]
+    if positions is not None and len(positions) == len(texts or ()) and list(positions)[: len(last)] != last:
+        raise ConfigError(
+            f"The ranking {name!r} is of neurons at tokens {list(positions)}, and they are taken out at the last ones, {last}: rank with "
+            "positions='last', or pass the ranking's .union()."
+        )
 
 
 def _removals(

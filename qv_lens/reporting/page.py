@@ -109,9 +109,11 @@ def _known(study: Study) -> str:
     answer = study.request.fact.answer
     chip = f"<span class=tok>{escape(study.answered.strip())}</span>"
     share = 100 * math.exp(study.logprob)
-    told = f"The model answers {chip}; it gives {escape(answer)} {share:.1f}% (log p {_fixed(study.logprob, 2)})."
+    told = (
+        f"The model answers {chip}; it gives the first token of {escape(answer)} {share:.1f}% (log p {_fixed(study.logprob, 2)})."
+    )
     asked = ", ".join(f"{row.known} of {row.asked} {row.kind}" for row in study.material.itertuples())
-    beside = f"Beside this fact the model is asked for others; before anything is done it answers {asked}."
+    beside = f"Beside this fact others are asked; before anything is done the model answers {asked}."
     if not study.known:
         told += " It does not know this fact: what follows is about an answer that it does not give."
     return f"{told} {beside}"
@@ -140,7 +142,7 @@ def _curve(study: Study) -> Iterable[str]:
     lost = f"{random.notna().sum()} of {len(random)} random draws of up to {most} lose it"
     answer = f"<b>{escape(fact.answer)}</b>"
     outcome = f"The answer {answer} is lost after {' and '.join(parts)}; {lost}."
-    if not study.known:
+    if not study.removal.loc[study.removal["prompt"] == 0, "known"].all():
         outcome = f"The answer {answer} is not what the model says to begin with: the curves show its log-probability alone."
     yield (
         f"<p>Of the model's {total:,} FFN neurons those that rank best are set to zero at the prompt's last token. {outcome} The same neurons are then taken from another fact of "
@@ -221,7 +223,7 @@ def _edited_layers(study: Study) -> tuple[str, str]:
 def _causes(study: Study) -> Iterable[str]:
     yield "<h2>4. Take 1% of the neurons away, silence the query neurons</h2>"
     if study.ablation.empty:
-        yield "<p class=note>Left out: no other facts were given.</p>"
+        yield "<p class=note>Left out: no other facts of this kind were given, or the model answers none.</p>"
     else:
         table = study.ablation.groupby(["neurons", "group"], sort=False)
         yield (

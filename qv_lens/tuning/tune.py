@@ -15,6 +15,7 @@ Talwalkar 2016).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from qv_lens.editing.edit import Editor
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, EditError
 from qv_lens.evaluation.metrics import harmonic
-from qv_lens.evaluation.probes import tell
+from qv_lens.evaluation.probes import questions, tell
 from qv_lens.evaluation.protocols import evaluate
 from qv_lens.evaluation.subset import knows
 from qv_lens.facts.atlas import atlas, edit_case
@@ -44,6 +45,8 @@ FINALISTS = 2
 PARTS = ("efficacy", "paraphrase", "specificity")
 METRICS = tuple(f"{part}_{kind}" for part in PARTS for kind in ("acc", "success"))
 TRIALS = "trials.jsonl"
+#: changes when trials are made differently
+FORMAT = 1
 
 Values = dict[str, float]
 
@@ -164,7 +167,8 @@ class _Log:
     @classmethod
     def open(cls, folder: Path, lens: Lens, statistics: Statistics | None) -> _Log:
         """Raises `ConfigError` for a folder that cannot be used, or that holds another model's trials."""
-        header = {"fingerprint": lens.fingerprint, "corpus": None if statistics is None else statistics.corpus}
+        corpus = None if statistics is None else statistics.corpus
+        header = {"format": FORMAT, "fingerprint": lens.fingerprint, "corpus": corpus, "metrics": list(METRICS)}
         file = folder / TRIALS
         known = {}
         try:
@@ -172,7 +176,7 @@ class _Log:
             lines = file.read_text().splitlines() if file.exists() else []
             records = [record for record in map(_read, lines) if record is not None]
             if records and records[0] != header:
-                raise ConfigError(f"{folder} holds trials of another model or text ({records[0]}). Name another folder.")
+                raise ConfigError(f"{folder} holds trials of another model, text or version ({records[0]}). Name another folder.")
             if not records:
                 file.write_text(json.dumps(header) + "\n")
         except OSError as error:
@@ -206,7 +210,9 @@ class _Log:
 
 
 def _name(case: EditCase) -> str:
-    return f"{case.request.fact.text} -> {case.request.new}"
+    """What an edit is known by: its words, and a hash of all that is asked about it."""
+    asked = hashlib.blake2b(repr((case.request, questions(case))).encode(), digest_size=8).hexdigest()
+    return f"{case.request.fact.text} -> {case.request.new} ({asked})"
 
 
 def _read(line: str) -> dict | None:

@@ -139,5 +139,7 @@ def test_bad_requests_are_refused():
         qv.neuron_effects(lens, FACTS[0], target="nothing")
     with pytest.raises(qv.QVLensError, match="over"):
         qv.neuron_effects(lens, FACTS[0], over="nothing")
+    with pytest.raises(qv.QVLensError, match="goes with target='sequence'"):
+        qv.neuron_effects(lens, FACTS, positions="answer")
     with pytest.raises(qv.QVLensError, match="top"):
         qv.neuron_effects(lens, FACTS[0], 0)

@@ -14,7 +14,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.editing.presets import presets
-from qv_lens.editing.statistics import Statistics, covariance
+from qv_lens.editing.statistics import Statistics, covariance, enough
 from qv_lens.models.fetch import FETCHABLE
 from qv_lens.models.zoo import MODELS
 from qv_lens.patch import Delta
@@ -197,3 +197,17 @@ def test_stats_and_edit_on_the_command_line(tmp_path):
     out = call("edit", *fact, "--statistics", str(tmp_path / "C0"), "--out", str(tmp_path / "patch"))
     assert "golf" in out
     assert qv.Patch.load(tmp_path / "patch").info["method"] == "MEMIT"
+
+
+def test_enough_text_is_counted_as_it_is_read():
+    """Texts are cut before they are counted, and too short a text is warned of."""
+    lens = tiny_lens("gptj")
+    lines = [" ".join(TEXTS[:3])] * 50
+    tokens = len(lens.tokenize(lines[0])[0].ids)
+    assert 20 < tokens < 128
+    assert len(enough(lens, lines, 100, max_tokens=20)) == 5
+    assert len(enough(lens, lines, tokens + 1)) == 2
+    C0 = covariance(lens, enough(lens, lines, 100, max_tokens=20), [1], max_tokens=20)
+    assert C0.tokens == 100
+    with pytest.warns(UserWarning, match=f"holds {tokens} tokens, and 100000 are wanted"):
+        assert enough(lens, lines[:1], 100_000) == lines[:1]

@@ -10,16 +10,18 @@ import torch
 import qv_lens as qv
 from qv_lens.editing.edit import Job
 from qv_lens.editing.keys import contexts, read, rows_of
+from qv_lens.editing.presets import presets
 from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, prune, rect, solve
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
 from qv_lens.errors import EditError
 from qv_lens.evaluation.protocols import total
+from qv_lens.facts import miniworld, worldrecords
 from qv_lens.patch import Delta
 from tests.attribution.test_gradients import hf_name
 from tests.attribution.test_value import FACTS
 from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
-from tests.models import BACKENDS, tiny_hf, tiny_lens
+from tests.models import BACKENDS, texts, tiny_hf, tiny_lens
 
 QUICK = {"steps": 4}
 EVERY = [
@@ -448,6 +450,30 @@ def test_targets_searched_ahead_are_those_of_each_edit_alone(editor):
         qv.edit(lens, REQUESTS[0], editor, ahead=ahead, **{**options, "templates": ("{}",)})
     with lens.patched(alone), pytest.raises(qv.QVLensError, match="other weights"):
         qv.edit(lens, REQUESTS[0], editor, ahead=ahead, **options)
+
+
+def test_kept_targets_of_several_searches_serve_one_edit(tmp_path):
+    """Searched one by one into a folder, each with its own early stop, then edited together."""
+    lens = qv.load("toy-gptj")
+    editor = presets("toy-gptj")["MEMIT"].editor
+    requests = [case.request for case in worldrecords.edit_cases(miniworld.build(0), 3, 5)]
+    options = {"templates": ("{}",), "statistics": covariance(lens, texts(200), editor.layers)}
+    counts = set()
+    for request in requests:
+        one = search_ahead(lens, [request], editor, templates=("{}",), folder=tmp_path)
+        counts.add(len(one.found[request].losses))
+    assert len(counts) > 1  # else the test says nothing
+    ahead = search_ahead(lens, requests, editor, templates=("{}",), folder=tmp_path)
+    kept, anew = qv.edit(lens, requests, editor, ahead=ahead, **options), qv.edit(lens, requests, editor, **options)
+    for key, delta in anew.deltas.items():
+        assert (kept.deltas[key].dense() - delta.dense()).norm() <= 0.02 * delta.norm()  # float32, searched apart and together
+
+
+def test_what_an_editor_reads_of_c0_is_what_it_writes():
+    lens = tiny_lens("gptj", n_layers=4)
+    assert qv.MEMIT(layers=(2, 0)).written(lens) == ((0, 2), ("ffn",))
+    assert qv.ACE(value_layers=(2,), query_layers=(1,), attention=True).written(lens) == ((1, 2), ("ffn", "attn"))
+    assert qv.IFMET(layers=(0,), deep_layers=(2,)).written(lens) == ((0, 2), ("ffn",))
 
 
 def test_requests_leave_nothing_behind_for_the_next_one():

@@ -34,6 +34,8 @@ def test_presets_of_the_cache_go_before_those_of_the_package(tmp_path, monkeypat
     mine = tmp_path / "cache" / "presets" / file_name("some/model")
     write_tuned(mine, HEADER, {"FT": entry_of(qv.FT(layer=2), "mine")})
     assert presets("some/model")["FT"].editor == qv.FT(layer=2)
+    write_tuned(mine, HEADER, {"KN": entry_of(qv.KN(), "mine")})
+    assert {name: preset.source for name, preset in presets("some/model").items()} == {"FT": "package", "KN": "mine"}
     write_tuned(tmp_path / "cache" / "presets" / file_name("toy-gptj"), HEADER, {"FT": entry_of(qv.FT(layer=2), "mine")})
     table = presets("toy-gptj")
     assert table["FT"].source == "mine"

@@ -54,6 +54,26 @@ def test_one_ranking_serves_other_facts_and_sizes_beyond_it_are_left_out():
     assert frame[["prompt", "k"]].values.tolist() == [[0, 1], [0, 5], [1, 1], [1, 5]]
 
 
+def test_a_ranking_of_other_facts_or_of_another_token_is_refused():
+    lens = tiny_lens("gptj")
+    elsewhere = qv.neuron_effects(lens, FACTS, 5, positions="subject_last")
+    with pytest.raises(qv.QVLensError, match="taken out at the last ones"):
+        qv.faithfulness(lens, FACTS, {"subject": elsewhere}, (1,), seeds=0)
+    assert len(qv.faithfulness(lens, FACTS, {"subject": elsewhere.union()}, (1,), seeds=0)) == 2
+    with pytest.raises(qv.QVLensError, match="was computed for"):
+        qv.faithfulness(lens, FACTS[::-1], {"mine": qv.value_neurons(lens, FACTS, 5)}, (1,), seeds=0)
+
+
+def test_the_picture_has_a_panel_and_a_clean_line_for_each_prompt():
+    lens = tiny_lens("gptj")
+    frame = qv.faithfulness(lens, FACTS, {"gradient": qv.neuron_effects(lens, FACTS, 5)}, (1, 3), seeds=2)
+    figure = qv.plots.removal_curve(frame)
+    assert sorted(shape.y0 for shape in figure.layout.shapes) == pytest.approx(sorted(frame["clean"].unique()))
+    drawn = [trace for trace in figure.data if trace.name == "gradient"]
+    rows = frame[frame["ranking"] == "gradient"]
+    assert [list(trace.y) for trace in drawn] == [list(part["logprob"]) for _, part in rows.groupby("prompt")]
+
+
 def test_interventions_in_force_stay_in_force():
     lens = tiny_lens("gptj")
     best = qv.neuron_effects(lens, FACTS[0], 4)

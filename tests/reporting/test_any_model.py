@@ -37,7 +37,8 @@ def test_a_model_that_knows_nothing(lens, tmp_path):
     page = qv.report(found, tmp_path / "page.html").read_text()
     assert "does not know this fact" in page
     assert f"{100 * math.exp(found.logprob):.1f}%" in page
-    assert "Left out: no other facts were given" in page
+    assert "Left out: no other facts of this kind" in page
+    assert "0 of 0 facts of its kind" in page
     table = lost_at(found.removal)
     assert len(table[table["ranking"] == "random"]) == 5
     assert "not what the model says to begin with" in page
@@ -52,6 +53,11 @@ def test_material_of_the_atlas_around_any_fact(lens, monkeypatch):
     assert all(other.relation == fact.relation and other.subject != fact.subject for other in found.same)
     assert all(other.relation != fact.relation for other in found.other)
     assert found.cases[0].request == fact.to("Rome")
+    language = next(each for each in qv.atlas("language") if each.subject == "France")
+    for seed in range(12):  # a neighbour whose true answer is the new one would be kept by an edit towards it
+        case = atlas_material(lens, language, "Spanish", seed).cases[0]
+        assert case.neighbours
+        assert all("Spanish" not in (near.answer, *near.aliases) for near in case.neighbours)
     assert all(near in found.same for near in found.cases[0].neighbours)
     assert [case.request.fact for case in found.cases[1:]] == list(found.same)
     assert all("Rome" not in (near.answer, *near.aliases) for near in found.cases[0].neighbours)

@@ -113,6 +113,12 @@ def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
     assert json.loads(whole[0])["fingerprint"] == lens.fingerprint
 
 
+def test_an_edit_with_other_neighbours_is_another_edit():
+    other = [dataclasses.replace(case, neighbours=case.neighbours[1:]) for case in CASES]
+    assert {tune._name(case) for case in CASES}.isdisjoint(map(tune._name, other))
+    assert [tune._name(case) for case in CASES] == [tune._name(case) for case in worldrecords.edit_cases(WORLD, 6)]
+
+
 def test_a_setting_that_is_refused_loses(toy, tmp_path, monkeypatch):
     lens, settings = toy
     broken = dataclasses.replace(settings[0], objective="nothing")
@@ -130,7 +136,7 @@ def test_folders_and_cases_that_do_not_fit_are_refused(toy, tmp_path):
         tune.tune(lens, "FT", SHAPE, CASES[:2], CASES[4:], None, tmp_path, rungs=(2, 4))
     tune._Log.open(tmp_path, lens, None)
     other = tiny_lens("gptj", dtype=torch.float32)
-    with pytest.raises(qv.QVLensError, match="another model or text"):
+    with pytest.raises(qv.QVLensError, match="another model, text or version"):
         tune._Log.open(tmp_path, other, covariance(other, texts(3), [1]))
     (tmp_path / "file").write_text("")
     with pytest.raises(qv.QVLensError, match="Cannot keep the trials"):
