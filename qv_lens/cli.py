@@ -773,7 +773,9 @@ def _tell(study: Study) -> None:
         text = study.removal.loc[study.removal["prompt"] == prompt, "text"].iloc[0]
         known = study.removal.loc[study.removal["prompt"] == prompt, "known"].all()
         answer = f"lost at {row['median']:.0f}" if row["count"] else "not lost" if known else "not known before"
-        print(f"  {text}, by {ranking}: {answer}" + (f" ({row['count']} of {row['size']} draws)" if row["size"] > 1 else ""))
+        print(
+            f"  {text}, by {ranking}: {answer}" + (f" ({row['count']:.0f} of {row['size']:.0f} draws)" if row["size"] > 1 else "")
+        )
     print(f"\nLayers by effect at the subject, strongest first: value {study.layers.value[:8]}, query {study.layers.query[:8]}")
     if len(study.ablation):
         print("\nZeroing 1% of the neurons")
