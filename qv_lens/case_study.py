@@ -43,6 +43,7 @@ from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.sweep import ClosedForm, search_ahead
 from qv_lens.evaluation.faithfulness import faithfulness
 from qv_lens.evaluation.intervals import student
+from qv_lens.evaluation.metrics import correct
 from qv_lens.evaluation.probes import tell
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
@@ -166,7 +167,7 @@ def study(
         request=fact.to(new),
         logprob=lens.logprob(fact),
         answered=lens.token_label(int(trace.logits[0].argmax())),
-        known=tell(lens, [fact])[0].right,
+        known=correct(lens, [fact])[0],
         material=knowledge(lens, asked),
         value=value,
         query=query,
@@ -209,7 +210,7 @@ def knowledge(lens: Lens, material: Material) -> pd.DataFrame:
     of those it was chosen from."""
     groups = (material.same, material.other, material.chains)
     asked = material.asked or tuple(map(len, groups))
-    known = material.known or tuple(sum(answer.right for answer in tell(lens, facts)) for facts in groups)
+    known = material.known or tuple(sum(correct(lens, facts)) for facts in groups)
     return pd.DataFrame(
         {"kind": ["facts of its kind", "facts of other kinds", "two-hop prompts"], "asked": asked, "known": known}
     )

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from qv_lens.editing.kept import default_texts
 from qv_lens.errors import ConfigError, FactError
-from qv_lens.evaluation.probes import tell
+from qv_lens.evaluation.metrics import correct
 from qv_lens.facts import atlas, miniworld, worldrecords
 from qv_lens.facts.benchmarks import plain_facts
 from qv_lens.facts.corpora import corpus
@@ -32,8 +32,6 @@ KEPT = 24
 #: chains over a fact's relation that are asked
 CHAINS_ASKED = 100
 CHAINS_KEPT = 16
-#: neighbours of an edit
-NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def _alike(one: Fact, other: Fact) -> bool:
 
 def _known(lens: Lens, asked: Sequence[AnyAsked]) -> list[AnyAsked]:
     """What the model answers: every token of the answer is the likeliest."""
-    return [probe for probe, answer in zip(asked, tell(lens, asked), strict=True) if answer.right]
+    return [probe for probe, right in zip(asked, correct(lens, asked), strict=True) if right]
 
 
 def _own_case(lens: Lens, fact: Fact, new: str, near: Sequence[Fact], seed: int) -> EditCase:
@@ -111,12 +109,10 @@ def _own_case(lens: Lens, fact: Fact, new: str, near: Sequence[Fact], seed: int)
 
 def _believed(lens: Lens, case: EditCase, same: Sequence[Fact], seed: int) -> EditCase:
     """A case with the two-hop prompts whose answer the model knew, and neighbours that it knows."""
-    told = tell(lens, [before for before, _ in case.onward])
-    onward = tuple(pair for pair, answer in zip(case.onward, told, strict=True) if answer.right)
-    request = case.request
-    near = [fact for fact in same if fact.subject != request.fact.subject and request.new not in (fact.answer, *fact.aliases)]
-    drawn = random.Random(f"{seed} {request.fact.text}").sample(near, min(NEIGHBOURS, len(near)))
-    return replace(case, onward=onward, neighbours=tuple(drawn))
+    right = correct(lens, [before for before, _ in case.onward])
+    onward = tuple(pair for pair, hit in zip(case.onward, right, strict=True) if hit)
+    near = atlas.neighbours(case.request, same, random.Random(f"{seed} {case.request.fact.text}"))
+    return replace(case, onward=onward, neighbours=near)
 
 
 def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from qv_lens.errors import FactError, unknown
 from qv_lens.facts.atlas_relations import PAIRS, RELATIONS, Relation, Source
 from qv_lens.facts.categories import CATEGORIES
 from qv_lens.facts.prompts import normalise
-from qv_lens.facts.records import EditCase, Fact, Probe
+from qv_lens.facts.records import EditCase, EditRequest, Fact, Probe
 
 TABLES = Path(__file__).parent / "tables"
 #: how many neighbours, and at most how many multi-hop probes, an edit gets
@@ -234,15 +235,25 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
     true = {normalise(name) for name in (fact.answer, *fact.aliases)}
     false = sorted({other.answer for other in others if normalise(other.answer) not in true})
     new = rng.choice(false)
-    near = [other for other in others if new not in (other.answer, *other.aliases)]
+    request = fact.to(new)
+    near = neighbours(request, others, rng)
     probes = onward(fact, new)
     return EditCase(
-        request=fact.to(new),
+        request=request,
         paraphrases=tuple(fact.with_prompt(prompt) for prompt in fact.paraphrases),
-        neighbours=tuple(rng.sample(near, min(PROBES, len(near)))),
+        neighbours=near,
         onward=tuple(rng.sample(probes, min(PROBES, len(probes)))),
         case_id=_facts().index(fact),
     )
+
+
+def neighbours(request: EditRequest, facts: Sequence[Fact], rng: random.Random) -> tuple[Fact, ...]:
+    """Some of the facts that must keep their answers through an edit: of other subjects, and none whose answer is the new one."""
+    near = []
+    for fact in facts:
+        if fact.subject != request.fact.subject and request.new not in (fact.answer, *fact.aliases):
+            near.append(fact)
+    return tuple(rng.sample(near, min(PROBES, len(near))))
 
 
 def onward(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:

@@ -29,11 +29,11 @@ from tqdm import tqdm
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, EditError
-from qv_lens.evaluation.metrics import harmonic
-from qv_lens.evaluation.probes import questions, tell
+from qv_lens.evaluation.metrics import correct, harmonic
+from qv_lens.evaluation.probes import questions
 from qv_lens.evaluation.protocols import evaluate
 from qv_lens.evaluation.subset import knows
-from qv_lens.facts.atlas import atlas, edit_case
+from qv_lens.facts.atlas import atlas, edit_case, neighbours
 from qv_lens.facts.records import EditCase, Fact
 from qv_lens.models.lens import Lens
 from qv_lens.tuning.grids import Shape, grid
@@ -123,17 +123,17 @@ def known_cases(lens: Lens, count: int, seed: int = 0, facts: Sequence[Fact] | N
     drawn = list(atlas() if facts is None else facts)
     random.Random(f"tune:{seed}").shuffle(drawn)
     known = [fact for fact, right in zip(drawn, knows(lens, drawn), strict=True) if right]
-    texts = {fact.text for fact in known}
     found = []
     for fact in _in_turns(known):
         if len(found) == count:
             break
         case = edit_case(fact, seed)
-        told = tell(lens, case.paraphrases)
-        paraphrases = tuple(asked for asked, answer in zip(case.paraphrases, told, strict=True) if answer.right)
-        neighbours = tuple(near for near in _neighbours(case, known, seed) if near.text in texts)
-        if paraphrases and neighbours:
-            found.append(replace(case, paraphrases=paraphrases, neighbours=neighbours))
+        right = correct(lens, case.paraphrases)
+        paraphrases = tuple(asked for asked, hit in zip(case.paraphrases, right, strict=True) if hit)
+        alike = [other for other in known if other.relation == fact.relation]
+        near = neighbours(case.request, alike, random.Random(f"{seed} {fact.text}"))
+        if paraphrases and near:
+            found.append(replace(case, paraphrases=paraphrases, neighbours=near))
     if len(found) < count:
         raise ConfigError(f"{lens.name} knows {len(found)} of the atlas's facts in two phrasings, and {count} are needed.")
     return found
@@ -146,14 +146,6 @@ def _in_turns(facts: Sequence[Fact]) -> list[Fact]:
         by_relation.setdefault(fact.relation, []).append(fact)
     ranked = [(place, fact) for group in by_relation.values() for place, fact in enumerate(group)]
     return [fact for _, fact in sorted(ranked, key=lambda pair: pair[0])]
-
-
-def _neighbours(case: EditCase, known: Sequence[Fact], seed: int) -> list[Fact]:
-    """Known facts of the case's relation whose answer is not the new one, five at most."""
-    fact = case.request.fact
-    near = [other for other in known if other.relation == fact.relation and other.subject != fact.subject]
-    near = [other for other in near if case.request.new not in (other.answer, *other.aliases)]
-    return random.Random(f"{seed} {fact.text}").sample(near, min(5, len(near)))
 
 
 class _Log:
