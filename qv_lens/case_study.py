@@ -39,8 +39,8 @@ from qv_lens.editing.edit import edit
 from qv_lens.editing.kept import kept_covariance
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import Preset, has_presets, presets
-from qv_lens.editing.statistics import Statistics
-from qv_lens.editing.sweep import ClosedForm, search_ahead
+from qv_lens.editing.statistics import Module, Statistics
+from qv_lens.editing.sweep import search_ahead
 from qv_lens.evaluation.faithfulness import faithfulness
 from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.metrics import correct
@@ -53,6 +53,7 @@ from qv_lens.material import Material, material_for
 from qv_lens.models.lens import Lens
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
+from qv_lens.tuning.grids import LLAMA
 
 RANDOM_SEEDS = 5
 ACTIVATED = 300  # K: the neurons counted as activated on the clean model
@@ -254,11 +255,10 @@ def ablate(lens: Lens, ranking: Sequence[Fact], held_out: Sequence[Fact], other:
     columns = ["neurons", "seed", "count", "group", *DROP]
     if not ranking or not groups:
         return pd.DataFrame(columns=columns)
-    everything = [(layer, neuron) for layer in range(lens.n_layers) for neuron in range(lens.d_mlp)]
-    count = max(1, round(SHARE * len(everything)))
+    count = max(1, round(SHARE * lens.n_layers * lens.d_mlp))
     sets = [("top 1%", 0, value_neurons(lens, list(ranking), count, over="set", method=fast(lens)))]
     for draw in range(RANDOM_SEEDS):
-        sets.append(("random 1%", draw, NeuronSet.of(random.Random(f"{seed}:{draw}").sample(everything, count))))
+        sets.append(("random 1%", draw, NeuronSet.drawn(lens, count, random.Random(f"{seed}:{draw}"))))
     clean = {name: answers(lens, facts) for name, facts in groups.items()}
     rows = []
     for name, draw, neurons in sets:
@@ -360,9 +360,8 @@ class Edited:
 def ace_and_memit(lens: Lens) -> dict[str, Preset]:
     """The model's presets of both, or settings scaled to it: lam in units of d_mlp (`tuning.grids`), EasyEdit's search."""
     table = presets(lens.name) if has_presets(lens.name) else {}
-    search: dict[str, Any] = {"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0}
     low = tuple(range(max(1, lens.n_layers // 10), max(2, round(lens.n_layers * 0.28))))
-    scaled = {"ACE": ACE(lam=5.0 * lens.d_mlp, **search), "MEMIT": MEMIT(layers=low, lam=float(lens.d_mlp), **search)}
+    scaled = {"ACE": ACE(lam=5.0 * lens.d_mlp, **LLAMA), "MEMIT": MEMIT(layers=low, lam=float(lens.d_mlp), **LLAMA)}
     untuned = "scaled to the model, untuned"
     return {name: table.get(name, Preset(editor, untuned)) for name, editor in scaled.items()}
 
@@ -376,9 +375,11 @@ def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, memi
     drawn = sorted(random.Random(f"layers:{seed}").sample(pool, min(number, len(pool))))
     split = len(located.query_layers)
     by_chance = replace(ace, value_layers=tuple(drawn[split:]), query_layers=tuple(drawn[:split]))
-    variants: dict[str, ClosedForm] = {LOCATED_VARIANT: located, "MEMIT": memit, "ACE, random layers": by_chance}
-    wanted = {layer for editor in variants.values() for layer in _layers_of(editor)}
-    statistics = kept_covariance(lens, material.texts, sorted(wanted))
+    variants: dict[str, ACE | MEMIT] = {LOCATED_VARIANT: located, "MEMIT": memit, "ACE, random layers": by_chance}
+    written = [editor.written(lens) for editor in variants.values()]
+    wanted = {layer for layers, _ in written for layer in layers}
+    modules: dict[Module, None] = dict.fromkeys(module for _, several in written for module in several)
+    statistics = kept_covariance(lens, material.texts, wanted, modules=tuple(modules))
     cases = material.cases[:count]
     tables = []
     prefixes = contexts(lens, seed)
@@ -397,16 +398,9 @@ def located_editor(lens: Lens, layers: Layers, ace: ACE) -> ACE:
     return replace(ace, value_layers=value, query_layers=query)
 
 
-def _layers_of(editor: ClosedForm) -> tuple[int, ...]:
-    if isinstance(editor, ACE):
-        return (*editor.query_layers, *editor.value_layers)
-    assert isinstance(editor, MEMIT)
-    return editor.layers
-
-
-def _label(editor: ClosedForm) -> str:
-    if not isinstance(editor, ACE):
-        return str(list(_layers_of(editor)))
+def _label(editor: ACE | MEMIT) -> str:
+    if isinstance(editor, MEMIT):
+        return str(list(editor.layers))
     query = f", query {list(editor.query_layers)}" if editor.query_layers else ""
     return f"value {list(editor.value_layers)}{query}"
 
@@ -414,7 +408,7 @@ def _label(editor: ClosedForm) -> str:
 def _words(
     lens: Lens,
     material: Material,
-    variants: Mapping[str, ClosedForm],
+    variants: Mapping[str, ACE | MEMIT],
     statistics: Statistics,
     templates: Sequence[str],
     folder: Path,

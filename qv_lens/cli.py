@@ -275,10 +275,9 @@ def ablate(
     value = qv.value_neurons(lens, fact, top)
     query = qv.query_neurons(lens, fact, value, top)
     telling = value.where(lambda frame: qv.interpretable(lens, value, answer))
-    units = [(layer, neuron) for layer in range(lens.n_layers) for neuron in range(lens.d_mlp)]
     sets = [("value", value.top(top)), ("value, promoting the answer", telling.top(top)), ("query", query.top(top))]
     for draw in range(draws):
-        sets.append((f"random {draw}", qv.NeuronSet.of(random.Random(f"{seed}:{draw}").sample(units, top))))
+        sets.append((f"random {draw}", qv.NeuronSet.drawn(lens, top, random.Random(f"{seed}:{draw}"))))
     print(f"{fact.text} {answer}: log p {lens.logprob(fact):.4f} ({model})")
     for name, neurons in sets:
         if len(neurons):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,12 @@ class NeuronSet:
         layers, neurons = [layer for layer, _ in units], [neuron for _, neuron in units]
         frame = {"prompt": -1, "unit": unit, "layer": layers, "neuron": neurons, "coefficient": np.nan, "score": np.nan}
         return cls(pd.DataFrame(frame), {"by": "hand"})
+
+    @classmethod
+    def drawn(cls, lens: Lens, count: int, rng: random.Random) -> NeuronSet:
+        """So many of a model's FFN neurons at random, without scores, in the order in which `rng` draws them."""
+        drawn = rng.sample(range(lens.n_layers * lens.d_mlp), count)
+        return cls.of([divmod(index, lens.d_mlp) for index in drawn])
 
     def __len__(self) -> int:
         return len(self.frame)

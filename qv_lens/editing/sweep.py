@@ -30,6 +30,7 @@ from qv_lens.editing.edit import Deltas, Job, checked_templates
 from qv_lens.editing.kept_targets import KeptTargets, TargetShelf
 from qv_lens.editing.keys import Average, Prompts, Rows, clean_values, contexts, mean_over_contexts, read, rows_of, values
 from qv_lens.editing.solve import Metric, inverse_of, solve
+from qv_lens.editing.statistics import Module
 from qv_lens.editing.targets import Ahead, Search, SearchKind, Targets, search
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
@@ -38,7 +39,7 @@ from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta
 
 Group = tuple[int, ...]
-MODULES: tuple[Literal["ffn", "attn"], ...] = ("ffn", "attn")
+MODULES: tuple[Module, ...] = ("ffn", "attn")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Pass:
     share: Literal["linear", "sqrt"]
     fact_token: FactToken = "subject_last"
     prompts: Prompts = "rewrite"
-    modules: tuple[Literal["ffn", "attn"], ...] = ("ffn",)
+    modules: tuple[Module, ...] = ("ffn",)
     average: Average = "halves"
     read_clean: bool = False
     measured: Literal["bare", "mean"] = "bare"
@@ -97,12 +98,11 @@ class ClosedForm(ABC):
         """Whether `solver` reads C0."""
         return True
 
-    def written(self, lens: Lens) -> tuple[tuple[int, ...], tuple[Literal["ffn", "attn"], ...]]:
+    def written(self, lens: Lens) -> tuple[tuple[int, ...], tuple[Module, ...]]:
         """The layers and modules that the passes write, whose C0 is read. Raises what `plan` raises."""
-        passes = self.plan(lens)
-        layers = {layer for one in passes for layer in itertools.chain(*one.groups)}
-        modules = {module for one in passes for module in one.modules}
-        return tuple(sorted(layers)), tuple(module for module in MODULES if module in modules)
+        places = _written(self.plan(lens))
+        modules = {module for _, module in places}
+        return tuple(sorted({layer for layer, _ in places})), tuple(module for module in MODULES if module in modules)
 
     def first_search(self, lens: Lens) -> SearchKind:
         """The search of the first pass, which can be shared by editors (`search_ahead`). Raises what `plan` raises."""
@@ -115,9 +115,8 @@ class ClosedForm(ABC):
 
     def deltas(self, job: Job) -> Deltas:
         passes = self.plan(job.lens)
-        for one in passes if self.reads_statistics else ():
-            for layer, module in itertools.product(itertools.chain(*one.groups), one.modules):
-                job.moments().of(job.lens, layer, module)  # what is missing is told before anything is searched
+        for place in _written(passes) if self.reads_statistics else ():
+            job.moments().of(job.lens, *place)  # what is missing is told before anything is searched
         return sweep(job, self, passes, self.solver(job))
 
     def at(self, *sites: str, drop: bool = False) -> Search:
@@ -147,7 +146,8 @@ def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver
     for requests in job.batches(editor.batch):
         keys: dict[int, list[Tensor]] = {}
         written: dict[tuple[int, str], list[Delta]] = {}
-        before = {key: job.lens.parameter(*key).clone() for key in _names(passes)} if trims else {}
+        names = [(layer, _weight(module)) for layer, module in _written(passes)]
+        before = {key: job.lens.parameter(*key).clone() for key in names} if trims else {}
         for one in passes:
             rows = rows_of(job.lens, requests, templates, one.fact_token, one.prompts)
             if job.ahead is not None and not parts and not written:  # nothing is changed yet
@@ -165,10 +165,17 @@ def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver
     return {key: Delta.total(found) for key, found in parts.items()}
 
 
-def _names(passes: tuple[Pass, ...]) -> set[tuple[int, str]]:
-    """The weights that the passes write."""
-    layers = {(layer, module) for one in passes for layer in itertools.chain(*one.groups) for module in one.modules}
-    return {(layer, "W_out" if module == "ffn" else "W_O") for layer, module in layers}
+def _written(passes: tuple[Pass, ...]) -> list[tuple[int, Module]]:
+    """The layers and modules that the passes write, each once, in their order."""
+    places = []
+    for one in passes:
+        places += itertools.product(itertools.chain(*one.groups), one.modules)
+    return list(dict.fromkeys(places))
+
+
+def _weight(module: Module) -> str:
+    """The weight of a module that is written."""
+    return "W_out" if module == "ffn" else "W_O"
 
 
 def search_ahead(
@@ -240,16 +247,14 @@ def _write(
                     R = _before_norm(lens, rows, layer, module, R, (at, stream))
                 mean, bare = K[module]
                 delta = solve(solver.metric(layer, module), mean, R, solver.eps(count), bare if one.read_clean else None)
-                name = "W_out" if module == "ffn" else "W_O"
+                name = _weight(module)
                 job.write(layer, name, delta)
                 parts.setdefault((layer, name), []).append(delta)
                 if module == "ffn":
                     keys.setdefault(layer, []).append(mean)
 
 
-def _before_norm(
-    lens: Lens, rows: Rows, layer: int, module: Literal["ffn", "attn"], R: Tensor, start: tuple[int, Tensor]
-) -> Tensor:
+def _before_norm(lens: Lens, rows: Rows, layer: int, module: Module, R: Tensor, start: tuple[int, Tensor]) -> Tensor:
     """What must be written in front of the norm that follows a sublayer, so that R reaches the stream after it: R sigma /
     gain, sigma that of the bare prompt. R itself where no norm follows. A gain near zero lets nothing through and is not
     divided by."""

@@ -146,13 +146,12 @@ def _removals(
         for k in sizes:
             if k <= len(units):
                 yield _Removal(name, 0, k, tuple(units[:k]))
-    everything = lens.n_layers * lens.d_mlp
-    largest = min(max(sizes), everything)
+    largest = min(max(sizes), lens.n_layers * lens.d_mlp)
     for draw in range(seeds):
-        order = random.Random(f"{RANDOM}:{seed}:{draw}:{prompt}").sample(range(everything), largest)
+        units = NeuronSet.drawn(lens, largest, random.Random(f"{RANDOM}:{seed}:{draw}:{prompt}")).units
         for k in sizes:
             if k <= largest:
-                yield _Removal(RANDOM, draw, k, tuple(divmod(unit, lens.d_mlp) for unit in order[:k]))
+                yield _Removal(RANDOM, draw, k, tuple(units[:k]))
 
 
 def _without(lens: Lens, prompt: Prompt, sets: Sequence[Sequence[Unit]]) -> Tensor:

@@ -85,11 +85,10 @@ def interpretable(task: Interpretable, context: Context) -> pd.DataFrame:
         rng, mine = random.Random(f"interpretable:{task.seed}:{i}"), value.where(lambda frame, i=i: frame["prompt"] == i)
         good = holds_answer(lens, mine, fact.answer)
         telling = mine.where(lambda frame, good=good: good).top(task.count)
-        everything = [(layer, neuron) for layer in range(lens.n_layers) for neuron in range(lens.d_mlp)]
         sets: dict[str, NeuronSet] = {
             "interpretable": telling,
             "important": mine.where(lambda frame, good=good: ~good).top(len(telling)),
-            "random": NeuronSet.of(rng.sample(everything, len(telling))),
+            "random": NeuronSet.drawn(lens, len(telling), rng),
         }
         target = lens.answer_ids(fact)[0]
         forms = sorted(surface_forms(lens, fact.answer) | {target})
