@@ -28,12 +28,12 @@ from qv_lens.evaluation.protocols import evaluate, summary, total
 from qv_lens.facts.atlas import edit_case
 from qv_lens.facts.corpora import python_reference
 from qv_lens.facts.files import read_texts
+from qv_lens.tuning.grids import LLAMA
 
 METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "paraphrase_success", "specificity_acc", "specificity_success")
-SEARCH = {"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0}
 EDITORS = {
-    "MEMIT": qv.MEMIT(layers=(3, 4, 5, 6, 7), lam=1500.0, **SEARCH),
-    "ROME": qv.ROME(layer=5, **SEARCH),
+    "MEMIT": qv.MEMIT(layers=(3, 4, 5, 6, 7), lam=1500.0, **LLAMA),
+    "ROME": qv.ROME(layer=5, **LLAMA),
     "ACE": qv.ACE(value_layers=(10, 11, 12), query_layers=(3, 4, 5, 6, 7), lam=600.0, steps=25, lr=0.5, clamp=4.0),
 }
 MULTIPLES = (1, 3, 10, 30)

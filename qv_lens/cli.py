@@ -144,14 +144,11 @@ def study(
     edits
         How many facts of the kind are edited, this one first.
     """
-    from dataclasses import replace
-
     from qv_lens import ACE, Fact, load
     from qv_lens.case_study import study as run
     from qv_lens.editing.closed_form import MEMIT
     from qv_lens.editing.edit import check_requests
     from qv_lens.editing.presets import presets
-    from qv_lens.facts.atlas import atlas
     from qv_lens.material import file_material
     from qv_lens.reporting.page import report
 
@@ -170,7 +167,6 @@ def study(
         ace, memit = table["ACE"].editor, table["MEMIT"].editor
         assert isinstance(ace, ACE)
         assert isinstance(memit, MEMIT)
-    fact = next((known for known in atlas() if replace(fact, aliases=()) == _plain(known)), fact)
     material = file_material(fact, new, facts, text) if facts and text else None
     lens = load(model, **asdict(loading))
     found = run(lens, fact, new, material=material, editor=ace, rival=memit, edits=edits, seed=seed)
@@ -182,13 +178,6 @@ def study(
         words += [f"--{option}", value] if value else []
     _tell(found)
     print(f"\nPage: {report(found, out, shlex.join(words))}")
-
-
-def _plain(fact: Fact) -> Fact:
-    """A fact as it is named on the command line: prompt, subject and answer."""
-    from qv_lens import Fact
-
-    return Fact(fact.prompt, fact.subject, fact.answer)
 
 
 @app.command
@@ -560,8 +549,7 @@ def tune(
     work = folder or Path("runs") / f"tune-{file_name(model).removesuffix('.toml')}"
     lens = qv.load(model, **asdict(loading))
     cases = known_cases(lens, facts, seed)
-    rungs = RUNGS
-    choosing, held = cases[: rungs[-1]], cases[rungs[-1] :]
+    choosing, held = cases[: RUNGS[-1]], cases[RUNGS[-1] :]
     shape = shape_of(lens, [case.request.fact for case in choosing])
     print(
         f"{lens.name}: {len(choosing)} edits choose, {len(held)} are held apart; half of the subject's part lies up to layer {shape.depth}"

@@ -1,7 +1,7 @@
 """What a study asks about besides its fact: other facts, chains over it, edits like it, and text for C0.
 
 atlas_material   of any real model: facts of the atlas that it knows
-file_material    facts and text of the user's own
+file_material    a user's own facts and text
 world_material   of the bundled toys: the invented world that they were trained on
 """
 
@@ -66,6 +66,7 @@ def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     Of the fact's own kind are those with its relation (or its prompt). Neighbours of an edit, and its two-hop prompts, are those
     that the model answered before; its phrasings are the atlas's, whether it answered them or not.
     """
+    fact = _of_the_atlas(fact)
     rng = random.Random(f"study:{seed}")
     kin = [other for other in atlas.atlas() if _alike(other, fact) and other.subject != fact.subject]
     strangers = [other for other in atlas.atlas() if not _alike(other, fact)]
@@ -88,6 +89,12 @@ def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
         asked=(len(asked_same), len(asked_other), len(asked)),
         known=(len(known_same), len(known_other), len(known_chains)),
     )
+
+
+def _of_the_atlas(fact: Fact) -> Fact:
+    """The atlas's own fact of these words, with its relation, phrasings and aliases; or the fact itself."""
+    words = (fact.prompt, fact.subject, fact.answer)
+    return next((own for own in atlas.atlas() if (own.prompt, own.subject, own.answer) == words), fact)
 
 
 def _alike(one: Fact, other: Fact) -> bool:

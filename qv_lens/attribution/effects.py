@@ -2,7 +2,7 @@
 
 1. y is the log-probability of what is asked for at the prompt's end (natural log; a contrast: the difference of two).
 2. One forward and one backward pass give dy/dm of every FFN neuron at the rows' positions, in all layers at once.
-3. s = m dy/dm: to first order what y loses when the neuron is set to zero there, everything behind it free to react.
+3. s = m dy/dm: to first order what y loses when the neuron is set to zero there, everything after it free to react.
 
 Unlike Eq. 9, which reads a neuron's vector out where it is written, s counts what later layers make of it. Source:
 attribution patching (Nanda 2023) against zero; Molchanov et al. (2017).
@@ -40,8 +40,8 @@ def neuron_effects(
     """FFN neurons by what the answer loses without them, in nats: a positive score supports the answer.
 
     `top`: how many per prompt (None: all). `over='set'` adds the prompts up. `target`: as for `value_neurons`; it is
-    read at the prompt's end (a whole answer: token by token from there). `positions`: where the neurons are taken out ('all': a ranking for each token). Of a Trace only
-    its facts are used.
+    read at the prompt's end (a whole answer: token by token from there). `positions`: where the neurons are taken out
+    ('all': a ranking for each token). Of a Trace only its facts are used.
     Raises `ConfigError` for an unknown target or way to add up, or a trace of other weights, `FactError` for prompts that do
     not tokenise.
     """

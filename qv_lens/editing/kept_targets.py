@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from qv_lens.editing.targets import SearchKind, Targets
 from qv_lens.errors import ConfigError
 from qv_lens.facts.records import EditRequest
+from qv_lens.files import whole
 from qv_lens.models.lens import Lens
 
 #: changes when z* is searched differently
@@ -82,10 +82,8 @@ def _read(file: Path, device: torch.device) -> KeptTargets | None:
 def _write(file: Path, kept: KeptTargets) -> None:
     tensors = {f"z{i}": z.contiguous().cpu() for i, z in enumerate(kept.targets.z_of)}
     header = {"sites": len(tensors), "losses": kept.targets.losses, "seconds": kept.seconds}
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"targets": json.dumps(header)})
-        os.replace(partial, file)
+        with whole(file) as partial:
+            save_file(tensors, partial, metadata={"targets": json.dumps(header)})
     except OSError as error:
         raise ConfigError(f"Cannot keep the target vectors in {file.parent}: {error}.") from error

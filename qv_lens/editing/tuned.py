@@ -3,9 +3,12 @@
     model = "smollm2-135m"
     fingerprint = "..."
 
-    [MEMIT]
+    ["MEMIT"]
     source = "qv-lens tune ... : 98% ..."
-    settings = {layers = [3, 4, 5], lam = 1536.0, ...}
+
+    ["MEMIT".settings]
+    layers = [3, 4, 5]
+    lam = 1536.0
 
 Every field of an editor is written, but those that are None. An editor in the user's cache goes before the package's.
 """
@@ -13,7 +16,6 @@ Every field of an editor is written, but those that are None. An editor in the u
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,6 +25,7 @@ from typing import Any
 from qv_lens.cache import cache_folder
 from qv_lens.editing.edit import Editor
 from qv_lens.errors import ConfigError, unknown
+from qv_lens.files import whole
 
 PACKAGE = Path(__file__).parent / "tuned"
 
@@ -85,11 +88,9 @@ def write_tuned(file: Path, header: Mapping[str, str], entries: Entries) -> None
     for name, entry in sorted(entries.items()):
         lines += ["", f"[{json.dumps(name)}]", f"source = {json.dumps(entry['source'])}", "", f"[{json.dumps(name)}.settings]"]
         lines += [f"{key} = {json.dumps(value)}" for key, value in entry["settings"].items()]
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(partial, file)
+        with whole(file) as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"Cannot write the presets to {file}: {error}.") from error
 

@@ -59,8 +59,8 @@ def faithfulness(
 
     `rankings`: FFN neurons by name, best first; rows of a prompt serve the fact with that number, rows of prompt -1
     (`over="set"`, `union()`) every fact. A size beyond a ranking's length is left out. `logprob` and `clean`: log p of the
-    answer's first token with and without them (nats); `right`: whether that token is still the likeliest, `known`: whether it is with nothing taken out; `said`: the likeliest
-    token. `seeds`: random orders, drawn by `seed`.
+    answer's first token without and with them (nats); `right`: whether that token is still the likeliest, `known`: whether it
+    is with nothing taken out; `said`: the likeliest token. `seeds`: random orders, drawn by `seed`.
 
     Raises `ConfigError` for what is no FFN neuron of this model, a size below 1, or a ranking without neurons for a fact.
     """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -36,6 +35,7 @@ from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.evaluation.metrics import FORCED, GENERATED, harmonic, measured
 from qv_lens.evaluation.probes import Generation, Look, Told, _prompts, look, questions
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase
+from qv_lens.files import whole
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, Patch, summed
 
@@ -65,8 +65,8 @@ def evaluate(
 
     `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases) and `metrics.GENERATED`, whose
     settings are `generation`. `editor=None` asks the unedited model alone (`after` is `before`). `step`: how many cases had been
-    edited. `templates`: contexts of the edits (None: sampled once from the unedited model). `cache`: a folder for what the unedited model says and for its z*; `seconds` count the
-    search also where it was read from there.
+    edited. `templates`: contexts of the edits (None: sampled once from the unedited model). `cache`: a folder for what the
+    unedited model says and for its z*; `seconds` count the search also where it was read from there.
     `before` of multi-hop metrics counts the answers before the edit. A case that cannot be asked or edited has NaN as
     `after` and its reason in `.attrs["skipped"]`.
 
@@ -94,9 +94,8 @@ def evaluate(
     kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
     asked = Generation(**{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed})
     groups = sorted({group for name in wanted if name in FORCED for group in FORCED[name][0]})
-    run = _Run(lens, wanted, groups, asked, editor, statistics, templates, seed)
-    run.folder = None if cache is None else Path(cache)
-    run.factored = Factored(statistics)
+    folder = None if cache is None else Path(cache)
+    run = _Run(lens, wanted, groups, asked, editor, statistics, templates, seed, folder, Factored(statistics))
     good = run.readable(cases)
     before = dict(zip(good, _before(lens, [cases[i] for i in good], asked, groups, cache), strict=True))
     depth = len(lens.patches)
@@ -168,8 +167,8 @@ class _Run:
     statistics: Statistics | None
     templates: Sequence[str] | None
     seed: int
-    folder: Path | None = None
-    factored: Factored = field(default_factory=lambda: Factored(None))
+    folder: Path | None
+    factored: Factored
     skipped: dict[int, str] = field(default_factory=dict)
 
     def readable(self, cases: Sequence[Case]) -> list[int]:
@@ -247,11 +246,10 @@ def _single(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, 
         for at in range(0, len(good), batch_size):
             yield 0, good[at : at + batch_size], lambda i: _Written()
         return
-    chunk, ahead = [], None
+    ahead = None
     for count, i in enumerate(_bar(good, run, "case")):
         if count % batch_size == 0:
-            chunk = good[count : count + batch_size]
-            ahead = run.ahead([cases[j] for j in chunk])
+            ahead = run.ahead([cases[j] for j in good[count : count + batch_size]])
         try:
             patch, written = run.one_by_one(cases[i], ahead)
             if ahead is not None:
@@ -367,9 +365,8 @@ def _before(
     missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in found}
     for key, made in zip(missing, look(lens, list(missing.values()), generation, groups), strict=True):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{key}.tmp").write_text(json.dumps(made.plain()))
-            os.replace(folder / f"{key}.tmp", folder / f"{key}.json")
+            with whole(folder / f"{key}.json") as partial:
+                partial.write_text(json.dumps(made.plain()))
         except OSError as error:
             raise ConfigError(f"Cannot keep results in {folder}: {error}.") from error
         found[key] = made

@@ -145,11 +145,12 @@ def _curve(study: Study) -> Iterable[str]:
     if not study.removal.loc[study.removal["prompt"] == 0, "known"].all():
         outcome = f"The answer {answer} is not what the model says to begin with: the curves show its log-probability alone."
     yield (
-        f"<p>Of the model's {total:,} FFN neurons those that rank best are set to zero at the prompt's last token. {outcome} The same neurons are then taken from another fact of "
-        "its kind and from one of another kind: what falls there too does not belong to this fact alone.</p>"
+        f"<p>Of the model's {total:,} FFN neurons those that rank best are set to zero at the prompt's last token. {outcome} The same "
+        "neurons are then taken from another fact of its kind and from one of another kind: what falls there too does not belong to this fact alone.</p>"
     )
-    yield _figure(plots.removal_curve(study.removal, "What is left of the answer"), _removal_table(study))
-    yield _card(_removal_table(study))
+    told = _removal_table(study, table)
+    yield _figure(plots.removal_curve(study.removal, "What is left of the answer"), told)
+    yield _card(told)
 
 
 def _count(own: pd.DataFrame, ranking: str) -> str:
@@ -157,9 +158,8 @@ def _count(own: pd.DataFrame, ranking: str) -> str:
     return f"{int(k)} neurons" if k == k else "none of the numbers tried"
 
 
-def _removal_table(study: Study) -> str:
-    """At how many neurons each fact's answer is lost; of random draws how many lose it."""
-    table = lost_at(study.removal)
+def _removal_table(study: Study, table: pd.DataFrame) -> str:
+    """At how many neurons each fact's answer is lost (`lost_at`); of random draws how many lose it."""
     texts = study.removal.drop_duplicates("prompt").set_index("prompt")
     rows = []
     for (prompt, ranking), part in table.groupby(["prompt", "ranking"], sort=False):

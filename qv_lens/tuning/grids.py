@@ -40,6 +40,8 @@ WRITTEN_TWICE = (1.0, 3.0, 10.0)
 GPTJ: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.5, "weight_decay": 0.5, "clamp": 0.75})
 LLAMA: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0})
 SEARCHES = (GPTJ, LLAMA)
+#: PMET's search with short steps; with long ones it is LLAMA's
+SHORT: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.2, "clamp": 0.75, "weight_decay": 0.5})
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,9 @@ def _lams(shape: Shape, multiples: Sequence[float] = (0.1, 1.0)) -> list[float]:
     return [round(multiple * shape.d_mlp, 1) for multiple in multiples]
 
 
-def _spread(kind: Callable[..., Editor], shape: Shape) -> Iterable[Editor]:
-    for end, search, lam in itertools.product(shape.ends, SEARCHES, _lams(shape)):
+def _spread(kind: Callable[..., Editor], shape: Shape, searches: Sequence[Mapping[str, Any]] = SEARCHES) -> Iterable[Editor]:
+    for end, search, lam in itertools.product(shape.ends, searches, _lams(shape)):
         yield kind(layers=shape.window(end), lam=lam, **search)
-
-
-def _trimmed(kind: Callable[..., Editor], shape: Shape) -> Iterable[Editor]:
-    """RECT and PRUNE: MEMIT's settings with the long search; what they trim away leaves more room for lam."""
-    for end, lam in itertools.product(shape.ends, _lams(shape)):
-        yield kind(layers=shape.window(end), lam=lam, **LLAMA)
 
 
 def _one_layer(kind: Callable[..., Editor], shape: Shape) -> Iterable[Editor]:
@@ -135,41 +131,33 @@ def _alphaedit(shape: Shape) -> Iterable[Editor]:
         yield AlphaEdit(layers=shape.window(end), threshold=threshold, L2=L2, **LLAMA)
 
 
-def _two_deltas(shape: Shape) -> Iterable[dict[str, Any]]:
-    """PMET's search, short and long steps."""
-    for lr, clamp in ((0.2, 0.75), (0.5, 4.0)):
-        yield {"steps": 25, "lr": lr, "clamp": clamp, "weight_decay": 0.5 if clamp < 1 else 1e-3}
-
-
 def _pmet(shape: Shape) -> Iterable[Editor]:
-    for end, search, lam in itertools.product(shape.ends, _two_deltas(shape), _lams(shape, (0.3, 1.0, 3.0))):
+    for end, search, lam in itertools.product(shape.ends, (SHORT, LLAMA), _lams(shape, (0.3, 1.0, 3.0))):
         yield PMET(layers=shape.window(end), lam=lam, **search)
 
 
 def _ifmet(shape: Shape) -> Iterable[Editor]:
     deep = shape.window(shape.late_ends[0], 5)
-    for end, search in itertools.product(shape.ends, _two_deltas(shape)):
+    for end, search in itertools.product(shape.ends, (SHORT, LLAMA)):
         yield IFMET(layers=shape.window(end), deep_layers=deep, lam=float(shape.d_mlp), **search)
 
 
 def _ace(shape: Shape, **reading: Any) -> Iterable[Editor]:
     """Value layers at several depths, query layers as MEMIT's or right below them."""
-    _, long = _two_deltas(shape)
     for end, lam in itertools.product(shape.value_ends, _lams(shape, WRITTEN_TWICE)):
         value = shape.window(end, 3)
         low = shape.window(min(shape.end(1), value[0] - 1))
         near = shape.window(value[0] - 1)
         for query in (low, near):
-            yield ACE(value_layers=value, query_layers=query, lam=lam, **{**long, **reading})
+            yield ACE(value_layers=value, query_layers=query, lam=lam, **{**LLAMA, **reading})
 
 
 def _ace_paper(shape: Shape) -> Iterable[Editor]:
     """Section 5: deep layers at the prompt's last token, written first."""
-    _, long = _two_deltas(shape)
     reading = {"joint": True, "passes": "two", "order": "value first", "value_prompts": "via", "value_token": "last"}
     for end, query in itertools.product(shape.late_ends, (shape.end(1), shape.end(2))):
         value = shape.window(end, 3)
-        yield ACE(value_layers=value, query_layers=shape.window(query), lam=float(shape.d_mlp), **{**long, **reading})
+        yield ACE(value_layers=value, query_layers=shape.window(query), lam=float(shape.d_mlp), **{**LLAMA, **reading})
 
 
 def _ft(shape: Shape) -> Iterable[Editor]:
@@ -216,8 +204,8 @@ GRIDS: Mapping[str, Callable[[Shape], Iterable[Editor]]] = MappingProxyType({
     "MEMIT": lambda shape: _spread(MEMIT, shape),
     "PMET": _pmet,
     "AlphaEdit": _alphaedit,
-    "RECT": lambda shape: _trimmed(RECT, shape),
-    "PRUNE": lambda shape: _trimmed(PRUNE, shape),
+    "RECT": lambda shape: _spread(RECT, shape, (LLAMA,)),
+    "PRUNE": lambda shape: _spread(PRUNE, shape, (LLAMA,)),
     "IFMET": _ifmet,
     "ACE": _ace,
     "ACE.paper": _ace_paper,

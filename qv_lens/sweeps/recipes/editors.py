@@ -27,9 +27,9 @@ from qv_lens.attribution.locate import Layers, locate
 from qv_lens.case_study import layer_counts
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import Editor
-from qv_lens.editing.kept import default_text, kept_covariance
+from qv_lens.editing.kept import default_text, default_texts, kept_covariance
 from qv_lens.editing.presets import presets
-from qv_lens.editing.statistics import Statistics, enough
+from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.metrics import FORCED
 from qv_lens.evaluation.probes import Generation
@@ -50,7 +50,7 @@ from qv_lens.sweeps.recipes.material import at_least, check_files, knowledge
 #: records of a file that are asked at once whether the model knows them
 KNOWN_AT_ONCE = 256
 #: documents of the bundled world for C0
-WORLD_DOCUMENTS = 3_000
+DOCUMENTS = 3_000
 LAYERS = ("preset", "located", "value", "query", "random", "all")
 #: what a run's figure draws, where it was measured
 SHOWN = (
@@ -257,8 +257,8 @@ def _statistics(lens: Lens, task: Comparison) -> Statistics:
     source = task.text or default_text(lens)
     if source == "world":
         check_world(lens)
-    count = task.documents or (WORLD_DOCUMENTS if source == "world" else 0)
-    texts = list(itertools.islice(corpus(source), count)) if count else enough(lens, corpus(source))
+    count = task.documents or (DOCUMENTS if source == "world" else 0)
+    texts = list(itertools.islice(corpus(source), count)) if count else default_texts(lens, source)
     return kept_covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
 
 
