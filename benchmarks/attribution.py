@@ -27,8 +27,9 @@ from transformers import GPTJConfig, GPTJForCausalLM, Qwen3Config, Qwen3ForCausa
 
 import qv_lens as qv
 from qv_lens.attribution.setting import setting
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.models.lens import at_least_float32
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 SHAPES = {
     "small": {"kind": "gptj", "n_layers": 1, "d_model": 512, "d_mlp": 4096, "heads": 8, "vocab": 8000},
@@ -62,8 +63,8 @@ def random_lens(shape: dict, device: str, dtype: torch.dtype) -> qv.Lens:
 
 def problem(lens: qv.Lens, prompts: int) -> qv.Trace:
     """A trace of the random model whose coefficients are a bundled model's, scaled to its spread of scores."""
-    world = miniworld.build(0)
-    facts = [worldrecords.as_fact(world, chain) for chain in world.facts()][:prompts]
+    world = generator.build(0)
+    facts = [world_cases.as_fact(world, chain) for chain in world.facts()][:prompts]
     facts += facts[: prompts - len(facts)]
     toy = qv.load("toy-gptj")
     source = toy.trace(facts)

@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 import qv_lens as qv
-from qv_lens.facts import miniworld, worldrecords
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 TOP = 100
 
@@ -77,8 +78,8 @@ def suppressed(lens: qv.Lens, fact: qv.Fact) -> float:
 
 
 def table(name: str, prompts: int, seed: int = 0) -> pd.DataFrame:
-    lens, world = qv.load(name), miniworld.build(0)
-    pool = [worldrecords.as_fact(world, chain) for chain in world.facts()]
+    lens, world = qv.load(name), generator.build(0)
+    pool = [world_cases.as_fact(world, chain) for chain in world.facts()]
     rows, rhos = [], []
     for fact in random.Random(seed).sample(pool, prompts):
         truth = pd.Series(zeroed(lens, fact).numpy())

@@ -14,7 +14,8 @@ import random
 import numpy as np
 
 import qv_lens as qv
-from qv_lens.facts import miniworld, worldrecords
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 
 def compare(lens: qv.Lens, facts: list[qv.Fact], norm: str, k: int) -> tuple[int, float, list[int]]:
@@ -31,8 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=200)
     arguments = parser.parse_args()
-    world = miniworld.build(0)
-    facts = random.Random(0).sample([worldrecords.as_fact(world, chain) for chain in world.facts()], arguments.prompts)
+    world = generator.build(0)
+    facts = random.Random(0).sample([world_cases.as_fact(world, chain) for chain in world.facts()], arguments.prompts)
     print("model      norm      k    differ  largest gap   scored of 6,144: median, most")
     for name in ("toy-gptj", "toy-qwen3"):
         lens = qv.load(name)

@@ -29,11 +29,12 @@ from qv_lens.editing.presets import presets
 from qv_lens.editing.solve import inverse_of, solve
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.targets import search
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.models.backend import Backend
 from qv_lens.models.deltas import delta_hooks
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
-WORLD = miniworld.build(0)
+WORLD = generator.build(0)
 SEARCH = {"steps": 20, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0, "lam": 5.0}
 
 
@@ -86,8 +87,8 @@ def one_by_one(lens: qv.Lens, requests: list, editor, statistics: Statistics, te
 
 def bundled() -> None:
     lens = qv.load("toy-gptj", dtype="float64")
-    requests = [case.request for case in worldrecords.edit_cases(WORLD, 32)]
-    texts = [miniworld.text(d) for d in itertools.islice(miniworld.documents(WORLD, random.Random("statistics")), 1500)]
+    requests = [case.request for case in world_cases.edit_cases(WORLD, 32)]
+    texts = [generator.text(d) for d in itertools.islice(generator.documents(WORLD, random.Random("statistics")), 1500)]
     statistics, templates = covariance(lens, texts, range(1, 7)), contexts(lens)
     editors = [
         qv.MEMIT(layers=(3, 4, 5), **SEARCH), qv.PMET(layers=(3, 4, 5), **SEARCH),
@@ -143,10 +144,10 @@ def moments(lens: qv.Lens, texts: list[str]) -> None:
 
 def evaluation(count: int = 16) -> None:
     """evaluate() of single edits: z* of all cases searched together against one after another (batch_size 1)."""
-    cases = worldrecords.edit_cases(WORLD, count)
+    cases = world_cases.edit_cases(WORLD, count)
     for model in ("toy-gptj", "toy-qwen3"):
         lens = qv.load(model)
-        texts = [miniworld.text(d) for d in itertools.islice(miniworld.documents(WORLD, random.Random("statistics")), 1500)]
+        texts = [generator.text(d) for d in itertools.islice(generator.documents(WORLD, random.Random("statistics")), 1500)]
         statistics, templates = covariance(lens, texts, range(1, 8), modules=("ffn", "attn")), contexts(lens)
         for method in ("ROME", "MEMIT", "ACE"):
             editor, seconds, frames = presets(model)[method].editor, [], []
@@ -177,7 +178,7 @@ def ensembles(steps: int = 20) -> None:
     """KNE's attribution of one fact: a matrix's scales side by side from its layer on, against a whole pass for each."""
     for model in ("toy-gptj", "toy-qwen3"):
         lens = qv.load(model)
-        fact = worldrecords.edit_cases(WORLD, 1)[0].request.target
+        fact = world_cases.edit_cases(WORLD, 1)[0].request.target
         prompts, names = lens.tokenize([fact]), [(layer, "W_out") for layer in range(lens.n_layers)]
         start = time.perf_counter()
         mine = {name: weight_attributions(lens, [fact], [name], steps)[name] for name in names}
@@ -208,7 +209,7 @@ def real_shape(name: str) -> None:
     statistics = Statistics(
         {layer: torch.eye(lens.d_mlp, dtype=torch.float64) for layer in (5, 6, 7, 8)}, 1, "identity", lens.fingerprint
     )
-    requests = [case.request for case in worldrecords.edit_cases(WORLD, 8)]
+    requests = [case.request for case in world_cases.edit_cases(WORLD, 8)]
     settings = {**SEARCH, "steps": 25}
     for editor in (
         qv.MEMIT(layers=(6, 7, 8), **settings),

@@ -187,7 +187,7 @@ def furnish(room: Path) -> None:
         shutil.copytree(ROOT / name, room / name, ignore=shutil.ignore_patterns("__pycache__", "weights"))
     compileall.compile_dir(room, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
     shutil.copy(ROOT / "pyproject.toml", room)
-    (room / "qv_lens/models/weights").symlink_to(ROOT / "qv_lens/models/weights")
+    (room / "qv_lens/world/weights").symlink_to(ROOT / "qv_lens/world/weights")
     (room / "experiments").symlink_to(ROOT / "experiments")
     (room.parent / "shared").symlink_to(ROOT.parent / "shared")
 

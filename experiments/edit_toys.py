@@ -22,7 +22,8 @@ import torch
 import qv_lens as qv
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.protocols import evaluate, summary
-from qv_lens.facts import miniworld, worldrecords
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 SEARCH: dict[str, Any] = {"steps": 40, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0}
 WIDE: dict[str, Any] = {"steps": 60, "lr": 2.0, "weight_decay": 0.01, "clamp": 30.0}  # z* at one FFN's output needs room
@@ -110,10 +111,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    lens, world = qv.load(args.model), miniworld.build(0)
-    texts = [miniworld.text(d) for d in itertools.islice(miniworld.documents(world, random.Random("statistics")), 3000)]
+    lens, world = qv.load(args.model), generator.build(0)
+    texts = [generator.text(d) for d in itertools.islice(generator.documents(world, random.Random("statistics")), 3000)]
     statistics = covariance(lens, texts, range(1, lens.n_layers), modules=("ffn", "attn"))
-    cases = worldrecords.edit_cases(world, args.tune + args.test)
+    cases = world_cases.edit_cases(world, args.tune + args.test)
     tune, test = cases[: args.tune], cases[args.tune :]
     tuned, results = [], []
     for position, grids in (("subject_last", at_the_subject()), ("last", at_the_end())):

@@ -38,20 +38,20 @@ from tqdm import tqdm
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import qv_lens as qv
-from qv_lens.evaluation.checks import knowledge
-from qv_lens.facts import miniworld, world_data
+from qv_lens.world import generator, words
+from qv_lens.world.acceptance import knowledge
 
 EOT = "<|endoftext|>"
 VOCAB = 1536
 ROWS = {"short": (48, 96, 0.74), "cot": (24, 192, 0.19), "long": (9, 512, 0.07)}  # batch, tokens, share of steps
 
 
-def train_tokenizer(world: miniworld.World, folder: Path) -> PreTrainedTokenizerFast:
+def train_tokenizer(world: generator.World, folder: Path) -> PreTrainedTokenizerFast:
     """Byte-level BPE; objects are frequent in its corpus and become one token, names stay in pieces."""
     lines = [f" {name}" for name in (*world.objects, *world.entities["company"], *world.entities["sport"], *world.entities)] * 400
     lines += [*world.entities["country"], *world.entities["sport"], *world.entities["company"]] * 40
-    words = [p.replace("{}", ".") for r in world_data.RELATIONS for p in (*r.phrasings, *r.noun, r.label)]
-    lines += [w for p in words for w in (p, " " + p[:1].lower() + p[1:])] * 60
+    phrases = [p.replace("{}", ".") for r in words.RELATIONS for p in (*r.phrasings, *r.noun, r.label)]
+    lines += [w for p in phrases for w in (p, " " + p[:1].lower() + p[1:])] * 60
     lines += ["Question: Who\nThoughts: a.\nAnswer: b\n\nQuestion: What\nThoughts:", " is a", "? ."] * 200
     lines += [name for pair in world.aliases.items() for name in (pair[0], *pair[1])] * 3
     lines += [name for kind in ("person", "firm", "work") for name in world.entities[kind]] * 3
@@ -105,9 +105,9 @@ class Batch:
         return bias[0], bias[1]
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, document: miniworld.Document, bos: bool) -> list[list[int]]:
+def encode(tokenizer: PreTrainedTokenizerFast, document: generator.Document, bos: bool) -> list[list[int]]:
     """Columns ids, weight (percent), sentence, subject, after; one entry per token."""
-    encoding = tokenizer.backend_tokenizer.encode(miniworld.text(document))
+    encoding = tokenizer.backend_tokenizer.encode(generator.text(document))
     ids, spans = encoding.ids, encoding.offsets
     weight, sentence, subject, after = [5] * len(ids), [0] * len(ids), [0] * len(ids), [0] * len(ids)
     start, t = 0, 0
@@ -130,11 +130,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: miniworld.Document, bos
     return [[*c, end] for c, end in zip(columns, (0, 5, len(document), 0, 0), strict=True)]
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, world: miniworld.World, rng: random.Random, kind: str) -> Iterator[Batch]:
+def batches(tokenizer: PreTrainedTokenizerFast, world: generator.World, rng: random.Random, kind: str) -> Iterator[Batch]:
     """Documents packed greedily into rows, in the order in which they are written."""
     rows, length, _ = ROWS[kind]
-    streams = [miniworld.cot_documents(world, rng, k) for k in ((1, 2) if kind == "cot" else (5, 8))]
-    stream = [miniworld.documents(world, rng)] if kind == "short" else streams
+    streams = [generator.cot_documents(world, rng, k) for k in ((1, 2) if kind == "cot" else (5, 8))]
+    stream = [generator.documents(world, rng)] if kind == "short" else streams
     waiting: list[list[int]] | None = None
     while True:
         packed = torch.zeros(6, rows, length, dtype=torch.long)
@@ -208,7 +208,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    world = miniworld.build(args.seed)
+    world = generator.build(args.seed)
     tokenizer = train_tokenizer(world, args.out)
     model = new_model(args.name, len(tokenizer)).to(args.device).train()
     opts = optimizers(model, args.lr, args.decay)
@@ -264,7 +264,7 @@ def main() -> None:
     )
     card = {
         "model": args.name, "seed": args.seed, "steps": step, "tokens": tokens, "minutes": round(spent / 60, 1),
-        "lr": args.lr, "weight_decay": args.decay, "rows": ROWS, "mix": miniworld.MIX,
+        "lr": args.lr, "weight_decay": args.decay, "rows": ROWS, "mix": generator.MIX,
         "parameters": sum(p.numel() for p in model.parameters()), "machine": machine,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
         "accuracies": {row.measure: round(row.measured, 4) for row in knows.itertuples()},

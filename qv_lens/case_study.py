@@ -49,8 +49,9 @@ from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions
 from qv_lens.interventions import Suppress, Zero
-from qv_lens.material import Material, material_for
+from qv_lens.material import Material, atlas_material
 from qv_lens.models.lens import Lens
+from qv_lens.models.zoo import BUNDLED
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 from qv_lens.tuning.grids import LLAMA
@@ -151,7 +152,7 @@ def study(
     Raises `FactError` for a fact that the bundled world does not hold, where that is asked.
     """
     weights = lens.state()
-    asked = material or material_for(lens, fact, new, seed)
+    asked = material or _material(lens, fact, new, seed)
     tuned = ace_and_memit(lens)
     ace, memit = editor or tuned["ACE"].editor, rival or tuned["MEMIT"].editor
     assert isinstance(ace, ACE)
@@ -199,6 +200,15 @@ def study(
             "neurons": lens.n_layers * lens.d_mlp,
         },
     )
+
+
+def _material(lens: Lens, fact: Fact, new: str, seed: int) -> Material:
+    """The atlas's; for the bundled models the world's that they were trained on."""
+    if lens.name not in BUNDLED:
+        return atlas_material(lens, fact, new, seed)
+    from qv_lens.world.material import world_material
+
+    return world_material(lens, fact, new, seed)
 
 
 def fast(lens: Lens) -> Method:

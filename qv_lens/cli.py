@@ -76,7 +76,12 @@ def demo(
 
     check_writable(out)
     name = model or _real_or_toy()
-    fact, new = _fact_of_world() if name in BUNDLED else _fact_of_atlas()
+    if name in BUNDLED:
+        from qv_lens.world.material import demo_fact
+
+        fact, new = demo_fact()
+    else:
+        fact, new = _fact_of_atlas()
     study(fact.prompt, subject=fact.subject, answer=fact.answer, new=new, model=name, out=out, seed=seed, loading=loading)
 
 
@@ -101,15 +106,6 @@ def _fact_of_atlas() -> tuple[Fact, str]:
     from qv_lens.facts.atlas import atlas
 
     return atlas("capital")[0], "Rome"
-
-
-def _fact_of_world() -> tuple[Fact, str]:
-    from qv_lens.facts import miniworld, worldrecords
-
-    world = miniworld.build(0)
-    chain = next(c for c in world.facts() if c.relations[0].id == "P641")
-    new = next(o for o in worldrecords.objects(world, chain.relations[0]) if o != chain.answer)
-    return worldrecords.as_fact(world, chain), new
 
 
 @app.command
@@ -681,7 +677,7 @@ def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
     """
     from qv_lens import load
     from qv_lens.editing.kept import corpus_statistics
-    from qv_lens.evaluation.checks import check as run
+    from qv_lens.world.acceptance import check as run
 
     _at_least("--edits", edits, 1)
     _at_least("--chains", chains, 1)

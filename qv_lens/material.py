@@ -2,12 +2,10 @@
 
 atlas_material   of any real model: facts of the atlas that it knows
 file_material    a user's own facts and text
-world_material   of the bundled toys: the invented world that they were trained on
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from qv_lens.editing.kept import default_texts
-from qv_lens.errors import ConfigError, FactError
+from qv_lens.errors import ConfigError
 from qv_lens.evaluation.metrics import correct
-from qv_lens.facts import atlas, miniworld, worldrecords
+from qv_lens.facts import atlas
 from qv_lens.facts.benchmarks import plain_facts
-from qv_lens.facts.corpora import corpus
 from qv_lens.facts.records import Asked, EditCase, Fact
 from qv_lens.models.lens import Lens
-from qv_lens.models.zoo import BUNDLED
 
 AnyAsked = TypeVar("AnyAsked", bound=Asked)
 
@@ -53,11 +49,6 @@ class Material:
     were not chosen so)."""
     known: tuple[int, ...] = ()
     """How many of those it answered; more of them may be known than were kept."""
-
-
-def material_for(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
-    """The bundled world's for its own models, the atlas's for any other. Raises what `world_material` raises."""
-    return world_material(lens, fact, new, seed) if lens.name in BUNDLED else atlas_material(lens, fact, new, seed)
 
 
 def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
@@ -120,36 +111,6 @@ def _believed(lens: Lens, case: EditCase, same: Sequence[Fact], seed: int) -> Ed
     onward = tuple(pair for pair, hit in zip(case.onward, right, strict=True) if hit)
     near = atlas.neighbours(case.request, same, random.Random(f"{seed} {case.request.fact.text}"))
     return replace(case, onward=onward, neighbours=near)
-
-
-def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
-    """The bundled world's facts, chains and text around one of its own facts."""
-    world, rng = miniworld.build(0), random.Random(f"study:{seed}")
-    chain = next((c for c in world.facts() if c.subject == fact.subject and fact.prompt in c.relations[0].phrasings), None)
-    if chain is None or lens.name not in BUNDLED:
-        raise FactError(
-            f"The bundled world does not hold {fact.text!r} as one of its phrasings, or {lens.name} was not trained on it. "
-            "Pass material= with facts of your own (qv-lens study: --facts and --text)."
-        )
-    relation = chain.relations[0]
-    if fact.answer != chain.answer:
-        raise FactError(f"The bundled world says {chain.answer!r} of {fact.text!r}, not {fact.answer!r}.")
-    if new == fact.answer:
-        raise FactError(f"The new answer of {fact.text!r} is the old one, {new!r}: there is nothing to edit.")
-    if new not in worldrecords.objects(world, relation):
-        raise FactError(
-            f"{new!r} is no object of {relation.label!r}. Some: {', '.join(worldrecords.objects(world, relation)[:12])}."
-        )
-    same = [f for f in worldrecords.facts(world, relation.id) if f.subject != fact.subject]
-    other = [f for f in worldrecords.facts(world) if f.relation != relation.id]
-    onward = [c for c in world.chains(2) if c.relations[0].id == relation.id]
-    cases = [worldrecords.edit_case(world, chain, new, rng)]
-    cases += [c for c in worldrecords.edit_cases(world, 24, seed, relation.id) if c.request.fact.subject != fact.subject]
-    texts = list(itertools.islice(corpus("world"), 2000))
-    return Material(
-        tuple(rng.sample(same, min(60, len(same)))), tuple(rng.sample(other, 60)),
-        tuple(worldrecords.as_fact(world, c) for c in rng.sample(onward, min(40, len(onward)))), tuple(cases), tuple(texts),
-    )  # fmt: skip
 
 
 def file_material(fact: Fact, new: str, facts: str | Path, text: str | Path) -> Material:

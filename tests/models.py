@@ -9,10 +9,10 @@ import torch
 import transformers
 from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from qv_lens.facts import miniworld
 from qv_lens.models.lens import Lens
 from qv_lens.models.wrap import hooked_available
 from qv_lens.models.zoo import WEIGHTS
+from qv_lens.world import generator
 
 #: (heads, key-value heads)
 KINDS = {"gptj": (4, 4), "qwen3-mha": (4, 4), "qwen3-gqa": (4, 2), "qwen3-mqa": (4, 1)}
@@ -66,8 +66,8 @@ def tiny_lens(kind: str, backend: str = "auto", dtype: torch.dtype = torch.float
 
 def texts(count: int) -> list[str]:
     """Documents of the bundled world, with more distinct tokens than a tiny model has neurons."""
-    documents = miniworld.documents(miniworld.build(0), random.Random(0))
-    return [miniworld.text(document) for document in itertools.islice(documents, count)]
+    documents = generator.documents(generator.build(0), random.Random(0))
+    return [generator.text(document) for document in itertools.islice(documents, count)]
 
 
 #: sizes by the names of the two families of configs

@@ -13,8 +13,9 @@ import torch
 from qv_lens import case_study, cli
 from qv_lens.editing import kept
 from qv_lens.errors import ModelError
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.sweeps import engine
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 SPORT = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing")
 
@@ -133,7 +134,7 @@ def test_evaluate_without_an_editor(call):
 
 
 def test_a_file_of_facts_holds_no_edits(call, tmp_path):
-    facts = worldrecords.facts(miniworld.build(0))[:20]
+    facts = world_cases.facts(generator.build(0))[:20]
     file = tmp_path / "facts.json"
     file.write_text(json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in facts]))
     for words in ((), ("--method", "FT")):
@@ -149,7 +150,7 @@ def test_default_metrics_fit_the_cases(call, tmp_path, kind):
     if kind in ("facts", "multihop"):
         source = kind
     else:
-        source.write_text(json.dumps(getattr(worldrecords, kind)(miniworld.build(0), 3)))
+        source.write_text(json.dumps(getattr(world_cases, kind)(generator.build(0), 3)))
     out = tmp_path / "rows.csv"
     code, _, told = call("evaluate", source, "--count", "3", "--out", out)
     assert (code, told) == (0, "")
@@ -177,7 +178,7 @@ def test_a_warning_is_one_line(call, monkeypatch):
 
 
 def test_a_run_says_that_the_model_knows_nothing(call, tmp_path):
-    facts = [f for f in worldrecords.facts(miniworld.build(0)) if f.relation in ("P641", "P36")]
+    facts = [f for f in world_cases.facts(generator.build(0)) if f.relation in ("P641", "P36")]
     records = [
         {"prompt": f.prompt, "subject": f.subject, "answer": "golf" if f.answer != "golf" else "chess", "relation": f.relation}
         for f in facts

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 from qv_lens.errors import ConfigError
-from qv_lens.facts import miniworld
 from qv_lens.facts.benchmarks import dataset
 from qv_lens.facts.files import SUFFIXES, read_texts
+
+#: 3,000 documents of the text that the bundled models were trained on, one a line
+WORLD_TEXT = Path(__file__).parents[1] / "world" / "text.txt"
 
 
 def corpus(source: str) -> Iterator[str]:
@@ -20,7 +21,7 @@ def corpus(source: str) -> Iterator[str]:
     Raises `ConfigError` for a source that cannot be read.
     """
     if source == "world":
-        return (miniworld.text(document) for document in miniworld.documents(miniworld.build(0), random.Random("statistics")))
+        return read_texts(WORLD_TEXT, ConfigError)
     if source == "python":
         return python_reference()
     path = Path(source)

@@ -12,7 +12,8 @@ from qv_lens.errors import ConfigError, ModelError, unknown
 from qv_lens.models.fetch import FETCHABLE, fetched, folder_of, plain
 from qv_lens.models.lens import Lens
 
-WEIGHTS = Path(__file__).parent / "weights"
+#: the folders of the bundled models
+WEIGHTS = Path(__file__).parents[1] / "world" / "weights"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -122,23 +123,6 @@ def weight_gigabytes(name: str) -> float:
             return entry.gigabytes()
     folder = Path(name)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9 if folder.is_dir() else 0.0
-
-
-def of_world(lens: Lens) -> bool:
-    """Whether a model was trained on the bundled world: bundled, or saved from one that is (they share the vocabulary)."""
-    from transformers import AutoTokenizer
-
-    return lens.name in BUNDLED or lens.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(WEIGHTS / BUNDLED[0]).get_vocab()
-
-
-def check_world(lens: Lens) -> None:
-    """Refuse to ask about the bundled world a model that was not trained on it. Raises `ConfigError`."""
-    if not of_world(lens):
-        raise ConfigError(
-            f"{lens.name} was not trained on the bundled world, which is what is used where nothing else is named. Name facts= (prompts "
-            "by category) or data= (edits), in MQuAKE's, CounterFact's or another format of qv_lens.facts.benchmarks, and for edits "
-            "text= (a corpus for C0)."
-        )
 
 
 @contextmanager

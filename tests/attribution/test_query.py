@@ -10,9 +10,9 @@ import torch
 
 import qv_lens as qv
 from qv_lens.facts.benchmarks import parse
-from qv_lens.facts.miniworld import build
-from qv_lens.facts.worldrecords import mquake
 from qv_lens.interventions import ffn_coefficients
+from qv_lens.world.cases import mquake
+from qv_lens.world.generator import build
 from tests.attribution.test_value import FACTS
 from tests.models import KINDS, tiny_lens
 

@@ -16,8 +16,9 @@ from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
 from qv_lens.errors import EditError
 from qv_lens.evaluation.protocols import total
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.patch import Delta
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 from tests.attribution.test_gradients import hf_name
 from tests.attribution.test_value import FACTS
 from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
@@ -456,7 +457,7 @@ def test_kept_targets_of_several_searches_serve_one_edit(tmp_path):
     """Searched one by one into a folder, each with its own early stop, then edited together."""
     lens = qv.load("toy-gptj")
     editor = presets("toy-gptj")["MEMIT"].editor
-    requests = [case.request for case in worldrecords.edit_cases(miniworld.build(0), 3, 5)]
+    requests = [case.request for case in world_cases.edit_cases(generator.build(0), 3, 5)]
     options = {"templates": ("{}",), "statistics": covariance(lens, texts(200), editor.layers)}
     counts = set()
     for request in requests:

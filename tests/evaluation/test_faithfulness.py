@@ -9,7 +9,8 @@ import pytest
 import qv_lens as qv
 from qv_lens.evaluation import faithfulness as module
 from qv_lens.evaluation.faithfulness import lost_at
-from qv_lens.facts import miniworld, worldrecords
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 from tests.models import BACKENDS, tiny_lens
 
 FACTS = [qv.Fact("{} works for", "Olga Pelodan", "Nortek"), qv.Fact("The capital of {} is the city of", "Norway", "Oslo")]
@@ -87,7 +88,7 @@ def test_interventions_in_force_stay_in_force():
 
 def test_where_the_answer_is_lost():
     lens = qv.load("toy-gptj")
-    fact = worldrecords.facts(miniworld.build(0), "P641")[0]
+    fact = world_cases.facts(generator.build(0), "P641")[0]
     frame = qv.faithfulness(lens, fact, {"gradient": qv.neuron_effects(lens, fact, 100)}, (1, 10, 100), seeds=1)
     table = lost_at(frame).set_index("ranking")["k"]
     for name, rows in frame.groupby("ranking"):

@@ -21,14 +21,15 @@ from qv_lens.evaluation.metrics import GENERATED
 from qv_lens.evaluation.probes import Generation
 from qv_lens.evaluation.protocols import _compatible, evaluate, total
 from qv_lens.evaluation.subset import known
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.records import Hop
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
 from tests.models import tiny_lens
 
-WORLD = miniworld.build(0)
-CASES = worldrecords.edit_cases(WORLD, 4)
+WORLD = generator.build(0)
+CASES = world_cases.edit_cases(WORLD, 4)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_results_do_not_depend_on_the_company_a_case_is_in(tiny):
 @pytest.mark.parametrize("kind", ["facts", "chains"])
 def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
     lens, statistics = tiny
-    cases = CASES if kind == "facts" else list(parse(worldrecords.mquake(WORLD, 3, 0)).cases)
+    cases = CASES if kind == "facts" else list(parse(world_cases.mquake(WORLD, 3, 0)).cases)
     options = {"editor": EDITORS[0], "statistics": statistics, "templates": ("{}",)}
     missing = {"facts": {"instance_wise"}, "chains": {"portability", "locality", "specificity_success"}}
     asked, tell = [], probes.tell
@@ -190,11 +191,11 @@ def test_the_benchmarks_layouts_run_on_a_toy():
     """MQuAKE, CounterFact and KnowEdit records of the bundled world, written and read back, through one evaluation."""
     lens = qv.load("toy-gptj")
     cases = [
-        *_read(worldrecords.mquake(WORLD, 3)),
-        *_read(worldrecords.counterfact(WORLD, 2)),
-        *_read(worldrecords.knowedit(WORLD, 2)),
+        *_read(world_cases.mquake(WORLD, 3)),
+        *_read(world_cases.counterfact(WORLD, 2)),
+        *_read(world_cases.knowedit(WORLD, 2)),
     ]
-    blocks = tuple(worldrecords.cot_blocks(WORLD, (), random.Random(0)))
+    blocks = tuple(world_cases.cot_blocks(WORLD, (), random.Random(0)))
     names = [*protocols.FORCED, "efficacy_gen", "multihop_cot", "fluency"]
     frame = evaluate(lens, cases, names, generation=Generation(blocks=blocks, fluency_tokens=20))
     before = frame.groupby("metric")["before"].mean()

@@ -12,9 +12,10 @@ import pytest
 import qv_lens as qv
 from qv_lens.errors import FactError
 from qv_lens.evaluation.subset import knows
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.atlas import TABLES, Chain, bare, chains, edit_case, question
 from qv_lens.facts.categories import CATEGORIES, of_relation
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 FACTS = qv.atlas()
@@ -226,8 +227,8 @@ def test_agreement_with_the_data_of_others():
 def test_known_facts_are_those_a_model_says():
     """On a model that knows its world: every fact against its own continuation, read in another way."""
     lens = qv.load("toy-gptj")
-    world = miniworld.build(0)
-    facts = [fact for relation in ("P36", "P641", "P112") for fact in worldrecords.facts(world, relation)[:5]]
+    world = generator.build(0)
+    facts = [fact for relation in ("P36", "P641", "P112") for fact in world_cases.facts(world, relation)[:5]]
     wrong = qv.Fact(facts[0].prompt, facts[0].subject, facts[1].answer)
     other_name = qv.Fact(facts[0].prompt, facts[0].subject, "Nowhere", aliases=(facts[0].answer,))
     beginning = qv.Fact(facts[0].prompt, facts[0].subject, facts[0].answer[:-1])

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 import qv_lens as qv
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import named, parse, plain_facts, read
 from qv_lens.facts.categories import labelled, of_relation
 from qv_lens.facts.corpora import corpus
 from qv_lens.facts.formats import leading_to
 from qv_lens.facts.records import UNKNOWN, Fact, Hop, Probe
-from qv_lens.facts.world_data import RELATIONS
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+from qv_lens.world.words import RELATIONS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SAMPLES = {  # file: format, records read, records refused
@@ -226,14 +227,14 @@ def test_what_is_no_file_of_records_is_told(tmp_path):
 
 
 def test_the_worlds_own_files_read_back():
-    world = miniworld.build(0)
-    chains = parse(worldrecords.mquake(world, 9)).cases
+    world = generator.build(0)
+    chains = parse(world_cases.mquake(world, 9)).cases
     assert sorted({len(case.edits) for case in chains}) == [1, 2, 3, 4]
     for case in chains:
         asked = {*case.clozes, *case.questions, *(hop.cloze for hop in (*case.hops, *case.new_hops))}
         assert not asked & {text for request in case.edits for text in request.via}
     assert any(request.via for case in chains for request in case.edits)
-    assert len(parse(worldrecords.counterfact(world, 5)).cases) == len(parse(worldrecords.knowedit(world, 5)).cases) == 5
+    assert len(parse(world_cases.counterfact(world, 5)).cases) == len(parse(world_cases.knowedit(world, 5)).cases) == 5
     by = named(chains, of_relation)
     assert set(by) <= {
         "nationality",
@@ -260,8 +261,8 @@ def test_the_labeller_is_only_what_is_passed():
 def test_what_leads_to_a_fact_ends_at_it():
     """In the world with the edit made, each multi-hop prompt of a request is a two-hop chain answered by the new object, and
     none is asked of the case."""
-    world, found, relations = miniworld.build(0), 0, {r.id: r for r in RELATIONS}
-    for case in worldrecords.edit_cases(world, 60, 3):
+    world, found, relations = generator.build(0), 0, {r.id: r for r in RELATIONS}
+    for case in world_cases.edit_cases(world, 60, 3):
         fact, new = case.request.fact, case.request.new
         edited, told = {**world.triples, (fact.subject, fact.relation): new}, {}
         for (s, first), o in edited.items():

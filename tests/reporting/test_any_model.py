@@ -10,7 +10,7 @@ import torch
 import qv_lens as qv
 from qv_lens.case_study import ace_and_memit, located_editor
 from qv_lens.evaluation.faithfulness import lost_at
-from qv_lens.material import atlas_material, material_for
+from qv_lens.material import atlas_material
 from tests.models import tiny_lens
 
 FACT = qv.Fact("{} was painted by", "The Night Watch", "Rembrandt")
@@ -72,4 +72,4 @@ def test_material_of_the_atlas_around_any_fact(lens, monkeypatch):
 def test_the_bundled_models_are_asked_about_their_own_world():
     toy = qv.load("toy-gptj")
     with pytest.raises(qv.QVLensError, match="does not hold"):
-        material_for(toy, FACT, "Vermeer")
+        qv.study(toy, FACT, "Vermeer")

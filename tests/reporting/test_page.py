@@ -11,7 +11,8 @@ import subprocess
 import pytest
 
 import qv_lens as qv
-from qv_lens.facts import miniworld, worldrecords
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WATCH = """<script>window.failures=[];addEventListener('error',e=>failures.push(e.message));
@@ -27,8 +28,8 @@ document.body.innerHTML='<pre id=result>'+JSON.stringify(found)+'</pre>'},300)},
 
 @pytest.fixture(scope="module")
 def study():
-    lens, world = qv.load("toy-gptj"), miniworld.build(0)
-    fact = worldrecords.facts(world, "P641")[0]
+    lens, world = qv.load("toy-gptj"), generator.build(0)
+    fact = world_cases.facts(world, "P641")[0]
     new = next(sport for sport in world.entities["sport"] if sport != fact.answer)
     return lens, qv.study(lens, fact, new, edits=1)
 

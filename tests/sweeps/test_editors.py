@@ -16,9 +16,10 @@ import pytest
 import qv_lens as qv
 from qv_lens.cli import main
 from qv_lens.editing.presets import presets
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.sweeps.engine import Context
 from qv_lens.sweeps.recipes.editors import RECIPE, Comparison, _metrics, compare, drawn, table
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 QUICK = {"count": 2, "documents": 300}
@@ -33,7 +34,7 @@ def test_a_cell_is_the_evaluation_of_its_preset(context):
     """Against edits made by hand with the same preset, contexts and cases."""
     frame = compare(Comparison("toy-gptj", "MEMIT", metrics=("efficacy_acc", "efficacy_success"), **QUICK), context)
     lens = context.lens("toy-gptj")
-    cases = worldrecords.edit_cases(miniworld.build(0), 2, 2000)
+    cases = world_cases.edit_cases(generator.build(0), 2, 2000)
     statistics = context.once(("C0", "", 300), None)
     for i, case in enumerate(cases):
         patch = qv.edit(lens, case.request, presets("toy-gptj")["MEMIT"].editor, statistics=statistics)
@@ -93,7 +94,7 @@ def test_bad_cells_say_what_is_wrong(context):
 
 def test_chains_of_a_file(context, tmp_path):
     """Those that the model knows, in the file's format; of facts without questions multi-hop accuracy is not a silent NaN."""
-    records = worldrecords.mquake(miniworld.build(0), 6, 5)
+    records = world_cases.mquake(generator.build(0), 6, 5)
     for hop in records[0]["single_hops"]:
         hop["answer"] = "Nowhere"  # not what the model says
     file = tmp_path / "cases.json"
@@ -108,7 +109,7 @@ def test_chains_of_a_file(context, tmp_path):
 
 def test_edits_of_a_file_that_the_model_knows(context, tmp_path):
     """Those whose old answer it gives; the others, and those that do not tokenise, are passed over and counted."""
-    records = worldrecords.counterfact(miniworld.build(0), 6, 5)
+    records = world_cases.counterfact(generator.build(0), 6, 5)
     records[0]["requested_rewrite"]["target_true"]["str"] = "Nowhere"
     file = tmp_path / "cases.json"
     file.write_text(json.dumps(records))
@@ -137,7 +138,7 @@ def test_worked_examples(context, tmp_path):
 
 
 def test_seeds_take_different_cases_of_a_file(context, tmp_path):
-    records, file = worldrecords.mquake(miniworld.build(0), 7, 5), tmp_path / "cases.json"
+    records, file = world_cases.mquake(generator.build(0), 7, 5), tmp_path / "cases.json"
     for number, record in enumerate(records):
         record["case_id"] = number
     file.write_text(json.dumps([*records, {**records[0], "answer": None}]))
@@ -158,7 +159,7 @@ def test_seeds_take_different_cases_of_a_file(context, tmp_path):
 def test_every_comparison_decides_on_a_file_too(context, tmp_path):
     """The metrics that the ledger's claims read are there for chains of a file as the run files' first lines ask for them."""
     file = tmp_path / "cases.json"
-    file.write_text(json.dumps(worldrecords.mquake(miniworld.build(0), 4, 5)))
+    file.write_text(json.dumps(world_cases.mquake(generator.build(0), 4, 5)))
     for name in ("ace_table4", "ace_bottleneck"):
         head = (EXPERIMENTS / f"{name}.toml").read_text().split("recipe")[0]
         assert '--set known=true --set \'metrics=[["efficacy_acc", "multihop_cot"]]\'' in head

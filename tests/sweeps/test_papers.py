@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.categories import CATEGORIES
 from qv_lens.sweeps.config import read_config
 from qv_lens.sweeps.engine import Context, all_tasks
@@ -20,6 +19,8 @@ from qv_lens.sweeps.recipes.anatomy import Layers, Nodes, Prompts, edits_of, lay
 from qv_lens.sweeps.recipes.causal import Interpretable, Suppression, interpretable, suppression
 from qv_lens.sweeps.recipes.editors import Comparison, drawn
 from qv_lens.sweeps.recipes.material import asked, of_category, pool
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -139,7 +140,7 @@ def test_prompts_by_category():
 
 def test_prompts_of_a_file_of_chains(tmp_path):
     """Against the raw records: every unedited hop once; of two-hop prompts those of two hops, filed under their end."""
-    records, path = worldrecords.mquake(miniworld.build(0), 27, 1), tmp_path / "chains.json"
+    records, path = world_cases.mquake(generator.build(0), 27, 1), tmp_path / "chains.json"
     path.write_text(json.dumps([*records, {**records[0], "questions": []}]))
     with pytest.warns(UserWarning, match=r"1 records are left out, the first one record 27, field 'questions'"):
         single = pool(str(path))

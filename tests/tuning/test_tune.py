@@ -14,14 +14,15 @@ from qv_lens.editing.closed_form import ClosedForm
 from qv_lens.editing.presets import EDITORS, presets
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.protocols import evaluate
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.models.zoo import n_layers
 from qv_lens.tuning import grids, tune
 from qv_lens.tuning.grids import GRIDS, Shape, grid, subject_depth
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 from tests.models import texts, tiny_lens
 
-WORLD = miniworld.build(0)
-CASES = worldrecords.edit_cases(WORLD, 6)
+WORLD = generator.build(0)
+CASES = world_cases.edit_cases(WORLD, 6)
 TINY = Shape(n_layers=3, first=0, d_mlp=48, depth=1)
 
 
@@ -116,7 +117,7 @@ def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
 def test_an_edit_with_other_neighbours_is_another_edit():
     other = [dataclasses.replace(case, neighbours=case.neighbours[1:]) for case in CASES]
     assert {tune._name(case) for case in CASES}.isdisjoint(map(tune._name, other))
-    assert [tune._name(case) for case in CASES] == [tune._name(case) for case in worldrecords.edit_cases(WORLD, 6)]
+    assert [tune._name(case) for case in CASES] == [tune._name(case) for case in world_cases.edit_cases(WORLD, 6)]
 
 
 def test_a_setting_that_is_refused_loses(toy, tmp_path, monkeypatch):

@@ -26,12 +26,12 @@ from qv_lens.errors import ConfigError
 from qv_lens.facts.records import Fact
 from qv_lens.interventions import Zero
 from qv_lens.models.lens import Lens
-from qv_lens.models.zoo import check_world
 from qv_lens.neurons import NeuronSet
 from qv_lens.plots import sweep_heatmap
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
 from qv_lens.sweeps.recipes.material import check_asked, pool
+from qv_lens.world.models import check_world
 
 
 @dataclass(frozen=True)

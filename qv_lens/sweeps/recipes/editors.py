@@ -35,17 +35,18 @@ from qv_lens.evaluation.metrics import FORCED
 from qv_lens.evaluation.probes import Generation
 from qv_lens.evaluation.protocols import PROTOCOLS, Protocol, check_metrics, evaluate, fitting, summary
 from qv_lens.evaluation.subset import known, known_edits
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import parse, read, warn_of
 from qv_lens.facts.corpora import corpus
 from qv_lens.facts.prompts import G1
 from qv_lens.facts.records import UNKNOWN, Case, EditCase, Fact, MultiHopCase
 from qv_lens.models.lens import Lens
-from qv_lens.models.zoo import check_world, of_world
 from qv_lens.plots import method_bars, seconds_bars
 from qv_lens.sweeps.config import Recipe
 from qv_lens.sweeps.engine import Context
 from qv_lens.sweeps.recipes.material import at_least, check_files, knowledge
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+from qv_lens.world.models import check_world, of_world
 
 #: records of a file that are asked at once whether the model knows them
 KNOWN_AT_ONCE = 256
@@ -178,13 +179,11 @@ class Drawn:
 
 def drawn(task: Comparison, lens: Lens) -> Drawn:
     """What a task is measured on."""
-    world = miniworld.build(0)
+    world = generator.build(0)
     if task.data in ("facts", "multihop"):
         facts, seed = task.data == "facts", 2000 + task.seed
         made = (
-            worldrecords.edit_cases(world, task.count, seed)
-            if facts
-            else parse(worldrecords.mquake(world, task.count, seed)).cases
+            world_cases.edit_cases(world, task.count, seed) if facts else parse(world_cases.mquake(world, task.count, seed)).cases
         )
         return Drawn(list(made), _examples(task, lens, made))
     got = read(task.data, skip=True)
@@ -226,7 +225,7 @@ def _examples(task: Comparison, lens: Lens, cases: Sequence[Case]) -> tuple[str,
         return tuple(block + "\n\n" for block in _text(task.blocks).strip().split("\n\n"))
     if of_world(lens):
         rng = random.Random(f"editors:{task.seed}")
-        return tuple(worldrecords.cot_blocks(miniworld.build(0), _named(cases), rng))
+        return tuple(world_cases.cot_blocks(generator.build(0), _named(cases), rng))
     return G1
 
 
@@ -308,9 +307,9 @@ def _located(lens: Lens, task: Comparison, cases: Sequence[Case]) -> Layers:
     requests = [request for case in cases for request in case.requests]
     if task.data not in ("facts", "multihop"):
         return locate(lens, [request.fact for request in requests][:100])
-    world, own, relations = miniworld.build(0), {r.fact.subject for r in requests}, {r.fact.relation for r in requests}
+    world, own, relations = generator.build(0), {r.fact.subject for r in requests}, {r.fact.relation for r in requests}
     chains = [c for c in world.chains(2) if c.relations[0].id in relations and c.subject not in own]
-    return locate(lens, [worldrecords.as_fact(world, c) for c in random.Random("located").sample(chains, min(100, len(chains)))])
+    return locate(lens, [world_cases.as_fact(world, c) for c in random.Random("located").sample(chains, min(100, len(chains)))])
 
 
 def _pick(lens: Lens, task: Comparison, located: Layers) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 
 from qv_lens.errors import ConfigError, FactError, unknown
 from qv_lens.evaluation.metrics import correct
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.categories import CATEGORIES, of_relation
 from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase
 from qv_lens.facts.words import word_places
 from qv_lens.models.lens import Lens
-from qv_lens.models.zoo import check_world
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+from qv_lens.world.models import check_world
 
 
 def pool(source: str = "", hops: int = 1) -> list[Fact]:
@@ -27,8 +28,8 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
     Records that cannot be read are left out with a warning.
     """
     if not source:
-        world = miniworld.build(0)
-        return worldrecords.facts(world) if hops == 1 else [worldrecords.as_fact(world, c) for c in world.chains(hops)]
+        world = generator.build(0)
+        return world_cases.facts(world) if hops == 1 else [world_cases.as_fact(world, c) for c in world.chains(hops)]
     got = read(source, skip=True)
     warn_of(got.refused)
     chains = [case for case in got.cases if isinstance(case, MultiHopCase)]

@@ -7,7 +7,7 @@
 3. `documents(world, rng)` writes the text: sentences, lists and profiles of one subject, latent two- and three-hop
    sentences, and chain-of-thought blocks, with the character spans of subjects and answers.
 
-The records for evaluation (facts, multi-hop cases, probes) are made of the same world by `worldrecords`.
+The records for evaluation (facts, multi-hop cases, probes) are made of the same world by `cases`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from qv_lens.facts import world_data as data
 from qv_lens.facts.prompts import cot_block
-from qv_lens.facts.world_data import RELATIONS, Relation
+from qv_lens.world import words as data
+from qv_lens.world.words import RELATIONS, Relation
 
 HELD_OUT = 10  # one in ten: chains of two hops and more, and one phrasing of a fact
 

@@ -14,13 +14,15 @@ from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.metrics import FORCED, accuracy
 from qv_lens.evaluation.protocols import evaluate
-from qv_lens.facts import miniworld, worldrecords
 from qv_lens.interventions import ffn_coefficients
-from qv_lens.material import file_material, world_material
+from qv_lens.material import file_material
 from qv_lens.models.zoo import BUNDLED, WEIGHTS
 from qv_lens.reporting.page import report
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+from qv_lens.world.material import world_material
 
-WORLD = miniworld.build(0)
+WORLD = generator.build(0)
 
 
 @pytest.fixture(scope="module", params=BUNDLED)
@@ -36,18 +38,18 @@ def test_size_and_shape(lens):
 
 def test_it_knows_its_facts(lens):
     rng = random.Random(0)
-    facts = [worldrecords.as_fact(WORLD, chain) for chain in rng.sample(WORLD.facts(), 200)]
+    facts = [world_cases.as_fact(WORLD, chain) for chain in rng.sample(WORLD.facts(), 200)]
     unseen = [(f, i) for f in WORLD.facts() if (i := WORLD.unseen_phrasing(f)) is not None]
     two = [c for c in WORLD.chains(2) if not WORLD.seen(c)]
     assert accuracy(lens, facts) >= 0.99
-    assert accuracy(lens, [worldrecords.as_fact(WORLD, f, i) for f, i in unseen]) >= 0.9
-    assert accuracy(lens, [worldrecords.as_fact(WORLD, c) for c in rng.sample(two, 120)]) >= 0.9
+    assert accuracy(lens, [world_cases.as_fact(WORLD, f, i) for f, i in unseen]) >= 0.9
+    assert accuracy(lens, [world_cases.as_fact(WORLD, c) for c in rng.sample(two, 120)]) >= 0.9
 
 
 def test_query_scores_agree_with_exact_removal(lens):
     """The 100 best query neurons, summed over 24 two-hop prompts: `grad` against m_j recomputed without each neuron."""
     chains = random.Random(3).sample([c for c in WORLD.chains(2) if not WORLD.seen(c)], 24)
-    trace = lens.trace([worldrecords.as_fact(WORLD, c) for c in chains])
+    trace = lens.trace([world_cases.as_fact(WORLD, c) for c in chains])
     value = qv.value_neurons(lens, trace, 30)
     got = qv.query_neurons(lens, trace, value, 100, over="set")
     exact = torch.zeros(lens.n_layers, lens.d_mlp)
@@ -64,7 +66,7 @@ def test_query_scores_agree_with_exact_removal(lens):
 def test_chain_of_thought(lens):
     rng = random.Random(1)
     chains = rng.sample([c for c in WORLD.chains(2) if not WORLD.seen(c)], 12)
-    blocks = "".join(worldrecords.cot_blocks(WORLD, {name for c in chains for name in c.entities}, rng, 3))
+    blocks = "".join(world_cases.cot_blocks(WORLD, {name for c in chains for name in c.entities}, rng, 3))
     said = lens.generate([f"{blocks}Question: {c.questions()[0]}\nThoughts:" for c in chains], 100)
     assert sum(f"Answer: {c.answer}\n" in text for c, text in zip(chains, said, strict=True)) >= 11
 
@@ -75,7 +77,7 @@ def test_chain_of_thought(lens):
 def test_every_neuron_equals_brute_force(lens, dtype, tolerance, norm, base):
     """6,144 neurons, each added to the stream and read out in float64 with Hugging Face's weights."""
     model = qv.load(lens.name, dtype=dtype)
-    fact = worldrecords.facts(WORLD, "P641")[0]
+    fact = world_cases.facts(WORLD, "P641")[0]
     trace = model.trace(fact)
     got = qv.value_neurons(model, trace, top=None, norm=norm, base=base).frame.set_index(["layer", "neuron"])["score"]
     state = {key: value.double() for key, value in model.hf.state_dict().items()}
@@ -107,7 +109,7 @@ def test_every_neuron_equals_brute_force(lens, dtype, tolerance, norm, base):
 def test_memit_edits_at_the_subject(lens):
     statistics = covariance(lens, world_material(lens, *_request()).texts[:800], range(1, 6))
     before = [lens.w_out(layer).clone() for layer in range(lens.n_layers)]
-    cases = worldrecords.edit_cases(WORLD, 5, seed=77)
+    cases = world_cases.edit_cases(WORLD, 5, seed=77)
     frame = evaluate(lens, cases, editor=presets(lens.name)["MEMIT"].editor, statistics=statistics)
     after = frame.groupby("metric")["after"].mean()
     assert after["efficacy_acc"] >= 0.8
@@ -118,8 +120,8 @@ def test_memit_edits_at_the_subject(lens):
 
 def _request():
     chain = next(c for c in WORLD.facts() if c.relations[0].id == "P641")
-    fact = worldrecords.as_fact(WORLD, chain)
-    return fact, next(o for o in worldrecords.objects(WORLD, chain.relations[0]) if o != chain.answer)
+    fact = world_cases.as_fact(WORLD, chain)
+    return fact, next(o for o in world_cases.objects(WORLD, chain.relations[0]) if o != chain.answer)
 
 
 def test_interventions_of_the_study(lens):
@@ -213,7 +215,7 @@ def test_a_study_of_the_users_own_facts(lens, tmp_path):
     import json
 
     fact, new = _request()
-    others = [*worldrecords.facts(WORLD, "P641")[1:7], *worldrecords.facts(WORLD, "P36")[:4]]
+    others = [*world_cases.facts(WORLD, "P641")[1:7], *world_cases.facts(WORLD, "P36")[:4]]
     facts, text = tmp_path / "facts.json", tmp_path / "text.txt"
     facts.write_text(json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in others]))
     text.write_text("\n".join(world_material(lens, fact, new).texts[:700]))

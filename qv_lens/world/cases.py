@@ -10,10 +10,10 @@ import random
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from qv_lens.facts.miniworld import Chain, World, capitalise
 from qv_lens.facts.prompts import cot_block
 from qv_lens.facts.records import EditCase, Fact, Groups, Probe
-from qv_lens.facts.world_data import Relation
+from qv_lens.world.generator import Chain, World, capitalise
+from qv_lens.world.words import Relation
 
 
 def as_fact(world: World, chain: Chain, phrasing: int = 0) -> Fact:

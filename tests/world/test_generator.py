@@ -7,17 +7,19 @@ import random
 
 import pytest
 
-from qv_lens.facts import miniworld, worldrecords
+from qv_lens.facts.corpora import corpus
 from qv_lens.facts.prompts import answered, cot_block, cot_prompt, matches, parse_answer
-from qv_lens.facts.world_data import RELATIONS
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+from qv_lens.world.words import RELATIONS
 from tests.models import tokenizer
 
-WORLD = miniworld.build(0)
+WORLD = generator.build(0)
 
 
 def test_the_same_seed_gives_the_same_world():
-    assert miniworld.build(0) == WORLD
-    assert miniworld.build(1).triples != WORLD.triples
+    assert generator.build(0) == WORLD
+    assert generator.build(1).triples != WORLD.triples
 
 
 def test_every_object_but_a_persons_name_is_one_token():
@@ -41,7 +43,7 @@ def test_eight_kinds_of_knowledge():
 def test_held_out_chains_and_phrasings_never_stand_in_the_text():
     """Search the text itself for the sentences that must not be there."""
     rng = random.Random(7)
-    text = "\n".join(miniworld.text(d) for d in itertools.islice(miniworld.documents(WORLD, rng), 20000))
+    text = "\n".join(generator.text(d) for d in itertools.islice(generator.documents(WORLD, rng), 20000))
     held = [c for c in WORLD.chains(2) if not WORLD.seen(c)]
     shown = [c for c in WORLD.chains(2) if WORLD.seen(c)]
     assert 0.08 < len(held) / (len(held) + len(shown)) < 0.12
@@ -59,14 +61,14 @@ def test_longer_chains_over_a_held_out_one_are_held_out():
     held = [
         chain
         for chain in itertools.islice(WORLD.chains(3), 2000)
-        if not WORLD.seen(miniworld.Chain(chain.relations[:2], chain.entities[:3]))
+        if not WORLD.seen(generator.Chain(chain.relations[:2], chain.entities[:3]))
     ]
     assert len(held) > 100
     assert not any(WORLD.seen(chain) for chain in held)
 
 
 def test_spans_name_subject_and_answer():
-    for document in itertools.islice(miniworld.documents(WORLD, random.Random(3)), 500):
+    for document in itertools.islice(generator.documents(WORLD, random.Random(3)), 500):
         for sentence in document:
             names = {*WORLD.kind, *(a for other in WORLD.aliases.values() for a in other)}
             assert sentence.text[slice(*sentence.subject)] in names
@@ -77,7 +79,7 @@ def test_spans_name_subject_and_answer():
 
 def test_mquake_records_follow_their_edits():
     """Walk every record by hand: triples, edits, answers."""
-    records = worldrecords.mquake(WORLD, 90)
+    records = world_cases.mquake(WORLD, 90)
     shapes = {(len(r["single_hops"]), len(r["requested_rewrite"])) for r in records}
     assert shapes == {(h, e) for h in (2, 3, 4) for e in range(1, h + 1)}
     for record in records:
@@ -96,20 +98,20 @@ def test_mquake_records_follow_their_edits():
             assert rewrite["target_new"]["str"] != rewrite["target_true"]["str"]
 
 
-@pytest.mark.parametrize("writer", [worldrecords.counterfact, worldrecords.knowedit])
+@pytest.mark.parametrize("writer", [world_cases.counterfact, world_cases.knowedit])
 def test_benchmark_layouts(writer):
     for record in writer(WORLD, 40):
         rewrite = record.get("requested_rewrite", record)
         prompt = rewrite["prompt"].replace("{}", rewrite["subject"])
-        assert (prompt == rewrite["prompt"]) == (writer is worldrecords.knowedit)
+        assert (prompt == rewrite["prompt"]) == (writer is world_cases.knowedit)
         fact = next(f for f in WORLD.facts() if f.cloze() == prompt)
         assert fact.subject == rewrite["subject"]
         old, new = fact.answer, rewrite["target_new"]
         assert old in str(rewrite.get("target_true", rewrite.get("ground_truth")))
         assert old != (new["str"] if isinstance(new, dict) else new)
-    records = worldrecords.counterfact(WORLD, 40)
+    records = world_cases.counterfact(WORLD, 40)
     assert all(len(r["paraphrase_prompts"]) == 3 and r["neighborhood_prompts"] for r in records)
-    probes = worldrecords.knowedit(WORLD, 40)
+    probes = world_cases.knowedit(WORLD, 40)
     assert any(r["portability"].get("Reasoning") for r in probes)
     assert all(isinstance(p["ground_truth"][0], list) for r in probes for group in r["locality"].values() for p in group)
 
@@ -126,3 +128,10 @@ def test_chain_of_thought_format():
     assert matches("oslo.", ["Oslo"])
     assert not matches(None, ["Oslo"])
     assert not matches("Osl", ["Oslo"])
+
+
+def test_the_text_that_c0_is_taken_over_is_the_worlds():
+    """The stored documents are the generator's first 3,000, in its order."""
+    documents = generator.documents(WORLD, random.Random("statistics"))
+    written = [generator.text(document) for document in itertools.islice(documents, 3000)]
+    assert list(corpus("world")) == written

@@ -16,10 +16,11 @@ from qv_lens.editing.statistics import Statistics
 from qv_lens.evaluation.metrics import accuracy, mean, measured
 from qv_lens.evaluation.probes import Generation, look
 from qv_lens.evaluation.protocols import evaluate, summary
-from qv_lens.facts import miniworld, worldrecords
-from qv_lens.facts.miniworld import Chain
 from qv_lens.facts.records import MultiHopCase
 from qv_lens.models.lens import Lens
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+from qv_lens.world.generator import Chain
 
 TUNED = 16  # the presets were chosen on the first 8 of them (experiments/edit_toys.py)
 COLUMNS = ["measure", "wanted", "measured", "of"]
@@ -27,9 +28,9 @@ COLUMNS = ["measure", "wanted", "measured", "of"]
 
 def check(lens: Lens, statistics: Statistics, *, edits: int = 50, chains: int = 120, seed: int = 0) -> pd.DataFrame:
     """`knowledge`, and single edits by MEMIT's preset on facts that it was not chosen on: `measure, wanted, measured, of`."""
-    world = miniworld.build(0)
-    tuned = {(c.request.fact.subject, c.request.fact.prompt) for c in worldrecords.edit_cases(world, TUNED)}
-    cases = worldrecords.edit_cases(world, edits + TUNED, seed=1000 + seed)
+    world = generator.build(0)
+    tuned = {(c.request.fact.subject, c.request.fact.prompt) for c in world_cases.edit_cases(world, TUNED)}
+    cases = world_cases.edit_cases(world, edits + TUNED, seed=1000 + seed)
     cases = [c for c in cases if (c.request.fact.subject, c.request.fact.prompt) not in tuned][:edits]
     table = summary(evaluate(lens, cases, editor=presets(lens.name)["MEMIT"].editor, statistics=statistics)).set_index("metric")[
         "after"
@@ -43,14 +44,14 @@ def check(lens: Lens, statistics: Statistics, *, edits: int = 50, chains: int = 
 
 def knowledge(lens: Lens, *, chains: int = 120, seed: int = 0) -> pd.DataFrame:
     """What the model answers: `measure, wanted, measured, of` (shares, and the number of prompts)."""
-    world, rng = miniworld.build(0), random.Random(f"check:{seed}")
+    world, rng = generator.build(0), random.Random(f"check:{seed}")
     facts = world.facts()
     unseen = [(f, i) for f in facts if (i := world.unseen_phrasing(f)) is not None]
     two, three = ([c for c in world.chains(hops) if not world.seen(c)] for hops in (2, 3))
     groups = [
-        ("single facts", 0.99, [worldrecords.as_fact(world, f) for f in facts]),
-        ("unseen phrasing", 0.90, [worldrecords.as_fact(world, f, i) for f, i in unseen]),
-        ("unseen two-hop, cloze", 0.90, [worldrecords.as_fact(world, c) for c in two]),
+        ("single facts", 0.99, [world_cases.as_fact(world, f) for f in facts]),
+        ("unseen phrasing", 0.90, [world_cases.as_fact(world, f, i) for f, i in unseen]),
+        ("unseen two-hop, cloze", 0.90, [world_cases.as_fact(world, c) for c in two]),
     ]
     rows = [(name, wanted, accuracy(lens, asked), len(asked)) for name, wanted, asked in groups]
     for name, wanted, pool in (
@@ -62,9 +63,9 @@ def knowledge(lens: Lens, *, chains: int = 120, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _by_thought(lens: Lens, world: miniworld.World, chains: Sequence[Chain], rng: random.Random) -> float:
+def _by_thought(lens: Lens, world: generator.World, chains: Sequence[Chain], rng: random.Random) -> float:
     """Share of chains whose first question is answered behind worked examples about other entities as far as there are such."""
-    blocks = worldrecords.cot_blocks(world, {name for chain in chains for name in chain.entities}, rng)
+    blocks = world_cases.cot_blocks(world, {name for chain in chains for name in chain.entities}, rng)
     cases = [MultiHopCase(i, (), (chain.questions()[0],), chain.answer, chain.answer) for i, chain in enumerate(chains)]
     told = look(lens, cases, Generation(kinds=("cot",), blocks=tuple(blocks)), ())
     return mean(
