@@ -1,9 +1,11 @@
-"""The ledger: every claim of the three papers (`claims.py`) against what was measured here; and the comparison of editors.
+"""The ledger: every claim of the three papers against what was measured here; and the comparison of editors.
 
-    python experiments/ledger.py                     # experiments/results/*.parquet -> LEDGER.md and COMPARISON.md
-    python experiments/ledger.py --collect runs      # first gather the run folders' rows into experiments/results/
-    python experiments/ledger.py --check             # fail if the committed ledger is not what this writes
+    python -m experiments.ledger                     # experiments/results/*.parquet -> LEDGER.md and COMPARISON.md
+    python -m experiments.ledger --collect runs      # first gather the run folders' rows into experiments/results/
+    python -m experiments.ledger --check             # fail if the committed ledger is not what this writes
 
+1. An experiment's claims are its `CLAIMS`; they read the results named by its `RESULTS` (or after its file).
+2. A run folder says which experiment it is of; its rows join that experiment's results, in the place of those of the same models.
 A real model's column fills itself once its rows are among the results.
 """
 
@@ -11,79 +13,101 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
-from claims import CLAIMS, Claim
-from deciding import FAILS, HOLDS, OPEN
 
+from experiments import compare, editors
+from experiments.decide import FAILS, HOLDS, OPEN, Claim
+from experiments.models import REAL, TOYS
 from qv_lens.evaluation.intervals import bounds, interval
-from qv_lens.sweeps.config import read_config
-from qv_lens.sweeps.recipes import editors
-from qv_lens.sweeps.store import load_run
+from qv_lens.runs.store import load_run
 
 HERE = Path(__file__).parent
-RESULTS, LEDGER, COMPARISON = HERE / "results", HERE / "LEDGER.md", HERE / "COMPARISON.md"
-TOYS, REAL = ("toy-gptj", "toy-qwen3"), ("EleutherAI/gpt-j-6B", "Qwen/Qwen3-8B")
+RESULTS = HERE / "results"
+LEDGER = HERE / "LEDGER.md"
+COMPARISON = HERE / "COMPARISON.md"
+PAPERS = ("ace", "kne", "ctp")
+#: columns that results do not keep
 DROPPED = ("task", "subject", "text", "metrics", "blocks", "documents", "preset", "editor", "written", "skipped")
-#: parts of the comparison: whether of chains, the protocol, and the papers' files whose rows belong there
-PARTS = {
-    "single": (False, "single", ("editors", "ace_table3", "kne_table1")),
-    "batch": (False, "batch", ("editors",)),
-    "consecutive": (False, "consecutive", ("editors", "ctp_table2")),
-    "multihop": (True, "single", ("editors", "ace_table2")),
-    "multihop_batch": (True, "batch", ("editors",)),
-    "multihop_consecutive": (True, "consecutive", ("editors",)),
-}
-#: what more a run on a file sets: of the bundled world's facts multi-hop accuracy is asked with cloze prompts, of a file's
-#: chains behind worked examples
-CHAINS = ("known=true",)
-BEHIND = (*CHAINS, """'metrics=[["efficacy_acc", "multihop_cot"]]'""")
-MORE = {"multihop": CHAINS, "ace_table4": BEHIND, "ace_bottleneck": (*BEHIND, "'edited=[5, 6, 8, 9]'")}
 #: what makes a row another row
 KEY = ("model", "method", "protocol", "data", "count", "seed", "layers", "skip", "edited", "case", "step", "metric")
 
 
+def experiments() -> list[ModuleType]:
+    """Every table and figure of the papers, by paper and name."""
+    files = [file for paper in PAPERS for file in sorted((HERE / paper).glob("*.py"))]
+    modules = [import_module(f"experiments.{file.parent.name}.{file.stem}") for file in files if file.stem != "__init__"]
+    return [module for module in modules if hasattr(module, "GRID")]
+
+
+def results_of(module: ModuleType) -> str:
+    """The name of an experiment's results: what it says itself, or after its file."""
+    _, paper, name = module.__name__.split(".")
+    return getattr(module, "RESULTS", f"{paper}_{name.replace('_', '')}")
+
+
+COLUMNS = ("source", "claim", "statistic", "toy-gptj", "toy-qwen3", "GPT-J-6B", "Qwen3-8B", "release and set-up", "file")
+TITLE = (
+    "# The ledger",
+    "",
+    "Claims of ACE, CTP and KNE that can be put as a number, against what was measured. Written by `python -m experiments.ledger` "
+    "from `experiments/results/`; made on 2 CPU cores with the bundled models, which are small (12 layers) and were trained on an "
+    "invented world: a claim that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the other way round. Editors are run as "
+    "the presets say, ACE at layers that a grid on 8 facts chose, not at those that attribution locates (the row on chance compares "
+    "both). A real model's cells are empty until somebody has run the row's file (its first lines have the command, and what the "
+    "paper's own models need besides) and `python -m experiments.ledger --collect runs`. Intervals are 95% ones over cases (± half of "
+    "it where both sides are as long): Wilson's of shares of 0 and 1, Student's t of paired differences, Newcombe's way of putting "
+    "two together where there are no pairs; the cases of one batch and of one row of consecutive edits share one edit, so there it is "
+    "too narrow.",
+    "",
+)
+
+
 def collect(runs: Path) -> None:
-    """Gather the rows of the run folders named after a result, or after it and a model (layers, layers-toy-gptj,
-    layers-toy-gptj-more). Rows of models that are not among them stay."""
-    unused = {path for path in runs.iterdir() if (path / "shards").is_dir()}
-    for name in sorted({claim.data for claim in CLAIMS} | set(PARTS)):
-        folders = [path for path in sorted(runs.iterdir()) if (path / "shards").is_dir() and is_of(path.name, name)]
-        unused -= set(folders)
-        parts = [of_part(load_run(folder), name, folder.name) for folder in folders]
-        frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-        if failed := 0 if frame.empty else int((frame["status"] != "finished").sum()):
-            print(f"{name}: {failed} failed tasks left out")
-            frame = frame[frame["status"] == "finished"].infer_objects()
-        if frame.empty:
-            continue
-        frame = plain(frame.reset_index(drop=True))
-        path = RESULTS / f"{name}.parquet"
-        if path.exists():
-            old = pd.read_parquet(path)
-            frame = pd.concat([old[~old["model"].isin(frame["model"])], frame], ignore_index=True)
-        RESULTS.mkdir(exist_ok=True)
-        frame.to_parquet(path, compression="zstd", index=False)
-        print(f"{name}: {len(frame)} rows, those of {', '.join(folder.name for folder in folders)} new")
+    """Gather the rows of the run folders in a folder. Rows of models that are not among them stay."""
+    parts: dict[str, list[pd.DataFrame]] = {}
+    unused = []
+    for folder in sorted(path for path in runs.iterdir() if (path / "config.json").exists()):
+        frame = load_run(folder)
+        results = list(belonging(frame))
+        if not results:
+            unused.append(folder.name)
+        for name, rows in results:
+            parts.setdefault(name, []).append(rows)
+    for name, frames in parts.items():
+        _join(name, pd.concat(frames, ignore_index=True))
     if unused:
-        print(f"of no result, left alone: {', '.join(sorted(path.name for path in unused))}")
+        print(f"of no result, left alone: {', '.join(unused)}")
 
 
-def of_part(frame: pd.DataFrame, name: str, folder: str) -> pd.DataFrame:
-    """The rows that belong to a result: all of a paper's own file; of the comparison's those of the part."""
-    chains, protocol, files = PARTS.get(name, (False, "", ()))
-    if not protocol or folder.startswith(files[1:]) or "hops" not in frame:  # no hops: all its tasks failed
-        return frame
-    wanted = (frame["protocol"] == protocol) & ((frame["hops"] > 1) == chains)
-    return frame[wanted | (frame["status"] != "finished")]
+def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The results that a run's rows belong to, with the finished ones among them."""
+    module = {each.__name__: each for each in (*experiments(), editors)}.get(frame.attrs["experiment"])
+    if module is None:
+        return
+    if failed := int((frame["status"] != "finished").sum()):
+        print(f"{module.__name__}: {failed} failed tasks left out")
+    rows = frame[frame["status"] == "finished"].infer_objects()
+    if rows.empty:
+        return
+    parts = editors.results_of(rows) if module is editors else {results_of(module): rows}
+    yield from ((name, part) for name, part in parts.items() if len(part))
 
 
-def is_of(folder: str, name: str) -> bool:
-    """Whether a run folder holds rows of a result, by its name."""
-    tails = ("", *(f"-{model.split('/')[-1]}" for model in (*TOYS, *REAL)))
-    files = (name, *(PARTS[name][2] if name in PARTS else ()))
-    return folder.removesuffix("-more") in {f"{file}{tail}" for file in files for tail in tails}
+def _join(name: str, rows: pd.DataFrame) -> None:
+    """Put rows among the results, in the place of those of the same models."""
+    frame = plain(rows.reset_index(drop=True))
+    path = RESULTS / f"{name}.parquet"
+    if path.exists():
+        old = pd.read_parquet(path)
+        frame = pd.concat([old[~old["model"].isin(frame["model"])], frame], ignore_index=True)
+    RESULTS.mkdir(exist_ok=True)
+    frame.to_parquet(path, compression="zstd", index=False)
+    print(f"{name}: {len(frame)} rows, those of {', '.join(sorted(set(rows['model'])))} new")
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
@@ -99,55 +123,47 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=[name for name in DROPPED if name in frame])
 
 
-def command(claim: Claim) -> str:
-    """How the claim's rows are made on another model."""
-    file = HERE / f"{claim.file or claim.data}.toml"
-    edits = read_config(file).recipe == "editors"
-    sets = ["data=FILE", "text=TEXT"] if edits else ["facts=FILE"]
-    said = " ".join(f"--set {one}" for one in (*sets, *MORE.get(claim.data, ())))
-    return f"`qv-lens run experiments/{file.name} --model MODEL {said} --out runs/{file.stem}-NAME`"
-
-
 def written() -> str:
     """The ledger as text."""
-    lines = [
-        "# The ledger", "",
-        "Claims of ACE, CTP and KNE that can be put as a number, against what was measured. Written by `python "
-        "experiments/ledger.py` from `experiments/results/`; made on 2 CPU cores with the bundled models, which are small (12 layers) "
-        "and were trained on an invented world: a claim that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the other way "
-        "round. Editors are run as the presets say, ACE at layers that a grid on 8 facts chose, not at those that attribution locates "
-        "(the row on chance compares both). A real model's cells are empty until somebody has run the row's command (MODEL `EleutherAI/gpt-j-6B` or `Qwen/Qwen3-8B`, "
-        "NAME what follows its slash, FILE a dataset of facts or edits, TEXT a corpus for C0; layer "
-        "numbers and letters of the paper's own model are in the file's first lines) and `python experiments/ledger.py --collect runs`. Intervals are 95% ones over cases (± half of it where both sides are as long): Wilson's of shares of 0 and 1, Student's t of paired differences, Newcombe's way of putting two together where there are no pairs; the cases of one batch and of one row of "
-        "consecutive edits share one edit, so there it is too narrow. `single`, `batch`, `consecutive` and `multihop` come from "
-        "`editors.toml`, or from the papers' own files named in the row.",
-        "", "| source | claim | statistic | toy-gptj | toy-qwen3 | GPT-J-6B | Qwen3-8B | release and set-up | data and command |", "|" + "---|" * 9,
-    ]  # fmt: skip
+    lines = [*TITLE, "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     count = {HOLDS: 0, FAILS: 0, OPEN: 0}
-    for claim in CLAIMS:
-        path = RESULTS / f"{claim.data}.parquet"
+    for module in experiments():
+        path = RESULTS / f"{results_of(module)}.parquet"
         frame = pd.read_parquet(path) if path.exists() else pd.DataFrame({"model": []})
-        cells = []
-        for models in (TOYS, REAL):
-            for asked in (models,) if claim.both else ((model,) for model in models):
-                mine = frame[frame["model"].isin(asked)]
-                if mine["model"].nunique() < len(asked):
-                    cells += ["" if models == REAL else "not run"] * len(asked)
-                    continue
-                try:
-                    told, verdict = claim.decide(mine)
-                except KeyError as missing:  # rows of a run that was stopped, or that varied something else
-                    told, verdict = f"not measured: {missing}", OPEN
-                count[verdict] += models == TOYS
-                cells += [*(["against the next column"] if claim.both else []), f"**{verdict}**: {told}"]
-        row = [claim.source, claim.words, claim.statistic, *cells, claim.release, f"`{claim.data}`: {command(claim)}"]
-        lines.append("| " + " | ".join(row) + " |")
+        for claim in getattr(module, "CLAIMS", ()):
+            cells, verdicts = decided_on(claim, frame)
+            for verdict in verdicts:
+                count[verdict] += 1
+            file = module.__name__.replace("experiments.", "").replace(".", "/") + ".py"
+            row = [claim.source, claim.words, claim.statistic, *cells, claim.release, f"[{file}]({file})"]
+            lines.append("| " + " | ".join(row) + " |")
     lines += [
         "",
         f"On the two bundled models together: {count[HOLDS]} hold, {count[FAILS]} fail, {count[OPEN]} are undecided.",
         "",
     ]
     return "\n".join(lines)
+
+
+def decided_on(claim: Claim, frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """A claim's cells, a model each, and the verdicts on the bundled models."""
+    cells: list[str] = []
+    verdicts: list[str] = []
+    for models in (TOYS, REAL):
+        groups: Sequence[tuple[str, ...]] = (models,) if claim.both else [(model,) for model in models]
+        for asked in groups:
+            rows = frame[frame["model"].isin(asked)]
+            if rows["model"].nunique() < len(asked):
+                cells += ["" if models == REAL else "not run"] * len(asked)
+                continue
+            try:
+                statistic, verdict = claim.decide(rows)
+            except KeyError as missing:  # rows of a run that was stopped, or that varied something else
+                statistic, verdict = f"not measured: {missing}", OPEN
+            if models == TOYS:
+                verdicts.append(verdict)
+            cells += [*(["against the next column"] if claim.both else []), f"**{verdict}**: {statistic}"]
+    return cells, verdicts
 
 
 #: the comparison's tables: results, heading, metrics (`@50`: when 50 facts had been edited)
@@ -185,7 +201,7 @@ def comparison() -> str:
     """Every editor on both bundled models, as text."""
     lines = [
         "# The comparison of editors", "",
-        "Written by `python experiments/ledger.py` from `experiments/results/` (runs of `experiments/editors.toml`; settings: the "
+        "Written by `python -m experiments.ledger` from `experiments/results/` (runs of `experiments/editors.py`; settings: the "
         "presets of `qv_lens/editing/presets.py`, chosen for single edits on 8 facts, one of which the seeds have drawn again; "
         "CTP's learning rate of batches by hand). Percent, mean and in square brackets its 95% interval "
         "over the cases (Wilson's of shares of 0 and 1, Student's t of other values); seeds draw anew, so of 102 single edits 99 and of 96 in batches 93 are different facts; "
@@ -199,7 +215,7 @@ def comparison() -> str:
         if not path.exists():
             continue
         for model, frame in pd.read_parquet(path).groupby("model"):
-            frame = pd.concat([frame, *editors.by_chain(frame)])
+            frame = pd.concat([frame, *compare.by_chain(frame)])
             last = frame["step"] == frame.groupby(["method", "seed", "case"])["step"].transform("max")
             count = frame[last].drop_duplicates(["method", "seed", "case"]).groupby("method").size()
             frame.loc[~last, "metric"] += "@" + frame.loc[~last, "step"].astype(str)  # along the way

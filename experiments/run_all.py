@@ -1,10 +1,10 @@
-"""Every file of the ledger but the comparison of editors, on both bundled models side by side.
+"""Every table and figure of the ledger but the comparison of editors, on both bundled models side by side.
 
-    python experiments/run_all.py runs               # killed at any moment, the same command goes on where it stopped
-    python experiments/run_all.py runs editors       # or files by name: the comparison of editors (hours)
-    python experiments/ledger.py --collect runs      # then: the rows into experiments/results/, the ledger and the comparison
+    python -m experiments.run_all runs                     # killed at any moment, the same command goes on where it stopped
+    python -m experiments.run_all runs experiments/editors.py      # or single files: the comparison of editors (hours)
+    python -m experiments.ledger --collect runs            # then: the rows into experiments/results/, the ledger and the comparison
 
-Each model gets its share of the cores. A file's output is in runs/FILE-MODEL.log; its seconds are printed.
+Each model gets its share of the cores. What a file prints is in runs/NAME-MODEL.log; its seconds are printed.
 """
 
 from __future__ import annotations
@@ -18,51 +18,47 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from claims import CLAIMS
-from ledger import HERE, PARTS, TOYS
-
-#: a file's values that one model alone has: W_gate is a weight of a gated FFN; CTP's * is all nodes of a layer but the one of T-
-OF_ONE = {
-    ("kne_figure2", "toy-qwen3"): 'editor.parameters=[["W_gate"]]',
-    ("ctp_figure5", "toy-gptj"): "editor.top=[511]",
-    ("ctp_figure5", "toy-qwen3"): "editor.top=[383]",
-}
+from experiments import editors
+from experiments.ledger import experiments, results_of
+from experiments.models import TOYS
 
 
-def runs(model: str, files: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
-    """One model's run folders, as `ledger.py --collect` knows them, and what follows `qv-lens run` for each."""
-    found = []
-    for file in files or sorted({claim.data for claim in CLAIMS} - set(PARTS)):
-        asked = [str(HERE / f"{file}.toml"), "--model", model]
-        found.append((f"{file}-{model}", asked))
-        if (file, model) in OF_ONE:
-            found.append((f"{file}-{model}-more", [*asked, "--set", OF_ONE[file, model]]))
-    return found
+def files() -> list[Path]:
+    """One file for each of the results that the comparison of editors does not give."""
+    by_results: dict[str, Path] = {}
+    for module in experiments():
+        by_results.setdefault(results_of(module), Path(module.__file__ or ""))
+    return [file for name, file in by_results.items() if name not in editors.RESULTS.values()]
 
 
-def run(model: str, files: Sequence[str], out: Path) -> bool:
+def run(model: str, chosen: Sequence[Path], out: Path) -> bool:
     """Run one model's files one after another; whether all went well."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(TOYS)))}
-    command, failed = [str(Path(sys.executable).with_name("qv-lens")), "run"], False
-    for name, asked in runs(model, files):
+    threads = max(1, (os.cpu_count() or 1) // len(TOYS))
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = Path(sys.executable).with_name("qv-lens")
+    all_well = True
+    for file in chosen:
+        name = f"{file.parent.name}-{file.stem}-{model}"
         begin = time.perf_counter()
         with (out / f"{name}.log").open("a") as log:
-            code = subprocess.run([*command, *asked, "--out", out / name], env=environment, stdout=log, stderr=log).returncode
-        failed |= code != 0
+            words = [command, "run", file, "--model", model, "--out", out / name]
+            code = subprocess.run(words, env=environment, stdout=log, stderr=log).returncode
+        all_well &= code == 0
         print(f"{name}: {time.perf_counter() - begin:.0f} s" + (f", failed ({log.name})" if code else ""), flush=True)
-    return not failed
+    return all_well
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("files", nargs="*", help="names of files in experiments/, without .toml")
+    parser.add_argument("files", nargs="*", type=Path, help="experiments' files")
     args = parser.parse_args()
-    if unknown := [file for file in args.files if not (HERE / f"{file}.toml").exists()]:
-        parser.error(f"no such file in {HERE}: {', '.join(unknown)}")
+    if missing := [str(file) for file in args.files if not file.exists()]:
+        parser.error(f"no such file: {', '.join(missing)}")
     args.out.mkdir(parents=True, exist_ok=True)
+    chosen = args.files or files()
     with ThreadPoolExecutor(len(TOYS)) as pool:
-        went = list(pool.map(lambda model: run(model, args.files, args.out), TOYS))
+        went = list(pool.map(lambda model: run(model, chosen, args.out), TOYS))
     sys.exit(0 if all(went) else 1)
 
 

@@ -68,8 +68,8 @@ _HOME = {
     "study": "case_study",
     "Study": "case_study",
     "report": "reporting.page",
-    "load_run": "sweeps.store",
-    "compare_runs": "sweeps.store",
+    "load_run": "runs.store",
+    "compare_runs": "runs.store",
     "QVLensError": "errors",
 }
 
@@ -106,7 +106,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; tests/test_na
     from qv_lens.neurons import NeuronSet
     from qv_lens.patch import Patch
     from qv_lens.reporting.page import report
-    from qv_lens.sweeps.store import compare_runs, load_run
+    from qv_lens.runs.store import compare_runs, load_run
     from qv_lens.trace import Trace
 
 __all__ = [*_HOME, "plots"]  # pyright: ignore[reportUnsupportedDunderAll]

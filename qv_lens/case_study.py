@@ -24,16 +24,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from qv_lens.attribution.effects import neuron_effects
-from qv_lens.attribution.layers import layer_scores
-from qv_lens.attribution.locate import Layers, locate
+from qv_lens.attribution.layers import by_token, layer_scores
+from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.attribution.projection import vocabulary
 from qv_lens.attribution.query import query_neurons, qv_graph
-from qv_lens.attribution.setting import Kind, Method
-from qv_lens.attribution.value import value_neurons
+from qv_lens.attribution.setting import Kind
+from qv_lens.attribution.value import fast, value_neurons
 from qv_lens.editing.closed_form import ACE, MEMIT
 from qv_lens.editing.edit import edit
 from qv_lens.editing.kept import kept_covariance
@@ -41,14 +40,14 @@ from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import Preset, has_presets, presets
 from qv_lens.editing.statistics import Module, Statistics
 from qv_lens.editing.sweep import search_ahead
+from qv_lens.evaluation.ablation import DROP, ablate, answers, suppress
 from qv_lens.evaluation.faithfulness import faithfulness
-from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.metrics import correct
-from qv_lens.evaluation.probes import tell
+from qv_lens.evaluation.probes import first_sentences
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions
-from qv_lens.interventions import Suppress, Zero
+from qv_lens.interventions import Zero
 from qv_lens.material import Material, atlas_material
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import BUNDLED
@@ -57,16 +56,12 @@ from qv_lens.trace import Trace
 from qv_lens.tuning.grids import LLAMA
 
 RANDOM_SEEDS = 5
-ACTIVATED = 300  # K: the neurons counted as activated on the clean model
-TARGETS = 30  # value neurons whose query neurons are silenced
-QUERY_LAYERS = 2
 SHARE = 0.01
 #: numbers of neurons taken out, for the curve
 CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 #: facts of the kind over which layers are located
 LOCATED = 16
 METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
-DROP = ("clean", "accuracy", "drop_points", "drop_relative", "logprob_change")
 LOCATED_VARIANT = "ACE, located layers"
 #: the layers' effects, by the token whose neurons they are
 LAST, SUBJECT = "effects at the last token", "effects at the subject"
@@ -180,7 +175,7 @@ def study(
         removal=removal(lens, fact, asked, {"Eq. 9": value, "gradient": effects}, seed),
         profile=profile(lens, kind),
         layers=layers,
-        ablation=ablate(lens, asked.same[::2], asked.same[1::2], asked.other, seed),
+        ablation=without_the_best(lens, asked, seed),
         suppression=suppress(lens, asked.chains, counted=False)[0],
         edits=edited.table,
         tokens=by_token(lens, fact),
@@ -209,11 +204,6 @@ def _material(lens: Lens, fact: Fact, new: str, seed: int) -> Material:
     from qv_lens.world.material import world_material
 
     return world_material(lens, fact, new, seed)
-
-
-def fast(lens: Lens) -> Method:
-    """How value neurons are found: certified best ones, or exactly all of them where logits are softly capped."""
-    return "topk" if lens.backend_adapter.logit_cap is None else "exact"
 
 
 def knowledge(lens: Lens, material: Material) -> pd.DataFrame:
@@ -258,94 +248,27 @@ def profile(lens: Lens, facts: Sequence[Fact]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[["kind", "layer", "score"]]
 
 
-def ablate(lens: Lens, ranking: Sequence[Fact], held_out: Sequence[Fact], other: Sequence[Fact], seed: int = 0) -> pd.DataFrame:
-    """Accuracy when 1% of the model's neurons are zeroed: `neurons, seed, count, group, clean, accuracy, drop_points,
-    drop_relative` (the share of the prompts right on the clean model that are lost) and `logprob_change` (mean, nats)."""
-    groups = {name: list(facts) for name, facts in (("same kind", held_out), ("other kinds", other)) if facts}
-    columns = ["neurons", "seed", "count", "group", *DROP]
+def without_the_best(lens: Lens, material: Material, seed: int = 0) -> pd.DataFrame:
+    """Accuracy when 1% of the model's neurons are zeroed, ranked on one half of the facts of the kind: `neurons, seed, count` and
+    `ablate`'s columns."""
+    ranking = material.same[::2]
+    groups = {"same kind": material.same[1::2], "other kinds": material.other}
+    groups = {name: facts for name, facts in groups.items() if facts}
     if not ranking or not groups:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=["neurons", "seed", "count", "group", *DROP])
     count = max(1, round(SHARE * lens.n_layers * lens.d_mlp))
-    sets = [("top 1%", 0, value_neurons(lens, list(ranking), count, over="set", method=fast(lens)))]
+    best = value_neurons(lens, list(ranking), count, over="set", method=fast(lens))
+    sets = [("top 1%", 0, best)]
     for draw in range(RANDOM_SEEDS):
         sets.append(("random 1%", draw, NeuronSet.drawn(lens, count, random.Random(f"{seed}:{draw}"))))
     clean = {name: answers(lens, facts) for name, facts in groups.items()}
-    rows = []
+    tables = []
     for name, draw, neurons in sets:
-        with lens.intervene(Zero(neurons)):
-            hits = {group: answers(lens, facts) for group, facts in groups.items()}
-        for group in groups:
-            rows.append((name, draw, count, group, *drop(clean[group], hits[group])))
-    return pd.DataFrame(rows, columns=columns)
-
-
-def suppress(
-    lens: Lens, chains: Sequence[Fact], top: int | None = None, *, counted: bool = True
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two-hop accuracy with the top query neurons of the two layers where these score highest, one layer at a time, zeroed
-    for every reader or suppressed for the value neurons alone; and activated value neurons per layer under each condition.
-
-    `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10). A layer's sum over all its
-    neurons does not serve: where most are negative, layers that hardly any target lies above come first. `counted`: whether
-    activated value neurons are counted, which scores every neuron again under each condition.
-    """
-    columns = ["intervention", "layer", "count", *DROP]
-    nothing = pd.DataFrame(columns=["condition", "layer", "count", "interval", "original"])
-    if not chains:
-        return pd.DataFrame(columns=columns), nothing
-    count = top or max(10, round(100 * lens.d_mlp / 16384))
-    trace = lens.trace(list(chains))
-    value = value_neurons(lens, trace, ACTIVATED if counted else TARGETS, method=fast(lens))
-    every = query_neurons(lens, trace, value, None, over="set")
-    tau = value.frame.groupby("prompt")["score"].min().to_numpy()
-    clean = answers(lens, chains)
-    targets = value.top(TARGETS).union()
-    rows, counts = [], [_count(lens, value, chains, tau, "clean")] if counted else []
-    best = [every.layer(layer).top(count) for layer in range(lens.n_layers)]
-    peaks = pd.Series([float(neurons.frame["score"].clip(lower=0).sum()) for neurons in best])
-    for layer in (int(layer) for layer in peaks[peaks > 0].nlargest(QUERY_LAYERS).index):
-        neurons = best[layer]
-        above = targets.where(lambda frame, layer=layer: frame["layer"] > layer)
-        conditions: list[tuple[str, Any]] = [("Zero", Zero(neurons))]
-        if len(above):
-            conditions.append(("Suppress", Suppress(neurons, above)))
-        for name, intervention in conditions:
-            with lens.intervene(intervention):
-                hits = answers(lens, chains)
-                if counted:
-                    counts.append(_count(lens, value, chains, tau, f"{name} layer {layer}"))
-            rows.append((name, layer, count, *drop(clean, hits)))
-    return pd.DataFrame(rows, columns=columns), pd.concat(counts, ignore_index=True) if counts else nothing
-
-
-def _count(lens: Lens, value: NeuronSet, chains: Sequence[Fact], tau: np.ndarray, condition: str) -> pd.DataFrame:
-    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts and half its 95% interval
-    (NaN where all prompts have as many); and how many of them did so before (`original`)."""
-    frame = value_neurons(lens, list(chains), None).frame
-    frame = frame[frame["score"].to_numpy() >= tau[frame["prompt"].to_numpy()]]
-    same = frame.merge(value.frame[["prompt", "layer", "neuron"]])
-    each, before = (
-        pd.crosstab(of["prompt"], of["layer"]).reindex(range(len(chains)), columns=range(lens.n_layers), fill_value=0)
-        for of in (frame, same)
-    )
-    half = student(each.sem(), len(chains))
-    counted = {"count": each.mean(), "interval": half, "original": before.mean()}
-    return pd.DataFrame({"condition": condition, "layer": each.columns, **counted})
-
-
-def answers(lens: Lens, facts: Sequence[Fact]) -> tuple[list[bool], list[float]]:
-    """Which prompts are answered right, and the mean log-probability of each answer."""
-    told = tell(lens, facts)
-    return [t.right for t in told], [t.logprob for t in told]
-
-
-def drop(clean: tuple[list[bool], list[float]], now: tuple[list[bool], list[float]]) -> tuple[float, ...]:
-    """The columns `DROP`: clean accuracy, accuracy, their difference in points, the share lost of the prompts that were
-    right, and the mean change of the answers' log-probability."""
-    was, hits = clean[0], now[0]
-    before, after = sum(was) / len(was), sum(hits) / len(hits)
-    kept = sum(hit for hit, right in zip(hits, was, strict=True) if right) / sum(was) if any(was) else float("nan")
-    return before, after, 100 * (before - after), 1 - kept, (sum(now[1]) - sum(clean[1])) / len(was)
+        table = ablate(lens, neurons, groups, clean)
+        for place, (column, value) in enumerate({"neurons": name, "seed": draw, "count": count}.items()):
+            table.insert(place, column, value)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 # ------------------------------------------------------------------ the edit
@@ -432,14 +355,14 @@ def _words(
     texts = [probe.text for _, probe in asked]
     kinds = [kind for kind, _ in asked]
     wanted = [probe.answer for _, probe in asked]
-    probes = pd.DataFrame({"kind": kinds, "prompt": texts, "wanted": wanted, "before": said(lens, texts)})
+    probes = pd.DataFrame({"kind": kinds, "prompt": texts, "wanted": wanted, "before": first_sentences(lens, texts)})
     states = [_layer_line(lens, case.request.fact, "before")]
     after: list[pd.DataFrame] = []
     for name, editor in variants.items():
         ahead = search_ahead(lens, [case.request], editor, templates=templates, folder=folder)
         patch = edit(lens, case.request, editor, statistics=statistics, ahead=ahead)
         with lens.patched(patch):
-            probes[name] = said(lens, texts)
+            probes[name] = first_sentences(lens, texts)
             if not after:
                 target = case.request.target
                 states.append(_layer_line(lens, target, "after"))
@@ -451,20 +374,6 @@ def _words(
 def _layer_line(lens: Lens, fact: Fact, state: str) -> pd.DataFrame:
     scores = layer_scores(lens, fact, how="layer_vector")[["layer", "score"]]
     return scores.assign(state=f"{state} ({fact.answer})")
-
-
-def said(lens: Lens, texts: Sequence[str], tokens: int = 8) -> list[str]:
-    """The greedy continuations, up to their first full stop or line."""
-    return [text.strip().split("\n")[0].split(".")[0].strip() for text in lens.generate(list(texts), tokens)]
-
-
-def by_token(lens: Lens, fact: Fact) -> pd.DataFrame:
-    """`position, token, ffn, attn` (nats: I of the layer whose output adds most there; ACE, Table 5) and the likeliest next
-    tokens. All layers' numbers, and sums over neurons: `layer_scores(..., positions="all")`."""
-    rows = pd.concat([layer_scores(lens, fact, kind, "layer_vector", positions="all") for kind in ("ffn", "attn")])
-    frame = rows.pivot_table(index=["position", "token"], columns="kind", values="score", aggfunc="max").reset_index()
-    best = lens.trace(fact, "all").logits.topk(8).indices.tolist()
-    return frame[["position", "token", "ffn", "attn"]].assign(promoted=[[lens.token_label(i) for i in row] for row in best])
 
 
 def pathway(lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count: int = 18) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -480,9 +389,3 @@ def pathway(lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count:
         with lens.intervene(Zero(NeuronSet.of([(int(layer), int(neuron))]))):
             effects.append(lens.logprob(fact) - clean)
     return nodes.assign(promoted=promoted, effect=effects), graph.edges
-
-
-def layer_counts(lens: Lens) -> tuple[int, int]:
-    """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled to the model."""
-    of = lens.backend_adapter.ace_layers
-    return max(1, round(of[0] * lens.n_layers / of[2])), max(1, round(of[1] * lens.n_layers / of[2]))

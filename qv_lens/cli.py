@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from qv_lens.case_study import Study
+    from qv_lens.editing.presets import Preset
     from qv_lens.facts.records import Fact
     from qv_lens.models.lens import Lens
 
@@ -32,7 +33,7 @@ Model = Annotated[
 ]
 #: a list: its values follow one another, or each has the option's name in front
 Several = Parameter(consume_multiple=True)
-Preset = Annotated[str | None, Parameter(help="A model whose settings of the editors are taken (default: --model's own).")]
+PresetOf = Annotated[str | None, Parameter(help="A model whose settings of the editors are taken (default: --model's own).")]
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 
 
@@ -120,7 +121,7 @@ def study(
     facts: Path | None = None,
     text: Path | None = None,
     edits: int = 4,
-    preset: Preset = None,
+    preset: PresetOf = None,
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
 ) -> None:
@@ -283,14 +284,16 @@ def report(folder: Path, *, out: Path | None = None) -> None:
         The HTML file (default: report.html in the folder).
     """
     from qv_lens.reporting.page import run_page
-    from qv_lens.sweeps.config import find_recipe
-    from qv_lens.sweeps.store import load_run
+    from qv_lens.runs.experiment import find_experiment
+    from qv_lens.runs.store import load_run
 
-    frame, target = load_run(folder), out or folder / "report.html"
-    recipe, done = find_recipe(frame.attrs["recipe"]), frame[frame["status"] == "finished"]
+    frame = load_run(folder)
+    target = out or folder / "report.html"
+    experiment = find_experiment(frame.attrs["file"])
+    finished = frame[frame["status"] == "finished"]
     check_writable(target)
-    figure = recipe.figure(done) if recipe.figure is not None and len(done) else None
-    target.write_text(run_page(recipe.name, frame, figure), encoding="utf-8")
+    figure = experiment.figure(finished) if experiment.figure is not None and len(finished) else None
+    target.write_text(run_page(experiment.name, frame, figure), encoding="utf-8")
     print(target)
 
 
@@ -361,7 +364,7 @@ def edit(
     model: Model = "toy-gptj",
     statistics: Path | None = None,
     out: Path | None = None,
-    preset: Preset = None,
+    preset: PresetOf = None,
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
 ) -> None:
@@ -381,15 +384,11 @@ def edit(
     import qv_lens as qv
     from qv_lens.editing.edit import check_requests, check_statistics
     from qv_lens.editing.kept import corpus_statistics
-    from qv_lens.editing.presets import presets
     from qv_lens.editing.statistics import Statistics
     from qv_lens.editing.sweep import ClosedForm
 
-    table = presets(preset or model)
-    method = _spelled(method, table)
-    if method not in table:
-        raise unknown(f"Preset of {model} for", method, table)
-    editor = table[method].editor
+    chosen = _preset(method, preset or model)
+    editor = chosen.editor
     fact = qv.Fact(prompt, subject, answer)
     request = fact.to(new)
     check_requests([request])
@@ -402,7 +401,7 @@ def edit(
     lens.tokenize([request.target, fact])
     if C0 is not None:
         check_statistics(lens, editor, C0)
-    print(f"{editor}   ({table[method].source})")
+    print(f"{editor}   ({chosen.source})")
     _tell_knowledge(lens, fact)
     if C0 is None and isinstance(editor, ClosedForm) and editor.reads_statistics:
         layers, modules = editor.written(lens)
@@ -431,7 +430,7 @@ def evaluate(
     text: str = "",
     blocks: Path | None = None,
     out: Path | None = None,
-    preset: Preset = None,
+    preset: PresetOf = None,
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
 ) -> None:
@@ -457,30 +456,35 @@ def evaluate(
     out
         A CSV file for the rows, case by case.
     """
-    from qv_lens.editing.presets import presets
-    from qv_lens.evaluation.protocols import summary
-    from qv_lens.sweeps.engine import Context
-    from qv_lens.sweeps.recipes.editors import Comparison, cases_of, compare, edited_facts
-    from qv_lens.sweeps.recipes.material import knowledge
+    from qv_lens import load
+    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.evaluation.cases import edited_facts
+    from qv_lens.evaluation.probes import Generation
+    from qv_lens.evaluation.protocols import check_metrics, summary, usual_count, usual_metrics
+    from qv_lens.evaluation.protocols import evaluate as measure
+    from qv_lens.evaluation.subset import knowledge
+    from qv_lens.world.evaluation import cases_of, examples_of
 
     _not_empty("--metric", metrics)
-    unedited = method is None or method.lower() == "none"
-    task = Comparison(
-        model, "" if unedited else _spelled(method or "", presets(preset or model)), "none" if unedited else protocol, cases, count,
-        seed, metrics=tuple(metrics or ()), text=text, blocks=str(blocks or ""), preset=preset or "",
-    )  # fmt: skip
+    _at_least("--count", count, 0)
+    check_metrics(metrics or ())
+    editor = None if method is None or method.lower() == "none" else _preset(method, preset or model).editor
     if out is not None:
         check_writable(out)
-    context = Context(loading.device, loading.dtype)
-    drawn = cases_of(task, context)
-    known = knowledge(context.lens(model), edited_facts(drawn.cases))
+    lens = load(model, **asdict(loading))
+    drawn = cases_of(lens, cases, count or usual_count(protocol), seed)
+    known = knowledge(lens, edited_facts(drawn.cases))
     if known["prompts_asked"]:
         print(f"Before any edit {model} knows {known['prompts_known']} of the {known['prompts_asked']} facts.")
-    frame = compare(task, context)
+    statistics = corpus_statistics(lens, text) if getattr(editor, "reads_statistics", False) else None
+    generation = Generation(blocks=examples_of(lens, drawn.cases, seed, str(blocks or "")))
+    wanted = metrics or usual_metrics(drawn.cases)
+    frame = measure(lens, drawn.cases, wanted, editor, protocol, seed, statistics=statistics, generation=generation)
     print(summary(frame).round(3).to_string(index=False))
-    skipped = frame.loc[frame["skipped"] != "", ["case", "skipped"]].drop_duplicates()
-    if len(skipped):
-        print(f"{len(skipped)} cases skipped, the first ({skipped.iloc[0, 0]}): {skipped.iloc[0, 1]}")
+    skipped = frame.attrs["skipped"]
+    if skipped:
+        case, reason = next(iter(skipped.items()))
+        print(f"{len(skipped)} cases skipped, the first ({case}): {reason}")
     if out is not None:
         _write(frame, out)
 
@@ -575,18 +579,18 @@ def run(
     dry_run: bool = False,
     loading: Loading = AS_IT_IS,
 ) -> None:
-    """Run a sweep from a TOML file; run it again to resume.
+    """Run an experiment; run it again to resume.
 
     Parameters
     ----------
     file
-        The run file (experiments/*.toml).
+        A table or figure (experiments/ace/figure_2.py), an experiment of your own, or a TOML file with settings over one.
     model
         Models to run on, instead of the file's.
     changes
         key=value, for any key of the file; a list is varied, anything else is fixed.
     out
-        The run folder (default: runs/ and the file's name).
+        The run folder (default: runs/ and the file's name, with that of its paper).
     engine
         inline, or ray: one worker per GPU or CPU core.
     workers
@@ -596,16 +600,17 @@ def run(
     dry_run
         Print the tasks, the time (from what is finished, or two trial tasks) and the size of the weights; write nothing.
     """
-    from qv_lens.sweeps.config import find_recipe, read_config
-    from qv_lens.sweeps.engine import estimate
-    from qv_lens.sweeps.engine import run as start
-    from qv_lens.sweeps.store import knowledge, load_run
+    from qv_lens.runs.config import read_config
+    from qv_lens.runs.experiment import find_experiment
+    from qv_lens.runs.run import estimate
+    from qv_lens.runs.run import run as start
+    from qv_lens.runs.store import knowledge, load_run
 
     _not_empty("--model", model)
     _not_empty("--set", changes)
     _at_least("--workers", workers, 1)
     config = read_config(file, changes or (), model or ())
-    folder = out or Path("runs") / file.stem
+    folder = out or Path("runs") / _run_name(file)
     if dry_run:
         cost = estimate(config, folder, device=loading.device, dtype=loading.dtype)
         for task in cost.tasks:
@@ -626,13 +631,19 @@ def run(
     for row in knowledge(frame).itertuples():
         nothing = f"; in {row.none} of {row.tasks} tasks none" if row.none else ""
         print(f"{row.model} knows {row.known} of the {row.asked} prompts asked{nothing}")
-    recipe = find_recipe(config.recipe)
-    if recipe.figure is not None and len(failed) < len(frame):
-        recipe.figure(frame[frame["status"] == "finished"]).write_html(folder / "figure.html", include_plotlyjs="directory")
+    experiment = find_experiment(config.experiment)
+    if experiment.figure is not None and len(failed) < len(frame):
+        experiment.figure(frame[frame["status"] == "finished"]).write_html(folder / "figure.html", include_plotlyjs="directory")
         print(f"figure: {folder / 'figure.html'}")
     if len(failed):
         print(f"first failure:\n{failed['error'].iloc[0]}", file=sys.stderr)
         sys.exit(1)
+
+
+def _run_name(file: Path) -> str:
+    """ace-figure_2 of experiments/ace/figure_2.py: files of different papers bear the same name."""
+    in_package = (file.parent / "__init__.py").exists() and (file.parent.parent / "__init__.py").exists()
+    return f"{file.parent.name}-{file.stem}" if in_package else file.stem
 
 
 @models.command(name="list")
@@ -700,6 +711,17 @@ def _not_empty(option: str, values: Sequence[object] | None) -> None:
         raise ConfigError(f"{option} needs at least one value, or leave it out.")
 
 
+def _preset(method: str, model: str) -> Preset:
+    """A method's preset for a model, whatever the capitals. Raises `ConfigError`."""
+    from qv_lens.editing.presets import presets
+
+    table = presets(model)
+    name = _spelled(method, table)
+    if name not in table:
+        raise unknown(f"Preset of {model} for", name, table)
+    return table[name]
+
+
 def _spelled(method: str, table: Mapping[str, object]) -> str:
     """A method as the table spells it, whatever its capitals."""
     spelled = {name.lower(): name for name in table}
@@ -735,7 +757,7 @@ def check_writable(path: Path) -> None:
 
 
 def _tell(study: Study) -> None:
-    from qv_lens.case_study import DROP
+    from qv_lens.evaluation.ablation import DROP
     from qv_lens.evaluation.faithfulness import lost_at
 
     fact = study.request.fact

@@ -1,4 +1,4 @@
-"""A file that is whole or absent: written under another name, then renamed."""
+"""A file that is whole or absent: written under another name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from pathlib import Path
 def whole(file: Path) -> Iterator[Path]:
     """Where to write; at the end of the block it takes `file`'s place. After an exception `file` is as it was."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         yield partial
+        _sync(partial)
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(file: Path) -> None:
+    """Have the content on the disk before its name is: a rename alone may come first, and a crash leave an empty file."""
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())

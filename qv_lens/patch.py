@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.errors import PatchError
+from qv_lens.files import whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,11 +148,9 @@ class Patch:
             "info": self.info,
         }
         try:
-            target.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, target / "patch.safetensors.tmp")
-            (target / "patch.json.tmp").write_text(json.dumps(header, indent=2) + "\n")
-            os.replace(target / "patch.safetensors.tmp", target / "patch.safetensors")
-            os.replace(target / "patch.json.tmp", target / "patch.json")
+            with whole(target / "patch.json") as described, whole(target / "patch.safetensors") as weights:
+                save_file(tensors, weights)
+                described.write_text(json.dumps(header, indent=2) + "\n")
         except OSError as error:
             raise PatchError(f"Cannot write the patch to {target}: {error}.") from error
         return target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,11 +14,14 @@ import torch
 from qv_lens import case_study, cli
 from qv_lens.editing import kept
 from qv_lens.errors import ModelError
-from qv_lens.sweeps import engine
+from qv_lens.runs import run as runs
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
 SPORT = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing")
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+TRIVIAL = Path(__file__).parent / "runs" / "trivial.py"
 
 
 @pytest.fixture
@@ -105,12 +109,12 @@ def test_lists_are_given_as_people_write_them(call, tmp_path, monkeypatch):
     assert code == 0
     assert [line.split()[0] for line in said.splitlines()[2:]] == ["efficacy_acc", "specificity_acc"]
     file = tmp_path / "run.toml"
-    file.write_text('recipe = "tests.sweeps.trivial:RECIPE"\n[grid]\nn = [1, 2]\n')
+    file.write_text(f'experiment = "{TRIVIAL}"\n[grid]\nn = [1, 2]\n')
     code, said, _ = call("run", file, "--set", "n=[3, 4]", "seed=7", "--dry-run")
     assert code == 0
     assert "n=3  seed=7" in said
     read = []
-    monkeypatch.setattr("qv_lens.sweeps.config.read_config", lambda *words: read.append(words) or sys.exit(0))
+    monkeypatch.setattr("qv_lens.runs.config.read_config", lambda *words: read.append(words) or sys.exit(0))
     call("run", file, "--model", "toy-gptj", "toy-qwen3")
     assert read[0][2] == ["toy-gptj", "toy-qwen3"]
 
@@ -197,7 +201,7 @@ def test_a_run_says_that_the_model_knows_nothing(call, tmp_path):
     assert (code, told) == (0, "")
     assert "toy-gptj knows 12 of the 12 prompts asked\n" in said
     with pytest.warns(UserWarning, match="neurons=top"):
-        engine.run(engine.RunConfig("ablation", {"model": "toy-gptj", "prompts": 2, "facts": str(tmp_path / "facts.json")},
+        runs.run(runs.RunConfig(str(EXPERIMENTS / "ablation.py"), {"model": "toy-gptj", "prompts": 2, "facts": str(tmp_path / "facts.json")},
                                     {"neurons": ("top",)}), tmp_path / "library")  # fmt: skip
 
 
@@ -241,12 +245,12 @@ def test_the_model_of_a_demo_can_be_named(call, studied, monkeypatch, tmp_path):
 
 def test_a_run_loads_models_as_asked(call, monkeypatch, tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text('recipe = "tests.sweeps.trivial:RECIPE"\n[grid]\nn = [1]\n')
+    file.write_text(f'experiment = "{TRIVIAL}"\n[grid]\nn = [1]\n')
     seen = []
-    real = engine.run_task
-    monkeypatch.setattr(engine, "run_task", lambda recipe, task, context: seen.append(context) or real(recipe, task, context))
+    real = runs.run_task
+    monkeypatch.setattr(runs, "run_task", lambda found, task, shelf: seen.append(shelf) or real(found, task, shelf))
     words = ("--dtype", "float64", "--device", "cpu")
     assert call("run", file, "--out", tmp_path / "out", *words)[0] == 0
     call("run", file, "--dry-run", *words)
-    assert [(context.dtype, context.device) for context in seen] == [("float64", "cpu")] * 2
+    assert [(shelf.dtype, shelf.device) for shelf in seen] == [("float64", "cpu")] * 2
     assert seen[0].lens("toy-gptj").dtype == torch.float64

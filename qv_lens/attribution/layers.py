@@ -25,6 +25,7 @@ from qv_lens.attribution.projection import NormMode
 from qv_lens.attribution.setting import Base, Kind, Method, Over, Setting, Target, check_moments, check_over, setting
 from qv_lens.attribution.value import Unit, check_top, grouped, scored
 from qv_lens.errors import ConfigError, unknown
+from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.trace import Trace
@@ -138,3 +139,12 @@ def _frame(
     frame = pd.DataFrame(rows).assign(**values)
     frame.attrs.update({**task.attrs, "how": how, "kind": kind, "over": over})
     return frame
+
+
+def by_token(lens: Lens, fact: Fact) -> pd.DataFrame:
+    """`position, token, ffn, attn` (nats: I of the layer whose output adds most there; ACE, Table 5) and the likeliest next
+    tokens. All layers' numbers, and sums over neurons: `layer_scores(..., positions="all")`."""
+    rows = pd.concat([layer_scores(lens, fact, kind, "layer_vector", positions="all") for kind in ("ffn", "attn")])
+    frame = rows.pivot_table(index=["position", "token"], columns="kind", values="score", aggfunc="max").reset_index()
+    best = lens.trace(fact, "all").logits.topk(8).indices.tolist()
+    return frame[["position", "token", "ffn", "attn"]].assign(promoted=[[lens.token_label(i) for i in row] for row in best])

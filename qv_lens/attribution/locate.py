@@ -127,3 +127,9 @@ def _as_facts(record: Fact | MultiHopCase, prompts: str) -> list[Fact]:
             f"Layers are located over facts and chains, got {type(record).__name__}: take a case's or a request's fact."
         )
     return [record]
+
+
+def layer_counts(lens: Lens) -> tuple[int, int]:
+    """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled to the model."""
+    of = lens.backend_adapter.ace_layers
+    return max(1, round(of[0] * lens.n_layers / of[2])), max(1, round(of[1] * lens.n_layers / of[2]))

@@ -105,6 +105,11 @@ def value_neurons(
     return ranked(task.rows, unit, scores, m / torch.bincount(groups)[:, None].to(m), top, settings, over, last)
 
 
+def fast(lens: Lens) -> Method:
+    """How value neurons are found: certified best ones, or exactly all of them where logits are softly capped."""
+    return "topk" if lens.backend_adapter.logit_cap is None else "exact"
+
+
 def check_top(top: int | None) -> None:
     """Raise `ConfigError` for a number of units below 1."""
     if top is not None and (not isinstance(top, Integral) or top < 1):

@@ -1,7 +1,7 @@
 """Hyperparameters by method and model, each with where it comes from, in one place.
 
 GPT-J-6B: the methods' own releases, or EasyEdit where a method has none for it. Qwen3-8B: ACE's release; for the others
-what their authors or EasyEdit use for Qwen2.5-7B, untuned. The bundled models: chosen by `experiments/edit_toys.py`. Any
+what their authors or EasyEdit use for Qwen2.5-7B, untuned. The bundled models: chosen by `experiments/toys/tune.py`. Any
 other model: what `qv-lens tune` found (`tuned`).
 """
 
@@ -174,7 +174,7 @@ def _toy(changes: dict[str, dict[str, Any]]) -> dict[str, Preset]:
         "AdaLoRA": AdaLoRA(layers=(2, 3, 4), steps=30, lr=1e-2, dropout=0.0),
         "KN": KN(threshold=0.5),
     }
-    source = "experiments/edit_toys.py: the best of its grid on 8 facts of the bundled world"
+    source = "experiments/toys/tune.py: the best of its grid on 8 facts of the bundled world"
     sources = {
         "ACE.paper": "ACE's, deep layers by hand, untuned",
         "ACE.official": "ACE's, untuned",

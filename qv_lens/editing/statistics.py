@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.spans import encode
+from qv_lens.files import whole
 from qv_lens.models.lens import Lens, at_least_float32
 
 Module = Literal["ffn", "attn"]
@@ -293,14 +293,12 @@ def _accumulate(lens: Lens, rows: list[list[int]], sums: Moments) -> None:
 
 
 def _write(folder: Path, name: str, sums: Moments, header: dict) -> Path:
-    """Tensors first, the header that names their checksum last; both by renaming."""
+    """The tensors, stamped with the header, then the header: each whole or absent."""
     tensors = {f"{layer}.{module}": C.contiguous() for (layer, module), C in sums.items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / f"{name}.tmp", metadata={"stamp": json.dumps(header)})
-        os.replace(folder / f"{name}.tmp", folder / f"{name}.safetensors")
-        (folder / f"{name}.json.tmp").write_text(json.dumps(header, indent=2) + "\n")
-        os.replace(folder / f"{name}.json.tmp", folder / f"{name}.json")
+        with whole(folder / f"{name}.json") as described, whole(folder / f"{name}.safetensors") as sums_file:
+            save_file(tensors, sums_file, metadata={"stamp": json.dumps(header)})
+            described.write_text(json.dumps(header, indent=2) + "\n")
     except OSError as error:
         raise EditError(f"Cannot write the statistics to {folder}: {error}.") from error
     return folder

@@ -188,3 +188,8 @@ def _continued(lens: Lens, prompts: Sequence[str], kind: str, generation: Genera
     if kind == "cot":
         return lens.generate(list(prompts), generation.thought_tokens, enough=answered)
     return lens.generate(list(prompts), generation.answer_tokens)
+
+
+def first_sentences(lens: Lens, texts: Sequence[str], tokens: int = 8) -> list[str]:
+    """The greedy continuations, up to their first full stop or line."""
+    return [text.strip().split("\n")[0].split(".")[0].strip() for text in lens.generate(list(texts), tokens)]

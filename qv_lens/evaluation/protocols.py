@@ -147,6 +147,18 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     return [name for name in asked if name in fits]
 
 
+def usual_metrics(cases: Sequence[Case]) -> list[str]:
+    """What is measured of cases where no metrics are named: by probability, and by what is generated."""
+    if isinstance(cases[0], MultiHopCase):
+        return fitting(cases, (*FORCED, "multihop_direct", "multihop_cot", "multihop_cot_rate"))
+    return fitting(cases, (*FORCED, "efficacy_gen", "paraphrase_gen", "fluency"))
+
+
+def usual_count(protocol: Protocol, batch_size: int = 32) -> int:
+    """How many cases a protocol is about where no number is named."""
+    return {"batch": batch_size, "consecutive": 100}.get(protocol, 34)
+
+
 @dataclass
 class _Written:
     """The edits in force: their largest relative norm, and the seconds per fact that they took."""

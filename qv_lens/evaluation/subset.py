@@ -130,3 +130,16 @@ def _enough(lens: Lens, facts: Sequence[Fact]) -> int:
         for answer in (fact.answer, *fact.aliases):
             longest = max(longest, len(lens.answer_ids(fact, answer)) + 1)
     return longest
+
+
+def knowledge(lens: Lens, facts: Sequence[Fact]) -> dict[str, int]:
+    """Columns of rows: of how many prompts (`prompts_asked`) the model as it is gives the answer (`prompts_known`). Prompts that
+    do not tokenise are not asked."""
+    readable = []
+    for fact in facts:
+        try:
+            lens.answer_ids(fact)
+        except FactError:
+            continue
+        readable.append(fact)
+    return {"prompts_asked": len(readable), "prompts_known": sum(correct(lens, readable))}

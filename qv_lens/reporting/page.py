@@ -14,8 +14,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from qv_lens import plots
-from qv_lens.case_study import DROP, LOCATED_VARIANT, Study
+from qv_lens.case_study import LOCATED_VARIANT, Study
 from qv_lens.errors import ConfigError
+from qv_lens.evaluation.ablation import DROP
 from qv_lens.evaluation.faithfulness import RANDOM, lost_at
 from qv_lens.reporting import graph
 
@@ -58,10 +59,10 @@ def report(study: Study, path: str | Path, command: str = "") -> Path:
 
 
 def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None, most: int = 400) -> str:
-    """A run (`sweeps.load_run`) as a page: its figure, its rows averaged over everything that is not a field (at most
+    """A run (`runs.store.load_run`) as a page: its figure, its rows averaged over everything that is not a field (at most
     `most` of them), its settings."""
     measures, done = [m for m in frame.attrs["measures"] if m in frame], frame[frame["status"] == "finished"]
-    shown = ("recipe", "settings", "grid", "models", "versions", "machine", "command")
+    shown = ("experiment", "settings", "grid", "models", "versions", "machine", "command")
     config = escape(json.dumps({key: frame.attrs.get(key) for key in shown}, indent=1))
     single = ("task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted", "prompts_known")
     varied = [c for c in done if c not in (*measures, *single) and 1 < done[c].astype(str).nunique() <= 40]

@@ -22,7 +22,7 @@ from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from qv_lens.world.generator import Chain
 
-TUNED = 16  # the presets were chosen on the first 8 of them (experiments/edit_toys.py)
+TUNED = 16  # the presets were chosen on the first 8 of them (experiments/toys/tune.py)
 COLUMNS = ["measure", "wanted", "measured", "of"]
 
 

@@ -24,6 +24,7 @@ from qv_lens.cli import check_writable
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.sweep import search_ahead
+from qv_lens.evaluation.cases import draw_cases
 from qv_lens.facts.atlas import Chain, edit_case, question
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.corpora import corpus
@@ -32,13 +33,13 @@ from qv_lens.models.fetch import get
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import WEIGHTS
 from qv_lens.patch import Delta
-from qv_lens.sweeps.config import read_config, tasks_of
-from qv_lens.sweeps.recipes.editors import Comparison, drawn
+from qv_lens.runs.config import read_config, tasks_of
 from qv_lens.tuning.tune import known_cases
 from tests.models import tiny_lens, tiny_of, tokenizer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="unwritable paths are taken from /proc")
 SNAPSHOTS = Path(__file__).with_name("messages.json")
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
 EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
 TEXT = ["Olga Pelodan works for Nortek."]
@@ -129,13 +130,16 @@ def damaged_patch(tmp_path, name):
 def facts_for_edits(tmp_path):
     file = tmp_path / "facts.json"
     file.write_text(json.dumps([{"prompt": FACT.prompt, "subject": FACT.subject, "answer": FACT.answer}]))
-    drawn(Comparison("toy-gptj", data=str(file)), tiny_lens("gptj"))
+    draw_cases(tiny_lens("gptj"), str(file), 34)
 
 
-def run_file(tmp_path, recipe, *changes):
-    file = tmp_path / "run.toml"
-    file.write_text(f'recipe = "{recipe}"\n[settings]\nmodel = "toy-gptj"\n')
-    tasks_of(read_config(file, changes))
+def run_file(name, *changes):
+    tasks_of(read_config(EXPERIMENTS / name, changes, ["toy-gptj"]))
+
+
+def broken_experiment(tmp_path, text):
+    (tmp_path / "mine.py").write_text(text)
+    tasks_of(read_config(tmp_path / "mine.py"))
 
 
 def stats_into_a_file(tmp_path):
@@ -249,13 +253,16 @@ CASES = {
     "evaluation of facts": lambda tmp: qv.evaluate(tiny_lens("gptj"), [FACT]),
     "evaluation of nothing": lambda tmp: qv.evaluate(tiny_lens("gptj"), []),
     "evaluation of a file of facts": facts_for_edits,
-    "neurons of a run file": lambda tmp: run_file(tmp, "ablation", "neurons=bottom"),
-    "metric of a run file": lambda tmp: run_file(tmp, "editors", "metrics=efficacy"),
-    "setting of a run file": lambda tmp: run_file(tmp, "editors", "editor.lamm=3"),
-    "category of a run file": lambda tmp: run_file(tmp, "layers", "category=weather"),
-    "file of a run file": lambda tmp: run_file(tmp, "layers", "category=sport", "facts=none.json"),
-    "number of a run file": lambda tmp: run_file(tmp, "layers", "category=sport", "prompts=0"),
-    "skip of a run file": lambda tmp: run_file(tmp, "editors", "skip=x"),
+    "no experiment": lambda tmp: tasks_of(read_config(tmp / "none.py")),
+    "experiment without a task": lambda tmp: broken_experiment(tmp, "GRID = {}"),
+    "experiment that cannot be imported": lambda tmp: broken_experiment(tmp, "import no_such_module"),
+    "neurons of a run file": lambda tmp: run_file("ace/figure_2.py", "neurons=bottom"),
+    "metric of a run file": lambda tmp: run_file("ace/table_4.py", "metrics=efficacy"),
+    "setting of a run file": lambda tmp: run_file("ace/table_4.py", "editor.lamm=3"),
+    "category of a run file": lambda tmp: run_file("ace/table_1.py", "category=weather"),
+    "file of a run file": lambda tmp: run_file("ace/table_1.py", "category=sport", "facts=none.json"),
+    "number of a run file": lambda tmp: run_file("ace/table_1.py", "category=sport", "prompts=0"),
+    "skip of a run file": lambda tmp: run_file("ace/table_4.py", "skip=x"),
     "too few tokens": lambda tmp: cli.stats(tokens=-5),
     "no layers": lambda tmp: cli.stats(layers=[]),
     "statistics into a file": lambda tmp: stats_into_a_file(tmp),

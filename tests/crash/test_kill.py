@@ -8,32 +8,34 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 
 import qv_lens as qv
-from qv_lens.sweeps.config import RunConfig
-from qv_lens.sweeps.engine import run
+from qv_lens.runs.config import RunConfig
+from qv_lens.runs.run import run
 
 KILLS = 30
+TRIVIAL = str(Path(__file__).parents[1] / "runs" / "trivial.py")
 DRIVER = """
 import sys
-from qv_lens.sweeps.config import RunConfig
-from qv_lens.sweeps.engine import run
+from qv_lens.runs.config import RunConfig
+from qv_lens.runs.run import run
 
-out, log = sys.argv[1:]
+experiment, out, log = sys.argv[1:]
 print("ready", flush=True)
-run(RunConfig("tests.sweeps.trivial:RECIPE", {"wait": 0.015, "log": log}, {"n": tuple(range(200))}), out)
+run(RunConfig(experiment, {"wait": 0.015, "log": log}, {"n": tuple(range(200))}), out)
 """
 
 
 def test_thirty_kills(tmp_path):
-    config = RunConfig("tests.sweeps.trivial:RECIPE", {"wait": 0.0}, {"n": tuple(range(200))})
+    config = RunConfig(TRIVIAL, {"wait": 0.0}, {"n": tuple(range(200))})
     run(config, tmp_path / "whole")
     out, log, rng, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), 0
     while True:
         process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(out), str(log)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-c", DRIVER, TRIVIAL, str(out), str(log)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert process.stdout.readline().strip() == b"ready"
         if kills < KILLS:

@@ -1,0 +1,353 @@
+"""The cell that the tables comparing editors share: cases x protocol x editor -> every metric, case by case.
+
+1. `Cases`: what is asked. 'facts' (single edits with paraphrases, neighbours, multi-hop prompts, portability, locality, prompts for
+   fluency) or 'multihop' (MQuAKE's chains of 2 to 4 hops with 1 to 4 edits, after worked examples: ACE, Appendix G.1) of the
+   bundled world, or a file in any format of `facts.benchmarks`; each seed takes others of it.
+2. `Protocol`: one of `evaluation.protocols`; "none" asks the unedited model.
+3. `Choice`: the editor, at the model's preset (`editing.presets`), its layers too; `layers` changes ACE's: "located" (over
+   multi-hop prompts on the cases' own relations), "value" and "query" (the located ones of one kind alone), "random 3" (as many,
+   the third draw), "all".
+
+Sources: ACE, section 6 and Tables 2 to 4; KNE, Table 1; CTP, Tables 1 and 2. Facts of one case are edited one after another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from experiments.prompts import at_least, check_files
+from qv_lens.attribution.locate import Layers, layer_counts, locate
+from qv_lens.editing.closed_form import ACE
+from qv_lens.editing.edit import Editor
+from qv_lens.editing.kept import default_text, default_texts, kept_covariance
+from qv_lens.editing.presets import presets
+from qv_lens.editing.statistics import Statistics
+from qv_lens.errors import ConfigError, unknown
+from qv_lens.evaluation.cases import DrawnCases, edited_facts
+from qv_lens.evaluation.probes import Generation
+from qv_lens.evaluation.protocols import PROTOCOLS, check_metrics, evaluate, summary, usual_count, usual_metrics
+from qv_lens.evaluation.protocols import Protocol as ProtocolName
+from qv_lens.evaluation.subset import knowledge
+from qv_lens.facts.corpora import corpus
+from qv_lens.models.lens import Lens
+from qv_lens.plots import method_bars, seconds_bars
+from qv_lens.runs.experiment import Once, directly
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+from qv_lens.world.evaluation import OF_WORLD, cases_of, examples_of
+from qv_lens.world.models import check_world
+
+#: documents of the bundled world for C0
+DOCUMENTS = 3_000
+#: prompts over which layers are located
+LOCATED_OVER = 100
+LAYERS = ("preset", "located", "value", "query", "random", "all")
+#: what a run's figure draws, where it was measured
+SHOWN = (
+    "efficacy_acc", "edit_success", "paraphrase_acc", "generality", "specificity_acc", "ctp_locality", "portability", "locality",
+    "multihop_acc", "multihop_cot", "ctp_score",
+)  # fmt: skip
+MEASURES = ("before", "after", "relative_norm", "seconds")
+#: rows of an earlier version were made with other worked examples
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What is asked."""
+
+    data: str = "facts"
+    """'facts', 'multihop', or a file of edits."""
+    count: int = 0
+    """How many cases (0: 34, one batch, 100 consecutive)."""
+    seed: int = 0
+    """Which ones; also the seed of every other draw."""
+    known: bool = False
+    """Of a file: only chains all of whose hops, and edits whose fact, the model answers (ACE, Appendix B.1)."""
+    blocks: str = ""
+    """A file of worked examples, separated by empty lines ('': the world's for its own models, else ACE's five)."""
+    metrics: tuple[str, ...] = ()
+    """Names of metrics (none: those that fit the cases)."""
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ConfigError(f"count is how many cases are drawn, 0 for the protocol's own number; got {self.count}.")
+        at_least(self, seed=0)
+        one_alone = isinstance(self.metrics, str)  # --set metrics=["fluency"] is a grid of one: each of its values alone
+        object.__setattr__(self, "metrics", (self.metrics,) if one_alone else tuple(self.metrics))
+        check_metrics(self.metrics)
+        check_files(self, "data", "blocks")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the edits follow one another."""
+
+    protocol: Literal["single", "batch", "consecutive", "none"] = "single"
+    """One at a time, in batches, in a row without putting back, or no edit at all."""
+    batch_size: int = 32
+    """Cases edited together."""
+    curve: int = 0
+    """Every how many consecutive edits all are asked (0: at the end alone)."""
+
+    def __post_init__(self) -> None:
+        at_least(self, batch_size=1, curve=0)
+        if self.protocol not in (*PROTOCOLS, "none"):
+            raise unknown("Protocol", self.protocol, (*PROTOCOLS, "none"))
+
+    @property
+    def edits(self) -> bool:
+        """Whether anything is edited."""
+        return self.protocol != "none"
+
+    @property
+    def name(self) -> ProtocolName:
+        """What `evaluate` calls it; the unedited model is asked case by case."""
+        return "single" if self.protocol == "none" else self.protocol
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which editor, at which layers, on which statistics."""
+
+    method: str = "ACE"
+    """The editor's name among the presets."""
+    preset: str = ""
+    """The model whose presets are taken ('': the task's own)."""
+    editor: dict[str, object] | None = None
+    """Changes to the preset."""
+    layers: str = "preset"
+    """Which layers ACE edits (see above)."""
+    skip: str = ""
+    """Which of its best-ranked layers it does not edit, a letter each: 'q', 'v', 'qq'."""
+    edited: int = 0
+    """How many layers in all (0: the preset's number). Where that is another number, ACE's are the located ones; others' lie up to
+    the preset's highest, and above it where there are too few below."""
+    text: str = ""
+    """Text for C0: 'world', 'python', a file, a dataset ('': the default of the model)."""
+    documents: int = 0
+    """How many texts of it (0: 3,000 of the world, of another as many as C0 needs)."""
+
+    def __post_init__(self) -> None:
+        at_least(self, documents=0, edited=0)
+        if self.layers.split(" ")[0] not in LAYERS:
+            raise unknown("Layers", self.layers, LAYERS)
+        if set(self.skip) - {"q", "v"}:
+            raise ConfigError(
+                f"skip is a letter for each layer left out, q of the query and v of the value layers; got {self.skip!r}."
+            )
+        check_files(self, "text")
+
+    def at(self, model: str) -> Editor:
+        """The method's preset with the changes. Raises `ConfigError` for a model, method or setting that is not known."""
+        table = presets(self.preset or model)
+        if self.method not in table:
+            raise unknown("Method", self.method, table)
+        editor: Any = table[self.method].editor
+        settings = {each.name for each in fields(editor)}
+        for name in self.editor or ():
+            if name not in settings:
+                raise unknown(f"Setting of {self.method}:", name, sorted(settings))
+        return replace(editor, **(self.editor or {}))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One cell."""
+
+    model: str
+    """The model's name."""
+    choice: Choice = field(default_factory=Choice)
+    protocol: Protocol = field(default_factory=Protocol)
+    cases: Cases = field(default_factory=Cases)
+
+    def __post_init__(self) -> None:
+        if not self.cases.count:  # the number that a protocol is about; written out, so that it stands in the rows
+            count = usual_count(self.protocol.name, self.protocol.batch_size)
+            object.__setattr__(self, "cases", replace(self.cases, count=count))
+        if self.protocol.edits:
+            self.choice.at(self.model)
+
+
+def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
+    """The rows of one cell: `evaluate`'s frame, with the layers that were written."""
+    asked = task.cases
+    drawn = _drawn(lens, asked, once)
+    examples = once(_examples, lens, asked, once)
+    editor = chosen(lens, task, once) if task.protocol.edits else None
+    needs = getattr(editor, "reads_statistics", False)
+    frame = evaluate(
+        lens,
+        drawn.cases,
+        asked.metrics or usual_metrics(drawn.cases),
+        editor,
+        task.protocol.name,
+        asked.seed,
+        statistics=once(_statistics, lens, task.choice.text, task.choice.documents) if needs else None,
+        batch_size=task.protocol.batch_size,
+        every=task.protocol.curve or None,
+        generation=Generation(blocks=examples),
+        cache=once(TemporaryDirectory).name,  # what the unedited model says of a case is asked once
+    )
+    written = {}
+    for name in ("query_layers", "value_layers", "layers"):
+        if getattr(editor, name, None):
+            written[name] = list(getattr(editor, name))
+    skipped = frame.attrs["skipped"]
+    return frame.assign(
+        written=str(written),
+        skipped=[skipped.get(str(case), "") for case in frame["case"]],
+        refused=drawn.refused,
+        unknown=drawn.unknown,
+        **once(_knowledge, lens, asked, once),
+    )
+
+
+def _drawn(lens: Lens, asked: Cases, once: Once) -> DrawnCases:
+    return once(cases_of, lens, asked.data, asked.count, asked.seed, asked.known)
+
+
+def _examples(lens: Lens, asked: Cases, once: Once) -> tuple[str, ...]:
+    return examples_of(lens, _drawn(lens, asked, once).cases, asked.seed, asked.blocks)
+
+
+def _knowledge(lens: Lens, asked: Cases, once: Once) -> dict[str, int]:
+    return knowledge(lens, edited_facts(_drawn(lens, asked, once).cases))
+
+
+def _statistics(lens: Lens, text: str, documents: int) -> Statistics:
+    source = text or default_text(lens)
+    if source == "world":
+        check_world(lens)
+    count = documents or (DOCUMENTS if source == "world" else 0)
+    texts = list(itertools.islice(corpus(source), count)) if count else default_texts(lens, source)
+    return kept_covariance(lens, texts, range(lens.n_layers), modules=("ffn", "attn"))
+
+
+# ------------------------------------------------------------------ which editor, which layers
+
+
+def chosen(lens: Lens, task: Task, once: Once = directly) -> Editor:
+    """The preset, with the task's layers and changes."""
+    choice = task.choice
+    editor = choice.at(task.model)
+    if not isinstance(editor, ACE):
+        if choice.layers != "preset" or choice.skip:
+            raise ConfigError(f"layers and skip choose ACE's layers; {choice.method} has none of query and value.")
+        return _widened(lens, choice, editor) if choice.edited else editor
+    value = editor.value_layers
+    query = editor.query_layers
+    own = choice.layers == "preset" and choice.edited in (0, len(value) + len(query))
+    if own and not choice.skip:
+        return editor
+    located = once(_located, lens, task.cases, once)
+    if not own:
+        value, query = _pick(lens, choice, task.cases.seed, located)
+    value = _without(value, located.value, choice.skip.count("v"))
+    query = _without(query, located.query, choice.skip.count("q"))
+    if not value and not query:
+        raise ConfigError(f"skip={choice.skip!r} leaves {choice.method} no layer to edit.")
+    return replace(editor, value_layers=value or query, query_layers=query if value else ())
+
+
+def _without(layers: Sequence[int], ranked: Sequence[int], count: int) -> tuple[int, ...]:
+    """`layers` less the `count` best-ranked of them, and nothing in their place (ACE, Table 4)."""
+    best = [layer for layer in ranked if layer in layers][:count]
+    return tuple(layer for layer in layers if layer not in best)
+
+
+def _widened(lens: Lens, choice: Choice, editor: Editor) -> Editor:
+    """An editor of one group of layers at `edited` layers: those up to its highest one, and above where there are too few."""
+    layers = getattr(editor, "layers", None)
+    if not layers or hasattr(editor, "deep_layers"):
+        raise ConfigError(f"edited sets the number of layers of one group; {choice.method} has none, or two.")
+    lowest = max(lens.backend_adapter.first_editable, max(layers) + 1 - choice.edited)
+    if lowest + choice.edited > lens.n_layers:
+        raise ConfigError(f"edited={choice.edited}: {lens.name} has layers {lowest} to {lens.n_layers - 1}.")
+    wider: Any = editor
+    return replace(wider, layers=tuple(range(lowest, lowest + choice.edited)))
+
+
+def _located(lens: Lens, asked: Cases, once: Once) -> Layers:
+    """Layers ranked over prompts that say nothing about a case's own subject: two-hop prompts of the bundled world on the
+    cases' relations; of a file's cases their own prompts."""
+    facts = [request.fact for case in _drawn(lens, asked, once).cases for request in case.requests]
+    if asked.data not in OF_WORLD:
+        return locate(lens, facts[:LOCATED_OVER])
+    world = generator.build(0)
+    own = {fact.subject for fact in facts}
+    relations = {fact.relation for fact in facts}
+    chains = [chain for chain in world.chains(2) if chain.relations[0].id in relations and chain.subject not in own]
+    drawn = random.Random("located").sample(chains, min(LOCATED_OVER, len(chains)))
+    return locate(lens, [world_cases.as_fact(world, chain) for chain in drawn])
+
+
+def _pick(lens: Lens, choice: Choice, seed: int, located: Layers) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(value, query) layers of a task."""
+    first = lens.backend_adapter.first_editable
+    values, queries = layer_counts(lens)
+    if choice.edited:  # a fixed number in all, shared out as ACE shares it out
+        queries = min(choice.edited - 1, max(1, round(choice.edited * queries / (values + queries))))
+        values = choice.edited - queries
+    value, query = located.editable(values, queries, first)
+    while len(value) + len(query) < choice.edited and values < lens.n_layers:  # too few query layers below: more value layers
+        values += 1
+        queries = max(0, queries - 1)
+        value, query = located.editable(values, queries, first)
+    pool = list(range(first, lens.n_layers - 1))
+    if choice.layers == "value":
+        return value, ()
+    if choice.layers == "query":  # z* at the last of them
+        return query, ()
+    if choice.layers == "all":
+        return tuple(pool), ()
+    if choice.layers.startswith("random"):
+        rng = random.Random(f"layers:{seed}:{choice.layers}")
+        picked = sorted(rng.sample(pool, len(value) + len(query)))
+        return tuple(picked[len(query) :]), tuple(picked[: len(query)])
+    return value, query
+
+
+# ------------------------------------------------------------------ the table
+
+
+def table(frame: pd.DataFrame, by: Sequence[str] = ("model", "data", "protocol", "method")) -> pd.DataFrame:
+    """Means with 95% intervals over all seeds' cases, one column per metric; multi-hop accuracy also by number of edits (`_2`)
+    and of hops (`_2h`)."""
+    frame = frame.assign(case=frame["case"].astype(str) + ":" + frame["seed"].astype(str))
+    return pd.concat([summary(part, list(by)) for part in (frame, *by_chain(frame))], ignore_index=True)
+
+
+def by_chain(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of multi-hop accuracy again, named by number of edits (`multihop_cot_2`), and by number of hops (`_2h`)."""
+    chains = frame[frame["metric"] == "multihop_cot"]
+    if chains.empty:
+        return []
+    by_edits = chains.assign(metric="multihop_cot_" + chains["edits"].astype(str))
+    by_hops = chains.assign(metric="multihop_cot_" + chains["hops"].astype(str) + "h")
+    return [by_edits, by_hops]
+
+
+#: fields of a task that a figure tells apart, where they were varied
+VARIED = ("model", "data", "protocol", "method", "layers", "skip", "edited", "batch_size")
+
+
+def figure(frame: pd.DataFrame, by: Sequence[str] = (), title: str = "Mean and 95% interval") -> go.Figure:
+    """Bars by what was varied (methods, layers, ...), one colour per metric; of edits each timed alone the seconds (CTP, Figure 3).
+
+    `by`: the columns that were varied; those of `VARIED` and the changes to the editor where none are named."""
+    names = by or [name for name in (*VARIED, "editor") if name in frame and frame[name].astype(str).nunique() > 1] or ["method"]
+    values = frame[list(names)].astype(str).apply(lambda column: column.str.strip("[]'"))
+    frame = frame.assign(what=values.agg(" · ".join, axis=1))
+    if (frame["batch_size"] == 1).all() and (frame["protocol"] == "single").all():
+        return seconds_bars(frame, by="what")
+    means = table(frame, ("what",))
+    return method_bars(means[means["metric"].isin(SHOWN)], title, by="what")

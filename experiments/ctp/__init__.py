@@ -1,0 +1,1 @@
+"""CTP's tables and figures."""

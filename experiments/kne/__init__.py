@@ -1,0 +1,1 @@
+"""KNE's tables and figures."""

@@ -1,0 +1,36 @@
+"""Editors on a real model: CounterFact facts that SmolLM2-135M knows, one edit at a time, by probability and by what is generated.
+
+    qv-lens run experiments/smollm2.py --set data=counterfact-edit.json    # hours on 2 cores; stop and resume
+    qv-lens run experiments/smollm2.py --set data=counterfact-edit.json --set count=50 \\
+        --model MODEL    # after qv-lens tune MODEL
+
+Settings: qv-lens tune smollm2-135m, on facts of the atlas. C0: 10 tokens for each neuron of a layer, of Python's own reference.
+z* is searched once for editors that share it; the seconds count it in full.
+"""
+
+from __future__ import annotations
+
+from experiments.compare import MEASURES, VERSION, Task, figure, rows
+
+__all__ = ["GRID", "MEASURES", "SETTINGS", "VERSION", "Task", "figure", "rows"]
+
+SETTINGS = {
+    "protocol": "single",
+    "known": True,
+    "count": 100,
+    "metrics": [
+        "efficacy_acc",
+        "efficacy_success",
+        "efficacy_gen",
+        "paraphrase_acc",
+        "paraphrase_success",
+        "paraphrase_gen",
+        "specificity_acc",
+        "specificity_success",
+        "specificity_gen",
+    ],
+}
+GRID = {
+    "model": ["smollm2-135m"],
+    "method": ["MEMIT", "RECT", "AlphaEdit", "EMMET", "ACE"],
+}

@@ -1,0 +1,269 @@
+"""From an experiment's file, or a TOML file over it, to tasks.
+
+    experiment = "figure_2.py"     # a Python file (`experiment`), found from where the TOML file lies
+    [settings]                     # one value for all tasks
+    prompts = 60
+    [grid]                         # every combination is a task
+    model = ["toy-gptj"]
+    layer = "layers"               # every layer of the model
+    seed = [0, 1, 2]
+
+1. The experiment has settings and a grid of its own. What a TOML file says, and then what the command line says (`--set
+   key=value`, a list is varied; `--model`), takes the place of the same key there, and leaves the rest.
+2. A key is a field of the experiment's `Task`. A field that is a table (an editor's hyperparameters) is reached with a dot:
+   "editor.lam" = [5, 10].
+3. A task is one combination. Its id is a hash of the experiment's name and its fields: the same task has the same id in every
+   run, on every machine, and its random draws come from its own `seed`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from qv_lens.errors import ConfigError, unknown
+from qv_lens.runs.experiment import Experiment, Grid, find_experiment, flat, hints_of, parts_of
+
+#: what stands for every layer of a task's model in a grid over `layer`
+ALL_LAYERS = "layers"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: the experiment's file, what is fixed, and what is varied in the order of the file."""
+
+    experiment: str
+    """Path of the experiment's file."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """One value for all tasks."""
+    grid: Grid = field(default_factory=dict)
+    """Every combination is a task; `ALL_LAYERS` stands for the layers of the model."""
+    more: Mapping[str, Grid] = field(default_factory=dict)
+    """By model: values that it has besides those of the grid."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as written into the run folder: the experiment by its name, which is the same on every machine."""
+        plain = {
+            "experiment": find_experiment(self.experiment).name,
+            "settings": dict(self.settings),
+            "grid": _plain(self.grid),
+        }
+        if self.more:
+            plain["more"] = {model: _plain(grid) for model, grid in self.more.items()}
+        return plain
+
+
+@dataclass(frozen=True)
+class Task:
+    """One combination: its place in the run, its id, its fields."""
+
+    index: int
+    """Its place in the run."""
+    id: str
+    """A hash of the experiment's name and the fields."""
+    fields: Any
+    """An instance of the experiment's `Task`."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The fields as columns: tables become JSON text."""
+        columns = {}
+        for name, value in flat(self.fields).items():
+            is_table = isinstance(value, (dict, list, tuple))
+            columns[name] = json.dumps(value, sort_keys=True) if is_table else value
+        return columns
+
+
+def read_config(path: str | Path, changes: Sequence[str] = (), models: Sequence[str] = ()) -> RunConfig:
+    """The run of an experiment's file, or of a TOML file over one. `changes` are "key=value" (a list varies, anything else is
+    fixed); `models` takes the place of the file's. Raises `ConfigError` for what cannot be read or is not known."""
+    is_python = Path(path).suffix == ".py"
+    file, over = (Path(path), {}) if is_python else _read_toml(Path(path))
+    experiment = find_experiment(file)
+    settings: dict[str, Any] = dict(experiment.settings)
+    grid: dict[str, Any] = {key: value if isinstance(value, str) else list(value) for key, value in experiment.grid.items()}
+    more = {model: dict(values) for model, values in experiment.more.items()}
+    replaced: dict[str, Any] = {key: {"varied": False, "value": value} for key, value in over.get("settings", {}).items()}
+    for key, value in _dotted(over.get("grid", {})).items():
+        if key in replaced:
+            raise ConfigError(f"{key!r} stands in [settings] and in [grid]: keep one.")
+        replaced[key] = {"varied": True, "value": value}
+    for change in changes:
+        key, value = _change(change)
+        replaced[key] = {"varied": isinstance(value, list), "value": value}
+    if models:
+        replaced["model"] = {"varied": True, "value": list(models)}
+    for key, new in replaced.items():
+        settings.pop(key, None)
+        (grid if new["varied"] else settings)[key] = new["value"]
+        if not new["varied"]:
+            grid.pop(key, None)
+        for values in more.values():
+            values.pop(key, None)
+    for key, values in grid.items():
+        _check_grid(key, values)
+    fixed = {key: values if values == ALL_LAYERS else tuple(values) for key, values in grid.items()}
+    return RunConfig(str(file), settings, fixed, {model: values for model, values in more.items() if values})
+
+
+def _read_toml(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The experiment's file that a TOML file names, and what it says."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the run file {path}: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    strange = sorted(set(raw) - {"experiment", "settings", "grid"})
+    if strange or not isinstance(raw.get("experiment"), str):
+        wrong = f"unknown key {strange[0]!r}" if strange else "no experiment"
+        raise ConfigError(f'{path}: {wrong}. A run file holds experiment = "FILE.py", [settings] and [grid].')
+    return path.parent / raw["experiment"], raw
+
+
+def _change(change: str) -> tuple[str, Any]:
+    """key=value."""
+    key, found, text = change.partition("=")
+    if not found:
+        raise ConfigError(f"--set takes key=value, got {change!r}.")
+    return key.strip().removeprefix("settings.").removeprefix("grid."), _value(text.strip())
+
+
+def _check_grid(key: str, values: Any) -> None:
+    if values == ALL_LAYERS:
+        return
+    if not isinstance(values, list) or not values:
+        raise ConfigError(
+            f"[grid] {key} must be a list with at least one value, got {values!r}. Fixed values go into [settings]."
+        )
+    if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+        raise ConfigError(f"[grid] {key} holds a value twice: {values}.")
+
+
+def _plain(grid: Grid) -> dict[str, Any]:
+    return {key: values if isinstance(values, str) else list(values) for key, values in grid.items()}
+
+
+def tasks_of(config: RunConfig, n_layers: Callable[[str], int] | None = None) -> list[Task]:
+    """Every task of a run, in the order of the grid. `n_layers` tells how many layers a model has, by name.
+
+    Raises `ConfigError` for a key that is not a field of the experiment's task, a missing one, or a value of the wrong kind.
+    """
+    experiment = find_experiment(config.experiment)
+    tasks: list[Task] = []
+    for combination in _combinations(config, n_layers):
+        made = _make(experiment, combination)
+        text = json.dumps([experiment.name, experiment.version, asdict(made)], sort_keys=True, default=str)
+        tasks.append(Task(len(tasks), hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), made))
+    if len({task.id for task in tasks}) < len(tasks):
+        raise ConfigError(f"Two tasks of {experiment.name} have the same fields: the grid names one thing twice.")
+    return tasks
+
+
+def _combinations(config: RunConfig, n_layers: Callable[[str], int] | None) -> list[dict[str, Any]]:
+    """Every combination of the grid, then those of what single models have besides."""
+    combinations = _product(config.settings, config.grid, n_layers)
+    asked = config.grid.get("model", (config.settings.get("model"),))
+    for model, values in config.more.items():
+        if model in asked:
+            combinations += _product(config.settings, {**config.grid, "model": (model,), **values}, n_layers)
+    return combinations
+
+
+def _product(settings: Mapping[str, Any], grid: Grid, n_layers: Callable[[str], int] | None) -> list[dict[str, Any]]:
+    varied = {key: values for key, values in grid.items() if not isinstance(values, str)}
+    combinations = [{**settings, **dict(zip(varied, chosen, strict=True))} for chosen in itertools.product(*varied.values())]
+    for key in (key for key, values in grid.items() if values == ALL_LAYERS):
+        if n_layers is None or any("model" not in combination for combination in combinations):
+            raise ConfigError(f'[grid] {key} = "{ALL_LAYERS}" needs a model.')
+        combinations = [{**each, key: layer} for each in combinations for layer in range(n_layers(each["model"]))]
+    return combinations
+
+
+def _make(experiment: Experiment, values: dict[str, Any]) -> Any:
+    """An instance of the experiment's task."""
+    name = experiment.name
+    declared = _declared(experiment.task)
+    whole: dict[str, Any] = {}
+    for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):  # a table first, then what changes in it
+        outer, _, inner = key.partition(".")
+        if outer not in declared:
+            raise unknown(f"Key of {name}:", key, list(declared))
+        if not inner:
+            whole[outer] = dict(value) if isinstance(value, dict) else value
+        elif isinstance(whole.setdefault(outer, {}), dict):
+            whole[outer] = {**whole[outer], inner: value}
+        else:
+            raise ConfigError(f"{key!r} reaches into {outer!r}, which is {whole[outer]!r} and not a table.")
+    return _built(experiment.task, whole, name)
+
+
+def _declared(task: type) -> list[str]:
+    """The names of a task's fields, those of its parts in their place."""
+    parts = parts_of(task)
+    names: list[str] = []
+    for each in fields(task):
+        names += _declared(parts[each.name]) if each.name in parts else [each.name]
+    return names
+
+
+def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
+    """A task or a part of it from those values that are its fields."""
+    parts, hints = parts_of(task), hints_of(task)
+    given: dict[str, Any] = {}
+    for each in fields(task):
+        if each.name in parts:
+            given[each.name] = _built(parts[each.name], values, name)
+        elif each.name in values:
+            _check_kind(name, each.name, values[each.name], hints.get(each.name), each.type)
+            given[each.name] = values[each.name]
+        elif each.default is MISSING and each.default_factory is MISSING:
+            raise ConfigError(f"{name} needs a value for {each.name!r}, in [settings] or [grid].")
+    return task(**given)
+
+
+#: what TOML can say, and an annotation names
+KINDS: Mapping[Any, tuple[type, ...]] = MappingProxyType({
+    int: (int,), float: (int, float), str: (str,), bool: (bool,), dict: (dict,), type(None): (type(None),)
+})  # fmt: skip
+
+
+def _check_kind(experiment: str, name: str, value: Any, hint: Any, declared: Any) -> None:
+    """Refuse a value that is none of the kinds and none of the choices (`Literal`) of a field's annotation. An annotation that
+    names anything else is not checked."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    kinds = [get_origin(part) or part for part in parts if get_origin(part) is not Literal]
+    if hint is None or any(kind not in KINDS for kind in kinds):
+        return
+    if any(type(value) is type(choice) and value == choice for choice in choices):
+        return
+    for kind in kinds:
+        if isinstance(value, KINDS[kind]) and (kind is bool or not isinstance(value, bool)):
+            return
+    if not choices:
+        raise ConfigError(f"{experiment}: {name} must be {declared}, got {value!r}.")
+    others = [f"any {kind.__name__}" for kind in kinds]
+    raise unknown(f"{experiment}: {name}", value, [*choices, *others])
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """[grid] editor.lam = [5, 10] as {"editor.lam": [5, 10]}."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string

@@ -1,0 +1,266 @@
+"""Tasks to rows: in this process, or on Ray. The same tasks, the same seeds, the same rows.
+
+1. Every task that has no shard yet is run; a model is loaded when the first task asks for it and kept.
+2. A task that raises is marked failed with its traceback, and the rest goes on. Ctrl-C and a kill leave a run that resumes.
+3. Ray: one actor per GPU, or per CPU share with one torch thread each; an actor loads a model once. Placement, retries and
+   scheduling are Ray's. Rows come back to the driver, which alone writes, so no shared disk is needed.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from qv_lens.errors import ConfigError, QVLensError, unknown
+from qv_lens.runs.config import RunConfig, Task, tasks_of
+from qv_lens.runs.experiment import Experiment, find_experiment
+from qv_lens.runs.store import Store, knows_nothing, remaining
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qv_lens.models.lens import Lens
+
+Engine = Literal["inline", "ray"]
+RETRIES = 2
+
+
+@dataclass
+class Shelf:
+    """What a worker keeps between tasks: the model loaded last, and what experiments computed once on it."""
+
+    device: str | None = None
+    dtype: str | None = None
+    loaded: dict[str, Lens] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict)
+
+    def lens(self, name: str) -> Lens:
+        """The model, loaded once; another one takes its place (and that of everything computed on it)."""
+        if name not in self.loaded:
+            from qv_lens.models.zoo import load
+
+            self.loaded.clear()
+            self.known.clear()
+            self.loaded[name] = load(name, device=self.device, dtype=self.dtype)
+        return self.loaded[name]
+
+    def once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        """What `compute(*arguments)` gives, kept until another model is loaded: the function and its arguments are the key."""
+        key = (compute, arguments)
+        if key not in self.known:
+            self.known[key] = compute(*arguments)
+        return self.known[key]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task."""
+
+    index: int
+    """The task's place in the run."""
+    rows: pd.DataFrame | None
+    """Its rows."""
+    error: str | None
+    """The traceback, where it has none."""
+    seconds: float
+    """What it took."""
+    fingerprint: tuple[str, str] | None = None
+    """The model it ran on, by name, and its fingerprint."""
+
+
+def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
+    """Run one task; an exception becomes part of the outcome."""
+    start = time.perf_counter()
+    model = getattr(task.fields, "model", None)
+    rows, error = None, None
+    try:
+        lens = shelf.lens(model) if isinstance(model, str) else None
+        rows = experiment.rows(task.fields, lens, shelf.once)
+        pa.Table.from_pandas(rows, preserve_index=False)  # rows that cannot be stored are the task's failure, not the run's
+    except Exception:
+        rows, error = None, traceback.format_exc()
+    lens = shelf.loaded.get(model) if isinstance(model, str) else None
+    mark = None if lens is None or lens.patches else (str(model), lens.fingerprint)
+    return Outcome(task.index, rows, error, time.perf_counter() - start, mark)
+
+
+def run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    engine: Engine = "inline",
+    workers: int | None = None,
+    address: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Path:
+    """Run every task of `config` that `out` does not hold yet, and return the folder; run it again to resume.
+
+    `engine`: 'inline' or 'ray'. `workers`: Ray actors (default: one per GPU, or per CPU core). `address`: of a Ray
+    cluster to join ('auto': the one of this machine). `device` (inline) and `dtype`: of the models (None: the first GPU, the
+    checkpoint's own).
+    Raises `ConfigError` for a folder of another run, one that cannot be written, or weights that changed on the way.
+    """
+    if engine not in ("inline", "ray"):
+        raise unknown("Engine", engine, ("inline", "ray"))
+    experiment, tasks = find_experiment(config.experiment), all_tasks(config)
+    store = Store.open(out, config, tasks)
+    todo = remaining(tasks, store.finished())
+    if todo:
+        inline = engine == "inline"
+        outcomes = _inline(experiment, todo, device, dtype) if inline else _on_ray(config, todo, workers, address, dtype)
+        bar = tqdm(
+            desc=experiment.name.rpartition('experiments.')[2], total=len(tasks), initial=len(tasks) - len(todo), unit="task", delay=2 if len(todo) < 20 else 0
+        )
+        ignorant = []
+        with bar:
+            for outcome in outcomes:
+                task = tasks[outcome.index]
+                _keep(store, task, outcome)
+                if outcome.rows is not None and knows_nothing(outcome.rows):
+                    ignorant.append(task)
+                bar.update()
+        if ignorant:
+            warnings.warn(
+                f"In {len(ignorant)} of {len(todo)} tasks the model knows none of the prompts (the first: {_named(ignorant[0], config)}): "
+                "what is measured there says nothing about its facts. Name facts= or data= that the model was trained on.",
+                stacklevel=2,
+            )
+    store.close(config, tasks)
+    return Path(out)
+
+
+def _named(task: Task, config: RunConfig) -> str:
+    varied = [name for name in task.values if name == "model" or name in config.grid]
+    return ", ".join(f"{name}={task.values[name]}" for name in varied)
+
+
+def _keep(store: Store, task: Task, outcome: Outcome) -> None:
+    if outcome.fingerprint is not None:
+        store.check_model(*outcome.fingerprint)
+    if outcome.rows is None:
+        store.fail(task, outcome.error or "no rows")
+    else:
+        store.save(task, outcome.rows, outcome.seconds)
+
+
+def all_tasks(config: RunConfig) -> list[Task]:
+    """The run's tasks, with `layers` filled in from the models."""
+    return tasks_of(config, _n_layers)
+
+
+def _n_layers(name: str) -> int:
+    from qv_lens.models.zoo import n_layers  # only where a grid asks for it: a Ray worker starts quickly
+
+    return n_layers(name)
+
+
+def _inline(experiment: Experiment, tasks: list[Task], device: str | None, dtype: str | None) -> Iterator[Outcome]:
+    shelf = Shelf(device, dtype)
+    for task in tasks:
+        yield run_task(experiment, task, shelf)
+
+
+def _on_ray(
+    config: RunConfig, tasks: list[Task], workers: int | None, address: str | None, dtype: str | None
+) -> Iterator[Outcome]:
+    try:
+        ray: Any = import_module("ray")
+        pools: Any = import_module("ray.util")
+    except ImportError as error:
+        raise ConfigError("engine='ray' needs Ray: pip install 'qv_lens[ray]'.") from error
+    ours = not ray.is_initialized()
+    if ours:
+        local = {} if address else {"num_cpus": workers, "include_dashboard": False}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"Ray cannot start or join {address or 'this machine'}: {error}.") from error
+    try:
+        gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+        count = min(workers or gpus or max(1, cpus), len(tasks))
+        share = {"num_gpus": gpus / count} if gpus else {"num_cpus": 1}
+        remote = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **share)(Worker)
+        pool = pools.ActorPool([remote.remote(config, dtype) for _ in range(count)])
+        for task in tasks:
+            pool.submit(lambda actor, index: actor.run.remote(index), task.index)
+        answered: set[int] = set()
+        lost = ""
+        while pool.has_next():
+            try:
+                outcome: Outcome = pool.get_next_unordered()
+            except ray.exceptions.RayError as error:  # a worker died, and Ray's retries with it
+                lost = lost or str(error)
+                continue
+            answered.add(outcome.index)
+            yield outcome
+        for task in tasks:
+            if task.index not in answered:
+                died = f"The worker died on this task, {RETRIES + 1} times: {lost}"
+                yield Outcome(task.index, None, died, float("nan"))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+class Worker:
+    """A Ray actor: one share of the machine, one torch thread per CPU of it, models loaded once. It reads the experiment's file
+    itself, which lies at the same place on every machine."""
+
+    def __init__(self, config: RunConfig, dtype: str | None = None) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self.experiment = find_experiment(config.experiment)
+        self.tasks = all_tasks(config)
+        self.shelf = Shelf(dtype=dtype)
+
+    def run(self, index: int) -> Outcome:
+        """The outcome of the task at this place."""
+        return run_task(self.experiment, self.tasks[index], self.shelf)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would cost. `seconds` of one worker; `source` says from what; `gigabytes` of weights per worker."""
+
+    tasks: list[Task]
+    todo: int
+    seconds: float
+    source: str
+    gigabytes: float
+
+
+def estimate(
+    config: RunConfig, out: str | Path | None = None, *, device: str | None = None, dtype: str | None = None
+) -> Estimate:
+    """Tasks, time and memory, without writing anything: from the finished tasks in `out`, or by running the first two."""
+    from qv_lens.models.zoo import weight_gigabytes
+
+    experiment, tasks = find_experiment(config.experiment), all_tasks(config)
+    store = Store(Path(out)) if out is not None and (Path(out) / "shards").is_dir() else None
+    finished = store.finished() if store else set()
+    todo = remaining(tasks, finished)
+    models = {m for task in tasks if isinstance(m := getattr(task.fields, "model", None), str)}
+    gigabytes = max((weight_gigabytes(model) for model in models), default=0.0)
+    known = [s for s in (store.seconds() if store else []) if s == s]
+    if known:
+        return Estimate(tasks, len(todo), len(todo) * sum(known) / len(known), f"{len(known)} finished tasks", gigabytes)
+    if not todo:
+        return Estimate(tasks, 0, 0.0, "nothing to do", gigabytes)
+    shelf = Shelf(device, dtype)
+    outcomes = [run_task(experiment, task, shelf) for task in todo[:2]]  # the first one loads the model
+    if outcomes[0].error:
+        raise QVLensError(f"The first task fails:\n{outcomes[0].error}")
+    return Estimate(
+        tasks, len(todo), outcomes[0].seconds + (len(todo) - 1) * outcomes[-1].seconds, "a probe of two tasks", gigabytes
+    )

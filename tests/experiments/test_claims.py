@@ -1,0 +1,467 @@
+"""What decides a claim, on made-up rows of which the answer is known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments import editors, ledger, run_all
+from experiments.ace import (
+    bottleneck,
+    chance,
+    figure_2,
+    figure_3,
+    figure_5,
+    neurons_27,
+    section_4_2,
+    table_1,
+    table_2,
+    table_4,
+    table_5,
+    table_6_7,
+)
+from experiments.ctp import figure_3 as ctp_figure_3
+from experiments.ctp import figure_4 as ctp_figure_4
+from experiments.ctp import table_2 as ctp_table_2
+from experiments.decide import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    ahead,
+    beats,
+    best,
+    compared,
+    curve,
+    decided,
+    difference,
+    groups,
+    lost,
+    nearer,
+    reaches,
+    two_samples,
+)
+from experiments.kne import figure_b3
+
+
+def edits(column: str, **metrics: dict) -> pd.DataFrame:
+    """Rows of 12 cases: metric -> value of the column -> mean; cases differ from it by as much up as down, and pairs of them
+    a little: of differences that are all the same little is known."""
+    rows = [
+        {
+            column: value,
+            "data": "facts",
+            "metric": metric,
+            "after": mean + 0.01 * (-1) ** case + 0.0005 * math.cos(math.pi * (i + 1) * case / 6),
+            "seed": case % 3,
+            "case": case // 3,
+            "step": 1,
+        }
+        for metric, means in metrics.items()
+        for i, (value, mean) in enumerate(means.items())
+        for case in range(12)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_differences_have_their_sign():
+    frame = edits("method", score={"A": 0.9, "B": 0.5, "C": 0.95, "same": 0.5})
+    assert beats("score", "A", "B")(frame)[1] == HOLDS
+    assert beats("score", "B", "A")(frame)[1] == FAILS
+    assert beats("score", "B", "same")(frame)[1] == OPEN
+    assert ahead("score", "A", ("B",))(frame)[1] == HOLDS
+    told, verdict = ahead("score", "A", ("B", "C"))(frame)
+    assert verdict == FAILS
+    assert "A − C -5.0" in told
+    assert ahead("score", "A", ("D",))(frame) == ("not measured", OPEN)
+    told, verdict = ahead("score", "A", ("B", "D"))(frame)
+    assert verdict == OPEN
+    assert told.endswith("not measured: D")
+
+
+def test_few_pairs_decide_nothing_however_alike():
+    """Of five pairs that all agree, chance makes as many agree once in 16 times; of 102 right answers out of 102, that more
+    than 97.75% of all are right does not follow."""
+    index = pd.RangeIndex(5)
+    for count in (2, 5):
+        same, other = (pd.Series(value, index[:count], dtype=float) for value in (1.0, 0.0))
+        assert decided(difference(same, other)) == decided(difference(other, same)) == OPEN
+        nearly = same - 1e-3 * pd.Series(range(count), index[:count])
+        assert decided(difference(nearly, other)) == OPEN
+    ones, zeros = pd.Series([1.0] * 60), pd.Series([0.0] * 60)
+    assert (decided(difference(ones, zeros)), decided(difference(zeros, ones))) == (HOLDS, FAILS)
+    assert decided(difference(ones, ones)) == OPEN
+    all_right = edits("method", score={"A": 1.0}).assign(after=1.0)
+    assert reaches("score", "A", 0.7)(all_right)[1] == HOLDS
+    told, verdict = reaches("score", "A", 0.9775)(all_right)
+    assert verdict == OPEN
+    assert told == "100.0% (75.8 to 100.0), 12 cases"
+
+
+def test_differences_without_pairs_are_newcombes():
+    """His example (1998, Table II, a): 56 of 70 against 48 of 80, difference 0.2, method 10: 0.0524 to 0.3339."""
+    first, second = (pd.Series([1.0] * hits + [0.0] * (asked - hits)) for hits, asked in ((56, 70), (48, 80)))
+    found = two_samples(first, second)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    assert nearer(found, 0.5) == nearer(-found, 0.5)
+    assert (decided(nearer(found, 0.4)), decided(nearer(found, 0.01))) == (HOLDS, FAILS)
+
+
+def test_curves_go_the_way_they_should():
+    frame = edits("share", up={0.1: 0.2, 0.5: 0.9, 1.0: 0.6}, down={0.1: 0.9, 0.5: 0.5, 1.0: 0.1})
+    assert curve("share", ("up", None, None, True), ("down", None, None, False))(frame)[1] == HOLDS
+    assert curve("share", ("up", 0.5, 1.0, True))(frame)[1] == FAILS
+    assert curve("share", ("up", None, None, True), ("down", None, None, True))(frame)[1] == FAILS
+    assert curve("share", ("up", 0.1, 0.7, True))(frame) == ("not measured", OPEN)
+
+
+def test_groups_of_modules():
+    frame = edits("parameters", locality={"['W_in']": 0.9, "['W_Q']": 0.8, "['W_out']": 0.4, "['W_O']": 0.3})
+    assert groups(("locality",), ("['W_in']", "['W_Q']"))(frame)[1] == HOLDS
+    assert groups(("locality",), ("['W_out']",))(frame)[1] == FAILS
+
+
+def test_the_best_of_all_is_above_each_of_them():
+    """A low mean of the others does not do: the strongest of them counts, by every metric."""
+    success = {"['W_out']": 0.9, "['W_O']": 0.5, "['W_K']": 0.1}
+    assert best(("success",), "['W_out']", "parameters")(edits("parameters", success=success))[1] == HOLDS
+    frame = edits("parameters", success=success, portability={"['W_out']": 0.4, "['W_O']": 0.6, "['W_K']": 0.0})
+    told, verdict = best(("success", "portability"), "['W_out']", "parameters")(frame)
+    assert verdict == FAILS
+    assert "['W_out'] − ['W_O'] -20.0" in told
+    assert best(("success",), "['W_gate']", "parameters")(frame) == ("not measured", OPEN)
+
+
+def layers(**first_ones: list[int]) -> pd.DataFrame:
+    """Ranks of 28 layers per category, both parts alike: the named ones first."""
+    rows = []
+    for category, first in first_ones.items():
+        order = [*first, *(layer for layer in range(28) if layer not in first)]
+        for part, rank in itertools.product(("ffn", "attn"), range(28)):
+            rows.append({"category": category, "part": part, "layer": order[rank], "rank": rank + 1, "score": 1.0 / (rank + 1)})
+    return pd.DataFrame(rows)
+
+
+def test_takeaway_1_counts_every_choice_of_categories():
+    similar = {name: list(range(9)) for name in ("nationality", "continent", "language", "capital", "leadership")}
+    apart = layers(**similar, author=list(range(9, 18)), sport=list(range(18, 27)), founder=list(range(19, 28)))
+    told, verdict = table_1.takeaway_1(apart)
+    assert verdict == HOLDS
+    assert "p = 0.02" in told  # 1 of the 56 choices of five
+    alike = layers(**similar, author=list(range(9)), sport=list(range(9)), founder=list(range(9)))
+    assert table_1.takeaway_1(alike)[1] == OPEN
+    assert table_1.attention_is_general(apart)[1] == OPEN  # both parts alike
+    general = apart.assign(layer=apart["layer"].where(apart["part"] == "ffn", apart["rank"] - 1))
+    assert table_1.attention_is_general(general)[1] == HOLDS
+
+
+def test_figure_2_wants_more_than_random_and_more_than_off_category():
+    def frame(top: float, off: float, drawn: float) -> pd.DataFrame:
+        values = {
+            ("top", "in category"): top,
+            ("top", "off category"): off,
+            ("random", "in category"): drawn,
+            ("random", "off category"): drawn,
+        }
+        return pd.DataFrame([
+            {"layer": "all", "category": c, "seed": s, "neurons": n, "group": g, "drop_relative": v + 0.01 * (-1) ** s + 0.001 * i * s, "clean": 1.0, "prompts_asked": 100, "held_out": True}
+            for i, ((n, g), v) in enumerate(values.items()) for c in ("sport", "capital") for s in (0, 1, 2)
+        ])  # fmt: skip
+
+    assert figure_2.loses_more_than_half(frame(0.9, 0.2, 0.1))[1] == HOLDS
+    assert figure_2.loses_more_than_half(frame(0.9, 0.95, 0.1))[1] == FAILS
+    assert figure_2.loses_more_than_half(frame(0.1, 0.0, 0.0))[1] == FAILS
+    apart = pd.concat([frame(0.1, 0.0, 0.0), frame(0.9, 0.2, 0.1).assign(held_out=False)])
+    told, verdict = figure_2.loses_more_than_half(apart)
+    assert verdict == HOLDS  # in one of the scopes
+    assert told.index("the prompts that rank: 90.3%") < told.index("other prompts than rank: 10.3%")
+    assert told.count(", 200 prompts)") == 6  # of one seed
+
+
+@pytest.mark.parametrize(("lag", "verdict"), [(1, HOLDS), (2, HOLDS), (-2, FAILS), (0, FAILS)])
+def test_figure_3_knows_which_comes_first(lag, verdict):
+    bump = {5: 1.0, 6: 3.0, 7: 1.0}
+    rows = [
+        {"part": part, "layer": layer, "score": bump.get(layer - moved, 0.0)}
+        for part, moved in (("query", 0), ("count", lag)) for layer in range(16)
+    ]  # fmt: skip
+    told, got = figure_3.values_after_queries(pd.DataFrame(rows))
+    assert got == verdict
+    assert f"at lag {lag} " in told
+
+
+def test_chance_ranks_within_the_seed():
+    def frame(located: list[float]) -> pd.DataFrame:
+        means = [{"located": located[seed], **{f"random {i}": 0.1 * i for i in range(10)}} for seed in range(3)]
+        return pd.DataFrame([
+            {"layers": name, "data": "facts", "metric": "efficacy_acc", "after": value, "seed": seed, "case": 0, "step": 1}
+            for seed in range(3) for name, value in means[seed].items()
+        ])  # fmt: skip
+
+    told, verdict = chance.better_than_chance(frame([1.0, 1.0, 1.0]))
+    assert verdict == HOLDS
+    assert "0 of 30 draws" in told
+    assert chance.better_than_chance(frame([0.35, 0.35, 0.35]))[1] == FAILS
+    assert "9 of 30 draws" in chance.better_than_chance(frame([1.0, 1.0, 0.05]))[0]
+
+
+def test_time_and_tokens_have_their_sign():
+    rows = [
+        {"method": m, "seconds": s + 0.01 * s * case, "seed": 0, "case": case}
+        for m, s in (("KN", 3.0), ("FT", 1.0))
+        for case in range(8)
+    ]
+    assert ctp_figure_3.seconds("KN", ("FT",), -1)(pd.DataFrame(rows))[1] == HOLDS
+    assert ctp_figure_3.seconds("KN", ("FT",), 1)(pd.DataFrame(rows))[1] == FAILS
+    values = {"first behind it": 1.0, "last": 0.9, "other": 0.1, "subject": 0.0}
+    tokens = pd.DataFrame(
+        [{"prompt": p, "place": k, "ffn": v + 0.01 * v * p, "attn": 0.0} for p in range(7) for k, v in values.items()]
+    )
+    assert table_5.converging_tokens(tokens)[1] == HOLDS
+    assert (
+        table_5.converging_tokens(tokens.assign(ffn=tokens["ffn"].where(tokens["place"] != "first behind it", -1.0)))[1] == FAILS
+    )
+
+
+def by_layer(part: str, scores: list[float], **columns) -> pd.DataFrame:
+    rows = [{"part": part, "layer": layer, "score": score, "interval": 0.5, **columns} for layer, score in enumerate(scores)]
+    return pd.DataFrame(rows)
+
+
+def test_where_layers_end():
+    ffn, attn = by_layer("ffn_vector", [0, 1, 4, 9, 8, 1]), by_layer("attn_vector", [1, 9, 2, 0, 0, 0])
+    assert figure_5.attention_first(pd.concat([ffn, attn]))[1] == HOLDS
+    assert figure_5.attention_first(pd.concat([ffn.assign(part="attn_vector"), attn.assign(part="ffn_vector")]))[1] == FAILS
+    assert figure_5.last_layers_low(ffn)[1] == HOLDS
+    assert figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 8]))[1] == FAILS
+    assert figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 4.2]))[1] == OPEN  # half of 9 is within the interval
+    assert figure_3.late_values(by_layer("count", [0, 1, 5, 9, 8, 1]))[1] == HOLDS
+    assert figure_3.late_values(by_layer("count", [9, 5, 1, 1, 1, 1]))[1] == FAILS
+
+
+def test_layers_of_categories_are_the_same_or_not():
+    ranks = layers(sport=[5, 6, 7], capital=[5, 6, 7]).replace({"part": {"attn": "query"}})
+    other = layers(sport=[5, 6, 7], capital=[8, 9, 10]).replace({"part": {"attn": "query"}})
+    assert figure_3.invariance(ranks.assign(model="EleutherAI/gpt-j-6B"))[1] == HOLDS
+    assert figure_3.invariance(ranks.assign(model="Qwen/Qwen3-8B"))[1] == FAILS
+    assert figure_3.invariance(other.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
+    assert figure_3.invariance(other.assign(model="Qwen/Qwen3-8B"))[1] == OPEN
+
+
+@pytest.mark.parametrize(("drop", "after", "verdicts"), [(0.6, 2.0, (HOLDS, HOLDS)), (0.0, 10.0, (FAILS, FAILS))])
+def test_suppression(drop, after, verdicts):
+    clean = by_layer("", [10.0] * 8, condition="clean", category="all")
+    zeroed = by_layer(
+        "",
+        [10.0] * 3 + [after] * 3 + [10.0] * 2,
+        condition="Zero layer 2",
+        category="all",
+        suppressed=2,
+        neurons=10,
+        drop_relative=drop,
+        clean=0.5,
+        prompts_asked=100,
+    )
+    frame = pd.concat([clean, zeroed]).rename(columns={"score": "count"})
+    frame["original"] = frame["count"] / 2
+    assert (section_4_2.suppression_drop(frame)[1], section_4_2.suppression_counts(frame)[1]) == verdicts
+    assert "50 prompts" in section_4_2.suppression_drop(frame)[0]  # those that were right
+    assert f"30.0 ± {0.5 * 3**0.5:.1f} to {3 * after:.1f}" in section_4_2.suppression_counts(frame)[0]
+    assert f"({1.5 * after:.1f} of them the same) in the three layers after" in section_4_2.suppression_counts(frame)[0]
+
+
+def test_neurons():
+    def sets(interpretable: float, important: float) -> pd.DataFrame:
+        values = {"none": 1.0, "interpretable": interpretable, "important": important, "random": 1.0}
+        return pd.DataFrame([
+            {"set": name, "sampled": value + 0.01 * value * (-1) ** i * (name != "none"), "zeroed": 27, "category": "sport", "prompt": i}
+            for name, value in values.items() for i in range(6)
+        ])  # fmt: skip
+
+    assert neurons_27.interpretable_ones_matter(sets(0.03, 0.6))[1] == HOLDS
+    assert neurons_27.interpretable_ones_matter(sets(0.9, 0.95))[1] == FAILS
+    assert neurons_27.interpretable_ones_matter(sets(0.4, 0.1))[1] == FAILS
+    roles = pd.DataFrame([
+        {"prompt": p, "role": role, "interpretable": value} for p in range(8) for role, value in (("query", p == 0), ("value", True), ("shared", False))
+    ])  # fmt: skip
+    assert table_6_7.readable("value")(roles)[1] == HOLDS
+    assert table_6_7.readable("shared")(roles)[1] != HOLDS
+
+
+def test_edits_of_chains():
+    frame = edits("method", multihop_cot={"ACE": 0.8, "PMET": 0.4, "FT": 0.03}).assign(before=0.99)
+    frame["edits"] = 1 + frame["case"] % 2
+    told, verdict = table_2.above_pmet(frame)
+    assert verdict == HOLDS
+    assert "1: 80.3% / 40.4%" in told
+    assert table_2.above_pmet(frame.replace({"method": {"ACE": "PMET", "PMET": "ACE"}}))[1] == FAILS
+    assert (table_2.base(frame)[1], table_2.tuning_fails(frame)[1]) == (HOLDS, HOLDS)
+    assert (table_2.base(frame.assign(before=0.5))[1], table_2.tuning_fails(frame.assign(after=0.5))[1]) == (FAILS, FAILS)
+    assert (
+        table_2.base(frame.assign(metric="efficacy_acc"))
+        == table_2.tuning_fails(frame[frame["method"] != "FT"])
+        == ("not measured", OPEN)
+    )
+
+
+def test_chains_by_edits_and_model():
+    """ROME and MEMIT lose 60 points from one edit to three, ACE 10; on the second model they are 20 points lower."""
+    few = edits("method", multihop_cot={"ACE": 0.8, "PMET": 0.6, "ROME": 0.8, "MEMIT": 0.7}).assign(edits=1)
+    many = edits("method", multihop_cot={"ACE": 0.7, "PMET": 0.5, "ROME": 0.2, "MEMIT": 0.1}).assign(edits=3, seed=5)
+    both = pd.concat([few, many])
+    told, verdict = table_2.by_edits(both)
+    assert verdict == HOLDS
+    assert "ROME 80.0% to 20.0% (+60.0" in told
+    assert told.endswith("(12 and 4 cases)")
+    assert table_2.by_edits(both.replace({"method": {"ACE": "ROME", "ROME": "ACE"}}))[1] == FAILS
+    assert table_2.by_edits(both[both["method"] != "ACE"]) == ("not measured", OPEN)
+    alike = [frame.assign(model=model) for model, frame in (("toy-gptj", few), ("toy-qwen3", few))]
+    assert table_2.worse_on_qwen(pd.concat([alike[0], alike[1].assign(after=few["after"] - 0.2)]))[1] == HOLDS
+    assert table_2.worse_on_qwen(pd.concat([alike[0], alike[1].assign(after=few["after"] + 0.2)]))[1] == FAILS
+    assert table_2.worse_on_qwen(pd.concat(alike))[1] == OPEN
+    scores = edits("method", ctp_score={"CTP": 0.6, "MEMIT": 0.0, "PMET": 0.01, "AlphaEdit": 0.02})
+    assert ctp_table_2.all_fall(scores)[1] == HOLDS
+    assert ctp_table_2.all_fall(scores.replace({"method": {"CTP": "PMET", "PMET": "CTP"}}))[1] == FAILS
+
+
+def test_layers_left_out_and_equal_numbers_of_layers():
+    means = {"": 0.9, "q": 0.8, "qq": 0.2, "qqq": 0.1, "v": 0.95}
+    frame = edits("skip", multihop_acc=means, efficacy_acc=means).assign(model="toy-gptj")
+    assert table_4.skipping("q")(frame)[1] == HOLDS
+    assert table_4.skipping("v")(frame)[1] == FAILS
+    assert table_4.skipping("v")(frame.assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # decided by vv there
+    assert "without q 80.0% (-10.0 ± 0.0 points, 12 cases, 11% less)" in table_4.skipping("q")(frame)[0]
+    fewer = edits("skip", multihop_acc={"": 0.9, "q": 0.8, "qq": 0.7, "v": 0.6, "vv": 0.5})
+    assert table_4.values_matter_more(fewer.assign(model="toy-gptj"))[1] == HOLDS
+    turned = edits("skip", multihop_acc={"": 0.9, "q": 0.8, "qq": 0.3, "v": 0.6, "vv": 0.5})
+    assert table_4.values_matter_more(turned.assign(model="toy-gptj"))[1] == FAILS  # of one it holds, of both it does not
+    assert table_4.values_matter_more(fewer.assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # qqq against vv there
+    few, many = (
+        edits("method", multihop_acc=m)
+        for m in ({"ACE": 0.9, "PMET": 0.1, "MEMIT": 0.1}, {"ACE": 0.1, "PMET": 0.9, "MEMIT": 0.1})
+    )
+    both = pd.concat([few.assign(edited=4), many.assign(edited=9)])
+    assert bottleneck.ahead_at_its_own_number(both.assign(model="toy-gptj"))[1] == HOLDS
+    assert bottleneck.ahead_at_its_own_number(both.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
+    more = [few.assign(edited=6), many.assign(edited=9), few.assign(edited=1)]
+    assert bottleneck.marginal(pd.concat(more).assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS  # PMET gains 80 points
+    little = few.assign(edited=9, after=few["after"] + 0.01 * (few["case"] % 2))
+    assert bottleneck.marginal(pd.concat([*more[:1], little]).assign(model="EleutherAI/gpt-j-6B"))[1] == HOLDS
+    assert bottleneck.marginal(pd.concat(more[:2]).assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # it edits five there
+    located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5})
+    told, verdict = figure_b3.quarter(("locality",))(located)
+    assert verdict == HOLDS
+    assert told.startswith("25 90.0%, 100 50.0%")
+    assert figure_b3.quarter(("locality",), within=0.5)(located)[1] == HOLDS
+    assert figure_b3.quarter(("locality",), within=0.3)(located)[1] == FAILS
+
+
+def test_nothing_lost_of_a_hundred_is_up_to_four_percent():
+    """Wilson's interval by its definition: at its ends the share is 1.96 standard errors of that end away."""
+    assert lost(0, 100) == "0.0% (0.0 to 3.7%, 100 prompts)"
+    assert lost(10, 100) == "10.0% (5.5 to 17.4%, 100 prompts)"
+    for end in (0.055, 0.174):
+        assert abs(end - 0.1) == pytest.approx(1.96 * (end * (1 - end) / 100) ** 0.5, abs=1e-3)
+
+
+def test_no_further_than():
+    frame = edits("lam", generality={0.0: 0.5, 0.1: 0.53}, ctp_locality={0.0: 0.8, 0.1: 0.72})
+    assert compared(("generality",), 0.1, 0.0, "lam", 0.05)(frame)[1] == HOLDS
+    assert compared(("generality", "ctp_locality"), 0.1, 0.0, "lam", 0.05)(frame)[1] == FAILS
+    entropy = edits("lam", fluency={0.0: 3.0, 0.1: 2.9})  # within 5% of itself, not within 0.05
+    assert compared(("fluency",), 0.1, 0.0, "lam", 0.05)(entropy)[1] == HOLDS
+    assert compared(("fluency",), 0.1, 0.0, "lam", 0.03)(entropy)[1] == FAILS
+    assert reaches("generality", 0.1, 0.5, "lam")(frame)[1] == HOLDS
+    assert reaches("generality", 0.1, 0.6, "lam")(frame)[1] == FAILS
+
+
+def test_layers_lie_apart_or_next_to_each_other():
+    def frame(query: int, value: int) -> pd.DataFrame:
+        names = ("sport", "capital", "author", "founder", "language", "continent")
+        ranks = layers(**{name: [query, query + 1, query + 2] for name in names}).replace({"part": {"attn": "query"}})
+        values = layers(**{name: [value + i % 2 - 1, value, value + 1] for i, name in enumerate(names)})
+        return pd.concat([ranks[ranks["part"] == "query"], values[values["part"] == "ffn"]])
+
+    apart, near = frame(14, 24), frame(20, 23)
+    assert figure_3.separation(apart.assign(model="EleutherAI/gpt-j-6B"))[1] == HOLDS
+    assert figure_3.separation(near.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
+    assert figure_3.separation(apart.assign(model="Qwen/Qwen3-8B"))[1] == FAILS
+    assert figure_3.separation(near.assign(model="Qwen/Qwen3-8B"))[1] == HOLDS
+
+
+def test_fluency_is_no_percentage():
+    told, _ = curve("batch_size", ("fluency", None, None, True))(edits("batch_size", fluency={1: 2.5, 5: 2.8}))
+    assert told.startswith("fluency 1: 250.0, 5: 280.0 (")
+
+
+def test_nodes_by_layer():
+    def nodes(scores: list[float]) -> pd.DataFrame:
+        return pd.DataFrame([
+            {"layer": layer, "kind": kind, "path": "T+", "category": "all", "score": "norm", "importance": value * scale}
+            for layer, value in enumerate(scores) for kind, scale in (("key", 1.0), ("value", 100.0))
+        ])  # fmt: skip
+
+    assert ctp_figure_4.all_layers(nodes([3, 3, 5, 5, 2, 2]))[1] == HOLDS
+    assert ctp_figure_4.all_layers(nodes([3, 3, 5, 5, 2, 0.1]))[1] == FAILS
+    assert ctp_figure_4.early_over_late(nodes([3, 3, 5, 5, 2, 2]))[1] == HOLDS
+    assert ctp_figure_4.early_over_late(nodes([2, 2, 5, 5, 3, 3]))[1] == FAILS
+    scaled = ctp_figure_4.early_over_late(
+        nodes([3, 3, *[5] * 5, *[9] * 3, 2, 2])
+    )  # of 12: what lies between middle and late counts for neither
+    assert scaled[1] == HOLDS
+    assert scaled[0].startswith("early (0 to 1) 33.3%, middle (2 to 6) 55.6%, late (10 to 11) 22.2%")
+
+
+def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
+    """A file's chains belong to `multihop`, asked twice they count once; what is there of other models stays."""
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
+    row = {"method": "ACE", "protocol": "single", "data": "chains.json", "count": 2, "seed": 0, "layers": "preset", "skip": "", "edited": 0,
+           "batch_size": 32, "edits": 2, "hops": 3, "step": 1, "metric": "multihop_cot", "after": 1.0, "seconds": 1.0, "editor": "null"}  # fmt: skip
+
+    def rows(folder) -> pd.DataFrame:
+        model = "Qwen/Qwen3-8B" if "Qwen" in folder.name else "toy-gptj"
+        found = pd.DataFrame([{**row, "model": model, "case": case, "status": "finished"} for case in (0, 1)])
+        broken = pd.DataFrame([{"model": model, "method": "FT", "status": "failed"}])
+        of_table = "table_2" in folder.name
+        frame = pd.concat([found.assign(known=False) if of_table else found, broken], ignore_index=True)
+        frame.attrs["experiment"] = (
+            "mine" if "other" in folder.name else "experiments.ace.table_2" if of_table else "experiments.editors"
+        )
+        return frame
+
+    monkeypatch.setattr(ledger, "load_run", rows)
+    for name in ("first/editors", "second/table_2-Qwen3-8B", "second/editors-Qwen3-8B", "second/other"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    ledger.collect(tmp_path / "first")
+    ledger.collect(tmp_path / "second")
+    frame = pd.read_parquet(tmp_path / "results" / "multihop.parquet")
+    assert frame.groupby("model").size().to_dict() == {"toy-gptj": 2, "Qwen/Qwen3-8B": 2}
+    assert frame["edits"].dtype.kind == "i"
+    assert not (tmp_path / "results" / "single.parquet").exists()
+
+
+def test_which_model_loses_more():
+    """10 and 40 points lost without a query layer, 20 and 50 without a value layer: the second is the more sensitive one."""
+    means = {"toy-gptj": (0.8, 0.7), "toy-qwen3": (0.5, 0.4)}
+    kept = {model: {"": 0.9, "q": query, "qq": query, "v": value} for model, (query, value) in means.items()}
+    frames = [edits("skip", multihop_acc=means).assign(model=model) for model, means in kept.items()]
+    told, verdict = table_4.more_sensitive(pd.concat(frames))
+    assert verdict == HOLDS
+    assert "query layers: 10.0% and 40.0% lost (+30.0 ± 0.0 points, 12 and 12 cases)" in told
+    swapped = [frame.assign(model=model) for frame, model in zip(frames, ("toy-qwen3", "toy-gptj"), strict=True)]
+    assert table_4.more_sensitive(pd.concat(swapped))[1] == FAILS
+    assert table_4.more_sensitive(pd.concat([frames[0], frames[1][frames[1]["skip"] != "qq"]])) == ("not measured", OPEN)
+
+
+def test_what_runs_all_gives_every_result_once():
+    """One file for each of the results; those of the comparison of editors are its own."""
+    by_file = {Path(module.__file__): ledger.results_of(module) for module in ledger.experiments()}
+    given = [by_file[file] for file in run_all.files()]
+    assert len(set(given)) == len(given)
+    assert set(given) | set(editors.RESULTS.values()) == set(by_file.values()) | set(editors.RESULTS.values())
+    assert not set(given) & set(editors.RESULTS.values())
+    assert {path.stem for path in ledger.RESULTS.glob("*.parquet")} == set(given) | set(editors.RESULTS.values())
