@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.categories import CATEGORIES, of_relation
+from qv_lens.facts.files import check_there
 from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase
 from qv_lens.facts.words import word_places
 from qv_lens.models.lens import Lens
@@ -69,9 +69,6 @@ def asked(lens: Lens, task: Asks, hops: int = 1) -> list[Fact]:
 
 # ------------------------------------------------------------------ what can be refused when a run file is read
 
-#: endings by which a name is a file's, not a dataset's
-FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".parquet")
-
 
 def at_least(task: Any, **least: int) -> None:
     """Raise `ConfigError` for a field below its least value."""
@@ -83,9 +80,7 @@ def at_least(task: Any, **least: int) -> None:
 def check_files(task: Any, *names: str) -> None:
     """Raise `ConfigError` for a field that names a file which is not there."""
     for name in names:
-        path = Path(getattr(task, name))
-        if path.suffix in FILES and not path.exists():
-            raise ConfigError(f"{name}: there is no file {path}.")
+        check_there(name, getattr(task, name))
 
 
 def check_asked(task: Asks, every: bool = True) -> None:

@@ -9,6 +9,8 @@ Public names are loaded when first used; importing the package imports no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from qv_lens.editing.editors import HOMES
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -19,10 +21,10 @@ _HOME = {
     "atlas": "facts.atlas",
     "NeuronSet": "neurons",
     "Trace": "trace",
-    "Zero": "interventions",
-    "Scale": "interventions",
-    "Replace": "interventions",
-    "Suppress": "interventions",
+    "Zero": "models.interventions",
+    "Scale": "models.interventions",
+    "Replace": "models.interventions",
+    "Suppress": "models.interventions",
     "Patch": "patch",
     "Lens": "models.lens",
     "load": "models.zoo",
@@ -40,26 +42,11 @@ _HOME = {
     "ace_official": "attribution.official",
     "locate": "attribution.locate",
     "covariance": "editing.statistics",
+    "corpus_statistics": "editing.kept",
     "Statistics": "editing.statistics",
     "presets": "editing.presets",
     "edit": "editing.edit",
-    "ROME": "editing.closed_form",
-    "RROME": "editing.closed_form",
-    "EMMET": "editing.closed_form",
-    "MEMIT": "editing.closed_form",
-    "PMET": "editing.closed_form",
-    "AlphaEdit": "editing.closed_form",
-    "RECT": "editing.closed_form",
-    "PRUNE": "editing.closed_form",
-    "IFMET": "editing.closed_form",
-    "ACE": "editing.closed_form",
-    "FT": "editing.gradient",
-    "FTL": "editing.gradient",
-    "KNE": "editing.gradient",
-    "CTP": "editing.gradient",
-    "LoRA": "editing.adapters",
-    "AdaLoRA": "editing.adapters",
-    "KN": "editing.gradient",
+    **HOMES,
     "read": "facts.benchmarks",
     "evaluate": "evaluation.protocols",
     "summary": "evaluation.protocols",
@@ -87,10 +74,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; tests/test_na
     from qv_lens.attribution.query import query_layers, query_neurons, qv_graph
     from qv_lens.attribution.value import value_neurons
     from qv_lens.case_study import Study, study
-    from qv_lens.editing.adapters import AdaLoRA, LoRA
-    from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
     from qv_lens.editing.edit import edit
-    from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
+    from qv_lens.editing.editors import *
+    from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import presets
     from qv_lens.editing.statistics import Statistics, covariance
     from qv_lens.errors import QVLensError
@@ -100,7 +86,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; tests/test_na
     from qv_lens.facts.atlas import atlas
     from qv_lens.facts.benchmarks import read
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase
-    from qv_lens.interventions import Replace, Scale, Suppress, Zero
+    from qv_lens.models.interventions import Replace, Scale, Suppress, Zero
     from qv_lens.models.lens import Lens
     from qv_lens.models.zoo import load
     from qv_lens.neurons import NeuronSet

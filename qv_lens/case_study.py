@@ -47,9 +47,10 @@ from qv_lens.evaluation.probes import first_sentences
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions
-from qv_lens.interventions import Zero
 from qv_lens.material import Material, atlas_material
+from qv_lens.models.interventions import Zero
 from qv_lens.models.lens import Lens
+from qv_lens.models.units import random_neurons
 from qv_lens.models.zoo import BUNDLED
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
@@ -126,6 +127,7 @@ class Study:
     restored: bool
     """Whether the weights were, at the end, bit for bit what they had been."""
     settings: dict[str, Any] = field(default_factory=dict)
+    """What reproduces it."""
 
 
 def study(
@@ -260,7 +262,7 @@ def without_the_best(lens: Lens, material: Material, seed: int = 0) -> pd.DataFr
     best = value_neurons(lens, list(ranking), count, over="set", method=fast(lens))
     sets = [("top 1%", 0, best)]
     for draw in range(RANDOM_SEEDS):
-        sets.append(("random 1%", draw, NeuronSet.drawn(lens, count, random.Random(f"{seed}:{draw}"))))
+        sets.append(("random 1%", draw, random_neurons(lens, count, random.Random(f"{seed}:{draw}"))))
     clean = {name: answers(lens, facts) for name, facts in groups.items()}
     tables = []
     for name, draw, neurons in sets:

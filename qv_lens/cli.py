@@ -251,6 +251,7 @@ def ablate(
     import random
 
     import qv_lens as qv
+    from qv_lens.models.units import random_neurons
 
     _at_least("--draws", draws, 0)
     fact = qv.Fact(prompt, subject, answer)
@@ -263,7 +264,7 @@ def ablate(
     telling = value.where(lambda frame: qv.interpretable(lens, value, answer))
     sets = [("value", value.top(top)), ("value, promoting the answer", telling.top(top)), ("query", query.top(top))]
     for draw in range(draws):
-        sets.append((f"random {draw}", qv.NeuronSet.drawn(lens, top, random.Random(f"{seed}:{draw}"))))
+        sets.append((f"random {draw}", random_neurons(lens, top, random.Random(f"{seed}:{draw}"))))
     print(f"{fact.text} {answer}: log p {lens.logprob(fact):.4f} ({model})")
     for name, neurons in sets:
         if len(neurons):
@@ -373,8 +374,7 @@ def edit(
     Parameters
     ----------
     method
-        ROME, RROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET, ACE, FT, FTL, KNE, CTP, LoRA, AdaLoRA, KN (in capitals
-        or not).
+        An editor by name, in capitals or not, at the model's preset.
     statistics
         Folder made by qv-lens stats (default: C0 over a default text, computed once and kept in $QV_LENS_CACHE or the user's
         cache).
@@ -463,11 +463,14 @@ def evaluate(
     from qv_lens.evaluation.protocols import check_metrics, summary, usual_count, usual_metrics
     from qv_lens.evaluation.protocols import evaluate as measure
     from qv_lens.evaluation.subset import knowledge
+    from qv_lens.facts.files import check_there
     from qv_lens.world.evaluation import cases_of, examples_of
 
     _not_empty("--metric", metrics)
     _at_least("--count", count, 0)
     check_metrics(metrics or ())
+    for what, name in (("data", cases), ("text", text), ("blocks", str(blocks or ""))):
+        check_there(what, name)
     editor = None if method is None or method.lower() == "none" else _preset(method, preset or model).editor
     if out is not None:
         check_writable(out)
@@ -530,7 +533,7 @@ def tune(
     import qv_lens as qv
     from qv_lens.cache import cache_folder
     from qv_lens.editing.kept import corpus_statistics
-    from qv_lens.editing.tuned import entries_of, entry_of, file_name, write_tuned
+    from qv_lens.editing.preset_files import entries_of, entry_of, file_name, write_presets
     from qv_lens.tuning.grids import GRIDS, shape_of
     from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose
@@ -562,7 +565,7 @@ def tune(
         source = f"qv-lens tune, {date.today()}: of {tuned.table['editor'].nunique()} settings, score {tuned.score:.3f} on {tuned.edits} edits held apart ({figures})"
         entries = entries_of(target) if target.exists() else {}
         entries[name] = entry_of(tuned.editor, source)
-        write_tuned(target, {"model": lens.name, "fingerprint": lens.fingerprint, "text": text}, entries)
+        write_presets(target, {"model": lens.name, "fingerprint": lens.fingerprint, "text": text}, entries)
     print(target)
 
 

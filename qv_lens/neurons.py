@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import random
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from qv_lens.errors import ConfigError, unknown
-
-if TYPE_CHECKING:
-    from qv_lens.models.lens import Lens
 
 #: FFN neuron, channel of W_O, channel at one position, head, and a column of a weight matrix (KNE's neuron)
 UNITS = (
@@ -24,6 +19,11 @@ UNITS = (
     *(f"w_{name}_column" for name in ("out", "in", "gate", "o", "q", "k", "v")),
 )  # fmt: skip
 COLUMNS = ("prompt", "unit", "layer", "neuron", "coefficient", "score")
+
+
+#: rows that a set shows of itself, and what it says of how they came about
+SHOWN = 5
+SHOWN_SETTINGS = ("model", "method", "norm", "base", "target", "over", "by")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,9 @@ class NeuronSet:
     """
 
     frame: pd.DataFrame
+    """Units in order of decreasing score within each prompt."""
     settings: dict[str, Any] = field(default_factory=dict)
+    """How the scores came about."""
 
     def __post_init__(self) -> None:
         missing = [column for column in COLUMNS if column not in self.frame.columns]
@@ -53,12 +55,6 @@ class NeuronSet:
         frame = {"prompt": -1, "unit": unit, "layer": layers, "neuron": neurons, "coefficient": np.nan, "score": np.nan}
         return cls(pd.DataFrame(frame), {"by": "hand"})
 
-    @classmethod
-    def drawn(cls, lens: Lens, count: int, rng: random.Random) -> NeuronSet:
-        """So many of a model's FFN neurons at random, without scores, in the order in which `rng` draws them."""
-        drawn = rng.sample(range(lens.n_layers * lens.d_mlp), count)
-        return cls.of([divmod(index, lens.d_mlp) for index in drawn])
-
     def __len__(self) -> int:
         return len(self.frame)
 
@@ -73,9 +69,13 @@ class NeuronSet:
         return iter(self.units)
 
     def __repr__(self) -> str:
-        prompts = self.frame["prompt"].nunique()
-        told = {k: v for k, v in self.settings.items() if not isinstance(v, list) and k != "interventions"}
-        return f"NeuronSet({len(self)} rows, {len(self.units)} distinct units, {prompts} prompts, {told})"
+        """A small table: the best rows, and what they are of."""
+        count = f"NeuronSet of {len(self)} rows, {len(self.units)} distinct units, {self.frame['prompt'].nunique()} prompts"
+        named = ", ".join(f"{key}={self.settings[key]}" for key in SHOWN_SETTINGS if key in self.settings)
+        first = self.frame[["prompt", "unit", "layer", "neuron", "coefficient", "score"]].head(SHOWN)
+        more = f"\n... {len(self) - SHOWN} more" if len(self) > SHOWN else ""
+        table = f"\n{first.to_string(index=False, float_format='{:.4f}'.format)}" if len(self) else ""
+        return f"{count} ({named}){table}{more}"
 
     def _repr_html_(self) -> str:
         return self.frame.head(20).to_html(index=False)
@@ -142,16 +142,6 @@ class NeuronSet:
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
         return replace(self, frame=pd.concat([self.frame, (other - self).frame], ignore_index=True))
-
-    def of_model(self, lens: Lens) -> None:
-        """Warn where the set was found on other weights than this lens wraps."""
-        found = self.settings.get("fingerprint", lens.fingerprint)
-        if found not in (lens.fingerprint, "patched"):  # found under a patch: which one is not known
-            warnings.warn(
-                f"These neurons were found on {self.settings.get('model', 'another model')} ({found}), this is {lens.name} "
-                f"({lens.fingerprint}).",
-                stacklevel=4,
-            )
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of the frame, the settings in `.attrs`."""

@@ -19,8 +19,6 @@ from qv_lens.files import whole
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qv_lens.models.lens import Lens
-
 FORMAT = 1
 
 
@@ -32,7 +30,9 @@ class Delta:
     """
 
     left: Float[Tensor, "rows rank"]
+    """The left factor; the whole delta where there is no right one."""
     right: Float[Tensor, "rank columns"] | None = None
+    """The right factor."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,9 +94,13 @@ class Patch:
     """
 
     deltas: dict[tuple[int, str], Delta]
+    """What is added, by (layer, parameter)."""
     fingerprint: str
+    """The model that it was made for."""
     info: dict[str, Any] = field(default_factory=dict)
+    """How it came about: method, hyperparameters, facts, seed, norms, losses."""
     kept: dict[tuple[int, str], Delta] = field(default_factory=dict)
+    """What later edits by the same method read of this one while it is applied, by weight."""
 
     def __repr__(self) -> str:
         where = ", ".join(f"{name}[{layer}]" for layer, name in self.deltas)
@@ -111,20 +115,6 @@ class Patch:
         """The same patch, its tensors on a device."""
         deltas, kept = ({key: delta.to(device) for key, delta in part.items()} for part in (self.deltas, self.kept))
         return replace(self, deltas=deltas, kept=kept)
-
-    def check(self, lens: Lens) -> None:
-        """Raise `PatchError` unless this patch was made for the lens's own base weights."""
-        if self.fingerprint != lens.fingerprint:
-            raise PatchError(
-                f"This patch was made for a model with fingerprint {self.fingerprint}, not for {lens.name} "
-                f"({lens.fingerprint}). Load the model it names ({self.info.get('model', 'unknown')}), weights unprocessed."
-            )
-        for (layer, name), delta in self.deltas.items():
-            weight = lens.parameter(layer, name)
-            if tuple(weight.shape) != delta.shape:
-                raise PatchError(f"The delta of {name}[{layer}] is {delta.shape}, the weight {tuple(weight.shape)}.")
-            if not delta.finite():
-                raise PatchError(f"The delta of {name}[{layer}] is not finite; nothing was written.")
 
     def save(self, folder: str | Path) -> Path:
         """Write patch.safetensors and, last, patch.json. Raises `PatchError` if the folder cannot be written, or holds a patch."""

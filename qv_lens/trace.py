@@ -17,9 +17,13 @@ class Setup:
     """What a trace was taken on: the model's fingerprint, the patches applied, a number for each weight, the interventions."""
 
     fingerprint: str
+    """The model's fingerprint."""
     patches: tuple[object, ...]
+    """The patches applied."""
     weights: tuple[float, ...]
+    """A number for each weight."""
     interventions: tuple[object, ...]
+    """The interventions in force."""
 
     def weighs_as(self, other: Setup) -> bool:
         """Whether the weights are the same, as far as is known here (sums differ a little by device and threads)."""
@@ -43,19 +47,33 @@ class Trace:
     """
 
     facts: tuple[Fact | str, ...]
+    """What was asked."""
     prompts: tuple[Prompt, ...]
+    """As tokens."""
     prompt: Int[Tensor, " row"]
+    """Of which prompt a row is."""
     positions: Int[Tensor, " row"]
+    """At which token of it."""
     m: Float[Tensor, "layer row d_mlp"]
+    """Coefficients of the FFN neurons."""
     z: Float[Tensor, "layer row head_channel"]
+    """Attention's channels, before W_O."""
     attn: Float[Tensor, "layer row d_model"]
+    """What attention adds to the stream."""
     ffn: Float[Tensor, "layer row d_model"]
+    """What the FFN adds to the stream."""
     resid: Float[Tensor, "layer_and_final row d_model"]
+    """The stream before each layer and, last, before the final norm."""
     logits: Float[Tensor, "row d_vocab"]
+    """The next token, before softmax."""
     pattern: Float[Tensor, "layer row head key"] | None = None
+    """Attention weights (only if asked for)."""
     v: Float[Tensor, "layer prompt kv_head_channel key"] | None = None
+    """Value vectors (only if asked for)."""
     setup: Setup | None = None
+    """What it was taken on."""
     scale: tuple[Float[Tensor, "layer row 1"], Float[Tensor, "layer row 1"]] | None = None
+    """1 / sigma of the norms that follow attention and FFN (only where there are such)."""
 
     def scale_of(self, sublayer: str, layer: int) -> Float[Tensor, "row 1"] | None:
         """1 / sigma of the norm after a sublayer at each row; None where none follows."""

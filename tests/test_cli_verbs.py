@@ -190,8 +190,8 @@ def test_a_run_says_that_the_model_knows_nothing(call, tmp_path):
     (tmp_path / "facts.json").write_text(json.dumps(records))
     file = tmp_path / "run.toml"
     file.write_text(
-        'recipe = "ablation"\n[settings]\nmodel = "toy-gptj"\nprompts = 4\nlayer = "all"\n'
-        f'facts = "{tmp_path / "facts.json"}"\n[grid]\nneurons = ["top", "random"]\n'
+        f'experiment = "{EXPERIMENTS / "ace" / "figure_2.py"}"\n[settings]\nmodel = "toy-gptj"\nprompts = 4\nlayer = "all"\n'
+        f'category = "sport"\nheld_out = true\nseed = 0\nfacts = "{tmp_path / "facts.json"}"\n[grid]\nneurons = ["top", "random"]\n'
     )
     code, said, told = call("run", file, "--out", tmp_path / "strange")
     assert code == 0

@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 
 import qv_lens as qv
+from qv_lens.editing.editors import HOMES
 
 
 def for_type_checkers() -> dict[str, str]:
@@ -17,7 +18,10 @@ def for_type_checkers() -> dict[str, str]:
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
         for alias in node.names:
-            found[alias.asname or alias.name] = node.module
+            if alias.name == "*":
+                found.update({name: f"qv_lens.{home}" for name, home in HOMES.items()})
+            else:
+                found[alias.asname or alias.name] = node.module
     return found
 
 

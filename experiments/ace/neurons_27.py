@@ -26,8 +26,9 @@ from qv_lens.attribution.projection import interpretable as holds_answer
 from qv_lens.attribution.projection import surface_forms
 from qv_lens.attribution.value import value_neurons
 from qv_lens.evaluation.subset import knowledge
-from qv_lens.interventions import Zero
+from qv_lens.models.interventions import Zero
 from qv_lens.models.lens import Lens
+from qv_lens.models.units import random_neurons
 from qv_lens.neurons import NeuronSet
 from qv_lens.plots import set_bars
 
@@ -70,7 +71,7 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
         sets: dict[str, NeuronSet] = {
             "interpretable": telling,
             "important": mine.where(lambda frame, good=good: ~good).top(len(telling)),
-            "random": NeuronSet.drawn(lens, len(telling), rng),
+            "random": random_neurons(lens, len(telling), rng),
         }
         target = lens.answer_ids(fact)[0]
         forms = sorted(surface_forms(lens, fact.answer) | {target})

@@ -44,6 +44,12 @@ def neuron_effects(
     ('all': a ranking for each token). Of a Trace only its facts are used.
     Raises `ConfigError` for an unknown target or way to add up, or a trace of other weights, `FactError` for prompts that do
     not tokenise.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> qv.neuron_effects(lens, fact, 3).units
+    [(4, 148), (11, 414), (2, 297)]
     """
     check_top(top)
     check_over(over)

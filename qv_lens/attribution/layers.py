@@ -37,7 +37,7 @@ HOWS: tuple[How, ...] = ("neuron_sum", "neuron_sum_positive", "neuron_sum_top", 
 @torch.no_grad()
 def layer_scores(
     lens: Lens,
-    facts: Facts | Trace | Setting,
+    facts: Facts | Trace,
     kind: Kind = "ffn",
     how: How = "neuron_sum",
     *,
@@ -57,7 +57,13 @@ def layer_scores(
     `over='set'` or 'category' adds the prompts up (prompt -1). `positions='all'` (Table 5) gives a row per token, with
     `position` and `token`. `count_top`: how many are the best ('count', 'neuron_sum_top').
     `method`: 'exact' or 'moments'; raises `ConfigError` for the others, which do not score every neuron.
-    A `Setting` instead of facts brings its own norm, base, target and positions.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> frame = qv.layer_scores(lens, fact, how="layer_vector")
+    >>> int(frame["score"].idxmax())  # the layer whose output raises the answer most
+    2
     """
     if how not in HOWS:
         raise unknown("how", how, HOWS)
@@ -71,6 +77,13 @@ def layer_scores(
         )
     check_moments(method, norm)
     task = setting(lens, facts, norm=norm, base=base, target=target, positions=positions, memory_budget=memory_budget)
+    return scores_by_layer(task, kind, how, over, method, count_top)
+
+
+def scores_by_layer(
+    task: Setting, kind: Kind, how: How = "neuron_sum", over: Over = "prompt", method: Method = "exact", count_top: int = 300
+) -> pd.DataFrame:
+    """`layer_scores` of what is asked. Raises `ConfigError` for a kind and a way that do not go together."""
     if kind == "head":
         if how != "layer_vector":
             raise ConfigError(f"Heads are scored as whole vectors: kind='head' needs how='layer_vector', not {how!r}.")

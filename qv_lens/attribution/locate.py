@@ -38,8 +38,11 @@ class Layers:
     """`value` and `query`: layers, best first; `frame`: `kind ('value', 'query'), layer, score`."""
 
     value: tuple[int, ...]
+    """Value layers, best first."""
     query: tuple[int, ...]
+    """Query layers, best first."""
     frame: pd.DataFrame
+    """`kind ('value', 'query'), layer, score`."""
 
     @property
     def raising(self) -> tuple[int, ...]:
@@ -79,6 +82,12 @@ def locate(
     `by`: 'importance' (Eq. 9 of every neuron, read out at `position`) or 'effects' (the gradient score of neurons at
     `position` on the answer at the prompt's end; `norm` and `base` then play no part).
     Raises `ConfigError` for no cases, or an unknown `by`.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> qv.locate(lens, fact).value[:2]  # value layers, best first
+    (2, 3)
     """
     if by not in ("importance", "effects"):
         raise unknown("by", by, ("importance", "effects"))

@@ -23,11 +23,11 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from qv_lens.attribution.layers import layer_scores
+from qv_lens.attribution.layers import scores_by_layer
 from qv_lens.attribution.projection import Readout, projected, written
 from qv_lens.attribution.query import layers_of, queries_of, targets_of
 from qv_lens.attribution.setting import Setting
-from qv_lens.attribution.value import ranked, value_neurons, values_by_head
+from qv_lens.attribution.value import best_units, ranked, values_by_head
 from qv_lens.errors import ConfigError
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
@@ -42,12 +42,19 @@ class Released:
     """The notebooks' results. `query_neurons` exist for GPT-J alone, `query_layers` for Qwen3 alone."""
 
     value_layers: pd.DataFrame
+    """Whole layers by Eq. 9."""
     counts: pd.DataFrame
+    """How many of the 300 best neurons lie in each layer."""
     value_neurons: NeuronSet
+    """The 300 best neurons."""
     tokens: pd.DataFrame
+    """What the ten best promote."""
     heads: pd.DataFrame
+    """Attention heads."""
     query_neurons: NeuronSet | None
+    """GPT-J alone."""
     query_layers: pd.DataFrame | None
+    """Qwen3 alone."""
 
 
 @torch.no_grad()
@@ -64,12 +71,12 @@ def ace_official(lens: Lens, facts: Facts) -> Released:
         )
     trace = lens.trace(facts, attention=True)
     task = Setting(lens, trace, trace.logits.argmax(-1), Readout.of(lens, trace, "frozen", final_bias=False))
-    value = value_neurons(lens, task, COUNTED)
+    value = best_units(task, COUNTED)
     gptj = record.model == NOTEBOOKS[0]
-    layers = [layer_scores(lens, task, kind, "layer_vector") for kind in ("ffn", "attn")]
-    heads = _heads(task) if gptj else layer_scores(lens, task, "head", "layer_vector")
+    layers = [scores_by_layer(task, kind, "layer_vector") for kind in ("ffn", "attn")]
+    heads = _heads(task) if gptj else scores_by_layer(task, "head", "layer_vector")
     return Released(
-        _labelled(pd.concat(layers, ignore_index=True), task), _labelled(layer_scores(lens, task, how="count", count_top=COUNTED), task),
+        _labelled(pd.concat(layers, ignore_index=True), task), _labelled(scores_by_layer(task, "ffn", "count", count_top=COUNTED), task),
         NeuronSet(value.frame, {**value.settings, "preset": LABEL}), _labelled(_tokens(lens, value.top(SHOWN)), task), _labelled(heads, task),
         _query_neurons(task) if gptj else None, None if gptj else _labelled(_query_layers(task, value), task),
     )  # fmt: skip

@@ -23,6 +23,7 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.scripts import unspaced
 from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.models.norms import Norm, capped
+from qv_lens.models.units import warn_of_others
 from qv_lens.neurons import NeuronSet, check_set
 from qv_lens.trace import Trace
 
@@ -88,9 +89,16 @@ def vocabulary(lens: Lens, neurons: NeuronSet, top: int = 10, *, bias: bool = Fa
     FFN neurons and attention channels, by the vector they write. Sign-aware: with a negative coefficient a neuron
     promotes what its vector points away from. Rows of the vocabulary that no token uses are left out. `bias` adds the
     unembedding's bias (GPT-J's swamps short vectors). Source: ACE, Tables 6 and 7.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> best = qv.value_neurons(lens, fact, 1)
+    >>> qv.vocabulary(lens, best)["promoted"][0][:2]
+    [' invented', ' football']
     """
     check_set(neurons)
-    neurons.of_model(lens)
+    warn_of_others(lens, neurons)
     frame = neurons.to_frame()
     ids = projected(lens, written(lens, neurons), top, bias, signs(frame))
     promoted, suppressed = ([[lens.token_label(i) for i in row] for row in end.tolist()] for end in ids)

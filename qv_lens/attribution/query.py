@@ -32,7 +32,7 @@ from qv_lens.attribution.setting import Over, Rows, check_over
 from qv_lens.attribution.value import AT_POSITIONS, Unit, check_top, grouped, ranked, units_of
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
-from qv_lens.interventions import check_ffn
+from qv_lens.models.interventions import check_ffn
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
@@ -68,6 +68,13 @@ def query_neurons(
     `over` ranks by the sum over a set or category. `subkey`: for a gated FFN, 'linear' (share's default), 'gate'
     (inner_product's) or 'up'. Scores are in nats for `grad` and `share`.
     Raises `ConfigError` if a prompt has no value neurons, or for an unknown option.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> value = qv.value_neurons(lens, fact, 30)
+    >>> qv.query_neurons(lens, fact, value, 3).units
+    [(2, 91), (1, 385), (1, 37)]
     """
     check_over(over)
     check_top(top)

@@ -87,13 +87,21 @@ class Setting:
     """One attribution problem. `token` is what is asked for at each row of the trace, `against` what it is compared to."""
 
     lens: Lens
+    """The model."""
     trace: Trace
+    """Its captured pass."""
     token: Int[Tensor, " row"]
+    """The token asked for at each row."""
     readout: Readout
+    """How the stream is read out."""
     base: Base = "mid"
+    """What a vector is added to."""
     against: Int[Tensor, " row"] | None = None
+    """The other token of a contrast."""
     sequence: bool = False
+    """Whether a whole answer is asked for."""
     memory_budget: int | None = None
+    """Bytes for the largest intermediate (None: half of what is free)."""
 
     @property
     def rows(self) -> Rows:
@@ -237,7 +245,7 @@ def check_moments(method: str, norm: str) -> None:
 
 def setting(
     lens: Lens,
-    facts: Facts | Trace | Setting,
+    facts: Facts | Trace,
     *,
     norm: NormMode = "frozen",
     base: Base = "mid",
@@ -246,13 +254,11 @@ def setting(
     attention: bool = False,
     memory_budget: int | None = None,
 ) -> Setting:
-    """Trace the facts (unless that is done) and fix what is asked for. A Setting stays what it is.
+    """Trace the facts (unless that is done) and fix what is asked for.
 
     `target`: 'answer' (its first token; a bare prompt has none and takes the model's own), 'predicted' (the model's own
     most likely token), 'sequence' (the whole answer, teacher forced), a token id, or a pair for a contrast.
     """
-    if isinstance(facts, Setting):
-        return facts
     if base not in BASES:
         raise unknown("Base", base, BASES)
     target = _plain_target(target)

@@ -54,7 +54,7 @@ SLACK = 1e-5
 @torch.no_grad()
 def value_neurons(
     lens: Lens,
-    facts: Facts | Trace | Setting,
+    facts: Facts | Trace,
     top: int | None = 300,
     *,
     unit: Unit = "ffn",
@@ -75,16 +75,26 @@ def value_neurons(
     `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see `setting`).
     `positions`: where to look; with 'all', every position is ranked apart. `memory_budget`: bytes for the largest
     intermediate (default: half of what is free).
-    A `Setting` instead of facts brings its own norm, base, target and positions.
     Scores are in nats. `coefficient` is m_k, z_k or a_hp (its mean where rows are added up; none for whole heads).
     Raises `FactError` for prompts or answers that do not tokenise, `ConfigError` for options that do not exist or do not
     go together.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> qv.value_neurons(lens, fact, 3).units  # (layer, neuron), best first
+    [(2, 297), (2, 91), (2, 159)]
     """
     _check(unit, over, method, top, target, base, norm)
     task = setting(
         lens, facts, norm=norm, base=base, target=target, positions=positions, attention=unit in AT_POSITIONS,
         memory_budget=memory_budget,
     )  # fmt: skip
+    return best_units(task, top, unit, over, method)
+
+
+def best_units(task: Setting, top: int | None, unit: Unit = "ffn", over: Over = "prompt", method: Method = "exact") -> NeuronSet:
+    """`value_neurons` of what is asked. Raises `ConfigError` for attention's units at several positions."""
     if unit in AT_POSITIONS and (over != "prompt" or len(task.trace.prompt) != len(task.trace.prompts)):
         raise ConfigError(
             f"unit={unit!r} ranks the positions that one token of one prompt reads: use over='prompt', one position and "
@@ -100,7 +110,7 @@ def value_neurons(
         if method == "moments":
             share = sum(layer.fallback for layer in found) / sum(layer.score.numel() for layer in found)
             settings |= {"order": MOMENTS_ORDER, "tolerance": MOMENTS_TOLERANCE, "fallback": share}
-    m = torch.stack([grouped(units.coefficients, groups) for units in every_unit(lens, task.trace, unit)])
+    m = torch.stack([grouped(units.coefficients, groups) for units in every_unit(task.lens, task.trace, unit)])
     last = task.trace.positions.tolist() if unit in AT_POSITIONS else None
     return ranked(task.rows, unit, scores, m / torch.bincount(groups)[:, None].to(m), top, settings, over, last)
 

@@ -31,13 +31,21 @@ class LoRA:
     """Low-rank adapters on the FFN of every layer, merged at the end. Defaults: EasyEdit's."""
 
     layers: tuple[int, ...] | None = None
+    """The layers that are adapted (None: all)."""
     parameters: tuple[str, ...] = ("W_in", "W_out")
+    """The weights that are adapted."""
     rank: int = 8
+    """Rank of what is added."""
     alpha: float = 32.0
+    """Scales what is added, by alpha / rank."""
     dropout: float = 0.1
+    """Share of inputs dropped in training."""
     steps: int = 50
+    """Steps of training."""
     lr: float = 5e-3
+    """Learning rate."""
     stop: float = 0.0
+    """Training ends below this loss (nats)."""
 
     def deltas(self, job: Job) -> Deltas:
         generator = torch.Generator(job.lens.device).manual_seed(job.seed)
@@ -77,7 +85,9 @@ class AdaLoRA(LoRA):
     """
 
     init_rank: int = 12
+    """Rank before pruning."""
     orth: float = 0.5
+    """Weight of the orthogonality of P and Q in the loss."""
 
     def deltas(self, job: Job) -> Deltas:
         try:

@@ -33,15 +33,16 @@ from qv_lens.patch import Delta, summed
 
 @dataclass(frozen=True, kw_only=True)
 class ROME(ClosedForm):
-    """Rank-one model editing (Meng et al. 2022): one layer, one fact at a time. Defaults: GPT-J's, of the authors' release.
-
-    `mom2_adjustment=False` takes C0 = I, as EasyEdit ships it.
-    """
+    """Rank-one model editing (Meng et al. 2022): one layer, one fact at a time. Defaults: GPT-J's, of the authors' release."""
 
     layer: int = 5
+    """The layer that is written."""
     steps: int = 20
+    """Steps of the search of v*."""
     clamp: float = 4.0
+    """Largest ||delta|| / ||init||."""
     mom2_adjustment: bool = True
+    """Whether C0 is used; False takes the identity, as EasyEdit ships it."""
     batch = 1
     style = "rome"
 
@@ -68,6 +69,7 @@ class RROME(ROME):
     """
 
     values: Literal["averaged", "released"] = "averaged"
+    """What the search starts from, and R is measured from (see above)."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         if self.values not in ("averaged", "released"):
@@ -82,7 +84,9 @@ class EMMET(ClosedForm):
     """Equality-constrained mass editing (Gupta et al. 2024): MEMIT's z*, W K = V exactly (softened by 0.1 for several facts)."""
 
     layers: Group = (5,)
+    """The layers that are written."""
     soften: float = 0.1
+    """Added to the diagonal of K^T C0^-1 K where several facts are edited."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         return (self.spread(lens, self.layers),)
@@ -93,13 +97,12 @@ class EMMET(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class MEMIT(ClosedForm):
-    """Mass-editing memory in a transformer (Meng et al. 2023). Defaults: GPT-J's, of the authors' release.
-
-    `lam` multiplies the mean second moment C0. `fact_token`: where the fact is written.
-    """
+    """Mass-editing memory in a transformer (Meng et al. 2023). Defaults: GPT-J's, of the authors' release."""
 
     layers: Group = (3, 4, 5, 6, 7, 8)
+    """The layers that are written."""
     lam: float = 15000.0
+    """Multiplies the mean second moment C0."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         return (self.spread(lens, self.layers),)
@@ -117,6 +120,7 @@ class RECT(MEMIT):
     """
 
     keep: float = 0.4
+    """Share of entries that are kept."""
 
     def trim(self, W: Tensor, delta: Tensor) -> Tensor:
         return rect(W, delta, self.keep)
@@ -154,8 +158,11 @@ class AlphaEdit(ClosedForm):
     """
 
     layers: Group = (3, 4, 5, 6, 7, 8)
+    """The layers that are written."""
     threshold: float = 2e-2
+    """Eigenvalues of C0 below it span the null space."""
     L2: float = 10.0
+    """Weight of the norm of the update."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         return (self.spread(lens, self.layers),)
@@ -187,17 +194,20 @@ class AlphaEdit(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class PMET(ClosedForm):
-    """Precise model editing in a transformer (Li et al. 2024). Defaults: GPT-J's, of the authors' release.
-
-    `attention` also writes W_O, from attention's own delta (statistics with modules=("ffn", "attn")).
-    """
+    """Precise model editing in a transformer (Li et al. 2024). Defaults: GPT-J's, of the authors' release."""
 
     layers: Group = (3, 4, 5, 6, 7, 8)
+    """The layers that are written."""
     steps: int = 30
+    """Steps of the search of z*."""
     lr: float = 0.2
+    """Learning rate of the search."""
     kl: float = 1.0
+    """mu: weight of the KL at "{subject} is a"."""
     lam: float = 6000.0
+    """Multiplies the mean second moment C0."""
     attention: bool = False
+    """Whether W_O is written too, from attention's own delta (statistics with modules=("ffn", "attn"))."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         return (self.two_deltas(lens, (self.layers,), modules=("attn", "ffn") if self.attention else ("ffn",)),)
@@ -215,11 +225,17 @@ class IFMET(ClosedForm):
     """
 
     layers: Group = (3, 4, 5, 6, 7, 8)
+    """The shallow layers, written first."""
     deep_layers: Group = (16, 17, 18, 19, 20)
+    """The deep layers, written on multi-hop prompts."""
     steps: int = 30
+    """Steps of the search of z*."""
     lr: float = 0.2
+    """Learning rate of the search."""
     kl: float = 1.0
+    """mu: weight of the KL at "{subject} is a"."""
     lam: float = 6000.0
+    """Multiplies the mean second moment C0."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         deep = self.two_deltas(lens, (self.deep_layers,), fact_token="last", prompts="via")
@@ -246,19 +262,33 @@ class ACE(ClosedForm):
     """
 
     value_layers: Group = (23, 24, 25)
+    """Layers of value neurons."""
     query_layers: Group = (3, 4, 5, 6, 7, 8)
+    """Layers of query neurons."""
     steps: int = 30
+    """Steps of the search of z*."""
     lr: float = 0.2
+    """Learning rate of the search."""
     kl: float = 1.0
+    """mu: weight of the KL at "{subject} is a"."""
     lam: float = 6000.0
+    """Multiplies the mean second moment C0."""
     joint: bool = False
+    """Whether several requests are one batch."""
     passes: Literal["one", "two"] = "one"
+    """One search for both groups, or a search for each (section 5)."""
     order: Literal["query first", "value first"] = "query first"
+    """Which group is written first."""
     value_prompts: Prompts = "rewrite"
+    """What the value group's search reads: the request's prompt, or its multi-hop prompts."""
     value_token: FactToken | None = None
+    """Where the value group is written (None: at `fact_token`)."""
     groups: bool = True
+    """Whether each group ends with the full residual; False spreads it over all layers as one."""
     attention: bool = False
+    """Whether W_O is written too."""
     prefix: str = ""
+    """A text put before every prompt (a few-shot chain of thought)."""
 
     @classmethod
     def algorithm_1(cls) -> ACE:

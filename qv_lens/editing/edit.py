@@ -119,7 +119,7 @@ class Editor(Protocol):
 def edit(
     lens: Lens,
     requests: Sequence[EditRequest] | EditRequest,
-    editor: Editor,
+    editor: Editor | str,
     *,
     statistics: Statistics | None = None,
     templates: Sequence[str] | None = None,
@@ -131,6 +131,7 @@ def edit(
 ) -> Patch:
     """Compute an edit as a Patch; the lens is left as it was, bit for bit, also after an exception.
 
+    `editor`: an editor with its settings, or the name of one of the model's presets.
     `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`, the bare one "{}" among
     them; None samples them from the model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
     `held_out`: texts on which the entropy of the next token is measured before and after, and recorded.
@@ -141,6 +142,16 @@ def edit(
     Warns where weights or entropy leave their range: a model about to collapse.
     Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests, `FactError` for
     requests that do not tokenise.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> patch = qv.edit(lens, fact.to("golf"), "FT")
+    >>> with lens.patched(patch):
+    ...     lens.generate(fact.text, 1)
+    ' golf'
+    >>> lens.generate(fact.text, 1)  # the lens is as it was
+    ' fencing'
     """
     batch = [requests] if isinstance(requests, (EditRequest, Fact)) else list(requests)
     if not batch:
@@ -148,6 +159,10 @@ def edit(
     for request in batch:
         if not isinstance(request, EditRequest):
             raise EditError(f"An edit is asked for by fact.to('new answer'), got {request!r:.100}.")
+    if isinstance(editor, str):
+        from qv_lens.editing.presets import editor_of  # which imports every editor
+
+        editor = editor_of(lens, editor)
     check_editor(editor)
     if batch_size is not None and batch_size < 1:
         raise EditError(f"batch_size must be at least 1, got {batch_size}.")

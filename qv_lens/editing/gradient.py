@@ -53,11 +53,17 @@ class FT:
     """
 
     layer: int = 21
+    """The layer that is written."""
     steps: int = 25
+    """Steps of training."""
     lr: float = 5e-4
+    """Learning rate."""
     stop: float = 1e-2
+    """Training ends below this loss (nats)."""
     objective: Objective = "last_token"
+    """'last_token' (as released) or 'target_new' (a language model's loss, FT-M)."""
     clamp: float | None = None
+    """Largest change of any entry (None: free)."""
 
     def deltas(self, job: Job) -> Deltas:
         if self.objective not in ("last_token", "target_new"):
@@ -85,7 +91,9 @@ class FTL(FT):
     """FT-L: fine-tuning with every entry kept within `clamp` of the original. Defaults: GPT-J's, of ROME's authors."""
 
     layer: int = 0
+    """The layer that is written."""
     clamp: float | None = 5e-5
+    """Largest change of any entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +105,25 @@ class KNE:
     """
 
     share: float = 0.01
+    """The ensemble's share of all columns of `parameters`."""
     parameters: tuple[str, ...] = ("W_out",)
+    """The weights that it is taken from."""
     axis: Literal["column", "row"] = "column"
+    """Whether a neuron is a column or a row of a weight."""
     alpha: float = 1.0
+    """alpha of the paper: scales dW / sqrt(n)."""
     steps: int = 25
+    """Steps of training."""
     lr: float = 5e-4
+    """Learning rate."""
     stop: float = 1e-2
+    """Training ends below this loss (nats)."""
     steps_ig: int = 20
+    """m of the paper: steps of integrated gradients."""
     together: bool = False
+    """Whether integrated gradients scale all layers at once."""
     located: int | None = None
+    """On how many of the requests the ensemble is located (None: all)."""
 
     def deltas(self, job: Job) -> Deltas:
         if self.located is not None and self.located < 1:
@@ -145,19 +163,33 @@ class CTP:
     """
 
     top: int = 15
+    """Size of T+, nodes of a layer."""
     bottom: int = 1
+    """Size of T-, nodes of a layer."""
     epochs: int = 12
+    """Passes over the requests."""
     every: int = 2
+    """Epochs between two selections of T+ and T-."""
     batch_size: int = 2
+    """Requests of a mini-batch."""
     lr: float = 1e-5
+    """Learning rate."""
     lam: float = 0.1
+    """lambda of the paper: weight of the contrastive loss (step B)."""
     score: Literal["mean_abs_z", "abs_sum", "sum", "norm"] = "mean_abs_z"
+    """As `transmission_paths` takes it."""
     paths: Literal["ranks", "k_best"] = "ranks"
+    """As `transmission_paths` takes it."""
     adam: Literal["shared", "separate"] = "shared"
+    """One state of Adam for both steps (as released), or one each."""
     gate: bool = False
+    """Whether columns of W_gate are nodes too."""
     train_b_out: bool = True
+    """Whether b_out is trained (as released)."""
     stream: bool = False
+    """Whether requests are taken one after another, each for all epochs."""
     alone: tuple[float, int, float] = (1e-4, 50, 1e-2)
+    """(lr, steps, stop) for a job of one request."""
 
     def deltas(self, job: Job) -> Deltas:
         trained: dict[Key, Tensor] = {}
@@ -179,10 +211,15 @@ class KN:
     """
 
     rule: IGRule = "paper"
+    """Whose attribution and move (see above)."""
     threshold: float = 0.1
+    """Share of the largest attribution that a neuron must exceed."""
     steps: int = 20
+    """Steps of integrated gradients."""
     lam_old: float = 1.0
+    """How far a row moves from the old answer's embedding."""
     lam_new: float = 8.0
+    """How far it moves to the new answer's."""
 
     def deltas(self, job: Job) -> Deltas:
         if self.rule not in ("paper", "easyedit"):

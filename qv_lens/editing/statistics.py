@@ -47,12 +47,19 @@ class Statistics:
     front of each."""
 
     C0: dict[int, Float[Tensor, "d_mlp d_mlp"]]
+    """Mean second moment of the FFN's keys, by layer (float64)."""
     tokens: int
+    """How many tokens it was taken over."""
     corpus: str
+    """Hash of the text."""
     fingerprint: str
+    """The model's fingerprint."""
     attention: dict[int, Float[Tensor, "channel channel"]] = field(default_factory=dict)
+    """The same of attention's keys, where they were collected."""
     max_tokens: int = 0
+    """Length to which texts were cut (0: not known)."""
     prepend_bos: bool = False
+    """Whether a BOS was put in front of each text."""
 
     def of(self, lens: Lens, layer: int, module: Module = "ffn") -> Float[Tensor, "key key"]:
         """C0 of a layer. Raises `EditError` for another model's statistics or a layer that was not collected."""

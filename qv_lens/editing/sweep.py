@@ -48,14 +48,23 @@ class Pass:
     separate key of the bare prompt. `measured`: what R is measured from, the bare prompt's value or that over all contexts."""
 
     groups: tuple[Group, ...]
+    """Groups of layers, in the order in which they are written."""
     search: Search
+    """The search of z*."""
     share: Literal["linear", "sqrt"]
+    """How the residual is shared out over the layers of a group."""
     fact_token: FactToken = "subject_last"
+    """Where the fact is written."""
     prompts: Prompts = "rewrite"
+    """What is read: the request, or its multi-hop prompts."""
     modules: tuple[Module, ...] = ("ffn",)
+    """What is written, 'ffn' and, before it, 'attn'."""
     average: Average = "halves"
+    """How keys of several contexts become one."""
     read_clean: bool = False
+    """ROME's separate key of the bare prompt."""
     measured: Literal["bare", "mean"] = "bare"
+    """What R is measured from: the bare prompt's value, or that over all contexts."""
 
     @property
     def z_layer(self) -> int:
@@ -67,8 +76,11 @@ class Solver:
     """The metric of each written (layer, module), and eps for a batch of n facts. `learn` takes in a batch's keys."""
 
     metric: Callable[[int, str], Metric]
+    """The metric of each written (layer, module)."""
     eps: Callable[[int], float]
+    """eps for a batch of n facts."""
     learn: Callable[[dict[int, list[Tensor]]], None] = lambda keys: None
+    """Takes in a batch's keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +88,17 @@ class ClosedForm(ABC):
     """A method is its plan (passes) and its solver. Fields: the search of z*, shared by all; defaults are MEMIT's for GPT-J."""
 
     steps: int = 25
+    """Steps of the search of z*."""
     lr: float = 0.5
+    """Learning rate of the search."""
     weight_decay: float = 0.5
+    """Weight of ||delta|| / ||init||^2."""
     clamp: float = 0.75
+    """Largest ||delta|| / ||init||."""
     kl: float = 0.0625
+    """mu: weight of the KL at "{subject} is a"."""
     fact_token: FactToken = "subject_last"
+    """Where the fact is written."""
     batch = None  # how many requests are edited together where `edit` does not say (None: all)
     style = "memit"  # of the sampled contexts
     prefix = ""

@@ -28,8 +28,7 @@ from qv_lens.editing.keys import Prompts, Rows, read, values
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import FactToken, tokenize
-from qv_lens.interventions import Intervention
-from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.models.lens import Intervention, Lens, at_least_float32
 from qv_lens.patch import Patch
 
 STOP = 0.05  # L below which a fact is done (MEMIT)
@@ -39,17 +38,24 @@ APART = 128  # rows above which a pass is split by length: measured, even at 12 
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of the search for v*: `sites` are hook names, one delta each; the first one's target is used. `mean`: init
-    averaged over the contexts (R-ROME) and not the bare prompt's."""
+    """Settings of the search for v*."""
 
     sites: tuple[str, ...]
+    """Hook names, one delta each; the first one's target is used."""
     steps: int
+    """Steps of Adam."""
     lr: float
+    """Learning rate."""
     weight_decay: float
+    """Weight of ||delta|| / ||init||^2."""
     clamp: float
+    """Largest ||delta|| / ||init||."""
     kl: float
+    """mu: weight of the KL at "{subject} is a"."""
     drop: bool = False
+    """PMET's: whether phi drops once the new answer is the argmax everywhere."""
     mean: bool = False
+    """Whether init is the mean over the contexts (R-ROME), not the bare prompt's."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ class Targets:
     """z* by site, and per fact the losses along the way: `losses[step][fact]` = (total, NLL, KL)."""
 
     z_of: tuple[Float[Tensor, "fact d_model"], ...]
+    """z* by site."""
     losses: tuple[tuple[tuple[float, float, float], ...], ...]
+    """The loss at the end, by request."""
 
     @property
     def z(self) -> Float[Tensor, "fact d_model"]:

@@ -21,7 +21,7 @@ from qv_lens.attribution.value import fast, value_neurons
 from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.probes import tell
 from qv_lens.facts.records import Fact
-from qv_lens.interventions import Suppress, Zero
+from qv_lens.models.interventions import Suppress, Zero
 from qv_lens.models.lens import Lens
 from qv_lens.neurons import NeuronSet
 

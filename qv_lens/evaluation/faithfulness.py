@@ -21,9 +21,10 @@ from tqdm import tqdm
 from qv_lens.errors import ConfigError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Prompt
-from qv_lens.interventions import check_ffn
 from qv_lens.models.backend import Hook
+from qv_lens.models.interventions import check_ffn
 from qv_lens.models.lens import Facts, Lens, as_list, at_least_float32
+from qv_lens.models.units import random_neurons
 from qv_lens.neurons import NeuronSet
 
 SIZES = (1, 3, 10, 30, 100, 300)
@@ -63,6 +64,14 @@ def faithfulness(
     is with nothing taken out; `said`: the likeliest token. `seeds`: random orders, drawn by `seed`.
 
     Raises `ConfigError` for what is no FFN neuron of this model, a size below 1, or a ranking without neurons for a fact.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> value = qv.value_neurons(lens, fact)
+    >>> frame = qv.faithfulness(lens, fact, {"Eq. 9": value}, sizes=(1, 3), seeds=1)
+    >>> frame.groupby("ranking")["right"].all().to_dict()  # neither loses the answer
+    {'Eq. 9': True, 'random': True}
     """
     records = as_list(facts)
     _check(lens, records, rankings, sizes, seeds)
@@ -148,7 +157,7 @@ def _removals(
                 yield _Removal(name, 0, k, tuple(units[:k]))
     largest = min(max(sizes), lens.n_layers * lens.d_mlp)
     for draw in range(seeds):
-        units = NeuronSet.drawn(lens, largest, random.Random(f"{RANDOM}:{seed}:{draw}:{prompt}")).units
+        units = random_neurons(lens, largest, random.Random(f"{RANDOM}:{seed}:{draw}:{prompt}")).units
         for k in sizes:
             if k <= largest:
                 yield _Removal(RANDOM, draw, k, tuple(units[:k]))

@@ -27,8 +27,11 @@ class Told:
     """What a model made of one probe: argmax tokens and the answer's, teacher-forced; its mean log-probability (nats)."""
 
     said: tuple[int, ...]
+    """The argmax at each answer token, teacher-forced."""
     asked: tuple[int, ...]
+    """The answer's tokens."""
     logprob: float
+    """The answer's mean log-probability (nats)."""
 
     @property
     def right(self) -> bool:
@@ -46,7 +49,9 @@ class Look:
     """All that was asked of a model about one case: probes by group, and continuations by kind."""
 
     told: dict[str, tuple[Told, ...]]
+    """Probes by group."""
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Continuations by kind."""
 
     def __getitem__(self, group: str) -> tuple[Told, ...]:
         return self.told.get(group, ())
@@ -69,12 +74,19 @@ class Generation:
     sets `kinds` by what the metrics need, and its own `seed`."""
 
     kinds: tuple[str, ...] = ()
+    """What is continued; `evaluate` sets it by what the metrics need."""
     blocks: tuple[str, ...] = ()
+    """Worked examples in front of multi-hop questions (ACE, Appendix G.1)."""
     answer_tokens: int = 12
+    """Tokens of an answer."""
     thought_tokens: int = 100
+    """Tokens of a chain of thought."""
     fluency_tokens: int = 100
+    """Tokens for fluency (ROME: up to 100 with the prompt's)."""
     top_k: int = 5
+    """Fluency samples from so many of the likeliest tokens."""
     seed: int = 0
+    """Seed of the sampling; `evaluate` sets its own."""
 
 
 #: continuations that are prompts of a group of probes: kind -> group

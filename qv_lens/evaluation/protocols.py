@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from qv_lens.editing.edit import Deltas, Editor, Factored, check_editor, check_requests, check_statistics, edit
+from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.sweep import ClosedForm, search_ahead
 from qv_lens.editing.targets import Ahead
@@ -48,7 +49,7 @@ def evaluate(
     lens: Lens,
     cases: Sequence[Case],
     metrics: Sequence[str] | None = None,
-    editor: Editor | None = None,
+    editor: Editor | str | None = None,
     protocol: Protocol = "single",
     seed: int = 0,
     *,
@@ -64,7 +65,8 @@ def evaluate(
     share (`batch_size=1`: every edit timed alone).
 
     `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases) and `metrics.GENERATED`, whose
-    settings are `generation`. `editor=None` asks the unedited model alone (`after` is `before`). `step`: how many cases had been
+    settings are `generation`. `editor`: one with its settings, or the name of one of the model's presets; None asks the unedited
+    model alone (`after` is `before`). `step`: how many cases had been
     edited. `templates`: contexts of the edits (None: sampled once from the unedited model). `cache`: a folder for what the
     unedited model says and for its z*; `seconds` count the search also where it was read from there.
     `before` of multi-hop metrics counts the answers before the edit. A case that cannot be asked or edited has NaN as
@@ -73,6 +75,13 @@ def evaluate(
     Warns of a metric named that none of the cases can be asked.
     Raises `ConfigError` for an unknown metric or protocol, or no case, `EditError` for what is no editor, or one that reads
     C0 where none is given.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> frame = qv.evaluate(lens, [qv.EditCase(fact.to("golf"))], ["efficacy_acc"], "FT")
+    >>> frame[["before", "after"]].to_numpy().tolist()
+    [[0.0, 1.0]]
     """
     check_metrics(metrics)
     if protocol not in PROTOCOLS:
@@ -88,6 +97,7 @@ def evaluate(
                 f"evaluate takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as .cases), got {case!r:.100}."
             )
     if editor is not None:
+        editor = editor_of(lens, editor)
         check_editor(editor)
         check_statistics(lens, editor, statistics)
     wanted = (fitting(cases, FORCED) or list(FORCED)) if metrics is None else list(metrics)

@@ -97,7 +97,11 @@ def known_facts(lens: Lens, facts: Sequence[Fact], batch_size: int = 16) -> tupl
 
     Raises `FactError` for anything but facts.
 
-    >>> kept, table = qv.known(lens, qv.atlas("capital"))  # doctest: +SKIP
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> kept, table = qv.known(lens, [qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")])
+    >>> len(kept), bool(table["right"][0])
+    (1, True)
     """
     _check_facts(facts)
     if not facts:

@@ -68,7 +68,8 @@ def atlas(category: str | None = None) -> tuple[Fact, ...]:
 
     Raises `FactError` for a category that ACE does not have.
 
-    >>> atlas("capital")[0].text
+    >>> import qv_lens as qv
+    >>> qv.atlas("capital")[0].text
     'The capital of France is'
     """
     if category is None:

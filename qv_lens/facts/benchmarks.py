@@ -29,9 +29,13 @@ class Read:
     (no `line` of a dataset)."""
 
     format: str
+    """The format that was recognised."""
     cases: tuple[Case, ...]
+    """Its cases."""
     facts: tuple[Fact, ...]
+    """Its facts, of a file of facts."""
     refused: pd.DataFrame
+    """What could not be read, with the reason."""
 
 
 def read(source: str | Path, format: str | None = None, *, skip: bool = False) -> Read:

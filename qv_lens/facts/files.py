@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qv_lens.errors import FactError, QVLensError
+from qv_lens.errors import ConfigError, FactError, QVLensError
 
 #: gives the line on which each record begins (none of a dataset), asked only where one is refused
 Where = Callable[[], list[int]]
@@ -192,3 +192,10 @@ def _text_of(where: str, record: Any, error: type[QVLensError]) -> list[str]:
     if isinstance(record, dict) and "text" not in record:
         raise error(f'{where}: texts are expected in a field "text", the record has {sorted(map(str, record))}.')
     raise error(f'{where}: texts are expected in a field "text", it holds {text!r:.80}.')
+
+
+def check_there(what: str, name: str | Path) -> None:
+    """Raise `ConfigError` for the name of a file that is not there, before anything is loaded."""
+    path = Path(name)
+    if path.suffix.lower() in SUFFIXES and not path.exists():
+        raise ConfigError(f"{what}: there is no file {path}.")

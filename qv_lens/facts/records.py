@@ -18,24 +18,36 @@ from qv_lens.facts.words import blanks_around, places, rtrimmed, trimmed, word_a
 class Fact:
     """One fact as a cloze: `prompt` with one `{}` for the subject, ending right before the answer.
 
-    `aliases` are other accepted answers, `paraphrases` other prompts with `{}` for the same fact,
-    `subject_aliases` other names of the subject. `space`: whether a blank stands between prompt and answer (None: by the
-    rule of `scripts.blank_between`).
-
     Blanks around the subject go to the prompt, where it has none there; those after the answer are dropped.
 
     Raises `FactError` if the prompt has not exactly one `{}`, or subject, prompt or answer is empty.
+
+    >>> import qv_lens as qv
+    >>> fact = qv.Fact("The capital of {} is", subject="France", answer="Paris")
+    >>> fact.text
+    'The capital of France is'
+    >>> fact.to("Rome").new
+    'Rome'
     """
 
     prompt: str
+    """A cloze with one `{}` for the subject, ending right before the answer."""
     subject: str
+    """What `{}` stands for."""
     answer: str
+    """The true answer."""
     relation: str | None = None
+    """Its relation, as Wikidata names it (P36)."""
     category: str | None = None
+    """One of ACE's categories."""
     aliases: tuple[str, ...] = ()
+    """Other accepted answers."""
     paraphrases: tuple[str, ...] = ()
+    """Other prompts with `{}` for the same fact."""
     subject_aliases: tuple[str, ...] = ()
+    """Other names of the subject."""
     space: bool | None = None
+    """Whether a blank stands between prompt and answer (None: by the rule of `scripts.blank_between`)."""
 
     def __post_init__(self) -> None:
         for name in ("aliases", "paraphrases", "subject_aliases"):
@@ -96,8 +108,11 @@ class EditRequest:
     """Change `fact.answer` to `new` (the papers' o -> o*)."""
 
     fact: Fact
+    """The fact, with its old answer."""
     new: str
+    """The new answer, o*."""
     via: tuple[str, ...] = ()
+    """Multi-hop prompts that end at the fact (IFMET, ACE)."""
 
     def __post_init__(self) -> None:
         if isinstance(self.via, str):
@@ -117,11 +132,17 @@ class Hop:
     """One link of a chain: asked as a question and as a cloze (both complete texts, no `{}`)."""
 
     question: str
+    """The link as a question."""
     cloze: str
+    """The link as a cloze."""
     answer: str
+    """Its answer."""
     aliases: tuple[str, ...] = ()
+    """Other accepted answers."""
     subject: str | None = None
+    """Its subject, where the record names it."""
     relation: str | None = None
+    """Its relation, where the record names it."""
 
 
 #: the old answer of an edit whose file does not give one (KnowEdit's wiki_recent)
@@ -133,9 +154,13 @@ class Probe:
     """A complete prompt with the answer that counts, and others that do as well; `space` as that of a `Fact`."""
 
     text: str
+    """The prompt."""
     answer: str
+    """The answer that counts."""
     aliases: tuple[str, ...] = ()
+    """Answers that do as well."""
     space: bool | None = None
+    """As that of a `Fact`."""
 
     def __post_init__(self) -> None:
         for name in ("text", "answer"):
@@ -154,24 +179,32 @@ Groups = tuple[tuple[str, tuple[Probe, ...]], ...]
 
 @dataclass(frozen=True)
 class MultiHopCase:
-    """A chain of facts with one or more of them edited, and the questions that depend on the whole chain (MQuAKE).
-
-    `hops` holds the chain before, `new_hops` after the edits, `edited` which of them the edits belong to; `clozes` are
-    multi-hop prompts of the chain; `extra` keeps keys of the source record that nothing here reads.
-    """
+    """A chain of facts with one or more of them edited, and the questions that depend on the whole chain (MQuAKE)."""
 
     case_id: int
+    """Its number in the file."""
     edits: tuple[EditRequest, ...]
+    """What is edited."""
     questions: tuple[str, ...]
+    """Questions over the whole chain."""
     answer: str
+    """Their answer before the edits."""
     new_answer: str
+    """Their answer after them."""
     aliases: tuple[str, ...] = ()
+    """Other names of the old answer."""
     new_aliases: tuple[str, ...] = ()
+    """Other names of the new one."""
     hops: tuple[Hop, ...] = ()
+    """The chain before the edits."""
     new_hops: tuple[Hop, ...] = ()
+    """The chain after them."""
     edited: tuple[int, ...] = ()
+    """Which links the edits belong to."""
     clozes: tuple[str, ...] = ()
+    """Multi-hop prompts of the chain."""
     extra: tuple[tuple[str, object], ...] = ()
+    """Keys of the source record that nothing here reads."""
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
@@ -181,22 +214,26 @@ class MultiHopCase:
 
 @dataclass(frozen=True)
 class EditCase:
-    """One edit and what should, and should not, follow from it.
-
-    `paraphrases` ask for the new answer in other words; `neighbours` are other facts, which must keep their answers;
-    `onward` are multi-hop prompts over the edited fact, each with the answer before and after. `portability` and
-    `locality` are groups of probes as KnowEdit names them, `generation` prompts to be continued (fluency).
-    """
+    """One edit and what should, and should not, follow from it."""
 
     request: EditRequest
+    """The edit."""
     paraphrases: tuple[Asked, ...] = ()
+    """Ask for the new answer in other words."""
     neighbours: tuple[Asked, ...] = ()
+    """Other facts, which must keep their answers."""
     onward: tuple[tuple[Asked, Asked], ...] = ()
+    """Multi-hop prompts over the edited fact, each with the answer before and after."""
     portability: Groups = ()
+    """Groups of probes that must follow from the edit, as KnowEdit names them."""
     locality: Groups = ()
+    """Groups of probes that must not change."""
     generation: tuple[str, ...] = ()
+    """Prompts to be continued (fluency)."""
     case_id: int = 0
+    """Its number in the file."""
     extra: tuple[tuple[str, object], ...] = ()
+    """Keys of the source record that nothing here reads."""
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:

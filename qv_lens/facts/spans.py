@@ -38,9 +38,13 @@ class Prompt:
     """
 
     text: str
+    """The prompt."""
     ids: tuple[int, ...]
+    """Its tokens."""
     subject: tuple[int, int] | None = None
+    """First and last token of the subject (None: it has none)."""
     answer: tuple[int, ...] = ()
+    """The answer's tokens."""
 
     @property
     def last(self) -> int:

@@ -12,16 +12,13 @@ through these hooks with every parameter of the model frozen. Names and shapes a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from qv_lens.errors import ConfigError
-
-if TYPE_CHECKING:
-    from qv_lens.models.backend import Hook
-    from qv_lens.models.lens import Lens
+from qv_lens.models.backend import Hook
+from qv_lens.models.lens import Lens
 
 #: D, or a function from what the weight reads to what is to be added (for factors or some of the rows)
 Added = Tensor | Callable[[Tensor], Tensor]

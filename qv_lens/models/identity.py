@@ -1,20 +1,16 @@
-"""By what a model is known again: checksums of its weights, and all that an intervention says."""
+"""Cache keys: checksums of the weights, and all that an intervention says."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.neurons import NeuronSet
-
-if TYPE_CHECKING:
-    from qv_lens.interventions import Intervention
 
 
 def checksum(weight: Tensor) -> bytes:
@@ -31,7 +27,7 @@ def digest(said: object, parts: Iterable[bytes]) -> str:
     return found.hexdigest()
 
 
-def content(intervention: Intervention) -> tuple[object, ...]:
+def content(intervention: object) -> tuple[object, ...]:
     """All that an intervention says: of a set of neurons, which they are."""
     said = []
     for name in [f.name for f in fields(intervention)] if is_dataclass(intervention) else sorted(vars(intervention)):

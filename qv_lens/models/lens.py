@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Protocol, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -30,15 +30,24 @@ from qv_lens.models.identity import checksum, content, digest, weighted_sum
 from qv_lens.models.norms import capped
 from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import plain_tokenizer, wrap
+from qv_lens.patch import Patch
 from qv_lens.trace import Setup, Trace
-
-if TYPE_CHECKING:
-    from qv_lens.interventions import Intervention
-    from qv_lens.patch import Patch
 
 Facts = Fact | str | Sequence[Fact | str]
 #: a layer, and the stream in front of it
 Start = tuple[int, Tensor]
+
+
+class Intervention(Protocol):
+    """Anything that a Lens can put in force."""
+
+    def check(self, lens: Lens) -> None:
+        """Raise `ConfigError` if this cannot be meant on this model."""
+        ...
+
+    def hooks(self, lens: Lens) -> list[Hook]:
+        """Fresh hooks for one forward pass."""
+        ...
 
 
 @dataclass
@@ -437,6 +446,20 @@ class Lens:
 
     # ------------------------------------------------------------------ patches
 
+    def check_patch(self, patch: Patch) -> None:
+        """Raise `PatchError` unless a patch was made for this lens's own base weights."""
+        if patch.fingerprint != self.fingerprint:
+            raise PatchError(
+                f"This patch was made for a model with fingerprint {patch.fingerprint}, not for {self.name} "
+                f"({self.fingerprint}). Load the model it names ({patch.info.get('model', 'unknown')}), weights unprocessed."
+            )
+        for (layer, name), delta in patch.deltas.items():
+            weight = self.parameter(layer, name)
+            if tuple(weight.shape) != delta.shape:
+                raise PatchError(f"The delta of {name}[{layer}] is {delta.shape}, the weight {tuple(weight.shape)}.")
+            if not delta.finite():
+                raise PatchError(f"The delta of {name}[{layer}] is not finite; nothing was written.")
+
     def apply(self, patch: Patch) -> None:
         """Write a patch into the live weights, on top of those applied before; `revert` takes it back bit for bit.
 
@@ -444,7 +467,7 @@ class Lens:
         """
         if not hasattr(patch, "deltas"):
             raise PatchError(f"A patch is what qv.edit gives or Patch.load(folder), got {patch!r:.100}.")
-        patch.check(self)
+        self.check_patch(patch)
         with self.turn.one_pass():
             applied = _Applied(patch)
             self._stack.append(applied)

@@ -22,11 +22,17 @@ class Entry:
     """A model that `load` knows by name. `parameters` is what memory estimates rest on."""
 
     name: str
+    """What `load` calls it."""
     architecture: str
+    """Its family."""
     n_layers: int
+    """Its layers."""
     parameters: int
+    """Their number, which memory estimates rest on."""
     dtype: str
+    """The checkpoint's own type."""
     source: str
+    """Where it comes from."""
 
     def gigabytes(self, dtype: str | None = None) -> float:
         """Size of the weights alone, in GB (1e9 bytes), at the checkpoint's own dtype or another."""
@@ -59,6 +65,11 @@ def load(
     `device`: as torch names it; the first GPU if there is one, else the CPU. `backend`: 'auto', 'hooked', 'bridge'.
 
     Raises `ModelError` for a model that is not there, damaged, not finite, or without tokenizer.
+
+    >>> import qv_lens as qv
+    >>> lens = qv.load("toy-gptj")
+    >>> lens.n_layers, lens.d_mlp
+    (12, 512)
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

@@ -39,9 +39,13 @@ class Shelf:
     """What a worker keeps between tasks: the model loaded last, and what experiments computed once on it."""
 
     device: str | None = None
+    """Where models are loaded."""
     dtype: str | None = None
+    """The type of their weights."""
     loaded: dict[str, Lens] = field(default_factory=dict)
+    """The model loaded last, by name."""
     known: dict[Any, Any] = field(default_factory=dict)
+    """What was computed on it."""
 
     def lens(self, name: str) -> Lens:
         """The model, loaded once; another one takes its place (and that of everything computed on it)."""
@@ -119,7 +123,11 @@ def run(
         inline = engine == "inline"
         outcomes = _inline(experiment, todo, device, dtype) if inline else _on_ray(config, todo, workers, address, dtype)
         bar = tqdm(
-            desc=experiment.name.rpartition('experiments.')[2], total=len(tasks), initial=len(tasks) - len(todo), unit="task", delay=2 if len(todo) < 20 else 0
+            desc=experiment.name.rpartition("experiments.")[2],
+            total=len(tasks),
+            initial=len(tasks) - len(todo),
+            unit="task",
+            delay=2 if len(todo) < 20 else 0,
         )
         ignorant = []
         with bar:
@@ -234,10 +242,15 @@ class Estimate:
     """What a run would cost. `seconds` of one worker; `source` says from what; `gigabytes` of weights per worker."""
 
     tasks: list[Task]
+    """All tasks of the run."""
     todo: int
+    """How many are still to do."""
     seconds: float
+    """Of one worker."""
     source: str
+    """What the seconds rest on."""
     gigabytes: float
+    """Of weights per worker."""
 
 
 def estimate(

@@ -56,10 +56,15 @@ class Tuned:
     """An editor's best setting, its score and figures on the edits held apart, and every setting that was tried."""
 
     editor: Editor
+    """The best setting."""
     score: float
+    """Its score on the edits held apart."""
     figures: Values
+    """Its figures there."""
     edits: int
+    """How many edits those are."""
     table: pd.DataFrame
+    """Every setting that was tried."""
 
 
 def tune(

@@ -10,7 +10,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.facts.benchmarks import parse
-from qv_lens.interventions import ffn_coefficients
+from qv_lens.models.interventions import ffn_coefficients
 from qv_lens.world.cases import mquake
 from qv_lens.world.generator import build
 from tests.attribution.test_value import FACTS

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import qv_lens as qv
 from qv_lens.editing.statistics import covariance
 from qv_lens.errors import ConfigError
-from qv_lens.interventions import ffn_coefficients
 from qv_lens.models.architectures import ARCHITECTURES, architecture_of
 from qv_lens.models.deltas import delta_hooks
+from qv_lens.models.interventions import ffn_coefficients
 from qv_lens.models.lens import Lens
 from qv_lens.models.wrap import hooked_available
 from tests.models import PROMPTS, TINY, texts, tiny_of, tokenizer

@@ -35,7 +35,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_file_becomes_tasks(tmp_path):
-    path = write(tmp_path, f'experiment = "{TRIVIAL}"\n[settings]\neditor.lam = 1\n[grid]\nn = [1, 2]\neditor.clamp = [0.5, 2.0]\n')
+    path = write(
+        tmp_path, f'experiment = "{TRIVIAL}"\n[settings]\neditor.lam = 1\n[grid]\nn = [1, 2]\neditor.clamp = [0.5, 2.0]\n'
+    )
     config = read_config(path, ["seed=[3, 4]", "wait=0.5"])
     tasks = tasks_of(config)
     assert len(tasks) == 8

@@ -15,8 +15,8 @@ from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.ablation import suppress
 from qv_lens.evaluation.metrics import FORCED, accuracy
 from qv_lens.evaluation.protocols import evaluate
-from qv_lens.interventions import ffn_coefficients
 from qv_lens.material import file_material
+from qv_lens.models.interventions import ffn_coefficients
 from qv_lens.models.zoo import BUNDLED, WEIGHTS
 from qv_lens.reporting.page import report
 from qv_lens.world import cases as world_cases

@@ -9,32 +9,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.errors import ConfigError
+from qv_lens.models.backend import Hook
+from qv_lens.models.lens import Lens
+from qv_lens.models.units import warn_of_others
 from qv_lens.neurons import NeuronSet, check_set
 
-if TYPE_CHECKING:
-    from qv_lens.models.backend import Hook
-    from qv_lens.models.lens import Lens
-
-Positions = Literal["all", "last"]
-
-
-class Intervention(Protocol):
-    """Anything that a Lens can put in force."""
-
-    def check(self, lens: Lens) -> None:
-        """Raise `ConfigError` if this cannot be meant on this model."""
-        ...
-
-    def hooks(self, lens: Lens) -> list[Hook]:
-        """Fresh hooks for one forward pass."""
-        ...
+#: where an intervention acts
+Where = Literal["all", "last"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +30,11 @@ class Scale:
     """Multiply the coefficient m of FFN neurons by `factor`, at all positions or at each prompt's last one."""
 
     neurons: NeuronSet
+    """Which FFN neurons."""
     factor: float
-    positions: Positions = "all"
+    """What m is multiplied by."""
+    positions: Where = "all"
+    """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.neurons, self.positions)
@@ -58,7 +49,9 @@ class Zero:
     """Remove FFN neurons for every reader (m := 0); at all positions it equals zeroing their rows of W_out."""
 
     neurons: NeuronSet
-    positions: Positions = "all"
+    """Which FFN neurons."""
+    positions: Where = "all"
+    """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.neurons, self.positions)
@@ -73,8 +66,11 @@ class Replace:
     """Set the coefficient m of FFN neurons to `value`."""
 
     neurons: NeuronSet
+    """Which FFN neurons."""
     value: float
-    positions: Positions = "all"
+    """What m is set to."""
+    positions: Where = "all"
+    """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.neurons, self.positions)
@@ -93,8 +89,11 @@ class Suppress:
     """
 
     query: NeuronSet
+    """Neurons whose output is taken away."""
     targets: NeuronSet
-    positions: Positions = "all"
+    """Value neurons that no longer read it."""
+    positions: Where = "all"
+    """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.query, self.positions)
@@ -178,7 +177,7 @@ def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
     if positions not in ("all", "last"):
         raise ConfigError(f"positions must be 'all' or 'last', got {positions!r}.")
     check_set(neurons)
-    neurons.of_model(lens)
+    warn_of_others(lens, neurons)
     if neurons.unit != "ffn":
         raise ConfigError(
             f"An intervention on coefficients needs FFN neurons (unit 'ffn'), got units {neurons.unit!r}: "
@@ -195,7 +194,7 @@ def _warn_of_nothing(*sets: NeuronSet) -> None:
         warnings.warn("This set of neurons is empty: the intervention changes nothing.", stacklevel=4)
 
 
-def _rewrite(lens: Lens, neurons: NeuronSet, positions: Positions, change) -> list[Hook]:
+def _rewrite(lens: Lens, neurons: NeuronSet, positions: Where, change) -> list[Hook]:
     def hook_for(indices: list[int]):
         index = torch.tensor(indices, device=lens.device)
 
@@ -209,7 +208,7 @@ def _rewrite(lens: Lens, neurons: NeuronSet, positions: Positions, change) -> li
     return [(lens.backend_adapter.coefficient(layer), hook_for(indices)) for layer, indices in neurons.by_layer().items()]
 
 
-def _only(lens: Lens, positions: Positions, before: Tensor, after: Tensor) -> Tensor:
+def _only(lens: Lens, positions: Where, before: Tensor, after: Tensor) -> Tensor:
     """`after` at the positions asked for, `before` elsewhere."""
     if positions == "all" or lens.last is None:
         return after

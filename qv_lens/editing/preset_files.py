@@ -1,4 +1,4 @@
-"""Presets that `qv-lens tune` found: a TOML file for each model, in the package or in the user's cache.
+"""Presets as files: a TOML file for each model, in the package or in the user's cache.
 
     model = "smollm2-135m"
     fingerprint = "..."
@@ -27,14 +27,14 @@ from qv_lens.editing.edit import Editor
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.files import whole
 
-PACKAGE = Path(__file__).parent / "tuned"
+PACKAGE = Path(__file__).parent / "settings"
 
 #: what a file holds: by editor's name its settings and their source
 Entries = dict[str, dict[str, Any]]
 
 
-def tuned_files(model: str) -> list[Path]:
-    """The files of a model's tuned presets that are there: the package's, then the user's, whose editors take its place."""
+def files_of(model: str) -> list[Path]:
+    """The files of a model's presets that are there: the package's, then the user's, whose editors take its place."""
     folder = cache_folder()
     places = [PACKAGE] if folder is None else [PACKAGE, folder / "presets"]
     return [file for file in (place / file_name(model) for place in places) if file.exists()]
@@ -45,7 +45,12 @@ def file_name(model: str) -> str:
     return f"{model.strip('/').replace('/', '--')}.toml"
 
 
-def read_tuned(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Editor, str]]:
+def model_of(file: Path) -> str:
+    """The model that a file is of."""
+    return file.stem.replace("--", "/")
+
+
+def read_presets(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Editor, str]]:
     """Editor and source by name. `kinds`: the classes by the first part of the name ('ACE.paper' is an ACE).
 
     Raises `ConfigError` for a file that cannot be read, an unknown editor or setting.
@@ -82,7 +87,7 @@ def entry_of(editor: Any, source: str) -> dict[str, Any]:
     return {"source": source, "settings": settings}
 
 
-def write_tuned(file: Path, header: Mapping[str, str], entries: Entries) -> None:
+def write_presets(file: Path, header: Mapping[str, str], entries: Entries) -> None:
     """Write a file, whole or not at all. Raises `ConfigError` where it cannot be written."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in header.items()]
     for name, entry in sorted(entries.items()):

@@ -1,0 +1,32 @@
+"""Every editor by name, in one place: the package offers these, presets and `qv-lens tune` know them, tests go through them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same names for type checkers
+    from qv_lens.editing.adapters import AdaLoRA, LoRA
+    from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
+    from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
+
+__all__ = [
+    "ACE", "CTP", "EMMET", "FT", "FTL", "IFMET", "KN", "KNE", "MEMIT", "PMET", "PRUNE", "RECT", "ROME", "RROME", "AdaLoRA", "AlphaEdit",
+    "LoRA",
+]  # fmt: skip
+
+#: the module of each; "ACE.paper" and "ACE.official" are settings of ACE
+HOMES: Mapping[str, str] = MappingProxyType({
+    "ROME": "editing.closed_form", "RROME": "editing.closed_form", "EMMET": "editing.closed_form",
+    "MEMIT": "editing.closed_form", "PMET": "editing.closed_form", "AlphaEdit": "editing.closed_form",
+    "RECT": "editing.closed_form", "PRUNE": "editing.closed_form", "IFMET": "editing.closed_form", "ACE": "editing.closed_form",
+    "FT": "editing.gradient", "FTL": "editing.gradient", "KNE": "editing.gradient", "CTP": "editing.gradient",
+    "KN": "editing.gradient", "LoRA": "editing.adapters", "AdaLoRA": "editing.adapters",
+})  # fmt: skip
+
+
+def editors() -> dict[str, type]:
+    """Every editor's class by name."""
+    return {name: getattr(import_module(f"qv_lens.{home}"), name) for name, home in HOMES.items()}

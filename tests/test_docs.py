@@ -1,0 +1,73 @@
+"""What the README, the pages of docs/ and the docstrings show, run: nothing in them is out of date."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import qv_lens as qv
+from qv_lens.runs.config import read_config
+from qv_lens.runs.run import run
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+
+ROOT = Path(__file__).parents[1]
+#: the verbs of the README that have an example in their docstring
+VERBS = (
+    "load", "Fact", "value_neurons", "query_neurons", "neuron_effects", "layer_scores", "vocabulary", "faithfulness", "locate", "edit",
+    "evaluate", "presets", "atlas", "known",
+)  # fmt: skip
+
+
+def python_blocks(page: Path) -> list[str]:
+    """The Python code of a page, on the toy that needs no network."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    return [block.replace("smollm2-135m", "toy-gptj") for block in blocks]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_a_verb_runs(verb):
+    documented = getattr(qv, verb)
+    (test,) = doctest.DocTestFinder(recurse=False).find(documented, verb, globs={})
+    assert test.examples
+    result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
+    assert result.failed == 0
+
+
+def test_the_readme_and_its_pages_run(tmp_path, monkeypatch):
+    """In one go, as a reader would type them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "counterfact.json").write_text(json.dumps(world_cases.counterfact(generator.build(0), 2)))
+    names: dict = {}
+    for page in ("README.md", "docs/attribution.md", "docs/editing.md", "docs/evaluation.md"):
+        for block in python_blocks(ROOT / page):
+            exec(compile(block, page, "exec"), names)  # the repository's own pages
+    assert (tmp_path / "patch" / "patch.json").exists()
+    assert len(names["frame"])
+
+
+def test_the_experiment_of_ones_own_runs(tmp_path):
+    (block,) = python_blocks(ROOT / "docs/running.md")
+    (tmp_path / "mine.py").write_text(block)
+    run(read_config(tmp_path / "mine.py", ["layer=[2, 3]"]), tmp_path / "run")
+    frame = qv.load_run(tmp_path / "run")
+    assert frame["status"].eq("finished").all()
+    assert frame[["before", "after"]].notna().all(axis=None)
+
+
+def test_every_link_leads_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short_and_its_names_are_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for name in set(re.findall(r"qv\.(\w+)", text)):
+        assert hasattr(qv, name), name
