@@ -434,7 +434,8 @@ class Lens:
         """Put interventions in force for every forward pass inside the block; nests, also with `patched`."""
         for intervention in interventions:
             if not hasattr(intervention, "hooks") or isinstance(intervention, type):
-                raise ConfigError(f"An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got {intervention!r:.100}.")
+                got = repr(intervention).splitlines()[0]
+                raise ConfigError(f"An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got {got:.100}.")
             intervention.check(self)
         count = len(self._in_force)
         with self.turn.held():
