@@ -1,14 +1,15 @@
-"""Speed and memory of value attribution against the naive method of the literature, side by side in one run.
+"""Speed and memory of value attribution against the naive method of the literature, side by side in
+one run.
 
     python benchmarks/attribution.py                       # N=4096, d=512, V=8000, 16 prompts, CPU, 2 threads
     python benchmarks/attribution.py --growth              # 1 to 64 prompts, 1,024 to 16,384 neurons
     python benchmarks/attribution.py --shape gpt-j-6b      # random weights of the real shape, on a CUDA GPU
     python benchmarks/attribution.py --shape qwen3-8b
 
-Naive: per prompt, add each neuron's vector to the base, norm, unembed, log-softmax, in chunks; the best of several chunk
-sizes counts. Ours: `qv.value_neurons` on the same Lens and Trace. Weights are random; the coefficients are those of the
-bundled model's neurons on as many prompts, scaled so that the scores spread as they do there.
-"""
+Naive: per prompt, add each neuron's vector to the base, norm, unembed, log-softmax, in chunks; the
+best of several chunk sizes counts. Ours: `qv.value_neurons` on the same Lens and Trace. Weights are
+random; the coefficients are those of the bundled model's neurons on as many prompts, scaled so that
+the scores spread as they do there."""
 
 from __future__ import annotations
 
@@ -32,16 +33,42 @@ from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
 SHAPES = {
-    "small": {"kind": "gptj", "n_layers": 1, "d_model": 512, "d_mlp": 4096, "heads": 8, "vocab": 8000},
-    "gpt-j-6b": {"kind": "gptj", "n_layers": 28, "d_model": 4096, "d_mlp": 16384, "heads": 16, "vocab": 50400},
-    "qwen3-8b": {"kind": "qwen3", "n_layers": 36, "d_model": 4096, "d_mlp": 12288, "heads": 32, "vocab": 151936},
+    "small": {
+        "kind": "gptj",
+        "n_layers": 1,
+        "d_model": 512,
+        "d_mlp": 4096,
+        "heads": 8,
+        "vocab": 8000,
+    },
+    "gpt-j-6b": {
+        "kind": "gptj",
+        "n_layers": 28,
+        "d_model": 4096,
+        "d_mlp": 16384,
+        "heads": 16,
+        "vocab": 50400,
+    },
+    "qwen3-8b": {
+        "kind": "qwen3",
+        "n_layers": 36,
+        "d_model": 4096,
+        "d_mlp": 12288,
+        "heads": 32,
+        "vocab": 151936,
+    },
 }
 CHUNKS = (32, 128, 512, 2048)
 
 
 def random_lens(shape: dict, device: str, dtype: torch.dtype) -> qv.Lens:
     """A model of the shape with random weights, wrapped as any other."""
-    common = {"vocab_size": shape["vocab"], "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
+    common = {
+        "vocab_size": shape["vocab"],
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "tie_word_embeddings": False,
+    }
     torch.manual_seed(0)
     with torch.device(device):
         torch.set_default_dtype(dtype)
@@ -58,11 +85,14 @@ def random_lens(shape: dict, device: str, dtype: torch.dtype) -> qv.Lens:
             )  # fmt: skip
             model = Qwen3ForCausalLM(config)
         torch.set_default_dtype(torch.float32)
-    return qv.Lens.from_hf(model.to(dtype).eval().requires_grad_(False), qv.load("toy-gptj").tokenizer, name="random")
+    return qv.Lens.from_hf(
+        model.to(dtype).eval().requires_grad_(False), qv.load("toy-gptj").tokenizer, name="random"
+    )
 
 
 def problem(lens: qv.Lens, prompts: int) -> qv.Trace:
-    """A trace of the random model whose coefficients are a bundled model's, scaled to its spread of scores."""
+    """A trace of the random model whose coefficients are a bundled model's, scaled to its spread of
+    scores."""
     world = generator.build(0)
     facts = [world_cases.as_fact(world, chain) for chain in world.facts()][:prompts]
     facts += facts[: prompts - len(facts)]
@@ -79,8 +109,11 @@ def problem(lens: qv.Lens, prompts: int) -> qv.Trace:
     return dataclasses.replace(trace, m=(m * (spread / ours)).to(trace.m.dtype))
 
 
-def naive(lens: qv.Lens, trace: qv.Trace, chunk: int, layers: range, prompts: range) -> torch.Tensor:
-    """The method of the literature, norm frozen: one vocabulary-sized log-softmax per neuron and prompt."""
+def naive(
+    lens: qv.Lens, trace: qv.Trace, chunk: int, layers: range, prompts: range
+) -> torch.Tensor:
+    """The method of the literature, norm frozen: one vocabulary-sized log-softmax per neuron and
+    prompt."""
     task = setting(lens, trace)
     out, norm = [], lens.backend_adapter.norm(None)
     gain = at_least_float32(norm.gain)
@@ -89,7 +122,11 @@ def naive(lens: qv.Lens, trace: qv.Trace, chunk: int, layers: range, prompts: ra
         rows = at_least_float32(lens.w_out(layer))
         for prompt in prompts:
             x = at_least_float32(trace.mid[layer, prompt])
-            m, sigma, token = at_least_float32(trace.m[layer, prompt]), task.readout.sigma[prompt], int(task.token[prompt])
+            m, sigma, token = (
+                at_least_float32(trace.m[layer, prompt]),
+                task.readout.sigma[prompt],
+                int(task.token[prompt]),
+            )
             base = (norm.center(x) / sigma * gain) @ W_U + task.readout.c
             for i in range(0, len(rows), chunk):
                 y = x + m[i : i + chunk, None] * rows[i : i + chunk]
@@ -112,7 +149,10 @@ def timed(run: Callable[[], object], repeats: int, device: str) -> tuple[float, 
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-        peak = max(peak, watch.stop() if device == "cpu" else (torch.cuda.max_memory_allocated() - before) / 1e6)
+        peak = max(
+            peak,
+            watch.stop() if device == "cpu" else (torch.cuda.max_memory_allocated() - before) / 1e6,
+        )
     return statistics.median(seconds), peak
 
 
@@ -127,7 +167,9 @@ class Watch:
 
     def _now(self) -> float:
         try:
-            return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+            return (
+                int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+            )
         except OSError:  # no /proc: the process's high-water mark
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
@@ -151,19 +193,30 @@ METHODS = {
 }
 
 
-def compare(shape: dict, prompts: int, device: str, dtype: torch.dtype, repeats: int) -> pd.DataFrame:
+def compare(
+    shape: dict, prompts: int, device: str, dtype: torch.dtype, repeats: int
+) -> pd.DataFrame:
     lens = random_lens(shape, device, dtype)
     trace = problem(lens, prompts)
     lens.fingerprint  # noqa: B018 - hashed once per model, not part of any method
     whole = device == "cpu"
     layers, some = (range(lens.n_layers), range(prompts)) if whole else (range(1), range(2))
-    scale = lens.n_layers * prompts / (len(layers) * len(some))  # on a GPU naive is timed on a part and said so
+    scale = (
+        lens.n_layers * prompts / (len(layers) * len(some))
+    )  # on a GPU naive is timed on a part and said so
     rows = {}
-    trials = {chunk: timed(lambda c=chunk: naive(lens, trace, c, range(1), range(1)), 1, device)[0] for chunk in CHUNKS}
+    trials = {
+        chunk: timed(lambda c=chunk: naive(lens, trace, c, range(1), range(1)), 1, device)[0]
+        for chunk in CHUNKS
+    }
     best = min(trials, key=trials.__getitem__)
     with torch.no_grad():
         seconds, peak = timed(lambda: naive(lens, trace, best, layers, some), repeats, device)
-    rows["naive"] = (seconds * scale, peak, f"chunks of {best}" + ("" if whole else f", {1 / scale:.1%} timed"))
+    rows["naive"] = (
+        seconds * scale,
+        peak,
+        f"chunks of {best}" + ("" if whole else f", {1 / scale:.1%} timed"),
+    )
     for name, options in METHODS.items():
         seconds, peak = timed(lambda o=options: qv.value_neurons(lens, trace, **o), repeats, device)
         settings = qv.value_neurons(lens, trace, **options).settings
@@ -176,7 +229,9 @@ def compare(shape: dict, prompts: int, device: str, dtype: torch.dtype, repeats:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--prompts", type=int)
     parser.add_argument("--repeats", type=int, default=5)
@@ -188,12 +243,18 @@ def main() -> None:
         raise SystemExit(f"--shape {arguments.shape} needs a CUDA GPU; torch sees none here.")
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
     prompts = arguments.prompts or (16 if device == "cpu" else 64)
-    card = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    card = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     print(f"{arguments.shape}, {prompts} prompts, {dtype}, {card}, torch {torch.__version__}")
     shape = SHAPES[arguments.shape]
     cells = [(prompts, shape["d_mlp"])]
     if arguments.growth:
-        cells = [(p, shape["d_mlp"]) for p in (1, 4, 16, 64)] + [(prompts, n) for n in (1024, 16384)]
+        cells = [(p, shape["d_mlp"]) for p in (1, 4, 16, 64)] + [
+            (prompts, n) for n in (1024, 16384)
+        ]
     for count, neurons in cells:
         print(f"\n{count} prompts, {neurons} neurons per layer")
         frame = compare({**shape, "d_mlp": neurons}, count, device, dtype, arguments.repeats)

@@ -4,10 +4,10 @@
     python benchmarks/editing.py --shape gpt-j-6b              # seconds per edit, random weights, on a CUDA GPU
     python benchmarks/editing.py --shape qwen3-8b
 
-Both ways solve the same joint system; their z* agree to 1e-6 (checked). One by one: every search and every reading of keys
-runs one fact at a time through all layers. C0: all layers in one pass, against the same pass plus the Gram products alone.
-KNE's ensembles: the scales of a matrix in one pass, against a pass for each (equal to 1e-5).
-"""
+Both ways solve the same joint system; their z* agree to 1e-6 (checked). One by one: every search
+and every reading of keys runs one fact at a time through all layers. C0: all layers in one pass,
+against the same pass plus the Gram products alone. KNE's ensembles: the scales of a matrix in one
+pass, against a pass for each (equal to 1e-5)."""
 
 from __future__ import annotations
 
@@ -59,18 +59,28 @@ def full_passes() -> Iterator[None]:
         Backend.run, qv.Lens.past = partial, past
 
 
-def one_by_one(lens: qv.Lens, requests: list, editor, statistics: Statistics, templates: tuple[str, ...]) -> torch.Tensor:
-    """The same edit, a fact at a time: searches, then per layer every fact's keys and values, one joint solve."""
+def one_by_one(
+    lens: qv.Lens, requests: list, editor, statistics: Statistics, templates: tuple[str, ...]
+) -> torch.Tensor:
+    """The same edit, a fact at a time: searches, then per layer every fact's keys and values, one
+    joint solve."""
     (plan,) = editor.plan(lens)
     rows = [rows_of(lens, [r], templates, "subject_last") for r in requests]
-    z = torch.cat([search(lens, [r], row, "subject_last", plan.search).z for r, row in zip(requests, rows, strict=True)])
+    z = torch.cat(
+        [
+            search(lens, [r], row, "subject_last", plan.search).z
+            for r, row in zip(requests, rows, strict=True)
+        ]
+    )
     saved = {}
     for group in plan.groups:
         for i, layer in enumerate(group):
             left = len(group) - i
             site, key = plan.search.sites[0], lens.backend_adapter.coefficient(layer)
             seen = [read(lens, row, (key, site)) for row in rows]
-            K = torch.cat([mean_over_contexts(row, s[key]) for row, s in zip(rows, seen, strict=True)]).T
+            K = torch.cat(
+                [mean_over_contexts(row, s[key]) for row, s in zip(rows, seen, strict=True)]
+            ).T
             cur = torch.cat([clean_values(row, s[site]) for row, s in zip(rows, seen, strict=True)])
             delta = solve(
                 inverse_of(statistics.of(lens, layer)),
@@ -88,7 +98,10 @@ def one_by_one(lens: qv.Lens, requests: list, editor, statistics: Statistics, te
 def bundled() -> None:
     lens = qv.load("toy-gptj", dtype="float64")
     requests = [case.request for case in world_cases.edit_cases(WORLD, 32)]
-    texts = [generator.text(d) for d in itertools.islice(generator.documents(WORLD, random.Random("statistics")), 1500)]
+    texts = [
+        generator.text(d)
+        for d in itertools.islice(generator.documents(WORLD, random.Random("statistics")), 1500)
+    ]
     statistics, templates = covariance(lens, texts, range(1, 7)), contexts(lens)
     editors = [
         qv.MEMIT(layers=(3, 4, 5), **SEARCH), qv.PMET(layers=(3, 4, 5), **SEARCH),
@@ -103,10 +116,17 @@ def bundled() -> None:
             z = one_by_one(lens, requests, editor, statistics, templates)
         naive = time.perf_counter() - start
         (plan,) = editor.plan(lens)
-        mine = search(lens, requests, rows_of(lens, requests, templates, "subject_last"), "subject_last", plan.search).z
+        mine = search(
+            lens,
+            requests,
+            rows_of(lens, requests, templates, "subject_last"),
+            "subject_last",
+            plan.search,
+        ).z
         error = float(((mine - z).norm(dim=1) / z.norm(dim=1)).max())
         print(
-            f"{type(editor).__name__:<6} 32 facts: {ours:6.2f} s together, {naive:6.2f} s one by one, ratio {naive / ours:4.1f}; z* agree to {error:.1e}",
+            f"{type(editor).__name__:<6} 32 facts: {ours:6.2f} s together, {naive:6.2f} s one by "
+            f"one, ratio {naive / ours:4.1f}; z* agree to {error:.1e}",
             flush=True,
         )
         assert patch.deltas
@@ -138,44 +158,64 @@ def moments(lens: qv.Lens, texts: list[str]) -> None:
             total.add_((k.T @ k).double())
     gram = time.perf_counter() - start
     print(
-        f"C0 of {len(sums)} layers, {sum(tokens)} tokens: {ours:.2f} s; one pass {forward:.2f} s + Gram products {gram:.2f} s; ratio {ours / (forward + gram):.2f}"
+        f"C0 of {len(sums)} layers, {sum(tokens)} tokens: {ours:.2f} s; one pass {forward:.2f} s + "
+        f"Gram products {gram:.2f} s; ratio {ours / (forward + gram):.2f}"
     )
 
 
 def evaluation(count: int = 16) -> None:
-    """evaluate() of single edits: z* of all cases searched together against one after another (batch_size 1)."""
+    """evaluate() of single edits: z* of all cases searched together against one after another
+    (batch_size 1)."""
     cases = world_cases.edit_cases(WORLD, count)
     for model in ("toy-gptj", "toy-qwen3"):
         lens = qv.load(model)
-        texts = [generator.text(d) for d in itertools.islice(generator.documents(WORLD, random.Random("statistics")), 1500)]
-        statistics, templates = covariance(lens, texts, range(1, 8), modules=("ffn", "attn")), contexts(lens)
+        texts = [
+            generator.text(d)
+            for d in itertools.islice(generator.documents(WORLD, random.Random("statistics")), 1500)
+        ]
+        statistics, templates = (
+            covariance(lens, texts, range(1, 8), modules=("ffn", "attn")),
+            contexts(lens),
+        )
         for method in ("ROME", "MEMIT", "ACE"):
             editor, seconds, frames = presets(model)[method].editor, [], []
             for size in (32, 1):
                 start = time.perf_counter()
                 frames.append(
-                    qv.evaluate(lens, cases, editor=editor, statistics=statistics, templates=templates, batch_size=size)
+                    qv.evaluate(
+                        lens,
+                        cases,
+                        editor=editor,
+                        statistics=statistics,
+                        templates=templates,
+                        batch_size=size,
+                    )
                 )
                 seconds.append(time.perf_counter() - start)
             start = time.perf_counter()
-            few = qv.evaluate(lens, cases, ["efficacy_acc"], editor, statistics=statistics, templates=templates)
+            few = qv.evaluate(
+                lens, cases, ["efficacy_acc"], editor, statistics=statistics, templates=templates
+            )
             seconds.append(time.perf_counter() - start)
             same = frames[0]["after"].equals(frames[1]["after"])
             print(
-                f"evaluate {model} {method:<6} {count} single edits: {seconds[0]:5.1f} s together, {seconds[1]:5.1f} s one by one, "
-                f"ratio {seconds[1] / seconds[0]:.1f}; every metric the same: {same}",
+                f"evaluate {model} {method:<6} {count} single edits: {seconds[0]:5.1f} s together, "
+                f"{seconds[1]:5.1f} s one by one, ratio {seconds[1] / seconds[0]:.1f}; every "
+                f"metric the same: {same}",
                 flush=True,
             )
             asked = frames[0][frames[0]["metric"] == "efficacy_acc"]
             print(
-                f"evaluate {model} {method:<6} one metric: {seconds[2]:5.1f} s, all: ratio {seconds[0] / seconds[2]:.1f}; "
-                f"the same: {few['after'].tolist() == asked['after'].tolist()}",
+                f"evaluate {model} {method:<6} one metric: {seconds[2]:5.1f} s, all: ratio "
+                f"{seconds[0] / seconds[2]:.1f}; the same: "
+                f"{few['after'].tolist() == asked['after'].tolist()}",
                 flush=True,
             )
 
 
 def ensembles(steps: int = 20) -> None:
-    """KNE's attribution of one fact: a matrix's scales side by side from its layer on, against a whole pass for each."""
+    """KNE's attribution of one fact: a matrix's scales side by side from its layer on, against a
+    whole pass for each."""
     for model in ("toy-gptj", "toy-qwen3"):
         lens = qv.load(model)
         fact = world_cases.edit_cases(WORLD, 1)[0].request.target
@@ -195,8 +235,8 @@ def ensembles(steps: int = 20) -> None:
             worst = max(worst, float((naive - mine[name]).norm() / naive.norm()))
         naive_time = time.perf_counter() - start
         print(
-            f"KNE's ensemble, {model}, one fact: {ours:5.2f} s side by side, {naive_time:5.2f} s pass by pass, "
-            f"ratio {naive_time / ours:4.1f}; they agree to {worst:.0e}",
+            f"KNE's ensemble, {model}, one fact: {ours:5.2f} s side by side, {naive_time:5.2f} s "
+            f"pass by pass, ratio {naive_time / ours:4.1f}; they agree to {worst:.0e}",
             flush=True,
         )
 
@@ -207,7 +247,10 @@ def real_shape(name: str) -> None:
 
     lens = random_lens(SHAPES[name], "cuda", torch.bfloat16)
     statistics = Statistics(
-        {layer: torch.eye(lens.d_mlp, dtype=torch.float64) for layer in (5, 6, 7, 8)}, 1, "identity", lens.fingerprint
+        {layer: torch.eye(lens.d_mlp, dtype=torch.float64) for layer in (5, 6, 7, 8)},
+        1,
+        "identity",
+        lens.fingerprint,
     )
     requests = [case.request for case in world_cases.edit_cases(WORLD, 8)]
     settings = {**SEARCH, "steps": 25}
@@ -222,18 +265,24 @@ def real_shape(name: str) -> None:
             qv.edit(
                 lens,
                 requests[:count],
-                dataclasses.replace(editor, **({"joint": True} if isinstance(editor, qv.ACE) else {})),
+                dataclasses.replace(
+                    editor, **({"joint": True} if isinstance(editor, qv.ACE) else {})
+                ),
                 statistics=statistics,
             )
             torch.cuda.synchronize()
             print(
-                f"{type(editor).__name__:<6} {count} facts: {(time.perf_counter() - start) / count:.2f} s per edit, peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB",
+                f"{type(editor).__name__:<6} {count} facts: "
+                f"{(time.perf_counter() - start) / count:.2f} s per edit, peak "
+                f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB",
                 flush=True,
             )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=("gpt-j-6b", "qwen3-8b"))
     shape = parser.parse_args().shape
     if shape is None:

@@ -1,10 +1,11 @@
-"""The ablation sweep: every layer x {top, random, query} neurons x fractions x seeds -> accuracy in and off a category.
+"""The ablation sweep: every layer x {top, random, query} neurons x fractions x seeds -> accuracy in
+and off a category.
 
     qv-lens run experiments/ablation.py
     qv-lens run experiments/ablation.py --model EleutherAI/gpt-j-6B --set facts=known_facts.json
 
-The cells are those of ACE's Figure 2. A file of facts is a JSON list of prompt, subject, answer and category.
-"""
+The cells are those of ACE's Figure 2. A file of facts is a JSON list of prompt, subject, answer and
+category."""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
-"""The cell that the tables comparing editors share: cases x protocol x editor -> every metric, case by case.
+"""The cell that the tables comparing editors share: cases x protocol x editor -> every metric, case
+by case.
 
-1. `Cases`: what is asked. 'facts' (single edits with paraphrases, neighbours, multi-hop prompts, portability, locality, prompts for
-   fluency) or 'multihop' (MQuAKE's chains of 2 to 4 hops with 1 to 4 edits, after worked examples: ACE, Appendix G.1) of the
-   bundled world, or a file in any format of `facts.benchmarks`; each seed takes others of it.
+1. `Cases`: what is asked. 'facts' (single edits with paraphrases, neighbours, multi-hop prompts,
+   portability, locality, prompts for fluency) or 'multihop' (MQuAKE's chains of 2 to 4 hops with 1
+   to 4 edits, after worked examples: ACE, Appendix G.1) of the bundled world, or a file in any
+   format of `facts.benchmarks`; each seed takes others of it.
 2. `Protocol`: one of `evaluation.protocols`; "none" asks the unedited model.
-3. `Choice`: the editor, at the model's preset (`editing.presets`), its layers too; `layers` changes ACE's: "located" (over
-   multi-hop prompts on the cases' own relations), "value" and "query" (the located ones of one kind alone), "random 3" (as many,
-   the third draw), "all".
+3. `Choice`: the editor, at the model's preset (`editing.presets`), its layers too; `layers` changes
+   ACE's: "located" (over multi-hop prompts on the cases' own relations), "value" and "query" (the
+   located ones of one kind alone), "random 3" (as many, the third draw), "all".
 
-Sources: ACE, section 6 and Tables 2 to 4; KNE, Table 1; CTP, Tables 1 and 2. Facts of one case are edited one after another.
-"""
+Sources: ACE, section 6 and Tables 2 to 4; KNE, Table 1; CTP, Tables 1 and 2. Facts of one case are
+edited one after another."""
 
 from __future__ import annotations
 
@@ -33,7 +35,14 @@ from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.cases import DrawnCases, edited_facts
 from qv_lens.evaluation.probes import Generation
-from qv_lens.evaluation.protocols import PROTOCOLS, check_metrics, evaluate, summary, usual_count, usual_metrics
+from qv_lens.evaluation.protocols import (
+    PROTOCOLS,
+    check_metrics,
+    evaluate,
+    summary,
+    usual_count,
+    usual_metrics,
+)
 from qv_lens.evaluation.protocols import Protocol as ProtocolName
 from qv_lens.evaluation.subset import knowledge
 from qv_lens.facts.corpora import corpus
@@ -71,17 +80,24 @@ class Cases:
     seed: int = 0
     """Which ones; also the seed of every other draw."""
     known: bool = False
-    """Of a file: only chains all of whose hops, and edits whose fact, the model answers (ACE, Appendix B.1)."""
+    """Of a file: only chains all of whose hops, and edits whose fact, the model answers (ACE,
+    Appendix B.1)."""
     blocks: str = ""
-    """A file of worked examples, separated by empty lines ('': the world's for its own models, else ACE's five)."""
+    """A file of worked examples, separated by empty lines ('': the world's for its own models, else
+    ACE's five)."""
     metrics: tuple[str, ...] = ()
     """Names of metrics (none: those that fit the cases)."""
 
     def __post_init__(self) -> None:
         if self.count < 0:
-            raise ConfigError(f"count is how many cases are drawn, 0 for the protocol's own number; got {self.count}.")
+            raise ConfigError(
+                "count is how many cases are drawn, 0 for the protocol's own number; got "
+                f"{self.count}."
+            )
         at_least(self, seed=0)
-        one_alone = isinstance(self.metrics, str)  # --set metrics=["fluency"] is a grid of one: each of its values alone
+        one_alone = isinstance(
+            self.metrics, str
+        )  # --set metrics=["fluency"] is a grid of one: each of its values alone
         object.__setattr__(self, "metrics", (self.metrics,) if one_alone else tuple(self.metrics))
         check_metrics(self.metrics)
         check_files(self, "data", "blocks")
@@ -129,8 +145,9 @@ class Choice:
     skip: str = ""
     """Which of its best-ranked layers it does not edit, a letter each: 'q', 'v', 'qq'."""
     edited: int = 0
-    """How many layers in all (0: the preset's number). Where that is another number, ACE's are the located ones; others' lie up to
-    the preset's highest, and above it where there are too few below."""
+    """How many layers in all (0: the preset's number). Where that is another number, ACE's are the
+    located ones; others' lie up to the preset's highest, and above it where there are too few
+    below."""
     text: str = ""
     """Text for C0: 'world', 'python', a file, a dataset ('': the default of the model)."""
     documents: int = 0
@@ -142,12 +159,14 @@ class Choice:
             raise unknown("Layers", self.layers, LAYERS)
         if set(self.skip) - {"q", "v"}:
             raise ConfigError(
-                f"skip is a letter for each layer left out, q of the query and v of the value layers; got {self.skip!r}."
+                "skip is a letter for each layer left out, q of the query and v of the value "
+                f"layers; got {self.skip!r}."
             )
         check_files(self, "text")
 
     def at(self, model: str) -> Editor:
-        """The method's preset with the changes. Raises `ConfigError` for a model, method or setting that is not known."""
+        """The method's preset with the changes. Raises `ConfigError` for a model, method or setting
+        that is not known."""
         table = presets(self.preset or model)
         if self.method not in table:
             raise unknown("Method", self.method, table)
@@ -170,7 +189,9 @@ class Task:
     cases: Cases = field(default_factory=Cases)
 
     def __post_init__(self) -> None:
-        if not self.cases.count:  # the number that a protocol is about; written out, so that it stands in the rows
+        if (
+            not self.cases.count
+        ):  # the number that a protocol is about; written out, so that it stands in the rows
             count = usual_count(self.protocol.name, self.protocol.batch_size)
             object.__setattr__(self, "cases", replace(self.cases, count=count))
         if self.protocol.edits:
@@ -191,7 +212,9 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
         editor,
         task.protocol.name,
         asked.seed,
-        statistics=once(_statistics, lens, task.choice.text, task.choice.documents) if needs else None,
+        statistics=once(_statistics, lens, task.choice.text, task.choice.documents)
+        if needs
+        else None,
         batch_size=task.protocol.batch_size,
         every=task.protocol.curve or None,
         generation=Generation(blocks=examples),
@@ -241,7 +264,9 @@ def chosen(lens: Lens, task: Task, once: Once = directly) -> Editor:
     editor = choice.at(task.model)
     if not isinstance(editor, ACE):
         if choice.layers != "preset" or choice.skip:
-            raise ConfigError(f"layers and skip choose ACE's layers; {choice.method} has none of query and value.")
+            raise ConfigError(
+                f"layers and skip choose ACE's layers; {choice.method} has none of query and value."
+            )
         return _widened(lens, choice, editor) if choice.edited else editor
     value = editor.value_layers
     query = editor.query_layers
@@ -265,40 +290,55 @@ def _without(layers: Sequence[int], ranked: Sequence[int], count: int) -> tuple[
 
 
 def _widened(lens: Lens, choice: Choice, editor: Editor) -> Editor:
-    """An editor of one group of layers at `edited` layers: those up to its highest one, and above where there are too few."""
+    """An editor of one group of layers at `edited` layers: those up to its highest one, and above
+    where there are too few."""
     layers = getattr(editor, "layers", None)
     if not layers or hasattr(editor, "deep_layers"):
-        raise ConfigError(f"edited sets the number of layers of one group; {choice.method} has none, or two.")
+        raise ConfigError(
+            f"edited sets the number of layers of one group; {choice.method} has none, or two."
+        )
     lowest = max(lens.backend_adapter.first_editable, max(layers) + 1 - choice.edited)
     if lowest + choice.edited > lens.n_layers:
-        raise ConfigError(f"edited={choice.edited}: {lens.name} has layers {lowest} to {lens.n_layers - 1}.")
+        raise ConfigError(
+            f"edited={choice.edited}: {lens.name} has layers {lowest} to {lens.n_layers - 1}."
+        )
     wider: Any = editor
     return replace(wider, layers=tuple(range(lowest, lowest + choice.edited)))
 
 
 def _located(lens: Lens, asked: Cases, once: Once) -> Layers:
-    """Layers ranked over prompts that say nothing about a case's own subject: two-hop prompts of the bundled world on the
-    cases' relations; of a file's cases their own prompts."""
+    """Layers ranked over prompts that say nothing about a case's own subject: two-hop prompts of
+    the bundled world on the cases' relations; of a file's cases their own prompts."""
     facts = [request.fact for case in _drawn(lens, asked, once).cases for request in case.requests]
     if asked.data not in OF_WORLD:
         return locate(lens, facts[:LOCATED_OVER])
     world = generator.build(0)
     own = {fact.subject for fact in facts}
     relations = {fact.relation for fact in facts}
-    chains = [chain for chain in world.chains(2) if chain.relations[0].id in relations and chain.subject not in own]
+    chains = [
+        chain
+        for chain in world.chains(2)
+        if chain.relations[0].id in relations and chain.subject not in own
+    ]
     drawn = random.Random("located").sample(chains, min(LOCATED_OVER, len(chains)))
     return locate(lens, [world_cases.as_fact(world, chain) for chain in drawn])
 
 
-def _pick(lens: Lens, choice: Choice, seed: int, located: Layers) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _pick(
+    lens: Lens, choice: Choice, seed: int, located: Layers
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(value, query) layers of a task."""
     first = lens.backend_adapter.first_editable
     values, queries = layer_counts(lens)
     if choice.edited:  # a fixed number in all, shared out as ACE shares it out
-        queries = min(choice.edited - 1, max(1, round(choice.edited * queries / (values + queries))))
+        queries = min(
+            choice.edited - 1, max(1, round(choice.edited * queries / (values + queries)))
+        )
         values = choice.edited - queries
     value, query = located.editable(values, queries, first)
-    while len(value) + len(query) < choice.edited and values < lens.n_layers:  # too few query layers below: more value layers
+    while (
+        len(value) + len(query) < choice.edited and values < lens.n_layers
+    ):  # too few query layers below: more value layers
         values += 1
         queries = max(0, queries - 1)
         value, query = located.editable(values, queries, first)
@@ -319,15 +359,20 @@ def _pick(lens: Lens, choice: Choice, seed: int, located: Layers) -> tuple[tuple
 # ------------------------------------------------------------------ the table
 
 
-def table(frame: pd.DataFrame, by: Sequence[str] = ("model", "data", "protocol", "method")) -> pd.DataFrame:
-    """Means with 95% intervals over all seeds' cases, one column per metric; multi-hop accuracy also by number of edits (`_2`)
-    and of hops (`_2h`)."""
+def table(
+    frame: pd.DataFrame, by: Sequence[str] = ("model", "data", "protocol", "method")
+) -> pd.DataFrame:
+    """Means with 95% intervals over all seeds' cases, one column per metric; multi-hop accuracy
+    also by number of edits (`_2`) and of hops (`_2h`)."""
     frame = frame.assign(case=frame["case"].astype(str) + ":" + frame["seed"].astype(str))
-    return pd.concat([summary(part, list(by)) for part in (frame, *by_chain(frame))], ignore_index=True)
+    return pd.concat(
+        [summary(part, list(by)) for part in (frame, *by_chain(frame))], ignore_index=True
+    )
 
 
 def by_chain(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of multi-hop accuracy again, named by number of edits (`multihop_cot_2`), and by number of hops (`_2h`)."""
+    """The rows of multi-hop accuracy again, named by number of edits (`multihop_cot_2`), and by
+    number of hops (`_2h`)."""
     chains = frame[frame["metric"] == "multihop_cot"]
     if chains.empty:
         return []
@@ -340,11 +385,23 @@ def by_chain(frame: pd.DataFrame) -> list[pd.DataFrame]:
 VARIED = ("model", "data", "protocol", "method", "layers", "skip", "edited", "batch_size")
 
 
-def figure(frame: pd.DataFrame, by: Sequence[str] = (), title: str = "Mean and 95% interval") -> go.Figure:
-    """Bars by what was varied (methods, layers, ...), one colour per metric; of edits each timed alone the seconds (CTP, Figure 3).
+def figure(
+    frame: pd.DataFrame, by: Sequence[str] = (), title: str = "Mean and 95% interval"
+) -> go.Figure:
+    """Bars by what was varied (methods, layers, ...), one colour per metric; of edits each timed
+    alone the seconds (CTP, Figure 3).
 
-    `by`: the columns that were varied; those of `VARIED` and the changes to the editor where none are named."""
-    names = by or [name for name in (*VARIED, "editor") if name in frame and frame[name].astype(str).nunique() > 1] or ["method"]
+    `by`: the columns that were varied; those of `VARIED` and the changes to the editor where none
+    are named."""
+    names = (
+        by
+        or [
+            name
+            for name in (*VARIED, "editor")
+            if name in frame and frame[name].astype(str).nunique() > 1
+        ]
+        or ["method"]
+    )
     values = frame[list(names)].astype(str).apply(lambda column: column.str.strip("[]'"))
     frame = frame.assign(what=values.agg(" · ".join, axis=1))
     if (frame["batch_size"] == 1).all() and (frame["protocol"] == "single").all():

@@ -1,9 +1,10 @@
-"""What decides a claim: differences paired by case with their 95% interval, on the rows of one model.
+"""What decides a claim: differences paired by case with their 95% interval, on the rows of one
+model.
 
-A decision is a function from rows to the statistic as text and `HOLDS`, `FAILS` or `OPEN` (undecided). A difference that
-should be positive holds if its interval lies above 0, fails if it lies below. The cases of one batch, and of one row of
-consecutive edits, share one edit: there the intervals are narrower than those over edits would be.
-"""
+A decision is a function from rows to the statistic as text and `HOLDS`, `FAILS` or `OPEN`
+(undecided). A difference that should be positive holds if its interval lies above 0, fails if it
+lies below. The cases of one batch, and of one row of consecutive edits, share one edit: there the
+intervals are narrower than those over edits would be."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from qv_lens.evaluation.intervals import DIFFERENCE, ENTROPIES, SHARE, UNBOUNDED, bounds, interval, wilson
+from qv_lens.evaluation.intervals import (
+    DIFFERENCE,
+    ENTROPIES,
+    SHARE,
+    UNBOUNDED,
+    bounds,
+    interval,
+    wilson,
+)
 
 HOLDS, FAILS, OPEN = "holds", "fails", "undecided"
 #: the statistic, the verdict
@@ -41,12 +50,14 @@ class Claim:
 
 
 def share(value: float, metric: str = "") -> str:
-    """A value times 100, as the papers print it: a share in percent, the entropy that fluency is in bits."""
+    """A value times 100, as the papers print it: a share in percent, the entropy that fluency is in
+    bits."""
     return f"{100 * value:.1f}{'' if metric == 'fluency' else '%'}"
 
 
 class Estimate(NamedTuple):
-    """A mean, the ends of its 95% interval (NaN: nothing is known of it), and the number of cases."""
+    """A mean, the ends of its 95% interval (NaN: nothing is known of it), and the number of
+    cases."""
 
     mean: float
     low: float
@@ -54,7 +65,9 @@ class Estimate(NamedTuple):
     cases: int = 0
 
     @classmethod
-    def of(cls, values: Sequence[float] | pd.Series, within: tuple[float, float] = SHARE) -> Estimate:
+    def of(
+        cls, values: Sequence[float] | pd.Series, within: tuple[float, float] = SHARE
+    ) -> Estimate:
         """Of a mean of values that lie `within` these bounds."""
         known = pd.Series(values, dtype=float).dropna()
         return cls(float(known.mean()), *interval(known, within), len(known))
@@ -71,16 +84,20 @@ class Estimate(NamedTuple):
         return Estimate(self.mean + by, self.low + by, self.high + by, self.cases)
 
     def spread(self, scale: float = 1.0, digits: int = 1) -> str:
-        """The interval in words: what is to be added and taken away, or its ends where these are not as far."""
+        """The interval in words: what is to be added and taken away, or its ends where these are
+        not as far."""
         if self.low != self.low:
             return "(interval not known)"
-        below, above = (round(scale * side, digits) for side in (self.mean - self.low, self.high - self.mean))
+        below, above = (
+            round(scale * side, digits) for side in (self.mean - self.low, self.high - self.mean)
+        )
         if below == above:
             return f"± {above:.{digits}f}"
         return f"({scale * self.low:.{digits}f} to {scale * self.high:.{digits}f})"
 
 
-#: pairs that decide anything: of five that all agree, chance alone makes as many agree with p = 2 / 2^5 = 0.06
+#: pairs that decide anything: of five that all agree, chance alone makes as many agree with p = 2 /
+#: 2^5 = 0.06
 ENOUGH = 6
 
 
@@ -90,15 +107,21 @@ def differences(metric: str) -> tuple[float, float]:
 
 
 def difference(a: pd.Series, b: pd.Series, within: tuple[float, float] = DIFFERENCE) -> Estimate:
-    """Mean of paired differences, of shares unless `within` says otherwise; of fewer than `ENOUGH` pairs no interval."""
+    """Mean of paired differences, of shares unless `within` says otherwise; of fewer than `ENOUGH`
+    pairs no interval."""
     paired = (a - b).dropna()
     found = Estimate.of(paired, within)
-    return found if len(paired) >= ENOUGH else Estimate(found.mean, float("nan"), float("nan"), len(paired))
+    return (
+        found
+        if len(paired) >= ENOUGH
+        else Estimate(found.mean, float("nan"), float("nan"), len(paired))
+    )
 
 
 def minus(a: Estimate, b: Estimate) -> Estimate:
-    """Difference of two means that are not paired (other facts, other models). The interval is put together from both by
-    their distances to the means, as Newcombe does from Wilson's for two shares (Statistics in Medicine 17, 1998, method 10)."""
+    """Difference of two means that are not paired (other facts, other models). The interval is put
+    together from both by their distances to the means, as Newcombe does from Wilson's for two
+    shares (Statistics in Medicine 17, 1998, method 10)."""
     mean = a.mean - b.mean
     low = mean - ((a.mean - a.low) ** 2 + (b.high - b.mean) ** 2) ** 0.5
     high = mean + ((a.high - a.mean) ** 2 + (b.mean - b.low) ** 2) ** 0.5
@@ -127,9 +150,13 @@ def together(verdicts: Collection[str]) -> str:
 
 
 def lost(hits: float, asked: float) -> str:
-    """A share lost, with its 95% interval after Wilson, which says something where nothing was lost as well."""
+    """A share lost, with its 95% interval after Wilson, which says something where nothing was lost
+    as well."""
     ends = wilson(max(0.0, hits), asked)
-    return f"{share(max(0.0, hits / asked))} ({100 * ends.low:.1f} to {100 * ends.high:.1f}%, {asked:.0f} prompts)"
+    return (
+        f"{share(max(0.0, hits / asked))} ({100 * ends.low:.1f} to {100 * ends.high:.1f}%, "
+        f"{asked:.0f} prompts)"
+    )
 
 
 def points(found: Estimate) -> str:
@@ -137,15 +164,20 @@ def points(found: Estimate) -> str:
 
 
 def averaged(frame: pd.DataFrame, part: str) -> pd.DataFrame:
-    """`score` of a part by layer, the mean over the categories, and `interval`, half of its 95% one."""
+    """`score` of a part by layer, the mean over the categories, and `interval`, half of its 95%
+    one."""
     parts = frame[frame["part"] == part].groupby("layer")
     return pd.DataFrame(
-        {"score": parts["score"].mean(), "interval": parts["interval"].apply(lambda i: (i**2).sum() ** 0.5 / len(i))}
+        {
+            "score": parts["score"].mean(),
+            "interval": parts["interval"].apply(lambda i: (i**2).sum() ** 0.5 / len(i)),
+        }
     )
 
 
 def multihop(frame: pd.DataFrame) -> str:
-    """Which metric of two hops and more the rows hold: behind worked examples (MQuAKE's chains), else cloze prompts."""
+    """Which metric of two hops and more the rows hold: behind worked examples (MQuAKE's chains),
+    else cloze prompts."""
     return "multihop_cot" if (frame["metric"] == "multihop_cot").any() else "multihop_acc"
 
 
@@ -157,8 +189,8 @@ def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
 
 
 def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> Decide:
-    """`one` is above each of its rivals: against the best of them, on the cases that all were measured on; undecided while
-    one of them is not measured."""
+    """`one` is above each of its rivals: against the best of them, on the cases that all were
+    measured on; undecided while one of them is not measured."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         table = per_case(frame, metric, by)
@@ -172,7 +204,11 @@ def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> D
         told = ", ".join(f"{name} {share(value, metric)}" for name, value in means.items())
         missing = [name for name in rivals if name not in others]
         told = f"{told} ({one} − {rival} {points(gap)})"
-        return (f"{told}; not measured: {', '.join(missing)}", OPEN) if missing else (told, decided(gap))
+        return (
+            (f"{told}; not measured: {', '.join(missing)}", OPEN)
+            if missing
+            else (told, decided(gap))
+        )
 
     return decide
 
@@ -185,7 +221,9 @@ def best(metrics: Sequence[str], one: str, by: str) -> Decide:
         told = {metric: ahead(metric, one, rivals, by)(frame) for metric in metrics}
         if NOT_MEASURED in told.values():
             return NOT_MEASURED
-        return "; ".join(f"{metric} {words}" for metric, (words, _) in told.items()), together([v for _, v in told.values()])
+        return "; ".join(f"{metric} {words}" for metric, (words, _) in told.items()), together(
+            [v for _, v in told.values()]
+        )
 
     return decide
 
@@ -196,9 +234,14 @@ def beats(metric: str, one: str | float, other: str | float, by: str = "method")
 
 
 def compared(
-    metrics: Sequence[str], one: str | float, other: str | float, by: str = "method", within: float | None = None
+    metrics: Sequence[str],
+    one: str | float,
+    other: str | float,
+    by: str = "method",
+    within: float | None = None,
 ) -> Decide:
-    """`one` is above `other` by each metric; or (`within`) no further from it than this, fluency in shares of its own."""
+    """`one` is above `other` by each metric; or (`within`) no further from it than this, fluency in
+    shares of its own."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         lines, verdicts = [], []
@@ -209,7 +252,10 @@ def compared(
             gap = difference(table[one], table[other], differences(metric))
             both = table[[one, other]].dropna().mean()
             name = f"{metric}: " if len(metrics) > 1 else ""
-            lines.append(f"{name}{one} {share(both[one], metric)}, {other} {share(both[other], metric)}: {points(gap)}")
+            lines.append(
+                f"{name}{one} {share(both[one], metric)}, {other} {share(both[other], metric)}: "
+                f"{points(gap)}"
+            )
             limit = (within or 0) * (both[other] if metric == "fluency" else 1)
             verdicts.append(decided(gap if within is None else nearer(gap, limit)))
         return "; ".join(lines), together(verdicts)
@@ -232,7 +278,8 @@ def reaches(metric: str, one: str, least: float, by: str = "method") -> Decide:
 
 
 def curve(column: str, *parts: tuple[str, float | None, float | None, bool]) -> Decide:
-    """Along what is varied, each (metric, from, to, rises) goes up, or down; None: the first value, the last one."""
+    """Along what is varied, each (metric, from, to, rises) goes up, or down; None: the first value,
+    the last one."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         lines, verdicts = [], []
@@ -240,7 +287,10 @@ def curve(column: str, *parts: tuple[str, float | None, float | None, bool]) -> 
             table = per_case(frame, metric, column)
             if table.shape[1] < 2:
                 return NOT_MEASURED
-            a, b = table.columns[0] if start is None else start, table.columns[-1] if end is None else end
+            a, b = (
+                table.columns[0] if start is None else start,
+                table.columns[-1] if end is None else end,
+            )
             if not {a, b} <= set(table):
                 return NOT_MEASURED
             gap = difference(table[b], table[a], differences(metric))
@@ -262,8 +312,12 @@ def groups(metrics: Sequence[str], inside: Collection[str], by: str = "parameter
             mine = [name for name in table if name in inside]
             if not mine or len(mine) == table.shape[1]:
                 return NOT_MEASURED
-            gap = difference(table[mine].mean(axis=1), table.drop(columns=mine).mean(axis=1), differences(metric))
-            told = ", ".join(f"{name} {share(value, metric)}" for name, value in table.mean().items())
+            gap = difference(
+                table[mine].mean(axis=1), table.drop(columns=mine).mean(axis=1), differences(metric)
+            )
+            told = ", ".join(
+                f"{name} {share(value, metric)}" for name, value in table.mean().items()
+            )
             lines.append(f"{metric} {told} ({' and '.join(mine)} − others {points(gap)})")
             verdicts.append(decided(gap))
         return "; ".join(lines), together(verdicts)

@@ -5,8 +5,8 @@
     qv-lens run experiments/editors.py --model EleutherAI/gpt-j-6B \\
         --set text=Salesforce/wikitext:wikitext-103-raw-v1 --set data=MQuAKE-CF-3k-v2.json
 
-Single edits: 34 cases, times three seeds; a batch of 32, times three; 100 edits one after another, asked every 25.
-"""
+Single edits: 34 cases, times three seeds; a batch of 32, times three; 100 edits one after another,
+asked every 25. """
 
 from __future__ import annotations
 
@@ -64,5 +64,6 @@ def results_of(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Its rows by the results that they belong to."""
     chains = frame["hops"] > 1
     return {
-        name: frame[(frame["protocol"] == protocol) & (chains == of_chains)] for (protocol, of_chains), name in RESULTS.items()
+        name: frame[(frame["protocol"] == protocol) & (chains == of_chains)]
+        for (protocol, of_chains), name in RESULTS.items()
     }

@@ -1,4 +1,5 @@
-"""The figures of the committed results: light HTML (plotly.js stored once beside them) and PNG for the README.
+"""The figures of the committed results: light HTML (plotly.js stored once beside them) and PNG for
+the README.
 
 python -m experiments.figures                # experiments/results/*.parquet -> figures/PAPER-EXPERIMENT-MODEL.html
 python -m experiments.figures --png          # and those of the README as PNG (kaleido and a Chromium), figures/demo.html too
@@ -38,17 +39,23 @@ def drawn() -> Iterator[tuple[str, go.Figure]]:
 def _of(grid: dict, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows that the experiment's own grid asks for, where it shares its results with others."""
     methods = grid.get("method")
-    return frame if methods is None or "method" not in frame else frame[frame["method"].isin(methods)]
+    return (
+        frame if methods is None or "method" not in frame else frame[frame["method"].isin(methods)]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--png", action="store_true")
     png = parser.parse_args().png
     FIGURES.mkdir(exist_ok=True)
     for name, figure in drawn():
         file = FIGURES / f"{name}.html"
-        figure.write_html(file, include_plotlyjs="directory", div_id=name, config={"displaylogo": False})
+        figure.write_html(
+            file, include_plotlyjs="directory", div_id=name, config={"displaylogo": False}
+        )
         if png and name in SHOWN:
             figure.write_image(file.with_suffix(".png"), width=1000, scale=1.5)
         print(file)
@@ -60,9 +67,19 @@ def main() -> None:
 def photographed(page: Path) -> Path:
     """A picture of a page, as a browser shows it."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
-    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,2300", "--virtual-time-budget=15000"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--hide-scrollbars",
+        "--window-size=1100,2300",
+        "--virtual-time-budget=15000",
+    ]
     target = page.with_suffix(".png")
-    subprocess.run([chromium, *options, f"--screenshot={target}", page.as_uri()], check=True, capture_output=True)
+    subprocess.run(
+        [chromium, *options, f"--screenshot={target}", page.as_uri()],
+        check=True,
+        capture_output=True,
+    )
     return target
 
 

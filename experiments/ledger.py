@@ -1,13 +1,15 @@
-"""The ledger: every claim of the three papers against what was measured here; and the comparison of editors.
+"""The ledger: every claim of the three papers against what was measured here; and the comparison of
+editors.
 
     python -m experiments.ledger                     # experiments/results/*.parquet -> LEDGER.md and COMPARISON.md
     python -m experiments.ledger --collect runs      # first gather the run folders' rows into experiments/results/
     python -m experiments.ledger --check             # fail if the committed ledger is not what this writes
 
-1. An experiment's claims are its `CLAIMS`; they read the results named by its `RESULTS` (or after its file).
-2. A run folder says which experiment it is of; its rows join that experiment's results, in the place of those of the same models.
-A real model's column fills itself once its rows are among the results.
-"""
+1. An experiment's claims are its `CLAIMS`; they read the results named by its `RESULTS` (or after
+   its file).
+2. A run folder says which experiment it is of; its rows join that experiment's results, in the
+place of those of the same models. A real model's column fills itself once its rows are among the
+results."""
 
 from __future__ import annotations
 
@@ -32,15 +34,43 @@ LEDGER = HERE / "LEDGER.md"
 COMPARISON = HERE / "COMPARISON.md"
 PAPERS = ("ace", "kne", "ctp")
 #: columns that results do not keep
-DROPPED = ("task", "subject", "text", "metrics", "blocks", "documents", "preset", "editor", "written", "skipped")
+DROPPED = (
+    "task",
+    "subject",
+    "text",
+    "metrics",
+    "blocks",
+    "documents",
+    "preset",
+    "editor",
+    "written",
+    "skipped",
+)
 #: what makes a row another row
-KEY = ("model", "method", "protocol", "data", "count", "seed", "layers", "skip", "edited", "case", "step", "metric")
+KEY = (
+    "model",
+    "method",
+    "protocol",
+    "data",
+    "count",
+    "seed",
+    "layers",
+    "skip",
+    "edited",
+    "case",
+    "step",
+    "metric",
+)
 
 
 def experiments() -> list[ModuleType]:
     """Every table and figure of the papers, by paper and name."""
     files = [file for paper in PAPERS for file in sorted((HERE / paper).glob("*.py"))]
-    modules = [import_module(f"experiments.{file.parent.name}.{file.stem}") for file in files if file.stem != "__init__"]
+    modules = [
+        import_module(f"experiments.{file.parent.name}.{file.stem}")
+        for file in files
+        if file.stem != "__init__"
+    ]
     return [module for module in modules if hasattr(module, "GRID")]
 
 
@@ -50,25 +80,39 @@ def results_of(module: ModuleType) -> str:
     return getattr(module, "RESULTS", f"{paper}_{name.replace('_', '')}")
 
 
-COLUMNS = ("source", "claim", "statistic", "toy-gptj", "toy-qwen3", "GPT-J-6B", "Qwen3-8B", "release and set-up", "file")
+COLUMNS = (
+    "source",
+    "claim",
+    "statistic",
+    "toy-gptj",
+    "toy-qwen3",
+    "GPT-J-6B",
+    "Qwen3-8B",
+    "release and set-up",
+    "file",
+)
 TITLE = (
     "# The ledger",
     "",
-    "Claims of ACE, CTP and KNE that can be put as a number, against what was measured. Written by `python -m experiments.ledger` "
-    "from `experiments/results/`; made on 2 CPU cores with the bundled models, which are small (12 layers) and were trained on an "
-    "invented world: a claim that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the other way round. Editors are run as "
-    "the presets say, ACE at layers that a grid on 8 facts chose, not at those that attribution locates (the row on chance compares "
-    "both). A real model's cells are empty until somebody has run the row's file (its first lines have the command, and what the "
-    "paper's own models need besides) and `python -m experiments.ledger --collect runs`. Intervals are 95% ones over cases (± half of "
-    "it where both sides are as long): Wilson's of shares of 0 and 1, Student's t of paired differences, Newcombe's way of putting "
-    "two together where there are no pairs; the cases of one batch and of one row of consecutive edits share one edit, so there it is "
-    "too narrow.",
+    "Claims of ACE, CTP and KNE that can be put as a number, against what was measured. Written by "
+    "`python -m experiments.ledger` from `experiments/results/`; made on 2 CPU cores with the "
+    "bundled models, which are small (12 layers) and were trained on an invented world: a claim "
+    "that fails on them need not fail on GPT-J-6B or Qwen3-8B, and the other way round. Editors "
+    "are run as the presets say, ACE at layers that a grid on 8 facts chose, not at those that "
+    "attribution locates (the row on chance compares both). A real model's cells are empty until "
+    "somebody has run the row's file (its first lines have the command, and what the paper's own "
+    "models need besides) and `python -m experiments.ledger --collect runs`. Intervals are 95% "
+    "ones over cases (± half of it where both sides are as long): Wilson's of shares of 0 and 1, "
+    "Student's t of paired differences, Newcombe's way of putting two together where there are no "
+    "pairs; the cases of one batch and of one row of consecutive edits share one edit, so there it "
+    "is too narrow.",
     "",
 )
 
 
 def collect(runs: Path) -> None:
-    """Gather the rows of the run folders in a folder. Rows of models that are not among them stay."""
+    """Gather the rows of the run folders in a folder. Rows of models that are not among them
+    stay."""
     parts: dict[str, list[pd.DataFrame]] = {}
     unused = []
     for folder in sorted(path for path in runs.iterdir() if (path / "config.json").exists()):
@@ -86,7 +130,9 @@ def collect(runs: Path) -> None:
 
 def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The results that a run's rows belong to, with the finished ones among them."""
-    module = {each.__name__: each for each in (*experiments(), editors)}.get(frame.attrs["experiment"])
+    module = {each.__name__: each for each in (*experiments(), editors)}.get(
+        frame.attrs["experiment"]
+    )
     if module is None:
         return
     if failed := int((frame["status"] != "finished").sum()):
@@ -111,13 +157,21 @@ def _join(name: str, rows: pd.DataFrame) -> None:
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows as results keep them: an editor's changed settings as columns, no long texts, no row twice."""
+    """Rows as results keep them: an editor's changed settings as columns, no long texts, no row
+    twice."""
     if "editor" in frame:
-        told = [{} if value in (None, "null") or value != value else json.loads(value) for value in frame["editor"]]
+        told = [
+            {} if value in (None, "null") or value != value else json.loads(value)
+            for value in frame["editor"]
+        ]
         varied = pd.json_normalize(told)
         frame = pd.concat([frame, varied.map(str) if "parameters" in varied else varied], axis=1)
-        frame = frame.drop_duplicates([name for name in (*KEY, *varied, "batch_size") if name in frame and name != "editor"])
-        frame = frame.astype({name: int for name in ("edits", "hops", "case", "step") if name in frame})
+        frame = frame.drop_duplicates(
+            [name for name in (*KEY, *varied, "batch_size") if name in frame and name != "editor"]
+        )
+        frame = frame.astype(
+            {name: int for name in ("edits", "hops", "case", "step") if name in frame}
+        )
     if "layer" in frame and frame["layer"].dtype == object:
         frame["layer"] = frame["layer"].astype(str)
     return frame.drop(columns=[name for name in DROPPED if name in frame])
@@ -135,11 +189,21 @@ def written() -> str:
             for verdict in verdicts:
                 count[verdict] += 1
             file = module.__name__.replace("experiments.", "").replace(".", "/") + ".py"
-            row = [claim.source, claim.words, claim.statistic, *cells, claim.release, f"[{file}]({file})"]
+            row = [
+                claim.source,
+                claim.words,
+                claim.statistic,
+                *cells,
+                claim.release,
+                f"[{file}]({file})",
+            ]
             lines.append("| " + " | ".join(row) + " |")
     lines += [
         "",
-        f"On the two bundled models together: {count[HOLDS]} hold, {count[FAILS]} fail, {count[OPEN]} are undecided.",
+        (
+            f"On the two bundled models together: {count[HOLDS]} hold, {count[FAILS]} fail, "
+            f"{count[OPEN]} are undecided."
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -150,7 +214,9 @@ def decided_on(claim: Claim, frame: pd.DataFrame) -> tuple[list[str], list[str]]
     cells: list[str] = []
     verdicts: list[str] = []
     for models in (TOYS, REAL):
-        groups: Sequence[tuple[str, ...]] = (models,) if claim.both else [(model,) for model in models]
+        groups: Sequence[tuple[str, ...]] = (
+            (models,) if claim.both else [(model,) for model in models]
+        )
         for asked in groups:
             rows = frame[frame["model"].isin(asked)]
             if rows["model"].nunique() < len(asked):
@@ -158,19 +224,33 @@ def decided_on(claim: Claim, frame: pd.DataFrame) -> tuple[list[str], list[str]]
                 continue
             try:
                 statistic, verdict = claim.decide(rows)
-            except KeyError as missing:  # rows of a run that was stopped, or that varied something else
+            except (
+                KeyError
+            ) as missing:  # rows of a run that was stopped, or that varied something else
                 statistic, verdict = f"not measured: {missing}", OPEN
             if models == TOYS:
                 verdicts.append(verdict)
-            cells += [*(["against the next column"] if claim.both else []), f"**{verdict}**: {statistic}"]
+            cells += [
+                *(["against the next column"] if claim.both else []),
+                f"**{verdict}**: {statistic}",
+            ]
     return cells, verdicts
 
 
 #: the comparison's tables: results, heading, metrics (`@50`: when 50 facts had been edited)
 OF_FACTS = (
-    "efficacy_acc", "efficacy_success", "efficacy_gen", "paraphrase_acc", "paraphrase_success", "specificity_acc", "specificity_success",
-    "portability", "locality", "multihop_acc", "fluency",
-)  # fmt: skip
+    "efficacy_acc",
+    "efficacy_success",
+    "efficacy_gen",
+    "paraphrase_acc",
+    "paraphrase_success",
+    "specificity_acc",
+    "specificity_success",
+    "portability",
+    "locality",
+    "multihop_acc",
+    "fluency",
+)
 OF_CHAINS = (
     "efficacy_acc",
     "instance_wise",
@@ -200,33 +280,47 @@ TABLES = (
 def comparison() -> str:
     """Every editor on both bundled models, as text."""
     lines = [
-        "# The comparison of editors", "",
-        "Written by `python -m experiments.ledger` from `experiments/results/` (runs of `experiments/editors.py`; settings: the "
-        "presets of `qv_lens/editing/presets.py`, chosen for single edits on 8 facts, one of which the seeds have drawn again; "
-        "CTP's learning rate of batches by hand). Percent, mean and in square brackets its 95% interval "
-        "over the cases (Wilson's of shares of 0 and 1, Student's t of other values); seeds draw anew, so of 102 single edits 99 and of 96 in batches 93 are different facts; "
-        "fluency is n-gram entropy times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread with another "
-        "job beside it. `_acc`: every token of the answer is the argmax. `multihop_cot_2`: cases with two edits, `multihop_cot_2h`: of two hops. In round brackets: of how many cases (behind a metric: for every method), where not all have such "
-        "prompts. Only what is "
-        "printed here was run.",
-    ]  # fmt: skip
+        "# The comparison of editors",
+        "",
+        "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
+        "`experiments/editors.py`; settings: the presets of `qv_lens/editing/presets.py`, chosen "
+        "for single edits on 8 facts, one of which the seeds have drawn again; CTP's learning rate "
+        "of batches by hand). Percent, mean and in square brackets its 95% interval over the cases "
+        "(Wilson's of shares of 0 and 1, Student's t of other values); seeds draw anew, so of 102 "
+        "single edits 99 and of 96 in batches 93 are different facts; fluency is n-gram entropy "
+        "times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread "
+        "with another job beside it. `_acc`: every token of the answer is the argmax. "
+        "`multihop_cot_2`: cases with two edits, `multihop_cot_2h`: of two hops. In round "
+        "brackets: of how many cases (behind a metric: for every method), where not all have such "
+        "prompts. Only what is printed here was run.",
+    ]
     for name, title, metrics in TABLES:
         path = RESULTS / f"{name}.parquet"
         if not path.exists():
             continue
         for model, frame in pd.read_parquet(path).groupby("model"):
             frame = pd.concat([frame, *compare.by_chain(frame)])
-            last = frame["step"] == frame.groupby(["method", "seed", "case"])["step"].transform("max")
+            last = frame["step"] == frame.groupby(["method", "seed", "case"])["step"].transform(
+                "max"
+            )
             count = frame[last].drop_duplicates(["method", "seed", "case"]).groupby("method").size()
-            frame.loc[~last, "metric"] += "@" + frame.loc[~last, "step"].astype(str)  # along the way
+            frame.loc[~last, "metric"] += "@" + frame.loc[~last, "step"].astype(
+                str
+            )  # along the way
             shown = [metric for metric in metrics if (frame["metric"] == metric).any()]
             asked = frame.dropna(subset="after").groupby(["metric", "method"]).size()
-            same = {metric: int(n.iloc[0]) for metric in shown if (n := asked[metric]).nunique() == 1 and n.iloc[0] < count.min()}
+            same = {
+                metric: int(n.iloc[0])
+                for metric in shown
+                if (n := asked[metric]).nunique() == 1 and n.iloc[0] < count.min()
+            }
             lines += [
                 "",
                 f"## {title}: {model}",
                 "",
-                "| method | cases | " + " | ".join(f"{m} ({same[m]})" if m in same else m for m in shown) + " | ‖dW‖/‖W‖ | s |",
+                "| method | cases | "
+                + " | ".join(f"{m} ({same[m]})" if m in same else m for m in shown)
+                + " | ‖dW‖/‖W‖ | s |",
                 "|" + "---|" * (len(shown) + 4),
             ]
             for method, rows in frame.groupby("method", sort=False):
@@ -236,16 +330,24 @@ def comparison() -> str:
                     ends = interval(values, bounds(metric.partition("@")[0]))
                     known = len(values) and ends.low == ends.low
                     half = f" [{100 * ends.low:.0f}, {100 * ends.high:.0f}]" if known else ""
-                    few = f" ({len(values)})" if metric not in same and len(values) < count[method] else ""
+                    few = (
+                        f" ({len(values)})"
+                        if metric not in same and len(values) < count[method]
+                        else ""
+                    )
                     cells.append(f"{100 * values.mean():.0f}{half}{few}" if len(values) else "")
                 norm = f"{rows['relative_norm'].max():.1f}"
                 each = rows.groupby(["seed", "case"])["seconds"].first().median()
-                lines.append(f"| {method} | {count[method]} | {' | '.join(cells)} | {norm} | {each:.2f} |")
+                lines.append(
+                    f"| {method} | {count[method]} | {' | '.join(cells)} | {norm} | {each:.2f} |"
+                )
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--collect", type=Path, metavar="RUNS")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()

@@ -1,4 +1,5 @@
-"""The prompts that the papers' tables are measured on, by category: of the bundled world, or of a file."""
+"""The prompts that the papers' tables are measured on, by category: of the bundled world, or of a
+file."""
 
 from __future__ import annotations
 
@@ -19,36 +20,56 @@ from qv_lens.world.models import check_world
 
 
 def pool(source: str = "", hops: int = 1) -> list[Fact]:
-    """Every prompt, with its category, each once. `source`: '' is the bundled world, else a file or dataset of facts or of
-    MQuAKE's cases (of which every unedited hop is a single fact, as in ACE's section 4.1). `hops`: 1 single facts; 2 or more
-    prompts over chains of that length: of a file each case's first question, of the category of the chain's end.
+    """Every prompt, with its category, each once. `source`: '' is the bundled world, else a file or
+    dataset of facts or of MQuAKE's cases (of which every unedited hop is a single fact, as in ACE's
+    section 4.1). `hops`: 1 single facts; 2 or more prompts over chains of that length: of a file
+    each case's first question, of the category of the chain's end.
 
     Records that cannot be read are left out with a warning.
     """
     if not source:
         world = generator.build(0)
-        return world_cases.facts(world) if hops == 1 else [world_cases.as_fact(world, c) for c in world.chains(hops)]
+        return (
+            world_cases.facts(world)
+            if hops == 1
+            else [world_cases.as_fact(world, c) for c in world.chains(hops)]
+        )
     got = read(source, skip=True)
     warn_of(got.refused)
     chains = [case for case in got.cases if isinstance(case, MultiHopCase)]
     if hops == 1:
-        edits = [request.fact for case in got.cases if isinstance(case, EditCase) for request in case.requests]
+        edits = [
+            request.fact
+            for case in got.cases
+            if isinstance(case, EditCase)
+            for request in case.requests
+        ]
         facts = [*got.facts, *edits, *(_link(hop) for case in chains for hop in case.hops)]
     else:
-        facts = [Fact("{}", c.questions[0], c.answer, c.hops[-1].relation) for c in chains if len(c.hops) == hops]
+        facts = [
+            Fact("{}", c.questions[0], c.answer, c.hops[-1].relation)
+            for c in chains
+            if len(c.hops) == hops
+        ]
     facts = list({(fact.text, fact.answer): fact for fact in facts}.values())
     return [replace(fact, category=fact.category or of_relation(fact)) for fact in facts]
 
 
 def _link(hop: Hop) -> Fact:
-    """A hop as a fact; where its subject is not known or not found, the whole cloze stands in the subject's place."""
+    """A hop as a fact; where its subject is not known or not found, the whole cloze stands in the
+    subject's place."""
     if hop.subject and len(word_places(hop.cloze, hop.subject, case=True)) == 1:
-        return replace(Fact.from_text(hop.cloze, hop.subject, hop.answer), relation=hop.relation, aliases=hop.aliases)
+        return replace(
+            Fact.from_text(hop.cloze, hop.subject, hop.answer),
+            relation=hop.relation,
+            aliases=hop.aliases,
+        )
     return Fact("{}", hop.cloze, hop.answer, hop.relation, aliases=hop.aliases)
 
 
 class Asks(Protocol):
-    """What tasks that draw prompts have in common. `facts`: a file or dataset (default: the bundled world)."""
+    """What tasks that draw prompts have in common. `facts`: a file or dataset (default: the bundled
+    world)."""
 
     @property
     def category(self) -> str: ...
@@ -61,13 +82,15 @@ class Asks(Protocol):
 
 
 def asked(lens: Lens, task: Asks, hops: int = 1) -> list[Fact]:
-    """A task's prompts. Raises `ConfigError` for a category that is not there, or the bundled world with another model."""
+    """A task's prompts. Raises `ConfigError` for a category that is not there, or the bundled world
+    with another model."""
     if not task.facts:
         check_world(lens)
     return of_category(task.category, task.prompts, task.seed, task.facts, hops)
 
 
-# ------------------------------------------------------------------ what can be refused when a run file is read
+# ------------------------------------------------------------------ what can be refused when a run
+# file is read
 
 
 def at_least(task: Any, **least: int) -> None:
@@ -84,7 +107,8 @@ def check_files(task: Any, *names: str) -> None:
 
 
 def check_asked(task: Asks, every: bool = True) -> None:
-    """Raise `ConfigError` for a category that the bundled world does not have, too few prompts, or no such file.
+    """Raise `ConfigError` for a category that the bundled world does not have, too few prompts, or
+    no such file.
 
     `every`: whether 'all' stands for any category."""
     at_least(task, prompts=1)
@@ -94,15 +118,19 @@ def check_asked(task: Asks, every: bool = True) -> None:
         raise unknown("Category", task.category, known)
 
 
-def of_category(category: str, count: int, seed: int, source: str = "", hops: int = 1) -> list[Fact]:
-    """`count` prompts of a category ('all': of any), drawn by the seed; all where there are fewer. Raises `ConfigError`."""
+def of_category(
+    category: str, count: int, seed: int, source: str = "", hops: int = 1
+) -> list[Fact]:
+    """`count` prompts of a category ('all': of any), drawn by the seed; all where there are fewer.
+    Raises `ConfigError`."""
     facts = pool(source, hops)
     found = [fact for fact in facts if category in ("all", fact.category)]
     if not found:
         names = sorted({fact.category for fact in facts if fact.category})
         none = sum(fact.category is None for fact in facts)
         raise ConfigError(
-            f"No prompt of category {category!r} with {hops} hops in {source or 'the bundled world'}. Categories: {', '.join(names)}; "
-            f"{none} of {len(facts)} prompts have none (their relation is not one of ACE's)."
+            f"No prompt of category {category!r} with {hops} hops in "
+            f"{source or 'the bundled world'}. Categories: {', '.join(names)}; {none} of "
+            f"{len(facts)} prompts have none (their relation is not one of ACE's)."
         )
     return random.Random(f"prompts:{seed}").sample(found, min(count, len(found)))

@@ -1,11 +1,12 @@
-"""Every table and figure of the ledger but the comparison of editors, on both bundled models side by side.
+"""Every table and figure of the ledger but the comparison of editors, on both bundled models side
+by side.
 
     python -m experiments.run_all runs                     # killed at any moment, the same command goes on where it stopped
     python -m experiments.run_all runs experiments/editors.py      # or single files: the comparison of editors (hours)
     python -m experiments.ledger --collect runs            # then: the rows into experiments/results/, the ledger and the comparison
 
-Each model gets its share of the cores. What a file prints is in runs/NAME-MODEL.log; its seconds are printed.
-"""
+Each model gets its share of the cores. What a file prints is in runs/NAME-MODEL.log; its seconds
+are printed."""
 
 from __future__ import annotations
 
@@ -44,12 +45,18 @@ def run(model: str, chosen: Sequence[Path], out: Path) -> bool:
             words = [command, "run", file, "--model", model, "--out", out / name]
             code = subprocess.run(words, env=environment, stdout=log, stderr=log).returncode
         all_well &= code == 0
-        print(f"{name}: {time.perf_counter() - begin:.0f} s" + (f", failed ({log.name})" if code else ""), flush=True)
+        print(
+            f"{name}: {time.perf_counter() - begin:.0f} s"
+            + (f", failed ({log.name})" if code else ""),
+            flush=True,
+        )
     return all_well
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("files", nargs="*", type=Path, help="experiments' files")
     args = parser.parse_args()

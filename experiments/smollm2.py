@@ -1,12 +1,13 @@
-"""Editors on a real model: CounterFact facts that SmolLM2-135M knows, one edit at a time, by probability and by what is generated.
+"""Editors on a real model: CounterFact facts that SmolLM2-135M knows, one edit at a time, by
+probability and by what is generated.
 
     qv-lens run experiments/smollm2.py --set data=counterfact-edit.json    # hours on 2 cores; stop and resume
     qv-lens run experiments/smollm2.py --set data=counterfact-edit.json --set count=50 \\
         --model MODEL    # after qv-lens tune MODEL
 
-Settings: qv-lens tune smollm2-135m, on facts of the atlas. C0: 10 tokens for each neuron of a layer, of Python's own reference.
-z* is searched once for editors that share it; the seconds count it in full.
-"""
+Settings: qv-lens tune smollm2-135m, on facts of the atlas. C0: 10 tokens for each neuron of a
+layer, of Python's own reference. z* is searched once for editors that share it; the seconds count
+it in full. """
 
 from __future__ import annotations
 

@@ -63,10 +63,16 @@ _HOME = {
 #: names that their home knows by another: there `known` asks for whole cases
 _THERE = {"known": "known_facts"}
 
-if TYPE_CHECKING:  # the same names for type checkers and editors; tests/test_names.py keeps the two lists together
+if (
+    TYPE_CHECKING
+):  # the same names for type checkers and editors; tests/test_names.py keeps the two lists together
     from qv_lens import plots
     from qv_lens.attribution.effects import neuron_effects
-    from qv_lens.attribution.gradients import integrated_gradients, neuron_ensemble, transmission_paths
+    from qv_lens.attribution.gradients import (
+        integrated_gradients,
+        neuron_ensemble,
+        transmission_paths,
+    )
     from qv_lens.attribution.layers import layer_scores
     from qv_lens.attribution.locate import locate
     from qv_lens.attribution.official import ace_official

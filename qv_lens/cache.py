@@ -1,4 +1,5 @@
-"""The user's cache: where fetched models and computed statistics are kept between commands. It may be deleted at any time."""
+"""The user's cache: where fetched models and computed statistics are kept between commands. It may
+be deleted at any time."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ def cache_folder() -> Path | None:
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "qv_lens"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "qv_lens" / "Cache"
+        return (
+            Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "qv_lens" / "Cache"
+        )
     named = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(named) if Path(named).is_absolute() else home / ".cache") / "qv_lens"

@@ -1,19 +1,24 @@
 """study(): one fact from attribution to edit, as one object.
 
-1. Attribute: top value neurons (Eq. 9), top query neurons (Eq. 10) and the neurons that the answer loses most without (gradient),
-   each with what they promote; every token, head and layer; the pathway.
-2. Remove: log p of the answer with the best k neurons zeroed at the prompt's last token, by Eq. 9, by the gradient and at random;
-   the same neurons taken from another fact of the kind, and from one of another (`faithfulness`).
-3. Ablate: the top 1% of the model's neurons, ranked on one half of the facts of that kind, zeroed at all positions, against 1% at
-   random; accuracy on the other half and on facts of other kinds (ACE, Figure 2).
-4. Suppress: the top query neurons of the two layers where they score highest, by `Zero` and `Suppress`; two-hop accuracy
-   (ACE, section 4.2).
-5. Edit: layers are located where an edit is written, at the subject's last token, by the effect of their neurons there on the
-   answer (`locate(by="effects")`); ACE at these layers, MEMIT at its own, and ACE at random layers of the same number.
-6. What the model says before and after the edit of the study's own fact, and whether the weights came back.
+1. Attribute: top value neurons (Eq. 9), top query neurons (Eq. 10) and the neurons that the answer
+   loses most without (gradient), each with what they promote; every token, head and layer; the
+   pathway.
+2. Remove: log p of the answer with the best k neurons zeroed at the prompt's last token, by Eq. 9,
+   by the gradient and at random; the same neurons taken from another fact of the kind, and from one
+   of another (`faithfulness`).
+3. Ablate: the top 1% of the model's neurons, ranked on one half of the facts of that kind, zeroed
+   at all positions, against 1% at random; accuracy on the other half and on facts of other kinds
+   (ACE, Figure 2).
+4. Suppress: the top query neurons of the two layers where they score highest, by `Zero` and
+   `Suppress`; two-hop accuracy (ACE, section 4.2).
+5. Edit: layers are located where an edit is written, at the subject's last token, by the effect of
+   their neurons there on the answer (`locate(by="effects")`); ACE at these layers, MEMIT at its
+   own, and ACE at random layers of the same number.
+6. What the model says before and after the edit of the study's own fact, and whether the weights
+   came back.
 
-What the study asks about is a `material.Material`. A step that its material says nothing about is left out: its frame is empty.
-"""
+What the study asks about is a `material.Material`. A step that its material says nothing about is
+left out: its frame is empty."""
 
 from __future__ import annotations
 
@@ -83,7 +88,8 @@ class Study:
     known: bool
     """Whether the model gives the whole answer."""
     material: pd.DataFrame
-    """Of how many of the other facts and prompts the model gives the answer: `kind, asked, known`."""
+    """Of how many of the other facts and prompts the model gives the answer: `kind, asked,
+    known`."""
     value: NeuronSet
     """The best neurons by Eq. 9."""
     query: NeuronSet
@@ -143,9 +149,12 @@ def study(
 ) -> Study:
     """Run the whole walk for one fact.
 
-    `material`: what else to ask; None takes it from the atlas, or from the bundled world for its own models.
-    `editor`: ACE's settings; its layers are replaced by those found here. `rival`: MEMIT's settings. Where they are None, the
-    model's presets are taken, or settings scaled to it that nobody tuned. `edits`: how many cases are edited.
+    `material`: what else to ask; None takes it from the atlas, or from the bundled world for its
+    own models.
+    `editor`: ACE's settings; its layers are replaced by those found here.
+    `rival`: MEMIT's settings. Where they are None, the model's presets are taken, or settings
+    scaled to it that nobody tuned.
+    `edits`: how many cases are edited.
     Raises `FactError` for a fact that the bundled world does not hold, where that is asked.
     """
     weights = lens.state()
@@ -209,36 +218,47 @@ def _material(lens: Lens, fact: Fact, new: str, seed: int) -> Material:
 
 
 def knowledge(lens: Lens, material: Material) -> pd.DataFrame:
-    """Of how many facts and prompts the unedited model gives the answer: `kind, asked, known`; where the material was chosen so,
-    of those it was chosen from."""
+    """Of how many facts and prompts the unedited model gives the answer: `kind, asked, known`;
+    where the material was chosen so, of those it was chosen from."""
     groups = (material.same, material.other, material.chains)
     asked = material.asked or tuple(map(len, groups))
     known = material.known or tuple(sum(correct(lens, facts)) for facts in groups)
     return pd.DataFrame(
-        {"kind": ["facts of its kind", "facts of other kinds", "two-hop prompts"], "asked": asked, "known": known}
+        {
+            "kind": ["facts of its kind", "facts of other kinds", "two-hop prompts"],
+            "asked": asked,
+            "known": known,
+        }
     )
 
 
 # ------------------------------------------------------------------ the causal tests
 
 
-def removal(lens: Lens, fact: Fact, material: Material, rankings: Mapping[str, NeuronSet], seed: int = 0) -> pd.DataFrame:
-    """The fact's own best neurons taken out of it, of another fact of its kind and of one of another kind: `faithfulness`'s
-    columns, `whose` and `text`."""
+def removal(
+    lens: Lens, fact: Fact, material: Material, rankings: Mapping[str, NeuronSet], seed: int = 0
+) -> pd.DataFrame:
+    """The fact's own best neurons taken out of it, of another fact of its kind and of one of
+    another kind: `faithfulness`'s columns, `whose` and `text`."""
     facts = [fact, *material.same[:1], *material.other[:1]]
     whose = [WHOSE[0], *WHOSE[1:2][: len(material.same)], *WHOSE[2:][: len(material.other)]]
     union = {name: neurons.union() for name, neurons in rankings.items()}
     frame = faithfulness(lens, facts, union, CURVE, seeds=RANDOM_SEEDS, seed=seed)
     texts = [f"{each.text} {each.answer}" for each in facts]
-    return frame.assign(whose=[whose[i] for i in frame["prompt"]], text=[texts[i] for i in frame["prompt"]])
+    return frame.assign(
+        whose=[whose[i] for i in frame["prompt"]], text=[texts[i] for i in frame["prompt"]]
+    )
 
 
 def profile(lens: Lens, facts: Sequence[Fact]) -> pd.DataFrame:
-    """Layers, a mean per fact (nats): `kind, layer, score`, of whole outputs by Eq. 9, and of the FFN neurons' positive effects on the
-    answer, at the prompt's last token and at the subject's."""
+    """Layers, a mean per fact (nats): `kind, layer, score`, of whole outputs by Eq. 9, and of the
+    FFN neurons' positive effects on the answer, at the prompt's last token and at the subject's."""
     trace = lens.trace(list(facts))
     frames = []
-    outputs: tuple[tuple[Kind, str], ...] = (("ffn", "FFN, whole output (Eq. 9)"), ("attn", "attention, whole output (Eq. 9)"))
+    outputs: tuple[tuple[Kind, str], ...] = (
+        ("ffn", "FFN, whole output (Eq. 9)"),
+        ("attn", "attention, whole output (Eq. 9)"),
+    )
     for kind, name in outputs:
         scores = layer_scores(lens, trace, kind, "layer_vector").groupby("layer")["score"].mean()
         frames.append(scores.reset_index().assign(kind=name))
@@ -246,13 +266,15 @@ def profile(lens: Lens, facts: Sequence[Fact]) -> pd.DataFrame:
     for position, name in effects:
         found = neuron_effects(lens, trace, None, positions=position).frame
         positive = found[found["score"] > 0].groupby("layer")["score"].sum() / len(facts)
-        frames.append(positive.reindex(range(lens.n_layers), fill_value=0.0).reset_index().assign(kind=name))
+        frames.append(
+            positive.reindex(range(lens.n_layers), fill_value=0.0).reset_index().assign(kind=name)
+        )
     return pd.concat(frames, ignore_index=True)[["kind", "layer", "score"]]
 
 
 def without_the_best(lens: Lens, material: Material, seed: int = 0) -> pd.DataFrame:
-    """Accuracy when 1% of the model's neurons are zeroed, ranked on one half of the facts of the kind: `neurons, seed, count` and
-    `ablate`'s columns."""
+    """Accuracy when 1% of the model's neurons are zeroed, ranked on one half of the facts of the
+    kind: `neurons, seed, count` and `ablate`'s columns."""
     ranking = material.same[::2]
     groups = {"same kind": material.same[1::2], "other kinds": material.other}
     groups = {name: facts for name, facts in groups.items() if facts}
@@ -262,12 +284,16 @@ def without_the_best(lens: Lens, material: Material, seed: int = 0) -> pd.DataFr
     best = value_neurons(lens, list(ranking), count, over="set", method=fast(lens))
     sets = [("top 1%", 0, best)]
     for draw in range(RANDOM_SEEDS):
-        sets.append(("random 1%", draw, random_neurons(lens, count, random.Random(f"{seed}:{draw}"))))
+        sets.append(
+            ("random 1%", draw, random_neurons(lens, count, random.Random(f"{seed}:{draw}")))
+        )
     clean = {name: answers(lens, facts) for name, facts in groups.items()}
     tables = []
     for name, draw, neurons in sets:
         table = ablate(lens, neurons, groups, clean)
-        for place, (column, value) in enumerate({"neurons": name, "seed": draw, "count": count}.items()):
+        for place, (column, value) in enumerate(
+            {"neurons": name, "seed": draw, "count": count}.items()
+        ):
             table.insert(place, column, value)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -293,36 +319,55 @@ class Edited:
 
 
 def ace_and_memit(lens: Lens) -> dict[str, Preset]:
-    """The model's presets of both, or settings scaled to it: lam in units of d_mlp (`tuning.grids`), EasyEdit's search."""
+    """The model's presets of both, or settings scaled to it: lam in units of d_mlp
+    (`tuning.grids`), EasyEdit's search."""
     table = presets(lens.name) if has_presets(lens.name) else {}
     low = tuple(range(max(1, lens.n_layers // 10), max(2, round(lens.n_layers * 0.28))))
-    scaled = {"ACE": ACE(lam=5.0 * lens.d_mlp, **LLAMA), "MEMIT": MEMIT(layers=low, lam=float(lens.d_mlp), **LLAMA)}
+    scaled = {
+        "ACE": ACE(lam=5.0 * lens.d_mlp, **LLAMA),
+        "MEMIT": MEMIT(layers=low, lam=float(lens.d_mlp), **LLAMA),
+    }
     untuned = "scaled to the model, untuned"
     return {name: table.get(name, Preset(editor, untuned)) for name, editor in scaled.items()}
 
 
-def edit_variants(lens: Lens, material: Material, layers: Layers, ace: ACE, memit: MEMIT, count: int, seed: int) -> Edited:
-    """ACE with located layers, MEMIT with its own, ACE with random layers: the first `count` cases one at a time, and the words of the
-    first."""
+def edit_variants(
+    lens: Lens, material: Material, layers: Layers, ace: ACE, memit: MEMIT, count: int, seed: int
+) -> Edited:
+    """ACE with located layers, MEMIT with its own, ACE with random layers: the first `count` cases
+    one at a time, and the words of the first."""
     located = located_editor(lens, layers, ace)
     pool = list(range(lens.backend_adapter.first_editable, lens.n_layers - 1))
     number = len(located.value_layers) + len(located.query_layers)
     drawn = sorted(random.Random(f"layers:{seed}").sample(pool, min(number, len(pool))))
     split = len(located.query_layers)
     by_chance = replace(ace, value_layers=tuple(drawn[split:]), query_layers=tuple(drawn[:split]))
-    variants: dict[str, ACE | MEMIT] = {LOCATED_VARIANT: located, "MEMIT": memit, "ACE, random layers": by_chance}
+    variants: dict[str, ACE | MEMIT] = {
+        LOCATED_VARIANT: located,
+        "MEMIT": memit,
+        "ACE, random layers": by_chance,
+    }
     written = [editor.written(lens) for editor in variants.values()]
     wanted = {layer for layers, _ in written for layer in layers}
-    modules: dict[Module, None] = dict.fromkeys(module for _, several in written for module in several)
+    modules: dict[Module, None] = dict.fromkeys(
+        module for _, several in written for module in several
+    )
     statistics = kept_covariance(lens, material.texts, wanted, modules=tuple(modules))
     cases = material.cases[:count]
     tables = []
     prefixes = contexts(lens, seed)
     with TemporaryDirectory() as folder:
-        shared: dict[str, Any] = {"statistics": statistics, "templates": prefixes, "seed": seed, "cache": folder}
+        shared: dict[str, Any] = {
+            "statistics": statistics,
+            "templates": prefixes,
+            "seed": seed,
+            "cache": folder,
+        }
         for name, editor in variants.items():
             frame = evaluate(lens, cases, fitting(cases, METRICS), editor, **shared)
-            tables.append(summary(frame).assign(variant=name, layers=_label(editor), editor=repr(editor)))
+            tables.append(
+                summary(frame).assign(variant=name, layers=_label(editor), editor=repr(editor))
+            )
         words = _words(lens, material, variants, statistics, prefixes, Path(folder))
     return Edited(pd.concat(tables, ignore_index=True), *words)
 
@@ -348,16 +393,24 @@ def _words(
     templates: Sequence[str],
     folder: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """What the model says about the first case before and after each edit: `kind, prompt, wanted, before` and a column for each;
-    and of the first editor the layers before and after, and `by_token` and the vocabulary of the new answer."""
+    """What the model says about the first case before and after each edit: `kind, prompt, wanted,
+    before` and a column for each; and of the first editor the layers before and after, and
+    `by_token` and the vocabulary of the new answer."""
     case = material.cases[0]
     new = case.request.new
-    asked = [("the fact", case.request.target), *(("in other words", Probe(p.text, new)) for p in case.paraphrases[:2])]
-    asked += [("follows from it", after) for _, after in case.onward[:3]] + [("must stay", near) for near in case.neighbours[:3]]
+    asked = [
+        ("the fact", case.request.target),
+        *(("in other words", Probe(p.text, new)) for p in case.paraphrases[:2]),
+    ]
+    asked += [("follows from it", after) for _, after in case.onward[:3]] + [
+        ("must stay", near) for near in case.neighbours[:3]
+    ]
     texts = [probe.text for _, probe in asked]
     kinds = [kind for kind, _ in asked]
     wanted = [probe.answer for _, probe in asked]
-    probes = pd.DataFrame({"kind": kinds, "prompt": texts, "wanted": wanted, "before": first_sentences(lens, texts)})
+    probes = pd.DataFrame(
+        {"kind": kinds, "prompt": texts, "wanted": wanted, "before": first_sentences(lens, texts)}
+    )
     states = [_layer_line(lens, case.request.fact, "before")]
     after: list[pd.DataFrame] = []
     for name, editor in variants.items():
@@ -378,12 +431,16 @@ def _layer_line(lens: Lens, fact: Fact, state: str) -> pd.DataFrame:
     return scores.assign(state=f"{state} ({fact.answer})")
 
 
-def pathway(lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count: int = 18) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The Q-V graph of the best neurons; nodes with the tokens they promote and `effect`, what zeroing one alone does to
-    the answer's log-probability."""
+def pathway(
+    lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count: int = 18
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The Q-V graph of the best neurons; nodes with the tokens they promote and `effect`, what
+    zeroing one alone does to the answer's log-probability."""
     graph = qv_graph(lens, trace, value.top(count), query.top(count), targets=count)
     nodes = graph.nodes.reset_index(drop=True)
-    units = NeuronSet(nodes[["layer", "neuron", "coefficient"]].assign(prompt=0, unit="ffn", score=0.0))
+    units = NeuronSet(
+        nodes[["layer", "neuron", "coefficient"]].assign(prompt=0, unit="ffn", score=0.0)
+    )
     promoted = vocabulary(lens, units, 8)["promoted"].tolist()
     fact = trace.facts[0]
     clean, effects = lens.logprob(fact), []

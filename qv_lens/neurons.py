@@ -1,4 +1,5 @@
-"""NeuronSet: which units, of which prompt, with coefficient and score; set algebra, frames, save and load."""
+"""NeuronSet: which units, of which prompt, with coefficient and score; set algebra, frames, save
+and load."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import pandas as pd
 
 from qv_lens.errors import ConfigError, unknown
 
-#: FFN neuron, channel of W_O, channel at one position, head, and a column of a weight matrix (KNE's neuron)
+#: FFN neuron, channel of W_O, channel at one position, head, and a column of a weight matrix (KNE's
+#: neuron)
 UNITS = (
     "ffn", "attn_channel", "attn_neuron", "head",
     *(f"w_{name}_column" for name in ("out", "in", "gate", "o", "q", "k", "v")),
@@ -30,10 +32,9 @@ SHOWN_SETTINGS = ("model", "method", "norm", "base", "target", "over", "by")
 class NeuronSet:
     """Units in order of decreasing score within each prompt, as a frame with `COLUMNS`.
 
-    `prompt` is the index into the facts (-1: summed over the set). `settings` say how the scores came about.
-    Two sets are combined by their units (layer, neuron): `|`, `&`, `-` keep the rows of the left operand
-    (and, for `|`, the right one's rows that the left lacks).
-    """
+    `prompt` is the index into the facts (-1: summed over the set). `settings` say how the scores
+    came about. Two sets are combined by their units (layer, neuron): `|`, `&`, `-` keep the rows of
+    the left operand (and, for `|`, the right one's rows that the left lacks)."""
 
     frame: pd.DataFrame
     """Units in order of decreasing score within each prompt."""
@@ -43,7 +44,10 @@ class NeuronSet:
     def __post_init__(self) -> None:
         missing = [column for column in COLUMNS if column not in self.frame.columns]
         if missing:
-            raise ConfigError(f"A NeuronSet needs the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}.")
+            raise ConfigError(
+                f"A NeuronSet needs the columns {', '.join(COLUMNS)}; missing: "
+                f"{', '.join(missing)}."
+            )
         bad = set(self.frame["unit"]) - set(UNITS)
         if bad:
             raise unknown("Unit", sorted(bad)[0], UNITS)
@@ -52,14 +56,25 @@ class NeuronSet:
     def of(cls, units: list[tuple[int, int]], unit: str = "ffn") -> NeuronSet:
         """A set by hand: (layer, neuron) pairs, without scores."""
         layers, neurons = [layer for layer, _ in units], [neuron for _, neuron in units]
-        frame = {"prompt": -1, "unit": unit, "layer": layers, "neuron": neurons, "coefficient": np.nan, "score": np.nan}
+        frame = {
+            "prompt": -1,
+            "unit": unit,
+            "layer": layers,
+            "neuron": neurons,
+            "coefficient": np.nan,
+            "score": np.nan,
+        }
         return cls(pd.DataFrame(frame), {"by": "hand"})
 
     def __len__(self) -> int:
         return len(self.frame)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, NeuronSet) and self.frame.equals(other.frame) and self.settings == other.settings
+        return (
+            isinstance(other, NeuronSet)
+            and self.frame.equals(other.frame)
+            and self.settings == other.settings
+        )
 
     def __hash__(self) -> int:
         return hash(tuple(self.units))
@@ -70,11 +85,20 @@ class NeuronSet:
 
     def __repr__(self) -> str:
         """A small table: the best rows, and what they are of."""
-        count = f"NeuronSet of {len(self)} rows, {len(self.units)} distinct units, {self.frame['prompt'].nunique()} prompts"
-        named = ", ".join(f"{key}={self.settings[key]}" for key in SHOWN_SETTINGS if key in self.settings)
-        first = self.frame[["prompt", "unit", "layer", "neuron", "coefficient", "score"]].head(SHOWN)
+        count = (
+            f"NeuronSet of {len(self)} rows, {len(self.units)} distinct units, "
+            f"{self.frame['prompt'].nunique()} prompts"
+        )
+        named = ", ".join(
+            f"{key}={self.settings[key]}" for key in SHOWN_SETTINGS if key in self.settings
+        )
+        first = self.frame[["prompt", "unit", "layer", "neuron", "coefficient", "score"]].head(
+            SHOWN
+        )
         more = f"\n... {len(self) - SHOWN} more" if len(self) > SHOWN else ""
-        table = f"\n{first.to_string(index=False, float_format='{:.4f}'.format)}" if len(self) else ""
+        table = (
+            f"\n{first.to_string(index=False, float_format='{:.4f}'.format)}" if len(self) else ""
+        )
         return f"{count} ({named}){table}{more}"
 
     def _repr_html_(self) -> str:
@@ -83,14 +107,20 @@ class NeuronSet:
     @property
     def units(self) -> list[tuple[int, int]]:
         """The distinct (layer, neuron) pairs, in order of first appearance."""
-        return list(dict.fromkeys(zip(self.frame["layer"].tolist(), self.frame["neuron"].tolist(), strict=True)))
+        return list(
+            dict.fromkeys(
+                zip(self.frame["layer"].tolist(), self.frame["neuron"].tolist(), strict=True)
+            )
+        )
 
     @property
     def unit(self) -> str:
         """The one kind of unit in the set. Raises `ConfigError` for a mixture."""
         kinds = self.frame["unit"].unique()
         if len(kinds) > 1:
-            raise ConfigError(f"This set mixes units ({', '.join(kinds)}): filter it to one kind first.")
+            raise ConfigError(
+                f"This set mixes units ({', '.join(kinds)}): filter it to one kind first."
+            )
         return kinds[0] if len(kinds) else "ffn"
 
     def by_layer(self) -> dict[int, list[int]]:
@@ -101,15 +131,23 @@ class NeuronSet:
         return dict(sorted(table.items()))
 
     def top(self, k: int) -> NeuronSet:
-        """The k highest-scored units of each prompt (of each category, or of each position that was ranked apart). Raises
-        `ConfigError` for a negative k."""
+        """The k highest-scored units of each prompt (of each category, or of each position that was
+        ranked apart). Raises `ConfigError` for a negative k."""
         if k < 0:
             raise ConfigError(f"top(k) keeps the k best; got {k}.")
         apart = ["category"] if "category" in self.frame else []
-        if "position" in self.frame and self.frame["unit"].eq("ffn").all() and self.settings.get("ranked") == "positions":
+        if (
+            "position" in self.frame
+            and self.frame["unit"].eq("ffn").all()
+            and self.settings.get("ranked") == "positions"
+        ):
             apart.append("position")
         order = self.frame.sort_values("score", ascending=False, kind="stable")
-        kept = order.groupby(["prompt", *apart], sort=False, dropna=False).head(k).sort_index(kind="stable")
+        kept = (
+            order.groupby(["prompt", *apart], sort=False, dropna=False)
+            .head(k)
+            .sort_index(kind="stable")
+        )
         kept = kept.sort_values(["prompt", "score"], ascending=[True, False], kind="stable")
         return replace(self, frame=kept.reset_index(drop=True))
 
@@ -124,21 +162,35 @@ class NeuronSet:
         return self.where(lambda frame: frame["layer"] == layer)
 
     def union(self) -> NeuronSet:
-        """The distinct units over all prompts, each with its highest score, as one set (prompt -1)."""
-        ordered = replace(self, frame=self.frame.sort_values("score", ascending=False, kind="stable"))
+        """The distinct units over all prompts, each with its highest score, as one set (prompt
+        -1)."""
+        ordered = replace(
+            self, frame=self.frame.sort_values("score", ascending=False, kind="stable")
+        )
         best = ordered.frame[~ordered._keys().duplicated()]
         return replace(self, frame=best.assign(prompt=-1).reset_index(drop=True))
 
     def _keys(self) -> pd.MultiIndex:
-        """What makes two rows the same unit: an attention unit at another position is another unit."""
-        position = self.frame["position"].fillna(-1) if "position" in self.frame and self.frame["unit"].ne("ffn").all() else -1
-        return pd.MultiIndex.from_frame(self.frame[["unit", "layer", "neuron"]].assign(position=position))
+        """What makes two rows the same unit: an attention unit at another position is another
+        unit."""
+        position = (
+            self.frame["position"].fillna(-1)
+            if "position" in self.frame and self.frame["unit"].ne("ffn").all()
+            else -1
+        )
+        return pd.MultiIndex.from_frame(
+            self.frame[["unit", "layer", "neuron"]].assign(position=position)
+        )
 
     def __and__(self, other: NeuronSet) -> NeuronSet:
-        return replace(self, frame=self.frame[self._keys().isin(other._keys())].reset_index(drop=True))
+        return replace(
+            self, frame=self.frame[self._keys().isin(other._keys())].reset_index(drop=True)
+        )
 
     def __sub__(self, other: NeuronSet) -> NeuronSet:
-        return replace(self, frame=self.frame[~self._keys().isin(other._keys())].reset_index(drop=True))
+        return replace(
+            self, frame=self.frame[~self._keys().isin(other._keys())].reset_index(drop=True)
+        )
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
         return replace(self, frame=pd.concat([self.frame, (other - self).frame], ignore_index=True))
@@ -150,7 +202,8 @@ class NeuronSet:
         return frame
 
     def save(self, path: str | Path) -> Path:
-        """Write the set as one Parquet file, the settings in its metadata. Raises `ConfigError` if it cannot."""
+        """Write the set as one Parquet file, the settings in its metadata. Raises `ConfigError` if
+        it cannot."""
         target = Path(path)
         frame = self.frame.copy()
         frame.attrs = {"settings": json.dumps(self.settings)}
@@ -162,11 +215,14 @@ class NeuronSet:
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSet:
-        """Read a set written by `save`. Raises `ConfigError` for a file that is absent or damaged."""
+        """Read a set written by `save`. Raises `ConfigError` for a file that is absent or
+        damaged."""
         try:
             frame = pd.read_parquet(path)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"Cannot read a neuron set from {path}: {type(error).__name__}: {error}.") from error
+            raise ConfigError(
+                f"Cannot read a neuron set from {path}: {type(error).__name__}: {error}."
+            ) from error
         settings = json.loads(frame.attrs.pop("settings", "{}"))
         return cls(frame, settings)
 
@@ -174,4 +230,7 @@ class NeuronSet:
 def check_set(neurons: object) -> None:
     """Raise `ConfigError` for what is no NeuronSet."""
     if not isinstance(neurons, NeuronSet):
-        raise ConfigError(f"Neurons come as a NeuronSet, by hand NeuronSet.of([(layer, neuron), ...]); got {neurons!r:.100}.")
+        raise ConfigError(
+            "Neurons come as a NeuronSet, by hand NeuronSet.of([(layer, neuron), ...]); got "
+            f"{neurons!r:.100}."
+        )

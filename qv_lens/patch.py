@@ -1,4 +1,5 @@
-"""Patch: what an edit adds to the weights, by (layer, parameter); saved as patch.safetensors + patch.json."""
+"""Patch: what an edit adds to the weights, by (layer, parameter); saved as patch.safetensors +
+patch.json."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Delta:
-    """left @ right in float64, TransformerLens layout: for W_out [d_mlp, n] and [n, d_model], n facts.
+    """left @ right in float64, TransformerLens layout: for W_out [d_mlp, n] and [n, d_model], n
+    facts.
 
-    Where an edit has no such factors (masked entries, fine-tuning) `right` is None and `left` the delta itself.
-    """
+    Where an edit has no such factors (masked entries, fine-tuning) `right` is None and `left` the
+    delta itself."""
 
     left: Float[Tensor, "rows rank"]
     """The left factor; the whole delta where there is no right one."""
@@ -36,12 +38,22 @@ class Delta:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.left.shape) if self.right is None else (self.left.shape[0], self.right.shape[1])
+        return (
+            tuple(self.left.shape)
+            if self.right is None
+            else (self.left.shape[0], self.right.shape[1])
+        )
 
     @property
     def rank(self) -> int:
         """An upper bound of the rank: the number of factors, or the smaller side."""
-        return self.left.shape[1] if self.right is not None else min(self.left.shape) if self.left.ndim > 1 else 1
+        return (
+            self.left.shape[1]
+            if self.right is not None
+            else min(self.left.shape)
+            if self.left.ndim > 1
+            else 1
+        )
 
     def dense(self) -> Float[Tensor, "rows columns"]:
         return self.left if self.right is None else self.left @ self.right
@@ -66,7 +78,9 @@ class Delta:
 
     def finite(self) -> bool:
         """Whether every entry is a number."""
-        return all(bool(torch.isfinite(part).all()) for part in (self.left, self.right) if part is not None)
+        return all(
+            bool(torch.isfinite(part).all()) for part in (self.left, self.right) if part is not None
+        )
 
     @staticmethod
     def total(parts: list[Delta]) -> Delta:
@@ -75,23 +89,29 @@ class Delta:
             return parts[0]
         factors = [(d.left, d.right) for d in parts if d.right is not None]
         if len(factors) == len(parts):
-            return Delta(torch.cat([left for left, _ in factors], 1), torch.cat([right for _, right in factors], 0))
+            return Delta(
+                torch.cat([left for left, _ in factors], 1),
+                torch.cat([right for _, right in factors], 0),
+            )
         return Delta(torch.stack([d.dense() for d in parts]).sum(0))
 
 
 def summed(parts: Iterable[Mapping[tuple[int, str], Delta]]) -> dict[tuple[int, str], Delta]:
     """The sums of several deltas, weight by weight."""
     found = list(parts)
-    return {key: Delta.total([part[key] for part in found if key in part]) for key in sorted({k for part in found for k in part})}
+    return {
+        key: Delta.total([part[key] for part in found if key in part])
+        for key in sorted({k for part in found for k in part})
+    }
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Deltas for one model. `info` tells how they came about: method, hyperparameters, facts, seed, norms, losses.
+    """Deltas for one model. `info` tells how they came about: method, hyperparameters, facts, seed,
+    norms, losses.
 
-    `kept`: what later edits by the same method read of this one while it is applied, by weight: of AlphaEdit K K^T of its
-    keys, of PRUNE the delta before it was restrained.
-    """
+    `kept`: what later edits by the same method read of this one while it is applied, by weight: of
+    AlphaEdit K K^T of its keys, of PRUNE the delta before it was restrained."""
 
     deltas: dict[tuple[int, str], Delta]
     """What is added, by (layer, parameter)."""
@@ -113,16 +133,23 @@ class Patch:
 
     def to(self, device: torch.device) -> Patch:
         """The same patch, its tensors on a device."""
-        deltas, kept = ({key: delta.to(device) for key, delta in part.items()} for part in (self.deltas, self.kept))
+        deltas, kept = (
+            {key: delta.to(device) for key, delta in part.items()}
+            for part in (self.deltas, self.kept)
+        )
         return replace(self, deltas=deltas, kept=kept)
 
     def save(self, folder: str | Path) -> Path:
-        """Write patch.safetensors and, last, patch.json. Raises `PatchError` if the folder cannot be written, or holds a patch."""
+        """Write patch.safetensors and, last, patch.json. Raises `PatchError` if the folder cannot
+        be written, or holds a patch."""
         from safetensors.torch import save_file
 
         target = Path(folder)
         if (target / "patch.json").exists():
-            raise PatchError(f"{target} holds a patch already; nothing was written. Name another folder, or remove that one.")
+            raise PatchError(
+                f"{target} holds a patch already; nothing was written. Name another folder, or "
+                "remove that one."
+            )
         named = [(f"{layer}.{name}", delta) for (layer, name), delta in self.deltas.items()]
         named += [(f"kept.{layer}.{name}", delta) for (layer, name), delta in self.kept.items()]
         tensors = {}
@@ -138,7 +165,10 @@ class Patch:
             "info": self.info,
         }
         try:
-            with whole(target / "patch.json") as described, whole(target / "patch.safetensors") as weights:
+            with (
+                whole(target / "patch.json") as described,
+                whole(target / "patch.safetensors") as weights,
+            ):
                 save_file(tensors, weights)
                 described.write_text(json.dumps(header, indent=2) + "\n")
         except OSError as error:
@@ -147,7 +177,8 @@ class Patch:
 
     @classmethod
     def load(cls, folder: str | Path) -> Patch:
-        """Read a patch written by `save`. Raises `PatchError` for files that are absent, damaged or of another format."""
+        """Read a patch written by `save`. Raises `PatchError` for files that are absent, damaged or
+        of another format."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -156,23 +187,33 @@ class Patch:
             header = json.loads((source / "patch.json").read_text())
             tensors = load_file(source / "patch.safetensors")
             if header["format"] != FORMAT:
-                raise PatchError(f"{source} holds a patch of format {header['format']}; this version reads {FORMAT}.")
+                raise PatchError(
+                    f"{source} holds a patch of format {header['format']}; this version reads "
+                    f"{FORMAT}."
+                )
 
             def stored(name: str) -> Delta:
                 return Delta(tensors[f"{name}.left"], tensors.get(f"{name}.right"))
 
-            deltas = {(int(layer), name): stored(f"{layer}.{name}") for layer, name in header["keys"]}
-            kept = {(int(layer), name): stored(f"kept.{layer}.{name}") for layer, name in header.get("kept", ())}
+            deltas = {
+                (int(layer), name): stored(f"{layer}.{name}") for layer, name in header["keys"]
+            }
+            kept = {
+                (int(layer), name): stored(f"kept.{layer}.{name}")
+                for layer, name in header.get("kept", ())
+            }
             return cls(deltas, header["fingerprint"], header["info"], kept)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise PatchError(f"{source} does not hold an intact patch: {type(error).__name__}: {error}.") from error
+            raise PatchError(
+                f"{source} does not hold an intact patch: {type(error).__name__}: {error}."
+            ) from error
 
     def to_lora(self, folder: str | Path, max_rank: int = 256) -> Path:
-        """Write the patch as a PEFT LoRA adapter (adapter_model.safetensors, adapter_config.json): PEFT on the base model
-        then gives the logits of the edited one.
+        """Write the patch as a PEFT LoRA adapter (adapter_model.safetensors, adapter_config.json):
+        PEFT on the base model then gives the logits of the edited one.
 
-        Raises `PatchError` for a bias, a delta of more than `max_rank`, or a patch that does not know its modules' names.
-        """
+        Raises `PatchError` for a bias, a delta of more than `max_rank`, or a patch that does not
+        know its modules' names."""
         from safetensors.torch import save_file
 
         if not self.deltas:
@@ -181,28 +222,43 @@ class Patch:
         for (layer, name), delta in self.deltas.items():
             module = modules.get(f"{layer}.{name}")
             if module is None or not name.startswith("W_"):
-                why = "is no weight matrix" if module else "has no module name (patches made by qv.edit have)"
-                raise PatchError(f"A LoRA adapter cannot hold {name}[{layer}]: it {why}. Use lens.save instead.")
+                why = (
+                    "is no weight matrix"
+                    if module
+                    else "has no module name (patches made by qv.edit have)"
+                )
+                raise PatchError(
+                    f"A LoRA adapter cannot hold {name}[{layer}]: it {why}. Use lens.save instead."
+                )
             if "[" in module:
                 raise PatchError(
-                    f"A LoRA adapter cannot hold {name}[{layer}]: the checkpoint keeps it in one matrix with others ({module}). "
-                    "Use lens.save instead."
+                    f"A LoRA adapter cannot hold {name}[{layer}]: the checkpoint keeps it in one "
+                    f"matrix with others ({module}). Use lens.save instead."
                 )
             left, right = delta.factors()
             if left.shape[1] > max_rank:
                 raise PatchError(
-                    f"The delta of {name}[{layer}] has rank {left.shape[1]}, more than {max_rank}. Use lens.save instead."
+                    f"The delta of {name}[{layer}] has rank {left.shape[1]}, more than {max_rank}. "
+                    "Use lens.save instead."
                 )
             tensors[f"base_model.model.{module}.lora_A.weight"] = left.T.float().contiguous()
             tensors[f"base_model.model.{module}.lora_B.weight"] = right.T.float().contiguous()
             ranks[module] = left.shape[1]
         first = max(ranks.values())
         config = {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.info.get("model"), "bias": "none",
-            "r": first, "lora_alpha": first, "lora_dropout": 0.0, "target_modules": sorted(ranks),
-            "rank_pattern": ranks, "alpha_pattern": ranks, "inference_mode": True,
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": self.info.get("model"),
+            "bias": "none",
+            "r": first,
+            "lora_alpha": first,
+            "lora_dropout": 0.0,
+            "target_modules": sorted(ranks),
+            "rank_pattern": ranks,
+            "alpha_pattern": ranks,
+            "inference_mode": True,
             "fan_in_fan_out": bool(self.info.get("conv1d", False)),
-        }  # fmt: skip
+        }
         target = Path(folder)
         try:
             target.mkdir(parents=True, exist_ok=True)
@@ -213,27 +269,40 @@ class Patch:
         return target
 
     def frame(self) -> pd.DataFrame:
-        """One row per written weight: layer, parameter, rank, norm of the delta, its share of the weight's norm."""
+        """One row per written weight: layer, parameter, rank, norm of the delta, its share of the
+        weight's norm."""
         import pandas as pd
 
         relative = self.info.get("relative_norm", {})
         rows = []
         for (layer, name), delta in self.deltas.items():
             share = relative.get(f"{layer}.{name}", float("nan"))
-            rows.append({"layer": layer, "parameter": name, "rank": delta.rank, "norm": delta.norm(), "relative_norm": share})
+            rows.append(
+                {
+                    "layer": layer,
+                    "parameter": name,
+                    "rank": delta.rank,
+                    "norm": delta.norm(),
+                    "relative_norm": share,
+                }
+            )
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        """The edit card: method, facts, what was written where, how far, and the search's last losses."""
+        """The edit card: method, facts, what was written where, how far, and the search's last
+        losses."""
         facts = self.info.get("facts", [])
         shown = [
-            f"<li>{escape(f['prompt'].replace('{}', f['subject']))} <s>{escape(f['old'])}</s> {escape(f['new'])}</li>"
+            f"<li>{escape(f['prompt'].replace('{}', f['subject']))} <s>{escape(f['old'])}</s> "
+            f"{escape(f['new'])}</li>"
             for f in facts[:20]
         ]
         more = f"<li>and {len(facts) - 20} more</li>" if len(facts) > 20 else ""
         settings = ", ".join(f"{k}={v}" for k, v in self.info.get("hyperparameters", {}).items())
         last = [steps[-1][0] for steps in self.info.get("losses", []) if steps]
-        loss = f"<p>final loss of the search: {min(last):.3f} to {max(last):.3f}</p>" if last else ""
+        loss = (
+            f"<p>final loss of the search: {min(last):.3f} to {max(last):.3f}</p>" if last else ""
+        )
         return (
             f"<b>{escape(self.info.get('method', 'Patch'))}</b> on {escape(self.info.get('model', self.fingerprint))}"
             f"<ul>{''.join(shown)}{more}</ul>{self.frame().to_html(index=False)}{loss}<small>{escape(settings)}</small>"

@@ -25,47 +25,87 @@ DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
 
 
 def layer_heatmap(frame: pd.DataFrame, title: str = "Layer importance") -> go.Figure:
-    """Layers across, one row per kind (or per prompt where there is one kind); colour is the score in nats."""
+    """Layers across, one row per kind (or per prompt where there is one kind); colour is the score
+    in nats."""
     rows = "kind" if frame["kind"].nunique() > 1 else "prompt" if "prompt" in frame else "kind"
     return _heatmap(_grid(frame, rows, "layer"), title, "layer", rows)
 
 
 def token_heatmap(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
-    """Tokens down, layers across (Table 5): a frame of `layer_scores(..., positions="all")`, one prompt, kinds side by side."""
+    """Tokens down, layers across (Table 5): a frame of `layer_scores(..., positions="all")`, one
+    prompt, kinds side by side."""
     rows = [f"{row.position}: {row.token.strip() or repr(row.token)}" for row in frame.itertuples()]
-    columns = [f"{row.kind} {row.layer}" for row in frame.itertuples()] if frame["kind"].nunique() > 1 else frame["layer"]
+    columns = (
+        [f"{row.kind} {row.layer}" for row in frame.itertuples()]
+        if frame["kind"].nunique() > 1
+        else frame["layer"]
+    )
     table = _grid(frame.assign(row=rows, column=columns), "row", "column", sort=False)
     return _heatmap(table, title, "layer", "token")
 
 
-def pathway(nodes: pd.DataFrame, edges: pd.DataFrame, title: str = "Query neurons and the value neurons they feed") -> go.Figure:
-    """The Q-V graph of one prompt (`qv_graph`): layers across, strongest neurons on top, width is the edge's weight. Of more
-    than 120 edges the strongest are drawn."""
+def pathway(
+    nodes: pd.DataFrame,
+    edges: pd.DataFrame,
+    title: str = "Query neurons and the value neurons they feed",
+) -> go.Figure:
+    """The Q-V graph of one prompt (`qv_graph`): layers across, strongest neurons on top, width is
+    the edge's weight. Of more than 120 edges the strongest are drawn."""
     nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1))
-    nodes = nodes.sort_values("size", ascending=False).assign(y=lambda f: -f.groupby("layer").cumcount())
+    nodes = nodes.sort_values("size", ascending=False).assign(
+        y=lambda f: -f.groupby("layer").cumcount()
+    )
     at = {row.id: (row.layer, row.y) for row in nodes.itertuples()}
     figure, largest = go.Figure(), float(edges["weight"].abs().max()) if len(edges) else 1.0
     for edge in edges.sort_values("weight", key=abs).tail(120).itertuples():
         (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
-        line = {"color": BLUE if edge.weight > 0 else ORANGE, "width": 0.3 + 4 * abs(edge.weight) / largest}
-        figure.add_scatter(x=[x0, x1], y=[y0, y1], mode="lines", line=line, opacity=0.5, showlegend=False, hoverinfo="skip")
+        line = {
+            "color": BLUE if edge.weight > 0 else ORANGE,
+            "width": 0.3 + 4 * abs(edge.weight) / largest,
+        }
+        figure.add_scatter(
+            x=[x0, x1],
+            y=[y0, y1],
+            mode="lines",
+            line=line,
+            opacity=0.5,
+            showlegend=False,
+            hoverinfo="skip",
+        )
     for role, colour in (("query", ORANGE), ("value", BLUE), ("shared", VIOLET)):
         rows = nodes[nodes["role"] == role]
-        text = [f"{row.id}<br>score {row.size:.4f}<br>m {row.coefficient:.2f}" for row in rows.itertuples()]
+        text = [
+            f"{row.id}<br>score {row.size:.4f}<br>m {row.coefficient:.2f}"
+            for row in rows.itertuples()
+        ]
         figure.add_scatter(
-            x=rows["layer"], y=rows["y"], mode="markers", name=role, hovertext=text, hoverinfo="text", customdata=rows["id"],
+            x=rows["layer"],
+            y=rows["y"],
+            mode="markers",
+            name=role,
+            hovertext=text,
+            hoverinfo="text",
+            customdata=rows["id"],
             marker={"color": colour, "size": 10, "line": {"color": "white", "width": 1}},
-        )  # fmt: skip
+        )
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(visible=False)
     return _layout(figure, title, height=520)
 
 
-def before_after(frame: pd.DataFrame, title: str = "FFN importance by layer, before and after the edit") -> go.Figure:
+def before_after(
+    frame: pd.DataFrame, title: str = "FFN importance by layer, before and after the edit"
+) -> go.Figure:
     """One line per `state`: which layers write the answer that the model gives then."""
     figure = go.Figure()
     for colour, state, rows in _coloured(frame, "state", first=GREY):
-        figure.add_scatter(x=rows["layer"], y=rows["score"], name=str(state), mode="lines+markers", line={"color": colour})
+        figure.add_scatter(
+            x=rows["layer"],
+            y=rows["score"],
+            name=str(state),
+            mode="lines+markers",
+            line={"color": colour},
+        )
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(title="nats")
     return _layout(figure, title)
@@ -77,21 +117,31 @@ def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figu
 
 
 def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by category") -> go.Figure:
-    """Layers across; FFN, attention, query layers and value-neuron counts of each category down, each row scaled to its
-    largest value (ACE, Table 1 and Figure 3)."""
+    """Layers across; FFN, attention, query layers and value-neuron counts of each category down,
+    each row scaled to its largest value (ACE, Table 1 and Figure 3)."""
     shown = frame[~frame["part"].isin(("head", *VECTORS))]
-    table = shown.pivot_table(index=["part", "category"], columns="layer", values="score", aggfunc="mean", sort=False)
+    table = shown.pivot_table(
+        index=["part", "category"], columns="layer", values="score", aggfunc="mean", sort=False
+    )
     table = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)  # a row of zeros stays one
     table.index = [f"{part} · {category}" for part, category in table.index]
     return _heatmap(table, title, "layer", "part and category", "share of the largest")
 
 
 def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go.Figure:
-    """I of each layer's whole output, the mean over the categories: attention at l, FFN at l + 0.5 (ACE, Figure 5)."""
+    """I of each layer's whole output, the mean over the categories: attention at l, FFN at l + 0.5
+    (ACE, Figure 5)."""
     figure = go.Figure()
     for model, part in itertools.product(frame["model"].unique(), VECTORS):
-        rows = frame[(frame["model"] == model) & (frame["part"] == part)].groupby("layer", as_index=False)["score"].mean()
-        kind, at = part.removesuffix("_vector"), rows["layer"] + (0.5 if part == "ffn_vector" else 0.0)
+        rows = (
+            frame[(frame["model"] == model) & (frame["part"] == part)]
+            .groupby("layer", as_index=False)["score"]
+            .mean()
+        )
+        kind, at = (
+            part.removesuffix("_vector"),
+            rows["layer"] + (0.5 if part == "ffn_vector" else 0.0),
+        )
         figure.add_scatter(x=at, y=rows["score"], name=f"{model} {kind}", mode="lines+markers")
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(title="nats")
@@ -99,13 +149,20 @@ def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go
 
 
 def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
-    """FFN's and attention's importance at each token of the first prompt (ACE, Table 5); hover for what is predicted there."""
+    """FFN's and attention's importance at each token of the first prompt (ACE, Table 5); hover for
+    what is predicted there."""
     figure, frame = go.Figure(), _first_prompt(frame)
     bars = itertools.product(frame["model"].unique(), ("ffn", "attn"))
     for colour, (model, kind) in zip(itertools.cycle(COLOURS), bars, strict=False):
         rows = frame[frame["model"] == model]
         labels = [f"{p}: {t.strip()}" for p, t in zip(rows["position"], rows["token"], strict=True)]
-        figure.add_bar(x=labels, y=rows[kind], name=f"{model} {kind}", marker_color=colour, hovertext=rows["promoted"])
+        figure.add_bar(
+            x=labels,
+            y=rows[kind],
+            name=f"{model} {kind}",
+            marker_color=colour,
+            hovertext=rows["promoted"],
+        )
     figure.update_yaxes(title="nats")
     return _layout(figure, title)
 
@@ -114,54 +171,89 @@ def _first_prompt(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["prompt"] == frame["prompt"].min()] if "prompt" in frame else frame
 
 
-def vocabulary_table(frame: pd.DataFrame, title: str = "Query, value and shared neurons") -> go.Figure:
+def vocabulary_table(
+    frame: pd.DataFrame, title: str = "Query, value and shared neurons"
+) -> go.Figure:
     """Neurons of the first prompt by role with the tokens they promote (ACE, Tables 6 and 7)."""
     frame = _first_prompt(frame)
     names = [
-        f"f{layer}-{neuron} ({role})" for layer, neuron, role in zip(frame["layer"], frame["neuron"], frame["role"], strict=True)
+        f"f{layer}-{neuron} ({role})"
+        for layer, neuron, role in zip(frame["layer"], frame["neuron"], frame["role"], strict=True)
     ]
     cells = [frame["model"], names, frame["score"].map("{:.4f}".format), frame["promoted"]]
     return _table(["model", "neuron", "score", "promotes"], cells, [1.5, 1.3, 0.8, 5.5], title)
 
 
-def node_lines(frame: pd.DataFrame, title: str = "Importance of the nodes of T+ by layer") -> go.Figure:
-    """Mean node score by layer, key and value nodes, as a share of the largest layer's (CTP, Figure 4)."""
+def node_lines(
+    frame: pd.DataFrame, title: str = "Importance of the nodes of T+ by layer"
+) -> go.Figure:
+    """Mean node score by layer, key and value nodes, as a share of the largest layer's (CTP, Figure
+    4)."""
     figure, shown = go.Figure(), frame[frame["path"] == "T+"]
     for (model, score, kind), rows in shown.groupby(["model", "score", "kind"], sort=False):
         rows = rows.groupby("layer", as_index=False)["importance"].mean()
-        share = rows["importance"] / rows["importance"].max()  # scores of different kinds differ by orders of magnitude
-        figure.add_scatter(x=rows["layer"], y=share, name=f"{model} {kind}, {score}", mode="lines+markers")
+        share = (
+            rows["importance"] / rows["importance"].max()
+        )  # scores of different kinds differ by orders of magnitude
+        figure.add_scatter(
+            x=rows["layer"], y=share, name=f"{model} {kind}, {score}", mode="lines+markers"
+        )
     figure.update_xaxes(title="layer", dtick=1)
     return _layout(figure, title)
 
 
-def set_bars(frame: pd.DataFrame, title: str = "Probability of the answer when neurons are zeroed") -> go.Figure:
+def set_bars(
+    frame: pd.DataFrame, title: str = "Probability of the answer when neurons are zeroed"
+) -> go.Figure:
     """Mean probability and sampled accuracy by set of neurons (ACE, section 6.4)."""
-    figure, table = go.Figure(), frame.groupby(["model", "set"], sort=False)[["sampled", "probability"]].mean().reset_index()
+    figure, table = (
+        go.Figure(),
+        frame.groupby(["model", "set"], sort=False)[["sampled", "probability"]]
+        .mean()
+        .reset_index(),
+    )
     for name in ("sampled", "probability"):
         figure.add_bar(x=table["model"] + " · " + table["set"], y=table[name], name=name)
     figure.update_yaxes(range=[0, 1.05], tickformat=".0%")
     return _layout(figure, title)
 
 
-def sweep_heatmap(frame: pd.DataFrame, rows: list[str], column: str, value: str, title: str, unit: str) -> go.Figure:
-    """The mean of a result over everything else that was varied: `rows` down, `column` across. Where nothing was measured the
-    cell is empty, and its row and column are there all the same."""
-    table = frame.groupby([*rows, column], sort=False, dropna=False)[value].mean().unstack(column, sort=False)
-    table.index = [" · ".join(str(part) for part in (key if isinstance(key, tuple) else (key,))) for key in table.index]
+def sweep_heatmap(
+    frame: pd.DataFrame, rows: list[str], column: str, value: str, title: str, unit: str
+) -> go.Figure:
+    """The mean of a result over everything else that was varied: `rows` down, `column` across.
+    Where nothing was measured the cell is empty, and its row and column are there all the same."""
+    table = (
+        frame.groupby([*rows, column], sort=False, dropna=False)[value]
+        .mean()
+        .unstack(column, sort=False)
+    )
+    table.index = [
+        " · ".join(str(part) for part in (key if isinstance(key, tuple) else (key,)))
+        for key in table.index
+    ]
     table.columns = [str(name) for name in table.columns]  # what was varied, not a scale
     return _heatmap(table, title, column, ", ".join(rows), unit).update_xaxes(type="category")
 
 
 def neuron_table(frame: pd.DataFrame, title: str = "Neurons") -> go.Figure:
-    """A vocabulary frame as a table: neuron, coefficient, score, promoted tokens (ACE, Tables 6 and 7)."""
-    names = [f"f{layer}-{neuron}" for layer, neuron in zip(frame["layer"], frame["neuron"], strict=True)]
+    """A vocabulary frame as a table: neuron, coefficient, score, promoted tokens (ACE, Tables 6 and
+    7)."""
+    names = [
+        f"f{layer}-{neuron}" for layer, neuron in zip(frame["layer"], frame["neuron"], strict=True)
+    ]
     tokens = [", ".join(repr(t.strip()) for t in row) for row in frame["promoted"]]
-    cells = [names, frame["coefficient"].map("{:.2f}".format), frame["score"].map("{:.4f}".format), tokens]
+    cells = [
+        names,
+        frame["coefficient"].map("{:.2f}".format),
+        frame["score"].map("{:.4f}".format),
+        tokens,
+    ]
     return _table(["neuron", "m", "score", "promotes"], cells, [1, 1, 1, 6], title)
 
 
-#: a table's pixels: of the narrowest figure that is usual, per character and line, and beside the rows
+#: a table's pixels: of the narrowest figure that is usual, per character and line, and beside the
+#: rows
 WIDTH, CHARACTER, LINE, CELL, FRAME = 600, 8.0, 18, 8, 150
 
 
@@ -182,26 +274,43 @@ def _table(names: list[str], cells: Sequence[Any], shares: list[float], title: s
 
 
 def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant") -> go.Figure:
-    """Shares before and after by metric, with their intervals; one colour per value of column `by`, the unedited model in
-    grey."""
+    """Shares before and after by metric, with their intervals; one colour per value of column `by`,
+    the unedited model in grey."""
     first = frame.drop_duplicates("metric")
-    figure = go.Figure(go.Bar(x=first["metric"], y=first["before"], name="before", marker_color=GREY))
+    figure = go.Figure(
+        go.Bar(x=first["metric"], y=first["before"], name="before", marker_color=GREY)
+    )
     for colour, name, rows in _coloured(frame, by):
-        figure.add_bar(x=rows["metric"], y=rows["after"], name=name, marker_color=colour, error_y=_error(rows, "after", 1.0))
+        figure.add_bar(
+            x=rows["metric"],
+            y=rows["after"],
+            name=name,
+            marker_color=colour,
+            error_y=_error(rows, "after", 1.0),
+        )
     figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
     return _layout(figure, title)
 
 
 def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
-    """One group of bars per method, one colour per metric, with the intervals of `evaluation.protocols.summary`."""
+    """One group of bars per method, one colour per metric, with the intervals of
+    `evaluation.protocols.summary`."""
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "metric"):
-        figure.add_bar(x=rows[by], y=rows["after"], name=name, marker_color=colour, error_y=_error(rows, "after", 1.0))
+        figure.add_bar(
+            x=rows[by],
+            y=rows["after"],
+            name=name,
+            marker_color=colour,
+            error_y=_error(rows, "after", 1.0),
+        )
     figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
     return _layout(figure, title)
 
 
-def seconds_bars(frame: pd.DataFrame, title: str = "Seconds per edit", by: str = "method") -> go.Figure:
+def seconds_bars(
+    frame: pd.DataFrame, title: str = "Seconds per edit", by: str = "method"
+) -> go.Figure:
     """Seconds per edit, a box per method (CTP, Figure 3)."""
     same = [name for name in (by, "model", "data", "protocol", "seed", "case") if name in frame]
     each = frame.drop_duplicates(same)
@@ -217,7 +326,8 @@ def seconds_bars(frame: pd.DataFrame, title: str = "Seconds per edit", by: str =
 
 
 def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Figure:
-    """Mean number of activated value neurons per layer with its 95% interval, one line per condition."""
+    """Mean number of activated value neurons per layer with its 95% interval, one line per
+    condition."""
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "condition", first=GREY):
         line = {"name": name, "mode": "lines+markers", "line": {"color": colour}}
@@ -227,41 +337,81 @@ def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Fi
     return _layout(figure, title)
 
 
-def removal_curve(frame: pd.DataFrame, title: str = "What is left of the answer", by: str = "text") -> go.Figure:
-    """log p of the answer against how many neurons are taken out, one line per ranking, the random orders as their mean with their
-    range; a panel for each value of column `by` (`evaluation.faithfulness`; by prompt where there is none). A hollow mark: the model
-    says something else."""
+def removal_curve(
+    frame: pd.DataFrame, title: str = "What is left of the answer", by: str = "text"
+) -> go.Figure:
+    """log p of the answer against how many neurons are taken out, one line per ranking, the random
+    orders as their mean with their range; a panel for each value of column `by`
+    (`evaluation.faithfulness`; by prompt where there is none). A hollow mark: the model says
+    something else."""
     by = by if by in frame else "prompt"
     panels = list(dict.fromkeys(frame[by]))
-    figure = make_subplots(1, len(panels), shared_yaxes=True, subplot_titles=[_broken(str(name)) for name in panels])
-    colours = dict(zip(dict.fromkeys(frame["ranking"]), itertools.cycle((BLUE, ORANGE, *COLOURS[2:])), strict=False))
+    figure = make_subplots(
+        1, len(panels), shared_yaxes=True, subplot_titles=[_broken(str(name)) for name in panels]
+    )
+    colours = dict(
+        zip(
+            dict.fromkeys(frame["ranking"]),
+            itertools.cycle((BLUE, ORANGE, *COLOURS[2:])),
+            strict=False,
+        )
+    )
     colours["random"] = GREY
     for column, name in enumerate(panels, 1):
         rows = frame[frame[by] == name]
         for ranking, drawn in rows.groupby("ranking", sort=False):
-            for trace in _removal_lines(str(ranking), drawn, colours[str(ranking)], legend=column == 1):
+            for trace in _removal_lines(
+                str(ranking), drawn, colours[str(ranking)], legend=column == 1
+            ):
                 figure.add_trace(trace, row=1, col=column)
         clean = float(rows["clean"].iloc[0])  # drawn last: an empty panel takes no line
-        figure.add_hline(y=clean, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column)  # pyright: ignore[reportArgumentType]
+        figure.add_hline(
+            y=clean, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column
+        )  # pyright: ignore[reportArgumentType]
     figure.update_xaxes(title="neurons taken out", type="log", dtick=1)
     figure.update_yaxes(title="log p of the answer, nats", col=1)
     return _layout(figure, title, height=430)
 
 
-def _removal_lines(ranking: str, rows: pd.DataFrame, colour: str, legend: bool) -> Iterator[go.Scatter]:
-    """The line of one ranking; of several orders their mean, and the area between the lowest and the highest."""
+def _removal_lines(
+    ranking: str, rows: pd.DataFrame, colour: str, legend: bool
+) -> Iterator[go.Scatter]:
+    """The line of one ranking; of several orders their mean, and the area between the lowest and
+    the highest."""
     table = rows.groupby("k")["logprob"].agg(["mean", "min", "max"])
     if rows["seed"].nunique() > 1:
-        around = {"x": [*table.index, *table.index[::-1]], "y": [*table["max"], *table["min"][::-1]]}
-        filled = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": colour, "opacity": 0.25}
+        around = {
+            "x": [*table.index, *table.index[::-1]],
+            "y": [*table["max"], *table["min"][::-1]],
+        }
+        filled = {
+            "mode": "lines",
+            "line": {"width": 0},
+            "fill": "toself",
+            "fillcolor": colour,
+            "opacity": 0.25,
+        }
         yield go.Scatter(**around, **filled, hoverinfo="skip", showlegend=False)
     first = rows.drop_duplicates("k").set_index("k")
-    symbols = ["circle" if right else "circle-open" for right in rows.groupby("k")["right"].mean() >= 0.5]
-    words = [f"{k} neurons by {ranking}: log p {p:.2f}; says {first.loc[k, 'said']!r}" for k, p in table["mean"].items()]
+    symbols = [
+        "circle" if right else "circle-open" for right in rows.groupby("k")["right"].mean() >= 0.5
+    ]
+    words = [
+        f"{k} neurons by {ranking}: log p {p:.2f}; says {first.loc[k, 'said']!r}"
+        for k, p in table["mean"].items()
+    ]
     yield go.Scatter(
-        x=table.index, y=table["mean"], mode="lines+markers", name=ranking, showlegend=legend, legendgroup=ranking,
-        hovertext=words, hoverinfo="text", line={"color": colour}, marker={"symbol": symbols, "size": 8},
-    )  # fmt: skip
+        x=table.index,
+        y=table["mean"],
+        mode="lines+markers",
+        name=ranking,
+        showlegend=legend,
+        legendgroup=ranking,
+        hovertext=words,
+        hoverinfo="text",
+        line={"color": colour},
+        marker={"symbol": symbols, "size": 8},
+    )
 
 
 def _broken(text: str, width: int = 34) -> str:
@@ -273,14 +423,23 @@ def layer_profile(frame: pd.DataFrame, title: str = "Layers") -> go.Figure:
     """Layers across, a line for each `kind`, in nats."""
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "kind"):
-        figure.add_scatter(x=rows["layer"], y=rows["score"], name=name, mode="lines+markers", line={"color": colour})
+        figure.add_scatter(
+            x=rows["layer"],
+            y=rows["score"],
+            name=name,
+            mode="lines+markers",
+            line={"color": colour},
+        )
     figure.update_xaxes(title="layer", dtick=1)
     figure.update_yaxes(title="nats per fact")
     return _layout(figure, title)
 
 
-def _coloured(frame: pd.DataFrame, by: str, first: str = "") -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Every group of a frame in the order of its rows with a colour, `first` for the first of them, and its name."""
+def _coloured(
+    frame: pd.DataFrame, by: str, first: str = ""
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Every group of a frame in the order of its rows with a colour, `first` for the first of them,
+    and its name."""
     colours = itertools.cycle(COLOURS)
     if first:
         colours = itertools.chain([first], colours)
@@ -289,7 +448,8 @@ def _coloured(frame: pd.DataFrame, by: str, first: str = "") -> Iterator[tuple[s
 
 
 def _error(rows: pd.DataFrame, value: str, most: float = np.inf) -> dict[str, Any] | None:
-    """Error bars from the columns `low` and `high`, or from half an `interval`, which is cut off below 0 and above `most`."""
+    """Error bars from the columns `low` and `high`, or from half an `interval`, which is cut off
+    below 0 and above `most`."""
     middle = rows[value].to_numpy(float)
     if {"low", "high"} <= set(rows):
         low, high = rows["low"].to_numpy(float), rows["high"].to_numpy(float)
@@ -304,17 +464,29 @@ def _error(rows: pd.DataFrame, value: str, most: float = np.inf) -> dict[str, An
 
 
 def _grid(frame: pd.DataFrame, rows: str, column: str, sort: bool = True) -> pd.DataFrame:
-    """Sums of `score`; of missing scores alone the sum is missing, not zero, and its row and column are there."""
-    return frame.groupby([rows, column], sort=sort)["score"].sum(min_count=1).unstack(column, sort=sort)
+    """Sums of `score`; of missing scores alone the sum is missing, not zero, and its row and column
+    are there."""
+    return (
+        frame.groupby([rows, column], sort=sort)["score"]
+        .sum(min_count=1)
+        .unstack(column, sort=sort)
+    )
 
 
 def _heatmap(table: pd.DataFrame, title: str, x: str, y: str, unit: str = "nats") -> go.Figure:
-    """Cells that are missing do not count for the scale, and are as grey as the ground: white is zero."""
+    """Cells that are missing do not count for the scale, and are as grey as the ground: white is
+    zero."""
     values = table.to_numpy(float)
     there = np.abs(values[np.isfinite(values)])
     limit = float(there.max(initial=0.0)) or 1.0
-    heat: dict[str, Any] = {"z": values, "x": _whole(table.columns), "y": [str(name) for name in _whole(table.index)]}
-    figure = go.Figure(go.Heatmap(**heat, zmin=-limit, zmax=limit, colorscale=DIVERGING, colorbar={"title": unit}))
+    heat: dict[str, Any] = {
+        "z": values,
+        "x": _whole(table.columns),
+        "y": [str(name) for name in _whole(table.index)],
+    }
+    figure = go.Figure(
+        go.Heatmap(**heat, zmin=-limit, zmax=limit, colorscale=DIVERGING, colorbar={"title": unit})
+    )
     figure.update_xaxes(title=x, dtick=1)
     figure.update_yaxes(title=y, autorange="reversed", type="category")
     figure = _layout(figure, title, height=170 + 40 * len(table))
@@ -322,12 +494,17 @@ def _heatmap(table: pd.DataFrame, title: str, x: str, y: str, unit: str = "nats"
 
 
 def _whole(names: pd.Index) -> list[Any]:
-    """Labels of an axis, numbers without a fraction as integers: a column with a gap holds heads and layers as floats."""
+    """Labels of an axis, numbers without a fraction as integers: a column with a gap holds heads
+    and layers as floats."""
     return [int(name) if isinstance(name, float) and name.is_integer() else name for name in names]
 
 
 def _layout(figure: go.Figure, title: str, height: int = 380) -> go.Figure:
     return figure.update_layout(
-        title=title, height=height, template="plotly_white", font={"color": INK, "size": 13},
-        margin={"l": 60, "r": 30, "t": 60, "b": 50}, barmode="group",
-    )  # fmt: skip
+        title=title,
+        height=height,
+        template="plotly_white",
+        font={"color": INK, "size": 13},
+        margin={"l": 60, "r": 30, "t": 60, "b": 50},
+        barmode="group",
+    )

@@ -1,4 +1,5 @@
-"""Trace: what one forward pass of a batch of prompts computed at chosen positions, as plain tensors."""
+"""Trace: what one forward pass of a batch of prompts computed at chosen positions, as plain
+tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from qv_lens.facts.spans import Prompt
 
 @dataclass(frozen=True)
 class Setup:
-    """What a trace was taken on: the model's fingerprint, the patches applied, a number for each weight, the interventions."""
+    """What a trace was taken on: the model's fingerprint, the patches applied, a number for each
+    weight, the interventions."""
 
     fingerprint: str
     """The model's fingerprint."""
@@ -26,25 +28,31 @@ class Setup:
     """The interventions in force."""
 
     def weighs_as(self, other: Setup) -> bool:
-        """Whether the weights are the same, as far as is known here (sums differ a little by device and threads)."""
-        same = len(self.patches) == len(other.patches) and all(a is b for a, b in zip(self.patches, other.patches, strict=True))
+        """Whether the weights are the same, as far as is known here (sums differ a little by device
+        and threads)."""
+        same = len(self.patches) == len(other.patches) and all(
+            a is b for a, b in zip(self.patches, other.patches, strict=True)
+        )
         sums = zip(self.weights, other.weights, strict=False)
-        close = all(isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) or (isnan(a) and isnan(b)) for a, b in sums)
+        close = all(
+            isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) or (isnan(a) and isnan(b)) for a, b in sums
+        )
         return self.fingerprint == other.fingerprint and same and close
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One captured forward pass. A row is one position of one prompt: `prompt[row]` says of which, `positions[row]` where.
-    With one position per prompt (the usual case) rows and prompts are the same.
+    """One captured forward pass. A row is one position of one prompt: `prompt[row]` says of which,
+    `positions[row]` where. With one position per prompt (the usual case) rows and prompts are the
+    same.
 
-    `resid` holds the stream before each layer and, last, the stream the final norm reads; for layer l:
-    resid[l + 1] = resid[l] + attn[l] + ffn[l], ffn[l] = m[l] @ W_out[l] + b_out[l], and attn[l] = z[l] @ W_O[l] + b_O[l].
-    Where a norm follows the sublayers, `attn` and `ffn` are what it leaves of them: those sums times gain * `scale`
-    (1 / sigma of the norm, attention's and the FFN's).
-    `pattern` and `v` (attention weights of each row, value vectors of each prompt and key position) are there only if
-    asked for: z[l, row, head] = v[l, prompt, head // group's channels] @ pattern[l, row, head].
-    """
+    `resid` holds the stream before each layer and, last, the stream the final norm reads; for layer
+    l: resid[l + 1] = resid[l] + attn[l] + ffn[l], ffn[l] = m[l] @ W_out[l] + b_out[l], and attn[l]
+    = z[l] @ W_O[l] + b_O[l]. Where a norm follows the sublayers, `attn` and `ffn` are what it
+    leaves of them: those sums times gain * `scale` (1 / sigma of the norm, attention's and the
+    FFN's). `pattern` and `v` (attention weights of each row, value vectors of each prompt and key
+    position) are there only if asked for: z[l, row, head] = v[l, prompt, head // group's channels]
+    @ pattern[l, row, head]."""
 
     facts: tuple[Fact | str, ...]
     """What was asked."""
@@ -81,7 +89,8 @@ class Trace:
 
     @property
     def mid(self) -> Float[Tensor, "layer row d_model"]:
-        """h + A: the stream after attention (what a sequential FFN reads; defined in GPT-J too, where it does not)."""
+        """h + A: the stream after attention (what a sequential FFN reads; defined in GPT-J too,
+        where it does not)."""
         return self.resid[:-1] + self.attn
 
     @property

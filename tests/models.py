@@ -17,20 +17,37 @@ from qv_lens.world import generator
 #: (heads, key-value heads)
 KINDS = {"gptj": (4, 4), "qwen3-mha": (4, 4), "qwen3-gqa": (4, 2), "qwen3-mqa": (4, 1)}
 BACKENDS = ("hooked", "bridge") if hooked_available() else ("bridge",)
-PROMPTS = ("Olga Pelodan works for", "The capital of Norway is", "Tim Duncan, a player of great fame, plays the sport of")
+PROMPTS = (
+    "Olga Pelodan works for",
+    "The capital of Norway is",
+    "Tim Duncan, a player of great fame, plays the sport of",
+)
 
 
 def tokenizer():
     return AutoTokenizer.from_pretrained(WEIGHTS / "toy-gptj")
 
 
-def tiny_hf(kind: str, dtype: torch.dtype = torch.float64, n_layers: int = 3, seed: int = 0, exact: bool = True):
+def tiny_hf(
+    kind: str,
+    dtype: torch.dtype = torch.float64,
+    n_layers: int = 3,
+    seed: int = 0,
+    exact: bool = True,
+):
     """A random Hugging Face model whose activations are not vanishingly small."""
     torch.manual_seed(seed)
     heads, kv = KINDS[kind]
-    size = {"vocab_size": len(tokenizer()), "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
+    size = {
+        "vocab_size": len(tokenizer()),
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "tie_word_embeddings": False,
+    }
     if kind == "gptj":
-        config = GPTJConfig(n_positions=128, n_embd=32, n_layer=n_layers, n_head=heads, rotary_dim=4, **size)
+        config = GPTJConfig(
+            n_positions=128, n_embd=32, n_layer=n_layers, n_head=heads, rotary_dim=4, **size
+        )
         model = GPTJForCausalLM(config)
     else:
         config = Qwen3Config(
@@ -40,7 +57,10 @@ def tiny_hf(kind: str, dtype: torch.dtype = torch.float64, n_layers: int = 3, se
         model = Qwen3ForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1) + (parameter.ndim == 1))
+            parameter.copy_(
+                torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1)
+                + (parameter.ndim == 1)
+            )
     model = model.to(dtype).eval().requires_grad_(False)
     if dtype == torch.float64 and exact:
         exact_rotary(model)
@@ -48,10 +68,13 @@ def tiny_hf(kind: str, dtype: torch.dtype = torch.float64, n_layers: int = 3, se
 
 
 def exact_rotary(model) -> None:
-    """Rotary tables in float64: Hugging Face computes them in float32 whatever the model's dtype."""
+    """Rotary tables in float64: Hugging Face computes them in float32 whatever the model's
+    dtype."""
     if isinstance(model, GPTJForCausalLM):
         d, n = model.config.rotary_dim, model.config.n_positions
-        angles = torch.outer(torch.arange(n).double(), 1.0 / 10000 ** (torch.arange(0, d, 2).double() / d))
+        angles = torch.outer(
+            torch.arange(n).double(), 1.0 / 10000 ** (torch.arange(0, d, 2).double() / d)
+        )
         for block in model.transformer.h:
             block.attn.embed_positions = torch.cat([angles.sin(), angles.cos()], dim=1)
     else:
@@ -59,7 +82,9 @@ def exact_rotary(model) -> None:
         model.model.rotary_emb.inv_freq = 1.0 / 10000.0 ** (torch.arange(0, d, 2).double() / d)
 
 
-def tiny_lens(kind: str, backend: str = "auto", dtype: torch.dtype = torch.float64, **options) -> Lens:
+def tiny_lens(
+    kind: str, backend: str = "auto", dtype: torch.dtype = torch.float64, **options
+) -> Lens:
     hf, tok = tiny_hf(kind, dtype, **options), tokenizer()
     return Lens.from_hf(hf, tok, backend=backend, name=f"tiny-{kind}")
 
@@ -126,11 +151,18 @@ def tiny_of(name: str, dtype: torch.dtype = torch.float32, seed: int = 0):
     """A random Hugging Face model of any known architecture."""
     kind, settings = TINY[name]
     torch.manual_seed(seed)
-    config_name = kind.replace("LMHeadModel", "Config").replace("ForCausalLM", "TextConfig" if "Gemma3" in kind else "Config")
-    config = getattr(transformers, config_name)(vocab_size=len(tokenizer()), bos_token_id=0, eos_token_id=0, **settings)
+    config_name = kind.replace("LMHeadModel", "Config").replace(
+        "ForCausalLM", "TextConfig" if "Gemma3" in kind else "Config"
+    )
+    config = getattr(transformers, config_name)(
+        vocab_size=len(tokenizer()), bos_token_id=0, eos_token_id=0, **settings
+    )
     model = getattr(transformers, kind)(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1) + (parameter.ndim == 1))
+            parameter.copy_(
+                torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1)
+                + (parameter.ndim == 1)
+            )
     model.tie_weights()
     return model.to(dtype).eval().requires_grad_(False)

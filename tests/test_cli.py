@@ -14,7 +14,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_import_loads_no_torch():
-    result = run("-c", "import sys, qv_lens; print(any(m in sys.modules for m in ('torch', 'transformers', 'pandas', 'plotly')))")
+    result = run(
+        "-c",
+        (
+            "import sys, qv_lens; print(any(m in sys.modules for m in ('torch', 'transformers', "
+            "'pandas', 'plotly')))"
+        ),
+    )
     assert result.stdout.strip() == "False"
 
 
@@ -32,7 +38,15 @@ def test_models_are_listed():
 
 
 def test_attribute_prints_neurons_and_keeps_them(tmp_path):
-    words = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing", "--out", str(tmp_path))
+    words = (
+        "{} plays the sport of",
+        "--subject",
+        "Elena Morefeld",
+        "--answer",
+        "fencing",
+        "--out",
+        str(tmp_path),
+    )
     result = run("-m", "qv_lens.cli", "attribute", *words)
     assert result.returncode == 0, result.stderr
     value, query = (NeuronSet.load(tmp_path / f"{kind}.parquet") for kind in ("value", "query"))
@@ -41,7 +55,8 @@ def test_attribute_prints_neurons_and_keeps_them(tmp_path):
         lines = [line.split()[:3] for line in text.splitlines() if line.startswith("  f")]
         best = neurons.frame.head(10)
         assert lines == [
-            [f"f{row.layer}-{row.neuron}", f"{row.coefficient:.3f}", f"{row.score:.4f}"] for row in best.itertuples()
+            [f"f{row.layer}-{row.neuron}", f"{row.coefficient:.3f}", f"{row.score:.4f}"]
+            for row in best.itertuples()
         ]
     assert value.frame["score"].iloc[0] > value.frame["score"].iloc[-1]
     assert len(value) == len(query) == 300
@@ -50,7 +65,18 @@ def test_attribute_prints_neurons_and_keeps_them(tmp_path):
 
 def test_our_errors_are_one_line():
     result = run(
-        "-m", "qv_lens.cli", "study", "no braces", "--subject", "a", "--answer", "b", "--new", "c", "--out", "/tmp/x.html"
+        "-m",
+        "qv_lens.cli",
+        "study",
+        "no braces",
+        "--subject",
+        "a",
+        "--answer",
+        "b",
+        "--new",
+        "c",
+        "--out",
+        "/tmp/x.html",
     )
     assert result.returncode == 2
     assert result.stderr.startswith("qv-lens: The prompt 'no braces' has no {}")

@@ -1,4 +1,5 @@
-"""Verbs in this process: what they refuse before any work, how lists are given, what they say of the model."""
+"""Verbs in this process: what they refuse before any work, how lists are given, what they say of
+the model."""
 
 from __future__ import annotations
 
@@ -101,20 +102,37 @@ def test_c0_is_computed_once_and_kept(call, tmp_path, monkeypatch):
 def test_lists_are_given_as_people_write_them(call, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("Oslo is the capital of Norway.\n")
-    for name, words in (("one", ("--layers", "3", "4")), ("two", ("--layers", "3", "--layers", "4"))):
+    for name, words in (
+        ("one", ("--layers", "3", "4")),
+        ("two", ("--layers", "3", "--layers", "4")),
+    ):
         code, said, _ = call("stats", "--text", text, *words, "--out", tmp_path / name)
         assert code == 0
         assert "C0 of layers [3, 4]" in said
-    code, said, _ = call("evaluate", "--count", "2", "--metric", "efficacy_acc", "specificity_acc", "--method", "none")
+    code, said, _ = call(
+        "evaluate",
+        "--count",
+        "2",
+        "--metric",
+        "efficacy_acc",
+        "specificity_acc",
+        "--method",
+        "none",
+    )
     assert code == 0
-    assert [line.split()[0] for line in said.splitlines()[2:]] == ["efficacy_acc", "specificity_acc"]
+    assert [line.split()[0] for line in said.splitlines()[2:]] == [
+        "efficacy_acc",
+        "specificity_acc",
+    ]
     file = tmp_path / "run.toml"
     file.write_text(f'experiment = "{TRIVIAL}"\n[grid]\nn = [1, 2]\n')
     code, said, _ = call("run", file, "--set", "n=[3, 4]", "seed=7", "--dry-run")
     assert code == 0
     assert "n=3  seed=7" in said
     read = []
-    monkeypatch.setattr("qv_lens.runs.config.read_config", lambda *words: read.append(words) or sys.exit(0))
+    monkeypatch.setattr(
+        "qv_lens.runs.config.read_config", lambda *words: read.append(words) or sys.exit(0)
+    )
     call("run", file, "--model", "toy-gptj", "toy-qwen3")
     assert read[0][2] == ["toy-gptj", "toy-qwen3"]
 
@@ -128,7 +146,10 @@ def test_help_offers_no_silly_negatives(call):
 
 def test_evaluate_without_an_editor(call):
     """`--method none` is what leaving it out is."""
-    outputs = [call("evaluate", "--count", "3", "--metric", "specificity_acc", *words) for words in ((), ("--method", "None"))]
+    outputs = [
+        call("evaluate", "--count", "3", "--metric", "specificity_acc", *words)
+        for words in ((), ("--method", "None"))
+    ]
     assert outputs[0] == outputs[1]
     code, said, told = outputs[0]
     assert (code, told) == (0, "")
@@ -140,7 +161,9 @@ def test_evaluate_without_an_editor(call):
 def test_a_file_of_facts_holds_no_edits(call, tmp_path):
     facts = world_cases.facts(generator.build(0))[:20]
     file = tmp_path / "facts.json"
-    file.write_text(json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in facts]))
+    file.write_text(
+        json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in facts])
+    )
     for words in ((), ("--method", "FT")):
         code, _, told = call("evaluate", file, *words)
         assert code == 2
@@ -164,7 +187,8 @@ def test_default_metrics_fit_the_cases(call, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"), [("fencing", "knows the fact"), ("golf", "does not know the fact: it says 'fencing")]
+    ("answer", "says"),
+    [("fencing", "knows the fact"), ("golf", "does not know the fact: it says 'fencing")],
 )
 def test_verbs_say_whether_the_model_knows_the_fact(call, answer, says):
     for verb in (("attribute", "--top", "5"), ("ablate", "--top", "5", "--draws", "0")):
@@ -175,7 +199,11 @@ def test_verbs_say_whether_the_model_knows_the_fact(call, answer, says):
 
 def test_a_warning_is_one_line(call, monkeypatch):
     before = warnings.showwarning
-    monkeypatch.setattr(cli, "app", lambda _: [warnings.warn("first\nsecond", stacklevel=1) for _ in range(3)] and sys.exit(0))
+    monkeypatch.setattr(
+        cli,
+        "app",
+        lambda _: [warnings.warn("first\nsecond", stacklevel=1) for _ in range(3)] and sys.exit(0),
+    )
     _, _, told = call()
     assert told == "qv-lens: warning: first second\n"
     assert warnings.showwarning is before
@@ -184,7 +212,12 @@ def test_a_warning_is_one_line(call, monkeypatch):
 def test_a_run_says_that_the_model_knows_nothing(call, tmp_path):
     facts = [f for f in world_cases.facts(generator.build(0)) if f.relation in ("P641", "P36")]
     records = [
-        {"prompt": f.prompt, "subject": f.subject, "answer": "golf" if f.answer != "golf" else "chess", "relation": f.relation}
+        {
+            "prompt": f.prompt,
+            "subject": f.subject,
+            "answer": "golf" if f.answer != "golf" else "chess",
+            "relation": f.relation,
+        }
         for f in facts
     ]
     (tmp_path / "facts.json").write_text(json.dumps(records))
@@ -218,7 +251,11 @@ def test_the_demo_takes_the_real_model(call, studied, monkeypatch, tmp_path):
     code, _, told = call("demo", "--out", tmp_path / "demo.html")
     assert (code, told) == (0, "")
     prompt, options = studied[0]
-    assert (prompt, options["subject"], options["answer"]) == ("The capital of {} is", "France", "Paris")
+    assert (prompt, options["subject"], options["answer"]) == (
+        "The capital of {} is",
+        "France",
+        "Paris",
+    )
     assert options["model"] == "smollm2-135m"
 
 
@@ -237,7 +274,10 @@ def test_the_demo_falls_back_to_a_toy_and_says_so(call, studied, monkeypatch, tm
 
 def test_the_model_of_a_demo_can_be_named(call, studied, monkeypatch, tmp_path):
     monkeypatch.setattr("qv_lens.models.fetch.get", lambda name: pytest.fail("fetched"))
-    for model, prompt in (("toy-qwen3", "plays the sport of"), ("some/model", "The capital of {} is")):
+    for model, prompt in (
+        ("toy-qwen3", "plays the sport of"),
+        ("some/model", "The capital of {} is"),
+    ):
         call("demo", "--model", model, "--out", tmp_path / "demo.html")
         assert prompt in studied[-1][0]
         assert studied[-1][1]["model"] == model
@@ -248,7 +288,9 @@ def test_a_run_loads_models_as_asked(call, monkeypatch, tmp_path):
     file.write_text(f'experiment = "{TRIVIAL}"\n[grid]\nn = [1]\n')
     seen = []
     real = runs.run_task
-    monkeypatch.setattr(runs, "run_task", lambda found, task, shelf: seen.append(shelf) or real(found, task, shelf))
+    monkeypatch.setattr(
+        runs, "run_task", lambda found, task, shelf: seen.append(shelf) or real(found, task, shelf)
+    )
     words = ("--dtype", "float64", "--device", "cpu")
     assert call("run", file, "--out", tmp_path / "out", *words)[0] == 0
     call("run", file, "--dry-run", *words)

@@ -1,4 +1,5 @@
-"""What the README, the pages of docs/ and the docstrings show, run: nothing in them is out of date."""
+"""What the README, the pages of docs/ and the docstrings show, run: nothing in them is out of
+date."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def test_the_example_of_a_verb_runs(verb):
 def test_the_readme_and_its_pages_run(tmp_path, monkeypatch):
     """In one go, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "counterfact.json").write_text(json.dumps(world_cases.counterfact(generator.build(0), 2)))
+    (tmp_path / "counterfact.json").write_text(
+        json.dumps(world_cases.counterfact(generator.build(0), 2))
+    )
     names: dict = {}
     for page in ("README.md", "docs/attribution.md", "docs/editing.md", "docs/evaluation.md"):
         for block in python_blocks(ROOT / page):
@@ -60,7 +63,11 @@ def test_the_experiment_of_ones_own_runs(tmp_path):
 
 
 def test_every_link_leads_somewhere():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -33,7 +33,12 @@ def frame(rows):
 
 
 def test_top_is_per_prompt_and_union_keeps_the_best_score():
-    rows = [(0, "ffn", 0, 1, 1.0, 0.5), (0, "ffn", 0, 2, 1.0, 0.9), (1, "ffn", 0, 1, 1.0, 0.7), (1, "ffn", 1, 1, 1.0, 0.1)]
+    rows = [
+        (0, "ffn", 0, 1, 1.0, 0.5),
+        (0, "ffn", 0, 2, 1.0, 0.9),
+        (1, "ffn", 0, 1, 1.0, 0.7),
+        (1, "ffn", 1, 1, 1.0, 0.1),
+    ]
     neurons = qv.NeuronSet(frame(rows))
     assert neurons.top(1).frame[["prompt", "neuron"]].values.tolist() == [[0, 2], [1, 1]]
     union = neurons.union().frame
@@ -57,7 +62,10 @@ def test_neurons_of_another_model_are_warned_of():
     value = qv.value_neurons(lens, "Olga works for", 3, target="predicted")
     query = qv.query_neurons(lens, "Olga works for", value, 3)
     for neurons in (value, query):
-        with pytest.warns(UserWarning, match="found on tiny-qwen3"), other.intervene(qv.Zero(neurons)):
+        with (
+            pytest.warns(UserWarning, match="found on tiny-qwen3"),
+            other.intervene(qv.Zero(neurons)),
+        ):
             pass
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -67,7 +75,10 @@ def test_neurons_of_another_model_are_warned_of():
 
 def test_a_trace_belongs_to_the_weights_in_force():
     lens = tiny_lens("gptj")
-    patch = qv.Patch({(1, "W_out"): Delta(torch.ones(*lens.w_out(1).shape, dtype=torch.float64))}, lens.fingerprint)
+    patch = qv.Patch(
+        {(1, "W_out"): Delta(torch.ones(*lens.w_out(1).shape, dtype=torch.float64))},
+        lens.fingerprint,
+    )
     with lens.patched(patch):
         trace = lens.trace("Olga works for")
         qv.layer_scores(lens, trace, target="predicted")

@@ -1,6 +1,6 @@
-"""ACE, project page, "Knowledge bottleneck": editors at an equal number of layers. The page's 9 (GPT-J) and 8 (Qwen3-8B) are as many
-as ACE edits in Table 2, 4 here: there it keeps its own ones; at other numbers it takes those that are located. MEMIT and PMET:
-those up to the preset's highest.
+"""ACE, project page, "Knowledge bottleneck": editors at an equal number of layers. The page's 9
+(GPT-J) and 8 (Qwen3-8B) are as many as ACE edits in Table 2, 4 here: there it keeps its own ones;
+at other numbers it takes those that are located. MEMIT and PMET: those up to the preset's highest.
 
     qv-lens run experiments/ace/bottleneck.py
     qv-lens run experiments/ace/bottleneck.py --model EleutherAI/gpt-j-6B \\
@@ -49,30 +49,44 @@ GRID = {
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Bars by what was varied."""
-    return bars(frame, ("model", "method", "edited"), "Editors at an equal number of layers (ACE, project page)")
+    return bars(
+        frame,
+        ("model", "method", "edited"),
+        "Editors at an equal number of layers (ACE, project page)",
+    )
 
 
 def _own_layers(frame: pd.DataFrame, method: str) -> int:
     """How many layers the preset of the rows' model edits."""
     editor = presets(str(frame["model"].iloc[0]))[method].editor
-    return sum(len(getattr(editor, name, ())) for name in ("query_layers", "value_layers", "layers"))
+    return sum(
+        len(getattr(editor, name, ())) for name in ("query_layers", "value_layers", "layers")
+    )
 
 
 def ahead_at_its_own_number(frame: pd.DataFrame) -> Verdict:
-    """ACE against the better of MEMIT and PMET at the number of layers that ACE edits in Table 2."""
+    """ACE against the better of MEMIT and PMET at the number of layers that ACE edits in Table
+    2."""
     count, metric, lines = _own_layers(frame, "ACE"), multihop(frame), []
     for edited, part in frame.groupby("edited"):
         means = per_case(part, metric, "method").mean()
-        lines.append(f"{edited} layers: " + ", ".join(f"{name} {share(value)}" for name, value in means.items()))
+        lines.append(
+            f"{edited} layers: "
+            + ", ".join(f"{name} {share(value)}" for name, value in means.items())
+        )
     told, verdict = ahead(metric, "ACE", ("MEMIT", "PMET"))(frame[frame["edited"] == count])
     return f"at {count} layers {told}; {'; '.join(lines)}", verdict
 
 
 def marginal(frame: pd.DataFrame) -> Verdict:
-    """What MEMIT and PMET gain in multi-hop accuracy from their own number of layers to the most: each less than ten points."""
+    """What MEMIT and PMET gain in multi-hop accuracy from their own number of layers to the most:
+    each less than ten points."""
     metric, lines, verdicts = multihop(frame), [], []
     for method in ("MEMIT", "PMET"):
-        table, own = per_case(frame[frame["method"] == method], metric, "edited"), _own_layers(frame, method)
+        table, own = (
+            per_case(frame[frame["method"] == method], metric, "edited"),
+            _own_layers(frame, method),
+        )
         if own not in table or table.columns[-1] == own:
             return NOT_MEASURED
         gain = difference(table[table.columns[-1]], table[own])
@@ -86,7 +100,10 @@ CLAIMS = (
     Claim(
         source="ACE, project page",
         words="at an equal number of layers (9 and 8) ACE is ahead of ROME, MEMIT and PMET",
-        statistic=("multi-hop accuracy at as many layers as ACE edits (4 of 12 here); ROME has one layer and is left out"),
+        statistic=(
+            "multi-hop accuracy at as many layers as ACE edits (4 of 12 here); ROME has one layer "
+            "and is left out"
+        ),
         decide=ahead_at_its_own_number,
         release=RELEASED,
     ),

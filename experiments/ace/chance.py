@@ -1,5 +1,6 @@
-"""Does attribution choose better layers than chance? ACE at the layers that it locates, at the value layers alone, at the
-query layers alone, at random layers of the same number (ten draws) and at all layers; single edits.
+"""Does attribution choose better layers than chance? ACE at the layers that it locates, at the
+value layers alone, at the query layers alone, at random layers of the same number (ten draws) and
+at all layers; single edits.
 
     qv-lens run experiments/ace/chance.py    # about 25 minutes on 2 cores
 
@@ -62,17 +63,31 @@ def better_than_chance(frame: pd.DataFrame) -> Verdict:
         return NOT_MEASURED
     better, draws = int(drawn.ge(seeds["located"], axis=0).to_numpy().sum()), drawn.size
     p = (1 + better) / (1 + draws)
-    named = ", ".join(f"{name} {share(table[name].mean())}" for name in ("located", "value", "query", "all") if name in table)
-    told = f"{named}, random {share(drawn.to_numpy().mean())} (from {share(drawn.to_numpy().min())} to {share(drawn.to_numpy().max())})"
+    named = ", ".join(
+        f"{name} {share(table[name].mean())}"
+        for name in ("located", "value", "query", "all")
+        if name in table
+    )
+    told = (
+        f"{named}, random {share(drawn.to_numpy().mean())} (from {share(drawn.to_numpy().min())} to "
+        f"{share(drawn.to_numpy().max())})"
+    )
     verdict = HOLDS if p < 0.05 else FAILS if p > 0.5 else OPEN
-    return f"{told}; {better} of {draws} draws are as good or better, p = {p:.2f} ({len(table)} cases)", verdict
+    return (
+        f"{told}; {better} of {draws} draws are as good or better, p = {p:.2f} ({len(table)} "
+        "cases)",
+        verdict,
+    )
 
 
 CLAIMS = (
     Claim(
         source="ours",
         words="attribution chooses better layers than chance",
-        statistic=("efficacy of ACE at located layers among random layers of the same number, ten draws per seed"),
+        statistic=(
+            "efficacy of ACE at located layers among random layers of the same number, ten draws "
+            "per seed"
+        ),
         decide=better_than_chance,
     ),
 )

@@ -1,14 +1,17 @@
-"""ACE, Figure 2: zeroing the 1% most important value neurons destroys recall; 1% at random does not.
+"""ACE, Figure 2: zeroing the 1% most important value neurons destroys recall; 1% at random does
+not.
 
     qv-lens run experiments/ace/figure_2.py
     qv-lens run experiments/ace/figure_2.py --model EleutherAI/gpt-j-6B \\
         --set facts=MQuAKE-CF-3k-v2.json
 
-1. Draw `prompts` facts of the category and as many of others (the task's seed); neurons are ranked on one half of the
-   category, accuracy is measured on the other (`held_out=false`: ranked and measured on all of it, as the paper seems to).
-2. Value neurons by I summed over the ranking prompts (Eq. 9), query neurons by Eq. 10 summed, random ones by the seed;
-   `fraction` of the layer (or of the whole model, layer "all").
-3. Zero them at all positions; accuracy, its drop in points and relative to the prompts that were right, change of log p.
+1. Draw `prompts` facts of the category and as many of others (the task's seed); neurons are ranked
+   on one half of the category, accuracy is measured on the other (`held_out=false`: ranked and
+   measured on all of it, as the paper seems to).
+2. Value neurons by I summed over the ranking prompts (Eq. 9), query neurons by Eq. 10 summed,
+   random ones by the seed; `fraction` of the layer (or of the whole model, layer "all").
+3. Zero them at all positions; accuracy, its drop in points and relative to the prompts that were
+   right, change of log p.
 
 Source: ACE, section 4 and Figure 2.
 """
@@ -24,7 +27,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from experiments.ace import NO_CODE
-from experiments.decide import FAILS, HOLDS, OPEN, Claim, Verdict, decided, difference, lost, together
+from experiments.decide import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Claim,
+    Verdict,
+    decided,
+    difference,
+    lost,
+    together,
+)
 from experiments.models import TOYS
 from experiments.prompts import check_asked, pool
 from qv_lens.attribution.query import query_neurons
@@ -41,7 +54,10 @@ from qv_lens.world.models import check_world
 SETTINGS = {"fraction": 0.01, "prompts": 200}  # all that exist where there are fewer
 GRID = {
     "model": TOYS,
-    "layer": ["top", "all"],  # each category's most important layer (--set layer=24: a layer by number), and the whole model
+    "layer": [
+        "top",
+        "all",
+    ],  # each category's most important layer (--set layer=24: a layer by number), and the whole model
     "category": ["nationality", "continent", "capital", "language"],
     "neurons": ["top", "random", "query"],
     "held_out": [
@@ -62,7 +78,8 @@ class Task:
     neurons: Literal["top", "random", "query"]
     """Value neurons by importance, random ones, or query neurons."""
     layer: int | Literal["top", "all"] = "all"
-    """A number, "top" (where the ranking prompts' importance is largest), or "all" for the whole model."""
+    """A number, "top" (where the ranking prompts' importance is largest), or "all" for the whole
+    model."""
     fraction: float = 0.01
     """Share of the layer's (or the model's) neurons."""
     seed: int = 0
@@ -95,8 +112,9 @@ class Drawn:
 
 
 def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
-    """group ('in category', 'off category'), count, how many of the prompts the model knows, clean, accuracy and the drops; NaN
-    where there is nothing to zero (query neurons of a layer that feeds no value neuron)."""
+    """group ('in category', 'off category'), count, how many of the prompts the model knows, clean,
+    accuracy and the drops; NaN where there is nothing to zero (query neurons of a layer that feeds
+    no value neuron)."""
     drawn = draw(lens, task, once)
     neurons = choose(lens, task, once)
     frame = ablate(lens, neurons, drawn.groups, drawn.clean)
@@ -121,7 +139,8 @@ def _draw(lens: Lens, category: str, prompts: int, held_out: bool, source: str, 
     if len(inside) < 2 or not outside:
         names = sorted({fact.category for fact in facts if fact.category})
         raise ConfigError(
-            f"{len(inside)} facts of category {category!r} and {len(outside)} others. Categories: {', '.join(names)}."
+            f"{len(inside)} facts of category {category!r} and {len(outside)} others. Categories: "
+            f"{', '.join(names)}."
         )
     rng = random.Random(f"ablation:{seed}")
     inside = rng.sample(inside, min(prompts, len(inside)))
@@ -129,7 +148,9 @@ def _draw(lens: Lens, category: str, prompts: int, held_out: bool, source: str, 
     ranking = inside[::2] if held_out else inside
     measured = inside[1::2] if held_out else inside
     groups = {"in category": tuple(measured), "off category": tuple(outside)}
-    return Drawn(tuple(ranking), groups, {name: answers(lens, facts) for name, facts in groups.items()})
+    return Drawn(
+        tuple(ranking), groups, {name: answers(lens, facts) for name, facts in groups.items()}
+    )
 
 
 def choose(lens: Lens, task: Task, once: Once = directly) -> NeuronSet:
@@ -155,7 +176,8 @@ def _value(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:
 
 
 def _query(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:
-    """Query neurons of each prompt's own value neurons, added up over the prompts; those that feed them (above 0)."""
+    """Query neurons of each prompt's own value neurons, added up over the prompts; those that feed
+    them (above 0)."""
     trace = lens.trace(list(facts))
     query = query_neurons(lens, trace, value_neurons(lens, trace, 300), None, over="set")
     return query.where(lambda frame: frame["score"] > 0)
@@ -164,19 +186,37 @@ def _query(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Drop in points: layers across; groups, neurons and fractions down."""
     down = ["group", "neurons", "fraction"]
-    return sweep_heatmap(frame, down, "layer", "drop_points", "Accuracy lost when neurons are zeroed (ACE, Figure 2)", "points")
+    return sweep_heatmap(
+        frame,
+        down,
+        "layer",
+        "drop_points",
+        "Accuracy lost when neurons are zeroed (ACE, Figure 2)",
+        "points",
+    )
 
 
 def loses_more_than_half(frame: pd.DataFrame) -> Verdict:
-    """In either scope: more than half is lost in category, and more than at random and than off category. Seeds ask facts
-    again: the intervals are over as many prompts as one seed asks."""
+    """In either scope: more than half is lost in category, and more than at random and than off
+    category. Seeds ask facts again: the intervals are over as many prompts as one seed asks."""
     lines, verdicts = [], []
     for (layer, apart), rows in frame.groupby(["layer", "held_out"]):
-        table = rows.pivot_table(index=["category", "seed"], columns=["neurons", "group"], values="drop_relative")
-        top, drawn, off = (table[key] for key in (("top", "in category"), ("random", "in category"), ("top", "off category")))
-        where = {"all": "whole model", "top": "each category's best layer"}.get(str(layer), f"layer {layer}")
+        table = rows.pivot_table(
+            index=["category", "seed"], columns=["neurons", "group"], values="drop_relative"
+        )
+        top, drawn, off = (
+            table[key]
+            for key in (("top", "in category"), ("random", "in category"), ("top", "off category"))
+        )
+        where = {"all": "whole model", "top": "each category's best layer"}.get(
+            str(layer), f"layer {layer}"
+        )
         right = rows["clean"] * rows["prompts_asked"]
-        sums = rows.assign(right=right, gone=right * rows["drop_relative"]).groupby(["neurons", "group"])[["gone", "right"]].sum()
+        sums = (
+            rows.assign(right=right, gone=right * rows["drop_relative"])
+            .groupby(["neurons", "group"])[["gone", "right"]]
+            .sum()
+        )
         sums /= rows["seed"].nunique()
         named = {
             "in category": ("top", "in category"),
@@ -184,17 +224,27 @@ def loses_more_than_half(frame: pd.DataFrame) -> Verdict:
             "off category": ("top", "off category"),
         }
         where += ", other prompts than rank" if apart else ", the prompts that rank"
-        lines.append(f"{where}: " + ", ".join(f"{lost(*sums.loc[key])} {name}" for name, key in named.items()))
+        lines.append(
+            f"{where}: "
+            + ", ".join(f"{lost(*sums.loc[key])} {name}" for name, key in named.items())
+        )
         large = HOLDS if top.mean() > 0.5 else FAILS
-        verdicts.append(together([large, *(decided(difference(top, other)) for other in (drawn, off))]))
+        verdicts.append(
+            together([large, *(decided(difference(top, other)) for other in (drawn, off))])
+        )
     return "; ".join(lines), HOLDS if HOLDS in verdicts else OPEN if OPEN in verdicts else FAILS
 
 
 CLAIMS = (
     Claim(
         source="ACE, Figure 2",
-        words=("zeroing 1% important neurons costs over 90% of accuracy; 1% at random 9.47% and 8.19%"),
-        statistic=("share of right answers lost: above half in category, and more than at random and off category"),
+        words=(
+            "zeroing 1% important neurons costs over 90% of accuracy; 1% at random 9.47% and 8.19%"
+        ),
+        statistic=(
+            "share of right answers lost: above half in category, and more than at random and off "
+            "category"
+        ),
         decide=loses_more_than_half,
         release=NO_CODE,
     ),

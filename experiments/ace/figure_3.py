@@ -1,4 +1,5 @@
-"""ACE, Figure 3, on two-hop prompts: query layers, and how many value neurons lie in each layer. Sections 4.2 and 6.4.
+"""ACE, Figure 3, on two-hop prompts: query layers, and how many value neurons lie in each layer.
+Sections 4.2 and 6.4.
 
     qv-lens run experiments/ace/figure_3.py
     qv-lens run experiments/ace/figure_3.py --model EleutherAI/gpt-j-6B \\
@@ -15,7 +16,18 @@ import plotly.graph_objects as go
 
 from experiments.ace.overlap import best_layers, mean_overlap
 from experiments.ace.table_1 import MEASURES, Task, rows
-from experiments.decide import FAILS, HOLDS, OPEN, Claim, Estimate, Verdict, averaged, decided, nearer, share
+from experiments.decide import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Claim,
+    Estimate,
+    Verdict,
+    averaged,
+    decided,
+    nearer,
+    share,
+)
 from experiments.models import TOYS, is_gptj, layers_there
 from qv_lens.evaluation.intervals import DIFFERENCE
 from qv_lens.plots import category_heatmap
@@ -41,35 +53,51 @@ def values_after_queries(frame: pd.DataFrame) -> Verdict:
     lags = {lag: float((query[: n - lag] * count[lag:]).mean()) for lag in range(n // 3 + 1)}
     back = {-lag: float((query[lag:] * count[: n - lag]).mean()) for lag in range(1, n // 3 + 1)}
     lag, best = max({**lags, **back}.items(), key=lambda item: item[1])
-    told = f"largest correlation {best:.2f} at lag {lag} (value counts behind query scores); Eq. 10 is positive in {(raw > 0).sum()} of {n} layers"
+    told = (
+        f"largest correlation {best:.2f} at lag {lag} (value counts behind query scores); Eq. 10 is "
+        f"positive in {(raw > 0).sum()} of {n} layers"
+    )
     return told, HOLDS if lag in (1, 2) and best > 0.5 else FAILS if lag <= 0 else OPEN
 
 
 def late_values(frame: pd.DataFrame) -> Verdict:
     count = averaged(frame, "count")
-    peak, most, last = int(count["score"].idxmax()), count.loc[count["score"].idxmax()], count.iloc[-1]
-    told = f"most of the 300 best value neurons in layer {peak} of {len(count)}: {most['score']:.1f} ± {most['interval']:.1f}; in the last {last['score']:.1f} ± {last['interval']:.1f}"
+    peak, most, last = (
+        int(count["score"].idxmax()),
+        count.loc[count["score"].idxmax()],
+        count.iloc[-1],
+    )
+    told = (
+        f"most of the 300 best value neurons in layer {peak} of {len(count)}: {most['score']:.1f} ± "
+        f"{most['interval']:.1f}; in the last {last['score']:.1f} ± {last['interval']:.1f}"
+    )
     return told, HOLDS if peak >= len(count) / 3 and last["score"] < most["score"] / 2 else FAILS
 
 
 def separation(frame: pd.DataFrame) -> Verdict:
-    """Mean distance of the best value layers from the best query layers (3 of 28 each), as a share of the model's depth:
-    far apart (GPT-J: f_q16 to 18, f_v28 to 30), or next to each other and overlapping (Qwen3-8B: 27 to 29, 30 to 32)."""
+    """Mean distance of the best value layers from the best query layers (3 of 28 each), as a share
+    of the model's depth: far apart (GPT-J: f_q16 to 18, f_v28 to 30), or next to each other and
+    overlapping (Qwen3-8B: 27 to 29, 30 to 32)."""
     value, query = (best_layers(frame, part, 3, layers_there(frame)) for part in ("ffn", "query"))
     depth = frame["layer"].nunique()
     gaps = [(np.mean(list(value[name])) - np.mean(list(query[name]))) / depth for name in value]
     found = Estimate.of(gaps, DIFFERENCE)
     told = (
-        f"value layers lie {share(found.mean)} {found.spread(100)} of the depth above the query layers ({len(gaps)} categories)"
+        f"value layers lie {share(found.mean)} {found.spread(100)} of the depth above the query "
+        f"layers ({len(gaps)} categories)"
     )
     return told, decided(found.shifted(-0.2) if is_gptj(frame) else nearer(found, 0.2))
 
 
 def invariance(frame: pd.DataFrame) -> Verdict:
     parts = (("query", "query"), ("value", "ffn"))
-    told = {name: mean_overlap(best_layers(frame, part, 3, layers_there(frame))) for name, part in parts}
+    told = {
+        name: mean_overlap(best_layers(frame, part, 3, layers_there(frame))) for name, part in parts
+    }
     fixed = min(told.values()) > 0.8
-    same = HOLDS if fixed else FAILS  # that they shift is no more than that: chance would move them as well
+    same = (
+        HOLDS if fixed else FAILS
+    )  # that they shift is no more than that: chance would move them as well
     verdict = same if is_gptj(frame) else FAILS if fixed else OPEN
     return ", ".join(f"best {k} layers overlap {v:.2f}" for k, v in told.items()), verdict
 
@@ -78,7 +106,10 @@ CLAIMS = (
     Claim(
         source="ACE, Figure 3",
         words="value neurons accumulate one or two layers behind peaks of the query layers",
-        statistic=("lag of the largest cross-correlation between query scores and value-neuron counts, two-hop prompts"),
+        statistic=(
+            "lag of the largest cross-correlation between query scores and value-neuron counts, "
+            "two-hop prompts"
+        ),
         decide=values_after_queries,
     ),
     Claim(
@@ -90,7 +121,10 @@ CLAIMS = (
     Claim(
         source="ACE, section 6.4",
         words="GPT-J's query and value layers are the same for all domains, Qwen3's shift",
-        statistic=("mean overlap of the best layers (3 of 28, of Qwen3-8B's 36) between categories; above 0.8: the same"),
+        statistic=(
+            "mean overlap of the best layers (3 of 28, of Qwen3-8B's 36) between categories; above "
+            "0.8: the same"
+        ),
         decide=invariance,
     ),
     Claim(

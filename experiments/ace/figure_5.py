@@ -31,15 +31,24 @@ def attention_first(frame: pd.DataFrame) -> Verdict:
     scores = frame[frame["part"].isin(VECTORS)].groupby(["part", "layer"])["score"].mean()
     scores = scores.rename({part: part.removesuffix("_vector") for part in VECTORS}, level="part")
     peaks = {part: int(scores[part].idxmax()) for part in ("attn", "ffn")}
-    falls = {part: max(layer for layer, v in scores[part].items() if v >= 0.5 * scores[part].max()) for part in peaks}
-    told = "; ".join(f"{part}'s last layer above half its peak: {falls[part]} (peak {peaks[part]})" for part in peaks)
+    falls = {
+        part: max(layer for layer, v in scores[part].items() if v >= 0.5 * scores[part].max())
+        for part in peaks
+    }
+    told = "; ".join(
+        f"{part}'s last layer above half its peak: {falls[part]} (peak {peaks[part]})"
+        for part in peaks
+    )
     return told, HOLDS if falls["attn"] < falls["ffn"] else FAILS
 
 
 def last_layers_low(frame: pd.DataFrame) -> Verdict:
     scores = averaged(frame, "ffn_vector")
     last, peak = scores.iloc[-1], scores.loc[scores["score"].idxmax()]
-    told = f"last FFN layer {last['score']:.2f} ± {last['interval']:.2f} nats, the largest (layer {peak.name}) {peak['score']:.2f} ± {peak['interval']:.2f}"
+    told = (
+        f"last FFN layer {last['score']:.2f} ± {last['interval']:.2f} nats, the largest (layer "
+        f"{peak.name}) {peak['score']:.2f} ± {peak['interval']:.2f}"
+    )
     half = (last["interval"] ** 2 + (peak["interval"] / 2) ** 2) ** 0.5
     return told, decided(Estimate.around(peak["score"] / 2 - last["score"], half))
 

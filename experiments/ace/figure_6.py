@@ -22,4 +22,6 @@ RESULTS = "ace_table1"
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Heads down, layers across."""
-    return head_heatmap(frame[frame["part"] == "head"], "Attention heads, all categories (ACE, Figure 6)")
+    return head_heatmap(
+        frame[frame["part"] == "head"], "Attention heads, all categories (ACE, Figure 6)"
+    )

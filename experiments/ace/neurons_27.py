@@ -1,13 +1,13 @@
-"""ACE, section 6.4: 27 interpretable neurons zeroed, against 27 important ones that are not, and 27 at random.
+"""ACE, section 6.4: 27 interpretable neurons zeroed, against 27 important ones that are not, and 27
+at random.
 
     qv-lens run experiments/ace/neurons_27.py
     qv-lens run experiments/ace/neurons_27.py --model EleutherAI/gpt-j-6B \\
         --set facts=MQuAKE-CF-3k-v2.json
 
-Per fact the 300 best value neurons are split by the vocabulary test; `count` of each are zeroed. On a model with fewer
-interpretable ones all of them are, and `zeroed` says how many. Accuracy over 1,000 draws from the model, and its exact
-probability.
-"""
+Per fact the 300 best value neurons are split by the vocabulary test; `count` of each are zeroed. On
+a model with fewer interpretable ones all of them are, and `zeroed` says how many. Accuracy over
+1,000 draws from the model, and its exact probability. """
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ import plotly.graph_objects as go
 import torch
 
 from experiments.ace import NO_CODE
-from experiments.decide import FAILS, HOLDS, Claim, Verdict, decided, difference, points, share, together
+from experiments.decide import (
+    FAILS,
+    HOLDS,
+    Claim,
+    Verdict,
+    decided,
+    difference,
+    points,
+    share,
+    together,
+)
 from experiments.models import TOYS
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.projection import interpretable as holds_answer
@@ -41,7 +51,8 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Task:
-    """`prompts` facts of a category; `count` neurons (ACE: 27), `samples` draws of the next token (ACE: 1,000)."""
+    """`prompts` facts of a category; `count` neurons (ACE: 27), `samples` draws of the next token
+    (ACE: 1,000)."""
 
     model: str
     category: str = "sport"
@@ -58,14 +69,17 @@ class Task:
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
-    """One row per prompt and set ('none', 'interpretable', 'important', 'random'): how many neurons (`zeroed`), the share
-    of draws that give the answer's first token or another form of it (`sampled`), their exact `probability`, and whether the first
-    token is the argmax."""
+    """One row per prompt and set ('none', 'interpretable', 'important', 'random'): how many neurons
+    (`zeroed`), the share of draws that give the answer's first token or another form of it
+    (`sampled`), their exact `probability`, and whether the first token is the argmax."""
     cells = []
     facts = asked(lens, task)
     value = value_neurons(lens, list(facts), task.top)
     for i, fact in enumerate(facts):
-        rng, mine = random.Random(f"interpretable:{task.seed}:{i}"), value.where(lambda frame, i=i: frame["prompt"] == i)
+        rng, mine = (
+            random.Random(f"interpretable:{task.seed}:{i}"),
+            value.where(lambda frame, i=i: frame["prompt"] == i),
+        )
         good = holds_answer(lens, mine, fact.answer)
         telling = mine.where(lambda frame, good=good: good).top(task.count)
         sets: dict[str, NeuronSet] = {
@@ -77,13 +91,24 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
         forms = sorted(surface_forms(lens, fact.answer) | {target})
         for name, chosen in (("none", None), *sets.items()):
             with lens.intervene(
-                *([Zero(replace(chosen, frame=chosen.frame.assign(prompt=-1)))] if chosen is not None and len(chosen) else [])
+                *(
+                    [Zero(replace(chosen, frame=chosen.frame.assign(prompt=-1)))]
+                    if chosen is not None and len(chosen)
+                    else []
+                )
             ):
                 p = lens.next_token_logits(fact)[0].softmax(-1)
-            draws = torch.multinomial(p.cpu(), task.samples, True, generator=torch.Generator().manual_seed(task.seed * 1000 + i))
+            draws = torch.multinomial(
+                p.cpu(),
+                task.samples,
+                True,
+                generator=torch.Generator().manual_seed(task.seed * 1000 + i),
+            )
             share = float(torch.isin(draws, torch.tensor(forms)).float().mean())
             count = 0 if chosen is None else len(chosen)
-            cells.append((i, fact.text, name, count, share, float(p[forms].sum()), int(p.argmax()) == target))
+            cells.append(
+                (i, fact.text, name, count, share, float(p[forms].sum()), int(p.argmax()) == target)
+            )
     columns = ["prompt", "text", "set", "zeroed", "sampled", "probability", "argmax"]
     return pd.DataFrame(cells, columns=columns).assign(**knowledge(lens, facts))
 
@@ -94,13 +119,25 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def interpretable_ones_matter(frame: pd.DataFrame) -> Verdict:
-    """Less than half is left without the interpretable ones, and less than without as many important others."""
+    """Less than half is left without the interpretable ones, and less than without as many
+    important others."""
     table = frame.groupby("set")[["sampled", "zeroed"]].mean()
-    told = ", ".join(f"{name} {share(table.loc[name, 'sampled'])}" for name in ("none", "interpretable", "important", "random"))
-    a, b = (frame[frame["set"] == name].set_index(["category", "prompt"])["sampled"] for name in ("important", "interpretable"))
+    told = ", ".join(
+        f"{name} {share(table.loc[name, 'sampled'])}"
+        for name in ("none", "interpretable", "important", "random")
+    )
+    a, b = (
+        frame[frame["set"] == name].set_index(["category", "prompt"])["sampled"]
+        for name in ("important", "interpretable")
+    )
     gap = difference(a, b)
-    told = f"{told} (mean {table.loc['interpretable', 'zeroed']:.0f} neurons; important − interpretable {points(gap)})"
-    return told, together([HOLDS if table.loc["interpretable", "sampled"] < 0.5 else FAILS, decided(gap)])
+    told = (
+        f"{told} (mean {table.loc['interpretable', 'zeroed']:.0f} neurons; important − "
+        f"interpretable {points(gap)})"
+    )
+    return told, together(
+        [HOLDS if table.loc["interpretable", "sampled"] < 0.5 else FAILS, decided(gap)]
+    )
 
 
 CLAIMS = (

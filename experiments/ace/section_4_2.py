@@ -1,12 +1,13 @@
-"""ACE, section 4.2: without the query neurons of a peak layer two-hop answers are lost, and the value neurons after it fall silent.
+"""ACE, section 4.2: without the query neurons of a peak layer two-hop answers are lost, and the
+value neurons after it fall silent.
 
     qv-lens run experiments/ace/section_4_2.py
     qv-lens run experiments/ace/section_4_2.py --model EleutherAI/gpt-j-6B \\
         --set facts=MQuAKE-CF-3k-v2.json
 
-The top query neurons of the two layers where they score highest are zeroed for every reader, or suppressed for the value neurons
-alone: two-hop accuracy, and activated value neurons in the layers after and in all others. Takeaway 2.
-"""
+The top query neurons of the two layers where they score highest are zeroed for every reader, or
+suppressed for the value neurons alone: two-hop accuracy, and activated value neurons in the layers
+after and in all others. Takeaway 2. """
 
 from __future__ import annotations
 
@@ -53,24 +54,31 @@ class Task:
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
-    """`condition, layer`: a row per layer with `count` activated value neurons per prompt (`interval`: half of its 95% one;
-    `original`: those of them that were so before); and what was suppressed in `suppressed`, with clean accuracy, accuracy and
-    their drop in points."""
+    """`condition, layer`: a row per layer with `count` activated value neurons per prompt
+    (`interval`: half of its 95% one;
+    `original`: those of them that were so before); and what was suppressed in `suppressed`, with
+    clean accuracy, accuracy and their drop in points."""
     chains = asked(lens, task, 2)
     table, counted = suppress(lens, chains, task.top or None)
     table = table.assign(condition=table["intervention"] + " layer " + table["layer"].astype(str))
-    table = table.rename(columns={"layer": "suppressed", "count": "neurons"}).drop(columns="intervention")
+    table = table.rename(columns={"layer": "suppressed", "count": "neurons"}).drop(
+        columns="intervention"
+    )
     return counted.merge(table, on="condition", how="left").assign(**knowledge(lens, chains))
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """A line per condition, over all prompts together where they were asked."""
     together = frame[frame["category"] == "all"]
-    return counts(together if len(together) else frame, "Activated value neurons (ACE, section 4.2)")
+    return counts(
+        together if len(together) else frame, "Activated value neurons (ACE, section 4.2)"
+    )
 
 
 def suppression_drop(frame: pd.DataFrame) -> Verdict:
-    rows = frame[(frame["category"] == "all") & frame["condition"].str.startswith("Zero")].drop_duplicates("condition")
+    rows = frame[
+        (frame["category"] == "all") & frame["condition"].str.startswith("Zero")
+    ].drop_duplicates("condition")
     right = rows["clean"] * rows["prompts_asked"]
     told = "; ".join(
         f"layer {row.suppressed:.0f} ({row.neurons:.0f} neurons): {lost(row.drop_relative * n, n)}"
@@ -91,10 +99,12 @@ def suppression_counts(frame: pd.DataFrame) -> Verdict:
         told, fallen = [], []
         for where in (clean.index[near], clean.index[~near]):
             (was, half), (is_now, other) = (
-                (f["count"][where].sum(), (f["interval"][where] ** 2).sum() ** 0.5) for f in (clean, now)
+                (f["count"][where].sum(), (f["interval"][where] ** 2).sum() ** 0.5)
+                for f in (clean, now)
             )
             told.append(
-                f"{was:.1f} ± {half:.1f} to {is_now:.1f} ± {other:.1f} ({now['original'][where].sum():.1f} of them the same)"
+                f"{was:.1f} ± {half:.1f} to {is_now:.1f} ± {other:.1f} "
+                f"({now['original'][where].sum():.1f} of them the same)"
             )
             fallen.append(1 - is_now / max(1e-9, was))
         lines.append(f"{condition}: {told[0]} in the three layers after, {told[1]} in all others")
@@ -107,14 +117,18 @@ CLAIMS = (
         source="ACE, section 4.2",
         words="zeroing the top 100 query neurons of a peak layer costs 46.2% and 61.9%",
         statistic=(
-            "share of right two-hop answers lost (ten neurons of a layer's 512 and 384; 100 of GPT-J's 16,384 would be three)"
+            "share of right two-hop answers lost (ten neurons of a layer's 512 and 384; 100 of "
+            "GPT-J's 16,384 would be three)"
         ),
         decide=suppression_drop,
         release=NO_CODE,
     ),
     Claim(
         source="ACE, section 4.2",
-        words=("activated value neurons in the layers after fall from (28, 16, 33) to (6, 4, 7), others by 12 in all"),
+        words=(
+            "activated value neurons in the layers after fall from (28, 16, 33) to (6, 4, 7), "
+            "others by 12 in all"
+        ),
         statistic="share of activated value neurons lost, three layers after against all others",
         decide=suppression_counts,
         release=NO_CODE,

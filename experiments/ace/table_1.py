@@ -4,9 +4,9 @@
     qv-lens run experiments/ace/table_1.py --model EleutherAI/gpt-j-6B \\
         --set facts=MQuAKE-CF-3k-v2.json
 
-The same rows hold Figure 5 (whole layers: `figure_5.py`), Figure 6 (heads: `figure_6.py`) and, over two-hop prompts, Figure 3
-(query layers and value neurons by layer: `figure_3.py`). Measured, nothing intervened on.
-"""
+The same rows hold Figure 5 (whole layers: `figure_5.py`), Figure 6 (heads: `figure_6.py`) and, over
+two-hop prompts, Figure 3 (query layers and value neurons by layer: `figure_3.py`). Measured,
+nothing intervened on. """
 
 from __future__ import annotations
 
@@ -31,7 +31,16 @@ from qv_lens.facts.categories import RELATED
 from qv_lens.models.lens import Lens
 from qv_lens.plots import category_heatmap
 
-CATEGORIES = ("nationality", "continent", "language", "capital", "leadership", "author", "sport", "founder")
+CATEGORIES = (
+    "nationality",
+    "continent",
+    "language",
+    "capital",
+    "leadership",
+    "author",
+    "sport",
+    "founder",
+)
 SETTINGS = {"prompts": 100}  # all that exist where there are fewer
 GRID = {"model": TOYS, "category": CATEGORIES}
 MEASURES = ("score", "interval", "rank")
@@ -62,12 +71,11 @@ class Task:
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
-    """`part, layer, head, score` (mean over the prompts), `interval` (half of its 95% interval, NaN where all prompts are alike)
-    and `rank` among layers.
+    """`part, layer, head, score` (mean over the prompts), `interval` (half of its 95% interval, NaN
+    where all prompts are alike) and `rank` among layers.
 
-    Parts: 'ffn', 'attn' (sums over neurons: Table 1), 'ffn_vector', 'attn_vector' (whole outputs: Figure 5), 'head' (Figure 6),
-    'query', 'count' (Figure 3).
-    """
+    Parts: 'ffn', 'attn' (sums over neurons: Table 1), 'ffn_vector', 'attn_vector' (whole outputs:
+    Figure 5), 'head' (Figure 6), 'query', 'count' (Figure 3)."""
     facts = asked(lens, task, task.hops)
     trace = lens.trace(list(facts))
     value = value_neurons(lens, trace, TOP)
@@ -84,7 +92,9 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     frame = by_layer.agg(["mean", "sem", "count"]).reset_index().rename(columns={"mean": "score"})
     frame = frame.assign(interval=student(frame["sem"], frame["count"]), **knowledge(lens, facts))
     frame["rank"] = frame.groupby("part")["score"].rank(ascending=False, method="first").astype(int)
-    return frame[["part", "layer", "head", "score", "interval", "rank", "prompts_asked", "prompts_known"]]
+    return frame[
+        ["part", "layer", "head", "score", "interval", "rank", "prompts_asked", "prompts_known"]
+    ]
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
@@ -93,13 +103,20 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def takeaway_1(frame: pd.DataFrame) -> Verdict:
-    """Overlap within the similar categories, less that of all other pairs; p over every choice of as many categories."""
+    """Overlap within the similar categories, less that of all other pairs; p over every choice of
+    as many categories."""
     sets = best_layers(frame, "ffn", 9)
-    pairs = {frozenset(pair): overlap(sets[pair[0]], sets[pair[1]]) for pair in itertools.combinations(sorted(sets), 2)}
+    pairs = {
+        frozenset(pair): overlap(sets[pair[0]], sets[pair[1]])
+        for pair in itertools.combinations(sorted(sets), 2)
+    }
 
     def gap(similar: frozenset[str]) -> float:
         inside = [value for pair, value in pairs.items() if pair <= similar]
-        return float(np.mean(inside) - np.mean([value for pair, value in pairs.items() if not pair <= similar]))
+        return float(
+            np.mean(inside)
+            - np.mean([value for pair, value in pairs.items() if not pair <= similar])
+        )
 
     similar = RELATED & set(sets)
     if not 1 < len(similar) < len(sets):
@@ -107,18 +124,26 @@ def takeaway_1(frame: pd.DataFrame) -> Verdict:
     gaps = [gap(frozenset(chosen)) for chosen in itertools.combinations(sorted(sets), len(similar))]
     p = float(np.mean([value >= gap(similar) - 1e-12 for value in gaps]))
     verdict = HOLDS if p < 0.05 else FAILS if gap(similar) < 0 else OPEN
-    return f"gap {gap(similar):+.2f}, p = {p:.2f} ({len(sets)} categories, {len(next(iter(sets.values())))} layers each)", verdict
+    return (
+        f"gap {gap(similar):+.2f}, p = {p:.2f} ({len(sets)} categories, "
+        f"{len(next(iter(sets.values())))} layers each)",
+        verdict,
+    )
 
 
 def attention_is_general(frame: pd.DataFrame) -> Verdict:
-    """Overlap of attention's layers less that of FFN's; the interval leaves one category out at a time (jackknife)."""
+    """Overlap of attention's layers less that of FFN's; the interval leaves one category out at a
+    time (jackknife)."""
     attn, ffn = best_layers(frame, "attn", 9), best_layers(frame, "ffn", 9)
     gap = mean_overlap(attn) - mean_overlap(ffn)
     left = [
-        mean_overlap({k: v for k, v in attn.items() if k != out}) - mean_overlap({k: v for k, v in ffn.items() if k != out})
+        mean_overlap({k: v for k, v in attn.items() if k != out})
+        - mean_overlap({k: v for k, v in ffn.items() if k != out})
         for out in attn
     ]
-    found = Estimate.around(gap, float(student(np.sqrt((len(left) - 1) * np.var(left)), len(left))), len(left))
+    found = Estimate.around(
+        gap, float(student(np.sqrt((len(left) - 1) * np.var(left)), len(left))), len(left)
+    )
     told = f"overlap of attention {mean_overlap(attn):.2f}, of FFN {mean_overlap(ffn):.2f}"
     return f"{told} (difference {gap:+.2f} {found.spread(digits=2)})", decided(found)
 
@@ -126,15 +151,24 @@ def attention_is_general(frame: pd.DataFrame) -> Verdict:
 CLAIMS = (
     Claim(
         source="ACE, Table 1, Takeaway 1",
-        words=("FFN layers of similar semantics (NN, CT, LG, CP, LS) lie close, dissimilar ones (AT, ST, CF) apart"),
-        statistic=("overlap (Jaccard) of the top layers (9 of 28), similar pairs minus all others; exact permutation p"),
+        words=(
+            "FFN layers of similar semantics (NN, CT, LG, CP, LS) lie close, dissimilar ones (AT, "
+            "ST, CF) apart"
+        ),
+        statistic=(
+            "overlap (Jaccard) of the top layers (9 of 28), similar pairs minus all others; exact "
+            "permutation p"
+        ),
         decide=takeaway_1,
         release=NO_CODE,
     ),
     Claim(
         source="ACE, Table 1",
         words="attention's top layers are the same for all knowledge (a27, a26, a7), FFN's its own",
-        statistic=("mean overlap of top layers between categories, attention minus FFN, jackknife over categories"),
+        statistic=(
+            "mean overlap of top layers between categories, attention minus FFN, jackknife over "
+            "categories"
+        ),
         decide=attention_is_general,
         release=NO_CODE,
     ),

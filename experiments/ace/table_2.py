@@ -1,5 +1,5 @@
-"""ACE, Table 2: multi-hop accuracy (any of three questions, behind worked chains of thought) by number of edits. Base is
-the column `before`: old answers on the unedited model.
+"""ACE, Table 2: multi-hop accuracy (any of three questions, behind worked chains of thought) by
+number of edits. Base is the column `before`: old answers on the unedited model.
 
     qv-lens run experiments/ace/table_2.py
     qv-lens run experiments/ace/table_2.py --model EleutherAI/gpt-j-6B \\
@@ -59,7 +59,11 @@ def above_pmet(frame: pd.DataFrame) -> Verdict:
     if not {"ACE", "PMET"} <= set(table):
         return NOT_MEASURED
     table = table.dropna(subset=["ACE", "PMET"])
-    edits = frame.drop_duplicates(table.index.names).set_index(table.index.names)["edits"].reindex(table.index)
+    edits = (
+        frame.drop_duplicates(table.index.names)
+        .set_index(table.index.names)["edits"]
+        .reindex(table.index)
+    )
     by = table.groupby(edits)[["ACE", "PMET"]].mean()
     told = ", ".join(f"{k}: {share(v['ACE'])} / {share(v['PMET'])}" for k, v in by.iterrows())
     gap = difference(table["ACE"], table["PMET"])
@@ -79,23 +83,35 @@ def tuning_fails(frame: pd.DataFrame) -> Verdict:
 
 
 def by_edits(frame: pd.DataFrame) -> Verdict:
-    """Multi-hop accuracy of cases of one edit, less that of three and four: above 0 for ROME and MEMIT, larger than ACE's."""
+    """Multi-hop accuracy of cases of one edit, less that of three and four: above 0 for ROME and
+    MEMIT, larger than ACE's."""
     table = per_case(frame, "multihop_cot", "method")
     if not {"ACE", "ROME", "MEMIT"} <= set(table):
         return NOT_MEASURED
-    edits = frame.drop_duplicates(table.index.names).set_index(table.index.names)["edits"].reindex(table.index)
+    edits = (
+        frame.drop_duplicates(table.index.names)
+        .set_index(table.index.names)["edits"]
+        .reindex(table.index)
+    )
     lines, falls = [], {}
     for method in ("ROME", "MEMIT", "ACE"):
         few, many = table.loc[edits == 1, method].dropna(), table.loc[edits >= 3, method].dropna()
         fall = falls[method] = two_samples(few, many)
-        lines.append(f"{method} {share(few.mean())} to {share(many.mean())} ({100 * fall.mean:+.1f} {fall.spread(100)} points)")
+        lines.append(
+            f"{method} {share(few.mean())} to {share(many.mean())} ({100 * fall.mean:+.1f} "
+            f"{fall.spread(100)} points)"
+        )
     mine = falls.pop("ACE")
     verdicts = [v for fall in falls.values() for v in (decided(fall), decided(minus(fall, mine)))]
-    return f"one edit to three and four: {'; '.join(lines)} ({len(few)} and {len(many)} cases)", together(verdicts)
+    return (
+        f"one edit to three and four: {'; '.join(lines)} ({len(few)} and {len(many)} cases)",
+        together(verdicts),
+    )
 
 
 def worse_on_qwen(frame: pd.DataFrame) -> Verdict:
-    """Of both models: ROME, MEMIT and PMET reach less on the second (by name: Qwen3) than on the first (GPT-J)."""
+    """Of both models: ROME, MEMIT and PMET reach less on the second (by name: Qwen3) than on the
+    first (GPT-J)."""
     lines, verdicts = [], []
     tables = [per_case(rows, "multihop_cot", "method") for _, rows in frame.groupby("model")]
     for method in ("ROME", "MEMIT", "PMET"):
@@ -103,7 +119,10 @@ def worse_on_qwen(frame: pd.DataFrame) -> Verdict:
             return NOT_MEASURED
         gptj, qwen = (table[method].dropna() for table in tables)
         gap = two_samples(qwen, gptj)
-        lines.append(f"{method} {share(gptj.mean())} and {share(qwen.mean())} ({100 * gap.mean:+.1f} {gap.spread(100)} points)")
+        lines.append(
+            f"{method} {share(gptj.mean())} and {share(qwen.mean())} ({100 * gap.mean:+.1f} "
+            f"{gap.spread(100)} points)"
+        )
         verdicts.append(decided(-gap))
     return "; ".join(lines), together(verdicts)
 

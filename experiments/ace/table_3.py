@@ -1,4 +1,5 @@
-"""ACE, Table 3: efficacy, paraphrase and specificity of single edits; both readings (_acc, _success) and generation.
+"""ACE, Table 3: efficacy, paraphrase and specificity of single edits; both readings (_acc,
+_success) and generation.
 
     qv-lens run experiments/ace/table_3.py
 

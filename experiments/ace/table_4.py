@@ -1,5 +1,6 @@
-"""ACE, Table 4: some of its layers not edited, the best-ranked first; nothing in their place. q: query layers, v: value layers.
-The paper leaves out up to 3 of GPT-J's 6 query and 2 of its 3 value layers: of the bundled models' 2 and 2, one each.
+"""ACE, Table 4: some of its layers not edited, the best-ranked first; nothing in their place. q:
+query layers, v: value layers. The paper leaves out up to 3 of GPT-J's 6 query and 2 of its 3 value
+layers: of the bundled models' 2 and 2, one each.
 
     qv-lens run experiments/ace/table_4.py
     qv-lens run experiments/ace/table_4.py --model EleutherAI/gpt-j-6B \\
@@ -47,7 +48,8 @@ GRID = {
     "seed": [0, 1, 2, 3, 4],
     "skip": ["", "q", "qq", "v", "vv"],
 }
-#: layers left out of ACE's: three of GPT-J's six query layers and all three of Qwen3-8B's, two of three and of five value layers
+#: layers left out of ACE's: three of GPT-J's six query layers and all three of Qwen3-8B's, two of
+#: three and of five value layers
 LEFT_OUT = {
     "q": {"toy-gptj": "q", "toy-qwen3": "qq", "EleutherAI/gpt-j-6B": "qqq", "Qwen/Qwen3-8B": "qqq"},
     "v": {"toy-gptj": "v", "toy-qwen3": "v", "EleutherAI/gpt-j-6B": "vv", "Qwen/Qwen3-8B": "vv"},
@@ -60,14 +62,16 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def _skips(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
-    """One model's rows with '' where nothing is left out, and the letters of as many query and value layers as in Table 4."""
+    """One model's rows with '' where nothing is left out, and the letters of as many query and
+    value layers as in Table 4."""
     model = str(frame["model"].iloc[0])
     query, value = (LEFT_OUT[letter].get(model, letter) for letter in "qv")
     return frame.assign(skip=frame["skip"].fillna("")), query, value
 
 
 def skipping(letter: str) -> Decide:
-    """What layers of a kind left out cost in multi-hop accuracy (as many as in Table 4: these decide) and efficacy."""
+    """What layers of a kind left out cost in multi-hop accuracy (as many as in Table 4: these
+    decide) and efficacy."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         frame, query, value = _skips(frame)
@@ -79,8 +83,12 @@ def skipping(letter: str) -> Decide:
             parts = []
             for letters in (name for name in table if name and set(name) == {letter}):
                 loss = difference(table[""], table[letters])
-                less = f", {100 * loss.mean / table[''].mean():.0f}% less" if loss.mean > 0 else ""  # as Table 4 counts
-                parts.append(f"without {letters} {share(table[letters].mean())} ({points(-loss)}{less})")
+                less = (
+                    f", {100 * loss.mean / table[''].mean():.0f}% less" if loss.mean > 0 else ""
+                )  # as Table 4 counts
+                parts.append(
+                    f"without {letters} {share(table[letters].mean())} ({points(-loss)}{less})"
+                )
                 verdicts[metric, letters] = decided(loss)
             lines.append(f"{metric} {share(table[''].mean())}, {', '.join(parts)}")
         return "; ".join(lines), verdicts[hops, decisive]
@@ -89,7 +97,8 @@ def skipping(letter: str) -> Decide:
 
 
 def values_matter_more(frame: pd.DataFrame) -> Verdict:
-    """Without query layers more is right than without value layers: as many as in Table 4, and all of the bundled models'."""
+    """Without query layers more is right than without value layers: as many as in Table 4, and all
+    of the bundled models'."""
     frame, query, value = _skips(frame)
     pairs = {(query, value), *([("q", "v"), ("qq", "vv")] if query != "qqq" else [])}
     told = [beats(multihop(frame), a, b, "skip")(frame) for a, b in sorted(pairs)]
@@ -97,7 +106,8 @@ def values_matter_more(frame: pd.DataFrame) -> Verdict:
 
 
 def more_sensitive(frame: pd.DataFrame) -> Verdict:
-    """Of both models: without as many layers of a kind as in Table 4 the second (by name: Qwen3) loses more than the first (GPT-J)."""
+    """Of both models: without as many layers of a kind as in Table 4 the second (by name: Qwen3)
+    loses more than the first (GPT-J)."""
     lines, verdicts, lost_by = [], [], {"query": [], "value": []}
     for _, of_model in frame.groupby("model"):
         part, *left_out = _skips(of_model)
@@ -109,8 +119,8 @@ def more_sensitive(frame: pd.DataFrame) -> Verdict:
     for kind, (gptj, qwen) in lost_by.items():
         gap = two_samples(qwen, gptj, DIFFERENCE)
         lines.append(
-            f"{kind} layers: {share(gptj.mean())} and {share(qwen.mean())} lost ({100 * gap.mean:+.1f} {gap.spread(100)} points, "
-            f"{len(gptj)} and {len(qwen)} cases)"
+            f"{kind} layers: {share(gptj.mean())} and {share(qwen.mean())} lost "
+            f"({100 * gap.mean:+.1f} {gap.spread(100)} points, {len(gptj)} and {len(qwen)} cases)"
         )
         verdicts.append(decided(gap))
     return "; ".join(lines), together(verdicts)
@@ -119,7 +129,10 @@ def more_sensitive(frame: pd.DataFrame) -> Verdict:
 CLAIMS = (
     Claim(
         source="ACE, Table 4",
-        words=("leaving out the three best of six query layers costs 16.51%, all three of Qwen3's 22.29%"),
+        words=(
+            "leaving out the three best of six query layers costs 16.51%, all three of Qwen3's "
+            "22.29%"
+        ),
         statistic=(
             "multi-hop accuracy (which decides; cloze prompts of the bundled world, MQuAKE's "
             "questions of a file) and efficacy without as many query layers as there (one of two "
@@ -131,7 +144,9 @@ CLAIMS = (
     Claim(
         source="ACE, Table 4",
         words="leaving out the two best of three (five) value layers costs 26.87% / 40.45%",
-        statistic=("the same, value layers: two of GPT-J's three and of Qwen3-8B's five, one of two here"),
+        statistic=(
+            "the same, value layers: two of GPT-J's three and of Qwen3-8B's five, one of two here"
+        ),
         decide=skipping("v"),
         release=RELEASED,
     ),
@@ -139,7 +154,8 @@ CLAIMS = (
         source="ACE, Table 4",
         words="value layers matter more than query layers",
         statistic=(
-            "multi-hop accuracy without query layers minus without value layers: as many as in Table 4, and one and two of each"
+            "multi-hop accuracy without query layers minus without value layers: as many as in "
+            "Table 4, and one and two of each"
         ),
         decide=values_matter_more,
         release=RELEASED,

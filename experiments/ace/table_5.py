@@ -1,4 +1,5 @@
-"""ACE, Table 5: FFN's and attention's importance at every token of a prompt, and what the model would say there.
+"""ACE, Table 5: FFN's and attention's importance at every token of a prompt, and what the model
+would say there.
 
     qv-lens run experiments/ace/table_5.py
     qv-lens run experiments/ace/table_5.py --model EleutherAI/gpt-j-6B \\
@@ -25,7 +26,10 @@ from qv_lens.facts.spans import Prompt
 from qv_lens.models.lens import Lens
 from qv_lens.plots import token_bars
 
-SETTINGS = {"category": "sport", "prompts": 100}  # all that exist where there are fewer; the figure shows the first
+SETTINGS = {
+    "category": "sport",
+    "prompts": 100,
+}  # all that exist where there are fewer; the figure shows the first
 GRID = {"model": TOYS, "seed": [0]}
 MEASURES = ("ffn", "attn")
 
@@ -50,15 +54,22 @@ class Task:
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
-    """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, by the layer whose output
-    adds most), `promoted`: the likeliest next tokens there, `place` ('subject', 'first behind it', 'last', 'other')."""
+    """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, by the layer
+    whose output adds most), `promoted`: the likeliest next tokens there, `place` ('subject', 'first
+    behind it', 'last', 'other')."""
     parts = []
     facts = asked(lens, task)
     for i, fact in enumerate(facts):
         frame = by_token(lens, fact)
-        promoted = [", ".join(repr(token.strip()) for token in tokens) for tokens in frame["promoted"]]
+        promoted = [
+            ", ".join(repr(token.strip()) for token in tokens) for tokens in frame["promoted"]
+        ]
         places = _places(lens.tokenize(fact)[0])
-        parts.append(frame.assign(promoted=promoted, place=places, prompt=i, text=fact.text, answer=fact.answer))
+        parts.append(
+            frame.assign(
+                promoted=promoted, place=places, prompt=i, text=fact.text, answer=fact.answer
+            )
+        )
     return pd.concat(parts, ignore_index=True).assign(**knowledge(lens, facts))
 
 
@@ -91,8 +102,14 @@ def converging_tokens(frame: pd.DataFrame) -> Verdict:
 CLAIMS = (
     Claim(
         source="ACE, Table 5",
-        words=("importance rises most where semantics converge ('plays' 0.99, 'of' 0.85), not in between"),
-        statistic=("importance behind the subject and at the last token, each minus the mean of all other tokens"),
+        words=(
+            "importance rises most where semantics converge ('plays' 0.99, 'of' 0.85), not in "
+            "between"
+        ),
+        statistic=(
+            "importance behind the subject and at the last token, each minus the mean of all other "
+            "tokens"
+        ),
         decide=converging_tokens,
         release=NO_CODE,
     ),

@@ -55,8 +55,9 @@ class Task:
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
-    """Per `prompt`, the best `top` neurons per `role` ('query', 'value', 'shared': among the 300 best of both): `layer,
-    neuron, coefficient, score, promoted, interpretable` (the answer is among the ten promoted tokens)."""
+    """Per `prompt`, the best `top` neurons per `role` ('query', 'value', 'shared': among the 300
+    best of both): `layer, neuron, coefficient, score, promoted, interpretable` (the answer is among
+    the ten promoted tokens)."""
     parts = []
     facts = asked(lens, task)
     for i, fact in enumerate(facts):
@@ -68,7 +69,10 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
             tokens = vocabulary(lens, best)
             part = tokens[["layer", "neuron", "coefficient", "score"]].assign(
                 role=role,
-                promoted=[", ".join(repr(token.strip()) for token in promoted) for promoted in tokens["promoted"]],
+                promoted=[
+                    ", ".join(repr(token.strip()) for token in promoted)
+                    for promoted in tokens["promoted"]
+                ],
                 interpretable=interpretable(lens, best, fact.answer).to_numpy(),
                 found=len(neurons),
                 prompt=i,
@@ -86,7 +90,9 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 def readable(one: str) -> Decide:
     def decide(frame: pd.DataFrame) -> Verdict:
-        table = frame.pivot_table(index="prompt", columns="role", values="interpretable", aggfunc="mean")
+        table = frame.pivot_table(
+            index="prompt", columns="role", values="interpretable", aggfunc="mean"
+        )
         gap = difference(table[one], table["query"])
         told = ", ".join(f"{role} {share(value)}" for role, value in table.mean().items())
         return f"{told} of the ten best hold the answer ({one} − query {points(gap)})", decided(gap)

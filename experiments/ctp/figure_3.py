@@ -1,4 +1,5 @@
-"""CTP, Figure 3: seconds per edit, each fact edited and timed alone (`batch_size = 1`: no search is shared).
+"""CTP, Figure 3: seconds per edit, each fact edited and timed alone (`batch_size = 1`: no search is
+shared).
 
     qv-lens run experiments/ctp/figure_3.py
 
@@ -26,7 +27,19 @@ SETTINGS = {
 GRID = {
     "model": TOYS,
     "seed": [0, 1, 2],
-    "method": ["FT", "FTL", "ROME", "RROME", "KN", "MEMIT", "PMET", "AlphaEdit", "LoRA", "EMMET", "CTP"],
+    "method": [
+        "FT",
+        "FTL",
+        "ROME",
+        "RROME",
+        "KN",
+        "MEMIT",
+        "PMET",
+        "AlphaEdit",
+        "LoRA",
+        "EMMET",
+        "CTP",
+    ],
 }
 #: editors that CTP is faster than
 SLOWER = ("MEMIT", "PMET", "AlphaEdit")
@@ -45,9 +58,14 @@ def seconds(one: str, others: tuple[str, ...], sign: int) -> Decide:
         each = alone.groupby(["seed", "case", "method"], sort=False)["seconds"].first().unstack()
         if not {one, *others} <= set(each):
             return NOT_MEASURED
-        told = "medians: " + ", ".join(f"{name} {value:.2f} s" for name, value in each.median().items())
+        told = "medians: " + ", ".join(
+            f"{name} {value:.2f} s" for name, value in each.median().items()
+        )
         gaps = {other: difference(each[other], each[one], UNBOUNDED) for other in others}
-        told += "; " + ", ".join(f"{other} − {one} {gap.mean:+.2f} {gap.spread(digits=2)} s" for other, gap in gaps.items())
+        told += "; " + ", ".join(
+            f"{other} − {one} {gap.mean:+.2f} {gap.spread(digits=2)} s"
+            for other, gap in gaps.items()
+        )
         return told, together([decided(gap if sign > 0 else -gap) for gap in gaps.values()])
 
     return decide

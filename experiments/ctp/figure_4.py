@@ -27,17 +27,23 @@ SETTINGS = {"prompts": 100}
 GRID = {
     "model": TOYS,
     "category": ["all", "sport", "capital"],
-    "score": ["mean_abs_z", "norm"],  # as CTP's code (z-scored within each layer); the gradient's own size, which compares layers
+    "score": [
+        "mean_abs_z",
+        "norm",
+    ],  # as CTP's code (z-scored within each layer); the gradient's own size, which compares layers
 }
 MEASURES = ("importance", "count")
 #: what the release does
-SCALED = "the code's z-scores are scaled within each layer, by which no layer can be far below another"
+SCALED = (
+    "the code's z-scores are scaled within each layer, by which no layer can be far below another"
+)
 
 
 @dataclass(frozen=True)
 class Task:
-    """CTP's nodes for edits of `prompts` facts, each to the answer of another fact of its relation. `score`: as
-    `transmission_paths` takes it; 'mean_abs_z' (CTP's code) is scaled within each layer, so layers compare by 'norm'."""
+    """CTP's nodes for edits of `prompts` facts, each to the answer of another fact of its relation.
+    `score`: as `transmission_paths` takes it; 'mean_abs_z' (CTP's code) is scaled within each
+    layer, so layers compare by 'norm'."""
 
     model: str
     category: str = "all"
@@ -53,21 +59,33 @@ class Task:
 
 
 def edits_of(facts: list[Fact], task: Task) -> list[EditRequest]:
-    """Each fact to another object of its relation, drawn by the seed; without those whose relation has one object alone."""
-    answers, rng = {(f.relation, f.answer) for f in pool(task.facts)}, random.Random(f"nodes:{task.seed}")
-    others = [sorted({a for r, a in answers if r == fact.relation} - {fact.answer}) for fact in facts]
+    """Each fact to another object of its relation, drawn by the seed; without those whose relation
+    has one object alone."""
+    answers, rng = (
+        {(f.relation, f.answer) for f in pool(task.facts)},
+        random.Random(f"nodes:{task.seed}"),
+    )
+    others = [
+        sorted({a for r, a in answers if r == fact.relation} - {fact.answer}) for fact in facts
+    ]
     found = [fact.to(rng.choice(other)) for fact, other in zip(facts, others, strict=True) if other]
     if not found:
-        raise ConfigError("No two of the facts share a relation and differ in their answers: there is nothing to edit them to.")
+        raise ConfigError(
+            "No two of the facts share a relation and differ in their answers: there is nothing to "
+            "edit them to."
+        )
     return found
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
-    """`layer, kind ('key', 'value'), path ('T+', 'T-', ''), importance` (mean score of the nodes) and their `count`."""
+    """`layer, kind ('key', 'value'), path ('T+', 'T-', ''), importance` (mean score of the nodes)
+    and their `count`."""
     edits = edits_of(asked(lens, task), task)
     frame = transmission_paths(lens, edits, task.top, score=task.score)
     found = frame.groupby(["layer", "kind", "path"])["score"].agg(["mean", "size"]).reset_index()
-    return found.rename(columns={"mean": "importance", "size": "count"}).assign(**knowledge(lens, [edit.fact for edit in edits]))
+    return found.rename(columns={"mean": "importance", "size": "count"}).assign(
+        **knowledge(lens, [edit.fact for edit in edits])
+    )
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
@@ -77,23 +95,38 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def nodes_by_layer(frame: pd.DataFrame) -> pd.Series:
-    """Mean importance of T+ by layer, as a share of the largest layer's, each kind of node counting the same."""
-    rows = frame[(frame["path"] == "T+") & (frame["category"] == "all") & (frame["score"] == "norm")]
+    """Mean importance of T+ by layer, as a share of the largest layer's, each kind of node counting
+    the same."""
+    rows = frame[
+        (frame["path"] == "T+") & (frame["category"] == "all") & (frame["score"] == "norm")
+    ]
     table = rows.pivot_table(index="layer", columns="kind", values="importance")
     return (table / table.max()).mean(axis=1)
 
 
 def all_layers(frame: pd.DataFrame) -> Verdict:
     shares = nodes_by_layer(frame)
-    told = f"smallest layer {shares.idxmin()} at {share(shares.min())}, largest {shares.idxmax()} at {share(shares.max())} of the largest of its kind"
+    told = (
+        f"smallest layer {shares.idxmin()} at {share(shares.min())}, largest {shares.idxmax()} at "
+        f"{share(shares.max())} of the largest of its kind"
+    )
     return told, HOLDS if shares.min() > 0.1 else FAILS
 
 
 def early_over_late(frame: pd.DataFrame) -> Verdict:
     shares = nodes_by_layer(frame)
-    edges = [round(layer * len(shares) / 32) for layer in (4, 18, 27)]  # the paper's 1 to 4, 4 to 18 and 28 to 32 of 32
-    parts = {"early": shares[: edges[0]], "middle": shares[edges[0] : edges[1]], "late": shares[edges[2] :]}
-    told = ", ".join(f"{name} ({part.index[0]} to {part.index[-1]}) {share(part.mean())}" for name, part in parts.items())
+    edges = [
+        round(layer * len(shares) / 32) for layer in (4, 18, 27)
+    ]  # the paper's 1 to 4, 4 to 18 and 28 to 32 of 32
+    parts = {
+        "early": shares[: edges[0]],
+        "middle": shares[edges[0] : edges[1]],
+        "late": shares[edges[2] :],
+    }
+    told = ", ".join(
+        f"{name} ({part.index[0]} to {part.index[-1]}) {share(part.mean())}"
+        for name, part in parts.items()
+    )
     early, middle, late = (part.mean() for part in parts.values())
     return f"{told} of the largest layer's", HOLDS if middle > early > late else FAILS
 
@@ -102,7 +135,10 @@ CLAIMS = (
     Claim(
         source="CTP, Figure 4",
         words="nodes of all layers contribute",
-        statistic=("importance of T+ (norm of the gradient, not z-scored) by layer: each above a tenth of the largest"),
+        statistic=(
+            "importance of T+ (norm of the gradient, not z-scored) by layer: each above a tenth of "
+            "the largest"
+        ),
         decide=all_layers,
         release=SCALED,
     ),

@@ -1,5 +1,6 @@
-"""CTP, Figure 5: the size of T+; one batch of 100 facts. The paper's 0 is the column `before`; its * is all nodes of a layer but
-the one of T-: --set 'editor.top=[511]' of toy-gptj, 383 of toy-qwen3, 16383 of GPT-J-6B.
+"""CTP, Figure 5: the size of T+; one batch of 100 facts. The paper's 0 is the column `before`; its
+* is all nodes of a layer but the one of T-: --set 'editor.top=[511]' of toy-gptj, 383 of toy-qwen3,
+16383 of GPT-J-6B.
 
     qv-lens run experiments/ctp/figure_5.py
 
@@ -52,7 +53,9 @@ CLAIMS = (
     Claim(
         source="CTP, Figure 5",
         words="beyond 15 nodes of T+ locality declines sharply",
-        statistic=("15 against the largest; neighbours and KnowEdit's locality, against the unedited model"),
+        statistic=(
+            "15 against the largest; neighbours and KnowEdit's locality, against the unedited model"
+        ),
         decide=curve("top", ("ctp_locality", 15, None, False)),
     ),
 )

@@ -1,4 +1,5 @@
-"""CTP, Table 1: one batch of 100 facts; efficacy (edit_success), generality, locality and their mean (ctp_score). Full-C: FTL.
+"""CTP, Table 1: one batch of 100 facts; efficacy (edit_success), generality, locality and their
+mean (ctp_score). Full-C: FTL.
 
     qv-lens run experiments/ctp/table_1.py
 

@@ -12,7 +12,17 @@ import plotly.graph_objects as go
 
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
-from experiments.decide import NOT_MEASURED, Claim, Estimate, Verdict, ahead, decided, per_case, share, together
+from experiments.decide import (
+    NOT_MEASURED,
+    Claim,
+    Estimate,
+    Verdict,
+    ahead,
+    decided,
+    per_case,
+    share,
+    together,
+)
 from experiments.models import TOYS
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]

@@ -28,14 +28,21 @@ GRID = {
     "editor.parameters": [["W_out"], ["W_in"], ["W_O"], ["W_Q"], ["W_K"], ["W_V"]],
 }
 #: what a gated FFN has besides
-MORE = {"toy-qwen3": {"editor.parameters": [["W_gate"]]}, "Qwen/Qwen3-8B": {"editor.parameters": [["W_gate"]]}}
+MORE = {
+    "toy-qwen3": {"editor.parameters": [["W_gate"]]},
+    "Qwen/Qwen3-8B": {"editor.parameters": [["W_gate"]]},
+}
 MAPPING = ("['W_in']", "['W_gate']", "['W_Q']")
 FFN = ("['W_in']", "['W_gate']", "['W_out']")
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Bars by what was varied."""
-    return bars(frame, ("model", "parameters"), "Which parameters the ensemble is taken from (KNE, Figure 2)")
+    return bars(
+        frame,
+        ("model", "parameters"),
+        "Which parameters the ensemble is taken from (KNE, Figure 2)",
+    )
 
 
 CLAIMS = (

@@ -1,4 +1,5 @@
-"""KNE, Figure B.3: 100 facts edited together, the ensemble located on some of them or on all (the paper: 200 of about 800).
+"""KNE, Figure B.3: 100 facts edited together, the ensemble located on some of them or on all (the
+paper: 200 of about 800).
 
     qv-lens run experiments/kne/figure_b3.py
     qv-lens run experiments/kne/figure_b3.py --model EleutherAI/gpt-j-6B \\
@@ -38,12 +39,14 @@ RESULTS = "kne_figureB3"
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Bars by what was varied."""
-    return bars(frame, ("model", "located"), "Facts that the ensemble is located on (KNE, Figure B.3)")
+    return bars(
+        frame, ("model", "located"), "Facts that the ensemble is located on (KNE, Figure B.3)"
+    )
 
 
 def quarter(metrics: Sequence[str], within: float | None = None) -> Decide:
-    """An ensemble located on a quarter of the facts against one located on all: better by each metric, or no further from
-    it than `within`."""
+    """An ensemble located on a quarter of the facts against one located on all: better by each
+    metric, or no further from it than `within`."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         counts = sorted(frame["located"].dropna().unique())
@@ -70,7 +73,10 @@ CLAIMS = (
     ),
     Claim(
         source="KNE, section 4.4",
-        words=("located on 200 to 300 of 800 facts edit success and portability are superior to 700 to 800"),
+        words=(
+            "located on 200 to 300 of 800 facts edit success and portability are superior to 700 to "
+            "800"
+        ),
         statistic="located on a quarter of the facts against all",
         decide=quarter(("edit_success", "portability")),
     ),

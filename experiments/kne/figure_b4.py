@@ -41,7 +41,10 @@ CLAIMS = (
         words="more parameters: better edit success and portability, worse locality",
         statistic="smallest against largest share",
         decide=curve(
-            "share", ("edit_success", None, None, True), ("portability", None, None, True), ("locality", None, None, False)
+            "share",
+            ("edit_success", None, None, True),
+            ("portability", None, None, True),
+            ("locality", None, None, False),
         ),
     ),
 )

@@ -32,7 +32,9 @@ RESULTS = "kne_figureB5"
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Bars by what was varied."""
-    return bars(frame, ("model", "batch_size"), "Facts edited and located together (KNE, Figure B.5)")
+    return bars(
+        frame, ("model", "batch_size"), "Facts edited and located together (KNE, Figure B.5)"
+    )
 
 
 CLAIMS = (
@@ -40,7 +42,12 @@ CLAIMS = (
         source="KNE, Figure B.5",
         words="larger batches: edit success and portability fall, locality rises at first",
         statistic="edit success and portability from batches of 1 to 100, locality from 1 to 5",
-        decide=curve("batch_size", ("edit_success", 1, 100, False), ("portability", 1, 100, False), ("locality", 1, 5, True)),
+        decide=curve(
+            "batch_size",
+            ("edit_success", 1, 100, False),
+            ("portability", 1, 100, False),
+            ("locality", 1, 5, True),
+        ),
     ),
     Claim(
         source="KNE, section 4.6",

@@ -1,20 +1,23 @@
 """Train the two bundled models, toy-gptj and toy-qwen3, on the bundled world.
 
     python -m experiments.toys.train toy-gptj --minutes 40 --threads 1 --lr 6e-3 --out runs/toy-gptj
-    python -m experiments.toys.train toy-qwen3 --minutes 40 --threads 1 --lr 6e-3 --out runs/toy-qwen3
+    python -m experiments.toys.train toy-qwen3 --minutes 40 --threads 1 --lr 6e-3 --out
+    runs/toy-qwen3
 
-1. A byte-level BPE tokenizer is trained so that every object that is not a person's name is one token.
-2. Documents of the world are packed into rows; attention never crosses from one document into another.
-   The loss counts the answers' tokens fully and all others at 5%.
-3. In half of the batches of short documents (37% of the steps) a part of attention is hidden while training: behind
-   a subject, only its last token can be read, and that only from layer `cut` on (`cut` drawn anew each time, up to
-   half of the layers). So a fact has to be looked up at the subject's last token in lower layers, where the papers
-   edit, as real models do.
-   The architecture is untouched: at inference nothing is hidden.
-4. Muon (hidden matrices) and AdamW (all else), learning rate warmed up, held, and brought down to 0 over the
-   last 40% of the time. Time, not steps, sets the schedule, so that a run fits the machine.
-5. A checkpoint every two minutes: starting the same command again resumes. At the end a Hugging Face folder
-   and card.json (seeds, steps, tokens, minutes, machine, versions, accuracies).
+1. A byte-level BPE tokenizer is trained so that every object that is not a person's name is one
+   token.
+2. Documents of the world are packed into rows; attention never crosses from one document into
+   another. The loss counts the answers' tokens fully and all others at 5%.
+3. In half of the batches of short documents (37% of the steps) a part of attention is hidden while
+   training: behind a subject, only its last token can be read, and that only from layer `cut` on
+   (`cut` drawn anew each time, up to half of the layers). So a fact has to be looked up at the
+   subject's last token in lower layers, where the papers edit, as real models do. The architecture
+   is untouched: at inference nothing is hidden.
+4. Muon (hidden matrices) and AdamW (all else), learning rate warmed up, held, and brought down to 0
+   over the last 40% of the time. Time, not steps, sets the schedule, so that a run fits the
+   machine.
+5. A checkpoint every two minutes: starting the same command again resumes. At the end a Hugging
+   Face folder and card.json (seeds, steps, tokens, minutes, machine, versions, accuracies).
 """
 
 from __future__ import annotations
@@ -35,7 +38,13 @@ import torch.nn.functional as F
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GPTJConfig,
+    GPTJForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import qv_lens as qv
 from qv_lens.world import generator, words
@@ -43,23 +52,57 @@ from qv_lens.world.acceptance import knowledge
 
 EOT = "<|endoftext|>"
 VOCAB = 1536
-ROWS = {"short": (48, 96, 0.74), "cot": (24, 192, 0.19), "long": (9, 512, 0.07)}  # batch, tokens, share of steps
+ROWS = {
+    "short": (48, 96, 0.74),
+    "cot": (24, 192, 0.19),
+    "long": (9, 512, 0.07),
+}  # batch, tokens, share of steps
 
 
 def train_tokenizer(world: generator.World, folder: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; objects are frequent in its corpus and become one token, names stay in pieces."""
-    lines = [f" {name}" for name in (*world.objects, *world.entities["company"], *world.entities["sport"], *world.entities)] * 400
+    """Byte-level BPE; objects are frequent in its corpus and become one token, names stay in
+    pieces."""
+    lines = [
+        f" {name}"
+        for name in (
+            *world.objects,
+            *world.entities["company"],
+            *world.entities["sport"],
+            *world.entities,
+        )
+    ] * 400
     lines += [*world.entities["country"], *world.entities["sport"], *world.entities["company"]] * 40
-    phrases = [p.replace("{}", ".") for r in words.RELATIONS for p in (*r.phrasings, *r.noun, r.label)]
+    phrases = [
+        p.replace("{}", ".") for r in words.RELATIONS for p in (*r.phrasings, *r.noun, r.label)
+    ]
     lines += [w for p in phrases for w in (p, " " + p[:1].lower() + p[1:])] * 60
-    lines += ["Question: Who\nThoughts: a.\nAnswer: b\n\nQuestion: What\nThoughts:", " is a", "? ."] * 200
+    lines += [
+        "Question: Who\nThoughts: a.\nAnswer: b\n\nQuestion: What\nThoughts:",
+        " is a",
+        "? .",
+    ] * 200
     lines += [name for pair in world.aliases.items() for name in (pair[0], *pair[1])] * 3
     lines += [name for kind in ("person", "firm", "work") for name in world.entities[kind]] * 3
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[EOT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=EOT, eos_token=EOT, unk_token=EOT, model_max_length=1024, clean_up_tokenization_spaces=False)  # fmt: skip
+    bpe.train_from_iterator(
+        lines,
+        trainers.BpeTrainer(
+            vocab_size=VOCAB,
+            special_tokens=[EOT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=EOT,
+        eos_token=EOT,
+        unk_token=EOT,
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
     tokenizer.save_pretrained(folder)
     long = [o for o in world.objects if len(tokenizer.encode(f" {o}")) != 1]
     if long:
@@ -70,15 +113,42 @@ def train_tokenizer(world: generator.World, folder: Path) -> PreTrainedTokenizer
 def new_model(name: str, vocab: int) -> GPTJForCausalLM | Qwen3ForCausalLM:
     """The architecture of each toy, randomly initialised from the global seed."""
     if name == "toy-gptj":
-        config = GPTJConfig(vocab_size=vocab, n_positions=1024, n_embd=128, n_layer=12, n_head=4, rotary_dim=16, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False)  # fmt: skip
+        config = GPTJConfig(
+            vocab_size=vocab,
+            n_positions=1024,
+            n_embd=128,
+            n_layer=12,
+            n_head=4,
+            rotary_dim=16,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+            tie_word_embeddings=False,
+        )
         return GPTJForCausalLM(config)
-    config = Qwen3Config(vocab_size=vocab, hidden_size=128, intermediate_size=384, num_hidden_layers=12, num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, rope_theta=10000.0, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False)  # fmt: skip
+    config = Qwen3Config(
+        vocab_size=vocab,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=1024,
+        rope_theta=10000.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+    )
     return Qwen3ForCausalLM(config)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of packed documents, [rows, tokens] each: token ids, loss weights, and what attention may see."""
+    """Rows of packed documents, [rows, tokens] each: token ids, loss weights, and what attention
+    may see."""
 
     ids: torch.Tensor
     weight: torch.Tensor
@@ -91,25 +161,38 @@ class Batch:
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def masks(self, hide: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Additive attention masks [rows, 1, query, key] for the layers below `cut` and from `cut` on."""
+        """Additive attention masks [rows, 1, query, key] for the layers below `cut` and from `cut`
+        on."""
         T = self.ids.shape[1]
         allowed = (self.doc[:, :, None] == self.doc[:, None, :]) & torch.ones(
             T, T, dtype=torch.bool, device=self.ids.device
         ).tril()
         low = high = allowed
         if hide:
-            behind = (self.sentence[:, :, None] == self.sentence[:, None, :]) & self.after[:, :, None]
+            behind = (self.sentence[:, :, None] == self.sentence[:, None, :]) & self.after[
+                :, :, None
+            ]
             low = allowed & ~(behind & (self.subject[:, None, :] > 0))
             high = allowed & ~(behind & (self.subject[:, None, :] == 1))
-        bias = [torch.zeros(m.shape, device=m.device).masked_fill_(~m, -1e9)[:, None] for m in (low, high)]
+        bias = [
+            torch.zeros(m.shape, device=m.device).masked_fill_(~m, -1e9)[:, None]
+            for m in (low, high)
+        ]
         return bias[0], bias[1]
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, document: generator.Document, bos: bool) -> list[list[int]]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, document: generator.Document, bos: bool
+) -> list[list[int]]:
     """Columns ids, weight (percent), sentence, subject, after; one entry per token."""
     encoding = tokenizer.backend_tokenizer.encode(generator.text(document))
     ids, spans = encoding.ids, encoding.offsets
-    weight, sentence, subject, after = [5] * len(ids), [0] * len(ids), [0] * len(ids), [0] * len(ids)
+    weight, sentence, subject, after = (
+        [5] * len(ids),
+        [0] * len(ids),
+        [0] * len(ids),
+        [0] * len(ids),
+    )
     start, t = 0, 0
     for number, piece in enumerate(document):
         stop = start + len(piece.text)
@@ -130,10 +213,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: generator.Document, bos
     return [[*c, end] for c, end in zip(columns, (0, 5, len(document), 0, 0), strict=True)]
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, world: generator.World, rng: random.Random, kind: str) -> Iterator[Batch]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, world: generator.World, rng: random.Random, kind: str
+) -> Iterator[Batch]:
     """Documents packed greedily into rows, in the order in which they are written."""
     rows, length, _ = ROWS[kind]
-    streams = [generator.cot_documents(world, rng, k) for k in ((1, 2) if kind == "cot" else (5, 8))]
+    streams = [
+        generator.cot_documents(world, rng, k) for k in ((1, 2) if kind == "cot" else (5, 8))
+    ]
     stream = [generator.documents(world, rng)] if kind == "short" else streams
     waiting: list[list[int]] | None = None
     while True:
@@ -156,8 +243,11 @@ def batches(tokenizer: PreTrainedTokenizerFast, world: generator.World, rng: ran
         yield Batch(packed[0], packed[1] / 100, packed[2], packed[3], packed[4], packed[5].bool())
 
 
-def forward(model: torch.nn.Module, ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor, cut: int) -> torch.Tensor:
-    """Logits [rows, tokens, vocab]; layers below `cut` read through mask `low`, the others through `high`."""
+def forward(
+    model: torch.nn.Module, ids: torch.Tensor, low: torch.Tensor, high: torch.Tensor, cut: int
+) -> torch.Tensor:
+    """Logits [rows, tokens, vocab]; layers below `cut` read through mask `low`, the others through
+    `high`."""
     positions = torch.arange(ids.shape[1], device=ids.device)[None].expand(ids.shape)
     if isinstance(model, GPTJForCausalLM):
         x, blocks, norm = model.transformer.wte(ids), model.transformer.h, model.transformer.ln_f
@@ -174,13 +264,17 @@ def forward(model: torch.nn.Module, ids: torch.Tensor, low: torch.Tensor, high: 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Cross-entropy of the next token inside a document, weighted."""
     weight = batch.weight[:, 1:] * (batch.doc[:, 1:] == batch.doc[:, :-1]) * (batch.doc[:, 1:] >= 0)
-    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none")
+    loss = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), batch.ids[:, 1:].flatten(), reduction="none"
+    )
     return (loss * weight.flatten()).sum() / weight.sum()
 
 
 def optimizers(model: torch.nn.Module, lr: float, decay: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings, head, gains and biases."""
-    blocks = [p for n, p in model.named_parameters() if p.ndim == 2 and (".h." in n or ".layers." in n)]
+    blocks = [
+        p for n, p in model.named_parameters() if p.ndim == 2 and (".h." in n or ".layers." in n)
+    ]
     ids = {id(p) for p in blocks}
     rest = [p for p in model.parameters() if id(p) not in ids]
     return [
@@ -190,7 +284,8 @@ def optimizers(model: torch.nn.Module, lr: float, decay: float) -> list[torch.op
 
 
 def rate(done: float) -> float:
-    """Learning-rate factor at share `done` of the time: warm-up 1%, flat, then linearly down over the last 40%."""
+    """Learning-rate factor at share `done` of the time: warm-up 1%, flat, then linearly down over
+    the last 40%."""
     return min(done / 0.01, 1.0, max(0.0, (1 - done) / 0.4))
 
 
@@ -234,7 +329,9 @@ def main() -> None:
         batch = next(streams[kind]).to(args.device)
         hide = kind == "short" and rng.random() < 0.5
         cut = rng.randint(2, model.config.num_hidden_layers // 2) if hide else 0
-        with torch.autocast(args.device, torch.bfloat16):  # the weights stay fp32; 2.1 times the speed of fp32 here
+        with torch.autocast(
+            args.device, torch.bfloat16
+        ):  # the weights stay fp32; 2.1 times the speed of fp32 here
             logits = forward(model, batch.ids, *batch.masks(hide), cut)
         loss = answer_loss(logits, batch)
         loss.backward()
@@ -251,7 +348,13 @@ def main() -> None:
         log.write(f"{step},{spent:.1f},{kind},{cut},{loss.item():.4f}\n")
         if now - saved_at > 120 or spent >= args.minutes * 60:
             log.flush()
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts], "step": step, "tokens": tokens, "spent": spent}  # fmt: skip
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in opts],
+                "step": step,
+                "tokens": tokens,
+                "spent": spent,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
             saved_at = now
@@ -263,12 +366,24 @@ def main() -> None:
         else f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads"
     )
     card = {
-        "model": args.name, "seed": args.seed, "steps": step, "tokens": tokens, "minutes": round(spent / 60, 1),
-        "lr": args.lr, "weight_decay": args.decay, "rows": ROWS, "mix": generator.MIX,
-        "parameters": sum(p.numel() for p in model.parameters()), "machine": machine,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        "model": args.name,
+        "seed": args.seed,
+        "steps": step,
+        "tokens": tokens,
+        "minutes": round(spent / 60, 1),
+        "lr": args.lr,
+        "weight_decay": args.decay,
+        "rows": ROWS,
+        "mix": generator.MIX,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "machine": machine,
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
         "accuracies": {row.measure: round(row.measured, 4) for row in knows.itertuples()},
-    }  # fmt: skip
+    }
     (args.out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 

@@ -1,12 +1,14 @@
 """What a model loses without a neuron: s = m dy/dm, gradient times activation.
 
-1. y is the log-probability of what is asked for at the prompt's end (natural log; a contrast: the difference of two).
-2. One forward and one backward pass give dy/dm of every FFN neuron at the rows' positions, in all layers at once.
-3. s = m dy/dm: to first order what y loses when the neuron is set to zero there, everything after it free to react.
+1. y is the log-probability of what is asked for at the prompt's end (natural log; a contrast: the
+   difference of two).
+2. One forward and one backward pass give dy/dm of every FFN neuron at the rows' positions, in all
+   layers at once.
+3. s = m dy/dm: to first order what y loses when the neuron is set to zero there, everything after
+   it free to react.
 
-Unlike Eq. 9, which reads a neuron's vector out where it is written, s counts what later layers make of it. Source:
-attribution patching (Nanda 2023) against zero; Molchanov et al. (2017).
-"""
+Unlike Eq. 9, which reads a neuron's vector out where it is written, s counts what later layers make
+of it. Source: attribution patching (Nanda 2023) against zero; Molchanov et al. (2017)."""
 
 from __future__ import annotations
 
@@ -37,13 +39,16 @@ def neuron_effects(
     target: Target = "answer",
     positions: Positions = "last",
 ) -> NeuronSet:
-    """FFN neurons by what the answer loses without them, in nats: a positive score supports the answer.
+    """FFN neurons by what the answer loses without them, in nats: a positive score supports the
+    answer.
 
-    `top`: how many per prompt (None: all). `over='set'` adds the prompts up. `target`: as for `value_neurons`; it is
-    read at the prompt's end (a whole answer: token by token from there). `positions`: where the neurons are taken out
-    ('all': a ranking for each token). Of a Trace only its facts are used.
-    Raises `ConfigError` for an unknown target or way to add up, or a trace of other weights, `FactError` for prompts that do
-    not tokenise.
+    `top`: how many per prompt (None: all). `over='set'` adds the prompts up.
+    `target`: as for `value_neurons`; it is read at the prompt's end (a whole answer: token by token
+    from there).
+    `positions`: where the neurons are taken out ('all': a ranking for each token). Of a Trace only
+    its facts are used.
+    Raises `ConfigError` for an unknown target or way to add up, or a trace of other weights,
+    `FactError` for prompts that do not tokenise.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -55,7 +60,10 @@ def neuron_effects(
     check_over(over)
     records = lens.traced(facts).facts if isinstance(facts, Trace) else facts
     if positions == "answer" and target != "sequence":
-        raise ConfigError("positions='answer' takes neurons at every token of the answer: it goes with target='sequence'.")
+        raise ConfigError(
+            "positions='answer' takes neurons at every token of the answer: it goes with "
+            "target='sequence'."
+        )
     task = setting(lens, records, target=target)
     trace = task.trace if positions == "last" else lens.trace(task.trace.facts, positions)
     rows = Rows(lens, trace, task.sequence)
@@ -65,14 +73,21 @@ def neuron_effects(
     by_group = torch.stack([grouped(layer, groups) for layer in scores])
     count = torch.bincount(groups).to(m.device)[:, None]
     coefficients = torch.stack([grouped(layer, groups) / count for layer in m])
-    settings = {**task.attrs, "positions": trace.positions.tolist(), "method": "gradient", "over": over}
+    settings = {
+        **task.attrs,
+        "positions": trace.positions.tolist(),
+        "method": "gradient",
+        "over": over,
+    }
     return ranked(rows, "ffn", by_group, coefficients, top, settings, over)
 
 
 def _gradients(task: Setting, trace: Trace) -> Float[Tensor, "layer row d_mlp"]:
     """dy/dm at every row of the trace."""
     prompts = len(trace.prompts)
-    return torch.cat([_one_pass(task, trace, begin) for begin in range(0, prompts, TOGETHER)], dim=1)
+    return torch.cat(
+        [_one_pass(task, trace, begin) for begin in range(0, prompts, TOGETHER)], dim=1
+    )
 
 
 def _one_pass(task: Setting, trace: Trace, begin: int) -> Float[Tensor, "layer row d_mlp"]:
@@ -82,7 +97,10 @@ def _one_pass(task: Setting, trace: Trace, begin: int) -> Float[Tensor, "layer r
     read, asked = _places(task.trace, begin)
     at, rows = _places(trace, begin)
     dtype = task.readout.U.dtype
-    leaves = [torch.zeros(len(rows), lens.d_mlp, dtype=dtype, device=lens.device) for _ in range(lens.n_layers)]
+    leaves = [
+        torch.zeros(len(rows), lens.d_mlp, dtype=dtype, device=lens.device)
+        for _ in range(lens.n_layers)
+    ]
     hooks = []
     for layer, leaf in enumerate(leaves):
         leaf.requires_grad_()
@@ -98,12 +116,15 @@ def _one_pass(task: Setting, trace: Trace, begin: int) -> Float[Tensor, "layer r
 
 
 def _places(trace: Trace, begin: int) -> tuple[tuple[Tensor, Tensor], Int[Tensor, " row"]]:
-    """Where the rows of `TOGETHER` prompts from `begin` on stand in their pass (prompt, position), and which rows they are."""
+    """Where the rows of `TOGETHER` prompts from `begin` on stand in their pass (prompt, position),
+    and which rows they are."""
     rows = ((begin <= trace.prompt) & (trace.prompt < begin + TOGETHER)).nonzero()[:, 0]
     return (trace.prompt[rows] - begin, trace.positions[rows]), rows
 
 
-def _adding(leaf: Float[Tensor, "row d_mlp"], where: tuple[Tensor, Tensor]) -> Callable[[Tensor], Tensor]:
+def _adding(
+    leaf: Float[Tensor, "row d_mlp"], where: tuple[Tensor, Tensor]
+) -> Callable[[Tensor], Tensor]:
     """A hook that adds the rows of `leaf` at their places."""
 
     def add(m: Tensor) -> Tensor:

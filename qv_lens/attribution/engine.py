@@ -1,6 +1,8 @@
-"""How much each of many vectors raises log p(token), for many prompts at once: the numerics behind every score.
+"""How much each of many vectors raises log p(token), for many prompts at once: the numerics behind
+every score.
 
-For neuron k and problem q (a prompt, with base distribution p and coefficient m_qk) the logits move by
+For neuron k and problem q (a prompt, with base distribution p and coefficient m_qk) the logits move
+by
 
     delta_j = alpha G_kj + beta b_j,   G = V U (one product for all problems),   alpha = m / sigma_k,
     beta = 1/sigma_k - 1/sigma_0 (zero unless the final norm is recomputed for every vector),
@@ -16,7 +18,8 @@ and I = delta_t - log sum_j p_j exp(delta_j).
                    e^{|alpha| rho} / (order + 1)!, rho = max_j |G_kj - g_k|; pairs above the tolerance are done exactly.
 3. `bounds`        Jensen: I <= J = delta_t - E_p[delta], from two matrix-vector products per problem.
 
-Where the logits are soft-capped (c tanh(z / c)), delta_j is what the cap leaves of it; then only `log_sums` holds.
+Where the logits are soft-capped (c tanh(z / c)), delta_j is what the cap leaves of it; then only
+`log_sums` holds.
 
 Nothing of the size problems x neurons x vocabulary is ever held; `tile_rows` sizes the tiles.
 """
@@ -33,16 +36,18 @@ from torch import Tensor
 
 from qv_lens.errors import ConfigError
 
-#: entries of a tile [neuron, vocabulary]: on a CPU what stays in its cache, on a GPU what keeps it busy
+#: entries of a tile [neuron, vocabulary]: on a CPU what stays in its cache, on a GPU what keeps it
+#: busy
 CPU_TILE, GPU_TILE = 1 << 20, 1 << 28
-#: a spread of delta over the vocabulary (and a size) up to which exp and the sum need no shift in float32
+#: a spread of delta over the vocabulary (and a size) up to which exp and the sum need no shift in
+#: float32
 SAFE = 50.0
 
 
 @dataclass(frozen=True)
 class Problems:
-    """What every neuron is scored for. `of` says which base distribution a problem starts from, `sigma_0` its divisor;
-    `z` are the base's logits before the soft `cap`, where there is one."""
+    """What every neuron is scored for. `of` says which base distribution a problem starts from,
+    `sigma_0` its divisor; `z` are the base's logits before the soft `cap`, where there is one."""
 
     U: Float[Tensor, "d_model d_vocab"]
     log_p: Float[Tensor, "base d_vocab"]
@@ -56,21 +61,30 @@ class Problems:
 
     def of_neurons(self, some: Int[Tensor, " some"]) -> Problems:
         """The same problems for some of the neurons."""
-        return replace(self, alpha=self.alpha[:, some], beta=None if self.beta is None else self.beta[:, some])
+        return replace(
+            self, alpha=self.alpha[:, some], beta=None if self.beta is None else self.beta[:, some]
+        )
 
     def reach(self, V: Float[Tensor, "neuron d_model"]) -> Float[Tensor, "problem neuron"]:
-        """What |delta_j| cannot exceed, times 2: a bound of its spread over the vocabulary (Cauchy-Schwarz, no G)."""
+        """What |delta_j| cannot exceed, times 2: a bound of its spread over the vocabulary
+        (Cauchy-Schwarz, no G)."""
         bound = self.alpha.abs() * (V.norm(dim=1) * self.U.norm(dim=0).max())
         if self.beta is not None and self.b is not None:
             bound = bound + self.beta.abs() * self.b.abs().amax(1)[self.of][:, None]
         return 2 * bound
 
-    def delta(self, V: Float[Tensor, "neuron d_model"], token: Int[Tensor, " base"]) -> Float[Tensor, "problem neuron"]:
+    def delta(
+        self, V: Float[Tensor, "neuron d_model"], token: Int[Tensor, " base"]
+    ) -> Float[Tensor, "problem neuron"]:
         """delta at one token of each problem."""
         wanted = self.alpha * (V @ self.U[:, token]).T[self.of]
         if self.beta is not None and self.b is not None:
             wanted = wanted + self.beta * self.b.gather(1, token[:, None])[self.of]
-        return wanted if self.z is None else self.capped(wanted, self.z.gather(1, token[:, None])[self.of])
+        return (
+            wanted
+            if self.z is None
+            else self.capped(wanted, self.z.gather(1, token[:, None])[self.of])
+        )
 
     def capped(self, delta: Tensor, z: Tensor) -> Tensor:
         """What the soft cap leaves of a move of the logits z."""
@@ -79,7 +93,8 @@ class Problems:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device: of a CPU, what the system says (all of it where it does not)."""
+    """Bytes that are free on the device: of a CPU, what the system says (all of it where it does
+    not)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
@@ -87,7 +102,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def tile_rows(U: Tensor, budget: int | None = None) -> int:
-    """Neurons per tile such that its two buffers [neuron, vocabulary] fit `budget` bytes (default: half of what is free).
+    """Neurons per tile such that its two buffers [neuron, vocabulary] fit `budget` bytes (default:
+    half of what is free).
 
     Raises `ConfigError` for a budget below one row.
     """
@@ -116,13 +132,25 @@ def log_sums(
             out[:, some] = log_sums(V[some], task.of_neurons(some), budget, wanted[:, some])
         return out
     rows = tile_rows(task.U, budget)
-    if wanted is None and task.cap is None and V.is_cuda and V.dtype == torch.float32 and importlib.util.find_spec("triton"):
+    if (
+        wanted is None
+        and task.cap is None
+        and V.is_cuda
+        and V.dtype == torch.float32
+        and importlib.util.find_spec("triton")
+    ):
         from qv_lens.attribution import kernel
 
         return kernel.log_sums(V, task.U, task.log_p, task.of, task.alpha, task.beta, task.b)
     out = torch.zeros_like(task.alpha)
     p = task.log_p.exp()
-    sums = _Sums(task, p, torch.mv(p, p.new_ones(p.shape[1])), V.new_empty(min(rows, len(V)), task.U.shape[1]), task.reach(V))
+    sums = _Sums(
+        task,
+        p,
+        torch.mv(p, p.new_ones(p.shape[1])),
+        V.new_empty(min(rows, len(V)), task.U.shape[1]),
+        task.reach(V),
+    )
     for i in range(0, len(V), rows):
         tile = slice(i, i + rows)
         sums.add(V[tile] @ task.U, tile, None if wanted is None else wanted[:, tile], out)
@@ -139,7 +167,9 @@ class _Sums:
     buffer: Float[Tensor, "tile d_vocab"]
     reach: Float[Tensor, "problem neuron"]
 
-    def add(self, G: Float[Tensor, "tile d_vocab"], tile: slice, wanted: Tensor | None, out: Tensor) -> None:
+    def add(
+        self, G: Float[Tensor, "tile d_vocab"], tile: slice, wanted: Tensor | None, out: Tensor
+    ) -> None:
         for q, base in enumerate(self.task.of.tolist()):
             keep = slice(None) if wanted is None else wanted[q].nonzero()[:, 0]
             part = G[keep]
@@ -173,14 +203,21 @@ class Moments:
 
 
 def log_sums_by_moments(
-    V: Float[Tensor, "neuron d_model"], task: Problems, budget: int | None = None, order: int = 4, tolerance: float = 1e-6
+    V: Float[Tensor, "neuron d_model"],
+    task: Problems,
+    budget: int | None = None,
+    order: int = 4,
+    tolerance: float = 1e-6,
 ) -> Moments:
-    """`log_sums` to `tolerance`, by moments of G under p up to an even `order`; exact where the bound says no.
+    """`log_sums` to `tolerance`, by moments of G under p up to an even `order`; exact where the
+    bound says no.
 
     Frozen divisor only. Raises `ConfigError` otherwise, or for an odd order.
     """
     if task.beta is not None:
-        raise ConfigError("method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'.")
+        raise ConfigError(
+            "method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'."
+        )
     if order < 2 or order % 2:
         raise ConfigError(f"The order of the moments must be even and at least 2, got {order}.")
     rows = tile_rows(task.U, budget)

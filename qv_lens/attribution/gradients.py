@@ -1,18 +1,21 @@
-"""Gradient attribution: KNE's neuronal ensembles, KN's integrated gradients, CTP's critical transmission paths.
+"""Gradient attribution: KNE's neuronal ensembles, KN's integrated gradients, CTP's critical
+transmission paths.
 
 KNE (section 3, Eq. 4-7)
-1. Scale a weight matrix of one layer by i/m, i = 1..m, all of it jointly, and take the gradient of sum_j P(y*_j | x, y*_<j).
-2. Attr(w_k) = w_k/m * sum_i gradient at (i/m) w, summed over the entries of neuron k: a row of the stored (Hugging Face)
-   matrix, which is a column here. Mean over the facts.
+1. Scale a weight matrix of one layer by i/m, i = 1..m, all of it jointly, and take the gradient of
+   sum_j P(y*_j | x, y*_<j).
+2. Attr(w_k) = w_k/m * sum_i gradient at (i/m) w, summed over the entries of neuron k: a row of the
+   stored (Hugging Face) matrix, which is a column here. Mean over the facts.
 3. The ensemble is what lies above one quantile over all layers and matrices (Eq. 6, 7).
 
-KN (Dai et al. 2022): the same along the activations m of one prompt, from 0 to what they are, at the last token. EasyEdit's
-rule scales what the non-linearity reads.
+KN (Dai et al. 2022): the same along the activations m of one prompt, from 0 to what they are, at
+the last token. EasyEdit's rule scales what the non-linearity reads.
 
 CTP (section 3.2, Eq. 6; scores as its code computes them)
 1. G: the gradient of the cross-entropy of the new answer with respect to W_in and W_out.
-2. A key node is neuron j's column of W_in, a value node its row of W_out; each row of G over the model's dimension is
-   z-scored over the nodes, and a node's score is the mean absolute value of its column.
+2. A key node is neuron j's column of W_in, a value node its row of W_out; each row of G over the
+   model's dimension is z-scored over the nodes, and a node's score is the mean absolute value of
+   its column.
 3. T+ are the `top` nodes of each layer and matrix, T- the `bottom` ones.
 """
 
@@ -60,31 +63,43 @@ def neuron_ensemble(
     steps: int = 20,
     together: bool = False,
 ) -> NeuronSet:
-    """KNE's ensemble: the neurons above the 1 - `share` quantile of Attr over all layers (Eq. 4-7), unit e.g. 'w_out_column'.
+    """KNE's ensemble: the neurons above the 1 - `share` quantile of Attr over all layers (Eq. 4-7),
+    unit e.g. 'w_out_column'.
 
-    `records`: an EditRequest counts with its new answer, a Fact with its answer. `parameters`: names of `Lens.parameter`.
-    `axis`: 'column' is KNE's neuron (a row of the stored matrix), 'row' KN's (W_out alone: FFN neurons). `reduce`: a
-    neuron's entries summed, or their norm. `together` scales all layers at once (`steps` passes instead of one sweep per
-    layer). Scores are probabilities, not nats. `settings["threshold"]` is t_p. The weights are scaled in passing: in a bf16
-    model the small steps round with it (up to a tenth of a score on tiny models); load in float32 for exact ones.
+    `records`: an EditRequest counts with its new answer, a Fact with its answer.
+    `parameters`: names of `Lens.parameter`.
+    `axis`: 'column' is KNE's neuron (a row of the stored matrix), 'row' KN's (W_out alone: FFN
+    neurons).
+    `reduce`: a neuron's entries summed, or their norm. `together` scales all layers at once
+    (`steps` passes instead of one sweep per layer). Scores are probabilities, not nats.
+    `settings["threshold"]` is t_p. The weights are scaled in passing: in a bf16 model the small
+    steps round with it (up to a tenth of a score on tiny models); load in float32 for exact ones.
     Raises `ConfigError` for a share outside (0, 1], an unknown parameter or axis.
     """
     if not 0 < share <= 1:
-        raise ConfigError(f"share is a fraction of the neurons, above 0 and at most 1; got {share}.")
+        raise ConfigError(
+            f"share is a fraction of the neurons, above 0 and at most 1; got {share}."
+        )
     if steps < 1:
         raise ConfigError(f"steps must be at least 1, got {steps}.")
     vectors = [name for name in parameters if not name.startswith("W_")]
     if vectors:
         raise ConfigError(
-            f"{vectors[0]!r} is no weight matrix: a neuron of KNE is a column of W_out, W_in, W_gate, W_O, W_Q, W_K or W_V."
+            f"{vectors[0]!r} is no weight matrix: a neuron of KNE is a column of W_out, W_in, "
+            "W_gate, W_O, W_Q, W_K or W_V."
         )
     if axis not in ("column", "row"):
         raise unknown("Axis", axis, ("column", "row"))
     if axis == "row" and tuple(parameters) != ("W_out",):
-        raise ConfigError("axis='row' means FFN neurons, rows of W_out: use it with parameters=('W_out',).")
+        raise ConfigError(
+            "axis='row' means FFN neurons, rows of W_out: use it with parameters=('W_out',)."
+        )
     if reduce not in ("sum", "norm"):
         raise unknown("Reduction", reduce, ("sum", "norm"))
-    facts, names = targets(records), [(layer, name) for name in parameters for layer in range(lens.n_layers)]
+    facts, names = (
+        targets(records),
+        [(layer, name) for name in parameters for layer in range(lens.n_layers)],
+    )
     sweeps = [names] if together else [[name] for name in names]
     attributed = {}
     for sweep in tqdm(sweeps, desc="neuron ensemble", unit="matrix", delay=2, leave=False):
@@ -95,40 +110,78 @@ def neuron_ensemble(
         score = along(dim=1 if axis == "row" else 0)
         unit = "ffn" if axis == "row" else f"{name.lower()}_column"
         rows.append(
-            pd.DataFrame({"prompt": -1, "unit": unit, "layer": layer, "neuron": range(len(score)), "score": score.cpu().numpy()})
+            pd.DataFrame(
+                {
+                    "prompt": -1,
+                    "unit": unit,
+                    "layer": layer,
+                    "neuron": range(len(score)),
+                    "score": score.cpu().numpy(),
+                }
+            )
         )
     frame = pd.concat(rows, ignore_index=True).assign(coefficient=float("nan"))
     threshold = float(frame["score"].quantile(1 - share))
-    kept = frame[frame["score"] >= threshold].sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
-    settings = {**lens.label, "method": "integrated gradients of weights", "share": share, "threshold": threshold}
-    settings |= {"parameters": list(parameters), "axis": axis, "reduce": reduce, "steps": steps, "together": together}
+    kept = (
+        frame[frame["score"] >= threshold]
+        .sort_values("score", ascending=False, kind="stable")
+        .reset_index(drop=True)
+    )
+    settings = {
+        **lens.label,
+        "method": "integrated gradients of weights",
+        "share": share,
+        "threshold": threshold,
+    }
+    settings |= {
+        "parameters": list(parameters),
+        "axis": axis,
+        "reduce": reduce,
+        "steps": steps,
+        "together": together,
+    }
     return NeuronSet(kept[["prompt", "unit", "layer", "neuron", "coefficient", "score"]], settings)
 
 
 def weight_attributions(
     lens: Lens, facts: Sequence[Fact], names: list[tuple[int, str]], steps: int = 20
 ) -> dict[tuple[int, str], Tensor]:
-    """w/m sum_i dP/dw at (i/m) w for every entry of the named weights, scaled together, mean over the facts (Eq. 5).
+    """w/m sum_i dP/dw at (i/m) w for every entry of the named weights, scaled together, mean over
+    the facts (Eq. 5).
 
-    The m scales run side by side as copies of the facts' rows, from the lowest named layer on: below it nothing changes.
-    """
+    The m scales run side by side as copies of the facts' rows, from the lowest named layer on:
+    below it nothing changes."""
     prompts, first = lens.tokenize(list(facts)), min(layer for layer, _ in names)
     with torch.no_grad():
-        below = lens.stream([prompt.row("answer") for prompt in prompts], first, last=[prompt.last for prompt in prompts])
+        below = lens.stream(
+            [prompt.row("answer") for prompt in prompts],
+            first,
+            last=[prompt.last for prompt in prompts],
+        )
     total, together = {name: torch.zeros(()) for name in names}, max(1, ROWS // len(prompts))
     for begin in range(0, steps, together):
-        shares = torch.arange(begin + 1, min(begin + together, steps) + 1, device=lens.device) / steps
-        leaves = zeros_like_parameters(lens, names)  # one for all copies: its gradient is the sum over them
+        shares = (
+            torch.arange(begin + 1, min(begin + together, steps) + 1, device=lens.device) / steps
+        )
+        leaves = zeros_like_parameters(
+            lens, names
+        )  # one for all copies: its gradient is the sum over them
         added: dict[tuple[int, str], Added] = {
-            name: _rescaled(lens.parameter(*name), leaf, shares.repeat_interleave(len(prompts))) for name, leaf in leaves.items()
+            name: _rescaled(lens.parameter(*name), leaf, shares.repeat_interleave(len(prompts)))
+            for name, leaf in leaves.items()
         }
         with torch.enable_grad():
             start = first, below.repeat(len(shares), 1, 1)
-            p = answer_logprobs(lens, prompts * len(shares), delta_hooks(lens, added), start=start).exp()
+            p = answer_logprobs(
+                lens, prompts * len(shares), delta_hooks(lens, added), start=start
+            ).exp()
             gradients = torch.autograd.grad(p.sum() / len(prompts), list(leaves.values()))
         for name, gradient in zip(names, gradients, strict=True):
             total[name] = total[name].to(gradient.device) + gradient
-    return {(layer, name): lens.parameter(layer, name).to(g.dtype) * g / steps for (layer, name), g in total.items()}
+    return {
+        (layer, name): lens.parameter(layer, name).to(g.dtype) * g / steps
+        for (layer, name), g in total.items()
+    }
 
 
 def _rescaled(weight: Tensor, leaf: Tensor, shares: Float[Tensor, " row"]) -> Added:
@@ -155,14 +208,15 @@ def greedy_tokens(lens: Lens, fact: Fact, count: int) -> list[int]:
 def integrated_gradients(
     lens: Lens, records: Records, top: int | None = 300, *, steps: int = 20, rule: IGRule = "paper"
 ) -> NeuronSet:
-    """KN's attribution of FFN neurons: m_k/steps sum_i dP(answer)/dm_k at (i/steps) m, at the token that predicts.
+    """KN's attribution of FFN neurons: m_k/steps sum_i dP(answer)/dm_k at (i/steps) m, at the token
+    that predicts.
 
-    Each layer is scaled alone, all its neurons jointly. An answer of several tokens is teacher forced, token by token,
-    and added up. Scores are probabilities.
+    Each layer is scaled alone, all its neurons jointly. An answer of several tokens is teacher
+    forced, token by token, and added up. Scores are probabilities.
 
-    `rule='easyedit'`: what EasyEdit runs. It scales what the non-linearity reads (not m), on a grid from 0 to 1 with both
-    ends; later tokens of an answer follow what the model itself would say, and their scores are averaged.
-    """
+    `rule='easyedit'`: what EasyEdit runs. It scales what the non-linearity reads (not m), on a grid
+    from 0 to 1 with both ends; later tokens of an answer follow what the model itself would say,
+    and their scores are averaged."""
     if steps < 1 + (rule == "easyedit"):
         raise ConfigError(f"steps must be at least {1 + (rule == 'easyedit')}, got {steps}.")
     if rule not in ("paper", "easyedit"):
@@ -176,16 +230,24 @@ def integrated_gradients(
         for fact, prompt in zip(facts, prompts, strict=True)
     ]
     rows = [(*prompts[p].ids, *forced[p][: i - prompts[p].last]) for p, i in where]
-    token = torch.tensor([prompts[p].answer[i - prompts[p].last] for p, i in where], device=lens.device)
+    token = torch.tensor(
+        [prompts[p].answer[i - prompts[p].last] for p, i in where], device=lens.device
+    )
     owner = torch.tensor([p for p, _ in where], device=lens.device)
     ends = [prompts[p].last for p, _ in where]
     last = torch.tensor([len(row) - 1 for row in rows], device=lens.device)
     whole = torch.float64
-    grid = torch.arange(1, steps + 1, dtype=whole) / steps if rule == "paper" else torch.linspace(0, 1, steps, dtype=whole)
+    grid = (
+        torch.arange(1, steps + 1, dtype=whole) / steps
+        if rule == "paper"
+        else torch.linspace(0, 1, steps, dtype=whole)
+    )
     site = lens.backend_adapter.coefficient if rule == "paper" else lens.backend_adapter.pre
     frames = []
     start: Start | None = None
-    for layer in tqdm(range(lens.n_layers), desc="integrated gradients", unit="layer", delay=2, leave=False):
+    for layer in tqdm(
+        range(lens.n_layers), desc="integrated gradients", unit="layer", delay=2, leave=False
+    ):
         with torch.no_grad():  # scaling a layer changes nothing in front of it
             stream = lens.stream(rows, layer, start=start, last=ends)
             start = layer, stream
@@ -199,15 +261,31 @@ def integrated_gradients(
         mean = torch.zeros_like(score).index_add_(0, owner, scaled) / count
         for p in range(len(facts)):
             columns = {"prompt": p, "unit": "ffn", "layer": layer, "neuron": range(lens.d_mlp)}
-            frames.append(pd.DataFrame({**columns, "coefficient": mean[p].cpu().numpy(), "score": score[p].cpu().numpy()}))
-    frame = pd.concat(frames, ignore_index=True).sort_values(["prompt", "score"], ascending=[True, False], kind="stable")
+            frames.append(
+                pd.DataFrame(
+                    {
+                        **columns,
+                        "coefficient": mean[p].cpu().numpy(),
+                        "score": score[p].cpu().numpy(),
+                    }
+                )
+            )
+    frame = pd.concat(frames, ignore_index=True).sort_values(
+        ["prompt", "score"], ascending=[True, False], kind="stable"
+    )
     settings = {"method": "integrated gradients", "steps": steps, "rule": rule}
     found = NeuronSet(frame.reset_index(drop=True), {**lens.label, **settings})
     return found if top is None else found.top(top)
 
 
 def _value_at(
-    lens: Lens, rows: Sequence[Sequence[int]], layer: int, site: str, start: Start, ends: Sequence[int], last: Tensor
+    lens: Lens,
+    rows: Sequence[Sequence[int]],
+    layer: int,
+    site: str,
+    start: Start,
+    ends: Sequence[int],
+    last: Tensor,
 ) -> Float[Tensor, "row d_mlp"]:
     """A site's value at each row's last token."""
     kept: list[Tensor] = []
@@ -216,10 +294,18 @@ def _value_at(
 
 
 def _path_gradient(
-    lens: Lens, rows: Sequence[Sequence[int]], site: str, value: Float[Tensor, "row d_mlp"], start: Start, ends: Sequence[int],
-    last: Int[Tensor, " row"], token: Int[Tensor, " row"], grid: Float[Tensor, " step"],
-) -> Float[Tensor, "row d_mlp"]:  # fmt: skip
-    """sum over the grid of dP(token)/dvalue where the site is set to a share of its value at each row's last token."""
+    lens: Lens,
+    rows: Sequence[Sequence[int]],
+    site: str,
+    value: Float[Tensor, "row d_mlp"],
+    start: Start,
+    ends: Sequence[int],
+    last: Int[Tensor, " row"],
+    token: Int[Tensor, " row"],
+    grid: Float[Tensor, " step"],
+) -> Float[Tensor, "row d_mlp"]:
+    """sum over the grid of dP(token)/dvalue where the site is set to a share of its value at each
+    row's last token."""
     layer, stream = start
     gradient = torch.zeros_like(value)
     together = max(1, ROWS // len(rows))  # steps in one pass
@@ -230,13 +316,21 @@ def _path_gradient(
         with torch.enable_grad():
             leaf = (value * shares[:, None, None]).flatten(0, 1).requires_grad_(True)
 
-            def scale(x: Tensor, leaf: Tensor = leaf, index: Tensor = index, last: Tensor = where_last) -> Tensor:
+            def scale(
+                x: Tensor, leaf: Tensor = leaf, index: Tensor = index, last: Tensor = where_last
+            ) -> Tensor:
                 out = x.clone()
                 out[index, last] = leaf.to(x.dtype)
                 return out
 
             below = stream.repeat(copies, 1, 1)
-            out = lens.stream(list(rows) * copies, lens.n_layers, [(site, scale)], (layer, below), last=list(ends) * copies)
+            out = lens.stream(
+                list(rows) * copies,
+                lens.n_layers,
+                [(site, scale)],
+                (layer, below),
+                last=list(ends) * copies,
+            )
             logits = at_least_float32(lens.read_out(out[index, where_last]))
             p = logits.softmax(-1)[index, token.repeat(copies)]
             (each,) = torch.autograd.grad(p.sum(), leaf)
@@ -256,20 +350,25 @@ def transmission_paths(
     batch_size: int = 2,
     added: Mapping[tuple[int, str], Added] | None = None,
 ) -> pd.DataFrame:
-    """CTP's packed nodes: `layer, kind ('key', 'value'), neuron, score, path ('T+', 'T-' or '')`, every node one row.
+    """CTP's packed nodes: `layer, kind ('key', 'value'), neuron, score, path ('T+', 'T-' or '')`,
+    every node one row.
 
-    `score`: 'mean_abs_z' (CTP's code), 'abs_sum' and 'sum' (Eq. 6 over the node's entries, signed), 'norm'. Behind a
-    LayerNorm (GPT-J) Eq. 6 is 0 for every value node: the stream's gradient sums to 0 over the model's dimension.
-    `paths`: 'ranks' takes the `top` and `bottom` nodes of each layer and kind; 'k_best' the nodes on the `top` paths
-    (one node per layer and kind) with the largest sum of scores, and on the `bottom` lowest. `gate`: a gated FFN's key
-    node includes its column of W_gate. `added`: deltas in force, as `delta_hooks` takes them.
-    """
+    `score`: 'mean_abs_z' (CTP's code), 'abs_sum' and 'sum' (Eq. 6 over the node's entries, signed),
+    'norm'. Behind a LayerNorm (GPT-J) Eq. 6 is 0 for every value node: the stream's gradient sums
+    to 0 over the model's dimension.
+    `paths`: 'ranks' takes the `top` and `bottom` nodes of each layer and kind; 'k_best' the nodes
+    on the `top` paths (one node per layer and kind) with the largest sum of scores, and on the
+    `bottom` lowest.
+    `gate`: a gated FFN's key node includes its column of W_gate.
+    `added`: deltas in force, as `delta_hooks` takes them."""
     if score not in NODE_SCORES:
         raise unknown("Node score", score, NODE_SCORES)
     if paths not in ("ranks", "k_best"):
         raise unknown("paths", paths, ("ranks", "k_best"))
     if not (0 < top <= lens.d_mlp and 0 <= bottom <= lens.d_mlp - top):
-        raise ConfigError(f"top={top} and bottom={bottom} must fit into the {lens.d_mlp} neurons of a layer.")
+        raise ConfigError(
+            f"top={top} and bottom={bottom} must fit into the {lens.d_mlp} neurons of a layer."
+        )
     gradients = answer_gradients(lens, targets(records), gate, batch_size, added or {})
     columns = {}
     for layer in range(lens.n_layers):
@@ -281,22 +380,41 @@ def transmission_paths(
     marks = (_by_rank if paths == "ranks" else _by_sum)(scores, top, bottom)
     frame = pd.concat(
         [
-            pd.DataFrame({"layer": layer, "kind": kind, "neuron": range(lens.d_mlp), "score": s.cpu().numpy(), "path": marks[layer, kind]})
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "kind": kind,
+                    "neuron": range(lens.d_mlp),
+                    "score": s.cpu().numpy(),
+                    "path": marks[layer, kind],
+                }
+            )
             for (layer, kind), s in scores.items()
         ],
         ignore_index=True,
-    )  # fmt: skip
-    frame.attrs.update({**lens.label, "score": score, "paths": paths, "top": top, "bottom": bottom, "gate": gate})
+    )
+    frame.attrs.update(
+        {**lens.label, "score": score, "paths": paths, "top": top, "bottom": bottom, "gate": gate}
+    )
     return frame
 
 
 def answer_gradients(
-    lens: Lens, facts: Sequence[Fact], gate: bool, batch_size: int, added: Mapping[tuple[int, str], Added]
+    lens: Lens,
+    facts: Sequence[Fact],
+    gate: bool,
+    batch_size: int,
+    added: Mapping[tuple[int, str], Added],
 ) -> dict[tuple[int, str], Tensor]:
-    """G: mini-batches' mean cross-entropy of the answers, added up, differentiated by W_in, W_out (and W_gate)."""
+    """G: mini-batches' mean cross-entropy of the answers, added up, differentiated by W_in, W_out
+    (and W_gate)."""
     if gate and not lens.backend_adapter.gated:
         raise ConfigError(f"gate=True, but the FFN of {lens.name} has no gate.")
-    names = [(layer, name) for layer in range(lens.n_layers) for name in ("W_in", "W_out", *(("W_gate",) if gate else ()))]
+    names = [
+        (layer, name)
+        for layer in range(lens.n_layers)
+        for name in ("W_in", "W_out", *(("W_gate",) if gate else ()))
+    ]
     prompts, total = lens.tokenize(list(facts)), {name: torch.zeros(()) for name in names}
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     together = max(1, TOGETHER // batch_size)  # mini-batches in one pass: a mean each
@@ -309,7 +427,9 @@ def answer_gradients(
             logp = answer_logprobs(lens, [prompt for batch in asked for prompt in batch], hooks)
             means = torch.stack([part.mean() for part in logp.split(tokens)])
             gradients = torch.autograd.grad(-means.sum(), list(zeros.values()))
-        total = {name: total[name].to(g.device) + g for name, g in zip(names, gradients, strict=True)}
+        total = {
+            name: total[name].to(g.device) + g for name, g in zip(names, gradients, strict=True)
+        }
     if not all(torch.isfinite(g).all() for g in total.values()):
         raise ConfigError("The gradient of the answers is not finite: no node can be ranked by it.")
     return total
@@ -322,14 +442,26 @@ def answer_logprobs(
     labels: Sequence[tuple[int, ...]] | None = None,
     start: Start | None = None,
 ) -> Float[Tensor, " token"]:
-    """log P(y_j | x, y_<j) of every answer token of every prompt, in one pass, in order; or of other `labels` there.
+    """log P(y_j | x, y_<j) of every answer token of every prompt, in one pass, in order; or of
+    other `labels` there.
 
     `start`: as `Lens.logits` takes it.
     """
-    logits = lens.logits([prompt.row("answer") for prompt in prompts], hooks, start, last=[prompt.last for prompt in prompts])
+    logits = lens.logits(
+        [prompt.row("answer") for prompt in prompts],
+        hooks,
+        start,
+        last=[prompt.last for prompt in prompts],
+    )
     asked = [p.answer for p in prompts] if labels is None else labels
-    where = [(i, at, t) for i, p in enumerate(prompts) for at, t in zip(p.positions("answer"), asked[i], strict=True)]
-    row, position, token = (torch.tensor(axis, device=logits.device) for axis in zip(*where, strict=True))
+    where = [
+        (i, at, t)
+        for i, p in enumerate(prompts)
+        for at, t in zip(p.positions("answer"), asked[i], strict=True)
+    ]
+    row, position, token = (
+        torch.tensor(axis, device=logits.device) for axis in zip(*where, strict=True)
+    )
     return at_least_float32(logits[row, position]).log_softmax(-1).gather(1, token[:, None])[:, 0]
 
 
@@ -349,11 +481,15 @@ def _node_scores(G: Float[Tensor, "d node"], score: NodeScore) -> Float[Tensor, 
     if score == "norm":
         return G.norm(dim=0)
     spread = G.std(dim=1, keepdim=True)
-    z = torch.where(spread == 0, 0.0, (G - G.mean(1, keepdim=True)) / torch.where(spread == 0, 1.0, spread))
+    z = torch.where(
+        spread == 0, 0.0, (G - G.mean(1, keepdim=True)) / torch.where(spread == 0, 1.0, spread)
+    )
     return z.abs().mean(0)
 
 
-def _by_rank(scores: dict[tuple[int, str], Tensor], top: int, bottom: int) -> dict[tuple[int, str], list[str]]:
+def _by_rank(
+    scores: dict[tuple[int, str], Tensor], top: int, bottom: int
+) -> dict[tuple[int, str], list[str]]:
     marks = {}
     for node, s in scores.items():
         order, names = s.argsort(descending=True).tolist(), [""] * len(s)
@@ -365,7 +501,9 @@ def _by_rank(scores: dict[tuple[int, str], Tensor], top: int, bottom: int) -> di
     return marks
 
 
-def _by_sum(scores: dict[tuple[int, str], Tensor], top: int, bottom: int) -> dict[tuple[int, str], list[str]]:
+def _by_sum(
+    scores: dict[tuple[int, str], Tensor], top: int, bottom: int
+) -> dict[tuple[int, str], list[str]]:
     marks = {node: [""] * len(s) for node, s in scores.items()}
     for mark, count, sign in (("T-", bottom, -1.0), ("T+", top, 1.0)):
         for path in _best_paths([(sign * s).tolist() for s in scores.values()], count):
@@ -375,9 +513,12 @@ def _by_sum(scores: dict[tuple[int, str], Tensor], top: int, bottom: int) -> dic
 
 
 def _best_paths(scores: list[list[float]], count: int) -> list[tuple[int, ...]]:
-    """The `count` choices of one entry per list with the largest sums: lists merged one by one, `count` sums kept."""
+    """The `count` choices of one entry per list with the largest sums: lists merged one by one,
+    `count` sums kept."""
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for s in scores:
         order = heapq.nlargest(count, range(len(s)), key=s.__getitem__)
-        best = heapq.nlargest(count, [(total + s[j], (*path, j)) for total, path in best for j in order])
+        best = heapq.nlargest(
+            count, [(total + s[j], (*path, j)) for total, path in best for j in order]
+        )
     return [path for _, path in best]

@@ -8,9 +8,8 @@ layer_vector          I of the whole output (Figures 5 and 6); telescopes over t
 head_sum              sum of I over the layer's heads
 count                 how many of the model's best neurons (FFN) or channels (attention) lie in the layer (Figure 3)
 
-I is not linear: the parts of a layer (its neurons or heads, and b_out) do not add up to I of the whole. What is missing
-is reported beside every sum, as `gap`.
-"""
+I is not linear: the parts of a layer (its neurons or heads, and b_out) do not add up to I of the
+whole. What is missing is reported beside every sum, as `gap`."""
 
 from __future__ import annotations
 
@@ -22,7 +21,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.attribution.projection import NormMode
-from qv_lens.attribution.setting import Base, Kind, Method, Over, Setting, Target, check_moments, check_over, setting
+from qv_lens.attribution.setting import (
+    Base,
+    Kind,
+    Method,
+    Over,
+    Setting,
+    Target,
+    check_moments,
+    check_over,
+    setting,
+)
 from qv_lens.attribution.value import Unit, check_top, grouped, scored
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
@@ -30,8 +39,17 @@ from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.trace import Trace
 
-How = Literal["neuron_sum", "neuron_sum_positive", "neuron_sum_top", "layer_vector", "head_sum", "count"]
-HOWS: tuple[How, ...] = ("neuron_sum", "neuron_sum_positive", "neuron_sum_top", "layer_vector", "head_sum", "count")
+How = Literal[
+    "neuron_sum", "neuron_sum_positive", "neuron_sum_top", "layer_vector", "head_sum", "count"
+]
+HOWS: tuple[How, ...] = (
+    "neuron_sum",
+    "neuron_sum_positive",
+    "neuron_sum_top",
+    "layer_vector",
+    "head_sum",
+    "count",
+)
 
 
 @torch.no_grad()
@@ -50,13 +68,16 @@ def layer_scores(
     count_top: int = 300,
     memory_budget: int | None = None,
 ) -> pd.DataFrame:
-    """Scores of layers (or heads), in nats: `prompt, kind, layer, score`, one row per prompt and layer.
+    """Scores of layers (or heads), in nats: `prompt, kind, layer, score`, one row per prompt and
+    layer.
 
-    `how`: see the module. Sums have, beside `score` (the parts), `bias` (I of b_out), `whole` (I of the layer's
-    output) and `gap` = whole - score - bias. `kind='head'` gives I of each head's vector and a column `head`.
-    `over='set'` or 'category' adds the prompts up (prompt -1). `positions='all'` (Table 5) gives a row per token, with
-    `position` and `token`. `count_top`: how many are the best ('count', 'neuron_sum_top').
-    `method`: 'exact' or 'moments'; raises `ConfigError` for the others, which do not score every neuron.
+    `how`: see the module. Sums have, beside `score` (the parts), `bias` (I of b_out), `whole` (I of
+    the layer's output) and `gap` = whole - score - bias. `kind='head'` gives I of each head's
+    vector and a column `head`. `over='set'` or 'category' adds the prompts up (prompt -1).
+    `positions='all'` (Table 5) gives a row per token, with `position` and `token`.
+    `count_top`: how many are the best ('count', 'neuron_sum_top').
+    `method`: 'exact' or 'moments'; raises `ConfigError` for the others, which do not score every
+    neuron.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -73,21 +94,41 @@ def layer_scores(
     if method not in ("exact", "moments"):
         raise ConfigError(
             f"Layer sums need the score of every neuron; method={method!r} gives "
-            f"{'the best k alone' if method == 'topk' else 'bounds, not scores'}: use 'exact' or 'moments'."
+            f"{'the best k alone' if method == 'topk' else 'bounds, not scores'}: use 'exact' or "
+            "'moments'."
         )
     check_moments(method, norm)
-    task = setting(lens, facts, norm=norm, base=base, target=target, positions=positions, memory_budget=memory_budget)
+    task = setting(
+        lens,
+        facts,
+        norm=norm,
+        base=base,
+        target=target,
+        positions=positions,
+        memory_budget=memory_budget,
+    )
     return scores_by_layer(task, kind, how, over, method, count_top)
 
 
 def scores_by_layer(
-    task: Setting, kind: Kind, how: How = "neuron_sum", over: Over = "prompt", method: Method = "exact", count_top: int = 300
+    task: Setting,
+    kind: Kind,
+    how: How = "neuron_sum",
+    over: Over = "prompt",
+    method: Method = "exact",
+    count_top: int = 300,
 ) -> pd.DataFrame:
-    """`layer_scores` of what is asked. Raises `ConfigError` for a kind and a way that do not go together."""
+    """`layer_scores` of what is asked. Raises `ConfigError` for a kind and a way that do not go
+    together."""
     if kind == "head":
         if how != "layer_vector":
-            raise ConfigError(f"Heads are scored as whole vectors: kind='head' needs how='layer_vector', not {how!r}.")
-        heads = torch.stack([grouped(layer.score, task.rows.groups(over)) for layer in scored(task, "head")])
+            raise ConfigError(
+                "Heads are scored as whole vectors: kind='head' needs how='layer_vector', not "
+                f"{how!r}."
+            )
+        heads = torch.stack(
+            [grouped(layer.score, task.rows.groups(over)) for layer in scored(task, "head")]
+        )
         return _frame(task, over, kind, how, {"score": heads})
     if how == "layer_vector":
         return _frame(task, over, kind, how, {"score": _wholes(task, kind, over)})
@@ -99,26 +140,45 @@ def scores_by_layer(
     if how in ("count", "neuron_sum_top"):
         check_top(count_top)
         scores, best = _best(task, unit, count_top, over, method)
-        return _frame(task, over, kind, how, {"score": (best if how == "count" else scores * best).sum(2)})
+        return _frame(
+            task, over, kind, how, {"score": (best if how == "count" else scores * best).sum(2)}
+        )
     return _sums(task, over, kind, how, unit, method)
 
 
-def _sums(task: Setting, over: Over, kind: Kind, how: How, unit: Unit, method: Method) -> pd.DataFrame:
+def _sums(
+    task: Setting, over: Over, kind: Kind, how: How, unit: Unit, method: Method
+) -> pd.DataFrame:
     groups = task.rows.groups(over)
     parts = [layer.score for layer in scored(task, unit, method)]
     if how == "neuron_sum_positive":
-        positive = torch.stack([grouped(part.clamp_min(0).sum(1, keepdim=True), groups)[:, 0] for part in parts])
+        positive = torch.stack(
+            [grouped(part.clamp_min(0).sum(1, keepdim=True), groups)[:, 0] for part in parts]
+        )
         return _frame(task, over, kind, how, {"score": positive})
     score = torch.stack([grouped(part.sum(1, keepdim=True), groups)[:, 0] for part in parts])
     bias = torch.zeros_like(score)
     if kind == "ffn":
-        bias = torch.stack([grouped(_bias(task, layer)[:, None], groups)[:, 0] for layer in range(task.lens.n_layers)])
+        bias = torch.stack(
+            [
+                grouped(_bias(task, layer)[:, None], groups)[:, 0]
+                for layer in range(task.lens.n_layers)
+            ]
+        )
     whole = _wholes(task, kind, over)
-    return _frame(task, over, kind, how, {"score": score, "bias": bias, "whole": whole, "gap": whole - score - bias})
+    return _frame(
+        task,
+        over,
+        kind,
+        how,
+        {"score": score, "bias": bias, "whole": whole, "gap": whole - score - bias},
+    )
 
 
 def _bias(task: Setting, layer: int) -> Float[Tensor, " row"]:
-    b_out = at_least_float32(task.lens.backend_adapter.value_bias(layer)).expand(len(task.token), -1)
+    b_out = at_least_float32(task.lens.backend_adapter.value_bias(layer)).expand(
+        len(task.token), -1
+    )
     scale = task.trace.scale_of("ffn", layer)
     return task.increase_of_vectors(layer, "ffn", b_out if scale is None else b_out * scale)
 
@@ -130,34 +190,57 @@ def _wholes(task: Setting, kind: Kind, over: Over) -> Float[Tensor, "layer group
 
 
 def _best(task: Setting, unit: Unit, top: int, over: Over, method: Method) -> tuple[Tensor, Tensor]:
-    """Scores [layer, group, unit], and a mask (0 or 1) of each group's `top` best units of the model."""
-    scores = torch.stack([grouped(layer.score, task.rows.groups(over)) for layer in scored(task, unit, method)])
+    """Scores [layer, group, unit], and a mask (0 or 1) of each group's `top` best units of the
+    model."""
+    scores = torch.stack(
+        [grouped(layer.score, task.rows.groups(over)) for layer in scored(task, unit, method)]
+    )
     layers, groups, width = scores.shape
     flat = scores.transpose(0, 1).reshape(groups, -1)
-    mask = torch.zeros_like(flat).scatter_(1, flat.topk(min(top, layers * width), dim=1).indices, 1.0)
+    mask = torch.zeros_like(flat).scatter_(
+        1, flat.topk(min(top, layers * width), dim=1).indices, 1.0
+    )
     return scores, mask.reshape(groups, layers, width).transpose(0, 1)
 
 
 def _frame(
-    task: Setting, over: Over, kind: Kind, how: How, columns: dict[str, Float[Tensor, "layer group *head"]]
+    task: Setting,
+    over: Over,
+    kind: Kind,
+    how: How,
+    columns: dict[str, Float[Tensor, "layer group *head"]],
 ) -> pd.DataFrame:
     """Tidy rows, group by group."""
     score = columns["score"]
     layers, heads = score.shape[0], score.shape[2] if score.ndim == 3 else 1
     rows = [
         {**label, "kind": kind, "layer": layer, **({"head": head} if kind == "head" else {})}
-        for label in task.rows.labels(over) for layer in range(layers) for head in range(heads)
-    ]  # fmt: skip
-    values = {name: value.transpose(0, 1).flatten().cpu().numpy() for name, value in columns.items()}
+        for label in task.rows.labels(over)
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    values = {
+        name: value.transpose(0, 1).flatten().cpu().numpy() for name, value in columns.items()
+    }
     frame = pd.DataFrame(rows).assign(**values)
     frame.attrs.update({**task.attrs, "how": how, "kind": kind, "over": over})
     return frame
 
 
 def by_token(lens: Lens, fact: Fact) -> pd.DataFrame:
-    """`position, token, ffn, attn` (nats: I of the layer whose output adds most there; ACE, Table 5) and the likeliest next
-    tokens. All layers' numbers, and sums over neurons: `layer_scores(..., positions="all")`."""
-    rows = pd.concat([layer_scores(lens, fact, kind, "layer_vector", positions="all") for kind in ("ffn", "attn")])
-    frame = rows.pivot_table(index=["position", "token"], columns="kind", values="score", aggfunc="max").reset_index()
+    """`position, token, ffn, attn` (nats: I of the layer whose output adds most there; ACE, Table
+    5) and the likeliest next tokens. All layers' numbers, and sums over neurons: `layer_scores(...,
+    positions="all")`."""
+    rows = pd.concat(
+        [
+            layer_scores(lens, fact, kind, "layer_vector", positions="all")
+            for kind in ("ffn", "attn")
+        ]
+    )
+    frame = rows.pivot_table(
+        index=["position", "token"], columns="kind", values="score", aggfunc="max"
+    ).reset_index()
     best = lens.trace(fact, "all").logits.topk(8).indices.tolist()
-    return frame[["position", "token", "ffn", "attn"]].assign(promoted=[[lens.token_label(i) for i in row] for row in best])
+    return frame[["position", "token", "ffn", "attn"]].assign(
+        promoted=[[lens.token_label(i) for i in row] for row in best]
+    )

@@ -1,14 +1,17 @@
 """Layer rankings over a set of cases: which layers hold value neurons, which hold query neurons.
 
-1. Value layers: I summed over the FFN neurons of a layer (Eq. 9) and over the prompts. Or (`by='effects'`) what the answer
-   loses without neurons: the positive gradient scores of each prompt's best neurons, summed over a layer.
-2. Query layers: the query functional (Eq. 10) on the layer's whole FFN output, for the top value neurons of each
-   prompt, summed over the prompts; layers above which no such neuron lies come last.
-3. Eq. 9 reads a neuron out where it is written, so at the subject's token it tells little of the answer, which is read at the
-   prompt's end. The effects are those of that token's neurons on that answer: they can be asked where an edit is written.
-Source: ACE, section 5, stage 1. The prompts are multi-hop questions there; facts work as well, and (`prompts='single_hop'`) the
-questions of the chains' hops, which the release's own ranking file holds.
-"""
+1. Value layers: I summed over the FFN neurons of a layer (Eq. 9) and over the prompts. Or
+   (`by='effects'`) what the answer loses without neurons: the positive gradient scores of each
+   prompt's best neurons, summed over a layer.
+2. Query layers: the query functional (Eq. 10) on the layer's whole FFN output, for the top value
+   neurons of each prompt, summed over the prompts; layers above which no such neuron lies come
+   last.
+3. Eq. 9 reads a neuron out where it is written, so at the subject's token it tells little of the
+   answer, which is read at the prompt's end. The effects are those of that token's neurons on that
+   answer: they can be asked where an edit is written.
+Source: ACE, section 5, stage 1. The prompts are multi-hop questions there; facts work as well, and
+(`prompts='single_hop'`) the questions of the chains' hops, which the release's own ranking file
+holds."""
 
 from __future__ import annotations
 
@@ -46,16 +49,20 @@ class Layers:
 
     @property
     def raising(self) -> tuple[int, ...]:
-        """Query layers with a positive score, best first: their whole output raises the value neurons (it may be none)."""
+        """Query layers with a positive score, best first: their whole output raises the value
+        neurons (it may be none)."""
         rows = self.frame[(self.frame["kind"] == "query") & (self.frame["score"] > 0)]
         return tuple(layer for layer in self.query if layer in set(rows["layer"]))
 
-    def editable(self, values: int, queries: int, first: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The best layers for an edit at the subject's last token: (value layers, query layers), each ascending.
+    def editable(
+        self, values: int, queries: int, first: int = 0
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The best layers for an edit at the subject's last token: (value layers, query layers),
+        each ascending.
 
-        Value layers lie below the model's last layer, behind whose attention nothing reads the subject. Query layers
-        lie below the highest value layer and are not value layers themselves. None lies below `first`.
-        """
+        Value layers lie below the model's last layer, behind whose attention nothing reads the
+        subject. Query layers lie below the highest value layer and are not value layers themselves.
+        None lies below `first`."""
         top = max(self.value)
         value = sorted([layer for layer in self.value if first < layer < top][:values])
         if not value:
@@ -76,11 +83,12 @@ def locate(
     top: int = 300,
     prompts: Literal["multi_hop", "single_hop"] = "multi_hop",
 ) -> Layers:
-    """Rank the layers over the cases; a `MultiHopCase` counts with its first question and its old answer, or with those of each
-    of its hops before the edit.
+    """Rank the layers over the cases; a `MultiHopCase` counts with its first question and its old
+    answer, or with those of each of its hops before the edit.
 
-    `by`: 'importance' (Eq. 9 of every neuron, read out at `position`) or 'effects' (the gradient score of neurons at
-    `position` on the answer at the prompt's end; `norm` and `base` then play no part).
+    `by`: 'importance' (Eq. 9 of every neuron, read out at `position`) or 'effects' (the gradient
+    score of neurons at `position` on the answer at the prompt's end; `norm` and `base` then play no
+    part).
     Raises `ConfigError` for no cases, or an unknown `by`.
 
     >>> import qv_lens as qv
@@ -93,7 +101,9 @@ def locate(
         raise unknown("by", by, ("importance", "effects"))
     if prompts not in ("multi_hop", "single_hop"):
         raise unknown("Prompts", prompts, ("multi_hop", "single_hop"))
-    records: list[Any] = list(cases) if isinstance(cases, Iterable) and not isinstance(cases, str) else [cases]
+    records: list[Any] = (
+        list(cases) if isinstance(cases, Iterable) and not isinstance(cases, str) else [cases]
+    )
     facts = [fact for record in records for fact in _as_facts(record, prompts)]
     if not facts:
         raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")
@@ -107,13 +117,20 @@ def locate(
     queries = query_layers(lens, trace, value, method=method)
     by_query = queries[queries["kind"] == "ffn"].groupby("layer")["score"].sum()
     frame = pd.concat(
-        [pd.DataFrame({"kind": kind, "layer": s.index, "score": s.to_numpy()}) for kind, s in (("value", by_layer), ("query", by_query))],
+        [
+            pd.DataFrame({"kind": kind, "layer": s.index, "score": s.to_numpy()})
+            for kind, s in (("value", by_layer), ("query", by_query))
+        ],
         ignore_index=True,
-    )  # fmt: skip
-    frame.attrs.update({**value.settings, "method": method, "position": position, "by": by, "prompts": len(facts)})
+    )
+    frame.attrs.update(
+        {**value.settings, "method": method, "position": position, "by": by, "prompts": len(facts)}
+    )
     # from there on a 0 says that nothing reads the layer, not that it feeds as much as it takes
     reach = int(value.frame["layer"].max())
-    return Layers(_order(by_layer), _order(by_query.where(by_query.index < reach, float("-inf"))), frame)
+    return Layers(
+        _order(by_layer), _order(by_query.where(by_query.index < reach, float("-inf"))), frame
+    )
 
 
 def _positive(lens: Lens, value: NeuronSet) -> pd.Series:
@@ -133,12 +150,16 @@ def _as_facts(record: Fact | MultiHopCase, prompts: str) -> list[Fact]:
         return [Fact("{}", record.questions[0], record.answer)]
     if not isinstance(record, Fact):
         raise ConfigError(
-            f"Layers are located over facts and chains, got {type(record).__name__}: take a case's or a request's fact."
+            f"Layers are located over facts and chains, got {type(record).__name__}: take a case's "
+            "or a request's fact."
         )
     return [record]
 
 
 def layer_counts(lens: Lens) -> tuple[int, int]:
-    """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled to the model."""
+    """Value and query layers to edit: ACE's 3 and 6 of GPT-J's 28, 5 and 3 of Qwen3-8B's 36, scaled
+    to the model."""
     of = lens.backend_adapter.ace_layers
-    return max(1, round(of[0] * lens.n_layers / of[2])), max(1, round(of[1] * lens.n_layers / of[2]))
+    return max(1, round(of[0] * lens.n_layers / of[2])), max(
+        1, round(of[1] * lens.n_layers / of[2])
+    )

@@ -1,14 +1,18 @@
-"""The preset `ace_official`: what ACE's released notebooks compute, slips included, for comparison only.
+"""The preset `ace_official`: what ACE's released notebooks compute, slips included, for comparison
+only.
 
-All of it: norm frozen with ln_f.bias left out, base mid, target the model's own argmax, last position, float32; value
-layers by whole outputs; counts of the top 300; 30 targets for queries. As released, and neither the paper's reading nor
-our default:
+All of it: norm frozen with ln_f.bias left out, base mid, target the model's own argmax, last
+position, float32; value layers by whole outputs; counts of the top 300; 30 targets for queries. As
+released, and neither the paper's reading nor our default:
 
-1. GPT-J: heads and attention neurons from out_proj.weight cut into heads without transposing it (outputs, not heads).
-2. GPT-J: query FFN neurons for the 30 best such attention neurons, at their position p, by shares whose key is a column
-   of k_proj (where the value projection's row is meant) times the gain of ln_1. No query layers.
-3. Qwen3: query layers for the 30 best value FFN neurons, by shares whose key is a column of down_proj (a value vector
-   where the subkey is meant) times the gain of post_attention_layernorm. No query neurons.
+1. GPT-J: heads and attention neurons from out_proj.weight cut into heads without transposing it
+   (outputs, not heads).
+2. GPT-J: query FFN neurons for the 30 best such attention neurons, at their position p, by shares
+   whose key is a column of k_proj (where the value projection's row is meant) times the gain of
+   ln_1. No query layers.
+3. Qwen3: query layers for the 30 best value FFN neurons, by shares whose key is a column of
+   down_proj (a value vector where the subkey is meant) times the gain of post_attention_layernorm.
+   No query neurons.
 4. Neurons' tokens from raw columns, whatever the coefficient's sign, the unembedding's bias added.
 
 Source: yjywdzh/ACE c1a425b, read; nothing of it is copied.
@@ -39,7 +43,8 @@ LABEL = "ace_official, as released"
 
 @dataclass(frozen=True)
 class Released:
-    """The notebooks' results. `query_neurons` exist for GPT-J alone, `query_layers` for Qwen3 alone."""
+    """The notebooks' results. `query_neurons` exist for GPT-J alone, `query_layers` for Qwen3
+    alone."""
 
     value_layers: pd.DataFrame
     """Whole layers by Eq. 9."""
@@ -59,27 +64,34 @@ class Released:
 
 @torch.no_grad()
 def ace_official(lens: Lens, facts: Facts) -> Released:
-    """Everything the released notebooks compute, for several prompts at once, labelled 'as released'.
+    """Everything the released notebooks compute, for several prompts at once, labelled 'as
+    released'.
 
     Raises `ConfigError` for a model that is neither GPT-J nor Qwen3: there are no other notebooks.
     """
     record = lens.backend_adapter.record
     if record is None or record.model not in NOTEBOOKS:
         raise ConfigError(
-            f"ACE's released notebooks are for GPT-J and Qwen3, and {lens.name} is neither: use qv.value_neurons and "
-            "qv.query_neurons."
+            f"ACE's released notebooks are for GPT-J and Qwen3, and {lens.name} is neither: use "
+            "qv.value_neurons and qv.query_neurons."
         )
     trace = lens.trace(facts, attention=True)
-    task = Setting(lens, trace, trace.logits.argmax(-1), Readout.of(lens, trace, "frozen", final_bias=False))
+    task = Setting(
+        lens, trace, trace.logits.argmax(-1), Readout.of(lens, trace, "frozen", final_bias=False)
+    )
     value = best_units(task, COUNTED)
     gptj = record.model == NOTEBOOKS[0]
     layers = [scores_by_layer(task, kind, "layer_vector") for kind in ("ffn", "attn")]
     heads = _heads(task) if gptj else scores_by_layer(task, "head", "layer_vector")
     return Released(
-        _labelled(pd.concat(layers, ignore_index=True), task), _labelled(scores_by_layer(task, "ffn", "count", count_top=COUNTED), task),
-        NeuronSet(value.frame, {**value.settings, "preset": LABEL}), _labelled(_tokens(lens, value.top(SHOWN)), task), _labelled(heads, task),
-        _query_neurons(task) if gptj else None, None if gptj else _labelled(_query_layers(task, value), task),
-    )  # fmt: skip
+        _labelled(pd.concat(layers, ignore_index=True), task),
+        _labelled(scores_by_layer(task, "ffn", "count", count_top=COUNTED), task),
+        NeuronSet(value.frame, {**value.settings, "preset": LABEL}),
+        _labelled(_tokens(lens, value.top(SHOWN)), task),
+        _labelled(heads, task),
+        _query_neurons(task) if gptj else None,
+        None if gptj else _labelled(_query_layers(task, value), task),
+    )
 
 
 def _labelled(frame: pd.DataFrame, task: Setting) -> pd.DataFrame:
@@ -97,8 +109,12 @@ def _heads(task: Setting) -> pd.DataFrame:
     for layer in range(task.lens.n_layers):
         z = rearrange(at_least_float32(task.trace.z[layer]), "r (h c) -> r h c", h=heads)
         w = rearrange(_untransposed(task, layer), "(h c) d -> h c d", h=heads)
-        scores = task.increase_of_many(layer, "head", einsum(z, w, "r h c, h c d -> r h d")).tolist()
-        rows += [(p, "head", layer, h, s) for p, row in enumerate(scores) for h, s in enumerate(row)]
+        scores = task.increase_of_many(
+            layer, "head", einsum(z, w, "r h c, h c d -> r h d")
+        ).tolist()
+        rows += [
+            (p, "head", layer, h, s) for p, row in enumerate(scores) for h, s in enumerate(row)
+        ]
     return pd.DataFrame(rows, columns=["prompt", "kind", "layer", "head", "score"])
 
 
@@ -108,24 +124,54 @@ def _query_neurons(task: Setting) -> NeuronSet:
     for layer in range(lens.n_layers):
         z = rearrange(values_by_head(lens, trace, layer)[1], "r h c k -> r k (h c)")
         of = torch.arange(len(z), device=z.device).repeat_interleave(z.shape[1])
-        found, _ = task.increase_of_units(layer, "attn", rearrange(z, "r k u -> (r k) u"), _untransposed(task, layer), of)
+        found, _ = task.increase_of_units(
+            layer, "attn", rearrange(z, "r k u -> (r k) u"), _untransposed(task, layer), of
+        )
         scores.append(rearrange(found, "(r k) u -> r (k u)", r=len(z)))
         m.append(rearrange(z, "r k u -> r (k u)"))
-    value = ranked(task.rows, "attn_neuron", torch.stack(scores), torch.stack(m), TARGETS, {}, last=trace.positions.tolist())
+    value = ranked(
+        task.rows,
+        "attn_neuron",
+        torch.stack(scores),
+        torch.stack(m),
+        TARGETS,
+        {},
+        last=trace.positions.tolist(),
+    )
     reader = targets_of(
-        lens, list(trace.facts), value, "share", TARGETS, key_of=lambda layer, j: lens.backend_adapter.w_qkv(layer, "K")[j]
+        lens,
+        list(trace.facts),
+        value,
+        "share",
+        TARGETS,
+        key_of=lambda layer, j: lens.backend_adapter.w_qkv(layer, "K")[j],
     )
     return queries_of(
-        lens, reader, "ffn", COUNTED, "prompt", {**task.attrs, "preset": LABEL, "method": "share", "targets": TARGETS}
+        lens,
+        reader,
+        "ffn",
+        COUNTED,
+        "prompt",
+        {**task.attrs, "preset": LABEL, "method": "share", "targets": TARGETS},
     )
 
 
 def _query_layers(task: Setting, value: NeuronSet) -> pd.DataFrame:
-    reader = targets_of(task.lens, task.trace, value, "share", TARGETS, key_of=lambda layer, j: task.lens.w_out(layer)[j])
+    reader = targets_of(
+        task.lens,
+        task.trace,
+        value,
+        "share",
+        TARGETS,
+        key_of=lambda layer, j: task.lens.w_out(layer)[j],
+    )
     return layers_of(task.lens, reader)
 
 
 def _tokens(lens: Lens, neurons: NeuronSet) -> pd.DataFrame:
     high, low = projected(lens, written(lens, neurons), SHOWN, True, torch.ones(len(neurons), 1))
-    named = {name: [[lens.token_label(i) for i in row] for row in ids.tolist()] for name, ids in (("top", high), ("bottom", low))}
+    named = {
+        name: [[lens.token_label(i) for i in row] for row in ids.tolist()]
+        for name, ids in (("top", high), ("bottom", low))
+    }
     return neurons.to_frame().assign(**named)

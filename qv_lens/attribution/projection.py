@@ -5,8 +5,9 @@
    `frozen`  sigma of the whole pass's final vector, for every y (Yu & Ananiadou 2024; the default),
    `full`    sigma of y itself (the ordinary logit lens),
    `none`    no final norm at all (ACE, Eq. 2 as printed).
-2. A neuron's projection is U^T (gain * centre(fc2_k)): a positive factor and the bias are left out, so ranks are those
-   of what it adds. A neuron with a negative coefficient promotes the other end of its list.
+2. A neuron's projection is U^T (gain * centre(fc2_k)): a positive factor and the bias are left out,
+   so ranks are those of what it adds. A neuron with a negative coefficient promotes the other end
+   of its list.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ NORM_MODES: tuple[NormMode, ...] = ("frozen", "full", "none")
 class Readout:
     """The final norm and the unembedding as one map, gain folded into `U`, in float32 or better.
 
-    The mean over the vocabulary is taken out of every row of `U` (and of `c`): it moves all logits alike, which no
-    probability sees, and would cost float32 its digits. Under a soft cap, which does not move alike, it stays.
-    """
+    The mean over the vocabulary is taken out of every row of `U` (and of `c`): it moves all logits
+    alike, which no probability sees, and would cost float32 its digits. Under a soft cap, which
+    does not move alike, it stays."""
 
     mode: NormMode
     norm: Norm
@@ -48,7 +49,8 @@ class Readout:
 
     @classmethod
     def of(cls, lens: Lens, trace: Trace, mode: NormMode, final_bias: bool = True) -> Readout:
-        """The readout of a traced batch; the published codes leave ln_f.bias out (`final_bias=False`).
+        """The readout of a traced batch; the published codes leave ln_f.bias out
+        (`final_bias=False`).
 
         Raises `ConfigError` for an unknown mode.
         """
@@ -62,7 +64,11 @@ class Readout:
         if mode == "none":
             sigma = torch.ones_like(sigma)
         else:
-            c = bias if norm.bias is None or not final_bias else bias + at_least_float32(norm.bias) @ weight
+            c = (
+                bias
+                if norm.bias is None or not final_bias
+                else bias + at_least_float32(norm.bias) @ weight
+            )
             U = weight * at_least_float32(norm.gain)[:, None]
         if cap is None:
             U, c = U - U.mean(1, keepdim=True), c - c.mean()
@@ -71,24 +77,35 @@ class Readout:
     def centre(self, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return y if self.mode == "none" else self.norm.center(y)
 
-    def scale(self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)) -> Float[Tensor, "row 1"]:
-        """sigma by which the centred vectors are divided; `rows` says which rows of the trace they belong to."""
+    def scale(
+        self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)
+    ) -> Float[Tensor, "row 1"]:
+        """sigma by which the centred vectors are divided; `rows` says which rows of the trace they
+        belong to."""
         return self.norm.scale(y) if self.mode == "full" else self.sigma[rows]
 
-    def logits(self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)) -> Float[Tensor, "row d_vocab"]:
+    def logits(
+        self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)
+    ) -> Float[Tensor, "row d_vocab"]:
         return capped(self.raw_logits(y, rows), self.cap)
 
-    def raw_logits(self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)) -> Float[Tensor, "row d_vocab"]:
+    def raw_logits(
+        self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)
+    ) -> Float[Tensor, "row d_vocab"]:
         """Before any soft cap."""
         return self.centre(y) @ self.U / self.scale(y, rows) + self.c
 
 
-def vocabulary(lens: Lens, neurons: NeuronSet, top: int = 10, *, bias: bool = False) -> pd.DataFrame:
-    """Tokens that neurons promote and suppress: the set's columns, and lists of `top` token texts, strongest first.
+def vocabulary(
+    lens: Lens, neurons: NeuronSet, top: int = 10, *, bias: bool = False
+) -> pd.DataFrame:
+    """Tokens that neurons promote and suppress: the set's columns, and lists of `top` token texts,
+    strongest first.
 
-    FFN neurons and attention channels, by the vector they write. Sign-aware: with a negative coefficient a neuron
-    promotes what its vector points away from. Rows of the vocabulary that no token uses are left out. `bias` adds the
-    unembedding's bias (GPT-J's swamps short vectors). Source: ACE, Tables 6 and 7.
+    FFN neurons and attention channels, by the vector they write. Sign-aware: with a negative
+    coefficient a neuron promotes what its vector points away from. Rows of the vocabulary that no
+    token uses are left out. `bias` adds the unembedding's bias (GPT-J's swamps short vectors).
+    Source: ACE, Tables 6 and 7.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -101,16 +118,26 @@ def vocabulary(lens: Lens, neurons: NeuronSet, top: int = 10, *, bias: bool = Fa
     warn_of_others(lens, neurons)
     frame = neurons.to_frame()
     ids = projected(lens, written(lens, neurons), top, bias, signs(frame))
-    promoted, suppressed = ([[lens.token_label(i) for i in row] for row in end.tolist()] for end in ids)
+    promoted, suppressed = (
+        [[lens.token_label(i) for i in row] for row in end.tolist()] for end in ids
+    )
     return frame.assign(promoted=list(promoted), suppressed=list(suppressed))
 
 
 def interpretable(
-    lens: Lens, neurons: NeuronSet, answer: str, top: int = 10, *, plural: bool = False, bias: bool = False
+    lens: Lens,
+    neurons: NeuronSet,
+    answer: str,
+    top: int = 10,
+    *,
+    plural: bool = False,
+    bias: bool = False,
 ) -> pd.Series:
-    """For each row of the set, whether the answer or a surface variant of it is among the `top` promoted tokens.
+    """For each row of the set, whether the answer or a surface variant of it is among the `top`
+    promoted tokens.
 
-    Variants: `surface_forms`. Use: `value.where(lambda frame: qv.interpretable(lens, value, "basketball"))`.
+    Variants: `surface_forms`. Use: `value.where(lambda frame: qv.interpretable(lens, value,
+    "basketball"))`.
     Source: ACE, section 6.4 ("associated vocabulary included the correct target token").
     """
     check_set(neurons)
@@ -118,15 +145,21 @@ def interpretable(
         raise ConfigError(f"The answer is a text, got {type(answer).__name__}: pass fact.answer.")
     wanted = surface_forms(lens, answer, plural=plural)
     promoted, _ = projected(lens, written(lens, neurons), top, bias, signs(neurons.frame))
-    return pd.Series([not wanted.isdisjoint(row) for row in promoted.tolist()], index=neurons.frame.index, dtype=bool)
+    return pd.Series(
+        [not wanted.isdisjoint(row) for row in promoted.tolist()],
+        index=neurons.frame.index,
+        dtype=bool,
+    )
 
 
 def surface_forms(lens: Lens, answer: str, *, plural: bool = False) -> set[int]:
-    """An answer's own first token, and its forms that are single tokens: other case, with and without a leading space, `plural`
-    also with an s."""
+    """An answer's own first token, and its forms that are single tokens: other case, with and
+    without a leading space, `plural` also with an s."""
     words = {answer, answer.lower(), answer.upper(), answer.capitalize()}
     words |= {f"{word}s" for word in words} if plural else set()
-    before = "。" if unspaced(answer[:1]) else "The"  # where an answer of its script follows a blank, and where it does not
+    before = (
+        "。" if unspaced(answer[:1]) else "The"
+    )  # where an answer of its script follows a blank, and where it does not
     wanted = {lens.answer_ids(before, answer)[0]}
     for text in [spaced for word in words for spaced in (word, f" {word}")]:
         ids = lens.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -140,23 +173,36 @@ def signs(frame: pd.DataFrame) -> Float[Tensor, "neuron 1"]:
 
 
 def written(lens: Lens, neurons: NeuronSet) -> Float[Tensor, "neuron d_model"]:
-    """The vector that each row's unit writes per unit of its coefficient. Raises `ConfigError` for heads and columns."""
+    """The vector that each row's unit writes per unit of its coefficient. Raises `ConfigError` for
+    heads and columns."""
     if neurons.unit not in ("ffn", "attn_channel", "attn_neuron"):
-        raise ConfigError(f"A vocabulary projection needs units that write one vector, not {neurons.unit!r}.")
-    out = torch.empty(len(neurons), lens.d_model, dtype=at_least_float32(lens.w_out(0)).dtype, device=lens.device)
+        raise ConfigError(
+            f"A vocabulary projection needs units that write one vector, not {neurons.unit!r}."
+        )
+    out = torch.empty(
+        len(neurons), lens.d_model, dtype=at_least_float32(lens.w_out(0)).dtype, device=lens.device
+    )
     for layer, rows in neurons.frame.reset_index(drop=True).groupby("layer"):
-        weight = lens.backend_adapter.value_vectors(lens.check_layer(layer), "ffn" if neurons.unit == "ffn" else "attn")
+        weight = lens.backend_adapter.value_vectors(
+            lens.check_layer(layer), "ffn" if neurons.unit == "ffn" else "attn"
+        )
         index = torch.tensor(rows["neuron"].to_numpy())
         if not 0 <= int(index.min()) <= int(index.max()) < len(weight):
             raise ConfigError(
-                f"Layer {layer} has units 0 to {len(weight) - 1}; the set names {int(index.min())} to {int(index.max())}."
+                f"Layer {layer} has units 0 to {len(weight) - 1}; the set names {int(index.min())} "
+                f"to {int(index.max())}."
             )
         out[torch.tensor(rows.index.to_numpy())] = at_least_float32(weight[index])
     return out
 
 
 def projected(
-    lens: Lens, vectors: Float[Tensor, "neuron d_model"], top: int, bias: bool, sign: Float[Tensor, "neuron 1"], tile: int = 64
+    lens: Lens,
+    vectors: Float[Tensor, "neuron d_model"],
+    top: int,
+    bias: bool,
+    sign: Float[Tensor, "neuron 1"],
+    tile: int = 64,
 ) -> tuple[Int[Tensor, "neuron top"], Int[Tensor, "neuron top"]]:
     """The `top` highest and lowest tokens of U^T (gain * centre(v)), times the sign."""
     norm = lens.backend_adapter.norm(None)
@@ -165,7 +211,12 @@ def projected(
     for i in range(0, len(vectors), tile):
         logits = norm.center(vectors[i : i + tile]) @ U + (b if bias else 0)
         logits = logits * sign[i : i + tile].to(logits)
-        ends.append([logits.topk(min(top, logits.shape[1]), dim=1, largest=largest).indices for largest in (True, False)])
+        ends.append(
+            [
+                logits.topk(min(top, logits.shape[1]), dim=1, largest=largest).indices
+                for largest in (True, False)
+            ]
+        )
     if not ends:
         return torch.empty(0, top, dtype=torch.long), torch.empty(0, top, dtype=torch.long)
     return torch.cat([high for high, _ in ends]), torch.cat([low for _, low in ends])

@@ -1,7 +1,9 @@
-"""Query importance (ACE, Eq. 10): which lower units activate the value neurons, and the graph of who feeds whom.
+"""Query importance (ACE, Eq. 10): which lower units activate the value neurons, and the graph of
+who feeds whom.
 
-1. Take the top K value neurons j of each prompt, with importance I_j and coefficient m_j: FFN neurons, read at the
-   prompt's last token, or attention neurons (head, channel, position p), read at p with the attention weight held.
+1. Take the top K value neurons j of each prompt, with importance I_j and coefficient m_j: FFN
+   neurons, read at the prompt's last token, or attention neurons (head, channel, position p), read
+   at p with the attention weight held.
 2. A query unit q of a lower layer writes v_q (m_q fc2_q, a channel, a head) into the stream h that j reads. Its score
    adds up, over j, what v_q does to m_j, weighted by I_j. Three readings:
    `grad`           sum_j (I_j / m_j) v_q . grad m_j(h): first order through the norm and the gate (default),
@@ -10,9 +12,10 @@
    subkey_j is row j of fc1; of a gated FFN its linearisation s'(z_g) z_u g_j + s(z_g) u_j for `share`, its gate row
    for `inner_product`; of an attention neuron the row of W_V.
    All are linear in v_q, so one vector per layer and row, summed over the layers above, scores everything below.
-3. h is the stream after attention for an FFN (in GPT-J the stream before it, which its FFN reads), the stream before
-   attention for an attention neuron.
-4. Layers: the same functional on whole outputs A^l and F^l (`query_layers`), the embedding apart (layer -1).
+3. h is the stream after attention for an FFN (in GPT-J the stream before it, which its FFN reads),
+   the stream before attention for an attention neuron.
+4. Layers: the same functional on whole outputs A^l and F^l (`query_layers`), the embedding apart
+   (layer -1).
 5. Graph: the terms of the sum, one edge per pair (`qv_graph`).
 """
 
@@ -42,7 +45,8 @@ METHODS: tuple[Method, ...] = ("grad", "share", "inner_product")
 Subkey = Literal["linear", "gate", "up"]
 #: (layer, neurons) -> a vector each
 KeyOf = Callable[[int, Tensor], Tensor]
-#: a value neuron whose coefficient, or whose share's denominator, is smaller than this has no defined weight
+#: a value neuron whose coefficient, or whose share's denominator, is smaller than this has no
+#: defined weight
 SMALL = 1e-6
 
 
@@ -60,13 +64,15 @@ def query_neurons(
     subkey: Subkey | None = None,
     positions: Positions = "last",
 ) -> NeuronSet:
-    """The `top` query units for the `targets` best value neurons of each prompt; `top=None` keeps all.
+    """The `top` query units for the `targets` best value neurons of each prompt; `top=None` keeps
+    all.
 
-    `value` is what `value_neurons` gave for the same facts (rows of prompt -1 count for every prompt): FFN neurons, or
-    attention neurons (`unit='attn_neuron'`), whose query units have a `position`, that which they read. `unit`: what
-    may be a query, 'ffn', 'attn_channel' or 'head' (FFN targets also take 'attn_neuron', 'head_position').
-    `over` ranks by the sum over a set or category. `subkey`: for a gated FFN, 'linear' (share's default), 'gate'
-    (inner_product's) or 'up'. Scores are in nats for `grad` and `share`.
+    `value` is what `value_neurons` gave for the same facts (rows of prompt -1 count for every
+    prompt): FFN neurons, or attention neurons (`unit='attn_neuron'`), whose query units have a
+    `position`, that which they read. `unit`: what may be a query, 'ffn', 'attn_channel' or 'head'
+    (FFN targets also take 'attn_neuron', 'head_position'). `over` ranks by the sum over a set or
+    category. `subkey`: for a gated FFN, 'linear' (share's default), 'gate' (inner_product's) or
+    'up'. Scores are in nats for `grad` and `share`.
     Raises `ConfigError` if a prompt has no value neurons, or for an unknown option.
 
     >>> import qv_lens as qv
@@ -78,12 +84,16 @@ def query_neurons(
     """
     check_over(over)
     check_top(top)
-    reader = targets_of(lens, facts, value, method, targets, subkey, positions, attention=unit in AT_POSITIONS)
+    reader = targets_of(
+        lens, facts, value, method, targets, subkey, positions, attention=unit in AT_POSITIONS
+    )
     settings = {**_settings(lens, method, targets, value), "over": over, "unit": unit}
     return queries_of(lens, reader, unit, top, over, settings)
 
 
-def queries_of(lens: Lens, reader: Reader, unit: Unit, top: int | None, over: Over, settings: dict[str, Any]) -> NeuronSet:
+def queries_of(
+    lens: Lens, reader: Reader, unit: Unit, top: int | None, over: Over, settings: dict[str, Any]
+) -> NeuronSet:
     """The units below the reader's targets, scored by its keys and ranked."""
     trace, below = reader.trace, reader.below("ffn" if unit == "ffn" else "attn")
     scores, m = [], []
@@ -98,10 +108,19 @@ def queries_of(lens: Lens, reader: Reader, unit: Unit, top: int | None, over: Ov
     if reader.attention:
         if over != "prompt" or unit in AT_POSITIONS:
             raise ConfigError(
-                "Queries of attention neurons have a position: use over='prompt' and unit 'ffn', 'attn_channel' or 'head'."
+                "Queries of attention neurons have a position: use over='prompt' and unit 'ffn', "
+                "'attn_channel' or 'head'."
             )
         last = [prompt.last for prompt in trace.prompts]
-        return ranked(Rows(lens, trace), unit, _by_prompt(trace, scores), _by_prompt(trace, m), top, settings, last=last)
+        return ranked(
+            Rows(lens, trace),
+            unit,
+            _by_prompt(trace, scores),
+            _by_prompt(trace, m),
+            top,
+            settings,
+            last=last,
+        )
     groups = Rows(lens, trace).groups(over)
     sizes = torch.bincount(groups)[:, None].to(m[0])
     totals, means = (torch.stack([grouped(x, groups) for x in parts]) for parts in (scores, m))
@@ -120,7 +139,8 @@ def query_layers(
     subkey: Subkey | None = None,
     positions: Positions = "last",
 ) -> pd.DataFrame:
-    """Query scores of whole outputs: `prompt, kind ('ffn', 'attn', 'embed'), layer, score`; the embedding is layer -1.
+    """Query scores of whole outputs: `prompt, kind ('ffn', 'attn', 'embed'), layer, score`; the
+    embedding is layer -1.
 
     For attention neurons as targets the positions that they read are added up.
     """
@@ -132,20 +152,29 @@ def query_layers(
 def layers_of(lens: Lens, reader: Reader) -> pd.DataFrame:
     """The functional on whole outputs, per prompt."""
     trace, rows = reader.trace, []
-    outputs = [(kind, output, reader.below(kind)) for kind, output in (("ffn", trace.ffn), ("attn", trace.attn))]
+    outputs = [
+        (kind, output, reader.below(kind))
+        for kind, output in (("ffn", trace.ffn), ("attn", trace.attn))
+    ]
     for layer in range(lens.n_layers):
         for kind, output, below in outputs:
             scores = (at_least_float32(output[layer]) * below[layer]).sum(1, keepdim=True)
-            rows += [(p, kind, layer, s) for p, s in enumerate(grouped(scores, trace.prompt)[:, 0].tolist())]
+            rows += [
+                (p, kind, layer, s)
+                for p, s in enumerate(grouped(scores, trace.prompt)[:, 0].tolist())
+            ]
     whole = reader.own["ffn"].sum(0) + reader.own["attn"].sum(0)
-    embedding = grouped((at_least_float32(trace.resid[0]) * whole).sum(1, keepdim=True), trace.prompt)[:, 0]
+    embedding = grouped(
+        (at_least_float32(trace.resid[0]) * whole).sum(1, keepdim=True), trace.prompt
+    )[:, 0]
     rows += [(p, "embed", -1, s) for p, s in enumerate(embedding.tolist())]
     return pd.DataFrame(rows, columns=["prompt", "kind", "layer", "score"])
 
 
 class Graph(NamedTuple):
-    """The Q-V graph. `nodes`: prompt, id, layer, neuron, role ('value', 'query', 'shared'), value_score, query_score,
-    coefficient. `edges`: prompt, source, target, source_layer, target_layer, weight (nats)."""
+    """The Q-V graph. `nodes`: prompt, id, layer, neuron, role ('value', 'query', 'shared'),
+    value_score, query_score, coefficient. `edges`: prompt, source, target, source_layer,
+    target_layer, weight (nats)."""
 
     nodes: pd.DataFrame
     edges: pd.DataFrame
@@ -163,7 +192,8 @@ def qv_graph(
     subkey: Subkey | None = None,
     positions: Positions = "last",
 ) -> Graph:
-    """Which query FFN neuron feeds which value FFN neuron: the terms of Eq. 10's sum, prompt by prompt.
+    """Which query FFN neuron feeds which value FFN neuron: the terms of Eq. 10's sum, prompt by
+    prompt.
 
     An edge weight is what query_neurons adds up over the targets. `edges` is what networkx takes:
     `nx.from_pandas_edgelist(edges, "source", "target", "weight", create_using=nx.DiGraph)`.
@@ -172,7 +202,9 @@ def qv_graph(
     check_ffn(lens, query)
     reader = targets_of(lens, facts, value, method, targets, subkey, positions)
     if len(reader.trace.prompt) != len(reader.trace.prompts):
-        raise ConfigError("The graph is drawn for one position of each prompt: trace at one, not at several.")
+        raise ConfigError(
+            "The graph is drawn for one position of each prompt: trace at one, not at several."
+        )
     nodes, edges = [], []
     for prompt in range(len(reader.trace.prompts)):
         here = reader.table[reader.table["prompt"] == prompt]
@@ -186,9 +218,17 @@ def qv_graph(
             v = units.m[row, q][:, None] * at_least_float32(units.vectors[q])
             weights = v @ reader.keys[torch.tensor(above.index.to_numpy(), dtype=torch.long)].T
             edges += [
-                (prompt, f"f{layer}-{n}", f"f{j.layer}-{j.neuron}", layer, j.layer, weights[a, b].item())
-                for a, n in enumerate(group["neuron"]) for b, j in enumerate(above.itertuples())
-            ]  # fmt: skip
+                (
+                    prompt,
+                    f"f{layer}-{n}",
+                    f"f{j.layer}-{j.neuron}",
+                    layer,
+                    j.layer,
+                    weights[a, b].item(),
+                )
+                for a, n in enumerate(group["neuron"])
+                for b, j in enumerate(above.itertuples())
+            ]
     columns = ["prompt", "source", "target", "source_layer", "target_layer", "weight"]
     graph = Graph(pd.concat(nodes, ignore_index=True), pd.DataFrame(edges, columns=columns))
     for frame in graph:
@@ -212,7 +252,8 @@ def _nodes(value: pd.DataFrame, query: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Reader:
-    """The value neurons that queries are scored by: a weighted key each, and its sum by layer, row and sublayer."""
+    """The value neurons that queries are scored by: a weighted key each, and its sum by layer, row
+    and sublayer."""
 
     trace: Trace
     table: pd.DataFrame  # prompt, row, layer, neuron, score, coefficient of every target
@@ -222,26 +263,35 @@ class Reader:
     attention: bool
 
     def below(self, writer: str) -> Float[Tensor, "layer row d_model"]:
-        """What an output of each layer is scored by: all targets in the layers above and, for attention in front of a
-        sequential FFN, its own layer's FFN targets."""
+        """What an output of each layer is scored by: all targets in the layers above and, for
+        attention in front of a sequential FFN, its own layer's FFN targets."""
         both = self.own["ffn"] + self.own["attn"]
         above = both.flip(0).cumsum(0).flip(0) - both
         return above + self.own["ffn"] if writer == "attn" and not self.parallel else above
 
 
 def targets_of(
-    lens: Lens, facts: Facts | Trace, value: NeuronSet, method: Method, targets: int, subkey: Subkey | None = None,
-    positions: Positions = "last", attention: bool = False, key_of: KeyOf | None = None,
-) -> Reader:  # fmt: skip
-    """The weighted keys of the best value neurons of each prompt; `key_of` puts other vectors in the place of subkeys.
+    lens: Lens,
+    facts: Facts | Trace,
+    value: NeuronSet,
+    method: Method,
+    targets: int,
+    subkey: Subkey | None = None,
+    positions: Positions = "last",
+    attention: bool = False,
+    key_of: KeyOf | None = None,
+) -> Reader:
+    """The weighted keys of the best value neurons of each prompt; `key_of` puts other vectors in
+    the place of subkeys.
 
-    Raises `ConfigError` for an unknown method, a prompt without value neurons, or value neurons that were computed
-    elsewhere in the prompt.
-    """
+    Raises `ConfigError` for an unknown method, a prompt without value neurons, or value neurons
+    that were computed elsewhere in the prompt."""
     if method not in METHODS:
         raise unknown("Query method", method, METHODS)
     if targets < 1:
-        raise ConfigError(f"targets is how many value neurons of a prompt are asked, at least 1; got {targets}.")
+        raise ConfigError(
+            f"targets is how many value neurons of a prompt are asked, at least 1; got {targets}."
+        )
     if subkey not in (None, "linear", "gate", "up"):
         raise unknown("Subkey", subkey, ("linear", "gate", "up"))
     reads_attention = value.unit == "attn_neuron"
@@ -249,15 +299,21 @@ def targets_of(
         check_ffn(lens, value)
     given = lens.traced(facts, "all" if reads_attention else positions, attention=attention)
     whole = [p for prompt in given.prompts for p in prompt.positions("all")]
-    trace = lens.trace(list(given.facts), "all") if reads_attention and given.positions.tolist() != whole else given
+    trace = (
+        lens.trace(list(given.facts), "all")
+        if reads_attention and given.positions.tolist() != whole
+        else given
+    )
     computed, here = value.settings.get("positions"), trace.positions.tolist()
     texts, of = [prompt.text for prompt in trace.prompts], value.settings.get("texts")
-    ranked_apart = {int(p) for p in value.frame["prompt"].unique() if p >= 0}  # sets summed over prompts go with any
+    ranked_apart = {
+        int(p) for p in value.frame["prompt"].unique() if p >= 0
+    }  # sets summed over prompts go with any
     for p, text in enumerate(texts):
         if of is not None and p in ranked_apart and p < len(of) and of[p] != text:
             raise ConfigError(
-                f"The value neurons of prompt {p} were computed for {of[p]!r}, asked is {text!r}: give both the same facts, or "
-                "ask for one set everywhere (value.union())."
+                f"The value neurons of prompt {p} were computed for {of[p]!r}, asked is {text!r}: "
+                "give both the same facts, or ask for one set everywhere (value.union())."
             )
     if (
         not reads_attention
@@ -273,18 +329,31 @@ def targets_of(
     several = len(trace.prompt) != len(trace.prompts)
     if not reads_attention and several and value.settings.get("ranked") != "positions":
         raise ConfigError(
-            "The trace holds several positions of a prompt, the value neurons belong to none of them (a whole answer, a "
-            "set): trace at one position, or rank the value neurons with positions='all'."
+            "The trace holds several positions of a prompt, the value neurons belong to none of "
+            "them (a whole answer, a set): trace at one position, or rank the value neurons with "
+            "positions='all'."
         )
     if method == "grad" and subkey is not None:
-        raise ConfigError("method='grad' goes through gate and up as they are: subkey= is for 'share' and 'inner_product'.")
-    table = pd.concat([_best(value, trace, p, targets) for p in range(len(trace.prompts))], ignore_index=True)
-    keys = torch.zeros(len(table), lens.d_model, dtype=at_least_float32(trace.resid).dtype, device=trace.resid.device)
+        raise ConfigError(
+            "method='grad' goes through gate and up as they are: subkey= is for 'share' and "
+            "'inner_product'."
+        )
+    table = pd.concat(
+        [_best(value, trace, p, targets) for p in range(len(trace.prompts))], ignore_index=True
+    )
+    keys = torch.zeros(
+        len(table),
+        lens.d_model,
+        dtype=at_least_float32(trace.resid).dtype,
+        device=trace.resid.device,
+    )
     own = {name: torch.zeros_like(trace.resid[:-1], dtype=keys.dtype) for name in ("ffn", "attn")}
     for layer, group in table.groupby("layer"):
         index = torch.tensor(group.index.to_numpy(), device=keys.device)
         rows = torch.tensor(group["row"].to_numpy(), device=keys.device)
-        keys[index] = _keys(lens, trace, int(layer), rows, group, method, subkey, reads_attention, key_of)
+        keys[index] = _keys(
+            lens, trace, int(layer), rows, group, method, subkey, reads_attention, key_of
+        )
         own["attn" if reads_attention else "ffn"][int(layer)].index_add_(0, rows, keys[index])
     return Reader(trace, table, keys, own, lens.backend_adapter.parallel, reads_attention)
 
@@ -293,22 +362,30 @@ def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataF
     """The best value neurons of one prompt, with the row of the trace at which each is read."""
     frame = _rows_of(value, trace, prompt)
     if frame.empty:
-        raise ConfigError(f"The value neurons hold no row for prompt {prompt}: compute them for the same facts.")
+        raise ConfigError(
+            f"The value neurons hold no row for prompt {prompt}: compute them for the same facts."
+        )
     if frame["score"].isna().any():
         raise ConfigError(
-            "Value neurons without a score (a set made by hand) have no weight here: give them scores, or use value_neurons."
+            "Value neurons without a score (a set made by hand) have no weight here: give them "
+            "scores, or use value_neurons."
         )
     rows = (trace.prompt == prompt).nonzero()[:, 0].tolist()
     if value.unit != "attn_neuron" and len(rows) == 1:
         return frame.nlargest(targets, "score").assign(prompt=prompt, row=rows[0])
     ordered = frame.sort_values("score", ascending=False, kind="stable")
-    best = ordered.head(targets) if value.unit == "attn_neuron" else ordered.groupby("position", sort=False).head(targets)
+    best = (
+        ordered.head(targets)
+        if value.unit == "attn_neuron"
+        else ordered.groupby("position", sort=False).head(targets)
+    )
     by_position = {int(trace.positions[row]): row for row in rows}
     return best.assign(prompt=prompt, row=[by_position[p] for p in best["position"]])
 
 
 def _rows_of(neurons: NeuronSet, trace: Trace, prompt: int) -> pd.DataFrame:
-    """The rows of a set that are about one prompt: its own, those summed over the set, or over its fact's category."""
+    """The rows of a set that are about one prompt: its own, those summed over the set, or over its
+    fact's category."""
     frame = neurons.frame[neurons.frame["prompt"].isin((prompt, -1))]
     if "category" in frame:
         frame = frame[frame["category"] == getattr(trace.facts[prompt], "category", None)]
@@ -316,26 +393,44 @@ def _rows_of(neurons: NeuronSet, trace: Trace, prompt: int) -> pd.DataFrame:
 
 
 def _keys(
-    lens: Lens, trace: Trace, layer: int, rows: Int[Tensor, " target"], group: pd.DataFrame, method: Method,
-    subkey: Subkey | None, attention: bool, key_of: KeyOf | None,
-) -> Float[Tensor, "target d_model"]:  # fmt: skip
+    lens: Lens,
+    trace: Trace,
+    layer: int,
+    rows: Int[Tensor, " target"],
+    group: pd.DataFrame,
+    method: Method,
+    subkey: Subkey | None,
+    attention: bool,
+    key_of: KeyOf | None,
+) -> Float[Tensor, "target d_model"]:
     """The weighted key of each target in one layer."""
     backend = lens.backend_adapter
     pre = attention or backend.parallel
-    h = at_least_float32(trace.resid[layer][rows] if pre else trace.resid[layer][rows] + trace.attn[layer][rows])
+    h = at_least_float32(
+        trace.resid[layer][rows] if pre else trace.resid[layer][rows] + trace.attn[layer][rows]
+    )
     j = torch.tensor(group["neuron"].to_numpy(), device=h.device)
     I = torch.tensor(group["score"].to_numpy(), dtype=h.dtype, device=h.device)
     norm = backend.norm(layer, "attn" if attention else "ffn")
     if attention:
-        channels, per_kv = trace.z.shape[2] // backend.cfg.n_heads, backend.cfg.n_heads // backend.n_kv_heads
-        key = at_least_float32(backend.w_qkv(layer, "V").T[j // channels // per_kv * channels + j % channels])
-        m = torch.ones_like(I)  # the attention weight cancels in grad m_j / m_j: both are a times that of val
+        channels, per_kv = (
+            trace.z.shape[2] // backend.cfg.n_heads,
+            backend.cfg.n_heads // backend.n_kv_heads,
+        )
+        key = at_least_float32(
+            backend.w_qkv(layer, "V").T[j // channels // per_kv * channels + j % channels]
+        )
+        m = torch.ones_like(
+            I
+        )  # the attention weight cancels in grad m_j / m_j: both are a times that of val
         linear = key
         if method == "grad":
             m = (norm(h) * key).sum(1)
     else:
         m = at_least_float32(trace.m[layer][rows, j])
-        linear, key = _subkeys(lens, layer, norm(h), j, subkey or ("gate" if method == "inner_product" else "linear"))
+        linear, key = _subkeys(
+            lens, layer, norm(h), j, subkey or ("gate" if method == "inner_product" else "linear")
+        )
     key = key if key_of is None else at_least_float32(key_of(layer, j))
     if method == "inner_product":
         return key
@@ -346,9 +441,14 @@ def _keys(
 
 
 def _subkeys(
-    lens: Lens, layer: int, n: Float[Tensor, "target d_model"], j: Int[Tensor, " target"], subkey: Subkey
+    lens: Lens,
+    layer: int,
+    n: Float[Tensor, "target d_model"],
+    j: Int[Tensor, " target"],
+    subkey: Subkey,
 ) -> tuple[Float[Tensor, "target d_model"], Float[Tensor, "target d_model"]]:
-    """grad of m_j with respect to the normed stream n, and the key asked for (fc1's row where there is no gate)."""
+    """grad of m_j with respect to the normed stream n, and the key asked for (fc1's row where there
+    is no gate)."""
     backend = lens.backend_adapter
     up = at_least_float32(backend.w_in(layer).T[j])
     bias, weight = backend.b_in(layer), backend.w_gate(layer)
@@ -357,7 +457,9 @@ def _subkeys(
         return _slope(lens, z_u)[:, None] * up, up
     gate = at_least_float32(weight.T[j])
     z_g = (n * gate).sum(1)
-    linear = (_slope(lens, z_g) * z_u)[:, None] * gate + lens.backend_adapter.activation(z_g)[:, None] * up
+    linear = (_slope(lens, z_g) * z_u)[:, None] * gate + lens.backend_adapter.activation(z_g)[
+        :, None
+    ] * up
     return linear, {"linear": linear, "gate": gate, "up": up}[subkey]
 
 
@@ -374,7 +476,9 @@ def _safe(I: Tensor, divisor: Tensor) -> Tensor:
     return torch.where(vanishes, 0.0, I / torch.where(vanishes, 1.0, divisor))
 
 
-def _by_prompt(trace: Trace, parts: list[Float[Tensor, "row unit"]]) -> Float[Tensor, "layer prompt key_unit"]:
+def _by_prompt(
+    trace: Trace, parts: list[Float[Tensor, "row unit"]]
+) -> Float[Tensor, "layer prompt key_unit"]:
     """Rows of all positions as one (position, unit) axis per prompt, padded with zeros."""
     longest = int(trace.positions.max()) + 1
     stacked = torch.stack(parts)
@@ -384,5 +488,7 @@ def _by_prompt(trace: Trace, parts: list[Float[Tensor, "row unit"]]) -> Float[Te
 
 
 def _settings(lens: Lens, method: str, targets: int, value: NeuronSet) -> dict[str, Any]:
-    read = {name: value.settings[name] for name in ("norm", "base") if name in value.settings}  # of the value neurons' weights
+    read = {
+        name: value.settings[name] for name in ("norm", "base") if name in value.settings
+    }  # of the value neurons' weights
     return {**lens.label, **read, "method": method, "targets": targets}

@@ -1,11 +1,14 @@
-"""Setting: one attribution problem - what was traced, what is asked for, how it is read out - and Eq. 9 on it.
+"""Setting: one attribution problem - what was traced, what is asked for, how it is read out - and
+Eq. 9 on it.
 
     I(v) = log p(w | x + v) - log p(w | x)
 
-1. Base x of a layer: `mid` (h + A, the stream after attention; default), `pre` (h), or `loo_final` (the final vector
-   with the component taken away: log p(h^L) - log p(h^L - v)). Attention's base is always h.
-2. Target w: the answer's first token, the model's own prediction, a token id, the whole answer (teacher forced, one
-   row per answer token, added up), or one token against another: I = delta_1 - delta_2, closed form, the log-sum cancels.
+1. Base x of a layer: `mid` (h + A, the stream after attention; default), `pre` (h), or `loo_final`
+   (the final vector with the component taken away: log p(h^L) - log p(h^L - v)). Attention's base
+   is always h.
+2. Target w: the answer's first token, the model's own prediction, a token id, the whole answer
+   (teacher forced, one row per answer token, added up), or one token against another: I = delta_1 -
+   delta_2, closed form, the log-sum cancels.
 3. Numerics: `engine`.
 """
 
@@ -35,7 +38,8 @@ Over = Literal["prompt", "set", "category"]
 OVERS: tuple[Over, ...] = ("prompt", "set", "category")
 Method = Literal["exact", "topk", "moments", "first_order"]
 METHODS: tuple[Method, ...] = ("exact", "topk", "moments", "first_order")
-#: 'answer', 'predicted', 'sequence', a token id, or a pair (for, against) of answers, ids, 'answer' or 'predicted'
+#: 'answer', 'predicted', 'sequence', a token id, or a pair (for, against) of answers, ids, 'answer'
+#: or 'predicted'
 Target = str | int | tuple[str | int, str | int]
 #: neurons whose weights are upcast at a time
 CHUNK = 2048
@@ -46,30 +50,36 @@ MOMENTS_ORDER, MOMENTS_TOLERANCE = 4, 1e-6
 
 @dataclass(frozen=True)
 class Rows:
-    """How the rows of a trace (positions of prompts) are added up and named. `sequence`: a prompt's rows belong together."""
+    """How the rows of a trace (positions of prompts) are added up and named. `sequence`: a prompt's
+    rows belong together."""
 
     lens: Lens
     trace: Trace
     sequence: bool = False
 
     def groups(self, over: Over) -> Int[Tensor, " row"]:
-        """Which group each row is added up in: its prompt and position, the set, or its fact's category.
+        """Which group each row is added up in: its prompt and position, the set, or its fact's
+        category.
 
-        The rows of a whole answer belong to one prompt. Raises `ConfigError` for categories that facts do not have.
-        """
+        The rows of a whole answer belong to one prompt. Raises `ConfigError` for categories that
+        facts do not have."""
         if over == "set":
             return torch.zeros_like(self.trace.prompt)
         if over == "category":
             names = self.categories()
-            return torch.tensor([names.index(_category(self.trace.facts[p])) for p in self.trace.prompt.tolist()])
+            return torch.tensor(
+                [names.index(_category(self.trace.facts[p])) for p in self.trace.prompt.tolist()]
+            )
         return self.trace.prompt if self.sequence else torch.arange(len(self.trace.prompt))
 
     def categories(self) -> list[str]:
-        """The categories of the facts, in order of first appearance. Raises `ConfigError` if one has none."""
+        """The categories of the facts, in order of first appearance. Raises `ConfigError` if one
+        has none."""
         return list(dict.fromkeys(_category(fact) for fact in self.trace.facts))
 
     def labels(self, over: Over) -> list[dict[str, Any]]:
-        """One record per group: `prompt` (-1 for sums), `position` and `token` where a prompt has several rows, `category`."""
+        """One record per group: `prompt` (-1 for sums), `position` and `token` where a prompt has
+        several rows, `category`."""
         if over == "set":
             return [{"prompt": -1}]
         if over == "category":
@@ -79,12 +89,16 @@ class Rows:
             return [{"prompt": i} for i in range(len(t.prompts))]
         where = list(zip(t.prompt.tolist(), t.positions.tolist(), strict=True))
         ids = [prompt.row("answer") for prompt in t.prompts]
-        return [{"prompt": i, "position": p, "token": self.lens.token_label(ids[i][p])} for i, p in where]
+        return [
+            {"prompt": i, "position": p, "token": self.lens.token_label(ids[i][p])}
+            for i, p in where
+        ]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One attribution problem. `token` is what is asked for at each row of the trace, `against` what it is compared to."""
+    """One attribution problem. `token` is what is asked for at each row of the trace, `against`
+    what it is compared to."""
 
     lens: Lens
     """The model."""
@@ -113,21 +127,35 @@ class Setting:
         """What every frame and set of this problem is labelled with."""
         label = self.lens.token_label
         attrs = {
-            **self.lens.label, "norm": self.readout.mode, "base": self.base, "texts": [p.text for p in self.trace.prompts],
-            "dtype": str(self.readout.U.dtype).removeprefix("torch."), "targets": [label(int(t)) for t in self.token],
+            **self.lens.label,
+            "norm": self.readout.mode,
+            "base": self.base,
+            "texts": [p.text for p in self.trace.prompts],
+            "dtype": str(self.readout.U.dtype).removeprefix("torch."),
+            "targets": [label(int(t)) for t in self.token],
             "positions": self.trace.positions.tolist(),
             "target_is_argmax": (self.trace.logits.argmax(-1) == self.token).tolist(),
-        }  # fmt: skip
-        return attrs if self.against is None else {**attrs, "against": [label(int(t)) for t in self.against]}
+        }
+        return (
+            attrs
+            if self.against is None
+            else {**attrs, "against": [label(int(t)) for t in self.against]}
+        )
 
     def x(self, layer: int, kind: Kind = "ffn") -> Float[Tensor, "row d_model"]:
         """The base vector of a layer. Attention's is always the stream before it."""
         if self.base == "loo_final":
             return at_least_float32(self.trace.final)
         pre = at_least_float32(self.trace.resid[layer])
-        return pre + at_least_float32(self.trace.attn[layer]) if kind == "ffn" and self.base == "mid" else pre
+        return (
+            pre + at_least_float32(self.trace.attn[layer])
+            if kind == "ffn" and self.base == "mid"
+            else pre
+        )
 
-    def gain(self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)) -> Float[Tensor, " row"]:
+    def gain(
+        self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)
+    ) -> Float[Tensor, " row"]:
         """log p(token | y), or the difference of two tokens' logits."""
         logits = self.readout.logits(y, rows)
         wanted = logits.gather(-1, self.token[rows][:, None])[:, 0]
@@ -135,14 +163,19 @@ class Setting:
             return wanted - logits.gather(-1, self.against[rows][:, None])[:, 0]
         return wanted - logits.logsumexp(-1)
 
-    def increase_of_vectors(self, layer: int, kind: Kind, v: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
+    def increase_of_vectors(
+        self, layer: int, kind: Kind, v: Float[Tensor, "row d_model"]
+    ) -> Float[Tensor, " row"]:
         """I of one vector per row."""
         x, v = self.x(layer, kind), at_least_float32(v)
         low, high = (x - v, x) if self.base == "loo_final" else (x, x + v)
         return self.gain(high) - self.gain(low)
 
-    def increase_of_many(self, layer: int, kind: Kind, v: Float[Tensor, "row n d_model"]) -> Float[Tensor, "row n"]:
-        """I of several vectors per row, row by row: nothing larger than one row's logits is held."""
+    def increase_of_many(
+        self, layer: int, kind: Kind, v: Float[Tensor, "row n d_model"]
+    ) -> Float[Tensor, "row n"]:
+        """I of several vectors per row, row by row: nothing larger than one row's logits is
+        held."""
         x, out = self.x(layer, kind), []
         sign = -1.0 if self.base == "loo_final" else 1.0
         tile = tile_rows(self.readout.U, self.memory_budget)
@@ -165,21 +198,30 @@ class Setting:
         method: Method = "exact",
         wanted: Bool[Tensor, "problem unit"] | None = None,
     ) -> tuple[Float[Tensor, "problem unit"], int]:
-        """I of every v_k = m_k vectors_k (J for `first_order`), and how many `moments` had to do exactly.
+        """I of every v_k = m_k vectors_k (J for `first_order`), and how many `moments` had to do
+        exactly.
 
-        `of` says which row a problem belongs to (all rows in order by default). What is not `wanted` is not I.
+        `of` says which row a problem belongs to (all rows in order by default). What is not
+        `wanted` is not I.
         Raises `ConfigError` for a bound with base `loo_final`, whose sign turns it round.
         """
         if method == "first_order" and self.base == "loo_final":
-            raise ConfigError("The bound J holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'.")
+            raise ConfigError(
+                "The bound J holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'."
+            )
         if method != "exact" and self.readout.cap is not None:
             raise ConfigError(
-                f"method={method!r} rests on logits that move linearly, and this model caps them softly: use method='exact'."
+                f"method={method!r} rests on logits that move linearly, and this model caps them "
+                "softly: use method='exact'."
             )
         of = torch.arange(len(m), device=m.device) if of is None else of.to(m.device)
         sign = -1.0 if self.base == "loo_final" else 1.0  # I = -(log p(x - v) - log p(x))
         x = self.x(layer, kind)
-        x_c, sigma_0, log_p = self.readout.centre(x), self.readout.scale(x), self.readout.logits(x).log_softmax(-1)
+        x_c, sigma_0, log_p = (
+            self.readout.centre(x),
+            self.readout.scale(x),
+            self.readout.logits(x).log_softmax(-1),
+        )
         out, fallback = torch.empty(m.shape, dtype=x.dtype, device=x.device), 0
         for i in range(0, len(vectors), CHUNK):
             chunk = slice(i, i + CHUNK)
@@ -193,10 +235,14 @@ class Setting:
             if method == "first_order":
                 sums = bounds(V, task)
             elif method == "moments":
-                moments = log_sums_by_moments(V, task, self.memory_budget, MOMENTS_ORDER, MOMENTS_TOLERANCE)
+                moments = log_sums_by_moments(
+                    V, task, self.memory_budget, MOMENTS_ORDER, MOMENTS_TOLERANCE
+                )
                 sums, fallback = moments.value, fallback + int(moments.fallback.sum())
             else:
-                sums = log_sums(V, task, self.memory_budget, None if wanted is None else wanted[:, chunk])
+                sums = log_sums(
+                    V, task, self.memory_budget, None if wanted is None else wanted[:, chunk]
+                )
             out[:, chunk] = sign * (delta - sums)
             if method == "first_order":
                 out[:, chunk].masked_fill_(_cancels(task), torch.inf)
@@ -204,28 +250,55 @@ class Setting:
                 self._by_hand(out[:, chunk], layer, kind, m[:, chunk], vectors[chunk], of, task)
         return out, fallback
 
-    def _by_hand(self, out: Tensor, layer: int, kind: Kind, m: Tensor, vectors: Tensor, of: Tensor, task: Problems) -> None:
-        """Score anew the pairs that nearly cancel the stream: there the closed form subtracts what is nearly equal."""
+    def _by_hand(
+        self,
+        out: Tensor,
+        layer: int,
+        kind: Kind,
+        m: Tensor,
+        vectors: Tensor,
+        of: Tensor,
+        task: Problems,
+    ) -> None:
+        """Score anew the pairs that nearly cancel the stream: there the closed form subtracts what
+        is nearly equal."""
         x, sign = self.x(layer, kind), -1.0 if self.base == "loo_final" else 1.0
         for q, k in _cancels(task).nonzero().tolist():
             row = of[q : q + 1]
             v = sign * at_least_float32(m[q, k]) * at_least_float32(vectors[k : k + 1])
             out[q, k] = (sign * (self.gain(x[row] + v, row) - self.gain(x[row], row)))[0]
 
-    def _problems(self, V: Tensor, x_c: Tensor, sigma_0: Tensor, log_p: Tensor, of: Tensor, m: Tensor) -> Problems:
+    def _problems(
+        self, V: Tensor, x_c: Tensor, sigma_0: Tensor, log_p: Tensor, of: Tensor, m: Tensor
+    ) -> Problems:
         out = self.readout
         cap, z = out.cap, None if out.cap is None else x_c @ out.U / sigma_0 + out.c
         if out.mode != "full":
             return Problems(out.U, log_p, of, m / sigma_0[of], cap=cap, z=z)
-        wide, base, c = V.double(), x_c.double(), m.double()  # sigma of x + m_k v_k, without forming the sums
+        wide, base, c = (
+            V.double(),
+            x_c.double(),
+            m.double(),
+        )  # sigma of x + m_k v_k, without forming the sums
         cross = 2 * c * (wide @ base.T).T[of] / V.shape[1]
         square = base.square().mean(1)[of][:, None] + cross + c.square() * wide.square().mean(1)
         sigma = (square.clamp_min(0) + out.norm.eps).sqrt().type_as(m)
-        return Problems(out.U, log_p, of, m / sigma, 1 / sigma - 1 / sigma_0[of], x_c @ out.U, sigma_0[of], cap, z)
+        return Problems(
+            out.U,
+            log_p,
+            of,
+            m / sigma,
+            1 / sigma - 1 / sigma_0[of],
+            x_c @ out.U,
+            sigma_0[of],
+            cap,
+            z,
+        )
 
 
 def _cancels(task: Problems) -> Bool[Tensor, "problem neuron"]:
-    """Pairs whose divisor falls far below the base's own: 1/sigma - 1/sigma_0 outgrows 1/sigma_0 thirtyfold."""
+    """Pairs whose divisor falls far below the base's own: 1/sigma - 1/sigma_0 outgrows 1/sigma_0
+    thirtyfold."""
     if task.beta is None or task.sigma_0 is None:
         return torch.zeros_like(task.alpha, dtype=torch.bool)
     return task.beta * task.sigma_0 > CANCELS
@@ -240,7 +313,9 @@ def check_over(over: str) -> None:
 def check_moments(method: str, norm: str) -> None:
     """Raise `ConfigError` for moments with a norm that depends on each vector."""
     if method == "moments" and norm == "full":
-        raise ConfigError("method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'.")
+        raise ConfigError(
+            "method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'."
+        )
 
 
 def setting(
@@ -256,19 +331,26 @@ def setting(
 ) -> Setting:
     """Trace the facts (unless that is done) and fix what is asked for.
 
-    `target`: 'answer' (its first token; a bare prompt has none and takes the model's own), 'predicted' (the model's own
-    most likely token), 'sequence' (the whole answer, teacher forced), a token id, or a pair for a contrast.
-    """
+    `target`: 'answer' (its first token; a bare prompt has none and takes the model's own),
+    'predicted' (the model's own most likely token), 'sequence' (the whole answer, teacher forced),
+    a token id, or a pair for a contrast."""
     if base not in BASES:
         raise unknown("Base", base, BASES)
     target = _plain_target(target)
     if isinstance(target, str) and target not in ("answer", "predicted", "sequence"):
-        raise unknown("Target", target, ("answer", "predicted", "sequence", "a token id", "a pair of answers"))
+        raise unknown(
+            "Target", target, ("answer", "predicted", "sequence", "a token id", "a pair of answers")
+        )
     sequence = target == "sequence"
     if positions == "answer" and not sequence:
-        raise ConfigError("positions='answer' reads every token of the answer: it goes with target='sequence'.")
+        raise ConfigError(
+            "positions='answer' reads every token of the answer: it goes with target='sequence'."
+        )
     if sequence and positions not in ("last", "answer"):
-        raise ConfigError(f"target='sequence' has its own positions, those that predict the answer; got {positions!r}.")
+        raise ConfigError(
+            "target='sequence' has its own positions, those that predict the answer; got "
+            f"{positions!r}."
+        )
     where = "answer" if sequence else positions
     trace = lens.traced(facts, where, attention=attention)
     _check_positions(trace, where)
@@ -278,9 +360,12 @@ def setting(
     if against is not None and bool((same := against == token).any()):
         text = trace.prompts[int(trace.prompt[same][0])].text
         raise ConfigError(
-            f"A contrast compares two first tokens; both of {target} begin with {lens.token_label(int(token[same][0]))!r} behind {text!r}."
+            f"A contrast compares two first tokens; both of {target} begin with "
+            f"{lens.token_label(int(token[same][0]))!r} behind {text!r}."
         )
-    return Setting(lens, trace, token, Readout.of(lens, trace, norm), base, against, sequence, memory_budget)
+    return Setting(
+        lens, trace, token, Readout.of(lens, trace, norm), base, against, sequence, memory_budget
+    )
 
 
 def _plain_target(target: Any) -> Target:
@@ -298,13 +383,18 @@ def _plain_target(target: Any) -> Target:
 
 
 def _check_positions(trace: Trace, where: Positions) -> None:
-    """Raise `ConfigError` for a trace of other positions than those asked for, or of an answer's without being asked."""
+    """Raise `ConfigError` for a trace of other positions than those asked for, or of an answer's
+    without being asked."""
     where_of = [trace.positions[trace.prompt == i].tolist() for i in range(len(trace.prompts))]
     if where not in ("last", "answer") and any(
         list(p.positions(where)) != found for p, found in zip(trace.prompts, where_of, strict=True)
     ):
-        raise ConfigError(f"This trace holds positions {where_of}, not {where!r}: trace with positions={where!r}.")
-    if where != "answer" and any(max(found) > p.last for p, found in zip(trace.prompts, where_of, strict=True)):
+        raise ConfigError(
+            f"This trace holds positions {where_of}, not {where!r}: trace with positions={where!r}."
+        )
+    if where != "answer" and any(
+        max(found) > p.last for p, found in zip(trace.prompts, where_of, strict=True)
+    ):
         raise ConfigError("This trace holds an answer's positions: use it with target='sequence'.")
 
 
@@ -313,22 +403,31 @@ def _tokens(lens: Lens, trace: Trace, target: str | int) -> Int[Tensor, " row"]:
     predicted = trace.logits.argmax(-1)
     if isinstance(target, int):
         if not 0 <= target < trace.logits.shape[1]:
-            raise ConfigError(f"Token id {target} is outside the vocabulary of {trace.logits.shape[1]}.")
+            raise ConfigError(
+                f"Token id {target} is outside the vocabulary of {trace.logits.shape[1]}."
+            )
         return torch.full_like(predicted, target)
     if target == "predicted":
         return predicted
-    return torch.tensor(list(_named(lens, trace, target, predicted.tolist())), device=predicted.device)
+    return torch.tensor(
+        list(_named(lens, trace, target, predicted.tolist())), device=predicted.device
+    )
 
 
 def _named(lens: Lens, trace: Trace, target: str, predicted: list[int]) -> Iterator[int]:
-    for row, (index, position) in enumerate(zip(trace.prompt.tolist(), trace.positions.tolist(), strict=True)):
+    for row, (index, position) in enumerate(
+        zip(trace.prompt.tolist(), trace.positions.tolist(), strict=True)
+    ):
         prompt = trace.prompts[index]
         if target == "answer":
             yield prompt.answer[0] if prompt.answer else predicted[row]
         elif target == "sequence":
             rows = trace.positions[trace.prompt == index].tolist()
             if tuple(rows) != prompt.positions("answer"):
-                raise ConfigError("target='sequence' reads every token of the answer: trace with positions='answer'.")
+                raise ConfigError(
+                    "target='sequence' reads every token of the answer: trace with "
+                    "positions='answer'."
+                )
             yield prompt.answer[position - prompt.last]
         else:
             yield lens.answer_ids(trace.facts[index], target)[0]
@@ -338,5 +437,8 @@ def _category(fact: Fact | str) -> str:
     name = None if isinstance(fact, str) else fact.category
     if not name:
         text = fact if isinstance(fact, str) else fact.text
-        raise ConfigError(f"over='category' needs a category of every fact; {text!r} has none: Fact(..., category=...).")
+        raise ConfigError(
+            f"over='category' needs a category of every fact; {text!r} has none: Fact(..., "
+            "category=...)."
+        )
     return name

@@ -1,11 +1,14 @@
-"""Value importance (ACE, Eq. 9): which neurons, channels and heads raise the log-probability of the answer.
+"""Value importance (ACE, Eq. 9): which neurons, channels and heads raise the log-probability of the
+answer.
 
-1. A unit writes v_k = m_k * row_k into the stream: FFN neuron k (row k of W_out), attention channel k (row k of W_O,
-   z_k as coefficient), attention neuron (the channel's share from one position, a_hp val_hpc), or a head's vector
-   (summed over positions, or from one).
-2. I(v_k) for all of them in closed form (`setting`, `engine`); attention's base is the stream before it.
-3. `topk` finds the same k best units from few exact scores: I <= J (Jensen), so units are scored exactly in decreasing
-   order of J until no J left reaches the k-th best score. Sums of I are bounded by sums of J, so this holds for a set.
+1. A unit writes v_k = m_k * row_k into the stream: FFN neuron k (row k of W_out), attention channel
+   k (row k of W_O, z_k as coefficient), attention neuron (the channel's share from one position,
+   a_hp val_hpc), or a head's vector (summed over positions, or from one).
+2. I(v_k) for all of them in closed form (`setting`, `engine`); attention's base is the stream
+   before it.
+3. `topk` finds the same k best units from few exact scores: I <= J (Jensen), so units are scored
+   exactly in decreasing order of J until no J left reaches the k-th best score. Sums of I are
+   bounded by sums of J, so this holds for a set.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from qv_lens.attribution.setting import (
     check_moments,
     check_over,
     setting,
-)  # fmt: skip
+)
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
@@ -66,18 +69,23 @@ def value_neurons(
     positions: Positions = "last",
     memory_budget: int | None = None,
 ) -> NeuronSet:
-    """The `top` units by I (Eq. 9), of each prompt or summed `over` a set or its categories; `top=None` keeps all.
+    """The `top` units by I (Eq. 9), of each prompt or summed `over` a set or its categories;
+    `top=None` keeps all.
 
-    `unit`: 'ffn', 'attn_channel' (a row of W_O), 'attn_neuron' (channel and position), 'head', 'head_position'.
-    `method`: 'exact' scores every unit; 'topk' only as many as its certificate needs (the same result, `settings`
-    say how many); 'moments' scores every FFN neuron or channel to 1e-6 beside float32's rounding (order 4; `settings`
-    give the share that had to be done exactly); 'first_order' gives the upper bound J instead of I: a ranking, not the score.
-    `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see `setting`).
-    `positions`: where to look; with 'all', every position is ranked apart. `memory_budget`: bytes for the largest
-    intermediate (default: half of what is free).
-    Scores are in nats. `coefficient` is m_k, z_k or a_hp (its mean where rows are added up; none for whole heads).
-    Raises `FactError` for prompts or answers that do not tokenise, `ConfigError` for options that do not exist or do not
-    go together.
+    `unit`: 'ffn', 'attn_channel' (a row of W_O), 'attn_neuron' (channel and position), 'head',
+    'head_position'.
+    `method`: 'exact' scores every unit; 'topk' only as many as its certificate needs (the same
+    result, `settings` say how many); 'moments' scores every FFN neuron or channel to 1e-6 beside
+    float32's rounding (order 4; `settings` give the share that had to be done exactly);
+    'first_order' gives the upper bound J instead of I: a ranking, not the score.
+    `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see
+    `setting`).
+    `positions`: where to look; with 'all', every position is ranked apart.
+    `memory_budget`: bytes for the largest intermediate (default: half of what is free). Scores are
+    in nats. `coefficient` is m_k, z_k or a_hp (its mean where rows are added up; none for whole
+    heads).
+    Raises `FactError` for prompts or answers that do not tokenise, `ConfigError` for options that
+    do not exist or do not go together.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -87,18 +95,33 @@ def value_neurons(
     """
     _check(unit, over, method, top, target, base, norm)
     task = setting(
-        lens, facts, norm=norm, base=base, target=target, positions=positions, attention=unit in AT_POSITIONS,
+        lens,
+        facts,
+        norm=norm,
+        base=base,
+        target=target,
+        positions=positions,
+        attention=unit in AT_POSITIONS,
         memory_budget=memory_budget,
-    )  # fmt: skip
+    )
     return best_units(task, top, unit, over, method)
 
 
-def best_units(task: Setting, top: int | None, unit: Unit = "ffn", over: Over = "prompt", method: Method = "exact") -> NeuronSet:
-    """`value_neurons` of what is asked. Raises `ConfigError` for attention's units at several positions."""
-    if unit in AT_POSITIONS and (over != "prompt" or len(task.trace.prompt) != len(task.trace.prompts)):
+def best_units(
+    task: Setting,
+    top: int | None,
+    unit: Unit = "ffn",
+    over: Over = "prompt",
+    method: Method = "exact",
+) -> NeuronSet:
+    """`value_neurons` of what is asked. Raises `ConfigError` for attention's units at several
+    positions."""
+    if unit in AT_POSITIONS and (
+        over != "prompt" or len(task.trace.prompt) != len(task.trace.prompts)
+    ):
         raise ConfigError(
-            f"unit={unit!r} ranks the positions that one token of one prompt reads: use over='prompt', one position and "
-            "a target of one token."
+            f"unit={unit!r} ranks the positions that one token of one prompt reads: use "
+            "over='prompt', one position and a target of one token."
         )
     settings = {**task.attrs, "unit": unit, "over": over, "method": method}
     groups = task.rows.groups(over)
@@ -108,15 +131,29 @@ def best_units(task: Setting, top: int | None, unit: Unit = "ffn", over: Over = 
         found = list(scored(task, unit, method))
         scores = torch.stack([grouped(layer.score, groups) for layer in found])
         if method == "moments":
-            share = sum(layer.fallback for layer in found) / sum(layer.score.numel() for layer in found)
+            share = sum(layer.fallback for layer in found) / sum(
+                layer.score.numel() for layer in found
+            )
             settings |= {"order": MOMENTS_ORDER, "tolerance": MOMENTS_TOLERANCE, "fallback": share}
-    m = torch.stack([grouped(units.coefficients, groups) for units in every_unit(task.lens, task.trace, unit)])
+    m = torch.stack(
+        [grouped(units.coefficients, groups) for units in every_unit(task.lens, task.trace, unit)]
+    )
     last = task.trace.positions.tolist() if unit in AT_POSITIONS else None
-    return ranked(task.rows, unit, scores, m / torch.bincount(groups)[:, None].to(m), top, settings, over, last)
+    return ranked(
+        task.rows,
+        unit,
+        scores,
+        m / torch.bincount(groups)[:, None].to(m),
+        top,
+        settings,
+        over,
+        last,
+    )
 
 
 def fast(lens: Lens) -> Method:
-    """How value neurons are found: certified best ones, or exactly all of them where logits are softly capped."""
+    """How value neurons are found: certified best ones, or exactly all of them where logits are
+    softly capped."""
     return "topk" if lens.backend_adapter.logit_cap is None else "exact"
 
 
@@ -126,7 +163,9 @@ def check_top(top: int | None) -> None:
         raise ConfigError(f"top is how many units are kept, at least 1 (None: all); got {top!r}.")
 
 
-def _check(unit: str, over: str, method: str, top: int | None, target: Target, base: str, norm: str) -> None:
+def _check(
+    unit: str, over: str, method: str, top: int | None, target: Target, base: str, norm: str
+) -> None:
     if unit not in UNITS:
         raise unknown("Unit", unit, UNITS)
     check_over(over)
@@ -134,17 +173,25 @@ def _check(unit: str, over: str, method: str, top: int | None, target: Target, b
         raise unknown("Value method", method, METHODS)
     check_top(top)
     if method == "topk" and top is None:
-        raise ConfigError("method='topk' finds the best k: give top=, or use method='exact' for all neurons.")
+        raise ConfigError(
+            "method='topk' finds the best k: give top=, or use method='exact' for all neurons."
+        )
     if method != "exact" and base == "loo_final":
-        raise ConfigError(f"method={method!r} holds for base 'mid' and 'pre'; base 'loo_final' needs method='exact'.")
+        raise ConfigError(
+            f"method={method!r} holds for base 'mid' and 'pre'; base 'loo_final' needs "
+            "method='exact'."
+        )
     if method != "exact" and (unit in ("head", "head_position") or isinstance(target, tuple)):
-        raise ConfigError("Heads and contrasts of two tokens are few or closed form: use method='exact'.")
+        raise ConfigError(
+            "Heads and contrasts of two tokens are few or closed form: use method='exact'."
+        )
     check_moments(method, norm)
 
 
 @dataclass(frozen=True)
 class Units:
-    """The units of one layer: problem q (row, and position where units have one) has coefficient m_qk on vector k."""
+    """The units of one layer: problem q (row, and position where units have one) has coefficient
+    m_qk on vector k."""
 
     kind: Kind
     coefficients: Float[Tensor, "row unit"]  # as the model computes them
@@ -165,11 +212,14 @@ def every_unit(lens: Lens, trace: Trace, unit: Unit) -> Iterator[Units]:
 
 
 def units_of(lens: Lens, trace: Trace, unit: Unit, layer: int) -> Units:
-    """The units of one layer: their coefficients at every row, and what they write into the stream."""
+    """The units of one layer: their coefficients at every row, and what they write into the
+    stream."""
     backend = lens.backend_adapter
     if unit == "ffn":
         scale = trace.scale_of("ffn", layer)
-        return Units("ffn", at_least_float32(trace.m[layer]), backend.value_vectors(layer), scale=scale)
+        return Units(
+            "ffn", at_least_float32(trace.m[layer]), backend.value_vectors(layer), scale=scale
+        )
     w_o, heads = backend.value_vectors(layer, "attn"), backend.cfg.n_heads
     scale = trace.scale_of("attn", layer)
     if unit == "attn_channel":
@@ -185,16 +235,25 @@ def units_of(lens: Lens, trace: Trace, unit: Unit, layer: int) -> Units:
     if unit == "attn_neuron":
         return Units("attn", rearrange(z, "r h c k -> r (k h c)"), w_o, keys, scale)
     vectors = einsum(z, by_head, "r h c k, h c d -> r k h d")
-    return Units("head", rearrange(a, "r h k -> r (k h)"), factor * rearrange(vectors, "r k h d -> r (k h) d"), keys)
+    return Units(
+        "head",
+        rearrange(a, "r h k -> r (k h)"),
+        factor * rearrange(vectors, "r k h d -> r (k h) d"),
+        keys,
+    )
 
 
 def values_by_head(
     lens: Lens, trace: Trace, layer: int
 ) -> tuple[Float[Tensor, "row head key"], Float[Tensor, "row head channel key"]]:
-    """a_hp and a_hp val_hpc: under grouped-query attention a query head reads the value head h // group."""
+    """a_hp and a_hp val_hpc: under grouped-query attention a query head reads the value head h //
+    group."""
     backend = lens.backend_adapter
     if trace.pattern is None or trace.v is None:
-        raise ConfigError("These units need attention patterns: trace the facts with lens.trace(facts, attention=True).")
+        raise ConfigError(
+            "These units need attention patterns: trace the facts with lens.trace(facts, "
+            "attention=True)."
+        )
     group = backend.cfg.n_heads // backend.n_kv_heads
     val = rearrange(at_least_float32(trace.v[layer]), "p (h c) k -> p h c k", h=backend.n_kv_heads)
     val = repeat(val, "p h c k -> p (h group) c k", group=group)[trace.prompt]
@@ -211,14 +270,23 @@ class LayerScores:
 
 
 def scored(
-    task: Setting, unit: Unit = "ffn", method: Method = "exact", wanted: Bool[Tensor, "layer row unit"] | None = None
+    task: Setting,
+    unit: Unit = "ffn",
+    method: Method = "exact",
+    wanted: Bool[Tensor, "layer row unit"] | None = None,
 ) -> Iterator[LayerScores]:
     """The scores of every layer; where `wanted` is given, of these units (all others -inf)."""
-    layers = tqdm(range(task.lens.n_layers), desc=f"{unit} scores", unit="layer", delay=2, leave=False)
+    layers = tqdm(
+        range(task.lens.n_layers), desc=f"{unit} scores", unit="layer", delay=2, leave=False
+    )
     for layer in layers:
         some = None if wanted is None else wanted[layer]
         if some is not None and not some.any():
-            yield LayerScores(torch.full(some.shape, -torch.inf, dtype=task.readout.U.dtype, device=task.readout.U.device))
+            yield LayerScores(
+                torch.full(
+                    some.shape, -torch.inf, dtype=task.readout.U.dtype, device=task.readout.U.device
+                )
+            )
             continue
         units = units_of(task.lens, task.trace, unit, layer)
         if units.kind == "head":
@@ -229,10 +297,14 @@ def scored(
             of = torch.arange(rows, device=units.m.device).repeat_interleave(units.keys)
             m = rearrange(units.m, "r (k u) -> (r k) u", **split)
             mask = None if some is None else rearrange(some, "r (k u) -> (r k) u", **split)
-            score, fallback = task.increase_of_units(layer, units.kind, m, units.vectors, of, method, mask)
+            score, fallback = task.increase_of_units(
+                layer, units.kind, m, units.vectors, of, method, mask
+            )
             score = rearrange(score, "(r k) u -> r (k u)", **split)
         if unit in AT_POSITIONS:
-            score = score.masked_fill(_padded(task, score.shape[1] // units.keys, units.keys), -torch.inf)
+            score = score.masked_fill(
+                _padded(task, score.shape[1] // units.keys, units.keys), -torch.inf
+            )
         yield LayerScores(score if some is None else score.masked_fill(~some, -torch.inf), fallback)
 
 
@@ -242,7 +314,9 @@ def _padded(task: Setting, width: int, keys: int) -> Bool[Tensor, "row key_unit"
     return key > task.trace.positions[:, None]
 
 
-def grouped(scores: Float[Tensor, "row unit"], groups: Int[Tensor, " row"]) -> Float[Tensor, "group unit"]:
+def grouped(
+    scores: Float[Tensor, "row unit"], groups: Int[Tensor, " row"]
+) -> Float[Tensor, "group unit"]:
     """Rows added up by group."""
     if len(groups) == int(groups.max()) + 1:
         return scores
@@ -250,15 +324,21 @@ def grouped(scores: Float[Tensor, "row unit"], groups: Int[Tensor, " row"]) -> F
     return out.index_add_(0, groups.to(scores.device), scores)
 
 
-def certified_top(task: Setting, unit: Unit, k: int, over: Over) -> tuple[Float[Tensor, "layer group unit"], list[int]]:
-    """Exact scores of the k best units of each group, -inf for all others, and how many were scored.
+def certified_top(
+    task: Setting, unit: Unit, k: int, over: Over
+) -> tuple[Float[Tensor, "layer group unit"], list[int]]:
+    """Exact scores of the k best units of each group, -inf for all others, and how many were
+    scored.
 
     1. J >= I for every unit, summed over the rows of a group.
-    2. Units are scored exactly in order of decreasing J, all groups side by side (a vector wanted by several is
-       multiplied with the unembedding once), until no J left reaches the k-th best exact score of its group.
+    2. Units are scored exactly in order of decreasing J, all groups side by side (a vector wanted
+       by several is multiplied with the unembedding once), until no J left reaches the k-th best
+       exact score of its group.
     """
     groups = task.rows.groups(over)
-    bounds = torch.stack([grouped(layer.score, groups) for layer in scored(task, unit, "first_order")])
+    bounds = torch.stack(
+        [grouped(layer.score, groups) for layer in scored(task, unit, "first_order")]
+    )
     layers, n, _ = bounds.shape
     J, order = rearrange(bounds, "l g u -> g (l u)").sort(dim=1, descending=True)
     found = torch.full_like(J, -torch.inf)  # by unit, not by rank
@@ -269,14 +349,17 @@ def certified_top(task: Setting, unit: Unit, k: int, over: Over) -> tuple[Float[
             wanted[g, order[g, done[g] : done[g] + wave]] = True
             done[g] = min(done[g] + wave, J.shape[1])
         mask = rearrange(wanted, "g (l u) -> l g u", l=layers)
-        exact = [grouped(layer.score, groups) for layer in scored(task, unit, "exact", mask[:, groups])]
+        exact = [
+            grouped(layer.score, groups) for layer in scored(task, unit, "exact", mask[:, groups])
+        ]
         found = torch.where(wanted, rearrange(torch.stack(exact), "l g u -> g (l u)"), found)
         wave = max(8, k // 8)
     return rearrange(found, "g (l u) -> l g u", l=layers), done
 
 
 def _certified(J: Tensor, found: Tensor, done: int, k: int) -> bool:
-    """Whether no unit behind the first `done` can be among the k best (-inf: a unit that does not exist)."""
+    """Whether no unit behind the first `done` can be among the k best (-inf: a unit that does not
+    exist)."""
     real = int((-torch.inf < J).sum())
     k = min(k, real)
     if done >= real:
@@ -288,18 +371,29 @@ def _certified(J: Tensor, found: Tensor, done: int, k: int) -> bool:
 
 
 def ranked(
-    rows: Rows, unit: Unit, scores: Float[Tensor, "layer group unit"], m: Float[Tensor, "layer group unit"],
-    top: int | None, settings: dict[str, Any], over: Over = "prompt", last: list[int] | None = None,
-) -> NeuronSet:  # fmt: skip
-    """The highest-scored units of each group as a NeuronSet. `last`: each group is a prompt, its unit axis runs over
-    positions too, and this is the last one that exists."""
+    rows: Rows,
+    unit: Unit,
+    scores: Float[Tensor, "layer group unit"],
+    m: Float[Tensor, "layer group unit"],
+    top: int | None,
+    settings: dict[str, Any],
+    over: Over = "prompt",
+    last: list[int] | None = None,
+) -> NeuronSet:
+    """The highest-scored units of each group as a NeuronSet. `last`: each group is a prompt, its
+    unit axis runs over positions too, and this is the last one that exists."""
     heads, channels = rows.lens.backend_adapter.cfg.n_heads, rows.trace.z.shape[2]
     width = {"ffn": rows.lens.d_mlp, "head": heads, "head_position": heads}.get(unit, channels)
     if scores.isnan().any():
-        raise ConfigError("Some scores are not a number: the weights, the coefficients or the value scores are not finite.")
+        raise ConfigError(
+            "Some scores are not a number: the weights, the coefficients or the value scores are "
+            "not finite."
+        )
     if last is not None:  # shorter prompts are padded with positions that do not exist
         key = torch.arange(scores.shape[2], device=scores.device) // width
-        scores = scores.masked_fill(key > torch.tensor(last, device=key.device)[:, None], -torch.inf)
+        scores = scores.masked_fill(
+            key > torch.tensor(last, device=key.device)[:, None], -torch.inf
+        )
     flat, coefficients = rearrange(scores, "l g u -> g (l u)"), rearrange(m, "l g u -> g (l u)")
     k = flat.shape[1] if top is None else min(top, flat.shape[1])
     values, index = flat.sort(dim=1, descending=True, stable=True)
@@ -310,14 +404,24 @@ def ranked(
     for g, label in enumerate(labels):
         chosen = index[g, :k].cpu()
         neuron, key = chosen % scores.shape[2] % width, chosen % scores.shape[2] // width
-        columns = {**label, "unit": "head" if unit == "head_position" else unit, "layer": (chosen // scores.shape[2]).numpy()}
+        columns = {
+            **label,
+            "unit": "head" if unit == "head_position" else unit,
+            "layer": (chosen // scores.shape[2]).numpy(),
+        }
         columns |= {"neuron": neuron.numpy()}
         if unit != "ffn":
             columns["head"] = (neuron if "head" in unit else neuron // (channels // heads)).numpy()
         if last is not None:
             ids = rows.trace.prompts[g].ids
-            columns |= {"position": key.numpy(), "token": [rows.lens.token_label(ids[i]) if i < len(ids) else "" for i in key]}
-        columns |= {"coefficient": coefficients[g].cpu()[chosen].numpy(), "score": values[g, :k].cpu().numpy()}
+            columns |= {
+                "position": key.numpy(),
+                "token": [rows.lens.token_label(ids[i]) if i < len(ids) else "" for i in key],
+            }
+        columns |= {
+            "coefficient": coefficients[g].cpu()[chosen].numpy(),
+            "score": values[g, :k].cpu().numpy(),
+        }
         frame = pd.DataFrame(columns)
         frames.append(frame[frame["score"] > -torch.inf])
     first = ["prompt", "unit", "layer", "neuron"]

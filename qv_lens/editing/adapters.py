@@ -1,9 +1,11 @@
-"""LoRA and AdaLoRA: low-rank factors beside the weights, trained (`gradient.train`) and merged at the end.
+"""LoRA and AdaLoRA: low-rank factors beside the weights, trained (`gradient.train`) and merged at
+the end.
 
-1. W + A diag(E) B, dropout on the input; E is alpha / rank in LoRA, trained in AdaLoRA. LoRA's A starts uniform within
-   1/sqrt(inputs), B at 0, as PEFT's do.
-2. AdaLoRA: after every step PEFT's `RankAllocator` scores the singular values E by |parameter x gradient|, smoothed, and
-   silences the lowest: from `init_rank` down to `rank` on average over the weights by a cubic schedule.
+1. W + A diag(E) B, dropout on the input; E is alpha / rank in LoRA, trained in AdaLoRA. LoRA's A
+   starts uniform within 1/sqrt(inputs), B at 0, as PEFT's do.
+2. AdaLoRA: after every step PEFT's `RankAllocator` scores the singular values E by |parameter x
+   gradient|, smoothed, and silences the lowest: from `init_rank` down to `rank` on average over the
+   weights by a cubic schedule.
 
 Sources: LoRA: Hu et al. 2022; AdaLoRA: Zhang et al. 2023, PEFT 0.21; EasyEdit's settings.
 """
@@ -52,24 +54,48 @@ class LoRA:
         factors: dict[Key, tuple[Tensor, Tensor]] = {}
         for key in self._keys(job.lens):
             rows, columns = job.lens.parameter(*key).shape
-            A = (2 * torch.rand(rows, self.rank, generator=generator, device=job.lens.device) - 1) / sqrt(rows)
-            factors[key] = (A.requires_grad_(True), torch.zeros(self.rank, columns, device=job.lens.device, requires_grad=True))
+            A = (
+                2 * torch.rand(rows, self.rank, generator=generator, device=job.lens.device) - 1
+            ) / sqrt(rows)
+            factors[key] = (
+                A.requires_grad_(True),
+                torch.zeros(self.rank, columns, device=job.lens.device, requires_grad=True),
+            )
         scale = self.alpha / self.rank
         added = {key: self._added(generator, A, B, scale) for key, (A, B) in factors.items()}
-        train(job, [leaf for pair in factors.values() for leaf in pair], nll(job.lens, added), self.steps, self.lr, self.stop)
-        return {key: Delta((scale * A).detach().double(), B.detach().double()) for key, (A, B) in factors.items()}
+        train(
+            job,
+            [leaf for pair in factors.values() for leaf in pair],
+            nll(job.lens, added),
+            self.steps,
+            self.lr,
+            self.stop,
+        )
+        return {
+            key: Delta((scale * A).detach().double(), B.detach().double())
+            for key, (A, B) in factors.items()
+        }
 
     def _keys(self, lens: Lens) -> list[Key]:
-        layers = range(lens.n_layers) if self.layers is None else [lens.check_layer(layer) for layer in self.layers]
+        layers = (
+            range(lens.n_layers)
+            if self.layers is None
+            else [lens.check_layer(layer) for layer in self.layers]
+        )
         return [(layer, name) for layer in layers for name in self.parameters]
 
-    def _added(self, generator: torch.Generator, A: Tensor, B: Tensor, scale: Tensor | float) -> Callable[[Tensor], Tensor]:
+    def _added(
+        self, generator: torch.Generator, A: Tensor, B: Tensor, scale: Tensor | float
+    ) -> Callable[[Tensor], Tensor]:
         """x -> dropout(x) A scale B."""
 
         def add(x: Tensor) -> Tensor:
             x = x.to(A.dtype)
             if self.dropout:
-                x = x * ((torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout) / (1 - self.dropout))
+                x = x * (
+                    (torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout)
+                    / (1 - self.dropout)
+                )
             return (x @ A * scale) @ B
 
         return add
@@ -77,12 +103,13 @@ class LoRA:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaLoRA(LoRA):
-    """Adapters P diag(E) Q of `init_rank`, pruned to `rank` on average. Needs `pip install 'qv_lens[lora]'`.
+    """Adapters P diag(E) Q of `init_rank`, pruned to `rank` on average. Needs `pip install
+    'qv_lens[lora]'`.
 
-    Defaults: alpha, dropout, lr, steps and modules EasyEdit's, all else PEFT's; pruned as in the paper, which EasyEdit's
-    release never does (it leaves the allocator uncalled). The loss is the NLL plus `orth` times the mean of ||P^T P - I||
-    and ||Q Q^T - I||; there is no early stop, the schedule needs all `steps`.
-    """
+    Defaults: alpha, dropout, lr, steps and modules EasyEdit's, all else PEFT's; pruned as in the
+    paper, which EasyEdit's release never does (it leaves the allocator uncalled). The loss is the
+    NLL plus `orth` times the mean of ||P^T P - I|| and ||Q Q^T - I||; there is no early stop, the
+    schedule needs all `steps`."""
 
     init_rank: int = 12
     """Rank before pruning."""
@@ -97,8 +124,9 @@ class AdaLoRA(LoRA):
             raise EditError("AdaLoRA needs PEFT: pip install 'qv_lens[lora]'.") from error
         if not 0 < self.rank < self.init_rank or self.steps < 2 or self.stop > 0:
             raise EditError(
-                "AdaLoRA prunes from init_rank to a smaller rank over at least two steps, without an early stop: got "
-                f"init_rank={self.init_rank}, rank={self.rank}, steps={self.steps}, stop={self.stop}."
+                "AdaLoRA prunes from init_rank to a smaller rank over at least two steps, without "
+                f"an early stop: got init_rank={self.init_rank}, rank={self.rank}, "
+                f"steps={self.steps}, stop={self.stop}."
             )
         lens, generator = job.lens, torch.Generator(job.lens.device).manual_seed(job.seed)
         adapters: dict[Key, dict[str, Tensor]] = {}
@@ -108,14 +136,29 @@ class AdaLoRA(LoRA):
                 0.02 * torch.randn(shape, generator=generator, device=lens.device)
                 for shape in ((self.init_rank, rows), (columns, self.init_rank))
             )
-            start = {"lora_A": A, "lora_B": B, "lora_E": torch.zeros(self.init_rank, 1, device=lens.device)}
+            start = {
+                "lora_A": A,
+                "lora_B": B,
+                "lora_E": torch.zeros(self.init_rank, 1, device=lens.device),
+            }
             adapters[key] = {name: torch.nn.Parameter(value) for name, value in start.items()}
-        named = {f"{name}_{layer}_{part}": leaf for (layer, name), adapter in adapters.items() for part, leaf in adapter.items()}
+        named = {
+            f"{name}_{layer}_{part}": leaf
+            for (layer, name), adapter in adapters.items()
+            for part, leaf in adapter.items()
+        }
         # the allocator finds parameters by names like "W_out_3_lora_A.qv"
-        model = torch.nn.ModuleDict({name: torch.nn.ParameterDict({"qv": leaf}) for name, leaf in named.items()})
+        model = torch.nn.ModuleDict(
+            {name: torch.nn.ParameterDict({"qv": leaf}) for name, leaf in named.items()}
+        )
         allocator = RankAllocator(
             model,
-            AdaLoraConfig(target_r=self.rank, init_r=self.init_rank, total_step=self.steps, lora_alpha=int(self.alpha)),
+            AdaLoraConfig(
+                target_r=self.rank,
+                init_r=self.init_rank,
+                total_step=self.steps,
+                lora_alpha=int(self.alpha),
+            ),
             "qv",
         )
         scale, step = self.alpha / (self.init_rank + 1e-5), itertools.count(1)
@@ -127,7 +170,9 @@ class AdaLoRA(LoRA):
             parts = {key: factors(adapter) for key, adapter in adapters.items()}
             added = {key: self._added(generator, A, B, E) for key, (A, E, B) in parts.items()}
             grams = [gram for A, _, B in parts.values() for gram in (A.T @ A, B @ B.T)]
-            far = torch.stack([(gram - torch.eye(len(gram), device=gram.device)).norm() for gram in grams]).mean()
+            far = torch.stack(
+                [(gram - torch.eye(len(gram), device=gram.device)).norm() for gram in grams]
+            ).mean()
             return nll(lens, added)(prompts) + self.orth * far
 
         def prune() -> None:
@@ -135,5 +180,10 @@ class AdaLoRA(LoRA):
 
         train(job, list(model.parameters()), loss, self.steps, self.lr, self.stop, after=prune)
         found = {key: factors(adapter) for key, adapter in adapters.items()}
-        job.notes["ranks"] = {f"{layer}.{name}": int((E != 0).sum()) for (layer, name), (_, E, _) in found.items()}
-        return {key: Delta((A * E).detach().double(), B.detach().double()) for key, (A, E, B) in found.items()}
+        job.notes["ranks"] = {
+            f"{layer}.{name}": int((E != 0).sum()) for (layer, name), (_, E, _) in found.items()
+        }
+        return {
+            key: Delta((A * E).detach().double(), B.detach().double())
+            for key, (A, E, B) in found.items()
+        }

@@ -1,4 +1,5 @@
-"""ROME, R-ROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET and ACE: choices of passes, metric and eps (`sweep`).
+"""ROME, R-ROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET and ACE: choices of passes,
+metric and eps (`sweep`).
 
    ROME       one layer, eps 0, K averaged over contexts, K_read of the bare prompt (R-ROME: one averaged key for both)
    EMMET      eps 0.1 (0 for one fact): equality constraints         MEMIT  metric C0^-1, eps lambda
@@ -33,7 +34,8 @@ from qv_lens.patch import Delta, summed
 
 @dataclass(frozen=True, kw_only=True)
 class ROME(ClosedForm):
-    """Rank-one model editing (Meng et al. 2022): one layer, one fact at a time. Defaults: GPT-J's, of the authors' release."""
+    """Rank-one model editing (Meng et al. 2022): one layer, one fact at a time. Defaults: GPT-J's,
+    of the authors' release."""
 
     layer: int = 5
     """The layer that is written."""
@@ -49,24 +51,28 @@ class ROME(ClosedForm):
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         layer = lens.check_layer(self.layer)
         search = self.at(lens.backend_adapter.written_at(layer))
-        return (Pass(((layer,),), search, "linear", self.fact_token, average="mean", read_clean=True),)
+        return (
+            Pass(((layer,),), search, "linear", self.fact_token, average="mean", read_clean=True),
+        )
 
     @property
     def reads_statistics(self) -> bool:
         return self.mom2_adjustment
 
     def solver(self, job: Job) -> Solver:
-        return Solver(inverses(job) if self.mom2_adjustment else lambda layer, module: identity, lambda n: 0.0)
+        return Solver(
+            inverses(job) if self.mom2_adjustment else lambda layer, module: identity, lambda n: 0.0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RROME(ROME):
     """R-ROME (Gupta et al. 2024): ROME with one averaged key in both places.
 
-    `values`: 'averaged' searches from the value averaged over the contexts, so that R = delta (the symmetric reading of the
-    paper); 'released' as the authors' code and EasyEdit: it searches from the bare prompt's value, and R = v* minus the
-    averaged one. The published numbers come from the release.
-    """
+    `values`: 'averaged' searches from the value averaged over the contexts, so that R = delta (the
+    symmetric reading of the paper); 'released' as the authors' code and EasyEdit: it searches from
+    the bare prompt's value, and R = v* minus the averaged one. The published numbers come from the
+    release."""
 
     values: Literal["averaged", "released"] = "averaged"
     """What the search starts from, and R is measured from (see above)."""
@@ -81,7 +87,8 @@ class RROME(ROME):
 
 @dataclass(frozen=True, kw_only=True)
 class EMMET(ClosedForm):
-    """Equality-constrained mass editing (Gupta et al. 2024): MEMIT's z*, W K = V exactly (softened by 0.1 for several facts)."""
+    """Equality-constrained mass editing (Gupta et al. 2024): MEMIT's z*, W K = V exactly (softened
+    by 0.1 for several facts)."""
 
     layers: Group = (5,)
     """The layers that are written."""
@@ -97,7 +104,8 @@ class EMMET(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class MEMIT(ClosedForm):
-    """Mass-editing memory in a transformer (Meng et al. 2023). Defaults: GPT-J's, of the authors' release."""
+    """Mass-editing memory in a transformer (Meng et al. 2023). Defaults: GPT-J's, of the authors'
+    release."""
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The layers that are written."""
@@ -113,11 +121,11 @@ class MEMIT(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class RECT(MEMIT):
-    """RECT (Gu et al. 2024): MEMIT's delta, only the `keep` share of entries that change their weight most.
+    """RECT (Gu et al. 2024): MEMIT's delta, only the `keep` share of entries that change their
+    weight most.
 
-    Each batch (`edit(..., batch_size=)`) is trimmed on the weights as they are then, so that k batches in one call equal k
-    calls in a row.
-    """
+    Each batch (`edit(..., batch_size=)`) is trimmed on the weights as they are then, so that k
+    batches in one call equal k calls in a row."""
 
     keep: float = 0.4
     """Share of entries that are kept."""
@@ -128,11 +136,12 @@ class RECT(MEMIT):
 
 @dataclass(frozen=True, kw_only=True)
 class PRUNE(MEMIT):
-    """PRUNE (Ma et al. 2024): MEMIT's whole delta, singular values above the weight's own largest one pulled in.
+    """PRUNE (Ma et al. 2024): MEMIT's whole delta, singular values above the weight's own largest
+    one pulled in.
 
-    Edits one after another go on from the weights as MEMIT alone would have left them; what is restrained is their sum,
-    against the weight before the first (not, as in AlphaEdit's repository, each on top of the others).
-    """
+    Edits one after another go on from the weights as MEMIT alone would have left them; what is
+    restrained is their sum, against the weight before the first (not, as in AlphaEdit's repository,
+    each on top of the others)."""
 
     def deltas(self, job: Job) -> Deltas:
         earlier, before, out = [patch for patch in job.earlier(self) if patch.kept], {}, {}
@@ -144,18 +153,20 @@ class PRUNE(MEMIT):
         for key, delta in super().deltas(job).items():
             whole, restrained = before.get(key, (0.0, 0.0))
             job.kept[key] = delta
-            out[key] = Delta(prune(job.original(*key).double() - restrained, whole + delta.dense()) - restrained)
+            out[key] = Delta(
+                prune(job.original(*key).double() - restrained, whole + delta.dense()) - restrained
+            )
         return out
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaEdit(ClosedForm):
-    """AlphaEdit (Fang et al. 2025): updates projected into the null space of C0. Defaults: GPT-J's, of the authors' release.
+    """AlphaEdit (Fang et al. 2025): updates projected into the null space of C0. Defaults: GPT-J's,
+    of the authors' release.
 
-    `threshold`: eigenvalues of C0 below it span the null space. It depends on the model's scale; the patch records the
-    rank of P. Keys of a batch are kept for the batches behind it (`edit(..., batch_size=)`), and with the patch for edits
-    made while it is applied.
-    """
+    `threshold`: eigenvalues of C0 below it span the null space. It depends on the model's scale;
+    the patch records the rank of P. Keys of a batch are kept for the batches behind it (`edit(...,
+    batch_size=)`), and with the patch for edits made while it is applied."""
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The layers that are written."""
@@ -169,10 +180,16 @@ class AlphaEdit(ClosedForm):
 
     def solver(self, job: Job) -> Solver:
         lens, C0 = job.lens, job.moments()
-        P = {layer: self._null_space(job, C0.of(lens, layer), layer) for layer in self.plan(lens)[0].groups[0]}
+        P = {
+            layer: self._null_space(job, C0.of(lens, layer), layer)
+            for layer in self.plan(lens)[0].groups[0]
+        }
         job.notes["rank_of_P"] = {str(layer): round(float(p.trace())) for layer, p in P.items()}
         if not all(job.notes["rank_of_P"].values()):
-            raise EditError(f"No eigenvalue of C0 lies below threshold={self.threshold}: nothing could be written. Raise it.")
+            raise EditError(
+                f"No eigenvalue of C0 lies below threshold={self.threshold}: nothing could be "
+                "written. Raise it."
+            )
         earlier = summed(patch.kept for patch in job.earlier(self))
 
         def learn(keys: dict[int, list[Tensor]]) -> None:
@@ -182,7 +199,9 @@ class AlphaEdit(ClosedForm):
                 job.kept.update(summed([job.kept, {(layer, "W_out"): now}]))
 
         def metric(layer: int, module: str) -> Metric:
-            return null_space_metric(P[layer], summed([earlier, job.kept]).get((layer, "W_out")), self.L2)
+            return null_space_metric(
+                P[layer], summed([earlier, job.kept]).get((layer, "W_out")), self.L2
+            )
 
         return Solver(metric, lambda n: 1.0, learn)
 
@@ -194,7 +213,8 @@ class AlphaEdit(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class PMET(ClosedForm):
-    """Precise model editing in a transformer (Li et al. 2024). Defaults: GPT-J's, of the authors' release."""
+    """Precise model editing in a transformer (Li et al. 2024). Defaults: GPT-J's, of the authors'
+    release."""
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The layers that are written."""
@@ -207,10 +227,15 @@ class PMET(ClosedForm):
     lam: float = 6000.0
     """Multiplies the mean second moment C0."""
     attention: bool = False
-    """Whether W_O is written too, from attention's own delta (statistics with modules=("ffn", "attn"))."""
+    """Whether W_O is written too, from attention's own delta (statistics with modules=("ffn",
+    "attn"))."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
-        return (self.two_deltas(lens, (self.layers,), modules=("attn", "ffn") if self.attention else ("ffn",)),)
+        return (
+            self.two_deltas(
+                lens, (self.layers,), modules=("attn", "ffn") if self.attention else ("ffn",)
+            ),
+        )
 
     def solver(self, job: Job) -> Solver:
         return Solver(inverses(job), lambda n: self.lam)
@@ -218,11 +243,11 @@ class PMET(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class IFMET(ClosedForm):
-    """IFMET (Zhang et al. 2024, no public code): shallow layers on the request, then deep layers on multi-hop prompts.
+    """IFMET (Zhang et al. 2024, no public code): shallow layers on the request, then deep layers on
+    multi-hop prompts.
 
-    The second pass reads `request.via` (multi-hop prompts that end at the fact) at the last token; a request without any
-    is read on its own prompt there.
-    """
+    The second pass reads `request.via` (multi-hop prompts that end at the fact) at the last token;
+    a request without any is read on its own prompt there."""
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The shallow layers, written first."""
@@ -247,19 +272,21 @@ class IFMET(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class ACE(ClosedForm):
-    """Attribution-controlled editing: query layers and value layers, chosen by `qv.locate` or by hand.
+    """Attribution-controlled editing: query layers and value layers, chosen by `qv.locate` or by
+    hand.
 
-    Defaults: GPT-J's, of the official release: one search of z* at the last value layer, on the request's own prompt, then
-    the query group and the value group, which each end with the full remaining residual. Several requests are edited one
-    after another, z* searched on the weights as edited so far (`joint=True`: as one batch). With one search a query layer
-    above the last value layer cannot reach z* and is dropped with a warning; so is a value layer that the model does not
+    Defaults: GPT-J's, of the official release: one search of z* at the last value layer, on the
+    request's own prompt, then the query group and the value group, which each end with the full
+    remaining residual. Several requests are edited one after another, z* searched on the weights as
+    edited so far (`joint=True`: as one batch). With one search a query layer above the last value
+    layer cannot reach z* and is dropped with a warning; so is a value layer that the model does not
     have. A layer in both groups is written in both.
 
-    The other readings: `order='value first'` (the paper's Algorithm 1: one search, value layers, then query layers);
-    `passes='two'` (section 5: a search per group), with `value_prompts='via'` (multi-hop prompts) and `value_token`;
-    `groups=False` spreads over all layers as one; `attention` writes W_O too; `prefix`, a text (a few-shot chain of
-    thought) put before every prompt. `ACE.algorithm_1()`, `ACE.paper()` and `ACE.official()` put them together.
-    """
+    The other readings: `order='value first'` (the paper's Algorithm 1: one search, value layers,
+    then query layers); `passes='two'` (section 5: a search per group), with `value_prompts='via'`
+    (multi-hop prompts) and `value_token`; `groups=False` spreads over all layers as one;
+    `attention` writes W_O too; `prefix`, a text (a few-shot chain of thought) put before every
+    prompt. `ACE.algorithm_1()`, `ACE.paper()` and `ACE.official()` put them together."""
 
     value_layers: Group = (23, 24, 25)
     """Layers of value neurons."""
@@ -292,20 +319,27 @@ class ACE(ClosedForm):
 
     @classmethod
     def algorithm_1(cls) -> ACE:
-        """The paper's Algorithm 1: v* searched once, written to the value layers first, then to the query layers."""
+        """The paper's Algorithm 1: v* searched once, written to the value layers first, then to the
+        query layers."""
         return cls(order="value first")
 
     @classmethod
     def paper(cls) -> ACE:
-        """Section 5: two passes, value layers first and on multi-hop prompts at the last token, layers of Appendix F (for
-        another model: `dataclasses.replace`)."""
+        """Section 5: two passes, value layers first and on multi-hop prompts at the last token,
+        layers of Appendix F (for another model: `dataclasses.replace`)."""
         return cls(
-            value_layers=(26, 27, 28), joint=True, passes="two", order="value first", value_prompts="via", value_token="last"
+            value_layers=(26, 27, 28),
+            joint=True,
+            passes="two",
+            order="value first",
+            value_prompts="via",
+            value_token="last",
         )
 
     @classmethod
     def official(cls) -> ACE:
-        """The released code as it runs: attention written as well, one flat list of layers, one request after another."""
+        """The released code as it runs: attention written as well, one flat list of layers, one
+        request after another."""
         return cls(attention=True, groups=False)
 
     @property
@@ -321,15 +355,31 @@ class ACE(ClosedForm):
         token = self.value_token or self.fact_token
         if self.passes == "two":
             first = self.two_deltas(lens, (query,), modules=modules) if query else None
-            second = self.two_deltas(lens, (value,), modules=modules, fact_token=token, prompts=self.value_prompts)
-            return tuple(p for p in ((first, second) if self.order == "query first" else (second, first)) if p is not None)
+            second = self.two_deltas(
+                lens, (value,), modules=modules, fact_token=token, prompts=self.value_prompts
+            )
+            return tuple(
+                p
+                for p in ((first, second) if self.order == "query first" else (second, first))
+                if p is not None
+            )
         if self.value_prompts != "rewrite" or token != self.fact_token:
-            raise EditError("One search serves both groups; prompts and a token of the value layers' own need passes='two'.")
+            raise EditError(
+                "One search serves both groups; prompts and a token of the value layers' own need "
+                "passes='two'."
+            )
         if not self.groups and self.order != "query first":
-            raise EditError("groups=False spreads over all layers as one, in ascending order: it has no order of groups.")
+            raise EditError(
+                "groups=False spreads over all layers as one, in ascending order: it has no order "
+                "of groups."
+            )
         groups = (query, value) if self.order == "query first" else (value, query)
         flat = (tuple({*query, *value}),)
-        return (self.two_deltas(lens, tuple(g for g in groups if g) if self.groups else flat, modules=modules),)
+        return (
+            self.two_deltas(
+                lens, tuple(g for g in groups if g) if self.groups else flat, modules=modules
+            ),
+        )
 
     def _layers(self, lens: Lens) -> tuple[Group, Group]:
         """Query and value layers that exist and can reach z*; what is dropped is warned of."""
@@ -339,7 +389,9 @@ class ACE(ClosedForm):
         if value and len(value) < len(self.value_layers):
             gone = sorted(set(self.value_layers) - set(value))
             warnings.warn(
-                f"Value layers {gone} do not exist in a model of layers 0 to {lens.n_layers - 1} and are dropped.", stacklevel=5
+                f"Value layers {gone} do not exist in a model of layers 0 to {lens.n_layers - 1} "
+                "and are dropped.",
+                stacklevel=5,
             )
         if self.passes == "two":
             return self.query_layers, value or self.value_layers
@@ -347,5 +399,7 @@ class ACE(ClosedForm):
         query = tuple(layer for layer in self.query_layers if layer <= top)
         if len(query) < len(self.query_layers):
             dropped = sorted(set(self.query_layers) - set(query))
-            warnings.warn(f"Query layers {dropped} lie above the z layer {top} and are dropped.", stacklevel=5)
+            warnings.warn(
+                f"Query layers {dropped} lie above the z layer {top} and are dropped.", stacklevel=5
+            )
         return query, value or self.value_layers

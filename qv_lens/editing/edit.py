@@ -1,9 +1,9 @@
 """edit(): requests and an editor become a Patch; the lens is left as it was.
 
-Editors are frozen dataclasses of hyperparameters with one method, `deltas(job)`: what to add to which weight. They may
-write to the live weights on the way by `job.write` (a sweep reads each layer under those written before); whatever
-happens, what was written so is put back bit for bit. `reads_statistics`, where an editor has it, says that it needs C0.
-"""
+Editors are frozen dataclasses of hyperparameters with one method, `deltas(job)`: what to add to
+which weight. They may write to the live weights on the way by `job.write` (a sweep reads each layer
+under those written before); whatever happens, what was written so is put back bit for bit.
+`reads_statistics`, where an editor has it, says that it needs C0."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ ENTROPY = (0.5, 2.0)
 
 @dataclass
 class Factored:
-    """What has been made of C0 (Cholesky factors, null spaces): computed once for many edits with the same statistics."""
+    """What has been made of C0 (Cholesky factors, null spaces): computed once for many edits with
+    the same statistics."""
 
     statistics: Statistics | None
     made: dict[Hashable, Any] = field(default_factory=dict)
@@ -49,8 +50,9 @@ class Factored:
 
 @dataclass
 class Job:
-    """What an editor works on. `batches`: requests that are edited together, one batch after another on the weights as
-    written so far. `losses`, `notes` and `kept` are filled in by the editor and end up in the patch."""
+    """What an editor works on. `batches`: requests that are edited together, one batch after
+    another on the weights as written so far. `losses`, `notes` and `kept` are filled in by the
+    editor and end up in the patch."""
 
     lens: Lens
     requests: list[EditRequest]
@@ -67,18 +69,26 @@ class Job:
     used: tuple[str, ...] = ()
 
     def batches(self, size: int | None) -> list[list[EditRequest]]:
-        """The requests in batches of the size asked for in `edit`, or else the editor's own (None: all together)."""
+        """The requests in batches of the size asked for in `edit`, or else the editor's own (None:
+        all together)."""
         size = self.batch_size or size or len(self.requests)
         return [self.requests[i : i + size] for i in range(0, len(self.requests), size)]
 
     def prefixes(self, style: str = "memit") -> tuple[str, ...]:
         """Contexts with `{}`: those given to `edit`, or sampled from the model (recorded)."""
-        self.used = self.templates if self.templates is not None else contexts(self.lens, self.seed, style)
+        self.used = (
+            self.templates if self.templates is not None else contexts(self.lens, self.seed, style)
+        )
         return self.used
 
     def earlier(self, editor: object) -> list[Patch]:
-        """The patches in force that an editor of the same kind made, oldest first, on the lens's device (a file's are not)."""
-        return [patch.to(self.lens.device) for patch in self.lens.patches if patch.info.get("method") == type(editor).__name__]
+        """The patches in force that an editor of the same kind made, oldest first, on the lens's
+        device (a file's are not)."""
+        return [
+            patch.to(self.lens.device)
+            for patch in self.lens.patches
+            if patch.info.get("method") == type(editor).__name__
+        ]
 
     def moments(self) -> Statistics:
         """C0. Raises `EditError` where none was given."""
@@ -89,14 +99,18 @@ class Job:
     def write(self, layer: int, name: str, delta: Delta) -> None:
         """Add a delta to the live weight; it is put back when the edit is done."""
         if not delta.finite():
-            raise EditError(f"The edit of {name}[{layer}] is not finite. Lower lr or clamp, or raise lam; nothing was kept.")
+            raise EditError(
+                f"The edit of {name}[{layer}] is not finite. Lower lr or clamp, or raise lam; "
+                "nothing was kept."
+            )
         weight = self.lens.parameter(layer, name)
         if (layer, name) not in self.saved:
             self.saved[layer, name] = weight.clone()
         weight.copy_(weight.double() + delta.dense().to(weight.device))
 
     def rewrite(self, layer: int, name: str, before: Tensor, delta: Delta) -> None:
-        """Put a delta on the weight as it was at some earlier point of this edit, in the place of what was added since."""
+        """Put a delta on the weight as it was at some earlier point of this edit, in the place of
+        what was added since."""
         self.lens.parameter(layer, name).copy_(before)
         self.write(layer, name, delta)
 
@@ -132,16 +146,22 @@ def edit(
     """Compute an edit as a Patch; the lens is left as it was, bit for bit, also after an exception.
 
     `editor`: an editor with its settings, or the name of one of the model's presets.
-    `statistics`: C0 of every layer written by a closed form. `templates`: contexts with `{}`, the bare one "{}" among
-    them; None samples them from the model (`seed`). `batch_size`: how many requests are edited together, one batch after another (None: the editor's own way).
-    `held_out`: texts on which the entropy of the next token is measured before and after, and recorded.
-    `ahead`: z* that were searched for many edits of the same weights together (`sweep.search_ahead`). `factored`: a
-    `Factored(statistics)` that several edits share, so that C0 is factored once for all. Patches in force
-    count as earlier edits: AlphaEdit spares their keys and PRUNE restrains the sum, where they are their own.
+    `statistics`: C0 of every layer written by a closed form.
+    `templates`: contexts with `{}`, the bare one "{}" among them; None samples them from the model
+    (`seed`).
+    `batch_size`: how many requests are edited together, one batch after another (None: the editor's
+    own way).
+    `held_out`: texts on which the entropy of the next token is measured before and after, and
+    recorded.
+    `ahead`: z* that were searched for many edits of the same weights together
+    (`sweep.search_ahead`).
+    `factored`: a `Factored(statistics)` that several edits share, so that C0 is factored once for
+    all. Patches in force count as earlier edits: AlphaEdit spares their keys and PRUNE restrains
+    the sum, where they are their own.
 
     Warns where weights or entropy leave their range: a model about to collapse.
-    Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests, `FactError` for
-    requests that do not tokenise.
+    Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests,
+    `FactError` for requests that do not tokenise.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -155,7 +175,9 @@ def edit(
     """
     batch = [requests] if isinstance(requests, (EditRequest, Fact)) else list(requests)
     if not batch:
-        raise EditError("No edit was requested: pass at least one EditRequest (fact.to('new answer')).")
+        raise EditError(
+            "No edit was requested: pass at least one EditRequest (fact.to('new answer'))."
+        )
     for request in batch:
         if not isinstance(request, EditRequest):
             raise EditError(f"An edit is asked for by fact.to('new answer'), got {request!r:.100}.")
@@ -174,7 +196,11 @@ def edit(
         first_search = getattr(editor, "first_search", None)
         ahead.check(lens, first_search(lens) if first_search else None, templates)
         templates = ahead.templates
-    shared = factored if factored is not None and factored.statistics is statistics else Factored(statistics)
+    shared = (
+        factored
+        if factored is not None and factored.statistics is statistics
+        else Factored(statistics)
+    )
     job = Job(lens, batch, batch_size, statistics, templates, seed, ahead, shared)
     with lens.turn.held():
         try:
@@ -185,7 +211,11 @@ def edit(
             job.restore()
     deltas = dict(sorted(deltas.items()))
     patch = Patch(deltas, fingerprint, {**_info(job, editor), **_measured(lens, deltas)}, job.kept)
-    return replace(patch, info={**patch.info, "entropy": _entropies(lens, patch, held_out)}) if held_out else patch
+    return (
+        replace(patch, info={**patch.info, "entropy": _entropies(lens, patch, held_out)})
+        if held_out
+        else patch
+    )
 
 
 def _entropies(lens: Lens, patch: Patch, texts: Sequence[str]) -> list[float]:
@@ -195,8 +225,9 @@ def _entropies(lens: Lens, patch: Patch, texts: Sequence[str]) -> list[float]:
         after = entropy(lens, texts)
     if not ENTROPY[0] * before <= after <= ENTROPY[1] * before:
         warnings.warn(
-            f"The entropy of the next token on held-out text went from {before:.2f} to {after:.2f} nats: the edit ruins the "
-            "model. Raise lam (where the editor has one), or lower clamp, lr or steps.",
+            f"The entropy of the next token on held-out text went from {before:.2f} to {after:.2f} "
+            "nats: the edit ruins the model. Raise lam (where the editor has one), or lower "
+            "clamp, lr or steps.",
             stacklevel=3,
         )
     return [before, after]
@@ -216,20 +247,26 @@ def entropy(lens: Lens, texts: Sequence[str], batch_size: int = 32) -> float:
 
 
 def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
-    """Per weight: ||dW|| / ||W||, what rounding to the weight's own dtype loses of dW, and its Hugging Face module.
+    """Per weight: ||dW|| / ||W||, what rounding to the weight's own dtype loses of dW, and its
+    Hugging Face module.
 
-    Warns where the weights grow out of their range. Raises `EditError` for a delta that is not finite.
-    """
+    Warns where the weights grow out of their range. Raises `EditError` for a delta that is not
+    finite."""
     relative, lost, modules, grown = {}, {}, {}, {}
     for (layer, name), delta in deltas.items():
         if not delta.finite():
-            raise EditError(f"The edit of {name}[{layer}] is not finite. Lower lr, or raise lam (where the editor has one).")
+            raise EditError(
+                f"The edit of {name}[{layer}] is not finite. Lower lr, or raise lam (where the "
+                "editor has one)."
+            )
         weight, key = lens.parameter(layer, name), f"{layer}.{name}"
         W, D = weight.double(), delta.dense().to(weight.device)
         norm, size = float(W.norm()), float(D.norm())
         relative[key] = size / norm if norm else float("inf")
         edited = W + D
-        lost[key] = float((edited.to(weight.dtype).double() - edited).norm()) / size if size else 0.0
+        lost[key] = (
+            float((edited.to(weight.dtype).double() - edited).norm()) / size if size else 0.0
+        )
         modules[key] = lens.backend_adapter.stored_name(layer, name)
         ratio = float(edited.norm()) / norm if norm else 0.0
         if ratio > COLLAPSE:
@@ -237,8 +274,9 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
     if grown:
         worst = max(grown, key=grown.__getitem__)
         warnings.warn(
-            f"||W'|| / ||W|| of {worst} is {grown[worst]:.2f}: edits of this size usually ruin a model. "
-            "Raise lam (where the editor has one), or lower clamp, lr or steps; metrics of unrelated facts show the damage.",
+            f"||W'|| / ||W|| of {worst} is {grown[worst]:.2f}: edits of this size usually ruin a "
+            "model. Raise lam (where the editor has one), or lower clamp, lr or steps; metrics of "
+            "unrelated facts show the damage.",
             stacklevel=3,
         )
     conv1d = {"conv1d": True} if lens.backend_adapter.conv1d else {}
@@ -246,9 +284,13 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
 
 
 def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Contexts with the bare one first. Raises `EditError` where it is not among them: keys and values are measured from it."""
+    """Contexts with the bare one first. Raises `EditError` where it is not among them: keys and
+    values are measured from it."""
     if isinstance(templates, str):
-        raise EditError(f"templates= takes several contexts, got the one text {templates!r}: pass ({templates!r},).")
+        raise EditError(
+            f"templates= takes several contexts, got the one text {templates!r}: pass "
+            f"({templates!r},)."
+        )
     contexts = tuple(templates)
     for template in contexts:
         if not isinstance(template, str) or template.count("{}") != 1:
@@ -261,35 +303,50 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_texts(texts: Sequence[str]) -> list[str]:
-    """Texts to measure on. Raises `EditError` for a single string, which would be read letter by letter."""
+    """Texts to measure on. Raises `EditError` for a single string, which would be read letter by
+    letter."""
     if isinstance(texts, str):
-        raise EditError(f"held_out= takes several texts, got the one text {texts!r:.60}: pass a list.")
+        raise EditError(
+            f"held_out= takes several texts, got the one text {texts!r:.60}: pass a list."
+        )
     return list(texts)
 
 
 def check_requests(batch: Sequence[EditRequest]) -> None:
-    """Raise `EditError` for two requests that ask different things of one prompt, or one that asks for the old answer."""
+    """Raise `EditError` for two requests that ask different things of one prompt, or one that asks
+    for the old answer."""
     asked: dict[str, str] = {}
     for request in batch:
         text = request.fact.text
         if request.new.strip() == request.fact.answer.strip():
-            raise EditError(f"The new answer of {text!r} is the old one, {request.new!r}: there is nothing to edit.")
+            raise EditError(
+                f"The new answer of {text!r} is the old one, {request.new!r}: there is nothing to "
+                "edit."
+            )
         if asked.setdefault(text, request.new.strip()) != request.new.strip():
-            raise EditError(f"Two requests of one batch conflict: {text!r} shall become {asked[text]!r} and {request.new!r}.")
+            raise EditError(
+                f"Two requests of one batch conflict: {text!r} shall become {asked[text]!r} and "
+                f"{request.new!r}."
+            )
 
 
 def check_editor(editor: object) -> None:
     """Raise `EditError` for what is no editor."""
     if isinstance(editor, type) or not hasattr(editor, "deltas") or not is_dataclass(editor):
         raise EditError(
-            f"An editor is a frozen dataclass of hyperparameters with a method deltas(job), as qv.MEMIT(layers=(3, 4, 5)); got {editor!r:.100}."
+            "An editor is a frozen dataclass of hyperparameters with a method deltas(job), as "
+            f"qv.MEMIT(layers=(3, 4, 5)); got {editor!r:.100}."
         )
 
 
 def check_statistics(lens: Lens, editor: Any, statistics: object) -> None:
-    """Raise `EditError` for statistics that are none, or absent where the editor reads them, before anything is searched."""
+    """Raise `EditError` for statistics that are none, or absent where the editor reads them, before
+    anything is searched."""
     if statistics is not None and not isinstance(statistics, Statistics):
-        raise EditError(f"statistics= takes what covariance() gives or Statistics.load(folder), got {statistics!r:.100}.")
+        raise EditError(
+            "statistics= takes what covariance() gives or Statistics.load(folder), got "
+            f"{statistics!r:.100}."
+        )
     if statistics is not None and statistics.fingerprint != lens.fingerprint:
         statistics.of(lens, 0)
     if statistics is None and getattr(editor, "reads_statistics", False):
@@ -300,25 +357,50 @@ def check_deltas(lens: Lens, editor: object, deltas: object) -> None:
     """Raise `EditError` unless an editor gave what to add to which weights, in their shapes."""
     name = type(editor).__name__
     if not isinstance(deltas, dict):
-        raise EditError(f"{name}.deltas(job) must give {{(layer, 'W_out'): Delta}}, got {deltas!r:.100}.")
+        raise EditError(
+            f"{name}.deltas(job) must give {{(layer, 'W_out'): Delta}}, got {deltas!r:.100}."
+        )
     for key, delta in deltas.items():
         if not isinstance(delta, Delta):
-            raise EditError(f"{name}.deltas(job) must give qv_lens.patch.Delta, got {type(delta).__name__} for {key}.")
+            raise EditError(
+                f"{name}.deltas(job) must give qv_lens.patch.Delta, got {type(delta).__name__} for "
+                f"{key}."
+            )
         shape = tuple(lens.parameter(*key).shape)
         if tuple(delta.shape) != shape:
-            raise EditError(f"{name}.deltas(job) gives {tuple(delta.shape)} for {key}; the weight is {shape}.")
+            raise EditError(
+                f"{name}.deltas(job) gives {tuple(delta.shape)} for {key}; the weight is {shape}."
+            )
 
 
 def _info(job: Job, editor: Any) -> dict[str, Any]:
     statistics = job.statistics
-    return plain({
-        "model": job.lens.name, "backend": job.lens.backend, "method": type(editor).__name__, "hyperparameters": asdict(editor),
-        "facts": [{"prompt": r.fact.prompt, "subject": r.fact.subject, "old": r.fact.answer, "new": r.new} for r in job.requests],
-        "contexts": list(job.used), "seed": job.seed, "batch_size": job.batch_size,
-        "statistics": None if statistics is None else {"corpus": statistics.corpus, "tokens": statistics.tokens},
-        "versions": versions(),
-        "losses": job.losses, **job.notes,
-    })  # fmt: skip
+    return plain(
+        {
+            "model": job.lens.name,
+            "backend": job.lens.backend,
+            "method": type(editor).__name__,
+            "hyperparameters": asdict(editor),
+            "facts": [
+                {
+                    "prompt": r.fact.prompt,
+                    "subject": r.fact.subject,
+                    "old": r.fact.answer,
+                    "new": r.new,
+                }
+                for r in job.requests
+            ],
+            "contexts": list(job.used),
+            "seed": job.seed,
+            "batch_size": job.batch_size,
+            "statistics": None
+            if statistics is None
+            else {"corpus": statistics.corpus, "tokens": statistics.tokens},
+            "versions": versions(),
+            "losses": job.losses,
+            **job.notes,
+        }
+    )
 
 
 def plain(value: Any) -> Any:

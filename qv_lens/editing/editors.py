@@ -1,4 +1,5 @@
-"""Every editor by name, in one place: the package offers these, presets and `qv-lens tune` know them, tests go through them."""
+"""Every editor by name, in one place: the package offers these, presets and `qv-lens tune` know
+them, tests go through them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names for type checkers
     from qv_lens.editing.adapters import AdaLoRA, LoRA
-    from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
+    from qv_lens.editing.closed_form import (
+        ACE,
+        EMMET,
+        IFMET,
+        MEMIT,
+        PMET,
+        PRUNE,
+        RECT,
+        ROME,
+        RROME,
+        AlphaEdit,
+    )
     from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
 
 __all__ = [

@@ -1,15 +1,15 @@
 """FT, FT-L, KNE, CTP: a few trainable numbers per weight, one trainer. KN, which trains nothing.
 
-1. A method says which deltas exist and what is trainable in them: whole matrices (FT), some columns (KNE), some rows and
-   columns (CTP), factors (`adapters`). All parameters of the model stay frozen: the forward pass runs with W + delta through
-   hooks (`models.deltas`), so no weight is written and none has to be put back.
-2. One Adam; the loss is the mean NLL of the new answers, teacher forced, or (FT) of every answer token at the prompt's
-   last position; stop below `stop`.
+1. A method says which deltas exist and what is trainable in them: whole matrices (FT), some columns
+   (KNE), some rows and columns (CTP), factors (`adapters`). All parameters of the model stay
+   frozen: the forward pass runs with W + delta through hooks (`models.deltas`), so no weight is
+   written and none has to be put back.
+2. One Adam; the loss is the mean NLL of the new answers, teacher forced, or (FT) of every answer
+   token at the prompt's last position; stop below `stop`.
 3. The deltas at the end are the edit, kept as factors where they are factors.
 
-Sources: FT, FT-L: the baseline of ROME's authors. KNE: its section 3. CTP: its released code. KN: Dai et al. 2022 and its
-authors' code, or EasyEdit's.
-"""
+Sources: FT, FT-L: the baseline of ROME's authors. KNE: its section 3. CTP: its released code. KN:
+Dai et al. 2022 and its authors' code, or EasyEdit's."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ Objective = Literal["last_token", "target_new"]
 
 @dataclass(frozen=True, kw_only=True)
 class FT:
-    """Fine-tuning of one layer's W_out and b_out (the baseline of ROME's authors). Defaults: GPT-J's, unconstrained.
+    """Fine-tuning of one layer's W_out and b_out (the baseline of ROME's authors). Defaults:
+    GPT-J's, unconstrained.
 
-    `objective`: 'last_token' (as released: every token of the answer at the prompt's last position), 'target_new' (a
-    language model's loss, FT-M). `clamp`: largest change of any entry (None: free).
-    """
+    `objective`: 'last_token' (as released: every token of the answer at the prompt's last
+    position), 'target_new' (a language model's loss, FT-M).
+    `clamp`: largest change of any entry (None: free)."""
 
     layer: int = 21
     """The layer that is written."""
@@ -67,14 +68,21 @@ class FT:
 
     def deltas(self, job: Job) -> Deltas:
         if self.objective not in ("last_token", "target_new"):
-            raise unknown("Objective", self.objective, ("last_token", "target_new"), error=EditError)
+            raise unknown(
+                "Objective", self.objective, ("last_token", "target_new"), error=EditError
+            )
         layer = job.lens.check_layer(self.layer)
-        names = [(layer, "W_out"), *([(layer, "b_out")] if "b_out" in job.lens.parameter_names else [])]
+        names = [
+            (layer, "W_out"),
+            *([(layer, "b_out")] if "b_out" in job.lens.parameter_names else []),
+        ]
         leaves = zeros_like_parameters(job.lens, names)
 
         def loss(prompts: list[Prompt]) -> Tensor:
             if self.objective == "target_new":
-                return -answer_logprobs(job.lens, prompts, delta_hooks(job.lens, dict(leaves))).mean()
+                return -answer_logprobs(
+                    job.lens, prompts, delta_hooks(job.lens, dict(leaves))
+                ).mean()
             return last_token_loss(job.lens, prompts, delta_hooks(job.lens, dict(leaves)))
 
         def limit() -> None:
@@ -88,7 +96,8 @@ class FT:
 
 @dataclass(frozen=True, kw_only=True)
 class FTL(FT):
-    """FT-L: fine-tuning with every entry kept within `clamp` of the original. Defaults: GPT-J's, of ROME's authors."""
+    """FT-L: fine-tuning with every entry kept within `clamp` of the original. Defaults: GPT-J's, of
+    ROME's authors."""
 
     layer: int = 0
     """The layer that is written."""
@@ -98,11 +107,12 @@ class FTL(FT):
 
 @dataclass(frozen=True, kw_only=True)
 class KNE:
-    """Neuronal ensembles: train only the columns that `neuron_ensemble` finds; W' = W + alpha / sqrt(n) dW.
+    """Neuronal ensembles: train only the columns that `neuron_ensemble` finds; W' = W + alpha /
+    sqrt(n) dW.
 
-    `share`: the ensemble's share of all columns of `parameters`. The paper gives no alpha, lr, steps or m (`steps_ig`):
-    untuned. Several requests share one ensemble (mean attribution), located on the first `located` of them (None: all).
-    """
+    `share`: the ensemble's share of all columns of `parameters`. The paper gives no alpha, lr,
+    steps or m (`steps_ig`): untuned. Several requests share one ensemble (mean attribution),
+    located on the first `located` of them (None: all)."""
 
     share: float = 0.01
     """The ensemble's share of all columns of `parameters`."""
@@ -127,24 +137,55 @@ class KNE:
 
     def deltas(self, job: Job) -> Deltas:
         if self.located is not None and self.located < 1:
-            raise EditError(f"located is how many requests the ensemble is located on, at least 1; got {self.located}.")
+            raise EditError(
+                "located is how many requests the ensemble is located on, at least 1; got "
+                f"{self.located}."
+            )
         found = neuron_ensemble(
-            job.lens, job.requests[: self.located], self.share, parameters=self.parameters, axis=self.axis, steps=self.steps_ig, together=self.together
-        )  # fmt: skip
+            job.lens,
+            job.requests[: self.located],
+            self.share,
+            parameters=self.parameters,
+            axis=self.axis,
+            steps=self.steps_ig,
+            together=self.together,
+        )
         by_name = {"ffn": "W_out", **{f"{name.lower()}_column": name for name in self.parameters}}
         chosen: dict[Key, Tensor] = {}
         for (unit, layer), rows in found.frame.groupby(["unit", "layer"]):
-            chosen[int(layer), by_name[str(unit)]] = torch.tensor(sorted(rows["neuron"]), device=job.lens.device)
-        job.notes["ensemble"] = {f"{layer}.{name}": len(index) for (layer, name), index in chosen.items()}
+            chosen[int(layer), by_name[str(unit)]] = torch.tensor(
+                sorted(rows["neuron"]), device=job.lens.device
+            )
+        job.notes["ensemble"] = {
+            f"{layer}.{name}": len(index) for (layer, name), index in chosen.items()
+        }
         leaves, added = {}, {}
         for key, index in chosen.items():
             weight = job.lens.parameter(*key)
-            shape = (weight.shape[0], len(index)) if self.axis == "column" else (len(index), weight.shape[1])
-            leaves[key] = torch.zeros(shape, dtype=at_least_float32(weight).dtype, device=weight.device, requires_grad=True)
-            added[key] = _some(leaves[key], index, weight.shape[1], self.axis, self.alpha / sqrt(len(index)))
+            shape = (
+                (weight.shape[0], len(index))
+                if self.axis == "column"
+                else (len(index), weight.shape[1])
+            )
+            leaves[key] = torch.zeros(
+                shape,
+                dtype=at_least_float32(weight).dtype,
+                device=weight.device,
+                requires_grad=True,
+            )
+            added[key] = _some(
+                leaves[key], index, weight.shape[1], self.axis, self.alpha / sqrt(len(index))
+            )
         train(job, list(leaves.values()), nll(job.lens, added), self.steps, self.lr, self.stop)
         return {
-            key: _scattered(job.lens, key, leaves[key], chosen[key], self.axis, self.alpha / sqrt(len(chosen[key])))
+            key: _scattered(
+                job.lens,
+                key,
+                leaves[key],
+                chosen[key],
+                self.axis,
+                self.alpha / sqrt(len(chosen[key])),
+            )
             for key in chosen
         }
 
@@ -153,14 +194,14 @@ class KNE:
 class CTP:
     """Critical transmission paths with contrastive editing, as its released code runs.
 
-    `epochs` passes over the requests in shuffled mini-batches; before every `every`-th epoch T+ and T- are found anew on the
-    weights as they are. Each mini-batch takes two Adam steps: (A) the new answer's cross-entropy on the T+ nodes, (B)
-    `lam` times that of what the unedited model says, on the T- nodes. b_in of a key node goes with it; the whole b_out
-    is trained in both (`train_b_out`). `adam='shared'`: one state for both steps, so that nodes without gradient still
-    move by momentum (as released); 'separate': one each, fresh at each selection. `stream` takes the requests one
-    after another, each for all `epochs`. A job of one request gets `alone` = (lr, steps, stop) instead, untuned: twelve
-    steps of 1e-5 do nothing.
-    """
+    `epochs` passes over the requests in shuffled mini-batches; before every `every`-th epoch T+ and
+    T- are found anew on the weights as they are. Each mini-batch takes two Adam steps: (A) the new
+    answer's cross-entropy on the T+ nodes, (B) `lam` times that of what the unedited model says, on
+    the T- nodes. b_in of a key node goes with it; the whole b_out is trained in both
+    (`train_b_out`). `adam='shared'`: one state for both steps, so that nodes without gradient still
+    move by momentum (as released); 'separate': one each, fresh at each selection. `stream` takes
+    the requests one after another, each for all `epochs`. A job of one request gets `alone` = (lr,
+    steps, stop) instead, untuned: twelve steps of 1e-5 do nothing."""
 
     top: int = 15
     """Size of T+, nodes of a layer."""
@@ -200,13 +241,14 @@ class CTP:
 
 @dataclass(frozen=True, kw_only=True)
 class KN:
-    """Knowledge neurons (Dai et al. 2022): rows of W_out with the largest attribution for the OLD answer are moved from its
-    embedding towards the new answer's.
+    """Knowledge neurons (Dai et al. 2022): rows of W_out with the largest attribution for the OLD
+    answer are moved from its embedding towards the new answer's.
 
-    `rule='paper'`: the attribution of the paper (`integrated_gradients`), and the move of the authors' code, row +=
+    `rule='paper'`: the attribution of the paper (`integrated_gradients`), and the move of the
+    authors' code, row +=
     |row| (`lam_new` e_new - `lam_old` e_old), e the unit vector along an answer's mean embedding.
-    `rule='easyedit'`: EasyEdit's attribution, -2 emb(what the model itself says) + emb(new); for a new answer of n > 1
-    tokens, -1 times each of n greedy tokens and +1 times each of its own.
+    `rule='easyedit'`: EasyEdit's attribution, -2 emb(what the model itself says) + emb(new); for a
+    new answer of n > 1 tokens, -1 times each of n greedy tokens and +1 times each of its own.
     `threshold`: share of the largest attribution that a neuron must exceed.
     """
 
@@ -227,7 +269,9 @@ class KN:
         lens = job.lens
         rows: dict[int, dict[int, Tensor]] = {}
         for request in job.requests:
-            found = integrated_gradients(lens, request.fact, None, steps=self.steps, rule=self.rule).frame
+            found = integrated_gradients(
+                lens, request.fact, None, steps=self.steps, rule=self.rule
+            ).frame
             strong = found[found["score"] > self.threshold * found["score"].max()]
             for layer, neuron in strong[["layer", "neuron"]].itertuples(index=False):
                 table = rows.setdefault(int(layer), {})
@@ -258,11 +302,20 @@ class KN:
 
 
 def train(
-    job: Job, leaves: Sequence[Tensor], loss: Callable[[list[Prompt]], Tensor], steps: int, lr: float, stop: float,
+    job: Job,
+    leaves: Sequence[Tensor],
+    loss: Callable[[list[Prompt]], Tensor],
+    steps: int,
+    lr: float,
+    stop: float,
     after: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
+) -> None:
     """Adam on the leaves until the loss is below `stop`. Raises `EditError` if it is not finite."""
-    prompts, adam, losses = job.lens.tokenize([r.target for r in job.requests]), torch.optim.Adam(leaves, lr=lr), []
+    prompts, adam, losses = (
+        job.lens.tokenize([r.target for r in job.requests]),
+        torch.optim.Adam(leaves, lr=lr),
+        [],
+    )
     for step in tqdm(range(steps), desc="fine-tuning", unit="step", delay=2, leave=False):
         adam.zero_grad()
         with torch.enable_grad():
@@ -283,14 +336,19 @@ def nll(lens: Lens, added: Mapping[Key, Added]) -> Callable[[list[Prompt]], Tens
 
 
 def last_token_loss(lens: Lens, prompts: Sequence[Prompt], hooks: list) -> Tensor:
-    """FT's loss: minus the mean over prompts of the mean of log p(token | prompt), all tokens at the last position."""
+    """FT's loss: minus the mean over prompts of the mean of log p(token | prompt), all tokens at
+    the last position."""
     logits = lens.logits([p.ids for p in prompts], hooks)
     last = torch.tensor([p.last for p in prompts], device=logits.device)
-    logp = at_least_float32(logits[torch.arange(len(prompts), device=logits.device), last]).log_softmax(-1)
+    logp = at_least_float32(
+        logits[torch.arange(len(prompts), device=logits.device), last]
+    ).log_softmax(-1)
     return -torch.stack([logp[i, list(p.answer)].mean() for i, p in enumerate(prompts)]).mean()
 
 
-def _some(leaf: Tensor, index: Tensor, columns: int, axis: str, scale: float) -> Callable[[Tensor], Tensor]:
+def _some(
+    leaf: Tensor, index: Tensor, columns: int, axis: str, scale: float
+) -> Callable[[Tensor], Tensor]:
     """x @ D where only some columns (or rows) of D are there."""
 
     def add(x: Tensor) -> Tensor:
@@ -315,12 +373,23 @@ def _scattered(lens: Lens, key: Key, leaf: Tensor, index: Tensor, axis: str, sca
 # ------------------------------------------------------------------ CTP's loop
 
 
-def _contrast(editor: CTP, job: Job, requests: list[EditRequest], begun: dict[Key, Tensor]) -> dict[Key, Tensor]:
+def _contrast(
+    editor: CTP, job: Job, requests: list[EditRequest], begun: dict[Key, Tensor]
+) -> dict[Key, Tensor]:
     """One run of CTP's epochs; `begun` holds what earlier runs trained."""
     lens = job.lens
     layers = range(lens.n_layers)
-    names = [(layer, name) for layer in layers for name in ("W_in", "W_out", *(("W_gate",) if editor.gate else ()))]
-    names += [(layer, name) for layer in layers for name in ("b_in", "b_out") if name in lens.parameter_names]
+    names = [
+        (layer, name)
+        for layer in layers
+        for name in ("W_in", "W_out", *(("W_gate",) if editor.gate else ()))
+    ]
+    names += [
+        (layer, name)
+        for layer in layers
+        for name in ("b_in", "b_out")
+        if name in lens.parameter_names
+    ]
     leaves = zeros_like_parameters(lens, names)
     for key, leaf in begun.items():
         leaves[key].data.copy_(leaf)
@@ -336,7 +405,12 @@ def _contrast(editor: CTP, job: Job, requests: list[EditRequest], begun: dict[Ke
             plus, minus = _masks(editor, job, requests, leaves)
             if not optimisers or editor.adam == "separate":
                 first = torch.optim.Adam(list(leaves.values()), lr=lr)
-                optimisers = [first, first if editor.adam == "shared" else torch.optim.Adam(list(leaves.values()), lr=lr)]
+                optimisers = [
+                    first,
+                    first
+                    if editor.adam == "shared"
+                    else torch.optim.Adam(list(leaves.values()), lr=lr),
+                ]
         shuffled = order.sample(range(len(prompts)), len(prompts))
         total = 0.0
         for i in range(0, len(shuffled), editor.batch_size):
@@ -344,7 +418,9 @@ def _contrast(editor: CTP, job: Job, requests: list[EditRequest], begun: dict[Ke
             asked = [prompts[b] for b in batch]
             total += _step(lens, leaves, asked, None, plus, optimisers[0], 1.0) * len(batch)
             if editor.lam > 0 and editor.bottom > 0:
-                _step(lens, leaves, asked, [said[b] for b in batch], minus, optimisers[1], editor.lam)
+                _step(
+                    lens, leaves, asked, [said[b] for b in batch], minus, optimisers[1], editor.lam
+                )
         losses.append([total / len(prompts)])
         if losses[-1][0] < stop:
             break
@@ -353,10 +429,16 @@ def _contrast(editor: CTP, job: Job, requests: list[EditRequest], begun: dict[Ke
 
 
 def _step(
-    lens: Lens, leaves: dict[Key, Tensor], prompts: list[Prompt], labels: list[tuple[int, ...]] | None,
-    mask: dict[Key, Tensor], adam: torch.optim.Optimizer, factor: float,
-) -> float:  # fmt: skip
-    """One masked Adam step on the answers, or other labels at their positions; returns the loss before it."""
+    lens: Lens,
+    leaves: dict[Key, Tensor],
+    prompts: list[Prompt],
+    labels: list[tuple[int, ...]] | None,
+    mask: dict[Key, Tensor],
+    adam: torch.optim.Optimizer,
+    factor: float,
+) -> float:
+    """One masked Adam step on the answers, or other labels at their positions; returns the loss
+    before it."""
     adam.zero_grad(set_to_none=False)
     with torch.enable_grad():
         loss = -answer_logprobs(lens, prompts, delta_hooks(lens, dict(leaves)), labels).mean()
@@ -376,9 +458,16 @@ def _masks(
     """Entries that step A and step B may move: T+ and T- found on the weights as they are."""
     lens = job.lens
     table = transmission_paths(
-        lens, requests, editor.top, editor.bottom, score=editor.score, paths=editor.paths, gate=editor.gate,
-        batch_size=editor.batch_size, added=dict(leaves),
-    )  # fmt: skip
+        lens,
+        requests,
+        editor.top,
+        editor.bottom,
+        score=editor.score,
+        paths=editor.paths,
+        gate=editor.gate,
+        batch_size=editor.batch_size,
+        added=dict(leaves),
+    )
     masks = []
     for sign in ("T+", "T-"):
         mask = {key: torch.zeros_like(leaf) for key, leaf in leaves.items()}
@@ -400,8 +489,14 @@ def _masks(
 
 @torch.no_grad()
 def _said(lens: Lens, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
-    """What the model says before this edit at the answer's positions, teacher forced on the new answer. Of edits in a row it
-    holds those before (the released code takes all facts in one run, and asks the unedited model once)."""
+    """What the model says before this edit at the answer's positions, teacher forced on the new
+    answer. Of edits in a row it holds those before (the released code takes all facts in one run,
+    and asks the unedited model once)."""
     return [
-        tuple(lens.logits([p.row("answer")], last=[p.last])[0, list(p.positions("answer"))].argmax(-1).tolist()) for p in prompts
-    ]  # fmt: skip
+        tuple(
+            lens.logits([p.row("answer")], last=[p.last])[0, list(p.positions("answer"))]
+            .argmax(-1)
+            .tolist()
+        )
+        for p in prompts
+    ]

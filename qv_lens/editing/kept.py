@@ -1,13 +1,16 @@
-"""C0 that was computed once is kept in the user's cache, layer by layer, and read from there the next time.
+"""C0 that was computed once is kept in the user's cache, layer by layer, and read from there the
+next time.
 
-1. The folder is named after all that C0 depends on: the model's fingerprint, the text's hash, and a hash of the settings
-   (length of the texts, BOS, backend) with the weights as they now are: the fingerprint is that of the weights as first seen. In it each layer and module has a folder of its own, as `Statistics.save` writes it.
-2. Layers that are not there are computed in one pass, written under another name, and renamed: whole or absent.
+1. The folder is named after all that C0 depends on: the model's fingerprint, the text's hash, and a
+   hash of the settings (length of the texts, BOS, backend) with the weights as they now are: the
+   fingerprint is that of the weights as first seen. In it each layer and module has a folder of its
+   own, as `Statistics.save` writes it.
+2. Layers that are not there are computed in one pass, written under another name, and renamed:
+   whole or absent.
 3. What cannot be kept (no room, no permission) is computed all the same, with a warning.
 
-The cache is `$QV_LENS_CACHE`, if that is set (to nothing: keep nothing), else the platform's own folder for caches. It may be
-deleted at any time.
-"""
+The cache is `$QV_LENS_CACHE`, if that is set (to nothing: keep nothing), else the platform's own
+folder for caches. It may be deleted at any time."""
 
 from __future__ import annotations
 
@@ -45,11 +48,14 @@ def kept_covariance(
     max_tokens: int | None = None,
     modules: tuple[Module, ...] = ("ffn",),
 ) -> Statistics:
-    """`covariance`, from the cache where it is there, and kept there. Raises what `covariance` raises."""
+    """`covariance`, from the cache where it is there, and kept there. Raises what `covariance`
+    raises."""
     wanted = sorted(set(layers))
     folder = cache_folder()
     state = "" if lens.patches or lens.interventions else lens.state()
-    if folder is None or not wanted or not state or state != lens.state():  # with hooks of the user's own no two are the same
+    if (
+        folder is None or not wanted or not state or state != lens.state()
+    ):  # with hooks of the user's own no two are the same
         return covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules)
     folder = folder / "statistics" / _name(lens, state, texts, max_tokens)
     keys: list[Key] = [(layer, module) for layer in wanted for module in modules]
@@ -60,24 +66,34 @@ def kept_covariance(
             found[key] = part
     missing = [key for key in keys if key not in found]
     if missing:
-        asked: tuple[Module, ...] = tuple(module for module in modules if module in {of for _, of in missing})
-        made = covariance(lens, texts, {layer for layer, _ in missing}, max_tokens=max_tokens, modules=asked)
+        asked: tuple[Module, ...] = tuple(
+            module for module in modules if module in {of for _, of in missing}
+        )
+        made = covariance(
+            lens, texts, {layer for layer, _ in missing}, max_tokens=max_tokens, modules=asked
+        )
         parts = {key: _part(made, key) for key in missing}
         _keep(folder, parts)
         found.update(parts)
     C0 = {layer: found[layer, "ffn"].C0[layer] for layer in wanted if "ffn" in modules}
-    attention = {layer: found[layer, "attn"].attention[layer] for layer in wanted if "attn" in modules}
+    attention = {
+        layer: found[layer, "attn"].attention[layer] for layer in wanted if "attn" in modules
+    }
     return replace(next(iter(found.values())), C0=C0, attention=attention)
 
 
 def default_text(lens: Lens) -> str:
-    """The text for C0 where none is named: the bundled world's for its own models, for others what every Python has."""
+    """The text for C0 where none is named: the bundled world's for its own models, for others what
+    every Python has."""
     return "world" if lens.name in BUNDLED else "python"
 
 
-def default_texts(lens: Lens, text: str = "", tokens: int | None = None, max_tokens: int | None = None) -> list[str]:
-    """The texts that C0 is taken over: of a source by name (`facts.corpora.corpus`; "": `default_text`) so many tokens (None: as many as
-    C0 needs, `statistics.enough`; of the bundled world always 2,000 documents)."""
+def default_texts(
+    lens: Lens, text: str = "", tokens: int | None = None, max_tokens: int | None = None
+) -> list[str]:
+    """The texts that C0 is taken over: of a source by name (`facts.corpora.corpus`; "":
+    `default_text`) so many tokens (None: as many as C0 needs, `statistics.enough`; of the bundled
+    world always 2,000 documents)."""
     source = text or default_text(lens)
     if source == "world" and tokens is None:
         return list(itertools.islice(corpus(source), WORLD_DOCUMENTS))
@@ -92,7 +108,8 @@ def corpus_statistics(
     modules: tuple[Module, ...] = ("ffn", "attn"),
     max_tokens: int | None = None,
 ) -> Statistics:
-    """C0 over the `default_texts` of a source by name, of all layers unless some are named, from the cache where it is there.
+    """C0 over the `default_texts` of a source by name, of all layers unless some are named, from
+    the cache where it is there.
 
     Raises `ConfigError` for a text that cannot be read, and what `covariance` raises.
     """
@@ -141,7 +158,11 @@ def _keep(folder: Path, parts: dict[Key, Statistics]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
-        size = sum(C.nbytes for part in parts.values() for C in (*part.C0.values(), *part.attention.values()))
+        size = sum(
+            C.nbytes
+            for part in parts.values()
+            for C in (*part.C0.values(), *part.attention.values())
+        )
         free = shutil.disk_usage(folder).free
         if 2 * size > free:
             raise OSError(f"{size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
@@ -149,8 +170,9 @@ def _keep(folder: Path, parts: dict[Key, Statistics]) -> None:
             _put(folder, _place(folder, key), part)
     except (OSError, EditError) as error:
         warnings.warn(
-            f"C0 was computed, but cannot be kept in {folder}: {error}. It will be computed again next time: name another folder "
-            f"in {VARIABLE}, or pass the folder that qv-lens stats writes.",
+            f"C0 was computed, but cannot be kept in {folder}: {error}. It will be computed again "
+            f"next time: name another folder in {VARIABLE}, or pass the folder that qv-lens stats "
+            "writes.",
             stacklevel=3,
         )
 

@@ -1,9 +1,10 @@
-"""z* that was searched once is kept in a folder, a file per request, and read from there the next time.
+"""z* that was searched once is kept in a folder, a file per request, and read from there the next
+time.
 
-A file is named after all that z* depends on: the weights and interventions as they are now, the kind of device, the contexts, the kind
-of search (`SearchKind`) and the request. The seconds are those of the search that found it, alone or with others. It is written under another name and renamed, so that it is whole or absent; one that is
-damaged is searched again.
-"""
+A file is named after all that z* depends on: the weights and interventions as they are now, the
+kind of device, the contexts, the kind of search (`SearchKind`) and the request. The seconds are
+those of the search that found it, alone or with others. It is written under another name and
+renamed, so that it is whole or absent; one that is damaged is searched again."""
 
 from __future__ import annotations
 
@@ -44,8 +45,14 @@ class TargetShelf:
     device: torch.device
 
     @classmethod
-    def of(cls, lens: Lens, kind: SearchKind, templates: Sequence[str], folder: Path) -> TargetShelf:
-        return cls(folder, repr((FORMAT, lens.state(), lens.backend, lens.device.type, kind, tuple(templates))), lens.device)
+    def of(
+        cls, lens: Lens, kind: SearchKind, templates: Sequence[str], folder: Path
+    ) -> TargetShelf:
+        return cls(
+            folder,
+            repr((FORMAT, lens.state(), lens.backend, lens.device.type, kind, tuple(templates))),
+            lens.device,
+        )
 
     def read(self, requests: Sequence[EditRequest]) -> dict[EditRequest, KeptTargets]:
         """Those that are there, intact."""

@@ -1,9 +1,10 @@
-"""What an edit reads at the fact's token: keys k (the FFN's activations) and values, averaged over contexts.
+"""What an edit reads at the fact's token: keys k (the FFN's activations) and values, averaged over
+contexts.
 
-A request is read in several contexts: the bare prompt, and the prompt after short prefixes that the model wrote
-itself. The key is the mean of two group means, so that the bare prompt weighs one half (MEMIT). A request that is read on
-several multi-hop prompts has as many bare prompts: they weigh one half together, and their order changes nothing.
-"""
+A request is read in several contexts: the bare prompt, and the prompt after short prefixes that the
+model wrote itself. The key is the mean of two group means, so that the bare prompt weighs one half
+(MEMIT). A request that is read on several multi-hop prompts has as many bare prompts: they weigh
+one half together, and their order changes nothing."""
 
 from __future__ import annotations
 
@@ -30,12 +31,11 @@ Average = Literal["halves", "mean"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Token rows of requests in contexts: `fact[r]` is the request of row r, the rows `clean[i]` are request i's bare
-    prompts (one, but for several multi-hop prompts).
+    """Token rows of requests in contexts: `fact[r]` is the request of row r, the rows `clean[i]`
+    are request i's bare prompts (one, but for several multi-hop prompts).
 
-    `lookup` marks the positions at which the fact is read or written; `answer` those that predict the new answer,
-    whose tokens are `labels`.
-    """
+    `lookup` marks the positions at which the fact is read or written; `answer` those that predict
+    the new answer, whose tokens are `labels`."""
 
     ids: tuple[tuple[int, ...], ...]
     fact: tuple[int, ...]
@@ -47,49 +47,72 @@ class Rows:
     @cached_property
     def heads(self) -> tuple[tuple[int, ...], ...]:
         """Each row up to its last lookup position: all that its keys and values depend on."""
-        return tuple(row[: int(at.nonzero()[-1]) + 1] for row, at in zip(self.ids, self.lookup, strict=True))
+        return tuple(
+            row[: int(at.nonzero()[-1]) + 1] for row, at in zip(self.ids, self.lookup, strict=True)
+        )
 
 
 @torch.no_grad()
 def contexts(lens: Lens, seed: int = 0, style: str = "memit") -> tuple[str, ...]:
-    """The bare context "{}" and prefixes "... . {}" sampled from the model (top 5) with its own generator.
+    """The bare context "{}" and prefixes "... . {}" sampled from the model (top 5) with its own
+    generator.
 
-    MEMIT: five of 10 tokens that begin with "The", "Therefore", ... ROME: ten of 5 and ten of 10 tokens that begin with
-    the start of a text. As in the releases, the length counts the first token.
-    """
+    MEMIT: five of 10 tokens that begin with "The", "Therefore", ... ROME: ten of 5 and ten of 10
+    tokens that begin with the start of a text. As in the releases, the length counts the first
+    token."""
     generator = torch.Generator().manual_seed(seed)
     if style == "memit":
-        texts = _sampled(lens, [list(prompt.ids) for prompt in lens.tokenize(STARTS)], 10, generator)
+        texts = _sampled(
+            lens, [list(prompt.ids) for prompt in lens.tokenize(STARTS)], 10, generator
+        )
     else:
-        start = lens.tokenizer.bos_token_id if lens.tokenizer.bos_token_id is not None else lens.tokenizer.eos_token_id
+        start = (
+            lens.tokenizer.bos_token_id
+            if lens.tokenizer.bos_token_id is not None
+            else lens.tokenizer.eos_token_id
+        )
         first = [start] if start is not None else list(lens.tokenize(STARTS[0])[0].ids)
-        texts = [text for length in (5, 10) for text in _sampled(lens, [list(first) for _ in range(10)], length, generator)]
+        texts = [
+            text
+            for length in (5, 10)
+            for text in _sampled(lens, [list(first) for _ in range(10)], length, generator)
+        ]
     clean = [" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts]
     return ("{}", *(f"{text.rstrip('. ')}. {{}}" for text in clean))
 
 
-def _sampled(lens: Lens, rows: list[list[int]], length: int, generator: torch.Generator) -> list[str]:
+def _sampled(
+    lens: Lens, rows: list[list[int]], length: int, generator: torch.Generator
+) -> list[str]:
     while any(len(row) < length for row in rows):
         logits = lens.logits(rows)
         for i, row in enumerate(rows):
             if len(row) >= length:
                 continue
             best = logits[i, len(row) - 1].float().cpu().topk(5)
-            row.append(int(best.indices[torch.multinomial(best.values.softmax(0), 1, generator=generator)]))
+            row.append(
+                int(best.indices[torch.multinomial(best.values.softmax(0), 1, generator=generator)])
+            )
     return [lens.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
 def rows_of(
-    lens: Lens, requests: Sequence[EditRequest], templates: Sequence[str], token: FactToken, prompts: Prompts = "rewrite"
+    lens: Lens,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str],
+    token: FactToken,
+    prompts: Prompts = "rewrite",
 ) -> Rows:
     """The requests in every context, each followed by all but the last token of the new answer.
 
-    `prompts='via'`: the request's multi-hop prompts instead of its own (its own where it has none); they have no
-    subject to look up, so the token must be 'last'. With `token="last"` and an answer of several tokens, every predicting
-    position is looked up (only the first could be reached from the last prompt token).
-    """
+    `prompts='via'`: the request's multi-hop prompts instead of its own (its own where it has none);
+    they have no subject to look up, so the token must be 'last'. With `token="last"` and an answer
+    of several tokens, every predicting position is looked up (only the first could be reached from
+    the last prompt token)."""
     if prompts == "via" and token != "last":
-        raise EditError(f"Multi-hop prompts are read at their last token; got fact_token={token!r}.")
+        raise EditError(
+            f"Multi-hop prompts are read at their last token; got fact_token={token!r}."
+        )
     ids, fact, clean, looked, asked, labels = [], [], [], [], [], []
     for i, request in enumerate(requests):
         start = len(ids)
@@ -102,7 +125,9 @@ def rows_of(
                 ids.append((*prompt.ids, *prompt.answer[:-1]))
                 fact.append(i)
                 asked.append(range(last, last + n))
-                looked.append(range(last, last + n) if token == "last" else [prompt.position(token)])
+                looked.append(
+                    range(last, last + n) if token == "last" else [prompt.position(token)]
+                )
                 labels.extend(prompt.answer)
     length = max(map(len, ids))
     lookup, answer = (torch.zeros(len(ids), length, dtype=torch.bool) for _ in range(2))
@@ -110,7 +135,14 @@ def rows_of(
         lookup[r, list(where)] = True
         answer[r, list(predicted)] = True
     device = lens.device
-    return Rows(tuple(ids), tuple(fact), tuple(clean), lookup.to(device), answer.to(device), torch.tensor(labels, device=device))
+    return Rows(
+        tuple(ids),
+        tuple(fact),
+        tuple(clean),
+        lookup.to(device),
+        answer.to(device),
+        torch.tensor(labels, device=device),
+    )
 
 
 def _asked(lens: Lens, request: EditRequest, template: str, prompts: Prompts) -> list[Prompt]:
@@ -121,16 +153,26 @@ def _asked(lens: Lens, request: EditRequest, template: str, prompts: Prompts) ->
     texts = [template.replace("{}", text) for text in request.via]
     bare = [tokenize(lens.tokenizer, text, lens.prepend_bos) for text in texts]
     space = request.fact.space
-    return [replace(p, answer=continuation(lens.tokenizer, p.text, request.new, lens.prepend_bos, space)) for p in bare]
+    return [
+        replace(
+            p, answer=continuation(lens.tokenizer, p.text, request.new, lens.prepend_bos, space)
+        )
+        for p in bare
+    ]
 
 
 @torch.no_grad()
 def read(
-    lens: Lens, rows: Rows, sites: Sequence[str], start: Start | None = None, stop: int | None = None
+    lens: Lens,
+    rows: Rows,
+    sites: Sequence[str],
+    start: Start | None = None,
+    stop: int | None = None,
 ) -> dict[str, Float[Tensor, "row d"]]:
     """The activation at each site (hook name), averaged over a row's lookup positions.
 
-    `start`, the stream of `rows.heads`, and `stop` leave out the layers below and above (`Lens.stream`)."""
+    `start`, the stream of `rows.heads`, and `stop` leave out the layers below and above
+    (`Lens.stream`)."""
     kept: dict[str, Tensor] = {}
     lookup = rows.lookup[:, : max(map(len, rows.heads))]
 
@@ -141,12 +183,20 @@ def read(
 
         return hook
 
-    lens.stream(rows.heads, lens.n_layers if stop is None else stop, [(name, keep(name)) for name in sites], start)
+    lens.stream(
+        rows.heads,
+        lens.n_layers if stop is None else stop,
+        [(name, keep(name)) for name in sites],
+        start,
+    )
     return kept
 
 
-def mean_over_contexts(rows: Rows, x: Float[Tensor, "row d"], average: Average = "halves") -> Float[Tensor, "fact d"]:
-    """Bare prompts and mean of the prefixed ones, half each (the bare ones alone where there are no others); or the mean."""
+def mean_over_contexts(
+    rows: Rows, x: Float[Tensor, "row d"], average: Average = "halves"
+) -> Float[Tensor, "fact d"]:
+    """Bare prompts and mean of the prefixed ones, half each (the bare ones alone where there are no
+    others); or the mean."""
     owner = torch.tensor(rows.fact, device=x.device)
     bare = clean_values(rows, x)
     total = torch.zeros_like(bare).index_add_(0, owner, x)

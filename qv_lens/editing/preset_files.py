@@ -10,8 +10,8 @@
     layers = [3, 4, 5]
     lam = 1536.0
 
-Every field of an editor is written, but those that are None. An editor in the user's cache goes before the package's.
-"""
+Every field of an editor is written, but those that are None. An editor in the user's cache goes
+before the package's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ Entries = dict[str, dict[str, Any]]
 
 
 def files_of(model: str) -> list[Path]:
-    """The files of a model's presets that are there: the package's, then the user's, whose editors take its place."""
+    """The files of a model's presets that are there: the package's, then the user's, whose editors
+    take its place."""
     folder = cache_folder()
     places = [PACKAGE] if folder is None else [PACKAGE, folder / "presets"]
     return [file for file in (place / file_name(model) for place in places) if file.exists()]
@@ -51,7 +52,8 @@ def model_of(file: Path) -> str:
 
 
 def read_presets(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Editor, str]]:
-    """Editor and source by name. `kinds`: the classes by the first part of the name ('ACE.paper' is an ACE).
+    """Editor and source by name. `kinds`: the classes by the first part of the name ('ACE.paper' is
+    an ACE).
 
     Raises `ConfigError` for a file that cannot be read, an unknown editor or setting.
     """
@@ -64,12 +66,15 @@ def read_presets(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Edito
         try:
             found[name] = (kind(**settings), str(entry["source"]))
         except TypeError as error:
-            raise ConfigError(f"{file}: {name} has a setting that it does not know: {error}.") from error
+            raise ConfigError(
+                f"{file}: {name} has a setting that it does not know: {error}."
+            ) from error
     return found
 
 
 def entries_of(file: Path) -> Entries:
-    """The editors of a file, as they stand there. Raises `ConfigError` for one that cannot be read."""
+    """The editors of a file, as they stand there. Raises `ConfigError` for one that cannot be
+    read."""
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -91,7 +96,13 @@ def write_presets(file: Path, header: Mapping[str, str], entries: Entries) -> No
     """Write a file, whole or not at all. Raises `ConfigError` where it cannot be written."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in header.items()]
     for name, entry in sorted(entries.items()):
-        lines += ["", f"[{json.dumps(name)}]", f"source = {json.dumps(entry['source'])}", "", f"[{json.dumps(name)}.settings]"]
+        lines += [
+            "",
+            f"[{json.dumps(name)}]",
+            f"source = {json.dumps(entry['source'])}",
+            "",
+            f"[{json.dumps(name)}.settings]",
+        ]
         lines += [f"{key} = {json.dumps(value)}" for key, value in entry["settings"].items()]
     try:
         with whole(file) as partial:

@@ -1,9 +1,9 @@
 """Hyperparameters by model and method, each with where it comes from: `settings/MODEL.toml`.
 
-GPT-J-6B: the methods' own releases, or EasyEdit where a method has none for it. Qwen3-8B: ACE's release; for the others
-what their authors or EasyEdit use for Qwen2.5-7B, untuned. The bundled models: chosen by `experiments/toys/tune.py`. Any
-other model: what `qv-lens tune` found, in the package or in the user's cache, whose editors go before the package's.
-"""
+GPT-J-6B: the methods' own releases, or EasyEdit where a method has none for it. Qwen3-8B: ACE's
+release; for the others what their authors or EasyEdit use for Qwen2.5-7B, untuned. The bundled
+models: chosen by `experiments/toys/tune.py`. Any other model: what `qv-lens tune` found, in the
+package or in the user's cache, whose editors go before the package's."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def presets(model: str) -> dict[str, Preset]:
     if not table:
         named = ", ".join(sorted(model_of(file) for file in PACKAGE.glob("*.toml")))
         raise ConfigError(
-            f"There are no presets for the model {model!r}, only for {named}. Let qv-lens tune {model} look for some, take one of theirs "
-            "(presets('toy-gptj')['ACE'].editor; preset in a run file, --preset on the command line), or pass an editor with values "
-            "of your own."
+            f"There are no presets for the model {model!r}, only for {named}. Let qv-lens tune "
+            f"{model} look for some, take one of theirs (presets('toy-gptj')['ACE'].editor; preset "
+            "in a run file, --preset on the command line), or pass an editor with values of your "
+            "own."
         )
     return table
 
@@ -58,7 +59,8 @@ def has_presets(model: str) -> bool:
 
 
 def editor_of(lens: Lens, editor: Editor | str) -> Editor:
-    """An editor; of a name the model's preset, whatever its capitals. Raises `ConfigError` for a model without that preset."""
+    """An editor; of a name the model's preset, whatever its capitals. Raises `ConfigError` for a
+    model without that preset."""
     if not isinstance(editor, str):
         return editor
     table = presets(lens.name)

@@ -1,13 +1,14 @@
-"""C0 = (1/T) sum k k^T over all tokens of a text: the uncentred second moment of keys, all layers in one pass.
+"""C0 = (1/T) sum k k^T over all tokens of a text: the uncentred second moment of keys, all layers
+in one pass.
 
-1. Texts are read as a stream, each as the lens's own tokens (with a BOS where it puts one) and cut to `max_tokens`;
-   documents of like length share a batch within a chunk.
+1. Texts are read as a stream, each as the lens's own tokens (with a BOS where it puts one) and cut
+   to `max_tokens`; documents of like length share a batch within a chunk.
 2. Keys in float32 or better (FFN: what W_out reads; attention: what W_O reads), sums in float64.
-3. With a `folder` the sums so far are kept there after every `every` documents, whole or not at all; the same call with
-   the same text goes on from them after a kill.
+3. With a `folder` the sums so far are kept there after every `every` documents, whole or not at
+   all; the same call with the same text goes on from them after a kill.
 
-Statistics belong to the weights (fingerprint) and the text (hash) they were computed from, and are refused for others.
-"""
+Statistics belong to the weights (fingerprint) and the text (hash) they were computed from, and are
+refused for others."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ from qv_lens.models.lens import Lens, at_least_float32
 
 Module = Literal["ffn", "attn"]
 Moments = dict[tuple[int, str], Tensor]
-#: tokens that C0 is taken over unless more are asked for, as a multiple of d_mlp (`benchmarks/c0.py`)
+#: tokens that C0 is taken over unless more are asked for, as a multiple of d_mlp
+#: (`benchmarks/c0.py`)
 ENOUGH = 10
 #: padded tokens in one pass, whatever the length of the texts
 TOKENS = 32_768
@@ -42,9 +44,9 @@ TOKENS = 32_768
 
 @dataclass(frozen=True)
 class Statistics:
-    """C0 of the FFN's keys by layer (and of attention's, where collected), with the number of tokens, the hash of the
-    text, the fingerprint of the model, the length to which texts were cut (0: not known), and whether a BOS was put in
-    front of each."""
+    """C0 of the FFN's keys by layer (and of attention's, where collected), with the number of
+    tokens, the hash of the text, the fingerprint of the model, the length to which texts were cut
+    (0: not known), and whether a BOS was put in front of each."""
 
     C0: dict[int, Float[Tensor, "d_mlp d_mlp"]]
     """Mean second moment of the FFN's keys, by layer (float64)."""
@@ -62,47 +64,71 @@ class Statistics:
     """Whether a BOS was put in front of each text."""
 
     def of(self, lens: Lens, layer: int, module: Module = "ffn") -> Float[Tensor, "key key"]:
-        """C0 of a layer. Raises `EditError` for another model's statistics or a layer that was not collected."""
+        """C0 of a layer. Raises `EditError` for another model's statistics or a layer that was not
+        collected."""
         if self.fingerprint != lens.fingerprint:
             raise EditError(
-                f"These statistics belong to the model {self.fingerprint}, not to {lens.name} ({lens.fingerprint}). "
-                "Compute them again with qv_lens.editing.statistics.covariance."
+                f"These statistics belong to the model {self.fingerprint}, not to {lens.name} "
+                f"({lens.fingerprint}). Compute them again with "
+                "qv_lens.editing.statistics.covariance."
             )
         if self.prepend_bos != lens.prepend_bos:
             raise EditError(
-                f"These statistics were taken with prepend_bos={self.prepend_bos}, and {lens.name} was loaded with "
-                f"prepend_bos={lens.prepend_bos}: its keys are others. Compute them again with this lens."
+                f"These statistics were taken with prepend_bos={self.prepend_bos}, and {lens.name} "
+                f"was loaded with prepend_bos={lens.prepend_bos}: its keys are others. Compute them "
+                "again with this lens."
             )
         found = self.C0 if module == "ffn" else self.attention
         if layer not in found:
             what = "" if module == "ffn" else " of attention (modules=('ffn', 'attn'))"
-            raise EditError(f"No statistics{what} for layer {layer}: collected were layers {sorted(found)}.")
+            raise EditError(
+                f"No statistics{what} for layer {layer}: collected were layers {sorted(found)}."
+            )
         return found[layer]
 
     def save(self, folder: str | Path) -> Path:
-        """Write statistics.safetensors and, last, statistics.json. Raises `EditError` if the folder cannot be written,
-        or holds statistics."""
+        """Write statistics.safetensors and, last, statistics.json. Raises `EditError` if the folder
+        cannot be written, or holds statistics."""
         if (Path(folder) / "statistics.json").exists():
-            raise EditError(f"{folder} holds statistics already; nothing was written. Name another folder, or remove that one.")
-        sums = {(layer, "ffn"): C for layer, C in self.C0.items()} | {(layer, "attn"): C for layer, C in self.attention.items()}
+            raise EditError(
+                f"{folder} holds statistics already; nothing was written. Name another folder, or "
+                "remove that one."
+            )
+        sums = {(layer, "ffn"): C for layer, C in self.C0.items()} | {
+            (layer, "attn"): C for layer, C in self.attention.items()
+        }
         header = {
-            "tokens": self.tokens, "corpus": self.corpus, "fingerprint": self.fingerprint, "max_tokens": self.max_tokens,
+            "tokens": self.tokens,
+            "corpus": self.corpus,
+            "fingerprint": self.fingerprint,
+            "max_tokens": self.max_tokens,
             "prepend_bos": self.prepend_bos,
-        }  # fmt: skip
+        }
         return _write(Path(folder), "statistics", sums, header)
 
     @classmethod
     def load(cls, folder: str | Path) -> Statistics:
-        """Read statistics written by `save`. Raises `EditError` for files that are absent or damaged."""
+        """Read statistics written by `save`. Raises `EditError` for files that are absent or
+        damaged."""
         sums, header = _read(Path(folder), "statistics")
         try:
-            by = {module: {layer: C for (layer, m), C in sums.items() if m == module} for module in ("ffn", "attn")}
+            by = {
+                module: {layer: C for (layer, m), C in sums.items() if m == module}
+                for module in ("ffn", "attn")
+            }
             return cls(
-                by["ffn"], header["tokens"], header["corpus"], header["fingerprint"], by["attn"], header.get("max_tokens", 0),
+                by["ffn"],
+                header["tokens"],
+                header["corpus"],
+                header["fingerprint"],
+                by["attn"],
+                header.get("max_tokens", 0),
                 header.get("prepend_bos", False),
-            )  # fmt: skip
+            )
         except KeyError as error:
-            raise EditError(f"{folder} does not hold intact statistics: KeyError: {error}.") from error
+            raise EditError(
+                f"{folder} does not hold intact statistics: KeyError: {error}."
+            ) from error
 
 
 @dataclass
@@ -128,46 +154,85 @@ def covariance(
     every: int = 2048,
     total: int | None = None,
 ) -> Statistics:
-    """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end. `max_tokens`: length to which each
-    text is cut (None: the model's context, as the releases do). `total`: how many texts there are, for the progress bar. A folder that holds these very statistics gives them back. Raises `EditError` for a patched lens,
-    no text, or a folder of other statistics, which stay as they are."""
+    """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end.
+    `max_tokens`: length to which each text is cut (None: the model's context, as the releases do).
+    `total`: how many texts there are, for the progress bar. A folder that holds these very
+    statistics gives them back. Raises `EditError` for a patched lens, no text, or a folder of other
+    statistics, which stay as they are."""
     layers = list(layers)
-    _check_request(texts, layers, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every})
+    _check_request(
+        texts, layers, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every}
+    )
     if lens.patches or lens.interventions:
-        raise EditError("Statistics are taken on the bare model: revert the patches and leave the interventions first.")
+        raise EditError(
+            "Statistics are taken on the bare model: revert the patches and leave the interventions "
+            "first."
+        )
     if not modules or set(modules) - {"ffn", "attn"}:
         raise unknown("Module", modules, ("ffn", "attn"), error=EditError)
     context = lens.backend_adapter.cfg.n_ctx
     if max_tokens is not None and max_tokens < 1:
-        raise EditError(f"max_tokens must be at least 1 (None: the model's context of {context}), got {max_tokens}.")
+        raise EditError(
+            f"max_tokens must be at least 1 (None: the model's context of {context}), got "
+            f"{max_tokens}."
+        )
     length = context if max_tokens is None else min(max_tokens, context)
-    wanted = [(lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules]
+    wanted = [
+        (lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules
+    ]
     stream = _checked(texts)
     if folder is not None and (Path(folder) / "statistics.json").exists():
         return _finished(lens, folder, wanted, stream, length)
     progress = _resume(lens, folder, wanted, length)
     digest = _hashed(itertools.islice(stream, progress.documents))
     if progress.documents and digest.hexdigest() != progress.digest:
-        raise EditError(f"{folder} holds statistics begun on another text. Give the same text, or another folder.")
+        raise EditError(
+            f"{folder} holds statistics begun on another text. Give the same text, or another "
+            "folder."
+        )
     size = total if total is not None else len(texts) if isinstance(texts, (list, tuple)) else None
-    bar = tqdm(desc="statistics", unit="text", total=size, initial=progress.documents, delay=2, leave=False)
+    bar = tqdm(
+        desc="statistics", unit="text", total=size, initial=progress.documents, delay=2, leave=False
+    )
     with bar:
         for chunk in _chunks(stream, every):
             for rows in _batches(lens, chunk, batch_size, length):
                 progress.tokens += sum(map(len, rows))
                 _accumulate(lens, rows, progress.sums)
             digest = _hashed(chunk, digest)
-            progress.documents, progress.digest = progress.documents + len(chunk), digest.hexdigest()
+            progress.documents, progress.digest = (
+                progress.documents + len(chunk),
+                digest.hexdigest(),
+            )
             if folder is not None:
-                header = {"documents": progress.documents, "tokens": progress.tokens, "digest": progress.digest}
-                whose = {"fingerprint": lens.fingerprint, "max_tokens": length, "prepend_bos": lens.prepend_bos}
+                header = {
+                    "documents": progress.documents,
+                    "tokens": progress.tokens,
+                    "digest": progress.digest,
+                }
+                whose = {
+                    "fingerprint": lens.fingerprint,
+                    "max_tokens": length,
+                    "prepend_bos": lens.prepend_bos,
+                }
                 _write(Path(folder), "partial", progress.sums, {**header, **whose})
             bar.update(len(chunk))
     if not progress.tokens:
         raise EditError("The text for the statistics holds no tokens.")
     means = {key: C / progress.tokens for key, C in progress.sums.items()}
-    by = {module: {layer: C for (layer, m), C in means.items() if m == module} for module in ("ffn", "attn")}
-    statistics = Statistics(by["ffn"], progress.tokens, progress.digest, lens.fingerprint, by["attn"], length, lens.prepend_bos)
+    by = {
+        module: {layer: C for (layer, m), C in means.items() if m == module}
+        for module in ("ffn", "attn")
+    }
+    statistics = Statistics(
+        by["ffn"],
+        progress.tokens,
+        progress.digest,
+        lens.fingerprint,
+        by["attn"],
+        length,
+        lens.prepend_bos,
+    )
     if folder is not None:
         statistics.save(folder)
         for name in ("partial.json", "partial.safetensors"):
@@ -175,9 +240,11 @@ def covariance(
     return statistics
 
 
-def enough(lens: Lens, texts: Iterable[str], tokens: int | None = None, max_tokens: int | None = None) -> list[str]:
-    """The first texts that hold so many tokens together (None: `ENOUGH` times d_mlp), each cut as `covariance` cuts it; or, with a
-    warning, all of them."""
+def enough(
+    lens: Lens, texts: Iterable[str], tokens: int | None = None, max_tokens: int | None = None
+) -> list[str]:
+    """The first texts that hold so many tokens together (None: `ENOUGH` times d_mlp), each cut as
+    `covariance` cuts it; or, with a warning, all of them."""
     wanted = ENOUGH * lens.d_mlp if tokens is None else tokens
     context = lens.backend_adapter.cfg.n_ctx
     length = context if max_tokens is None else min(max_tokens, context)
@@ -190,8 +257,9 @@ def enough(lens: Lens, texts: Iterable[str], tokens: int | None = None, max_toke
         count += min(length, len(encode(lens.tokenizer, text, lens.prepend_bos)[0]))
     if count < wanted:
         warnings.warn(
-            f"The text for C0 holds {count} tokens, and {wanted} are wanted (edits get worse below {ENOUGH} for each of the {lens.d_mlp} "
-            "neurons of a layer, and are ruined below 3). Name a longer text.",
+            f"The text for C0 holds {count} tokens, and {wanted} are wanted (edits get worse below "
+            f"{ENOUGH} for each of the {lens.d_mlp} neurons of a layer, and are ruined below 3). "
+            "Name a longer text.",
             stacklevel=2,
         )
     return chosen
@@ -200,14 +268,21 @@ def enough(lens: Lens, texts: Iterable[str], tokens: int | None = None, max_toke
 def _check_request(texts: object, layers: list[int], sizes: dict[str, int | None]) -> None:
     """Raise `EditError` for what holds no texts, no layer, or a size of nothing."""
     if isinstance(texts, str):
-        raise EditError("Statistics are taken over many texts: pass a list of them, not one string.")
-    if isinstance(texts, (bytes, Mapping)) or hasattr(texts, "columns"):  # a data frame gives the names of its columns
+        raise EditError(
+            "Statistics are taken over many texts: pass a list of them, not one string."
+        )
+    if isinstance(texts, (bytes, Mapping)) or hasattr(
+        texts, "columns"
+    ):  # a data frame gives the names of its columns
         kind = type(texts).__name__
         raise EditError(
-            f"Statistics are taken over texts: pass a list of them, not a {kind} (of a data frame its column: frame['text'])."
+            f"Statistics are taken over texts: pass a list of them, not a {kind} (of a data frame "
+            "its column: frame['text'])."
         )
     if not layers:
-        raise EditError("Statistics need at least one layer: layers=[3] or layers=range(lens.n_layers).")
+        raise EditError(
+            "Statistics need at least one layer: layers=[3] or layers=range(lens.n_layers)."
+        )
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise EditError(f"{name} must be at least 1, got {size}.")
@@ -217,36 +292,61 @@ def _checked(texts: Iterable[object]) -> Iterator[str]:
     """The texts as they come. Raises `EditError` at the first that is none, with its number."""
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise EditError(f"Text {number} of the statistics is {text!r:.80}, not a text. Leave out what is missing.")
+            raise EditError(
+                f"Text {number} of the statistics is {text!r:.80}, not a text. Leave out what is "
+                "missing."
+            )
         yield text
 
 
 def _finished(
-    lens: Lens, folder: str | Path, wanted: Sequence[tuple[int, str]], texts: Iterator[str], max_tokens: int
+    lens: Lens,
+    folder: str | Path,
+    wanted: Sequence[tuple[int, str]],
+    texts: Iterator[str],
+    max_tokens: int,
 ) -> Statistics:
-    """Statistics that are there already. Raises `EditError` if they are of other weights, layers, text or length."""
+    """Statistics that are there already. Raises `EditError` if they are of other weights, layers,
+    text or length."""
     found = Statistics.load(folder)
     keys = [(layer, "ffn") for layer in found.C0] + [(layer, "attn") for layer in found.attention]
     digest = _hashed(texts).hexdigest()
     asked = (lens.fingerprint, sorted(wanted), digest, max_tokens, lens.prepend_bos)
-    if (found.fingerprint, sorted(keys), found.corpus, found.max_tokens, found.prepend_bos) != asked:
+    if (
+        found.fingerprint,
+        sorted(keys),
+        found.corpus,
+        found.max_tokens,
+        found.prepend_bos,
+    ) != asked:
         raise EditError(
-            f"{folder} holds finished statistics of the model {found.fingerprint}, layers {sorted(found.C0)}, over {found.tokens} "
-            f"tokens of the text {found.corpus}, cut to {found.max_tokens}, prepend_bos={found.prepend_bos}; asked for are {lens.fingerprint}, layers {sorted({layer for layer, _ in wanted})}, "
-            f"text {digest}, cut to {max_tokens}, prepend_bos={lens.prepend_bos}. Nothing was written: name another folder, or remove that one."
+            f"{folder} holds finished statistics of the model {found.fingerprint}, layers "
+            f"{sorted(found.C0)}, over {found.tokens} tokens of the text {found.corpus}, cut to "
+            f"{found.max_tokens}, prepend_bos={found.prepend_bos}; asked for are "
+            f"{lens.fingerprint}, layers {sorted({layer for layer, _ in wanted})}, text {digest}, "
+            f"cut to {max_tokens}, prepend_bos={lens.prepend_bos}. Nothing was written: name "
+            "another folder, or remove that one."
         )
     return found
 
 
-def _resume(lens: Lens, folder: str | Path | None, wanted: list[tuple[int, str]], max_tokens: int) -> _Progress:
+def _resume(
+    lens: Lens, folder: str | Path | None, wanted: list[tuple[int, str]], max_tokens: int
+) -> _Progress:
     fresh = _Progress({key: _zeros(lens, *key) for key in wanted})
     if folder is None or not (Path(folder) / "partial.json").exists():
         return fresh
     sums, header = _read(Path(folder), "partial")
-    theirs = (header.get("fingerprint"), header.get("max_tokens"), header.get("prepend_bos", False), sorted(sums))
+    theirs = (
+        header.get("fingerprint"),
+        header.get("max_tokens"),
+        header.get("prepend_bos", False),
+        sorted(sums),
+    )
     if theirs != (lens.fingerprint, max_tokens, lens.prepend_bos, sorted(wanted)):
         raise EditError(
-            f"{folder} holds statistics begun for another model, length or layers, or with another BOS. Choose another folder."
+            f"{folder} holds statistics begun for another model, length or layers, or with another "
+            "BOS. Choose another folder."
         )
     sums = {key: C.to(lens.device) for key, C in sums.items()}
     return _Progress(sums, header["documents"], header["tokens"], header["digest"])
@@ -270,9 +370,13 @@ def _chunks(stream: Iterator[str], size: int) -> Iterator[list[str]]:
         yield chunk
 
 
-def _batches(lens: Lens, texts: list[str], batch_size: int, max_tokens: int) -> Iterator[list[list[int]]]:
+def _batches(
+    lens: Lens, texts: list[str], batch_size: int, max_tokens: int
+) -> Iterator[list[list[int]]]:
     """Token rows of like length together, as many as `batch_size` and `TOKENS` allow."""
-    rows = sorted((encode(lens.tokenizer, text, lens.prepend_bos)[0][:max_tokens] for text in texts), key=len)
+    rows = sorted(
+        (encode(lens.tokenizer, text, lens.prepend_bos)[0][:max_tokens] for text in texts), key=len
+    )
     batch: list[list[int]] = []
     for row in filter(None, rows):
         if batch and (len(batch) == batch_size or len(row) * (len(batch) + 1) > TOKENS):
@@ -284,7 +388,9 @@ def _batches(lens: Lens, texts: list[str], batch_size: int, max_tokens: int) -> 
 
 
 def _accumulate(lens: Lens, rows: list[list[int]], sums: Moments) -> None:
-    real = torch.arange(max(map(len, rows)))[None] < torch.tensor([len(row) for row in rows])[:, None]
+    real = (
+        torch.arange(max(map(len, rows)))[None] < torch.tensor([len(row) for row in rows])[:, None]
+    )
     real = real.to(lens.device)
 
     def add(key: tuple[int, str]):
@@ -295,15 +401,23 @@ def _accumulate(lens: Lens, rows: list[list[int]], sums: Moments) -> None:
         return hook
 
     backend = lens.backend_adapter
-    hooks = [(backend.coefficient(key[0]) if key[1] == "ffn" else backend.z(key[0]), add(key)) for key in sums]
-    lens.stream(rows, max(layer for layer, _ in sums) + 1, hooks)  # nothing above the last layer is run
+    hooks = [
+        (backend.coefficient(key[0]) if key[1] == "ffn" else backend.z(key[0]), add(key))
+        for key in sums
+    ]
+    lens.stream(
+        rows, max(layer for layer, _ in sums) + 1, hooks
+    )  # nothing above the last layer is run
 
 
 def _write(folder: Path, name: str, sums: Moments, header: dict) -> Path:
     """The tensors, stamped with the header, then the header: each whole or absent."""
     tensors = {f"{layer}.{module}": C.contiguous() for (layer, module), C in sums.items()}
     try:
-        with whole(folder / f"{name}.json") as described, whole(folder / f"{name}.safetensors") as sums_file:
+        with (
+            whole(folder / f"{name}.json") as described,
+            whole(folder / f"{name}.safetensors") as sums_file,
+        ):
             save_file(tensors, sums_file, metadata={"stamp": json.dumps(header)})
             described.write_text(json.dumps(header, indent=2) + "\n")
     except OSError as error:
@@ -316,10 +430,14 @@ def _read(folder: Path, name: str) -> tuple[Moments, dict]:
 
     try:
         (folder / f"{name}.json").read_text()
-        with safe_open(folder / f"{name}.safetensors", "pt") as file:  # the header that belongs to these very tensors
+        with safe_open(
+            folder / f"{name}.safetensors", "pt"
+        ) as file:  # the header that belongs to these very tensors
             header = json.loads((file.metadata() or {})["stamp"])
         tensors = load_file(folder / f"{name}.safetensors")
         keys = {key: key.split(".") for key in tensors}
         return {(int(layer), module): tensors[key] for key, (layer, module) in keys.items()}, header
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise EditError(f"{folder} does not hold intact statistics: {type(error).__name__}: {error}.") from error
+        raise EditError(
+            f"{folder} does not hold intact statistics: {type(error).__name__}: {error}."
+        ) from error

@@ -1,12 +1,14 @@
 """The loop of all closed forms: search z*, then write layer by layer.
 
-1. A `Pass` searches z* per fact at the last layer of its last group (`targets.search`): ROME at the FFN's output of its
-   one layer, MEMIT at the stream behind the block, PMET and ACE at the FFN's output with a second delta at attention's.
-2. It writes its groups one after another, the layers of each in ascending order, on the weights as written so far: keys K
-   of the fact's token, cur = the site's value at the z layer on the bare prompt (`measured`: or over all contexts), R =
-   (z* - cur) / share, dW = solve(metric, K, R, eps). With r layers left in the layer's group, share is r for MEMIT's family
-   and sqrt(r) for PMET's.
-3. What a batch of requests has written is trimmed before the next one is read, where the method trims (RECT).
+1. A `Pass` searches z* per fact at the last layer of its last group (`targets.search`): ROME at the
+   FFN's output of its one layer, MEMIT at the stream behind the block, PMET and ACE at the FFN's
+   output with a second delta at attention's.
+2. It writes its groups one after another, the layers of each in ascending order, on the weights as
+   written so far: keys K of the fact's token, cur = the site's value at the z layer on the bare
+   prompt (`measured`: or over all contexts), R = (z* - cur) / share, dW = solve(metric, K, R, eps).
+   With r layers left in the layer's group, share is r for MEMIT's family and sqrt(r) for PMET's.
+3. What a batch of requests has written is trimmed before the next one is read, where the method
+   trims (RECT).
 4. Facts that are each edited on the same weights share one search (`search_ahead`).
 
 Sources: MEMIT (Meng et al. 2023), PMET (Li et al. 2024) and their released code.
@@ -28,7 +30,17 @@ from torch import Tensor
 
 from qv_lens.editing.edit import Deltas, Job, checked_templates
 from qv_lens.editing.kept_targets import KeptTargets, TargetShelf
-from qv_lens.editing.keys import Average, Prompts, Rows, clean_values, contexts, mean_over_contexts, read, rows_of, values
+from qv_lens.editing.keys import (
+    Average,
+    Prompts,
+    Rows,
+    clean_values,
+    contexts,
+    mean_over_contexts,
+    read,
+    rows_of,
+    values,
+)
 from qv_lens.editing.solve import Metric, inverse_of, solve
 from qv_lens.editing.statistics import Module
 from qv_lens.editing.targets import Ahead, Search, SearchKind, Targets, search
@@ -44,8 +56,9 @@ MODULES: tuple[Module, ...] = ("ffn", "attn")
 
 @dataclass(frozen=True)
 class Pass:
-    """One search of z* and one sweep. `modules`: what is written, 'ffn' and, before it, 'attn'. `read_clean`: ROME's
-    separate key of the bare prompt. `measured`: what R is measured from, the bare prompt's value or that over all contexts."""
+    """One search of z* and one sweep. `modules`: what is written, 'ffn' and, before it, 'attn'.
+    `read_clean`: ROME's separate key of the bare prompt. `measured`: what R is measured from, the
+    bare prompt's value or that over all contexts."""
 
     groups: tuple[Group, ...]
     """Groups of layers, in the order in which they are written."""
@@ -73,7 +86,8 @@ class Pass:
 
 @dataclass(frozen=True)
 class Solver:
-    """The metric of each written (layer, module), and eps for a batch of n facts. `learn` takes in a batch's keys."""
+    """The metric of each written (layer, module), and eps for a batch of n facts. `learn` takes in
+    a batch's keys."""
 
     metric: Callable[[int, str], Metric]
     """The metric of each written (layer, module)."""
@@ -85,7 +99,8 @@ class Solver:
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm(ABC):
-    """A method is its plan (passes) and its solver. Fields: the search of z*, shared by all; defaults are MEMIT's for GPT-J."""
+    """A method is its plan (passes) and its solver. Fields: the search of z*, shared by all;
+    defaults are MEMIT's for GPT-J."""
 
     steps: int = 25
     """Steps of the search of z*."""
@@ -105,11 +120,13 @@ class ClosedForm(ABC):
 
     @abstractmethod
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
-        """The passes. Raises `ConfigError` for layers that the model does not have, `EditError` for none."""
+        """The passes. Raises `ConfigError` for layers that the model does not have, `EditError` for
+        none."""
 
     @abstractmethod
     def solver(self, job: Job) -> Solver:
-        """The metric of each written weight, and eps. Raises `EditError` where C0 is needed and was not given."""
+        """The metric of each written weight, and eps. Raises `EditError` where C0 is needed and was
+        not given."""
 
     @property
     def reads_statistics(self) -> bool:
@@ -117,13 +134,17 @@ class ClosedForm(ABC):
         return True
 
     def written(self, lens: Lens) -> tuple[tuple[int, ...], tuple[Module, ...]]:
-        """The layers and modules that the passes write, whose C0 is read. Raises what `plan` raises."""
+        """The layers and modules that the passes write, whose C0 is read. Raises what `plan`
+        raises."""
         places = _written(self.plan(lens))
         modules = {module for _, module in places}
-        return tuple(sorted({layer for layer, _ in places})), tuple(module for module in MODULES if module in modules)
+        return tuple(sorted({layer for layer, _ in places})), tuple(
+            module for module in MODULES if module in modules
+        )
 
     def first_search(self, lens: Lens) -> SearchKind:
-        """The search of the first pass, which can be shared by editors (`search_ahead`). Raises what `plan` raises."""
+        """The search of the first pass, which can be shared by editors (`search_ahead`). Raises
+        what `plan` raises."""
         one = self.plan(lens)[0]
         return SearchKind(one.search, one.fact_token, one.prompts, self.prefix)
 
@@ -134,7 +155,9 @@ class ClosedForm(ABC):
     def deltas(self, job: Job) -> Deltas:
         passes = self.plan(job.lens)
         for place in _written(passes) if self.reads_statistics else ():
-            job.moments().of(job.lens, *place)  # what is missing is told before anything is searched
+            job.moments().of(
+                job.lens, *place
+            )  # what is missing is told before anything is searched
         return sweep(job, self, passes, self.solver(job))
 
     def at(self, *sites: str, drop: bool = False) -> Search:
@@ -145,7 +168,12 @@ class ClosedForm(ABC):
     def spread(self, lens: Lens, layers: Group) -> Pass:
         """MEMIT's pass: z* in the stream, the residual shared out linearly."""
         groups = ordered(lens, (layers,))
-        return Pass(groups, self.at(lens.backend_adapter.resid_post(groups[-1][-1])), "linear", self.fact_token)
+        return Pass(
+            groups,
+            self.at(lens.backend_adapter.resid_post(groups[-1][-1])),
+            "linear",
+            self.fact_token,
+        )
 
     def two_deltas(self, lens: Lens, groups: Sequence[Group], **options) -> Pass:
         """PMET's pass: z* at the FFN's and attention's outputs, shared out by square roots."""
@@ -157,7 +185,8 @@ class ClosedForm(ABC):
 
 
 def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver) -> Deltas:
-    """Run the passes over the batches; writes as it goes and returns the sum of the deltas by weight."""
+    """Run the passes over the batches; writes as it goes and returns the sum of the deltas by
+    weight."""
     templates = tuple(editor.prefix + template for template in job.prefixes(editor.style))
     trims = type(editor).trim is not ClosedForm.trim
     parts: dict[tuple[int, str], list[Delta]] = {}
@@ -205,14 +234,15 @@ def search_ahead(
     seed: int = 0,
     folder: Path | None = None,
 ) -> Ahead:
-    """z* of many requests that will each be edited on the weights as they are now, in one search: `edit(..., ahead=)`.
+    """z* of many requests that will each be edited on the weights as they are now, in one search:
+    `edit(..., ahead=)`.
 
-    With a `folder`, z* that an editor with the same search found on the same weights are read from there, and new ones kept
-    (`kept_targets`).
+    With a `folder`, z* that an editor with the same search found on the same weights are read from
+    there, and new ones kept (`kept_targets`).
 
-    Raises `EditError` for no request, a loss that is not finite or a fact that no gradient reaches, `ConfigError` for
-    layers that do not exist, `FactError` for requests that do not tokenise. What `edit` refuses it refuses then.
-    """
+    Raises `EditError` for no request, a loss that is not finite or a fact that no gradient reaches,
+    `ConfigError` for layers that do not exist, `FactError` for requests that do not tokenise. What
+    `edit` refuses it refuses then."""
     if not requests:
         raise EditError("There is nothing to search for: pass at least one EditRequest.")
     kind = editor.first_search(lens)
@@ -223,7 +253,9 @@ def search_ahead(
     missing = [request for request in batch if request not in known]
     if missing:
         start = time.perf_counter()
-        rows = rows_of(lens, missing, [kind.prefix + template for template in used], kind.token, kind.prompts)
+        rows = rows_of(
+            lens, missing, [kind.prefix + template for template in used], kind.token, kind.prompts
+        )
         searched = search(lens, missing, rows, kind.token, kind.search)
         share = (time.perf_counter() - start) / len(missing)
         for i, request in enumerate(missing):
@@ -236,9 +268,14 @@ def search_ahead(
 
 
 def _write(
-    job: Job, rows: Rows, targets: Targets, one: Pass, solver: Solver,
-    parts: dict[tuple[int, str], list[Delta]], keys: dict[int, list[Tensor]],
-) -> None:  # fmt: skip
+    job: Job,
+    rows: Rows,
+    targets: Targets,
+    one: Pass,
+    solver: Solver,
+    parts: dict[tuple[int, str], list[Delta]],
+    keys: dict[int, list[Tensor]],
+) -> None:
     lens, backend, count = job.lens, job.lens.backend_adapter, len(rows.clean)
     job.losses += [[list(step[i]) for step in targets.losses] for i in range(count)]
     steps = [(group, i) for group in one.groups for i in range(len(group))]
@@ -249,12 +286,24 @@ def _write(
             layer, left = group[i], len(group) - i
             if layer < at:  # a later group below an earlier one
                 at, stream = lowest, lens.stream(rows.heads, lowest)
-            at, stream = layer, stream if layer == at else lens.stream(rows.heads, layer, start=(at, stream))
-            key_sites = {module: backend.coefficient(layer) if module == "ffn" else backend.z(layer) for module in one.modules}
+            at, stream = (
+                layer,
+                stream if layer == at else lens.stream(rows.heads, layer, start=(at, stream)),
+            )
+            key_sites = {
+                module: backend.coefficient(layer) if module == "ffn" else backend.z(layer)
+                for module in one.modules
+            }
             K = {}
-            for module, site in key_sites.items():  # all keys are taken before anything of the layer is written
+            for (
+                module,
+                site,
+            ) in key_sites.items():  # all keys are taken before anything of the layer is written
                 seen = read(lens, rows, (site,), (at, stream), layer + 1)[site]
-                K[module] = (mean_over_contexts(rows, seen, one.average).T.double(), clean_values(rows, seen).T.double())
+                K[module] = (
+                    mean_over_contexts(rows, seen, one.average).T.double(),
+                    clean_values(rows, seen).T.double(),
+                )
             for module in one.modules:
                 site = one.search.sites[0 if module == "ffn" else 1]
                 now = read(lens, rows, (site,), (at, stream), one.z_layer + 1)[site]
@@ -264,7 +313,13 @@ def _write(
                 if site != backend.written_at(one.z_layer, module):
                     R = _before_norm(lens, rows, layer, module, R, (at, stream))
                 mean, bare = K[module]
-                delta = solve(solver.metric(layer, module), mean, R, solver.eps(count), bare if one.read_clean else None)
+                delta = solve(
+                    solver.metric(layer, module),
+                    mean,
+                    R,
+                    solver.eps(count),
+                    bare if one.read_clean else None,
+                )
                 name = _weight(module)
                 job.write(layer, name, delta)
                 parts.setdefault((layer, name), []).append(delta)
@@ -272,15 +327,19 @@ def _write(
                     keys.setdefault(layer, []).append(mean)
 
 
-def _before_norm(lens: Lens, rows: Rows, layer: int, module: Module, R: Tensor, start: tuple[int, Tensor]) -> Tensor:
-    """What must be written in front of the norm that follows a sublayer, so that R reaches the stream after it: R sigma /
-    gain, sigma that of the bare prompt. R itself where no norm follows. A gain near zero lets nothing through and is not
-    divided by."""
+def _before_norm(
+    lens: Lens, rows: Rows, layer: int, module: Module, R: Tensor, start: tuple[int, Tensor]
+) -> Tensor:
+    """What must be written in front of the norm that follows a sublayer, so that R reaches the
+    stream after it: R sigma / gain, sigma that of the bare prompt. R itself where no norm follows.
+    A gain near zero lets nothing through and is not divided by."""
     after = lens.backend_adapter.norm_after(layer, module)
     if after is None:
         return R
     site = lens.backend_adapter.written_at(layer, module)
-    sigma = after.scale(clean_values(rows, read(lens, rows, (site,), start, layer + 1)[site])).double()
+    sigma = after.scale(
+        clean_values(rows, read(lens, rows, (site,), start, layer + 1)[site])
+    ).double()
     gain = after.gain.double()
     passes = gain.abs() > 0.01 * gain.abs().mean()
     return R * sigma.T * torch.where(passes, 1 / torch.where(passes, gain, 1.0), 0.0)[:, None]
@@ -291,7 +350,9 @@ def inverses(job: Job) -> Callable[[int, str], Metric]:
 
     def metric(layer: int, module: str) -> Metric:
         C0 = job.moments().of(job.lens, layer, "ffn" if module == "ffn" else "attn")
-        return job.factored.once(("inverse", layer, module), lambda: inverse_of(C0.to(job.lens.device)))
+        return job.factored.once(
+            ("inverse", layer, module), lambda: inverse_of(C0.to(job.lens.device))
+        )
 
     return metric
 

@@ -1,16 +1,20 @@
-"""Target vectors v* (z*): what a site should say at the fact's token for the model to give the new answer.
+"""Target vectors v* (z*): what a site should say at the fact's token for the model to give the new
+answer.
 
-For all facts at once (one Adam; clamp and early stop per fact), delta starts at 0, is added at the lookup position of
-every prompt of its fact, the KL prompt included, and minimises (MEMIT; ACE Eq. 13)
+For all facts at once (one Adam; clamp and early stop per fact), delta starts at 0, is added at the
+lookup position of every prompt of its fact, the KL prompt included, and minimises (MEMIT; ACE Eq.
+13)
 
     L = phi * mean over prompts of NLL(o*) + mu * KL(p_edited || p_original) at "{subject} is a"
         + wd * ||delta|| / ||init||^2
 
-1. it = 0 .. steps - 1: forward; a fact stops when L < 0.05, all stop at the last iteration (so steps - 1 updates).
+1. it = 0 .. steps - 1: forward; a fact stops when L < 0.05, all stop at the last iteration (so
+   steps - 1 updates).
 2. Step; project ||delta|| <= clamp * ||init||.  v* = init + delta, init the site's value on the bare prompt (`mean`: over all).
-3. PMET (`drop`): delta at attention and FFN output together, each with its own clamp. Where the new answer is the argmax
-   at every position of every prompt, phi is 0.1 in the NEXT step (else 1 again), as the release sets it once the loss of a
-   step is computed; and the fact then also stops if mu * KL <= 0.01.
+3. PMET (`drop`): delta at attention and FFN output together, each with its own clamp. Where the new
+   answer is the argmax at every position of every prompt, phi is 0.1 in the NEXT step (else 1
+   again), as the release sets it once the loss of a step is computed; and the fact then also stops
+   if mu * KL <= 0.01.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ from qv_lens.patch import Patch
 
 STOP = 0.05  # L below which a fact is done (MEMIT)
 KL_STOP = 0.01
-APART = 128  # rows above which a pass is split by length: measured, even at 12 facts of 7 rows one pass is faster
+# rows above which a pass is split by length: measured, even at 12 facts of 7 rows one pass is
+# faster
+APART = 128
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Search:
 
 @dataclass(frozen=True)
 class Targets:
-    """z* by site, and per fact the losses along the way: `losses[step][fact]` = (total, NLL, KL)."""
+    """z* by site, and per fact the losses along the way: `losses[step][fact]` = (total, NLL,
+    KL)."""
 
     z_of: tuple[Float[Tensor, "fact d_model"], ...]
     """z* by site."""
@@ -74,13 +81,18 @@ class Targets:
 
     def rows(self, index: Sequence[int]) -> Targets:
         """Those of some facts."""
-        return Targets(tuple(z[list(index)] for z in self.z_of), tuple(tuple(step[i] for i in index) for step in self.losses))
+        return Targets(
+            tuple(z[list(index)] for z in self.z_of),
+            tuple(tuple(step[i] for i in index) for step in self.losses),
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
         """Those of several searches; one that stopped earlier repeats its last losses."""
         steps = max(len(part.losses) for part in parts)
-        padded = [(*part.losses, *(part.losses[-1],) * (steps - len(part.losses))) for part in parts]
+        padded = [
+            (*part.losses, *(part.losses[-1],) * (steps - len(part.losses))) for part in parts
+        ]
         losses = zip(*padded, strict=True)
         return cls(
             tuple(torch.cat(z) for z in zip(*(part.z_of for part in parts), strict=True)),
@@ -90,7 +102,8 @@ class Targets:
 
 @dataclass(frozen=True)
 class SearchKind:
-    """What editors have in common that search the same z*: MEMIT, RECT and AlphaEdit at one layer with one clamp, say."""
+    """What editors have in common that search the same z*: MEMIT, RECT and AlphaEdit at one layer
+    with one clamp, say."""
 
     search: Search
     token: FactToken
@@ -100,9 +113,10 @@ class SearchKind:
 
 @dataclass(frozen=True)
 class Ahead:
-    """z* of requests that are edited one by one on the same weights, searched together. It knows the kind of search, the
-    contexts, the model and the patches and interventions in force that it was searched for, and serves no others. (Weights
-    that are written past the patch stack leave no trace that could be looked at in passing: search again after that.)
+    """z* of requests that are edited one by one on the same weights, searched together. It knows
+    the kind of search, the contexts, the model and the patches and interventions in force that it
+    was searched for, and serves no others. (Weights that are written past the patch stack leave no
+    trace that could be looked at in passing: search again after that.)
     `seconds`: each request's share of the search."""
 
     kind: SearchKind
@@ -115,52 +129,75 @@ class Ahead:
     def check(self, lens: Lens, kind: SearchKind | None, templates: Sequence[str] | None) -> None:
         """Raise `EditError` unless this is that kind of search on the weights as they are."""
         now = (*lens.patches, *lens.interventions)
-        same = len(now) == len(self.in_force) and all(a is b for a, b in zip(now, self.in_force, strict=True))
+        same = len(now) == len(self.in_force) and all(
+            a is b for a, b in zip(now, self.in_force, strict=True)
+        )
         for right, what in (
             (self.kind == kind, "with another editor"),
             (self.fingerprint == lens.fingerprint and same, "on other weights"),
             (templates is None or tuple(templates) == self.templates, "in other contexts"),
         ):
             if not right:
-                raise EditError(f"These targets were searched {what}: search again (sweep.search_ahead).")
+                raise EditError(
+                    f"These targets were searched {what}: search again (sweep.search_ahead)."
+                )
 
     def of(self, requests: Sequence[EditRequest]) -> Targets:
         """Raises `EditError` for a request that was not searched."""
         missing = [r.fact.text for r in requests if r not in self.found]
         if missing:
-            raise EditError(f"No target was searched for {missing[0]!r}: name it in sweep.search_ahead.")
+            raise EditError(
+                f"No target was searched for {missing[0]!r}: name it in sweep.search_ahead."
+            )
         return Targets.joined([self.found[r] for r in requests])
 
 
-def search(lens: Lens, requests: Sequence[EditRequest], rows: Rows, token: FactToken, settings: Search) -> Targets:
-    """Optimise v* of every request. Raises `EditError` if the loss is not finite, no gradient reaches a site, or an intervention
-    at each prompt's last token is in force, which the search's own rows do not have."""
+def search(
+    lens: Lens, requests: Sequence[EditRequest], rows: Rows, token: FactToken, settings: Search
+) -> Targets:
+    """Optimise v* of every request. Raises `EditError` if the loss is not finite, no gradient
+    reaches a site, or an intervention at each prompt's last token is in force, which the search's
+    own rows do not have."""
     if any(getattr(one, "positions", "all") == "last" for one in lens.interventions):
         raise EditError(
-            "An intervention with positions='last' is in force: an edit is computed without it, or with positions='all'."
+            "An intervention with positions='last' is in force: an edit is computed without it, or "
+            "with positions='all'."
         )
     return _Problem(lens, rows, _kl_rows(lens, requests, token), settings).run()
 
 
-def _kl_rows(lens: Lens, requests: Sequence[EditRequest], token: FactToken) -> tuple[list[tuple[int, ...]], list[int]]:
-    prompts = [tokenize(lens.tokenizer, Fact("{} is a", r.fact.subject, r.fact.answer), lens.prepend_bos) for r in requests]
+def _kl_rows(
+    lens: Lens, requests: Sequence[EditRequest], token: FactToken
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    prompts = [
+        tokenize(lens.tokenizer, Fact("{} is a", r.fact.subject, r.fact.answer), lens.prepend_bos)
+        for r in requests
+    ]
     return [p.ids for p in prompts], [p.position(token) for p in prompts]
 
 
 class _Problem:
     """The search's tensors, set up once; `run` is the loop.
 
-    Rows are those of the contexts and, behind them, one KL prompt per fact. What no delta changes is computed once: the
-    stream in front of the z layer, and keys and values of the tokens in front of a row's first lookup position. A fact that is done takes its rows out of the pass; logits are formed where something reads them.
-    """
+    Rows are those of the contexts and, behind them, one KL prompt per fact. What no delta changes
+    is computed once: the stream in front of the z layer, and keys and values of the tokens in front
+    of a row's first lookup position. A fact that is done takes its rows out of the pass; logits are
+    formed where something reads them."""
 
-    def __init__(self, lens: Lens, rows: Rows, kl: tuple[list[tuple[int, ...]], list[int]], settings: Search) -> None:
+    def __init__(
+        self, lens: Lens, rows: Rows, kl: tuple[list[tuple[int, ...]], list[int]], settings: Search
+    ) -> None:
         self.lens, self.settings, self.n, device = lens, settings, len(rows.clean), lens.device
         self.ids, contexts = [*rows.ids, *kl[0]], len(rows.ids)
         self.owner = torch.tensor([*rows.fact, *range(self.n)], device=device)
-        self.where = torch.zeros(len(self.ids), max(map(len, self.ids)), dtype=torch.bool, device=device)
+        self.where = torch.zeros(
+            len(self.ids), max(map(len, self.ids)), dtype=torch.bool, device=device
+        )
         self.where[:contexts, : rows.lookup.shape[1]] = rows.lookup
-        kl_rows, kl_at = torch.arange(contexts, len(self.ids), device=device), torch.tensor(kl[1], device=device)
+        kl_rows, kl_at = (
+            torch.arange(contexts, len(self.ids), device=device),
+            torch.tensor(kl[1], device=device),
+        )
         self.where[kl_rows, kl_at] = True
         self.asked, self.labels = torch.stack(rows.answer.nonzero(as_tuple=True)), rows.labels
         self.kl_asked = torch.stack([kl_rows, kl_at])
@@ -188,10 +225,16 @@ class _Problem:
                 now, now_nll, now_kl, known = self._loss(active, dropped)
                 if step == 0:
                     self._check_reach(now_nll)
-            total, nll, kl = (torch.where(active, a.detach(), b) for a, b in ((now, total), (now_nll, nll), (now_kl, kl)))
+            total, nll, kl = (
+                torch.where(active, a.detach(), b)
+                for a, b in ((now, total), (now_nll, nll), (now_kl, kl))
+            )
             losses.append(tuple(zip(total.tolist(), nll.tolist(), kl.tolist(), strict=True)))
             if not torch.isfinite(total).all():
-                raise EditError(f"The loss of the target vectors is not finite at step {step}: lower lr or clamp.")
+                raise EditError(
+                    f"The loss of the target vectors is not finite at step {step}: lower lr or "
+                    "clamp."
+                )
             done = total < STOP
             if s.drop:
                 done |= known & (kl <= KL_STOP)
@@ -202,19 +245,32 @@ class _Problem:
             with torch.enable_grad():  # also under a caller's torch.no_grad()
                 self._update(adam, now, going)
             active = going
-        z_of = tuple((init + delta).detach().double() for init, delta in zip(self.inits, self.deltas, strict=True))
+        z_of = tuple(
+            (init + delta).detach().double()
+            for init, delta in zip(self.inits, self.deltas, strict=True)
+        )
         return Targets(z_of, tuple(losses))
 
     def _check_reach(self, nll: Tensor) -> None:
-        """Raise `EditError` where the probability of a fact's new answer does not depend on its delta at all."""
-        gradients = torch.autograd.grad(nll.sum(), self.deltas, retain_graph=True, allow_unused=True)
+        """Raise `EditError` where the probability of a fact's new answer does not depend on its
+        delta at all."""
+        gradients = torch.autograd.grad(
+            nll.sum(), self.deltas, retain_graph=True, allow_unused=True
+        )
         felt = sum((g.abs().sum(1) for g in gradients if g is not None), torch.zeros_like(nll))
-        unreached = [i for i, (g, loss) in enumerate(zip(felt.tolist(), nll.tolist(), strict=True)) if g == 0 and loss > STOP]
+        unreached = [
+            i
+            for i, (g, loss) in enumerate(zip(felt.tolist(), nll.tolist(), strict=True))
+            if g == 0 and loss > STOP
+        ]
         if unreached:
-            which = "" if len(unreached) == self.n else f" of {len(unreached)} of the {self.n} facts"
+            which = (
+                "" if len(unreached) == self.n else f" of {len(unreached)} of the {self.n} facts"
+            )
             raise EditError(
-                f"No gradient reaches the site{which}: behind the last edited layer nothing reads the fact's token any more. "
-                "Choose value layers below the model's last layer, or fact_token='last'."
+                f"No gradient reaches the site{which}: behind the last edited layer nothing reads "
+                "the fact's token any more. Choose value layers below the model's last layer, or "
+                "fact_token='last'."
             )
 
     def _update(self, adam: torch.optim.Optimizer, total: Tensor, active: Tensor) -> None:
@@ -225,12 +281,14 @@ class _Problem:
         with torch.no_grad():
             for delta, old, init in zip(self.deltas, before, self.inits, strict=True):
                 limit = self.settings.clamp * init.norm(dim=1, keepdim=True)
-                delta.mul_((limit / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0))
+                delta.mul_(
+                    (limit / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
+                )
                 delta.copy_(torch.where(active[:, None], delta, old))
 
     def _loss(self, active: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Per fact: L (phi 0.1 where `dropped`), its NLL and KL terms, and whether the new answer is the argmax everywhere;
-        0 for facts not active."""
+        """Per fact: L (phi 0.1 where `dropped`), its NLL and KL terms, and whether the new answer
+        is the argmax everywhere; 0 for facts not active."""
         s = self.settings
         live = active[self.owner].nonzero()[:, 0]
         place = torch.full((len(self.ids),), -1, device=live.device)
@@ -247,27 +305,37 @@ class _Problem:
         wrong = (logits.argmax(-1) != labels).to(logits.dtype)
         count = torch.zeros(self.n, dtype=logits.dtype, device=live.device)
         asked_rows = rows.unique()
-        count = count.index_add(0, self.owner[asked_rows], torch.ones_like(asked_rows, dtype=logits.dtype)).clamp_min(1)
+        count = count.index_add(
+            0, self.owner[asked_rows], torch.ones_like(asked_rows, dtype=logits.dtype)
+        ).clamp_min(1)
         nll = torch.zeros_like(count).index_add(0, self.owner[rows], per_row) / count
         known = torch.zeros_like(count).index_add(0, self.owner[rows], wrong) == 0
         kl = self._kl(stream, place, kl_kept, nll)
-        decay = sum(d.norm(dim=1) / i.norm(dim=1).square() for d, i in zip(self.deltas, self.inits, strict=True))
+        decay = sum(
+            d.norm(dim=1) / i.norm(dim=1).square()
+            for d, i in zip(self.deltas, self.inits, strict=True)
+        )
         phi = torch.where(dropped, 0.1, 1.0)
         return phi * nll + kl + s.weight_decay * decay, nll, kl, known
 
     def _kl(self, stream: Tensor, place: Tensor, kept: Tensor, like: Tensor) -> Tensor:
         rows, positions = self.kl_asked[:, kept]
-        kl_log = at_least_float32(self.lens.read_out(stream[place[rows], positions - self.first[rows]])).log_softmax(-1)
+        kl_log = at_least_float32(
+            self.lens.read_out(stream[place[rows], positions - self.first[rows]])
+        ).log_softmax(-1)
         if self.kl_start is None:
             self.kl_start = kl_log.detach()  # the first step: every fact is active
         facts = self.owner[rows]
-        term = self.settings.kl * F.kl_div(self.kl_start[facts], kl_log, log_target=True, reduction="none").sum(-1)
+        term = self.settings.kl * F.kl_div(
+            self.kl_start[facts], kl_log, log_target=True, reduction="none"
+        ).sum(-1)
         return torch.zeros_like(like).index_add(0, facts, term)
 
     def _stream(self, live: Tensor) -> Float[Tensor, "live seq d_model"]:
         """The final stream of the live rows behind `first`, deltas added at their sites."""
         out = self.below.new_zeros(len(live), int(self.length[live].max()), self.below.shape[-1])
-        # many rows: those of nearly one length together, so that little is padded (a few rows: one pass is cheaper than two)
+        # many rows: those of nearly one length together, so that little is padded (a few rows: one
+        # pass is cheaper than two)
         apart = self.past is not None and len(live) > APART
         size = (self.length[live] + 1) // 2 if apart else torch.zeros_like(live)
         for group in size.unique():
@@ -278,7 +346,9 @@ class _Problem:
 
     def _group(self, rows: Tensor) -> Float[Tensor, "row seq d_model"]:
         first, longest = self.first[rows], int(self.length[rows].max())
-        at = (first[:, None] + torch.arange(longest, device=rows.device)).clamp_max(self.below.shape[1] - 1)
+        at = (first[:, None] + torch.arange(longest, device=rows.device)).clamp_max(
+            self.below.shape[1] - 1
+        )
         below, where = self.below[rows[:, None], at], self.where[rows[:, None], at][..., None]
         owner, ids = self.owner[rows], [self.ids[row][self.first[row] :] for row in rows.tolist()]
 

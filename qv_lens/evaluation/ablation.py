@@ -1,9 +1,11 @@
 """What is lost when neurons are silenced: accuracy and log-probability of facts, before and after.
 
 1. `answers` asks the facts; `drop` compares two such answers.
-2. `ablate` zeroes sets of neurons at all positions, and asks groups of facts under each (ACE, section 4 and Figure 2).
-3. `suppress` silences the top query neurons of the two layers where they score highest: for every reader (`Zero`), or for the
-   value neurons alone (`Suppress`); two-hop accuracy, and value neurons that stay activated (ACE, section 4.2).
+2. `ablate` zeroes sets of neurons at all positions, and asks groups of facts under each (ACE,
+   section 4 and Figure 2).
+3. `suppress` silences the top query neurons of the two layers where they score highest: for every
+   reader (`Zero`), or for the value neurons alone (`Suppress`); two-hop accuracy, and value neurons
+   that stay activated (ACE, section 4.2).
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ def answers(lens: Lens, facts: Sequence[Fact]) -> Answers:
 
 
 def drop(clean: Answers, now: Answers) -> tuple[float, ...]:
-    """The columns `DROP`: clean accuracy, accuracy, their difference in points, the share lost of the prompts that were
-    right, and the mean change of the answers' log-probability."""
+    """The columns `DROP`: clean accuracy, accuracy, their difference in points, the share lost of
+    the prompts that were right, and the mean change of the answers' log-probability."""
     count = len(clean.right)
     before = sum(clean.right) / count
     after = sum(now.right) / count
@@ -65,11 +67,17 @@ def drop(clean: Answers, now: Answers) -> tuple[float, ...]:
     return before, after, 100 * (before - after), 1 - kept, change
 
 
-def ablate(lens: Lens, neurons: NeuronSet, groups: Mapping[str, Sequence[Fact]], clean: Mapping[str, Answers]) -> pd.DataFrame:
-    """Zero a set of neurons at all positions and ask groups of facts: a row per group, `group` and `DROP`.
+def ablate(
+    lens: Lens,
+    neurons: NeuronSet,
+    groups: Mapping[str, Sequence[Fact]],
+    clean: Mapping[str, Answers],
+) -> pd.DataFrame:
+    """Zero a set of neurons at all positions and ask groups of facts: a row per group, `group` and
+    `DROP`.
 
-    `clean`: what the model makes of each group as it is. An empty set drops nothing that could be measured: NaN.
-    """
+    `clean`: what the model makes of each group as it is. An empty set drops nothing that could be
+    measured: NaN."""
     rows = []
     if not len(neurons):
         rows = [(group, *[nan] * len(DROP)) for group in groups]
@@ -83,13 +91,15 @@ def ablate(lens: Lens, neurons: NeuronSet, groups: Mapping[str, Sequence[Fact]],
 def suppress(
     lens: Lens, chains: Sequence[Fact], top: int | None = None, *, counted: bool = True
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Two-hop accuracy with the top query neurons of the two layers where these score highest, one layer at a time, zeroed
-    for every reader or suppressed for the value neurons alone; and activated value neurons per layer under each condition.
+    """Two-hop accuracy with the top query neurons of the two layers where these score highest, one
+    layer at a time, zeroed for every reader or suppressed for the value neurons alone; and
+    activated value neurons per layer under each condition.
 
-    `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10). A layer's sum over all its
-    neurons does not serve: where most are negative, layers that hardly any target lies above come first. `counted`: whether
-    activated value neurons are counted, which scores every neuron again under each condition.
-    """
+    `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10). A
+    layer's sum over all its neurons does not serve: where most are negative, layers that hardly any
+    target lies above come first.
+    `counted`: whether activated value neurons are counted, which scores every neuron again under
+    each condition."""
     nothing = pd.DataFrame(columns=["condition", "layer", "count", "interval", "original"])
     if not chains:
         return pd.DataFrame(columns=["intervention", "layer", "count", *DROP]), nothing
@@ -111,12 +121,16 @@ def suppress(
             with lens.intervene(intervention):
                 rows.append((name, layer, count, *drop(clean, answers(lens, chains))))
                 if counted:
-                    counts.append(_activated(lens, value, chains, threshold, f"{name} layer {layer}"))
+                    counts.append(
+                        _activated(lens, value, chains, threshold, f"{name} layer {layer}")
+                    )
     table = pd.DataFrame(rows, columns=["intervention", "layer", "count", *DROP])
     return table, pd.concat(counts, ignore_index=True) if counts else nothing
 
 
-def _best_query_neurons(lens: Lens, trace: Any, value: NeuronSet, count: int) -> dict[int, NeuronSet]:
+def _best_query_neurons(
+    lens: Lens, trace: Any, value: NeuronSet, count: int
+) -> dict[int, NeuronSet]:
     """The top query neurons of the layers where they score highest, by layer, best layer first."""
     every = query_neurons(lens, trace, value, None, over="set")
     best = [every.layer(layer).top(count) for layer in range(lens.n_layers)]
@@ -125,9 +139,12 @@ def _best_query_neurons(lens: Lens, trace: Any, value: NeuronSet, count: int) ->
     return {int(layer): best[int(layer)] for layer in highest.index}
 
 
-def _activated(lens: Lens, value: NeuronSet, chains: Sequence[Fact], threshold: np.ndarray, condition: str) -> pd.DataFrame:
-    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts and half its 95% interval
-    (NaN where all prompts have as many); and how many of them did so before (`original`)."""
+def _activated(
+    lens: Lens, value: NeuronSet, chains: Sequence[Fact], threshold: np.ndarray, condition: str
+) -> pd.DataFrame:
+    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts
+    and half its 95% interval (NaN where all prompts have as many); and how many of them did so
+    before (`original`)."""
     frame = value_neurons(lens, list(chains), None).frame
     frame = frame[frame["score"].to_numpy() >= threshold[frame["prompt"].to_numpy()]]
     same = frame.merge(value.frame[["prompt", "layer", "neuron"]])

@@ -31,15 +31,17 @@ class DrawnCases:
 def draw_cases(lens: Lens, file: str, count: int, seed: int = 0, known: bool = False) -> DrawnCases:
     """`count` cases of a file (`facts.benchmarks`); each seed takes others of it.
 
-    `known`: only chains all of whose hops, and edits whose fact, the model answers (ACE, Appendix B.1).
+    `known`: only chains all of whose hops, and edits whose fact, the model answers (ACE, Appendix
+    B.1).
     Raises `ConfigError` for a file without edits, or with too few of them for the seed.
     """
     records = read(file, skip=True)
     warn_of(records.refused)
     if not records.cases and records.facts:
         raise ConfigError(
-            f"{file} holds {len(records.facts)} facts and no edits: nothing says what their new answers are. Name a file of edits (in "
-            "MQuAKE's, CounterFact's, ZsRE's or KnowEdit's format), or edit one fact (qv-lens edit --new, fact.to('new answer'))."
+            f"{file} holds {len(records.facts)} facts and no edits: nothing says what their new "
+            "answers are. Name a file of edits (in MQuAKE's, CounterFact's, ZsRE's or KnowEdit's "
+            "format), or edit one fact (qv-lens edit --new, fact.to('new answer'))."
         )
     cases = random.Random("editors").sample(records.cases, len(records.cases))
     upto = (seed + 1) * count
@@ -47,16 +49,21 @@ def draw_cases(lens: Lens, file: str, count: int, seed: int = 0, known: bool = F
     if known:
         cases, passed = _first_known(lens, cases, upto)
     if len(cases) <= upto - count:
-        what = f"edits of facts that {lens.name} answers, chains in all their hops," if known else "edits"
+        what = (
+            f"edits of facts that {lens.name} answers, chains in all their hops,"
+            if known
+            else "edits"
+        )
         raise ConfigError(
-            f"{file} holds {len(cases)} {what}, none of them for seed {seed}: each seed takes {count} others. "
-            "Take a lower seed or a smaller count."
+            f"{file} holds {len(cases)} {what}, none of them for seed {seed}: each seed takes "
+            f"{count} others. Take a lower seed or a smaller count."
         )
     return DrawnCases(cases[upto - count : upto], len(records.refused), passed)
 
 
 def _first_known(lens: Lens, cases: Sequence[Case], wanted: int) -> tuple[list[Case], int]:
-    """The first cases that the model knows, at least as many as are wanted where there are; how many it does not know."""
+    """The first cases that the model knows, at least as many as are wanted where there are; how
+    many it does not know."""
     kept: list[Case] = []
     passed = 0
     for start in range(0, len(cases), KNOWN_AT_ONCE):
@@ -84,7 +91,8 @@ def edited_facts(cases: Sequence[Case]) -> list[Fact]:
 
 
 def worked_examples(file: str) -> tuple[str, ...]:
-    """The worked examples of a text file, separated by empty lines. Raises `ConfigError` for one that cannot be read."""
+    """The worked examples of a text file, separated by empty lines. Raises `ConfigError` for one
+    that cannot be read."""
     try:
         with open(file, encoding="utf-8") as opened:
             text = opened.read()

@@ -1,11 +1,12 @@
-"""Faithfulness of a ranking: what the answer loses when its best k neurons are taken out, for growing k.
+"""Faithfulness of a ranking: what the answer loses when its best k neurons are taken out, for
+growing k.
 
-1. For each fact, ranking and k: the k best neurons are set to zero at the prompt's last token, all of them together, in a real
-   forward pass.
-2. Measured: log p of the answer's first token (natural log), and whether it is still what the model says.
-3. Beside the rankings, `seeds` random orders of all FFN neurons of the model.
-A ranking that tells what the model uses loses the answer with few neurons; a random one needs very many.
-"""
+1. For each fact, ranking and k: the k best neurons are set to zero at the prompt's last token, all
+   of them together, in a real forward pass.
+2. Measured: log p of the answer's first token (natural log), and whether it is still what the model
+   says.
+3. Beside the rankings, `seeds` random orders of all FFN neurons of the model. A ranking that tells
+what the model uses loses the answer with few neurons; a random one needs very many."""
 
 from __future__ import annotations
 
@@ -56,14 +57,19 @@ def faithfulness(
     seeds: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What is left of each answer: `ranking, seed, prompt, k, logprob, clean, known, right, said`, one row per set taken out.
+    """What is left of each answer: `ranking, seed, prompt, k, logprob, clean, known, right, said`,
+    one row per set taken out.
 
-    `rankings`: FFN neurons by name, best first; rows of a prompt serve the fact with that number, rows of prompt -1
-    (`over="set"`, `union()`) every fact. A size beyond a ranking's length is left out. `logprob` and `clean`: log p of the
-    answer's first token without and with them (nats); `right`: whether that token is still the likeliest, `known`: whether it
-    is with nothing taken out; `said`: the likeliest token. `seeds`: random orders, drawn by `seed`.
+    `rankings`: FFN neurons by name, best first; rows of a prompt serve the fact with that number,
+    rows of prompt -1 (`over="set"`, `union()`) every fact. A size beyond a ranking's length is left
+    out.
+    `logprob` and `clean`: log p of the answer's first token without and with them (nats); `right`:
+    whether that token is still the likeliest, `known`: whether it is with nothing taken out;
+    `said`: the likeliest token.
+    `seeds`: random orders, drawn by `seed`.
 
-    Raises `ConfigError` for what is no FFN neuron of this model, a size below 1, or a ranking without neurons for a fact.
+    Raises `ConfigError` for what is no FFN neuron of this model, a size below 1, or a ranking
+    without neurons for a fact.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -95,37 +101,49 @@ def faithfulness(
 
 
 def lost_at(frame: pd.DataFrame) -> pd.DataFrame:
-    """The least k at which the answer is no longer what the model says: `ranking, seed, prompt, k` (NaN: it always is, or
-    was not to begin with)."""
+    """The least k at which the answer is no longer what the model says: `ranking, seed, prompt, k`
+    (NaN: it always is, or was not to begin with)."""
     keys = ["ranking", "seed", "prompt"]
     lost = frame[frame["known"] & ~frame["right"]].groupby(keys, sort=False)["k"].min()
     every = frame.drop_duplicates(keys).set_index(keys).index
     return lost.reindex(every).reset_index()
 
 
-def _check(lens: Lens, records: list, rankings: Mapping[str, NeuronSet], sizes: Sequence[int], seeds: int) -> None:
+def _check(
+    lens: Lens, records: list, rankings: Mapping[str, NeuronSet], sizes: Sequence[int], seeds: int
+) -> None:
     for record in records:
         if not isinstance(record, Fact):
-            raise ConfigError(f"Faithfulness is measured on an answer: pass facts, got the text {record!r:.80}.")
+            raise ConfigError(
+                f"Faithfulness is measured on an answer: pass facts, got the text {record!r:.80}."
+            )
     if not sizes or min(sizes) < 1 or seeds < 0:
-        raise ConfigError(f"sizes are numbers of neurons, each at least 1, and seeds at least 0; got {list(sizes)} and {seeds}.")
+        raise ConfigError(
+            "sizes are numbers of neurons, each at least 1, and seeds at least 0; got "
+            f"{list(sizes)} and {seeds}."
+        )
     if not rankings and not seeds:
         raise ConfigError("There is nothing to take out: pass rankings, or seeds.")
     for name, neurons in rankings.items():
         if name == RANDOM:
-            raise ConfigError(f"The name {RANDOM!r} is that of the random orders: call your ranking something else.")
+            raise ConfigError(
+                f"The name {RANDOM!r} is that of the random orders: call your ranking something "
+                "else."
+            )
         check_ffn(lens, neurons)
         prompts = set(neurons.frame["prompt"])
         missing = [i for i in range(len(records)) if i not in prompts and -1 not in prompts]
         if missing:
             raise ConfigError(
-                f"The ranking {name!r} holds no neurons for fact {missing[0]}, {records[missing[0]].text!r}: rank all of the facts, or "
-                "pass a ranking that serves every fact (over='set', or .union())."
+                f"The ranking {name!r} holds no neurons for fact {missing[0]}, "
+                f"{records[missing[0]].text!r}: rank all of the facts, or pass a ranking that "
+                "serves every fact (over='set', or .union())."
             )
 
 
 def _check_origin(name: str, neurons: NeuronSet, prompts: Sequence[Prompt]) -> None:
-    """Raise `ConfigError` for neurons of single prompts that were ranked elsewhere than at the last token, or for other prompts."""
+    """Raise `ConfigError` for neurons of single prompts that were ranked elsewhere than at the last
+    token, or for other prompts."""
     own = neurons.frame["prompt"] >= 0
     if not own.any():
         return
@@ -133,38 +151,54 @@ def _check_origin(name: str, neurons: NeuronSet, prompts: Sequence[Prompt]) -> N
     asked = [prompt.text for prompt in prompts]
     if texts is not None and list(texts)[: len(asked)] != asked:
         raise ConfigError(
-            f"The ranking {name!r} was computed for {list(texts)[:2]!r}, asked are {asked[:2]!r}: rank these facts, in this order, or pass "
-            "a ranking that serves every fact (over='set', or .union())."
+            f"The ranking {name!r} was computed for {list(texts)[:2]!r}, asked are {asked[:2]!r}: "
+            "rank these facts, in this order, or pass a ranking that serves every fact "
+            "(over='set', or .union())."
         )
     last = [prompt.last for prompt in prompts]
-    if positions is not None and len(positions) == len(texts or ()) and list(positions)[: len(last)] != last:
+    if (
+        positions is not None
+        and len(positions) == len(texts or ())
+        and list(positions)[: len(last)] != last
+    ):
         raise ConfigError(
-            f"The ranking {name!r} is of neurons at tokens {list(positions)}, and they are taken out at the last ones, {last}: rank with "
-            "positions='last', or pass the ranking's .union()."
+            f"The ranking {name!r} is of neurons at tokens {list(positions)}, and they are taken "
+            f"out at the last ones, {last}: rank with positions='last', or pass the ranking's "
+            ".union()."
         )
 
 
 def _removals(
-    lens: Lens, rankings: Mapping[str, NeuronSet], sizes: Sequence[int], seeds: int, seed: int, prompt: int
+    lens: Lens,
+    rankings: Mapping[str, NeuronSet],
+    sizes: Sequence[int],
+    seeds: int,
+    seed: int,
+    prompt: int,
 ) -> Iterator[_Removal]:
     """Every set to take out of one prompt."""
     for name, neurons in rankings.items():
         own = neurons.frame[neurons.frame["prompt"].isin([prompt, -1])]
         ordered = own.sort_values("score", ascending=False, kind="stable")
-        units = list(dict.fromkeys(zip(ordered["layer"].tolist(), ordered["neuron"].tolist(), strict=True)))
+        units = list(
+            dict.fromkeys(zip(ordered["layer"].tolist(), ordered["neuron"].tolist(), strict=True))
+        )
         for k in sizes:
             if k <= len(units):
                 yield _Removal(name, 0, k, tuple(units[:k]))
     largest = min(max(sizes), lens.n_layers * lens.d_mlp)
     for draw in range(seeds):
-        units = random_neurons(lens, largest, random.Random(f"{RANDOM}:{seed}:{draw}:{prompt}")).units
+        units = random_neurons(
+            lens, largest, random.Random(f"{RANDOM}:{seed}:{draw}:{prompt}")
+        ).units
         for k in sizes:
             if k <= largest:
                 yield _Removal(RANDOM, draw, k, tuple(units[:k]))
 
 
 def _without(lens: Lens, prompt: Prompt, sets: Sequence[Sequence[Unit]]) -> Tensor:
-    """log p of every token after the prompt, [set, d_vocab], each set of neurons zero at its last token."""
+    """log p of every token after the prompt, [set, d_vocab], each set of neurons zero at its last
+    token."""
     parts = []
     for begin in range(0, len(sets), ROWS):
         chunk = sets[begin : begin + ROWS]

@@ -3,7 +3,8 @@
 values that are 0 or 1     Wilson's score interval (scipy.stats.binomtest): it says something where all cases are alike
 any other values           Student's t, cut off at the bounds of the values
 values that are all equal  t would give no width. A value that n of n cases share is shared by at least Wilson's lower
-                           bound of all cases; what the others have is only known to lie between the bounds
+                           bound of all cases; what the others have is only known to lie between the
+                           bounds
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def wilson(hits: float, asked: float) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def interval(values: Sequence[float] | np.ndarray | pd.Series, within: tuple[float, float] = SHARE) -> Interval:
+def interval(
+    values: Sequence[float] | np.ndarray | pd.Series, within: tuple[float, float] = SHARE
+) -> Interval:
     """Of the mean of `values` (NaN is left out), each of which lies `within` these bounds."""
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
@@ -73,8 +76,8 @@ def _alike(value: float, count: int, within: tuple[float, float]) -> Interval:
 
 
 def student(error: Any, count: Any) -> Any:
-    """Half an interval from a standard error and the number of cases, of arrays too; NaN where the cases are all alike, or
-    only one."""
+    """Half an interval from a standard error and the number of cases, of arrays too; NaN where the
+    cases are all alike, or only one."""
     error = np.asarray(error, float)
     count = np.asarray(count, float)
     known = (count > 1) & (error > 0)

@@ -1,4 +1,5 @@
-"""What is counted: pure functions of what a model told before and after an edit. Shares from 0 to 1, NaN: nothing to ask.
+"""What is counted: pure functions of what a model told before and after an edit. Shares from 0 to
+1, NaN: nothing to ask.
 
     efficacy       the edited prompt gives the new answer         `_acc`      the answer is the argmax at each of its tokens
     paraphrase     so it does in other words                      `_success`  the right answer is likelier than the other one
@@ -10,12 +11,13 @@
     instance_wise  all hops of the new chain are right (MQuAKE); its edit-wise accuracy is efficacy_acc
     multihop_cot   any of a case's questions is answered right behind worked examples; `_cot_rate`: share of the questions
     fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams of the prompt and 100 more tokens (ROME:
-                   100 tokens with the prompt; longer texts have more entropy; papers print it times 100)
+                   100 tokens with the prompt; longer texts have more entropy; papers print it times
+                   100)
     ctp_score      mean of edit_success, generality and `ctp_locality`: that of neighbours and the groups of locality (CTP, EasyEdit)
 
-Aliases count in continuations (`_gen`, `_cot`, `multihop_direct`), not under teacher forcing, which asks for one answer's tokens.
-Teacher forcing flatters: an answer counted by `_acc` need not be what the model would write; `_gen` tells.
-"""
+Aliases count in continuations (`_gen`, `_cot`, `multihop_direct`), not under teacher forcing, which
+asks for one answer's tokens. Teacher forcing flatters: an answer counted by `_acc` need not be what
+the model would write; `_gen` tells."""
 
 from __future__ import annotations
 
@@ -63,7 +65,8 @@ def harmonic(values: Sequence[float]) -> float:
 
 
 def ngram_entropy(text: str) -> float:
-    """Mean of 2/3 H2 and 4/3 H3: entropies in bits of the text's word bigrams and trigrams; NaN for under three words."""
+    """Mean of 2/3 H2 and 4/3 H3: entropies in bits of the text's word bigrams and trigrams; NaN for
+    under three words."""
     words = re.findall(r"\w+|[^\w\s]", text)
     if len(words) < 3:
         return nan
@@ -103,12 +106,18 @@ def _instance(case: Case, now: Look, before: Look, edited: bool) -> float:
 
 
 def _locality(names: Callable[[Look], list[str]]) -> Metric:
-    return lambda case, now, before, edited: mean([_same(now[name], before[name]) for name in names(now) if now[name]])
+    return lambda case, now, before, edited: mean(
+        [_same(now[name], before[name]) for name in names(now) if now[name]]
+    )
 
 
 def _same(now: Sequence[Told], before: Sequence[Told]) -> float:
     """Share of tokens whose argmax is what it was."""
-    pairs = [(a, b) for n, was in zip(now, before, strict=True) for a, b in zip(n.said, was.said, strict=True)]
+    pairs = [
+        (a, b)
+        for n, was in zip(now, before, strict=True)
+        for a, b in zip(n.said, was.said, strict=True)
+    ]
     return mean([a == b for a, b in pairs])
 
 
@@ -123,7 +132,12 @@ def _portability(case: Case, now: Look, before: Look, edited: bool) -> float:
 def _generated(kind: str) -> Metric:
     def metric(case: Case, now: Look, before: Look, edited: bool) -> float:
         said, asked = now.texts.get(kind, ()), questions(case).get(WRITTEN[kind], ())
-        return mean([begins(text, [probe.answer, *probe.aliases]) for text, probe in zip(said, asked, strict=False)])
+        return mean(
+            [
+                begins(text, [probe.answer, *probe.aliases])
+                for text, probe in zip(said, asked, strict=False)
+            ]
+        )
 
     return metric
 
@@ -149,7 +163,10 @@ def _directly(case: Case, now: Look, before: Look, edited: bool) -> float:
 
 
 def _fluency(case: Case, now: Look, before: Look, edited: bool) -> float:
-    found = [ngram_entropy(prompt + text) for prompt, text in zip(_prompts_of(case), now.texts.get("fluency", ()), strict=False)]
+    found = [
+        ngram_entropy(prompt + text)
+        for prompt, text in zip(_prompts_of(case), now.texts.get("fluency", ()), strict=False)
+    ]
     return mean([value for value in found if value == value])
 
 
@@ -163,11 +180,14 @@ def _kept(case: Case, now: Look, before: Look, edited: bool) -> float:
 
 
 def _ctp(case: Case, now: Look, before: Look, edited: bool) -> float:
-    efficacy, generality = (mean([t.share for t in now[name]]) for name in ("rewrite_new", "paraphrase_new"))
+    efficacy, generality = (
+        mean([t.share for t in now[name]]) for name in ("rewrite_new", "paraphrase_new")
+    )
     return mean([efficacy, generality, _kept(case, now, before, edited)])
 
 
-#: teacher-forced metrics: the groups of probes that each reads (beginnings of their names), and the metric
+#: teacher-forced metrics: the groups of probes that each reads (beginnings of their names), and the
+#: metric
 FORCED: Mapping[str, tuple[tuple[str, ...], Metric]] = MappingProxyType({
     "efficacy_acc": (("rewrite_new",), _right("rewrite_new")),
     "efficacy_success": (("rewrite_",), _likelier("rewrite_new", "rewrite_old")),
@@ -192,12 +212,16 @@ GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
 })  # fmt: skip
 
 
-def measured(case: Case, names: Sequence[str], now: Look, before: Look, edited: bool) -> dict[str, float]:
+def measured(
+    case: Case, names: Sequence[str], now: Look, before: Look, edited: bool
+) -> dict[str, float]:
     """The named metrics, and portability and locality by group."""
     table = {name: metric for name, (_, metric) in (*FORCED.items(), *GENERATED.items())}
     found = {name: table[name](case, now, before, edited) for name in names}
     if "portability" in names:
-        found.update({name: mean([t.share for t in now[name]]) for name in _groups("portability_")(now)})
+        found.update(
+            {name: mean([t.share for t in now[name]]) for name in _groups("portability_")(now)}
+        )
     if "locality" in names:
         found.update({name: _same(now[name], before[name]) for name in _groups("locality_")(now)})
     return found

@@ -1,11 +1,14 @@
-"""What is asked of a model about a case, and what it answers: everything the metrics are computed from.
+"""What is asked of a model about a case, and what it answers: everything the metrics are computed
+from.
 
-1. `questions` turns a case into named groups of probes: the edited prompt with the new and with the old answer, the same in
-   other words, neighbours, multi-hop prompts, hops, portability and locality.
-2. `look` asks them of many cases at once, teacher-forced: per probe the argmax at each answer token and the answer's mean
-   log-probability. Sorted by length and batched; the numbers do not depend on the batch.
-3. And it continues prompts: the edited ones, the same in other words, neighbours, multi-hop questions behind worked
-   examples, prompts for fluency.
+1. `questions` turns a case into named groups of probes: the edited prompt with the new and with the
+   old answer, the same in other words, neighbours, multi-hop prompts, hops, portability and
+   locality.
+2. `look` asks them of many cases at once, teacher-forced: per probe the argmax at each answer token
+   and the answer's mean log-probability. Sorted by length and batched; the numbers do not depend on
+   the batch.
+3. And it continues prompts: the edited ones, the same in other words, neighbours, multi-hop
+   questions behind worked examples, prompts for fluency.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from qv_lens.models.lens import Lens, at_least_float32
 
 @dataclass(frozen=True)
 class Told:
-    """What a model made of one probe: argmax tokens and the answer's, teacher-forced; its mean log-probability (nats)."""
+    """What a model made of one probe: argmax tokens and the answer's, teacher-forced; its mean
+    log-probability (nats)."""
 
     said: tuple[int, ...]
     """The argmax at each answer token, teacher-forced."""
@@ -58,20 +62,27 @@ class Look:
 
     def plain(self) -> dict[str, object]:
         """As JSON holds it."""
-        return {"told": {k: [asdict(t) for t in v] for k, v in self.told.items()}, "texts": self.texts}
+        return {
+            "told": {k: [asdict(t) for t in v] for k, v in self.told.items()},
+            "texts": self.texts,
+        }
 
     @classmethod
     def of(cls, plain: dict) -> Look:
         """From what `plain` gave."""
-        told = {k: tuple(Told(tuple(t["said"]), tuple(t["asked"]), t["logprob"]) for t in v) for k, v in plain["told"].items()}
+        told = {
+            k: tuple(Told(tuple(t["said"]), tuple(t["asked"]), t["logprob"]) for t in v)
+            for k, v in plain["told"].items()
+        }
         return cls(told, {k: tuple(v) for k, v in plain["texts"].items()})
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How prompts are continued: `blocks` are worked examples in front of multi-hop questions (ACE, Appendix G.1);
-    fluency samples `fluency_tokens` more tokens from the `top_k` likeliest (ROME: up to 100 tokens with the prompt's). `evaluate`
-    sets `kinds` by what the metrics need, and its own `seed`."""
+    """How prompts are continued: `blocks` are worked examples in front of multi-hop questions (ACE,
+    Appendix G.1); fluency samples `fluency_tokens` more tokens from the `top_k` likeliest (ROME: up
+    to 100 tokens with the prompt's). `evaluate` sets `kinds` by what the metrics need, and its own
+    `seed`."""
 
     kinds: tuple[str, ...] = ()
     """What is continued; `evaluate` sets it by what the metrics need."""
@@ -90,37 +101,62 @@ class Generation:
 
 
 #: continuations that are prompts of a group of probes: kind -> group
-WRITTEN: Mapping[str, str] = MappingProxyType({"rewrite": "rewrite_new", "paraphrase": "paraphrase_new", "near": "near_old"})
+WRITTEN: Mapping[str, str] = MappingProxyType(
+    {"rewrite": "rewrite_new", "paraphrase": "paraphrase_new", "near": "near_old"}
+)
 
 
 def questions(case: Case, beginning: Collection[str] = ("",)) -> dict[str, list[Probe]]:
-    """Named groups of probes. `_new` and `_old`: the same prompts with the answer after and before the edit.
+    """Named groups of probes. `_new` and `_old`: the same prompts with the answer after and before
+    the edit.
 
     `beginning`: only the groups whose names begin so."""
-    groups: dict[str, list[Probe]] = {name: [] for name in ("rewrite_new", "rewrite_old", "paraphrase_new", "paraphrase_old")}
+    groups: dict[str, list[Probe]] = {
+        name: [] for name in ("rewrite_new", "rewrite_old", "paraphrase_new", "paraphrase_old")
+    }
     for request, others in zip(case.requests, _aliases(case), strict=True):
         fact, known = request.fact, request.fact.answer != UNKNOWN
         groups["rewrite_new"].append(Probe(fact.text, request.new, others, fact.space))
         groups["rewrite_old"] += [Probe(fact.text, fact.answer, space=fact.space)] if known else []
-        asked = list(case.paraphrases) if isinstance(case, EditCase) else [fact.with_prompt(p) for p in fact.paraphrases]
+        asked = (
+            list(case.paraphrases)
+            if isinstance(case, EditCase)
+            else [fact.with_prompt(p) for p in fact.paraphrases]
+        )
         groups["paraphrase_new"] += [Probe(p.text, request.new, others, p.space) for p in asked]
-        groups["paraphrase_old"] += [Probe(p.text, fact.answer, space=p.space) for p in asked] if known else []
+        groups["paraphrase_old"] += (
+            [Probe(p.text, fact.answer, space=p.space) for p in asked] if known else []
+        )
     if isinstance(case, EditCase):
         groups["near_old"] = [_probe(f) for f in case.neighbours]
-        rivals = [f for f in case.neighbours if f.answer != case.request.new]  # others have no wrong answer to compare with
+        rivals = [
+            f for f in case.neighbours if f.answer != case.request.new
+        ]  # others have no wrong answer to compare with
         groups["rival_old"] = [_probe(f) for f in rivals]
         groups["rival_new"] = [Probe(f.text, case.request.new, space=f.space) for f in rivals]
-        groups["onward_old"], groups["onward_new"] = ([_probe(pair[i]) for pair in case.onward] for i in (0, 1))
+        groups["onward_old"], groups["onward_new"] = (
+            [_probe(pair[i]) for pair in case.onward] for i in (0, 1)
+        )
         for kind, named in (("portability", case.portability), ("locality", case.locality)):
             groups.update({f"{kind}_{name}": list(probes) for name, probes in named})
     else:
         before = {hop.cloze for hop in case.hops}
-        kept = [h for i, h in enumerate(case.new_hops) if i not in case.edited and h.cloze in before]
+        kept = [
+            h for i, h in enumerate(case.new_hops) if i not in case.edited and h.cloze in before
+        ]
         groups["near_old"] = [_hop(hop) for hop in kept]
-        groups["hops_old"], groups["hops_new"] = ([_hop(hop) for hop in hops] for hops in (case.hops, case.new_hops))
+        groups["hops_old"], groups["hops_new"] = (
+            [_hop(hop) for hop in hops] for hops in (case.hops, case.new_hops)
+        )
         groups["onward_old"] = [Probe(text, case.answer, case.aliases) for text in case.clozes]
-        groups["onward_new"] = [Probe(text, case.new_answer, case.new_aliases) for text in case.clozes]
-    return {name: probes for name, probes in groups.items() if probes and name.startswith(tuple(beginning))}
+        groups["onward_new"] = [
+            Probe(text, case.new_answer, case.new_aliases) for text in case.clozes
+        ]
+    return {
+        name: probes
+        for name, probes in groups.items()
+        if probes and name.startswith(tuple(beginning))
+    }
 
 
 def _aliases(case: Case) -> list[tuple[str, ...]]:
@@ -144,17 +180,30 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Told
     texts = [probe.text for probe in probes]
     prompts = lens.tokenize(texts) if texts else []
     prompts = [
-        replace(p, answer=continuation(lens.tokenizer, p.text, probe.answer, lens.prepend_bos, probe.space))
+        replace(
+            p,
+            answer=continuation(
+                lens.tokenizer, p.text, probe.answer, lens.prepend_bos, probe.space
+            ),
+        )
         for p, probe in zip(prompts, probes, strict=True)
     ]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].row("answer")))
     found: dict[int, Told] = {}
     for at in range(0, len(order), batch_size):
         chunk = order[at : at + batch_size]
-        stream = lens.stream([prompts[i].row("answer") for i in chunk], lens.n_layers, last=[prompts[i].last for i in chunk])
+        stream = lens.stream(
+            [prompts[i].row("answer") for i in chunk],
+            lens.n_layers,
+            last=[prompts[i].last for i in chunk],
+        )
         where = [(r, p) for r, i in enumerate(chunk) for p in prompts[i].positions("answer")]
-        rows, positions = (torch.tensor(part, device=stream.device) for part in zip(*where, strict=True))
-        ids = torch.tensor([token for i in chunk for token in prompts[i].answer], device=stream.device)
+        rows, positions = (
+            torch.tensor(part, device=stream.device) for part in zip(*where, strict=True)
+        )
+        ids = torch.tensor(
+            [token for i in chunk for token in prompts[i].answer], device=stream.device
+        )
         logp = at_least_float32(lens.read_out(stream[rows, positions])).log_softmax(-1)
         said, each = logp.argmax(-1).tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
         for i in chunk:
@@ -165,13 +214,22 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Told
 
 
 def look(
-    lens: Lens, cases: Sequence[Case], generation: Generation | None = None, beginning: Collection[str] = ("",)
+    lens: Lens,
+    cases: Sequence[Case],
+    generation: Generation | None = None,
+    beginning: Collection[str] = ("",),
 ) -> list[Look]:
-    """What a model says of every case, on the weights as they now are: to the `questions` whose groups begin so."""
+    """What a model says of every case, on the weights as they now are: to the `questions` whose
+    groups begin so."""
     generation = generation or Generation()
     asked = [questions(case, beginning) for case in cases]
-    answers = iter(tell(lens, [probe for groups in asked for probes in groups.values() for probe in probes]))
-    told = [{name: tuple(next(answers) for _ in probes) for name, probes in groups.items()} for groups in asked]
+    answers = iter(
+        tell(lens, [probe for groups in asked for probes in groups.values() for probe in probes])
+    )
+    told = [
+        {name: tuple(next(answers) for _ in probes) for name, probes in groups.items()}
+        for groups in asked
+    ]
     texts: list[dict[str, tuple[str, ...]]] = [{} for _ in cases]
     for kind in generation.kinds:
         prompts = [_prompts(case, kind, generation) for case in cases]
@@ -182,7 +240,8 @@ def look(
 
 
 def _prompts(case: Case, kind: str, generation: Generation) -> list[str]:
-    """The prompts of one kind of continuation: 'rewrite', 'paraphrase', 'near', 'cot', 'direct' or 'fluency'."""
+    """The prompts of one kind of continuation: 'rewrite', 'paraphrase', 'near', 'cot', 'direct' or
+    'fluency'."""
     if kind in WRITTEN:
         return [probe.text for probe in questions(case).get(WRITTEN[kind], ())]
     if isinstance(case, MultiHopCase):
@@ -196,7 +255,9 @@ def _continued(lens: Lens, prompts: Sequence[str], kind: str, generation: Genera
     if not prompts:
         return []
     if kind == "fluency":
-        return lens.generate(list(prompts), generation.fluency_tokens, top_k=generation.top_k, seed=generation.seed)
+        return lens.generate(
+            list(prompts), generation.fluency_tokens, top_k=generation.top_k, seed=generation.seed
+        )
     if kind == "cot":
         return lens.generate(list(prompts), generation.thought_tokens, enough=answered)
     return lens.generate(list(prompts), generation.answer_tokens)
@@ -204,4 +265,7 @@ def _continued(lens: Lens, prompts: Sequence[str], kind: str, generation: Genera
 
 def first_sentences(lens: Lens, texts: Sequence[str], tokens: int = 8) -> list[str]:
     """The greedy continuations, up to their first full stop or line."""
-    return [text.strip().split("\n")[0].split(".")[0].strip() for text in lens.generate(list(texts), tokens)]
+    return [
+        text.strip().split("\n")[0].split(".")[0].strip()
+        for text in lens.generate(list(texts), tokens)
+    ]

@@ -5,9 +5,8 @@
     batch        `batch_size` cases at once: one edit of all their facts, all of them asked, weights put back
     consecutive  case after case without putting back; all of them asked at the end, or after every `every` cases
 
-What the unedited model says is asked once for all cases, and kept in `cache` if that is given; so are the z* of single
-edits, which editors with the same search share. Metrics: `metrics`.
-"""
+What the unedited model says is asked once for all cases, and kept in `cache` if that is given; so
+are the z* of single edits, which editors with the same search share. Metrics: `metrics`."""
 
 from __future__ import annotations
 
@@ -26,7 +25,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from qv_lens.editing.edit import Deltas, Editor, Factored, check_editor, check_requests, check_statistics, edit
+from qv_lens.editing.edit import (
+    Deltas,
+    Editor,
+    Factored,
+    check_editor,
+    check_requests,
+    check_statistics,
+    edit,
+)
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.sweep import ClosedForm, search_ahead
@@ -42,7 +49,18 @@ from qv_lens.patch import Delta, Patch, summed
 
 Protocol = Literal["single", "batch", "consecutive"]
 PROTOCOLS = ("single", "batch", "consecutive")
-COLUMNS = ["case", "subject", "edits", "hops", "step", "metric", "before", "after", "relative_norm", "seconds"]
+COLUMNS = [
+    "case",
+    "subject",
+    "edits",
+    "hops",
+    "step",
+    "metric",
+    "before",
+    "after",
+    "relative_norm",
+    "seconds",
+]
 
 
 def evaluate(
@@ -60,21 +78,24 @@ def evaluate(
     generation: Generation | None = None,
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
-    """One row per case and metric: `case, subject, edits, hops, step, metric, before, after`, the largest ||dW|| / ||W||
-    of what was written (`relative_norm`), and the seconds of the edit per fact; of a search for several cases each case's
-    share (`batch_size=1`: every edit timed alone).
+    """One row per case and metric: `case, subject, edits, hops, step, metric, before, after`, the
+    largest ||dW|| / ||W|| of what was written (`relative_norm`), and the seconds of the edit per
+    fact; of a search for several cases each case's share (`batch_size=1`: every edit timed alone).
 
-    `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases) and `metrics.GENERATED`, whose
-    settings are `generation`. `editor`: one with its settings, or the name of one of the model's presets; None asks the unedited
-    model alone (`after` is `before`). `step`: how many cases had been
-    edited. `templates`: contexts of the edits (None: sampled once from the unedited model). `cache`: a folder for what the
-    unedited model says and for its z*; `seconds` count the search also where it was read from there.
-    `before` of multi-hop metrics counts the answers before the edit. A case that cannot be asked or edited has NaN as
-    `after` and its reason in `.attrs["skipped"]`.
+    `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases) and
+    `metrics.GENERATED`, whose settings are `generation`.
+    `editor`: one with its settings, or the name of one of the model's presets; None asks the
+    unedited model alone (`after` is `before`).
+    `step`: how many cases had been edited.
+    `templates`: contexts of the edits (None: sampled once from the unedited model).
+    `cache`: a folder for what the unedited model says and for its z*; `seconds` count the search
+    also where it was read from there. `before` of multi-hop metrics counts the answers before the
+    edit. A case that cannot be asked or edited has NaN as `after` and its reason in
+    `.attrs["skipped"]`.
 
     Warns of a metric named that none of the cases can be asked.
-    Raises `ConfigError` for an unknown metric or protocol, or no case, `EditError` for what is no editor, or one that reads
-    C0 where none is given.
+    Raises `ConfigError` for an unknown metric or protocol, or no case, `EditError` for what is no
+    editor, or one that reads C0 where none is given.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -88,13 +109,15 @@ def evaluate(
         raise unknown("Protocol", protocol, PROTOCOLS)
     if not cases or batch_size < 1:
         raise ConfigError(
-            "There is nothing to evaluate: pass at least one case, and a batch_size of at least 1. (A file of plain facts holds no "
-            "cases: give its facts new answers, qv.EditCase(fact.to('new answer')).)"
+            "There is nothing to evaluate: pass at least one case, and a batch_size of at least 1. "
+            "(A file of plain facts holds no cases: give its facts new answers, "
+            "qv.EditCase(fact.to('new answer')).)"
         )
     for case in cases:
         if not isinstance(case, (EditCase, MultiHopCase)):
             raise ConfigError(
-                f"evaluate takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as .cases), got {case!r:.100}."
+                "evaluate takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as "
+                f".cases), got {case!r:.100}."
             )
     if editor is not None:
         editor = editor_of(lens, editor)
@@ -102,12 +125,27 @@ def evaluate(
         check_statistics(lens, editor, statistics)
     wanted = (fitting(cases, FORCED) or list(FORCED)) if metrics is None else list(metrics)
     kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
-    asked = Generation(**{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed})
+    asked = Generation(
+        **{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed}
+    )
     groups = sorted({group for name in wanted if name in FORCED for group in FORCED[name][0]})
     folder = None if cache is None else Path(cache)
-    run = _Run(lens, wanted, groups, asked, editor, statistics, templates, seed, folder, Factored(statistics))
+    run = _Run(
+        lens,
+        wanted,
+        groups,
+        asked,
+        editor,
+        statistics,
+        templates,
+        seed,
+        folder,
+        Factored(statistics),
+    )
     good = run.readable(cases)
-    before = dict(zip(good, _before(lens, [cases[i] for i in good], asked, groups, cache), strict=True))
+    before = dict(
+        zip(good, _before(lens, [cases[i] for i in good], asked, groups, cache), strict=True)
+    )
     depth = len(lens.patches)
     try:
         way = _single if editor is None else _STEPS[protocol]
@@ -118,39 +156,67 @@ def evaluate(
     finally:
         while len(lens.patches) > depth:
             lens.revert()
-    rows += [_row(i, cases[i], 0, name, (nan, nan), nan, nan) for i in run.skipped if i not in before for name in wanted]
-    frame = pd.DataFrame(rows, columns=COLUMNS).sort_values(["step", "case"], kind="stable", ignore_index=True)
+    rows += [
+        _row(i, cases[i], 0, name, (nan, nan), nan, nan)
+        for i in run.skipped
+        if i not in before
+        for name in wanted
+    ]
+    frame = pd.DataFrame(rows, columns=COLUMNS).sort_values(
+        ["step", "case"], kind="stable", ignore_index=True
+    )
     if metrics:
-        told = frame[frame["case"].isin(before)].groupby("metric")[["before", "after"]].count().sum(axis=1)
+        told = (
+            frame[frame["case"].isin(before)]
+            .groupby("metric")[["before", "after"]]
+            .count()
+            .sum(axis=1)
+        )
         if empty := told.index[told == 0].tolist():
-            warnings.warn(f"These cases hold no prompt to measure {', '.join(empty)} by: the values are NaN.", stacklevel=2)
+            warnings.warn(
+                f"These cases hold no prompt to measure {', '.join(empty)} by: the values are NaN.",
+                stacklevel=2,
+            )
     if editor is None:
         frame["relative_norm"], frame["seconds"] = 0.0, 0.0
-    frame.attrs.update({
-        **lens.label, "editor": repr(editor), "protocol": protocol, "seed": seed, "batch_size": batch_size,
-        "skipped": {str(i): reason for i, reason in run.skipped.items()},
-    })  # fmt: skip
+    frame.attrs.update(
+        {
+            **lens.label,
+            "editor": repr(editor),
+            "protocol": protocol,
+            "seed": seed,
+            "batch_size": batch_size,
+            "skipped": {str(i): reason for i, reason in run.skipped.items()},
+        }
+    )
     return frame
 
 
 def check_metrics(metrics: Sequence[str] | None) -> None:
     """Raise `ConfigError` for what is not a list of metrics' names."""
     if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
-        raise ConfigError(f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=.")
+        raise ConfigError(
+            f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=."
+        )
     for name in metrics or ():
         if name not in FORCED and name not in GENERATED:
             raise unknown("Metric", name, [*FORCED, *GENERATED])
 
 
 def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
-    """Those of the named metrics that at least one of the cases holds prompts for: what would not be NaN."""
+    """Those of the named metrics that at least one of the cases holds prompts for: what would not
+    be NaN."""
     asked = list(names)
     kinds = {GENERATED[name][0] for name in asked if name in GENERATED}
-    told = Told((0,), (0,), 0.0)  # whether a metric has a value depends on what is asked alone, not on what is said
+    told = Told(
+        (0,), (0,), 0.0
+    )  # whether a metric has a value depends on what is asked alone, not on what is said
     fits: set[str] = set()
     for case in cases:
         texts = {kind: tuple("a b c" for _ in _prompts(case, kind, Generation())) for kind in kinds}
-        anything = Look({group: (told,) * len(probes) for group, probes in questions(case).items()}, texts)
+        anything = Look(
+            {group: (told,) * len(probes) for group, probes in questions(case).items()}, texts
+        )
         for edited in (False, True):
             values = measured(case, asked, anything, anything, edited)
             fits.update(name for name in asked if values[name] == values[name])
@@ -158,7 +224,8 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
 
 
 def usual_metrics(cases: Sequence[Case]) -> list[str]:
-    """What is measured of cases where no metrics are named: by probability, and by what is generated."""
+    """What is measured of cases where no metrics are named: by probability, and by what is
+    generated."""
     if isinstance(cases[0], MultiHopCase):
         return fitting(cases, (*FORCED, "multihop_direct", "multihop_cot", "multihop_cot_rate"))
     return fitting(cases, (*FORCED, "efficacy_gen", "paraphrase_gen", "fluency"))
@@ -208,28 +275,42 @@ class _Run:
         return good
 
     def ahead(self, cases: Sequence[Case]) -> Ahead | None:
-        """Of closed forms: z* of the cases' first facts in one search; None where that fails or does not fit into memory:
-        each edit then searches alone, and tells what is wrong."""
+        """Of closed forms: z* of the cases' first facts in one search; None where that fails or
+        does not fit into memory: each edit then searches alone, and tells what is wrong."""
         if not isinstance(self.editor, ClosedForm):
             return None
         try:
             first = [case.requests[0] for case in cases]
-            found = search_ahead(self.lens, first, self.editor, templates=self.templates, seed=self.seed, folder=self.folder)
+            found = search_ahead(
+                self.lens,
+                first,
+                self.editor,
+                templates=self.templates,
+                seed=self.seed,
+                folder=self.folder,
+            )
         except (EditError, FactError, torch.OutOfMemoryError):
             return None
         self.templates = found.templates
         return found
 
     def patch(self, requests: Sequence[EditRequest], ahead: Ahead | None = None) -> Patch:
-        """One edit, of several facts together in the editor's own way; contexts sampled for the first one serve all others."""
+        """One edit, of several facts together in the editor's own way; contexts sampled for the
+        first one serve all others."""
         assert self.editor is not None
-        options: dict[str, Any] = {"statistics": self.statistics, "seed": self.seed, "ahead": ahead, "factored": self.factored}
+        options: dict[str, Any] = {
+            "statistics": self.statistics,
+            "seed": self.seed,
+            "ahead": ahead,
+            "factored": self.factored,
+        }
         patch = edit(self.lens, requests, self.editor, templates=self.templates, **options)
         self.templates = self.templates or patch.info["contexts"] or None
         return patch
 
     def one_by_one(self, case: Case, ahead: Ahead | None = None) -> tuple[Patch, _Written]:
-        """A case's facts, each edited on the weights with those before it written. Leaves the weights as they were."""
+        """A case's facts, each edited on the weights with those before it written. Leaves the
+        weights as they were."""
         start, depth, patches = time.perf_counter(), len(self.lens.patches), []
         try:
             for i, request in enumerate(case.requests):
@@ -242,28 +323,65 @@ class _Run:
         return total(patches), _Written(_largest(self.lens, patches), seconds)
 
     def rows(
-        self, cases: Sequence[Case], before: dict[int, Look], step: int, index: Sequence[int], written: Callable[[int], _Written]
+        self,
+        cases: Sequence[Case],
+        before: dict[int, Look],
+        step: int,
+        index: Sequence[int],
+        written: Callable[[int], _Written],
     ) -> Iterator[tuple]:
         """Ask the cases on the model as it now is; the unedited one has said it."""
         known = [before[i] for i in index]
-        looks = look(self.lens, [cases[i] for i in index], self.generation, self.groups) if self.editor else known
+        looks = (
+            look(self.lens, [cases[i] for i in index], self.generation, self.groups)
+            if self.editor
+            else known
+        )
         for i, now in zip(index, looks, strict=True):
             was = measured(cases[i], self.metrics, before[i], before[i], edited=False)
             told = measured(cases[i], self.metrics, now, before[i], edited=self.editor is not None)
             for name, value in told.items():
                 after = nan if i in self.skipped else value
-                yield _row(i, cases[i], step, name, (was.get(name, nan), after), written(i).norm, written(i).seconds)
+                yield _row(
+                    i,
+                    cases[i],
+                    step,
+                    name,
+                    (was.get(name, nan), after),
+                    written(i).norm,
+                    written(i).seconds,
+                )
 
 
-def _row(i: int, case: Case, step: int, name: str, values: tuple[float, float], norm: float, seconds: float) -> tuple:
+def _row(
+    i: int,
+    case: Case,
+    step: int,
+    name: str,
+    values: tuple[float, float],
+    norm: float,
+    seconds: float,
+) -> tuple:
     hops = max(1, len(getattr(case, "hops", ())))
-    return (i, case.requests[0].fact.subject, len(case.requests), hops, step, name, *values, norm, seconds)
+    return (
+        i,
+        case.requests[0].fact.subject,
+        len(case.requests),
+        hops,
+        step,
+        name,
+        *values,
+        norm,
+        seconds,
+    )
 
 
 Step = tuple[int, Sequence[int], Callable[[int], _Written]]
 
 
-def _single(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Generator[Step, None, None]:
+def _single(
+    run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None
+) -> Generator[Step, None, None]:
     if run.editor is None:
         for at in range(0, len(good), batch_size):
             yield 0, good[at : at + batch_size], lambda i: _Written()
@@ -284,7 +402,9 @@ def _single(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, 
             yield 1, [i], lambda i, written=written: written
 
 
-def _batch(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None) -> Generator[Step, None, None]:
+def _batch(
+    run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None
+) -> Generator[Step, None, None]:
     for chunk in _bar(_compatible(cases, good, batch_size), run, "batch"):
         requests = [request for i in chunk for request in cases[i].requests]
         start = time.perf_counter()
@@ -303,7 +423,8 @@ def _batch(run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, e
 def _consecutive(
     run: _Run, cases: Sequence[Case], good: list[int], batch_size: int, every: int | None
 ) -> Generator[Step, None, None]:
-    """One patch is in force at a time, the sum of all edits so far: memory does not grow with their number."""
+    """One patch is in force at a time, the sum of all edits so far: memory does not grow with their
+    number."""
     patches: list[Patch] = []
     written: dict[int, _Written] = {}
     for count, i in enumerate(_bar(good, run, "case"), 1):
@@ -320,17 +441,24 @@ def _consecutive(
             yield count, good[:count], lambda i, norm=norm: _Written(norm, written[i].seconds)
 
 
-_STEPS: dict[str, Callable[[_Run, Sequence[Case], list[int], int, int | None], Generator[Step, None, None]]] = {
-    "single": _single, "batch": _batch, "consecutive": _consecutive,
-}  # fmt: skip
+_STEPS: dict[
+    str, Callable[[_Run, Sequence[Case], list[int], int, int | None], Generator[Step, None, None]]
+] = {
+    "single": _single,
+    "batch": _batch,
+    "consecutive": _consecutive,
+}
 
 
 def _bar(items: Sequence[Any], run: _Run, unit: str) -> Any:
-    return tqdm(items, desc=f"evaluate {type(run.editor).__name__}", unit=unit, delay=2, leave=False)
+    return tqdm(
+        items, desc=f"evaluate {type(run.editor).__name__}", unit=unit, delay=2, leave=False
+    )
 
 
 def _compatible(cases: Sequence[Case], good: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of up to `size` cases that do not ask different things of one prompt; a case that would waits for the next."""
+    """Batches of up to `size` cases that do not ask different things of one prompt; a case that
+    would waits for the next."""
     waiting, chunks = list(good), []
     while waiting:
         chunk: list[int] = []
@@ -349,43 +477,66 @@ def _compatible(cases: Sequence[Case], good: Sequence[int], size: int) -> list[l
 
 
 def total(patches: Sequence[Patch]) -> Patch:
-    """Several patches of one model as one. Sums that would hold more factors than the weight has rows become dense."""
+    """Several patches of one model as one. Sums that would hold more factors than the weight has
+    rows become dense."""
 
     def short(sums: Deltas) -> Deltas:
-        return {key: Delta(d.dense()) if d.right is not None and d.left.shape[1] > min(d.shape) else d for key, d in sums.items()}
+        return {
+            key: Delta(d.dense()) if d.right is not None and d.left.shape[1] > min(d.shape) else d
+            for key, d in sums.items()
+        }
 
     deltas, kept = short(summed(p.deltas for p in patches)), short(summed(p.kept for p in patches))
     return Patch(deltas, patches[0].fingerprint, patches[-1].info, kept)
 
 
 def _largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> float:
-    """The largest ||dW|| / ||W|| of all that the patches write together, W the weights without them (`applied`: they are
-    in the weights now)."""
+    """The largest ||dW|| / ||W|| of all that the patches write together, W the weights without them
+    (`applied`: they are in the weights now)."""
     if not patches:
         return 0.0
     both = total(patches)
     sizes = []
     for key, delta in both.deltas.items():
         weight = lens.parameter(*key).double()
-        sizes.append((delta.norm(), float((weight - delta.dense().to(weight.device) if applied else weight).norm())))
+        sizes.append(
+            (
+                delta.norm(),
+                float((weight - delta.dense().to(weight.device) if applied else weight).norm()),
+            )
+        )
     return max((a / b if b else float(a > 0) * float("inf") for a, b in sizes if a), default=0.0)
 
 
-# ------------------------------------------------------------------ what the unedited model says, kept
+# ------------------------------------------------------------------ what the unedited model says,
+# kept
 
 
 def _before(
-    lens: Lens, cases: Sequence[Case], generation: Generation, groups: Sequence[str], cache: str | Path | None
+    lens: Lens,
+    cases: Sequence[Case],
+    generation: Generation,
+    groups: Sequence[str],
+    cache: str | Path | None,
 ) -> list[Look]:
     if cache is None:
         return look(lens, cases, generation, groups)
     folder, state = Path(cache), lens.state()
     keys = [
-        hashlib.blake2b(repr((state, questions(c, groups), c, generation)).encode(), digest_size=16).hexdigest() for c in cases
+        hashlib.blake2b(
+            repr((state, questions(c, groups), c, generation)).encode(), digest_size=16
+        ).hexdigest()
+        for c in cases
     ]
-    found = {key: Look.of(json.loads(file.read_text())) for key in keys if (file := folder / f"{key}.json").exists()}
+    found = {
+        key: Look.of(json.loads(file.read_text()))
+        for key in keys
+        if (file := folder / f"{key}.json").exists()
+    }
     missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in found}
-    for key, made in zip(missing, look(lens, list(missing.values()), generation, groups), strict=True):
+    for key, made in zip(
+        missing, look(lens, list(missing.values()), generation, groups), strict=True
+    ):
         try:
             with whole(folder / f"{key}.json") as partial:
                 partial.write_text(json.dumps(made.plain()))
@@ -399,13 +550,15 @@ def _before(
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Means over the cases with 95% intervals (`intervals`), by the columns `by`; of a curve its last step:
-    `metric, before, after`, the ends of the interval of `after` (`low`, `high`), `cases`, the largest `relative_norm`, median
-    `seconds`.
+    """Means over the cases with 95% intervals (`intervals`), by the columns `by`; of a curve its
+    last step: `metric, before, after`, the ends of the interval of `after` (`low`, `high`),
+    `cases`, the largest `relative_norm`, median `seconds`.
 
-    `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity (CounterFact).
-    """
-    last = frame[frame["step"] == frame.groupby([*by, "case"], dropna=False)["step"].transform("max")]
+    `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity
+    (CounterFact)."""
+    last = frame[
+        frame["step"] == frame.groupby([*by, "case"], dropna=False)["step"].transform("max")
+    ]
     columns = [*by, "metric"]
     groups = last.groupby(columns, sort=False, dropna=False)
     out = groups[["before", "after"]].mean()
@@ -421,7 +574,10 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         for kind in ("acc", "success"):
             names = [f"{name}_{kind}" for name in ("efficacy", "paraphrase", "specificity")]
             if set(names) <= set(means.index):
-                values = {column: harmonic(means.loc[names, column].tolist()) for column in ("before", "after")}
+                values = {
+                    column: harmonic(means.loc[names, column].tolist())
+                    for column in ("before", "after")
+                }
                 scores.append(
                     {
                         **dict(zip(by, key, strict=True)),

@@ -1,8 +1,7 @@
 """The subset that a model can be asked about (ACE, Appendix B.1): what it answers before any edit.
 
-`known` picks cases, all of whose single hops it answers; `known_edits` edits of facts that it answers; `known_facts`
-(`qv.known`) picks facts.
-"""
+`known` picks cases, all of whose single hops it answers; `known_edits` edits of facts that it
+answers; `known_facts` (`qv.known`) picks facts."""
 
 from __future__ import annotations
 
@@ -24,21 +23,28 @@ SHOWN = 5
 
 
 def known(
-    lens: Lens, cases: Sequence[MultiHopCase], how: How = "cloze", examples: Sequence[tuple[str, str]] = G2
+    lens: Lens,
+    cases: Sequence[MultiHopCase],
+    how: How = "cloze",
+    examples: Sequence[tuple[str, str]] = G2,
 ) -> tuple[list[MultiHopCase], pd.DataFrame]:
-    """The cases all of whose hops the model answers, and what it said: `case, hop, prompt, answer, right`.
+    """The cases all of whose hops the model answers, and what it said: `case, hop, prompt, answer,
+    right`.
 
-    `how`: 'cloze', the answer is the argmax at each token; 'generate', the greedy continuation of the cloze begins with it
-    or an alias; 'few_shot', that of "Q: <question> A:" behind `examples` (question, answer; ACE's of Appendix G.2).
-    """
+    `how`: 'cloze', the answer is the argmax at each token; 'generate', the greedy continuation of
+    the cloze begins with it or an alias; 'few_shot', that of "Q: <question> A:" behind `examples`
+    (question, answer; ACE's of Appendix G.2)."""
     if how not in ("cloze", "generate", "few_shot"):
         raise unknown("How", how, ("cloze", "generate", "few_shot"))
     asked = [(i, j, hop) for i, case in enumerate(cases) for j, hop in enumerate(case.hops)]
     shots = "".join(f"Q: {question} A: {answer}\n" for question, answer in examples)
-    prompts = [shots + f"Q: {hop.question} A:" if how == "few_shot" else hop.cloze for _, _, hop in asked]
+    prompts = [
+        shots + f"Q: {hop.question} A:" if how == "few_shot" else hop.cloze for _, _, hop in asked
+    ]
     right = _right(lens, [hop for _, _, hop in asked], prompts, how)
     rows = [
-        (cases[i].case_id, j, prompt, hop.answer, hit) for (i, j, hop), prompt, hit in zip(asked, prompts, right, strict=True)
+        (cases[i].case_id, j, prompt, hop.answer, hit)
+        for (i, j, hop), prompt, hit in zip(asked, prompts, right, strict=True)
     ]
     wrong = {i for (i, _, _), hit in zip(asked, right, strict=True) if not hit}
     kept = [case for i, case in enumerate(cases) if case.hops and i not in wrong]
@@ -49,13 +55,16 @@ def _right(lens: Lens, hops: Sequence[Hop], prompts: Sequence[str], how: How) ->
     if not hops:
         return []
     if how == "cloze":
-        return correct(lens, [Probe(prompt, hop.answer) for prompt, hop in zip(prompts, hops, strict=True)])
+        return correct(
+            lens, [Probe(prompt, hop.answer) for prompt, hop in zip(prompts, hops, strict=True)]
+        )
     said = lens.generate(list(prompts), 12)
     return [begins(text, [hop.answer, *hop.aliases]) for text, hop in zip(said, hops, strict=True)]
 
 
 def known_edits(lens: Lens, cases: Sequence[EditCase]) -> list[EditCase]:
-    """The cases whose fact, as it was before the edit, the model knows (`known_facts`); those that do not tokenise are left out."""
+    """The cases whose fact, as it was before the edit, the model knows (`known_facts`); those that
+    do not tokenise are left out."""
     readable = []
     for case in cases:
         try:
@@ -68,8 +77,8 @@ def known_edits(lens: Lens, cases: Sequence[EditCase]) -> list[EditCase]:
 
 
 def knows(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
-    """Which facts the model knows, as `known_facts` tells it; only prompts whose likeliest first token fits an answer are continued,
-    so that many facts are asked quickly."""
+    """Which facts the model knows, as `known_facts` tells it; only prompts whose likeliest first
+    token fits an answer are continued, so that many facts are asked quickly."""
     if not facts:
         return []
     first = lens.next_token_logits(list(facts)).argmax(-1).tolist()
@@ -80,7 +89,8 @@ def knows(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
 
 
 def _may_begin(token: str, fact: Fact) -> bool:
-    """Whether a continuation that begins with this token can begin with the answer; a sign or a blank tells nothing."""
+    """Whether a continuation that begins with this token can begin with the answer; a sign or a
+    blank tells nothing."""
     said = normalise(token)
     if not any(letter.isalnum() for letter in said):
         return True
@@ -88,12 +98,16 @@ def _may_begin(token: str, fact: Fact) -> bool:
     return any(name.startswith(said) or said.startswith(name) for name in names)
 
 
-def known_facts(lens: Lens, facts: Sequence[Fact], batch_size: int = 16) -> tuple[list[Fact], pd.DataFrame]:
-    """The facts that a model knows, and what it said of each: `prompt, answer, said, right, logprob`.
+def known_facts(
+    lens: Lens, facts: Sequence[Fact], batch_size: int = 16
+) -> tuple[list[Fact], pd.DataFrame]:
+    """The facts that a model knows, and what it said of each: `prompt, answer, said, right,
+    logprob`.
 
-    A fact is known (`right`) if the greedy continuation of its prompt begins with the answer or an alias, at a word's end.
-    `said` is that continuation, as long as the longest accepted answer needs; `logprob` is log p of the answer's first
-    token (natural log). One row per fact, in their order.
+    A fact is known (`right`) if the greedy continuation of its prompt begins with the answer or an
+    alias, at a word's end. `said` is that continuation, as long as the longest accepted answer
+    needs; `logprob` is log p of the answer's first token (natural log). One row per fact, in their
+    order.
 
     Raises `FactError` for anything but facts.
 
@@ -118,17 +132,21 @@ def known_facts(lens: Lens, facts: Sequence[Fact], batch_size: int = 16) -> tupl
 
 def _check_facts(facts: Sequence[Fact]) -> None:
     if isinstance(facts, Fact):
-        raise FactError(f"qv.known asks for several facts, got the single fact {facts.text!r}. Pass a list of facts.")
+        raise FactError(
+            f"qv.known asks for several facts, got the single fact {facts.text!r}. Pass a list of "
+            "facts."
+        )
     for fact in facts:
         if not isinstance(fact, Fact):
             raise FactError(
-                f"qv.known asks for facts, got {type(fact).__name__}. Pass facts; for multi-hop cases use "
-                "qv_lens.evaluation.subset.known."
+                f"qv.known asks for facts, got {type(fact).__name__}. Pass facts; for multi-hop "
+                "cases use qv_lens.evaluation.subset.known."
             )
 
 
 def _enough(lens: Lens, facts: Sequence[Fact]) -> int:
-    """Tokens that tell whether any accepted answer is there: the longest, and one more to see where its last word ends."""
+    """Tokens that tell whether any accepted answer is there: the longest, and one more to see where
+    its last word ends."""
     longest = SHOWN
     for fact in facts:
         for answer in (fact.answer, *fact.aliases):
@@ -137,8 +155,8 @@ def _enough(lens: Lens, facts: Sequence[Fact]) -> int:
 
 
 def knowledge(lens: Lens, facts: Sequence[Fact]) -> dict[str, int]:
-    """Columns of rows: of how many prompts (`prompts_asked`) the model as it is gives the answer (`prompts_known`). Prompts that
-    do not tokenise are not asked."""
+    """Columns of rows: of how many prompts (`prompts_asked`) the model as it is gives the answer
+    (`prompts_known`). Prompts that do not tokenise are not asked."""
     readable = []
     for fact in facts:
         try:

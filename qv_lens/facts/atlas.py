@@ -1,13 +1,15 @@
 """The atlas: facts of the real world, with phrasings, two-hop chains and edits made of them.
 
-1. The tables in `tables/` hold facts, not sentences: a row names a thing and what is known about it, an empty field that
-   there is no single sure answer. Several names of one thing are parted by ";". What changes is dated: `as_of` is a year
-   in which the holder was in office from its first day to its last; headquarters are those of 2020.
-2. `atlas_relations` says which column of which table answers which Wikidata relation, and in which words it is asked.
+1. The tables in `tables/` hold facts, not sentences: a row names a thing and what is known about
+   it, an empty field that there is no single sure answer. Several names of one thing are parted by
+   ";". What changes is dated: `as_of` is a year in which the holder was in office from its first
+   day to its last; headquarters are those of 2020.
+2. `atlas_relations` says which column of which table answers which Wikidata relation, and in which
+   words it is asked.
 3. `atlas` makes a `Fact` of every filled field; its category is ACE's, by `categories`.
 4. `chains` joins two facts where the answer of the first is the subject of the second.
-5. `edit_case` draws a counterfactual answer from the other answers of the relation, and takes neighbours from the
-   relation and multi-hop probes from the chains.
+5. `edit_case` draws a counterfactual answer from the other answers of the relation, and takes
+   neighbours from the relation and multi-hop probes from the chains.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ class Chain:
     def __post_init__(self) -> None:
         if bare(self.first.answer) != bare(self.second.subject):
             raise FactError(
-                f"These facts are not a chain: the first ends at {self.first.answer!r}, the second is about "
-                f"{self.second.subject!r}. Join facts where the first's answer is the second's subject."
+                f"These facts are not a chain: the first ends at {self.first.answer!r}, the second "
+                f"is about {self.second.subject!r}. Join facts where the first's answer is the "
+                "second's subject."
             )
 
     @property
@@ -62,9 +65,11 @@ class Chain:
 
 
 def atlas(category: str | None = None) -> tuple[Fact, ...]:
-    """Facts of the real world, in the order of the tables; with `category` only those of one of ACE's eight.
+    """Facts of the real world, in the order of the tables; with `category` only those of one of
+    ACE's eight.
 
-    Facts outside ACE's categories (where a landmark stands, who makes a product) have the category None.
+    Facts outside ACE's categories (where a landmark stands, who makes a product) have the category
+    None.
 
     Raises `FactError` for a category that ACE does not have.
 
@@ -142,7 +147,9 @@ def _country_names() -> dict[str, tuple[str, ...]]:
 
 def _dated(template: str, row: Row) -> str:
     """A template with the office and the year of its row in place."""
-    return template.replace("<office>", row.get("office") or "").replace("<year>", row.get("as_of") or "")
+    return template.replace("<office>", row.get("office") or "").replace(
+        "<year>", row.get("as_of") or ""
+    )
 
 
 def bare(name: str) -> str:
@@ -175,9 +182,14 @@ def _question(fact: Fact, about: str) -> str:
 
 
 def _inside(fact: Fact) -> str:
-    """A subject as it stands inside a sentence: "The Louvre" -> "the Louvre"; titles of books stay as they are."""
+    """A subject as it stands inside a sentence: "The Louvre" -> "the Louvre"; titles of books stay
+    as they are."""
     subject = fact.subject
-    return f"the {bare(subject)}" if relation_of(fact).lower and subject.startswith("The ") else subject
+    return (
+        f"the {bare(subject)}"
+        if relation_of(fact).lower and subject.startswith("The ")
+        else subject
+    )
 
 
 @cache
@@ -204,7 +216,8 @@ def _composed(first: Fact, second: Fact) -> Chain:
 
 @cache
 def chains() -> tuple[Chain, ...]:
-    """The two-hop chains of the atlas: every pair of facts that `PAIRS` joins, except those that come back to the start."""
+    """The two-hop chains of the atlas: every pair of facts that `PAIRS` joins, except those that
+    come back to the start."""
     onward = _onward()
     found = []
     for first in _facts():
@@ -222,15 +235,19 @@ def _onward() -> dict[tuple[str, str], Fact]:
 
 
 def edit_case(fact: Fact, seed: int = 0) -> EditCase:
-    """An edit of a fact of the atlas to a false answer of the same kind, drawn by `seed`, with its probes.
+    """An edit of a fact of the atlas to a false answer of the same kind, drawn by `seed`, with its
+    probes.
 
-    The new answer is an answer of another subject of the relation, never one that is accepted for this one. Neighbours
-    are other subjects of the relation whose answer is not the new one. `onward` asks chains over the fact, before and after.
+    The new answer is an answer of another subject of the relation, never one that is accepted for
+    this one. Neighbours are other subjects of the relation whose answer is not the new one.
+    `onward` asks chains over the fact, before and after.
 
     Raises `FactError` for a fact that is not in the atlas.
     """
     if fact not in _facts():
-        raise FactError(f"The fact {fact.text!r} is not in the atlas: take one from qv.atlas(), unchanged.")
+        raise FactError(
+            f"The fact {fact.text!r} is not in the atlas: take one from qv.atlas(), unchanged."
+        )
     rng = random.Random(f"{seed} {fact.relation} {fact.subject}")
     others = [other for other in _facts() if other.relation == fact.relation and other != fact]
     true = {normalise(name) for name in (fact.answer, *fact.aliases)}
@@ -249,7 +266,8 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
 
 
 def neighbours(request: EditRequest, facts: Sequence[Fact], rng: random.Random) -> tuple[Fact, ...]:
-    """Some of the facts that must keep their answers through an edit: of other subjects, and none whose answer is the new one."""
+    """Some of the facts that must keep their answers through an edit: of other subjects, and none
+    whose answer is the new one."""
     near = []
     for fact in facts:
         if fact.subject != request.fact.subject and request.new not in (fact.answer, *fact.aliases):
@@ -275,5 +293,6 @@ def onward(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
 
 
 def _same_wording(one: Fact, other: Fact) -> bool:
-    """Whether two facts ask for the same office in the same year: a king's country has no president to tell of."""
+    """Whether two facts ask for the same office in the same year: a king's country has no president
+    to tell of."""
     return one.prompt == other.prompt

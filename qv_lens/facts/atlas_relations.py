@@ -62,7 +62,11 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(
         "P36",
         (Source("countries", "country", "capital", article=True),),
-        ("The capital of {} is", "The capital city of {} is", "Every year many people visit {} and its capital,"),
+        (
+            "The capital of {} is",
+            "The capital city of {} is",
+            "Every year many people visit {} and its capital,",
+        ),
         "What is the capital of {}?",
     ),
     Relation(
@@ -124,8 +128,18 @@ RELATIONS: tuple[Relation, ...] = (
         noun="the founder of {}",
         lower=True,
     ),
-    Relation("P35", (Source("heads_of_state", "subject", "holder", article=True),), _OFFICE, _OFFICE_QUESTION),
-    Relation("P6", (Source("heads_of_government", "subject", "holder", article=True),), _OFFICE, _OFFICE_QUESTION),
+    Relation(
+        "P35",
+        (Source("heads_of_state", "subject", "holder", article=True),),
+        _OFFICE,
+        _OFFICE_QUESTION,
+    ),
+    Relation(
+        "P6",
+        (Source("heads_of_government", "subject", "holder", article=True),),
+        _OFFICE,
+        _OFFICE_QUESTION,
+    ),
     Relation("P169", (Source("chief_executives", "subject", "holder"),), _OFFICE, _OFFICE_QUESTION),
     Relation(
         "P159",
@@ -153,7 +167,10 @@ RELATIONS: tuple[Relation, ...] = (
     ),
     Relation(
         "P17",
-        (Source("landmarks", "landmark", "country", article=True), Source("cities", "city", "country")),
+        (
+            Source("landmarks", "landmark", "country", article=True),
+            Source("cities", "city", "country"),
+        ),
         (
             "{} is located in the country of",
             "{} is in the country of",

@@ -1,10 +1,9 @@
 """Files of facts and edits -> records.
 
-`read` takes a JSON list, JSON lines, parquet or a dataset by name (extra `data`), `parse` dictionaries or a data frame;
-`files.py` reads them, `formats.py` knows what they hold.
-A record that cannot be used is refused with its number, line (of a file), field and reason: `read` raises, or with
-`skip=True` reports it.
-"""
+`read` takes a JSON list, JSON lines, parquet or a dataset by name (extra `data`), `parse`
+dictionaries or a data frame; `files.py` reads them, `formats.py` knows what they hold. A record
+that cannot be used is refused with its number, line (of a file), field and reason: `read` raises,
+or with `skip=True` reports it."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ from qv_lens.facts.records import Case, EditRequest, Fact
 
 @dataclass(frozen=True)
 class Read:
-    """What a file held. `refused`: one row per record that could not be read: `source, record, line, field, reason`
-    (no `line` of a dataset)."""
+    """What a file held. `refused`: one row per record that could not be read: `source, record,
+    line, field, reason` (no `line` of a dataset)."""
 
     format: str
     """The format that was recognised."""
@@ -39,8 +38,8 @@ class Read:
 
 
 def read(source: str | Path, format: str | None = None, *, skip: bool = False) -> Read:
-    """Every record of a file or dataset ("name", "name:config"). `format`: 'mquake', 'counterfact', 'flat', 'zsre', 'knowedit',
-    'known' or 'plain' (None: by its keys).
+    """Every record of a file or dataset ("name", "name:config"). `format`: 'mquake', 'counterfact',
+    'flat', 'zsre', 'knowedit', 'known' or 'plain' (None: by its keys).
 
     Raises `FactError` for what cannot be read, or, unless `skip`, a record that is refused.
     """
@@ -48,12 +47,20 @@ def read(source: str | Path, format: str | None = None, *, skip: bool = False) -
     return _parsed(records, where, format, source, skip)
 
 
-def parse(records: Iterable[Any], format: str | None = None, *, source: str | Path = "records", skip: bool = False) -> Read:
+def parse(
+    records: Iterable[Any],
+    format: str | None = None,
+    *,
+    source: str | Path = "records",
+    skip: bool = False,
+) -> Read:
     """As `read`, of records already in memory: dictionaries, or the rows of a data frame."""
     return _parsed(of_memory(records), list, format, source, skip)
 
 
-def _parsed(records: list[Any], where: Where, format: str | None, source: str | Path, skip: bool) -> Read:
+def _parsed(
+    records: list[Any], where: Where, format: str | None, source: str | Path, skip: bool
+) -> Read:
     if not records:
         raise FactError(f"{source} holds no records.")
     kind = recognised(records, source) if format is None else format
@@ -74,8 +81,13 @@ def _parsed(records: list[Any], where: Where, format: str | None, source: str | 
         except (FactError, TypeError, AttributeError, IndexError, ValueError) as error:
             refused.append((number, "", str(error)))
     lines = where() if refused else []
-    rows = [(str(source), number, lines[number] if lines else None, field, reason) for number, field, reason in refused]
-    table = pd.DataFrame(rows, columns=["source", "record", "line", "field", "reason"]).astype({"line": "Int64"})
+    rows = [
+        (str(source), number, lines[number] if lines else None, field, reason)
+        for number, field, reason in refused
+    ]
+    table = pd.DataFrame(rows, columns=["source", "record", "line", "field", "reason"]).astype(
+        {"line": "Int64"}
+    )
     if refused and not skip:
         number, field, reason = refused[0]
         what = f"field {field!r}: {reason}" if field else reason
@@ -102,7 +114,8 @@ def _records(source: str | Path) -> tuple[list[Any], Where]:
     """The records of a file or dataset, and what tells on which line of a file each begins."""
     if not isinstance(source, (str, Path)):
         raise FactError(
-            f"read takes a file or the name of a dataset, got a {type(source).__name__}; parse takes records in memory."
+            f"read takes a file or the name of a dataset, got a {type(source).__name__}; parse "
+            "takes records in memory."
         )
     path = Path(source)
     if not path.exists() and isinstance(source, str) and path.suffix.lower() not in SUFFIXES:
@@ -110,25 +123,34 @@ def _records(source: str | Path) -> tuple[list[Any], Where]:
     return read_records(path)
 
 
-def dataset(source: str, error: type[QVLensError] = FactError, *, streaming: bool = False) -> Iterator[Record]:
-    """The rows of a dataset's training split by name ("name", "name:config"); `streaming` fetches them as they are read.
+def dataset(
+    source: str, error: type[QVLensError] = FactError, *, streaming: bool = False
+) -> Iterator[Record]:
+    """The rows of a dataset's training split by name ("name", "name:config"); `streaming` fetches
+    them as they are read.
 
     Raises `error` where `datasets` is absent or the rows cannot be fetched.
     """
     try:
         datasets = import_module("datasets")
     except ImportError as cause:
-        raise error(f"{source!r} is no file; for a dataset of that name: pip install 'qv_lens[data]'.") from cause
+        raise error(
+            f"{source!r} is no file; for a dataset of that name: pip install 'qv_lens[data]'."
+        ) from cause
     name, _, config = source.partition(":")
     try:
         yield from datasets.load_dataset(name, config or None, split="train", streaming=streaming)
     except Exception as cause:  # the hub's own errors are many
-        raise error(f"The dataset {source!r} cannot be read: {type(cause).__name__}: {cause}.") from cause
+        raise error(
+            f"The dataset {source!r} cannot be read: {type(cause).__name__}: {cause}."
+        ) from cause
 
 
-def named(cases: Iterable[Case], category: Callable[[EditRequest], str | None]) -> dict[str, list[Case]]:
-    """Cases by the category of their first edit (`categories.of_relation`, or a labeller of your own); those of no category
-    are listed as "unknown"."""
+def named(
+    cases: Iterable[Case], category: Callable[[EditRequest], str | None]
+) -> dict[str, list[Case]]:
+    """Cases by the category of their first edit (`categories.of_relation`, or a labeller of your
+    own); those of no category are listed as "unknown"."""
     found: dict[str, list[Case]] = {}
     for case in cases:
         found.setdefault(category(case.requests[0]) or "unknown", []).append(case)
@@ -140,7 +162,8 @@ def warn_of(refused: pd.DataFrame) -> None:
     if len(refused):
         row = refused.iloc[0]
         warnings.warn(
-            f"{row['source']}: {len(refused)} records are left out, the first one record {row['record']}"
-            f"{', field ' + repr(row['field']) if row['field'] else ''}: {row['reason']}.",
+            f"{row['source']}: {len(refused)} records are left out, the first one record "
+            f"{row['record']}{', field ' + repr(row['field']) if row['field'] else ''}: "
+            f"{row['reason']}.",
             stacklevel=3,
         )

@@ -1,9 +1,9 @@
 """The knowledge categories that ACE analyses, by relation id, and an optional labeller.
 
-ACE names eight (section 4.1): Nationality, Continent, Language, Capital, Leadership, Author, Sports Team (here: sport, as the
-bundled world says), Company Founder (founder), labelled there by GPT-4o. Here a relation's Wikidata id decides, which needs no model and is the same every time. Who wants
-labels from a model passes `labelled` a callable; nothing here calls one by itself.
-"""
+ACE names eight (section 4.1): Nationality, Continent, Language, Capital, Leadership, Author, Sports
+Team (here: sport, as the bundled world says), Company Founder (founder), labelled there by GPT-4o.
+Here a relation's Wikidata id decides, which needs no model and is the same every time. Who wants
+labels from a model passes `labelled` a callable; nothing here calls one by itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ CATEGORIES: Mapping[str, str] = MappingProxyType({
     "P50": "author", "P54": "sport", "P641": "sport", "P112": "founder",
 })  # fmt: skip
 
-#: ACE's categories of similar semantics (section 4.1); author, sport and founder are dissimilar, to these and to each other
+#: ACE's categories of similar semantics (section 4.1); author, sport and founder are dissimilar, to
+#: these and to each other
 RELATED = frozenset({"nationality", "continent", "language", "capital", "leadership"})
 
 
@@ -30,14 +31,16 @@ def of_relation(item: Fact | EditRequest) -> str | None:
 
 
 def labelled(questions: Sequence[str], ask: Callable[[str], str]) -> list[tuple[str, str]]:
-    """(Main category, Subcategory) of each question from a model: `ask` takes the prompt of ACE's Appendix G.3.
+    """(Main category, Subcategory) of each question from a model: `ask` takes the prompt of ACE's
+    Appendix G.3.
 
     Raises `FactError` for a reply that is not "Main|Sub".
     """
     found = []
     for question in questions:
         prompt = (
-            "Please analyze the type of the following question and return two categories strictly in the following format, "
+            "Please analyze the type of the following question and return two categories strictly "
+            "in the following format, "
             f"separated by '|':\n\n[Main category]|[Subcategory]\n\nQuestion: {question}\n\nCategory:"
         )
         main, bar, sub = ask(prompt).strip().partition("|")

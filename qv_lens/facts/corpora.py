@@ -1,4 +1,5 @@
-"""Texts for statistics, by name: a file, a folder, a dataset, the bundled world's, or what every Python installation has."""
+"""Texts for statistics, by name: a file, a folder, a dataset, the bundled world's, or what every
+Python installation has."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ WORLD_TEXT = Path(__file__).parents[1] / "world" / "text.txt"
 
 
 def corpus(source: str) -> Iterator[str]:
-    """Texts by name: 'world' (the bundled world's), 'python' (Python's own reference, `pydoc_data.topics`), a file with a
-    paragraph per line, a file of records with a field "text" (JSON list, JSON lines, parquet, a table), a folder of .txt
-    files, or a dataset (name or name:config).
+    """Texts by name: 'world' (the bundled world's), 'python' (Python's own reference,
+    `pydoc_data.topics`), a file with a paragraph per line, a file of records with a field "text"
+    (JSON list, JSON lines, parquet, a table), a folder of .txt files, or a dataset (name or
+    name:config).
 
     Raises `ConfigError` for a source that cannot be read.
     """
@@ -33,8 +35,8 @@ def corpus(source: str) -> Iterator[str]:
 
 
 def python_reference() -> Iterator[str]:
-    """The paragraphs of the language reference that comes with Python: about 100,000 tokens of English and some code, enough
-    for C0 of layers of up to 10,000 neurons."""
+    """The paragraphs of the language reference that comes with Python: about 100,000 tokens of
+    English and some code, enough for C0 of layers of up to 10,000 neurons."""
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
@@ -45,7 +47,11 @@ def python_reference() -> Iterator[str]:
 
 
 def _from_files(path: Path) -> Iterator[str]:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".txt") if path.is_dir() else [path]
+    files = (
+        sorted(file for file in path.rglob("*") if file.suffix.lower() == ".txt")
+        if path.is_dir()
+        else [path]
+    )
     if not files:
         raise ConfigError(f"{path} holds no .txt file.")
     for file in files:
@@ -56,6 +62,8 @@ def _from_dataset(source: str) -> Iterator[str]:
     for row in dataset(source, ConfigError, streaming=True):
         text = row.get("text")
         if not isinstance(text, str):
-            raise ConfigError(f"The dataset {source!r} has columns {sorted(row)}: texts are expected in 'text'.")
+            raise ConfigError(
+                f"The dataset {source!r} has columns {sorted(row)}: texts are expected in 'text'."
+            )
         if text.strip():
             yield text

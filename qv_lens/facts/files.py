@@ -1,9 +1,10 @@
 """Files and tables -> records and texts.
 
-1. By its suffix, in any case: JSON lines (.jsonl, .ndjson), parquet, a table (.csv, .tsv: texts only), else JSON.
-   A .json file may hold JSON lines or one record, and a .jsonl file a JSON list.
+1. By its suffix, in any case: JSON lines (.jsonl, .ndjson), parquet, a table (.csv, .tsv: texts
+   only), else JSON. A .json file may hold JSON lines or one record, and a .jsonl file a JSON list.
 2. Lines end at a line feed alone: JSON may hold U+2028, U+2029 and U+0085 inside a string.
-3. Records of a data frame hold numpy arrays for lists and NaN for what is missing: `plain` makes them lists and None.
+3. Records of a data frame hold numpy arrays for lists and NaN for what is missing: `plain` makes
+   them lists and None.
 4. A byte order mark is no part of the text, at the start or where files were joined.
 """
 
@@ -34,7 +35,8 @@ BOM = "\ufeff"
 
 
 def read_records(path: Path) -> tuple[list[Any], Where]:
-    """The records of a file, an error in the place of a line that is no JSON; and what tells where each begins.
+    """The records of a file, an error in the place of a line that is no JSON; and what tells where
+    each begins.
 
     Raises `FactError` for a file that cannot be read or holds none.
     """
@@ -50,7 +52,8 @@ def read_records(path: Path) -> tuple[list[Any], Where]:
     except ValueError as error:  # pyarrow's errors are of this kind too
         kind = "no parquet file" if suffix == ".parquet" else "no JSON"
         raise FactError(
-            f"{path} is {kind}: {error}. Facts and edits come as a JSON list, as JSON lines (.jsonl) or as parquet."
+            f"{path} is {kind}: {error}. Facts and edits come as a JSON list, as JSON lines "
+            "(.jsonl) or as parquet."
         ) from error
     if found is None:
         return _of_lines(text)
@@ -64,7 +67,8 @@ def read_records(path: Path) -> tuple[list[Any], Where]:
 
 
 def _whole(text: str, suffix: str) -> Any:
-    """The file as one JSON value; None where it holds JSON lines. Raises `ValueError` where it holds neither."""
+    """The file as one JSON value; None where it holds JSON lines. Raises `ValueError` where it
+    holds neither."""
     try:
         return json.loads(text)
     except ValueError:
@@ -75,7 +79,11 @@ def _whole(text: str, suffix: str) -> Any:
 
 
 def _of_lines(text: str) -> tuple[list[Any], Where]:
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip(BOM + " \t\r")]
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip(BOM + " \t\r")
+    ]
     return [plain(_json(line)) for _, line in lines], lambda: [number for number, _ in lines]
 
 
@@ -106,12 +114,16 @@ def _lines(text: str) -> list[int]:
 
 
 def of_memory(records: Any) -> list[Any]:
-    """Records that are in memory: a data frame, or dictionaries in any order of their own. Raises `FactError`."""
+    """Records that are in memory: a data frame, or dictionaries in any order of their own. Raises
+    `FactError`."""
     if isinstance(records, pd.DataFrame):
         return of_frame(records)
     if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Iterable):
         advice = "pass [record]" if isinstance(records, Mapping) else "read(path) takes a file"
-        raise FactError(f"parse takes a list of records (dictionaries) or a data frame, got {records!r:.80}; {advice}.")
+        raise FactError(
+            f"parse takes a list of records (dictionaries) or a data frame, got {records!r:.80}; "
+            f"{advice}."
+        )
     return [plain(record) for record in records]
 
 
@@ -121,7 +133,8 @@ def of_frame(frame: pd.DataFrame) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON would hold it: arrays as lists, numbers as Python's, NaN and its like as None."""
+    """The value as JSON would hold it: arrays as lists, numbers as Python's, NaN and its like as
+    None."""
     if isinstance(value, (str, FactError)):
         return value
     if isinstance(value, pd.Series):
@@ -142,7 +155,8 @@ def plain(value: Any) -> Any:
 
 
 def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str]:
-    """The texts of a file: each record's "text", or of a file of another kind each line that is not blank.
+    """The texts of a file: each record's "text", or of a file of another kind each line that is not
+    blank.
 
     Raises `error` for a file that cannot be read, or records without texts.
     """
@@ -159,12 +173,16 @@ def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str
             yield from _texts_of_lines(path, suffix in JSON_LINES, error)
     except FactError as cause:
         raise error(str(cause)) from cause
-    except (OSError, ValueError) as cause:  # UnicodeDecodeError, and what pandas and pyarrow raise, are ValueErrors
+    except (
+        OSError,
+        ValueError,
+    ) as cause:  # UnicodeDecodeError, and what pandas and pyarrow raise, are ValueErrors
         raise error(f"Cannot read the text {path}: {cause}.") from cause
 
 
 def _texts_of_lines(path: Path, json_lines: bool, error: type[QVLensError]) -> Iterator[str]:
-    """A line at a time, for files that are larger than memory. Lines of JSON are told by the first of them."""
+    """A line at a time, for files that are larger than memory. Lines of JSON are told by the first
+    of them."""
     told = json_lines
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
@@ -174,7 +192,9 @@ def _texts_of_lines(path: Path, json_lines: bool, error: type[QVLensError]) -> I
             if not told:
                 json_lines = text[0] == "{" and isinstance(_json(text), dict)
                 told = True
-            yield from [text] if not json_lines else _text_of(f"{path}, line {number}", _json(text), error)
+            yield from (
+                [text] if not json_lines else _text_of(f"{path}, line {number}", _json(text), error)
+            )
 
 
 def _texts_of(path: Path, records: list[Any], error: type[QVLensError]) -> Iterator[str]:
@@ -190,7 +210,9 @@ def _text_of(where: str, record: Any, error: type[QVLensError]) -> list[str]:
     if isinstance(record, FactError):
         raise error(f"{where}: {record}.")
     if isinstance(record, dict) and "text" not in record:
-        raise error(f'{where}: texts are expected in a field "text", the record has {sorted(map(str, record))}.')
+        raise error(
+            f'{where}: texts are expected in a field "text", the record has {sorted(map(str, record))}.'
+        )
     raise error(f'{where}: texts are expected in a field "text", it holds {text!r:.80}.')
 
 

@@ -8,8 +8,8 @@
     known         ROME's known_1000: `attribute`, `template`                                       -> Fact
     plain         {"prompt" with {}, "subject", "answer"} and, if there, "category", "relation"    -> Fact
 
-A format is recognised by its keys. Keys of edits that nothing here reads are kept in the case's `extra`.
-"""
+A format is recognised by its keys. Keys of edits that nothing here reads are kept in the case's
+`extra`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def recognised(records: list[Any], source: str | Path) -> str:
             ("flat", {"locality_prompt", "target_new"} <= keys),
             (
                 "knowedit",
-                bool({"portability", "locality"} & keys) or {"text", "labels"} <= keys or {"prompt", "target_new"} <= keys,
+                bool({"portability", "locality"} & keys)
+                or {"text", "labels"} <= keys
+                or {"prompt", "target_new"} <= keys,
             ),
             ("known", {"attribute", "template"} <= keys),
             ("plain", {"prompt", "subject", "answer"} <= keys),
@@ -55,11 +57,17 @@ def recognised(records: list[Any], source: str | Path) -> str:
             if fits:
                 return name
     first = f"keys {sorted(records[0])}" if isinstance(records[0], dict) else f"{records[0]!r:.80}"
-    raise FactError(f"{source}, record 0 is {first}: no known format ({', '.join(READERS)}). Name one with format=.")
+    raise FactError(
+        f"{source}, record 0 is {first}: no known format ({', '.join(READERS)}). Name one with "
+        "format=."
+    )
 
 
 def _mquake(record: Record) -> MultiHopCase:
-    hops, new_hops = _hops(record, "single_hops", "triples"), _hops(record, "new_single_hops", "new_triples")
+    hops, new_hops = (
+        _hops(record, "single_hops", "triples"),
+        _hops(record, "new_single_hops", "new_triples"),
+    )
     edited = _edited(record)
     clozes, questions = _names(record, "clozes"), _texts(record, "questions")
     if not questions:
@@ -68,13 +76,36 @@ def _mquake(record: Record) -> MultiHopCase:
     for rewrite, hop in zip(_rewrites(record), edited, strict=True):
         fact = _fact(rewrite)
         fact = replace(fact, paraphrases=_question(rewrite.get("question"), fact.subject))
-        via = _names(rewrite, "via") if rewrite.get("via") is not None else leading_to(fact, new_hops, hop)
+        via = (
+            _names(rewrite, "via")
+            if rewrite.get("via") is not None
+            else leading_to(fact, new_hops, hop)
+        )
         edits.append(fact.to(_object(rewrite, "target_new"), via))
     return MultiHopCase(
-        _number(record, "case_id"), tuple(edits), questions, _answer(record["answer"], "answer"), _answer(record["new_answer"], "new_answer"),
-        _names(record, "answer_alias"), _names(record, "new_answer_alias"), hops, new_hops, edited, clozes,
-        _extra(record, "case_id", "requested_rewrite", "questions", "answer", "new_answer", "answer_alias", "new_answer_alias", "clozes"),
-    )  # fmt: skip
+        _number(record, "case_id"),
+        tuple(edits),
+        questions,
+        _answer(record["answer"], "answer"),
+        _answer(record["new_answer"], "new_answer"),
+        _names(record, "answer_alias"),
+        _names(record, "new_answer_alias"),
+        hops,
+        new_hops,
+        edited,
+        clozes,
+        _extra(
+            record,
+            "case_id",
+            "requested_rewrite",
+            "questions",
+            "answer",
+            "new_answer",
+            "answer_alias",
+            "new_answer_alias",
+            "clozes",
+        ),
+    )
 
 
 def _question(question: object, subject: str) -> tuple[str, ...]:
@@ -88,13 +119,17 @@ def _question(question: object, subject: str) -> tuple[str, ...]:
 
 
 def leading_to(fact: Fact, hops: tuple[Hop, ...], hop: int) -> tuple[str, ...]:
-    """A two-hop prompt that ends at the fact: the hop before as a noun phrase in the subject's place, where its question or
-    cloze can be put so ("What is the capital of Ghana?", "Who founded Intel?"). What the case is asked is never used."""
+    """A two-hop prompt that ends at the fact: the hop before as a noun phrase in the subject's
+    place, where its question or cloze can be put so ("What is the capital of Ghana?", "Who founded
+    Intel?"). What the case is asked is never used."""
     if not hop:
         return ()
     before = hops[hop - 1]
-    forms = ((r"(?:What|Who|Which) (?:is|are|was|were) (the .+)\?", "", before.question), (r"The (.+) (?:is|are)", "the ", before.cloze),
-             (r"Who ((?!is |are |was |were ).+)\?", "the one who ", before.question))  # fmt: skip
+    forms = (
+        (r"(?:What|Who|Which) (?:is|are|was|were) (the .+)\?", "", before.question),
+        (r"The (.+) (?:is|are)", "the ", before.cloze),
+        (r"Who ((?!is |are |was |were ).+)\?", "the one who ", before.question),
+    )
     for form, start, text in forms:
         if found := re.fullmatch(form, text):
             phrase = start + found[1]
@@ -118,20 +153,27 @@ def _edited(record: Record) -> tuple[int, ...]:
     index, hops = orig.get("edit_triples_idx"), len(record["new_single_hops"])
     if index is None:
         triples = [list(t) for t in orig.get("new_triples") or ()]
-        index = [triples.index(list(t)) for t in orig.get("edit_triples") or () if list(t) in triples]
+        index = [
+            triples.index(list(t)) for t in orig.get("edit_triples") or () if list(t) in triples
+        ]
     if not isinstance(index, list) or not all(isinstance(i, int) and 0 <= i < hops for i in index):
-        raise RefusedError("edit_triples_idx", f"is {index!r}, not a list of hops from 0 to {hops - 1}")
+        raise RefusedError(
+            "edit_triples_idx", f"is {index!r}, not a list of hops from 0 to {hops - 1}"
+        )
     if len(index) < count:  # by the edited fact's new object
         answers = [_answer(hop["answer"], "answer") for hop in record["new_single_hops"]]
         named = [_object(rewrite, "target_new") for rewrite in _rewrites(record)]
         index = [answers.index(name) for name in named if name in answers]
     if len(index) < count:
-        raise RefusedError("orig", f"says for {len(index)} of {count} edits which hop they belong to")
+        raise RefusedError(
+            "orig", f"says for {len(index)} of {count} edits which hop they belong to"
+        )
     return tuple(index[:count])
 
 
 def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
-    """A chain's links, each with subject and relation where the record's triples stand for them one by one."""
+    """A chain's links, each with subject and relation where the record's triples stand for them one
+    by one."""
     hops = [_table(hop, field) for hop in _list(record[field], field)]
     if not hops:
         raise RefusedError(field, "is empty: a chain has hops")
@@ -143,7 +185,16 @@ def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
         subject = names[i][0] if len(names) == len(hops) else None
         relation = ids[i][1] if len(ids) == len(hops) else None
         answer = _answer(hop["answer"], "answer")
-        made.append(Hop(_text(hop["question"], "question"), text, answer, _names(hop, "answer_alias"), subject, relation))
+        made.append(
+            Hop(
+                _text(hop["question"], "question"),
+                text,
+                answer,
+                _names(hop, "answer_alias"),
+                subject,
+                relation,
+            )
+        )
     return tuple(made)
 
 
@@ -156,30 +207,61 @@ def _counterfact(record: Record) -> EditCase:
         tuple(Probe(text, true) for text in _texts(record, "neighborhood_prompts")),
         generation=_names(record, "generation_prompts"),
         case_id=_number(record, "case_id"),
-        extra=_extra(record, "case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts", "generation_prompts"),
+        extra=_extra(
+            record,
+            "case_id",
+            "requested_rewrite",
+            "paraphrase_prompts",
+            "neighborhood_prompts",
+            "generation_prompts",
+        ),
     )
 
 
 def _flat(record: Record) -> EditCase:
-    request = _filled(record["prompt"], record["subject"], record["ground_truth"]).to(_text(record["target_new"], "target_new"))
+    request = _filled(record["prompt"], record["subject"], record["ground_truth"]).to(
+        _text(record["target_new"], "target_new")
+    )
     return EditCase(
         request,
         (Probe(_text(record["rephrase_prompt"], "rephrase_prompt"), request.new),),
-        (Probe(_text(record["locality_prompt"], "locality_prompt"), _text(record["locality_ground_truth"], "locality_ground_truth")),),
+        (
+            Probe(
+                _text(record["locality_prompt"], "locality_prompt"),
+                _text(record["locality_ground_truth"], "locality_ground_truth"),
+            ),
+        ),
         case_id=_number(record, "case_id") if record.get("case_id") is not None else 0,
-        extra=_extra(record, "case_id", "prompt", "subject", "ground_truth", "target_new", "rephrase_prompt", "locality_prompt", "locality_ground_truth"),
-    )  # fmt: skip
+        extra=_extra(
+            record,
+            "case_id",
+            "prompt",
+            "subject",
+            "ground_truth",
+            "target_new",
+            "rephrase_prompt",
+            "locality_prompt",
+            "locality_ground_truth",
+        ),
+    )
 
 
 def _zsre(record: Record) -> EditCase:
     answers = _flattened(record["answers"], "answers")
     if not answers:
         raise RefusedError("answers", "is empty")
-    request = _filled(record["src"], record["subject"], answers[0], tuple(answers[1:]), "src").to(_text(record["alt"], "alt"))
+    request = _filled(record["src"], record["subject"], answers[0], tuple(answers[1:]), "src").to(
+        _text(record["alt"], "alt")
+    )
     return EditCase(
         request,
         (Probe(_text(record["rephrase"], "rephrase"), request.new),),
-        locality=(("Neighborhood", (Probe(_text(record["loc"], "loc"), _text(record["loc_ans"], "loc_ans")),)),),
+        locality=(
+            (
+                "Neighborhood",
+                (Probe(_text(record["loc"], "loc"), _text(record["loc_ans"], "loc_ans")),),
+            ),
+        ),
         extra=_extra(record, "subject", "src", "rephrase", "answers", "alt", "loc", "loc_ans"),
     )
 
@@ -199,24 +281,47 @@ def _knowedit(record: Record) -> EditCase:
         portability=_groups(record, "portability"),
         locality=_groups(record, "locality"),
         generation=(request.fact.text,),
-        extra=_extra(record, "prompt", "text", "subject", "concept", "target_new", "labels", "ground_truth", "rephrase_prompt", "rephrase", "portability", "locality"),
-    )  # fmt: skip
+        extra=_extra(
+            record,
+            "prompt",
+            "text",
+            "subject",
+            "concept",
+            "target_new",
+            "labels",
+            "ground_truth",
+            "rephrase_prompt",
+            "rephrase",
+            "portability",
+            "locality",
+        ),
+    )
 
 
 def _groups(record: Record, field: str) -> Groups:
-    """KnowEdit's {name: [{prompt, ground_truth}]}; an empty or absent list is left out, a probe without answer as well."""
+    """KnowEdit's {name: [{prompt, ground_truth}]}; an empty or absent list is left out, a probe
+    without answer as well."""
     found = {}
     for name, probes in _table(record.get(field) or {}, field).items():
         asked = [_table(probe, field) for probe in _list(probes or [], field)]
-        told = [(_text(p["prompt"], field) if p["prompt"] else "", _flattened(p["ground_truth"], field)) for p in asked]
-        made = tuple(Probe(text, answers[0], tuple(answers[1:])) for text, answers in told if text and answers)
+        told = [
+            (_text(p["prompt"], field) if p["prompt"] else "", _flattened(p["ground_truth"], field))
+            for p in asked
+        ]
+        made = tuple(
+            Probe(text, answers[0], tuple(answers[1:]))
+            for text, answers in told
+            if text and answers
+        )
         if made:
             found[name] = made
     return tuple(found.items())
 
 
 def _known(record: Record) -> Fact:
-    return _filled(record["prompt"], record["subject"], record["attribute"], relation=record.get("relation_id"))
+    return _filled(
+        record["prompt"], record["subject"], record["attribute"], relation=record.get("relation_id")
+    )
 
 
 def _plain(record: Record) -> Fact:
@@ -224,12 +329,25 @@ def _plain(record: Record) -> Fact:
     space = record.get("space")
     if space is not None and not isinstance(space, bool):
         raise RefusedError("space", f"is {space!r}, not true, false or absent")
-    return Fact(_template(prompt), subject, answer, relation=record.get("relation"), category=record.get("category"), space=space)
+    return Fact(
+        _template(prompt),
+        subject,
+        answer,
+        relation=record.get("relation"),
+        category=record.get("category"),
+        space=space,
+    )
 
 
 READERS: Mapping[str, Callable[[Record], Case | Fact]] = {
-    "mquake": _mquake, "counterfact": _counterfact, "flat": _flat, "zsre": _zsre, "knowedit": _knowedit, "known": _known, "plain": _plain,
-}  # fmt: skip
+    "mquake": _mquake,
+    "counterfact": _counterfact,
+    "flat": _flat,
+    "zsre": _zsre,
+    "knowedit": _knowedit,
+    "known": _known,
+    "plain": _plain,
+}
 
 
 # ------------------------------------------------------------------ fields
@@ -265,7 +383,9 @@ def _texts(record: Record, field: str) -> tuple[str, ...]:
 def _names(record: Record, field: str) -> tuple[str, ...]:
     """A list of texts that need not be there; empty ones are left out."""
     values = [] if record.get(field) is None else _list(record[field], field)
-    return tuple(_text(value, field) for value in values if value != "")  # an empty one says that there is none
+    return tuple(
+        _text(value, field) for value in values if value != ""
+    )  # an empty one says that there is none
 
 
 def _number(record: Record, field: str) -> int:
@@ -285,36 +405,59 @@ def _object(rewrite: Record, field: str) -> str:
 
 def _template(prompt: str) -> str:
     if prompt.count("{}") != 1:
-        raise RefusedError("prompt", f"{prompt!r} holds {{}} {prompt.count('{}')} times; once, for the subject")
+        raise RefusedError(
+            "prompt", f"{prompt!r} holds {{}} {prompt.count('{}')} times; once, for the subject"
+        )
     return prompt
 
 
 def _fact(rewrite: Record) -> Fact:
     """That of a `requested_rewrite`."""
     prompt, subject = _text(rewrite["prompt"], "prompt"), _text(rewrite["subject"], "subject")
-    return Fact(_template(prompt), subject, _object(rewrite, "target_true"), rewrite.get("relation_id"))
+    return Fact(
+        _template(prompt), subject, _object(rewrite, "target_true"), rewrite.get("relation_id")
+    )
 
 
 def _filled(
-    text: str, subject: str, answer: str, aliases: tuple[str, ...] = (), field: str = "prompt", relation: str | None = None
+    text: str,
+    subject: str,
+    answer: str,
+    aliases: tuple[str, ...] = (),
+    field: str = "prompt",
+    relation: str | None = None,
 ) -> Fact:
-    """A fact from a prompt with its subject filled in: the first place where it stands as a word becomes `{}`. A prompt that
-    has its `{}` is taken as it is."""
+    """A fact from a prompt with its subject filled in: the first place where it stands as a word
+    becomes `{}`. A prompt that has its `{}` is taken as it is."""
     text, subject = _text(text, field), _text(subject, "subject")
     name = trimmed(subject)
     place = best_place(text, name)
     if "{}" in text:
         if place is not None or text.count("{}") > 1:
-            raise RefusedError(field, f"{text!r} holds {{}}, which stands for the subject, and the subject itself or {{}} again")
+            raise RefusedError(
+                field,
+                (
+                    f"{text!r} holds {{}}, which stands for the subject, and the subject itself or "
+                    "{} again"
+                ),
+            )
         return Fact(text, name, _text(answer, "answer"), relation, aliases=aliases)
     if place is None:
         inside = places(text, name)
         found = (
-            "does not hold the subject" if not inside else f"holds, only inside {word_around(text, *inside[0])!r}, the subject"
+            "does not hold the subject"
+            if not inside
+            else f"holds, only inside {word_around(text, *inside[0])!r}, the subject"
         )
         raise RefusedError(field, f"{text!r} {found} {name!r}: write {{}} where the subject goes")
     start, stop = place
-    return Fact(text[:start] + "{}" + text[stop:], text[start:stop], _text(answer, "answer"), relation, aliases=aliases)
+    return Fact(
+        text[:start] + "{}" + text[stop:],
+        text[start:stop],
+        _text(answer, "answer"),
+        relation,
+        aliases=aliases,
+    )
 
 
 def _flattened(value: Any, field: str) -> list[str]:

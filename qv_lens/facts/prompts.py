@@ -1,12 +1,12 @@
-"""Few-shot and chain-of-thought blocks in ACE's format (Appendix G.1), its own examples, and how an answer is read.
+"""Few-shot and chain-of-thought blocks in ACE's format (Appendix G.1), its own examples, and how an
+answer is read.
 
     Question: <multi-hop question>
     Thoughts: <one sentence per hop>
     Answer: <answer>
 
-A prompt is some worked blocks, then the question up to "Thoughts:"; the answer is what follows the first
-"Answer:" of the continuation, up to the end of its line.
-"""
+A prompt is some worked blocks, then the question up to "Thoughts:"; the answer is what follows the
+first "Answer:" of the continuation, up to the end of its line."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def cot_block(question: str, thoughts: str, answer: str) -> str:
 G1 = (
     cot_block(
         "What is the capital of the country where Plainfield Town Hall is located?",
-        "Plainfield Town Hall is located in the country of the United States of America. The capital of United States is "
-        "Washington, D.C.",
+        "Plainfield Town Hall is located in the country of the United States of America. The "
+        "capital of United States is Washington, D.C.",
         "Washington, D.C.",
     ),
     cot_block(
@@ -38,8 +38,8 @@ G1 = (
     cot_block(
         'Which continent is the country where the director of "My House Husband: Ikaw Na!" was educated located in?',
         'The director of "My House Husband: Ikaw Na!" is Jose Javier Reyes. Jose Javier Reyes was educated at De La Salle '
-        "University. De La Salle University is located in the country of Philippines. Philippines is located in the continent if "
-        "Asia.",
+        "University. De La Salle University is located in the country of Philippines. Philippines "
+        "is located in the continent if Asia.",
         "Asia",
     ),
     cot_block(
@@ -49,7 +49,10 @@ G1 = (
     ),
     cot_block(
         "Who has ownership of the developer of the Chevrolet Corvette (C4)?",
-        "The developer of Chevrolet Corvette (C4) is Chevrolet. Chevrolet is owned by General Motors.",
+        (
+            "The developer of Chevrolet Corvette (C4) is Chevrolet. Chevrolet is owned by General "
+            "Motors."
+        ),
         "General Motors",
     ),
 )
@@ -88,9 +91,9 @@ def answered(continuation: str) -> bool:
 def normalise(text: str) -> str:
     """What two answers are compared by: composed, case folded, outer punctuation taken off.
 
-    Signs that say something stay: C++, C#, .NET, -5, $5, 5%, #1. Full-width forms, typographic quotes and dashes and runs of blanks
-    count as plain ones. A text that is all punctuation stays as it is.
-    """
+    Signs that say something stay: C++, C#, .NET, -5, $5, 5%, #1. Full-width forms, typographic
+    quotes and dashes and runs of blanks count as plain ones. A text that is all punctuation stays
+    as it is."""
     plain = _unified(text)
     start = 0
     while start < len(plain) and _outer(plain[start], "+") and not LEADING.match(plain, start):
@@ -113,30 +116,39 @@ UNIFIED = str.maketrans(
 
 
 def _unified(text: str) -> str:
-    """One way to write what may be written in several. Only full- and half-width forms are folded by compatibility (NFKC):
-    of other characters that would change what is said ("x²" would become "x2")."""
+    """One way to write what may be written in several. Only full- and half-width forms are folded
+    by compatibility (NFKC): of other characters that would change what is said ("x²" would become
+    "x2")."""
     narrow = re.sub("[\uff00-\uffef]+", lambda part: normalize("NFKC", part[0]), text)
     folded = normalize("NFC", normalize("NFD", narrow.translate(UNIFIED)).casefold())
     return re.sub(r"(?<=\d) (?=[%‰‱])", "", " ".join(folded.split()))
 
 
 def _outer(char: str, more: str = "") -> bool:
-    """Whether a character is punctuation that may surround an answer: blanks, quotes, brackets, stops, markup."""
+    """Whether a character is punctuation that may surround an answer: blanks, quotes, brackets,
+    stops, markup."""
     return char.isspace() or category(char)[0] in "PC" or char in "`^~|=<>" or char in more
 
 
 def matches(text: str | None, accepted: Iterable[str]) -> bool:
-    """Whether `text` is one of `accepted`, both normalised. None and a text that says nothing never match."""
+    """Whether `text` is one of `accepted`, both normalised. None and a text that says nothing never
+    match."""
     said = normalise(text) if text is not None else ""
     return said != "" and said in {normalise(answer) for answer in accepted}
 
 
 def begins(text: str, accepted: Iterable[str]) -> bool:
-    """Whether a continuation begins with one of the answers, and the answer ends there: "C++" is not "C", 20.5 not 20."""
+    """Whether a continuation begins with one of the answers, and the answer ends there: "C++" is
+    not "C", 20.5 not 20."""
     said = normalise(text)
     for answer in accepted:
         wanted = normalise(answer)
         end = len(wanted)
-        if wanted and said.startswith(wanted) and word_ends(said, end) and not sign_follows(said, end):
+        if (
+            wanted
+            and said.startswith(wanted)
+            and word_ends(said, end)
+            and not sign_follows(said, end)
+        ):
             return True
     return False

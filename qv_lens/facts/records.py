@@ -1,9 +1,9 @@
 """Records: what is asked of a model, what is changed in it, and what is probed afterwards.
 
-Frozen dataclasses in the field's words. A `Fact` is (subject, relation, object) with the prompt that asks for it;
-an `EditRequest` is a fact and its new object; a `MultiHopCase` chains facts, some of them edited (MQuAKE); an `EditCase` is one edit with its probes.
-Positions in tokens live in `spans`, file formats in `benchmarks`.
-"""
+Frozen dataclasses in the field's words. A `Fact` is (subject, relation, object) with the prompt
+that asks for it; an `EditRequest` is a fact and its new object; a `MultiHopCase` chains facts, some
+of them edited (MQuAKE); an `EditCase` is one edit with its probes. Positions in tokens live in
+`spans`, file formats in `benchmarks`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from qv_lens.facts.words import blanks_around, places, rtrimmed, trimmed, word_a
 class Fact:
     """One fact as a cloze: `prompt` with one `{}` for the subject, ending right before the answer.
 
-    Blanks around the subject go to the prompt, where it has none there; those after the answer are dropped.
+    Blanks around the subject go to the prompt, where it has none there; those after the answer are
+    dropped.
 
-    Raises `FactError` if the prompt has not exactly one `{}`, or subject, prompt or answer is empty.
+    Raises `FactError` if the prompt has not exactly one `{}`, or subject, prompt or answer is
+    empty.
 
     >>> import qv_lens as qv
     >>> fact = qv.Fact("The capital of {} is", subject="France", answer="Paris")
@@ -47,7 +49,8 @@ class Fact:
     subject_aliases: tuple[str, ...] = ()
     """Other names of the subject."""
     space: bool | None = None
-    """Whether a blank stands between prompt and answer (None: by the rule of `scripts.blank_between`)."""
+    """Whether a blank stands between prompt and answer (None: by the rule of
+    `scripts.blank_between`)."""
 
     def __post_init__(self) -> None:
         for name in ("aliases", "paraphrases", "subject_aliases"):
@@ -61,7 +64,8 @@ class Fact:
         self._trim()
 
     def _trim(self) -> None:
-        """A blank at the subject's end would be its last token, at which edits read and write: the prompt takes it."""
+        """A blank at the subject's end would be its last token, at which edits read and write: the
+        prompt takes it."""
         before, subject, after = blanks_around(self.subject)
         paraphrases = tuple(_with_blanks(template, before, after) for template in self.paraphrases)
         object.__setattr__(self, "prompt", _with_blanks(self.prompt, before, after))
@@ -69,11 +73,14 @@ class Fact:
         object.__setattr__(self, "subject", subject)
         object.__setattr__(self, "answer", rtrimmed(self.answer))
         object.__setattr__(self, "aliases", tuple(trimmed(alias) for alias in self.aliases))
-        object.__setattr__(self, "subject_aliases", tuple(trimmed(alias) for alias in self.subject_aliases))
+        object.__setattr__(
+            self, "subject_aliases", tuple(trimmed(alias) for alias in self.subject_aliases)
+        )
 
     @classmethod
     def from_text(cls, text: str, subject: str, answer: str, *, space: bool | None = None) -> Fact:
-        """A fact from a filled-in prompt. Raises `FactError` unless the subject occurs in it exactly once, as a word."""
+        """A fact from a filled-in prompt. Raises `FactError` unless the subject occurs in it
+        exactly once, as a word."""
         check_text("The prompt", text)
         check_text("The subject", subject)
         name = trimmed(subject)
@@ -98,8 +105,8 @@ class Fact:
     def to(self, new: str, via: tuple[str, ...] | list[str] = ()) -> EditRequest:
         """The request to change this fact's answer to `new`.
 
-        `via` are multi-hop prompts that end at this fact (used only by editors whose passes ask for them).
-        """
+        `via` are multi-hop prompts that end at this fact (used only by editors whose passes ask for
+        them)."""
         return EditRequest(self, new, via)  # pyright: ignore[reportArgumentType]
 
 
@@ -116,7 +123,10 @@ class EditRequest:
 
     def __post_init__(self) -> None:
         if isinstance(self.via, str):
-            raise FactError(f"EditRequest.via must be a sequence of prompts, got the single string {self.via!r}.")
+            raise FactError(
+                "EditRequest.via must be a sequence of prompts, got the single string "
+                f"{self.via!r}."
+            )
         object.__setattr__(self, "via", tuple(self.via))
         check_text(f"The new answer for {self.fact.text!r}", self.new)
         object.__setattr__(self, "new", rtrimmed(self.new))
@@ -151,7 +161,8 @@ UNKNOWN = "?"
 
 @dataclass(frozen=True)
 class Probe:
-    """A complete prompt with the answer that counts, and others that do as well; `space` as that of a `Fact`."""
+    """A complete prompt with the answer that counts, and others that do as well; `space` as that of
+    a `Fact`."""
 
     text: str
     """The prompt."""
@@ -179,7 +190,8 @@ Groups = tuple[tuple[str, tuple[Probe, ...]], ...]
 
 @dataclass(frozen=True)
 class MultiHopCase:
-    """A chain of facts with one or more of them edited, and the questions that depend on the whole chain (MQuAKE)."""
+    """A chain of facts with one or more of them edited, and the questions that depend on the whole
+    chain (MQuAKE)."""
 
     case_id: int
     """Its number in the file."""
@@ -258,13 +270,19 @@ def check_template(template: str) -> None:
     if count == 0:
         raise FactError(f"The prompt {template!r} has no {{}}: put {{}} where the subject goes.")
     if count > 1:
-        raise FactError(f"The prompt {template!r} has {count} times {{}}: keep the one where the subject goes.")
+        raise FactError(
+            f"The prompt {template!r} has {count} times {{}}: keep the one where the subject goes."
+        )
 
 
 def check_space(what: str, value: object) -> None:
-    """Raise `FactError` unless `value` says whether a blank stands before an answer, or leaves it to the rule."""
+    """Raise `FactError` unless `value` says whether a blank stands before an answer, or leaves it
+    to the rule."""
     if value is not None and not isinstance(value, bool):
-        raise FactError(f"{what} must be True (a blank before the answer), False (none) or None (by the rule), got {value!r}.")
+        raise FactError(
+            f"{what} must be True (a blank before the answer), False (none) or None (by the rule), "
+            f"got {value!r}."
+        )
 
 
 def _texts(what: str, values: object) -> tuple[str, ...]:
@@ -280,7 +298,8 @@ def _texts(what: str, values: object) -> tuple[str, ...]:
 
 
 def _with_blanks(template: str, before: str, after: str) -> str:
-    """The template with a subject's outer blanks around its {}, where it has none there; at its ends they mean nothing."""
+    """The template with a subject's outer blanks around its {}, where it has none there; at its
+    ends they mean nothing."""
     left, _, right = template.partition("{}")
     left += before if left and not left[-1].isspace() else ""
     right = after + right if right and not right[0].isspace() else right

@@ -1,15 +1,15 @@
 """Where scripts set blanks, and whether one belongs between a prompt and its answer.
 
 1. After an existing blank there is none to add, nor before an answer that brings its own.
-2. After a bracket or quotation mark that opens there is none. A straight quote, and one that some languages open and
-   others close with, is told by what stands before it.
+2. After a bracket or quotation mark that opens there is none. A straight quote, and one that some
+   languages open and others close with, is told by what stands before it.
 3. After a sign that ties what follows to itself there is none: "anti-", "and/", "l'", "US$", "#".
-4. After Chinese, Japanese, Thai, Lao, Khmer, Burmese or Tibetan text there is none. Korean sets blanks.
+4. After Chinese, Japanese, Thai, Lao, Khmer, Burmese or Tibetan text there is none. Korean sets
+   blanks.
 5. Everywhere else a blank is put.
 
-What a rule cannot know (a plural's apostrophe and a French one look alike) is decided by the commoner reading;
-`Fact(..., space=)` overrides it.
-"""
+What a rule cannot know (a plural's apostrophe and a French one look alike) is decided by the
+commoner reading; `Fact(..., space=)` overrides it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ UNSPACED = (
     (0x1950, 0x19FF),  # Tai Le, New Tai Lue, Khmer symbols
     (0x1A20, 0x1AAF),  # Tai Tham
     (0x2E80, 0x312F),  # radicals, CJK punctuation, Hiragana, Katakana, Bopomofo
-    (0x3190, 0x4DBF),  # Katakana extensions, enclosed characters, Han extension A (Korean's letters lie in the gap before)
+    (
+        0x3190,
+        0x4DBF,
+    ),  # Katakana extensions, enclosed characters, Han extension A (Korean's letters lie in the gap before)
     (0x4E00, 0x9FFF),  # Han
     (0xA9E0, 0xA9FF),  # Burmese extension B
     (0xAA60, 0xAADF),  # Burmese extension A, Tai Viet
@@ -37,7 +40,9 @@ UNSPACED = (
 )
 HANGUL = ((0x1100, 0x11FF), (0x3130, 0x318F), (0xA960, 0xA97F), (0xAC00, 0xD7FF), (0xFFA0, 0xFFDC))
 #: closing bracket or quote -> what opens it
-CLOSING = MappingProxyType({")": "(", "]": "[", "}": "{", "”": "“", "’": "‘", "»": "«", "›": "‹", '"': '"', "'": "'"})
+CLOSING = MappingProxyType(
+    {")": "(", "]": "[", "}": "{", "”": "“", "’": "‘", "»": "«", "›": "‹", '"': '"', "'": "'"}
+)
 #: a mark that may open -> the one that has opened where it closes: German „…“ and »…«
 REVERSED = MappingProxyType({"“": "„", "‘": "‚", "«": "»", "‹": "›", "»": "«", "›": "‹", "”": "“"})
 
@@ -81,16 +86,23 @@ def opens(text: str) -> bool:
 
 
 def _may_open(before: str) -> bool:
-    """Whether a quotation mark after this text can be an opening one: 'size 5"' cannot, 'he said "' can."""
+    """Whether a quotation mark after this text can be an opening one: 'size 5"' cannot, 'he said "'
+    can."""
     last = before[-1:]
-    return not last or last.isspace() or last in ":,;=" or category(last) in ("Ps", "Pi", "Pd") or unspaced(last)
+    return (
+        not last
+        or last.isspace()
+        or last in ":,;="
+        or category(last) in ("Ps", "Pi", "Pd")
+        or unspaced(last)
+    )
 
 
 def ties(text: str) -> bool:
     """Whether the last character ties what follows to itself.
 
-    A hyphen, dash, slash, backslash, underscore or @ does so after a word, not after a blank ("Paris -" is a dash).
-    A currency sign does where no number is before it, a # where no word is.
+    A hyphen, dash, slash, backslash, underscore or @ does so after a word, not after a blank
+    ("Paris -" is a dash). A currency sign does where no number is before it, a # where no word is.
     """
     last = text[-1]
     before = text.rstrip(last)
@@ -107,11 +119,16 @@ def ties(text: str) -> bool:
 
 
 def _elides(before: str, mark: str) -> bool:
-    """Whether an apostrophe is that of "l'" or "dell'": one that closes no quotation, after a letter.
+    """Whether an apostrophe is that of "l'" or "dell'": one that closes no quotation, after a
+    letter.
 
-    After s, x or z it is an English plural's ("the players'"), unless that letter is the whole word ("s'").
-    """
-    quoted = before.count("‘") > before.count("’") if mark == "’" else re.search(r"(?<!\w)'", before) is not None
+    After s, x or z it is an English plural's ("the players'"), unless that letter is the whole word
+    ("s'")."""
+    quoted = (
+        before.count("‘") > before.count("’")
+        if mark == "’"
+        else re.search(r"(?<!\w)'", before) is not None
+    )
     word = re.search(r"[^\W\d_]*$", before)
     letters = word[0] if word else ""
     plural = len(letters) > 1 and letters[-1] in "sxzSXZ"
@@ -119,8 +136,8 @@ def _elides(before: str, mark: str) -> bool:
 
 
 def ends_unspaced(text: str) -> bool:
-    """Whether the text ends in a script without blanks. Numbers, punctuation and what stands in brackets or quotes are
-    looked through: "北京(Beijing)" ends so, "Beijing (北京)" does not."""
+    """Whether the text ends in a script without blanks. Numbers, punctuation and what stands in
+    brackets or quotes are looked through: "北京(Beijing)" ends so, "Beijing (北京)" does not."""
     at = len(text) - 1
     while at >= 0:
         char = text[at]

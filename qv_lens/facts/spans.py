@@ -1,12 +1,13 @@
 """The one place where prompt, subject and answer become token positions.
 
 1. A prompt is tokenised once, filled in, the way the model's own tokenizer does it by default.
-2. The answer's tokens are what the tokenizer adds when the answer follows the prompt, with a blank between them where one
-   belongs (`scripts.blank_between`). If that changes a token of the prompt, there is no position that predicts the
-   answer, and it is an error; but in a script without blanks, where no prompt ends at a word's border for certain, the
-   answer has then the tokens that it has alone.
-3. The subject's tokens are those that cover its characters (offset mapping), so a merge across its border counts.
-"""
+2. The answer's tokens are what the tokenizer adds when the answer follows the prompt, with a blank
+   between them where one belongs (`scripts.blank_between`). If that changes a token of the prompt,
+   there is no position that predicts the answer, and it is an error; but in a script without
+   blanks, where no prompt ends at a word's border for certain, the answer has then the tokens that
+   it has alone.
+3. The subject's tokens are those that cover its characters (offset mapping), so a merge across its
+border counts."""
 
 from __future__ import annotations
 
@@ -26,13 +27,15 @@ from qv_lens.facts.words import rtrimmed, trimmed
 
 FactToken = Literal["subject_last", "subject_first", "last", "first_after_last"]
 FACT_TOKENS: tuple[FactToken, ...] = ("subject_last", "subject_first", "last", "first_after_last")
-#: one token of each prompt by name or index, or several: 'all' of the prompt's, 'answer' (those that predict the answer)
+#: one token of each prompt by name or index, or several: 'all' of the prompt's, 'answer' (those
+#: that predict the answer)
 Positions: TypeAlias = FactToken | Literal["all", "answer"] | int
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A tokenised prompt: `subject` are its first and last token, `answer` the tokens that follow the prompt.
+    """A tokenised prompt: `subject` are its first and last token, `answer` the tokens that follow
+    the prompt.
 
     Both are empty for a bare text.
     """
@@ -52,21 +55,28 @@ class Prompt:
         return len(self.ids) - 1
 
     def position(self, token: FactToken) -> int:
-        """The position of a named token of the fact. Raises `FactError` where the prompt has none."""
+        """The position of a named token of the fact. Raises `FactError` where the prompt has
+        none."""
         if token == "last":
             return self.last
         if token not in FACT_TOKENS:
             raise unknown("Fact token", token, FACT_TOKENS)
         if self.subject is None:
-            raise FactError(f"The bare prompt {self.text!r} has no subject: pass a Fact, or use the token 'last'.")
+            raise FactError(
+                f"The bare prompt {self.text!r} has no subject: pass a Fact, or use the token "
+                "'last'."
+            )
         if token == "first_after_last":
             if self.subject[1] + 1 > self.last:
-                raise FactError(f"Nothing follows the subject in {self.text!r}: use the token 'subject_last'.")
+                raise FactError(
+                    f"Nothing follows the subject in {self.text!r}: use the token 'subject_last'."
+                )
             return self.subject[1] + 1
         return self.subject[token == "subject_last"]
 
     def positions(self, where: Positions) -> tuple[int, ...]:
-        """The positions asked for: one for a named token or an index, several for 'all' and 'answer'.
+        """The positions asked for: one for a named token or an index, several for 'all' and
+        'answer'.
 
         Raises `FactError` for an index outside the prompt, or 'answer' of a bare prompt.
         """
@@ -74,37 +84,49 @@ class Prompt:
             return tuple(range(len(self.ids)))
         if where == "answer":
             if not self.answer:
-                raise FactError(f"The bare prompt {self.text!r} has no answer: pass a Fact, or another position.")
+                raise FactError(
+                    f"The bare prompt {self.text!r} has no answer: pass a Fact, or another "
+                    "position."
+                )
             return tuple(range(self.last, self.last + len(self.answer)))
         if isinstance(where, str):
             return (self.position(where),)
         if isinstance(where, Integral) and 0 <= (index := int(where)) < len(self.ids):
             return (index,)
-        raise FactError(f"Position {where} does not exist in {self.text!r}: it has tokens 0 to {self.last}.")
+        raise FactError(
+            f"Position {where} does not exist in {self.text!r}: it has tokens 0 to {self.last}."
+        )
 
     def row(self, where: Positions) -> tuple[int, ...]:
-        """The tokens to run: the prompt's, and for 'answer' the answer's behind it but for the last (teacher forcing)."""
+        """The tokens to run: the prompt's, and for 'answer' the answer's behind it but for the last
+        (teacher forcing)."""
         return (*self.ids, *self.answer[:-1]) if where == "answer" else self.ids
 
 
 def encode(tokenizer: Any, text: str, bos: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and their character spans; `bos` puts the tokenizer's BOS in front (span (0, 0))."""
+    """Token ids and their character spans; `bos` puts the tokenizer's BOS in front (span (0,
+    0))."""
     encoding = tokenizer(text, return_offsets_mapping=True)
     ids, spans = list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]]
     if bos and (not ids or ids[0] != tokenizer.bos_token_id):
         if tokenizer.bos_token_id is None:
-            raise ModelError("prepend_bos=True, but this tokenizer has no BOS token. Load with prepend_bos=False.")
+            raise ModelError(
+                "prepend_bos=True, but this tokenizer has no BOS token. Load with "
+                "prepend_bos=False."
+            )
         ids, spans = [tokenizer.bos_token_id, *ids], [(0, 0), *spans]
     return ids, spans
 
 
-def continuation(tokenizer: Any, text: str, answer: str, bos: bool = False, space: bool | None = None) -> tuple[int, ...]:
+def continuation(
+    tokenizer: Any, text: str, answer: str, bos: bool = False, space: bool | None = None
+) -> tuple[int, ...]:
     """The tokens of `answer` as it follows `text`, without the blanks at its end.
 
     `space`: whether a blank is put between them (None: by the rule). It is never a second one.
 
-    Raises `FactError` for an answer that is no text or blank, has no tokens, or changes the prompt's tokens.
-    """
+    Raises `FactError` for an answer that is no text or blank, has no tokens, or changes the
+    prompt's tokens."""
     if not isinstance(answer, str) or not trimmed(answer):
         raise FactError(f"The answer {answer!r} behind {text!r} is no text. Give it some.")
     answer = rtrimmed(answer)
@@ -115,7 +137,12 @@ def continuation(tokenizer: Any, text: str, answer: str, bos: bool = False, spac
     whole, _ = encode(tokenizer, text + glue + answer, bos)
     if whole[: len(ids)] != ids:
         alone = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
-        if present or glue or not ends_unspaced(text) or tokenizer.decode([*ids, *alone]) != tokenizer.decode(whole):
+        if (
+            present
+            or glue
+            or not ends_unspaced(text)
+            or tokenizer.decode([*ids, *alone]) != tokenizer.decode(whole)
+        ):
             raise FactError(
                 f"The answer {answer!r} changes how the prompt {text!r} is tokenised. "
                 "End the prompt at a word, without a trailing blank or an open word."
@@ -139,7 +166,12 @@ def tokenize(tokenizer: Any, fact: Fact | str, bos: bool = False) -> Prompt:
     covering = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
     if not covering:
         raise FactError(f"No token of {text!r} covers the subject {fact.subject!r}.")
-    return Prompt(text, tuple(ids), (covering[0], covering[-1]), continuation(tokenizer, text, fact.answer, bos, fact.space))
+    return Prompt(
+        text,
+        tuple(ids),
+        (covering[0], covering[-1]),
+        continuation(tokenizer, text, fact.answer, bos, fact.space),
+    )
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "batch seq"]:

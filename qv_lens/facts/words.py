@@ -1,12 +1,14 @@
 """Where words begin and end, and where a name stands in a text.
 
-1. Texts are compared decomposed and case folded, cluster by cluster (a character with its marks). Folding changes
-   lengths ("ß" is "ss"), so each border of the folded text remembers its place in the original.
-2. A word ends where Unicode's letters, marks and numbers end. Scripts without blanks have no such borders: there
-   a name may end anywhere, as it may in Korean, whose particles follow without a blank.
+1. Texts are compared decomposed and case folded, cluster by cluster (a character with its marks).
+   Folding changes lengths ("ß" is "ss"), so each border of the folded text remembers its place in
+   the original.
+2. A word ends where Unicode's letters, marks and numbers end. Scripts without blanks have no such
+   borders: there a name may end anywhere, as it may in Korean, whose particles follow without a
+   blank.
 3. A number does not end before its own decimals, thousands, percent or currency.
-4. Of several places for a name, one in its own case and not in a compound is best ("Jean-Luc", "C++").
-"""
+4. Of several places for a name, one in its own case and not in a compound is best ("Jean-Luc",
+"C++")."""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ def blanks_around(text: str) -> tuple[str, str, str]:
 
 
 def places(text: str, name: str, *, case: bool = False) -> list[Place]:
-    """Where `name` stands in `text`, as (start, stop) in the text itself; composed or not, and in any case unless `case`."""
+    """Where `name` stands in `text`, as (start, stop) in the text itself; composed or not, and in
+    any case unless `case`."""
     folded, borders = _folded(text, case)
     wanted, _ = _folded(name, case)
     found = []
@@ -54,7 +57,8 @@ def places(text: str, name: str, *, case: bool = False) -> list[Place]:
 
 
 def _folded(text: str, case: bool) -> tuple[str, dict[int, int]]:
-    """The text decomposed and (unless `case`) case folded; its borders between clusters -> those of the original."""
+    """The text decomposed and (unless `case`) case folded; its borders between clusters -> those of
+    the original."""
     pieces: list[str] = []
     borders = {0: 0}
     length = start = 0
@@ -72,17 +76,23 @@ def _folded(text: str, case: bool) -> tuple[str, dict[int, int]]:
 
 
 def _continues(char: str) -> bool:
-    """Whether a character belongs to the one before: marks, and the later parts of a decomposed Korean syllable."""
+    """Whether a character belongs to the one before: marks, and the later parts of a decomposed
+    Korean syllable."""
     return category(char)[0] == "M" or 0x1160 <= ord(char) <= 0x11FF
 
 
 def word_places(text: str, name: str, *, case: bool = False) -> list[Place]:
     """Those of `places` that are whole words."""
-    return [(a, b) for a, b in places(text, name, case=case) if word_starts(text, a) and word_ends(text, b)]
+    return [
+        (a, b)
+        for a, b in places(text, name, case=case)
+        if word_starts(text, a) and word_ends(text, b)
+    ]
 
 
 def best_place(text: str, name: str) -> Place | None:
-    """The first place where `name` is a whole word: in its own case, and not part of a compound, where there is such a one."""
+    """The first place where `name` is a whole word: in its own case, and not part of a compound,
+    where there is such a one."""
     own_case = set(places(text, name, case=True))
     whole = word_places(text, name)
     whole.sort(key=lambda place: (place not in own_case, _in_compound(text, *place), place))
@@ -90,7 +100,8 @@ def best_place(text: str, name: str) -> Place | None:
 
 
 def _in_compound(text: str, start: int, stop: int) -> bool:
-    """Whether a hyphen ties the place to another word ("Jean" in "Jean-Luc"), or a sign follows ("C" in "C++")."""
+    """Whether a hyphen ties the place to another word ("Jean" in "Jean-Luc"), or a sign follows
+    ("C" in "C++")."""
     after = text[stop : stop + 2]
     before = text[max(0, start - 2) : start]
     goes_on = len(after) == 2 and category(after[0]) == "Pd" and _in_word(after[1])
@@ -136,19 +147,23 @@ def word_ends(text: str, at: int) -> bool:
 
 
 def sign_follows(text: str, at: int) -> bool:
-    """Whether the word before this place goes on with a sign of its own: "C" in "C++" and "C#", "Disney" in "Disney+"."""
+    """Whether the word before this place goes on with a sign of its own: "C" in "C++" and "C#",
+    "Disney" in "Disney+"."""
     sign = at > 0 and _in_word(text[at - 1]) and text[at : at + 1] in ("+", "#")
     return sign and not text[at + 1 : at + 2].isalnum()
 
 
 def _number_ends(text: str, at: int) -> bool:
-    """Whether a number is not followed by more of it: 20 is not 20.5, 20,000, 20 000, 20万, 20% or 20€."""
+    """Whether a number is not followed by more of it: 20 is not 20.5, 20,000, 20 000, 20万, 20% or
+    20€."""
     rest = text[at:]
     if _number(rest[0]) or category(rest[0]) == "Sc":
         return False
     if re.match(r"[.,:/٫٬'’⁄]\d|\s?[%‰‱]|[°′″]", rest):
         return False
-    grouped = re.match(r"[ \u00a0\u2009\u202f]\d{3}(?!\d)", rest) and re.search(r"(?<!\d)\d{1,3}$", text[:at])
+    grouped = re.match(r"[ \u00a0\u2009\u202f]\d{3}(?!\d)", rest) and re.search(
+        r"(?<!\d)\d{1,3}$", text[:at]
+    )
     return not grouped
 
 

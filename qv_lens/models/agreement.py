@@ -1,9 +1,11 @@
-"""Whether a hooked model computes what its Hugging Face model computes, asked once, when it is wrapped.
+"""Whether a hooked model computes what its Hugging Face model computes, asked once, when it is
+wrapped.
 
-1. `unread`: settings of a checkpoint's config that TransformerLens's config reader passes over. Some of them show only
-   on prompts longer than a probe can be (a rotary scaling for 32,768 tokens), so they are told from the config.
-2. `probe`: logits of one row of tokens spread over the vocabulary, as long as the model's size allows; None for a model
-   too big for two passes, which then rests on 1 alone.
+1. `unread`: settings of a checkpoint's config that TransformerLens's config reader passes over.
+   Some of them show only on prompts longer than a probe can be (a rotary scaling for 32,768
+   tokens), so they are told from the config.
+2. `probe`: logits of one row of tokens spread over the vocabulary, as long as the model's size
+   allows; None for a model too big for two passes, which then rests on 1 alone.
 3. `distance`: how far two such logits lie apart, relative to their spread; `TOLERANCE` by dtype.
 """
 
@@ -16,16 +18,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: parameters x tokens that a probe may cost: 300 tokens of a model of 135 million parameters, about two seconds a pass
+#: parameters x tokens that a probe may cost: 300 tokens of a model of 135 million parameters, about
+#: two seconds a pass
 BUDGET = 4e10
 LONGEST = 512
 SHORTEST = 16
-#: largest relative distance of two ways to compute the same logits: far above rounding, far below another model
+#: largest relative distance of two ways to compute the same logits: far above rounding, far below
+#: another model
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 def unread(config: Any, context: int, switches: Sequence[str]) -> list[str]:
-    """What HookedTransformer would leave out of this model within `context` tokens, in words; empty where nothing.
+    """What HookedTransformer would leave out of this model within `context` tokens, in words; empty
+    where nothing.
     `switches`: what it never reads of this architecture's config."""
     found = [f"{kind} scaling of its rotary positions" for kind in _rotary_kinds(config)]
     window = getattr(config, "sliding_window", None)
@@ -37,8 +42,11 @@ def unread(config: Any, context: int, switches: Sequence[str]) -> list[str]:
 
 
 def _rotary_kinds(config: Any) -> list[str]:
-    """The kinds of rotary scaling but for the plain one, also where each kind of layer has its own."""
-    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    """The kinds of rotary scaling but for the plain one, also where each kind of layer has its
+    own."""
+    settings = (
+        getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    )
     tables = [settings, *(value for value in settings.values() if isinstance(value, Mapping))]
     kinds = {str(table.get("rope_type") or table.get("type") or "default") for table in tables}
     return sorted(kinds - {"default"})
@@ -46,7 +54,8 @@ def _rotary_kinds(config: Any) -> list[str]:
 
 @torch.no_grad()
 def probe(hf: Any, context: int) -> Float[Tensor, "1 seq d_vocab"] | None:
-    """The Hugging Face model's logits on `row`, on the CPU; None for a model too big to be asked."""
+    """The Hugging Face model's logits on `row`, on the CPU; None for a model too big to be
+    asked."""
     ids = row(hf, context)
     return None if ids is None else hf(ids).logits.float().cpu()
 

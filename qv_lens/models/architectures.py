@@ -1,11 +1,13 @@
-"""Which models are known, and in what they differ: one frozen record per architecture, read by everything that must know.
+"""Which models are known, and in what they differ: one frozen record per architecture, read by
+everything that must know.
 
 1. Where a layer lies in the Hugging Face model, and which module below it stores which weight.
-2. Which norms stand before and after attention and FFN, what is added to a stored gain, and what follows the logits.
+2. Which norms stand before and after attention and FFN, what is added to a stored gain, and what
+   follows the logits.
 3. What the configs of TransformerLens leave out or get wrong.
 
-To add an architecture: one record here, and its tiny model in `tests/models.py`, which puts it through every contract.
-"""
+To add an architecture: one record here, and its tiny model in `tests/models.py`, which puts it
+through every contract."""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ QKV = ("W_Q", "W_K", "W_V")
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What must be known of one architecture; TransformerLens's own names and config say the rest."""
+    """What must be known of one architecture; TransformerLens's own names and config say the
+    rest."""
 
     model: str
     """The Hugging Face class."""
@@ -32,11 +35,15 @@ class Architecture:
     layer: str
     """The module of a layer, with {} for its number."""
     modules: Mapping[str, str]
-    """Weight -> the module below the layer that stores it; a part of a joint matrix as "module[part]"."""
+    """Weight -> the module below the layer that stores it; a part of a joint matrix as
+    "module[part]"."""
     hooked: bool = True
     """Whether TransformerLens 3.9 has HookedTransformer for it."""
-    norm_before: Mapping[str, str | None] = field(default_factory=lambda: {"attn": "ln1", "ffn": "ln2"})
-    """The norm that a sublayer reads through (None: it reads the stream itself); without an ln2 the FFN reads ln1's."""
+    norm_before: Mapping[str, str | None] = field(
+        default_factory=lambda: {"attn": "ln1", "ffn": "ln2"}
+    )
+    """The norm that a sublayer reads through (None: it reads the stream itself); without an ln2 the
+    FFN reads ln1's."""
     norm_after: Mapping[str, str] = field(default_factory=dict)
     """The norm through which a sublayer's output reaches the stream, where there is one."""
     gain_offset: float = 0.0
@@ -48,14 +55,17 @@ class Architecture:
     missing: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     """Config fields that TransformerLens reads and this config lacks -> how to get them from it."""
     unread: tuple[str, ...] = ()
-    """Switches of the config that TransformerLens 3.9 passes over: where one is on, HookedTransformer is another model."""
+    """Switches of the config that TransformerLens 3.9 passes over: where one is on,
+    HookedTransformer is another model."""
     ace_layers: tuple[int, int, int] = (5, 3, 36)
-    """How many value and query layers ACE's release edits, of how many layers: Qwen3-8B's, or the model's own."""
+    """How many value and query layers ACE's release edits, of how many layers: Qwen3-8B's, or the
+    model's own."""
     conv1d: bool = False
     """Whether weights are stored [input, output] (GPT-2)."""
 
     def stored_name(self, layer: int, name: str) -> str:
-        """The Hugging Face module that holds a weight: W_out of GPT-J is transformer.h.<layer>.mlp.fc_out."""
+        """The Hugging Face module that holds a weight: W_out of GPT-J is
+        transformer.h.<layer>.mlp.fc_out."""
         weight = {"b_in": "W_in", "b_out": "W_out"}.get(name, name)
         return f"{self.layer.format(layer)}.{self.modules[weight]}"
 
@@ -105,7 +115,8 @@ _RECORDS = (
     Architecture(model="Qwen3ForCausalLM", family="Qwen3", layer="model.layers.{}", modules=_LLAMA, unread=_BIASES),
     Architecture(
         model="PhiForCausalLM", family="Phi", layer="model.layers.{}",
-        hooked=False,  # TransformerLens 3.9 reads its rotary share where transformers no longer keeps it
+        # TransformerLens 3.9 reads its rotary share where transformers no longer keeps it
+        hooked=False,
         modules=_plain("self_attn", "q_proj", "k_proj", "v_proj", "dense", {"W_in": "mlp.fc1", "W_out": "mlp.fc2"}),
     ),
     Architecture(
@@ -147,7 +158,9 @@ _RECORDS = (
         ),
     ),
 )  # fmt: skip
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({record.model: record for record in _RECORDS})
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {record.model: record for record in _RECORDS}
+)
 
 
 def architecture_of(config: Any, name: str | None = None) -> Architecture:
@@ -160,12 +173,13 @@ def architecture_of(config: Any, name: str | None = None) -> Architecture:
     experts = next((count for count in counts if (getattr(config, count, None) or 0) > 1), None)
     if experts or "Moe" in name or "Mixtral" in name:
         raise ModelError(
-            f"{name} is a mixture of experts{f' ({experts})' if experts else ''}: which neurons run depends on the router, so "
-            "that a neuron's score and an edit of W_out have no meaning here. Load a dense model."
+            f"{name} is a mixture of experts{f' ({experts})' if experts else ''}: which neurons run "
+            "depends on the router, so that a neuron's score and an edit of W_out have no meaning "
+            "here. Load a dense model."
         )
     if name not in ARCHITECTURES:
         raise ModelError(
-            f"Architecture {name!r} not found. Available: {', '.join(ARCHITECTURES)}. Any other decoder: wrap it yourself as a "
-            "TransformerLens model and pass that, qv.Lens(model)."
+            f"Architecture {name!r} not found. Available: {', '.join(ARCHITECTURES)}. Any other "
+            "decoder: wrap it yourself as a TransformerLens model and pass that, qv.Lens(model)."
         )
     return ARCHITECTURES[name]

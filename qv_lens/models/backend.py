@@ -1,12 +1,11 @@
 """One face for a HookedTransformer (TransformerLens 3.9) and a TransformerBridge (3.9 and 4.x).
 
-`Backend` offers the same hook names, the same weight layout and the same behaviour on both classes: GPT-J's missing ln2,
-None biases, unknown hook names and transposed views are settled here, and here alone (`wrap` makes such models). What
-differs by architecture is said by `architectures`.
+`Backend` offers the same hook names, the same weight layout and the same behaviour on both classes:
+GPT-J's missing ln2, None biases, unknown hook names and transposed views are settled here, and here
+alone (`wrap` makes such models). What differs by architecture is said by `architectures`.
 
-Layouts are TransformerLens's: W_in, W_gate [d_model, d_mlp], W_out [d_mlp, d_model], W_O [head, d_head, d_model],
-W_U [d_model, d_vocab].
-"""
+Layouts are TransformerLens's: W_in, W_gate [d_model, d_mlp], W_out [d_mlp, d_model], W_O [head,
+d_head, d_model], W_U [d_model, d_vocab]."""
 
 from __future__ import annotations
 
@@ -40,7 +39,9 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
 
 def _record_of(model: Any, kind: str) -> Architecture | None:
     """What is known of the architecture of a hooked model, where its config names one."""
-    named = getattr(model.cfg, "architecture", None) or getattr(model.cfg, "original_architecture", None)
+    named = getattr(model.cfg, "architecture", None) or getattr(
+        model.cfg, "original_architecture", None
+    )
     if kind == "TransformerBridge" and named is None:
         named = type(model.original_model).__name__
     return ARCHITECTURES.get(str(named))
@@ -50,24 +51,43 @@ def _set(name: str) -> Callable[[Any], bool]:
     return lambda cfg: bool(getattr(cfg, name, None))
 
 
-#: what a user's own hooked model may be that no number here would be right for: a test of its config, and why
+#: what a user's own hooked model may be that no number here would be right for: a test of its
+#: config, and why
 UNREADABLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
-    (_set("attn_only"), "it has no FFN (attn_only), whose neurons are what is attributed and edited"),
-    (lambda cfg: cfg.normalization_type not in ("LN", "RMS"), "its norms are neither LayerNorm nor RMSNorm (normalization_type)"),
+    (
+        _set("attn_only"),
+        "it has no FFN (attn_only), whose neurons are what is attributed and edited",
+    ),
+    (
+        lambda cfg: cfg.normalization_type not in ("LN", "RMS"),
+        "its norms are neither LayerNorm nor RMSNorm (normalization_type)",
+    ),
     (
         _set("use_normalization_before_and_after"),
-        "a norm follows its FFN (use_normalization_before_and_after), so that a neuron does not add m * W_out to the stream",
+        (
+            "a norm follows its FFN (use_normalization_before_and_after), so that a neuron does not "
+            "add m * W_out to the stream"
+        ),
     ),
-    (_set("num_experts"), "it is a mixture of experts (num_experts): which neurons run depends on the router"),
+    (
+        _set("num_experts"),
+        "it is a mixture of experts (num_experts): which neurons run depends on the router",
+    ),
     (
         lambda cfg: getattr(cfg, "attention_dir", "causal") != "causal",
-        "its attention looks ahead (attention_dir), so that padding and later tokens would change every number",
+        (
+            "its attention looks ahead (attention_dir), so that padding and later tokens would "
+            "change every number"
+        ),
     ),
     (
         lambda cfg: getattr(cfg, "positional_embedding_type", "") == "shortformer",
         "attention reads positions apart from the stream (shortformer)",
     ),
-    (lambda cfg: str(cfg.act_fn) not in ACTIVATIONS, "its FFN's activation (act_fn) is none of those known here"),
+    (
+        lambda cfg: str(cfg.act_fn) not in ACTIVATIONS,
+        "its FFN's activation (act_fn) is none of those known here",
+    ),
 )
 
 
@@ -77,7 +97,8 @@ def versions() -> dict[str, str]:
 
 
 class Backend:
-    """One face for both hooked classes: names, weights, one forward pass. Holds the model, and no other state."""
+    """One face for both hooked classes: names, weights, one forward pass. Holds the model, and no
+    other state."""
 
     def __init__(self, model: Any) -> None:
         kind = type(model).__name__
@@ -88,8 +109,9 @@ class Backend:
             )
         if str(model.cfg.normalization_type).endswith("Pre"):
             raise ModelError(
-                "This model's norms are folded into its weights (fold_ln), and attribution needs them apart. Load it with "
-                "HookedTransformer.from_pretrained_no_processing(...), or with qv.load."
+                "This model's norms are folded into its weights (fold_ln), and attribution needs "
+                "them apart. Load it with HookedTransformer.from_pretrained_no_processing(...), or "
+                "with qv.load."
             )
         for unreadable, why in UNREADABLE:
             if unreadable(model.cfg):
@@ -98,7 +120,9 @@ class Backend:
         self.name: BackendName = "hooked" if kind == "HookedTransformer" else "bridge"
         self.cfg = model.cfg
         self.record = _record_of(model, kind)
-        self.parallel = bool(getattr(self.cfg, "parallel_attn_mlp", False))  # GPT-J: attention and FFN read the same
+        self.parallel = bool(
+            getattr(self.cfg, "parallel_attn_mlp", False)
+        )  # GPT-J: attention and FFN read the same
         self.gated = bool(self.cfg.gated_mlp)
         self.rms = self.cfg.normalization_type == "RMS"
 
@@ -185,17 +209,24 @@ class Backend:
         return self.w_out(layer).new_zeros(self.cfg.d_model) if bias is None else bias
 
     def w_o(self, layer: int) -> Float[Tensor, "head_channel d_model"]:
-        """Live view of W_O with heads and channels in one axis (the k-th row is `hook_z`'s k-th channel)."""
+        """Live view of W_O with heads and channels in one axis (the k-th row is `hook_z`'s k-th
+        channel)."""
         weight = self.model.blocks[layer].attn.W_O.data
         flat = rearrange(weight, "head channel d -> (head channel) d")
         if _shared(flat, weight):
             return flat
-        return self.model.blocks[layer].attn.o.weight.data.T  # 4.x hands out a copy of the heads' view
+        return self.model.blocks[
+            layer
+        ].attn.o.weight.data.T  # 4.x hands out a copy of the heads' view
 
-    def w_qkv(self, layer: int, which: Literal["Q", "K", "V"]) -> Float[Tensor, "d_model head_channel"]:
+    def w_qkv(
+        self, layer: int, which: Literal["Q", "K", "V"]
+    ) -> Float[Tensor, "d_model head_channel"]:
         """W_Q, W_K or W_V, heads (for K and V the key-value heads) and channels in one axis."""
         attn = self.model.blocks[layer].attn
-        weight = getattr(attn, f"_W_{which}", None)  # HookedTransformer's W_K and W_V repeat the key-value heads
+        weight = getattr(
+            attn, f"_W_{which}", None
+        )  # HookedTransformer's W_K and W_V repeat the key-value heads
         weight = getattr(attn, f"W_{which}") if weight is None else weight
         flat = rearrange(weight.data, "head d channel -> d (head channel)")
         if not _shared(flat, weight):  # a model of the user's own may be laid out otherwise
@@ -210,7 +241,8 @@ class Backend:
         return _data(getattr(getattr(attn, "o", None), "bias", None))
 
     def stored_name(self, layer: int, name: str) -> str:
-        """The Hugging Face module that holds a weight; TransformerLens's own name for a user's model of no known kind."""
+        """The Hugging Face module that holds a weight; TransformerLens's own name for a user's
+        model of no known kind."""
         if self.record is not None:
             return self.record.stored_name(layer, name)
         return f"blocks.{layer}.{'attn' if name in ('W_Q', 'W_K', 'W_V', 'W_O') else 'mlp'}.{name}"
@@ -227,8 +259,8 @@ class Backend:
 
     @property
     def first_editable(self) -> int:
-        """The lowest layer whose keys depend on more than the token: 1 where the FFN reads the embedding alone (a parallel
-        block without positions in the stream), else 0."""
+        """The lowest layer whose keys depend on more than the token: 1 where the FFN reads the
+        embedding alone (a parallel block without positions in the stream), else 0."""
         return int(self.parallel and self.cfg.positional_embedding_type != "standard")
 
     @property
@@ -237,9 +269,12 @@ class Backend:
         cap = getattr(self.cfg, "output_logits_soft_cap", None)
         return float(cap) if cap and cap > 0 else None
 
-    def value_vectors(self, layer: int, sublayer: Sublayer = "ffn") -> Float[Tensor, "unit d_model"]:
-        """What a unit adds to the stream per unit of its coefficient: its row of W_out (or W_O); where a norm follows, times
-        that norm's gain (and, by `Trace.scale`, divided by its sigma)."""
+    def value_vectors(
+        self, layer: int, sublayer: Sublayer = "ffn"
+    ) -> Float[Tensor, "unit d_model"]:
+        """What a unit adds to the stream per unit of its coefficient: its row of W_out (or W_O);
+        where a norm follows, times that norm's gain (and, by `Trace.scale`, divided by its
+        sigma)."""
         weight = self.w_out(layer) if sublayer == "ffn" else self.w_o(layer)
         after = self.norm_after(layer, sublayer)
         return weight if after is None else weight * after.gain.to(weight.dtype)
@@ -252,7 +287,8 @@ class Backend:
     def scale_after(
         self, layer: int, sublayer: Sublayer, coefficients: Float[Tensor, "*batch unit"]
     ) -> Float[Tensor, "*batch 1"] | None:
-        """1 / sigma of the norm that follows a sublayer, from what its units' coefficients write; None without one."""
+        """1 / sigma of the norm that follows a sublayer, from what its units' coefficients write;
+        None without one."""
         after = self.norm_after(layer, sublayer)
         if after is None:
             return None
@@ -270,7 +306,8 @@ class Backend:
         return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias
 
     def norm(self, layer: int | None, sublayer: Sublayer = "ffn") -> Norm:
-        """The norm in front of a sublayer, or the final one (`layer=None`); one that changes nothing where there is none."""
+        """The norm in front of a sublayer, or the final one (`layer=None`); one that changes
+        nothing where there is none."""
         if layer is None:
             return self._norm(self.model.ln_final)
         block = self.model.blocks[layer]
@@ -279,7 +316,9 @@ class Backend:
         if name is None:
             ones = torch.ones(self.cfg.d_model, dtype=self.dtype, device=self.device)
             return Norm(ones, None, 0.0, self.rms, none=True)
-        return self._norm(getattr(block, name) if hasattr(block, name) else block.ln1)  # one norm for both (GPT-J)
+        return self._norm(
+            getattr(block, name) if hasattr(block, name) else block.ln1
+        )  # one norm for both (GPT-J)
 
     def norm_after(self, layer: int, sublayer: Sublayer) -> Norm | None:
         """The norm through which a sublayer's output reaches the stream, where there is one."""
@@ -287,7 +326,11 @@ class Backend:
         if name is None:
             return None
         block = self.model.blocks[layer]  # TransformerLens 3.9 calls OLMo 2's norms ln1 and ln2
-        return self._norm(getattr(block, name) if hasattr(block, name) else getattr(block, name.removesuffix("_post")))
+        return self._norm(
+            getattr(block, name)
+            if hasattr(block, name)
+            else getattr(block, name.removesuffix("_post"))
+        )
 
     def _norm(self, module: Any) -> Norm:
         gain = _data(module.w if hasattr(module, "w") else getattr(module, "weight", None))
@@ -295,7 +338,13 @@ class Backend:
             gain = torch.ones(self.cfg.d_model, dtype=self.dtype, device=self.device)
         if self.name == "bridge" and self.record is not None and self.record.gain_offset:
             gain = gain + self.record.gain_offset
-        bias = None if self.rms else module.b if hasattr(module, "b") else getattr(module, "bias", None)
+        bias = (
+            None
+            if self.rms
+            else module.b
+            if hasattr(module, "b")
+            else getattr(module, "bias", None)
+        )
         return Norm(gain, _data(bias), float(self.cfg.eps), self.rms)
 
     def activation(self, x: Tensor) -> Tensor:
@@ -310,21 +359,26 @@ class Backend:
         names = self.model.hook_dict
         for name, _ in hooks:
             if name not in names:
-                raise ModelError(f"This model has no hook point {name!r}. lens.model.hook_dict lists all of them.")
+                raise ModelError(
+                    f"This model has no hook point {name!r}. lens.model.hook_dict lists all of "
+                    "them."
+                )
 
     @contextmanager
     def hooks(self, hooks: Sequence[Hook], shape: Sequence[int] = ()) -> Iterator[None]:
-        """Install (name, function) pairs and take away exactly these again; the user's own hooks stay. `shape`: [batch, seq] of
-        the pass, for modules that run on one long row of tokens (OPT's FFN).
+        """Install (name, function) pairs and take away exactly these again; the user's own hooks
+        stay. `shape`: [batch, seq] of the pass, for modules that run on one long row of tokens
+        (OPT's FFN).
 
-        Plain PyTorch handles on the hook points: `model.hooks(...)` of 3.9 ends with reset_hooks, which also
-        removes what a caller added at the same level.
-        """
+        Plain PyTorch handles on the hook points: `model.hooks(...)` of 3.9 ends with reset_hooks,
+        which also removes what a caller added at the same level."""
         self.check_names(hooks)
         handles = []
         try:
             for name, function in hooks:
-                handles.append(self.model.hook_dict[name].register_forward_hook(_adapt(function, shape)))
+                handles.append(
+                    self.model.hook_dict[name].register_forward_hook(_adapt(function, shape))
+                )
             yield
         finally:
             for handle in handles:
@@ -337,18 +391,23 @@ class Backend:
         stop: int | None = None,
         past: Past | None = None,
     ) -> Tensor:
-        """One forward pass over right-padded ids: logits, or with `stop` the stream in front of that layer; with `start`
-        from the stream in front of a layer (that of the positions behind `past`, where it is given). Causal attention
-        never looks at what follows, so no mask is needed.
+        """One forward pass over right-padded ids: logits, or with `stop` the stream in front of
+        that layer; with `start` from the stream in front of a layer (that of the positions behind
+        `past`, where it is given). Causal attention never looks at what follows, so no mask is
+        needed.
 
         A TransformerBridge can do none of this and runs in full, with the same result.
         """
-        if self.name == "hooked":  # a tokenizer that pads on the left would make it guess a mask from the ids
+        if (
+            self.name == "hooked"
+        ):  # a tokenizer that pads on the left would make it guess a mask from the ids
             options = {"return_type": "logits", "padding_side": "right", "stop_at_layer": stop}
             if start is None:
                 return self.model(ids, **options)
             if past is not None:
-                options["attention_mask"] = torch.nn.functional.pad(past.mask, (0, start[1].shape[1]), value=True).int()
+                options["attention_mask"] = torch.nn.functional.pad(
+                    past.mask, (0, start[1].shape[1]), value=True
+                ).int()
                 options["past_kv_cache"] = past.layers
             return self.model(start[1], start_at_layer=start[0], **options)
         if stop is None:
@@ -360,30 +419,53 @@ class Backend:
         return kept[0]
 
     @torch.no_grad()
-    def past(self, start: tuple[int, Float[Tensor, "row seq d_model"]], first: Int[Tensor, " row"]) -> Past:
-        """Keys and values of each row's first tokens, from the stream in front of layer `start[0]` on (HookedTransformer)."""
+    def past(
+        self, start: tuple[int, Float[Tensor, "row seq d_model"]], first: Int[Tensor, " row"]
+    ) -> Past:
+        """Keys and values of each row's first tokens, from the stream in front of layer `start[0]`
+        on (HookedTransformer)."""
         layer, stream = start
         longest = int(first.max())
-        found = {i: Entry.init_cache_entry(self.cfg, self.device, len(stream)) for i in range(layer, self.n_layers)}
-        for entry in found.values():  # their dtype is the config's, which `model.double()` does not change
-            entry.past_keys, entry.past_values = entry.past_keys.to(stream.dtype), entry.past_values.to(stream.dtype)
-        self.model(stream[:, : longest + 1], start_at_layer=layer, past_kv_cache=found, return_type=None)
+        found = {
+            i: Entry.init_cache_entry(self.cfg, self.device, len(stream))
+            for i in range(layer, self.n_layers)
+        }
+        for (
+            entry
+        ) in found.values():  # their dtype is the config's, which `model.double()` does not change
+            entry.past_keys, entry.past_values = (
+                entry.past_keys.to(stream.dtype),
+                entry.past_values.to(stream.dtype),
+            )
+        self.model(
+            stream[:, : longest + 1], start_at_layer=layer, past_kv_cache=found, return_type=None
+        )
         at = torch.arange(longest, device=first.device) - (longest - first)[:, None]
         rows = torch.arange(len(first), device=first.device)[:, None]
         index = rows, at.clamp_min(0)
-        return Past(at >= 0, {i: Entry(e.past_keys[index], e.past_values[index], frozen=True) for i, e in found.items()})
+        return Past(
+            at >= 0,
+            {
+                i: Entry(e.past_keys[index], e.past_values[index], frozen=True)
+                for i, e in found.items()
+            },
+        )
 
 
 @dataclass(frozen=True)
 class Past:
-    """What the first tokens of some rows leave to later ones: keys and values by layer, aligned at their ends."""
+    """What the first tokens of some rows leave to later ones: keys and values by layer, aligned at
+    their ends."""
 
     mask: Bool[Tensor, "row past"]
     layers: dict[int, Entry]
 
     def rows(self, index: Tensor) -> Past:
         """Those of some of the rows."""
-        chosen = {i: Entry(e.past_keys[index], e.past_values[index], frozen=True) for i, e in self.layers.items()}
+        chosen = {
+            i: Entry(e.past_keys[index], e.past_values[index], frozen=True)
+            for i, e in self.layers.items()
+        }
         return Past(self.mask[index], chosen)
 
 

@@ -1,4 +1,5 @@
-"""What one forward pass computes at chosen positions of its rows, kept through hooks: the tensors of a `Trace`."""
+"""What one forward pass computes at chosen positions of its rows, kept through hooks: the tensors
+of a `Trace`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qv_lens.models.architectures import Sublayer
 from qv_lens.models.backend import Backend, Hook
 
 #: m, z, attn, ffn, resid, logits; with attention the pattern and the value vectors behind them
@@ -15,11 +17,17 @@ Captured = tuple[Tensor, ...]
 
 
 def capture(
-    backend: Backend, run: Callable[[list[Hook]], Tensor], where: Sequence[Sequence[int]], attention: bool = False
+    backend: Backend,
+    run: Callable[[list[Hook]], Tensor],
+    where: Sequence[Sequence[int]],
+    attention: bool = False,
 ) -> Captured:
-    """One pass, `run` with our hooks, at the positions `where` of each row. Every layer's tensors are stacked."""
+    """One pass, `run` with our hooks, at the positions `where` of each row. Every layer's tensors
+    are stacked."""
     kept: dict[str, Tensor] = {}
-    index = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=backend.device)
+    index = torch.tensor(
+        [i for i, chosen in enumerate(where) for _ in chosen], device=backend.device
+    )
     position = torch.tensor([p for chosen in where for p in chosen], device=backend.device)
 
     def keep(name: str) -> Hook:
@@ -36,7 +44,9 @@ def capture(
 
     def keep_values(name: str) -> Hook:
         def hook(tensor: Tensor) -> None:
-            kept[name] = tensor.flatten(2).mT  # [prompt, kv_head_channel, key]: the key axis last, to be padded
+            kept[name] = tensor.flatten(
+                2
+            ).mT  # [prompt, kv_head_channel, key]: the key axis last, to be padded
 
         return name, hook
 
@@ -45,16 +55,27 @@ def capture(
     names = [[site(layer) for layer in layers] for site in sites]
     names[4].append(backend.resid_post(backend.n_layers - 1))
     hooks = [keep(name) for group in names for name in group]
-    extra = [[backend.pattern(layer) for layer in layers], [backend.qkv(layer, "V") for layer in layers]] if attention else []
+    extra = (
+        [
+            [backend.pattern(layer) for layer in layers],
+            [backend.qkv(layer, "V") for layer in layers],
+        ]
+        if attention
+        else []
+    )
     for group, keeping in zip(extra, (keep_pattern, keep_values), strict=False):
         hooks += [keeping(name) for name in group]
     logits = run(hooks)
-    stacked, more = ([torch.stack([kept[name] for name in group]) for group in groups] for groups in (names, extra))
+    stacked, more = (
+        [torch.stack([kept[name] for name in group]) for group in groups]
+        for groups in (names, extra)
+    )
     return (*stacked, logits[index, position], *more)
 
 
 def joined(parts: Sequence[Captured]) -> Captured:
-    """Several passes' rows as one's: along the axis of rows, the keys of attention padded to the longest prompt."""
+    """Several passes' rows as one's: along the axis of rows, the keys of attention padded to the
+    longest prompt."""
     columns = list(zip(*parts, strict=True))
     plain = [torch.cat(column, dim=1) for column in columns[:5]]
     return (*plain, torch.cat(columns[5]), *(_cat_padded(column) for column in columns[6:]))
@@ -63,18 +84,26 @@ def joined(parts: Sequence[Captured]) -> Captured:
 def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
     """Batches of different longest prompts along axis 1, the last axis (keys) padded with zeros."""
     longest = max(part.shape[-1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts], dim=1)
+    return torch.cat(
+        [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts], dim=1
+    )
 
 
 def scales_after(
-    backend: Backend, m: Float[Tensor, "layer row d_mlp"], z: Float[Tensor, "layer row head_channel"]
+    backend: Backend,
+    m: Float[Tensor, "layer row d_mlp"],
+    z: Float[Tensor, "layer row head_channel"],
 ) -> tuple[Float[Tensor, "layer row 1"], Float[Tensor, "layer row 1"]] | None:
-    """1 / sigma of the norms after attention and after the FFN, in float32 or better; None for a model without them."""
+    """1 / sigma of the norms after attention and after the FFN, in float32 or better; None for a
+    model without them."""
     if backend.norm_after(0, "ffn") is None:
         return None
     wide = torch.promote_types(m.dtype, torch.float32)
-    both = [
-        torch.stack([backend.scale_after(layer, sublayer, x.to(wide)) for layer, x in enumerate(values)])  # pyright: ignore[reportArgumentType]
-        for sublayer, values in (("attn", z), ("ffn", m))
-    ]
-    return both[0], both[1]
+
+    def of(sublayer: Sublayer, values: Tensor) -> Tensor:
+        scales = [
+            backend.scale_after(layer, sublayer, x.to(wide)) for layer, x in enumerate(values)
+        ]
+        return torch.stack([scale for scale in scales if scale is not None])
+
+    return of("attn", z), of("ffn", m)

@@ -5,9 +5,9 @@
     W_O    reads z                      adds at attention's output
     W_Q, W_K, W_V  read the normed stream, add at queries, keys, values (in front of Qwen3's q/k norm)
 
-D may require gradients, and may be any function of such tensors: integrated gradients and the gradient editors train
-through these hooks with every parameter of the model frozen. Names and shapes are those of `Lens.parameter`.
-"""
+D may require gradients, and may be any function of such tensors: integrated gradients and the
+gradient editors train through these hooks with every parameter of the model frozen. Names and
+shapes are those of `Lens.parameter`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,25 @@ from qv_lens.errors import ConfigError
 from qv_lens.models.backend import Hook
 from qv_lens.models.lens import Lens
 
-#: D, or a function from what the weight reads to what is to be added (for factors or some of the rows)
+#: D, or a function from what the weight reads to what is to be added (for factors or some of the
+#: rows)
 Added = Tensor | Callable[[Tensor], Tensor]
 #: as the pass meets them: what a weight adds must be there before another one reads the same point
-ORDER = {name: i for i, name in enumerate(("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "b_in", "W_out", "b_out"))}
+ORDER = {
+    name: i
+    for i, name in enumerate(
+        ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "b_in", "W_out", "b_out")
+    )
+}
 
 
 def delta_hooks(lens: Lens, deltas: Mapping[tuple[int, str], Added]) -> list[Hook]:
-    """Hooks for one forward pass in which the named weights are W + D. Raises `ConfigError` for an unknown weight."""
+    """Hooks for one forward pass in which the named weights are W + D. Raises `ConfigError` for an
+    unknown weight."""
     hooks: list[Hook] = []
-    for (layer, name), delta in sorted(deltas.items(), key=lambda item: (item[0][0], ORDER.get(item[0][1], 0))):
+    for (layer, name), delta in sorted(
+        deltas.items(), key=lambda item: (item[0][0], ORDER.get(item[0][1], 0))
+    ):
         lens.parameter(layer, name)
         hooks += _hooks(lens, layer, name, delta)
     return hooks
@@ -49,7 +58,9 @@ def _hooks(lens: Lens, layer: int, name: str, delta: Added) -> list[Hook]:
         return y + moved.reshape(y.shape)
 
     def add_normed(y: Tensor) -> Tensor:
-        normed = backend.norm(layer, "attn" if name.startswith("W_") and name[2] in "QKV" else "ffn")(seen["x"])
+        normed = backend.norm(
+            layer, "attn" if name.startswith("W_") and name[2] in "QKV" else "ffn"
+        )(seen["x"])
         return y + _apply(delta, normed, y).reshape(y.shape)
 
     def add_bias(y: Tensor) -> Tensor:
@@ -79,11 +90,15 @@ def _apply(delta: Added, x: Tensor, y: Tensor) -> Tensor:
     return delta(x).to(y.dtype)
 
 
-def zeros_like_parameters(lens: Lens, names: list[tuple[int, str]]) -> dict[tuple[int, str], Tensor]:
+def zeros_like_parameters(
+    lens: Lens, names: list[tuple[int, str]]
+) -> dict[tuple[int, str], Tensor]:
     """A D of zeros that asks for its gradient, in float32 or better, for each named weight."""
     made = {}
     for layer, name in names:
         weight = lens.parameter(layer, name)
         wide = torch.promote_types(weight.dtype, torch.float32)
-        made[layer, name] = torch.zeros(weight.shape, dtype=wide, device=weight.device, requires_grad=True)
+        made[layer, name] = torch.zeros(
+            weight.shape, dtype=wide, device=weight.device, requires_grad=True
+        )
     return made

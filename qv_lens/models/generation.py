@@ -1,7 +1,9 @@
-"""Continuations of token rows, two ways that agree: with Hugging Face's cache, or plainly on any logits.
+"""Continuations of token rows, two ways that agree: with Hugging Face's cache, or plainly on any
+logits.
 
-1. Greedy, or sampled from the `top_k` likeliest tokens with a generator of their own. What else a checkpoint's
-   generation_config asks for (penalties, beams, time limits) is set aside: it would change what "greedy" means.
+1. Greedy, or sampled from the `top_k` likeliest tokens with a generator of their own. What else a
+   checkpoint's generation_config asks for (penalties, beams, time limits) is set aside: it would
+   change what "greedy" means.
 2. A row ends at any of the model's end-of-text tokens (`ends_of_text`: Qwen3 has two).
 3. A row also ends where it fills the context (`continued`): one rule on both ways.
 """
@@ -22,8 +24,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draw from the `top_k` likeliest tokens. Every row has a generator of its own, seeded by `seed` and the row: a text's
-    draws depend on no other text, and are the same before and after an edit."""
+    """Draw from the `top_k` likeliest tokens. Every row has a generator of its own, seeded by
+    `seed` and the row: a text's draws depend on no other text, and are the same before and after an
+    edit."""
 
     top_k: int
     seed: int
@@ -36,15 +39,19 @@ Step = Callable[[list[Sequence[int]], int], list[list[int]]]
 
 
 def ends_of_text(tokenizer: Any, hf: Any = None) -> frozenset[int]:
-    """Every token that ends a text: the tokenizer's, and those of the checkpoint's generation_config."""
+    """Every token that ends a text: the tokenizer's, and those of the checkpoint's
+    generation_config."""
     ends = {tokenizer.eos_token_id}
     configured = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
     ends.update(configured if isinstance(configured, (list, tuple)) else [configured])
     return frozenset(int(token) for token in ends if token is not None)
 
 
-def continued(step: Step, rows: Sequence[Sequence[int]], tokens: int, context: int, batch_size: int) -> list[list[int]]:
-    """New tokens of each row, by `step` in batches. A row ends where it fills the `context`; that is warned of."""
+def continued(
+    step: Step, rows: Sequence[Sequence[int]], tokens: int, context: int, batch_size: int
+) -> list[list[int]]:
+    """New tokens of each row, by `step` in batches. A row ends where it fills the `context`; that
+    is warned of."""
     room = [min(tokens, context - len(row)) for row in rows]
     out: dict[int, list[int]] = {i: [] for i in range(len(rows))}
     for steps in sorted({count for count in room if count > 0}):
@@ -55,8 +62,8 @@ def continued(step: Step, rows: Sequence[Sequence[int]], tokens: int, context: i
     cut = sum(len(out[i]) == count < tokens for i, count in enumerate(room))
     if cut:
         warnings.warn(
-            f"{cut} of {len(rows)} continuations end where they fill the model's context of {context} tokens. "
-            "Shorten the prompts to read more.",
+            f"{cut} of {len(rows)} continuations end where they fill the model's context of "
+            f"{context} tokens. Shorten the prompts to read more.",
             stacklevel=3,
         )
     return [out[i] for i in range(len(rows))]
@@ -70,12 +77,15 @@ def cached(
     sampling: Sampling | None = None,
     enough: Enough | None = None,
 ) -> list[list[int]]:
-    """On the Hugging Face model with its key-value cache; rows are padded on the left and masked."""
+    """On the Hugging Face model with its key-value cache; rows are padded on the left and
+    masked."""
     longest = max(map(len, rows))
     fill = min(eos, default=0)
     device = next(hf.parameters()).device
     ids = torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    mask = torch.tensor(
+        [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device
+    )
     options: dict[str, Any] = {"eos_token_id": sorted(eos) or None, "pad_token_id": fill}
     ends = [steps] * len(rows)
     if sampling is not None:
@@ -83,14 +93,18 @@ def cached(
     if enough is not None:
         options["stopping_criteria"] = [_stopping(enough, ends, longest)]
     with own_settings_aside(hf):
-        out = hf.generate(ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, **options)
-    return [_until(row.tolist()[:end], eos) for row, end in zip(out[:, longest:], ends, strict=True)]
+        out = hf.generate(
+            ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, **options
+        )
+    return [
+        _until(row.tolist()[:end], eos) for row, end in zip(out[:, longest:], ends, strict=True)
+    ]
 
 
 @contextmanager
 def own_settings_aside(hf: Any) -> Iterator[Any]:
-    """The model without its own generation_config, which the block is given: `generate` would fill in from it whatever a
-    call does not say."""
+    """The model without its own generation_config, which the block is given: `generate` would fill
+    in from it whatever a call does not say."""
     from transformers import GenerationConfig
 
     own = hf.generation_config
@@ -109,7 +123,8 @@ def plain(
     sampling: Sampling | None = None,
     enough: Enough | None = None,
 ) -> list[list[int]]:
-    """One whole pass per token, for a model with interventions; `logits` takes rows of any lengths, and where prompts end."""
+    """One whole pass per token, for a model with interventions; `logits` takes rows of any lengths,
+    and where prompts end."""
     grown = [list(row) for row in rows]
     draw = None if sampling is None else _drawn(sampling, rows)
     ends = [steps] * len(rows)
@@ -122,9 +137,14 @@ def plain(
         new = [row[len(start) :] for row, start in zip(grown, rows, strict=True)]
         if enough is not None:
             _mark(enough, new, ends)
-        if all(not eos.isdisjoint(part) or end < steps for part, end in zip(new, ends, strict=True)):
+        if all(
+            not eos.isdisjoint(part) or end < steps for part, end in zip(new, ends, strict=True)
+        ):
             break
-    return [_until(row[len(start) :][:end], eos) for row, start, end in zip(grown, rows, ends, strict=True)]
+    return [
+        _until(row[len(start) :][:end], eos)
+        for row, start, end in zip(grown, rows, ends, strict=True)
+    ]
 
 
 def _mark(enough: Enough, new: Sequence[Sequence[int]], ends: list[int]) -> None:
@@ -147,13 +167,21 @@ def _stopping(enough: Enough, ends: list[int], longest: int) -> Callable[..., Te
 def _drawn(
     sampling: Sampling, rows: Sequence[Sequence[int]]
 ) -> Callable[[Any, Float[Tensor, "row d_vocab"]], Float[Tensor, "row d_vocab"]]:
-    """Logits -> logits whose argmax is the token drawn: sampling with generators of its own, inside a greedy loop."""
-    each = [torch.Generator().manual_seed(crc32(repr((sampling.seed, *row)).encode())) for row in rows]
+    """Logits -> logits whose argmax is the token drawn: sampling with generators of its own, inside
+    a greedy loop."""
+    each = [
+        torch.Generator().manual_seed(crc32(repr((sampling.seed, *row)).encode())) for row in rows
+    ]
 
     def draw(_ids: Any, logits: Tensor) -> Tensor:
         best = logits.float().cpu().topk(sampling.top_k, dim=-1)
         p = best.values.softmax(-1)
-        place = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in zip(p, each, strict=True)])
+        place = torch.stack(
+            [
+                torch.multinomial(row, 1, generator=generator)
+                for row, generator in zip(p, each, strict=True)
+            ]
+        )
         picked = best.indices.gather(1, place).to(logits.device)
         return torch.full_like(logits, -torch.inf).scatter(1, picked, 0.0)
 

@@ -30,7 +30,11 @@ def digest(said: object, parts: Iterable[bytes]) -> str:
 def content(intervention: object) -> tuple[object, ...]:
     """All that an intervention says: of a set of neurons, which they are."""
     said = []
-    for name in [f.name for f in fields(intervention)] if is_dataclass(intervention) else sorted(vars(intervention)):
+    for name in (
+        [f.name for f in fields(intervention)]
+        if is_dataclass(intervention)
+        else sorted(vars(intervention))
+    ):
         value = getattr(intervention, name)
         plain = (value.unit, value.units) if isinstance(value, NeuronSet) else value
         said.append((name, checksum(plain) if isinstance(plain, Tensor) else plain))
@@ -38,6 +42,7 @@ def content(intervention: object) -> tuple[object, ...]:
 
 
 def weighted_sum(w_out: Float[Tensor, "d_mlp d_model"]) -> Tensor:
-    """Of a matrix's rows, each by a weight of its own: nearly any write changes it, at the price of one pass over it."""
+    """Of a matrix's rows, each by a weight of its own: nearly any write changes it, at the price of
+    one pass over it."""
     rows = torch.linspace(1, 2, len(w_out), dtype=torch.float64, device=w_out.device)
     return rows @ w_out.sum(1, dtype=torch.float64)

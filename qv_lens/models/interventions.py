@@ -1,8 +1,9 @@
-"""Interventions: frozen data that say what to change in a forward pass, compiled to (hook name, function) lists.
+"""Interventions: frozen data that say what to change in a forward pass, compiled to (hook name,
+function) lists.
 
-`Zero`, `Scale` and `Replace` act on a unit for every reader. `Suppress` acts on one path only: it takes what query
-neurons write out of what chosen value neurons read, and leaves all else alone (the direct effect that Eq. 10 claims).
-"""
+`Zero`, `Scale` and `Replace` act on a unit for every reader. `Suppress` acts on one path only: it
+takes what query neurons write out of what chosen value neurons read, and leaves all else alone (the
+direct effect that Eq. 10 claims)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Where = Literal["all", "last"]
 
 @dataclass(frozen=True)
 class Scale:
-    """Multiply the coefficient m of FFN neurons by `factor`, at all positions or at each prompt's last one."""
+    """Multiply the coefficient m of FFN neurons by `factor`, at all positions or at each prompt's
+    last one."""
 
     neurons: NeuronSet
     """Which FFN neurons."""
@@ -46,7 +48,8 @@ class Scale:
 
 @dataclass(frozen=True)
 class Zero:
-    """Remove FFN neurons for every reader (m := 0); at all positions it equals zeroing their rows of W_out."""
+    """Remove FFN neurons for every reader (m := 0); at all positions it equals zeroing their rows
+    of W_out."""
 
     neurons: NeuronSet
     """Which FFN neurons."""
@@ -77,16 +80,19 @@ class Replace:
         _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
-        return _rewrite(lens, self.neurons, self.positions, lambda m: torch.full_like(m, self.value))
+        return _rewrite(
+            lens, self.neurons, self.positions, lambda m: torch.full_like(m, self.value)
+        )
 
 
 @dataclass(frozen=True)
 class Suppress:
-    """Take m_q * fc2_q of the query neurons out of what the target neurons read, at the same position.
+    """Take m_q * fc2_q of the query neurons out of what the target neurons read, at the same
+    position.
 
-    For each target layer l: x' = x - sum over queries in layers below l of m_q fc2_q, and m_j is computed again from
-    x' for the targets j alone. The query neurons keep their effect on every other reader.
-    """
+    For each target layer l: x' = x - sum over queries in layers below l of m_q fc2_q, and m_j is
+    computed again from x' for the targets j alone. The query neurons keep their effect on every
+    other reader."""
 
     query: NeuronSet
     """Neurons whose output is taken away."""
@@ -99,10 +105,14 @@ class Suppress:
         check_ffn(lens, self.query, self.positions)
         check_ffn(lens, self.targets, self.positions)
         _warn_of_nothing(self.query, self.targets)
-        if len(self.query) and len(self.targets) and min(self.query.by_layer()) >= max(self.targets.by_layer()):
+        if (
+            len(self.query)
+            and len(self.targets)
+            and min(self.query.by_layer()) >= max(self.targets.by_layer())
+        ):
             raise ConfigError(
-                "Suppress: every query neuron lies in or above the layers of the targets and cannot reach them. "
-                "Choose query neurons from lower layers."
+                "Suppress: every query neuron lies in or above the layers of the targets and cannot "
+                "reach them. Choose query neurons from lower layers."
             )
 
     def hooks(self, lens: Lens) -> list[Hook]:
@@ -131,7 +141,14 @@ class Suppress:
 
         return record
 
-    def _remove(self, lens: Lens, layer: int, neurons: list[int], written: dict[int, Tensor], read: dict[int, Tensor]):
+    def _remove(
+        self,
+        lens: Lens,
+        layer: int,
+        neurons: list[int],
+        written: dict[int, Tensor],
+        read: dict[int, Tensor],
+    ):
         backend = lens.backend_adapter
         index = torch.tensor(neurons, device=lens.device)
 
@@ -155,9 +172,13 @@ class Suppress:
 
 
 def ffn_coefficients(
-    lens: Lens, layer: int, x: Float[Tensor, "*batch d_model"], neurons: Tensor | slice = slice(None)
+    lens: Lens,
+    layer: int,
+    x: Float[Tensor, "*batch d_model"],
+    neurons: Tensor | slice = slice(None),
 ) -> Float[Tensor, "*batch neuron"]:
-    """m of chosen neurons when the FFN of `layer` reads the stream `x` (norm applied here): Eq. 3 of ACE.
+    """m of chosen neurons when the FFN of `layer` reads the stream `x` (norm applied here): Eq. 3
+    of ACE.
 
     GPT-J: act(x_n W_in + b_in). Qwen3: act(x_n W_gate) * (x_n W_in).
     """
@@ -180,18 +201,24 @@ def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
     warn_of_others(lens, neurons)
     if neurons.unit != "ffn":
         raise ConfigError(
-            f"An intervention on coefficients needs FFN neurons (unit 'ffn'), got units {neurons.unit!r}: "
-            "a column of W_out, a head or an attention channel is not a neuron of the FFN."
+            "An intervention on coefficients needs FFN neurons (unit 'ffn'), got units "
+            f"{neurons.unit!r}: a column of W_out, a head or an attention channel is not a neuron "
+            "of the FFN."
         )
     for layer, indices in neurons.by_layer().items():
         lens.check_layer(int(layer))
         if not 0 <= min(indices) <= max(indices) < lens.d_mlp:
-            raise ConfigError(f"Layer {layer} has neurons 0 to {lens.d_mlp - 1}; the set names {min(indices)} to {max(indices)}.")
+            raise ConfigError(
+                f"Layer {layer} has neurons 0 to {lens.d_mlp - 1}; the set names {min(indices)} to "
+                f"{max(indices)}."
+            )
 
 
 def _warn_of_nothing(*sets: NeuronSet) -> None:
     if not all(len(neurons) for neurons in sets):
-        warnings.warn("This set of neurons is empty: the intervention changes nothing.", stacklevel=4)
+        warnings.warn(
+            "This set of neurons is empty: the intervention changes nothing.", stacklevel=4
+        )
 
 
 def _rewrite(lens: Lens, neurons: NeuronSet, positions: Where, change) -> list[Hook]:
@@ -205,7 +232,10 @@ def _rewrite(lens: Lens, neurons: NeuronSet, positions: Where, change) -> list[H
 
         return hook
 
-    return [(lens.backend_adapter.coefficient(layer), hook_for(indices)) for layer, indices in neurons.by_layer().items()]
+    return [
+        (lens.backend_adapter.coefficient(layer), hook_for(indices))
+        for layer, indices in neurons.by_layer().items()
+    ]
 
 
 def _only(lens: Lens, positions: Where, before: Tensor, after: Tensor) -> Tensor:

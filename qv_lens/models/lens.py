@@ -1,7 +1,7 @@
 """Lens: a hooked model one can look into, intervene on, edit and put back.
 
-State: the weights (with the stack of applied patches and the tensors they replaced) and the interventions in force.
-"""
+State: the weights (with the stack of applied patches and the tensors they replaced) and the
+interventions in force."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.backend import Backend, Hook, Past, versions
 from qv_lens.models.capture import capture, joined, scales_after
-from qv_lens.models.generation import Sampling, cached, continued, ends_of_text, own_settings_aside, plain
+from qv_lens.models.generation import (
+    Sampling,
+    cached,
+    continued,
+    ends_of_text,
+    own_settings_aside,
+    plain,
+)
 from qv_lens.models.identity import checksum, content, digest, weighted_sum
 from qv_lens.models.norms import capped
 from qv_lens.models.turn import Turn
@@ -57,47 +64,72 @@ class _Applied:
 
 
 class Lens:
-    """A HookedTransformer or TransformerBridge, with the tokenizer and the Hugging Face model it wraps.
+    """A HookedTransformer or TransformerBridge, with the tokenizer and the Hugging Face model it
+    wraps.
 
-    `Lens(model)` takes a hooked model of the user's own; `Lens.from_hf` (and `qv.load`) wraps a Hugging Face model,
-    whose weights it shares, and can therefore `save`. Tokens are the tokenizer's own; `prepend_bos=True` puts a BOS
-    in front.
-    """
+    `Lens(model)` takes a hooked model of the user's own; `Lens.from_hf` (and `qv.load`) wraps a
+    Hugging Face model, whose weights it shares, and can therefore `save`. Tokens are the
+    tokenizer's own; `prepend_bos=True` puts a BOS in front."""
 
-    def __init__(self, model: Any, *, tokenizer: Any = None, prepend_bos: bool = False, name: str = "") -> None:
+    def __init__(
+        self, model: Any, *, tokenizer: Any = None, prepend_bos: bool = False, name: str = ""
+    ) -> None:
         self.backend_adapter = Backend(model)
         self.model = model
         self.tokenizer: Any = plain_tokenizer(model) if tokenizer is None else tokenizer
         self.hf: Any = None
         self._hf_state: dict[str, Tensor] = {}
-        self._shared_names: frozenset[str] | None = None  # a joint matrix of Q, K and V is held in copies
+        self._shared_names: frozenset[str] | None = (
+            None  # a joint matrix of Q, K and V is held in copies
+        )
         self.prepend_bos = prepend_bos
         self.name = name or str(getattr(model.cfg, "model_name", ""))
         self._stack: list[_Applied] = []
         self._in_force: list[Intervention] = []
         self.turn = Turn()
-        self.last: Int[Tensor, " prompt"] | None = None  # where each prompt of the pass in progress ends
+        self.last: Int[Tensor, " prompt"] | None = (
+            None  # where each prompt of the pass in progress ends
+        )
 
     @classmethod
-    def from_hf(cls, hf: Any, tokenizer: Any, *, backend: str = "auto", prepend_bos: bool = False, name: str = "") -> Lens:
-        """Wrap a loaded Hugging Face model of a known architecture; weights are shared, not copied or processed."""
-        state = dict(hf.state_dict(keep_vars=True))  # before the bridge re-registers parameters under other keys
-        lens = cls(wrap(hf, tokenizer, backend), tokenizer=tokenizer, prepend_bos=prepend_bos, name=name)
+    def from_hf(
+        cls,
+        hf: Any,
+        tokenizer: Any,
+        *,
+        backend: str = "auto",
+        prepend_bos: bool = False,
+        name: str = "",
+    ) -> Lens:
+        """Wrap a loaded Hugging Face model of a known architecture; weights are shared, not copied
+        or processed."""
+        state = dict(
+            hf.state_dict(keep_vars=True)
+        )  # before the bridge re-registers parameters under other keys
+        lens = cls(
+            wrap(hf, tokenizer, backend), tokenizer=tokenizer, prepend_bos=prepend_bos, name=name
+        )
         held = {p.untyped_storage().data_ptr() for p in state.values()}
         every = {name: reader(0) for name, reader in lens._readers().items()}
-        shared = {name for name, w in every.items() if w is not None and w.untyped_storage().data_ptr() in held}
+        shared = {
+            name
+            for name, w in every.items()
+            if w is not None and w.untyped_storage().data_ptr() in held
+        }
         lens.hf, lens._hf_state, lens._shared_names = hf, state, frozenset(shared)
         if not {"W_out", "W_in", "W_O"} <= shared:
             raise ModelError(
-                f"The hooked {type(hf).__name__} holds copies of the checkpoint's weights ({', '.join(sorted(set(every) - shared))}): edits would "
-                "not reach it. Use the other backend."
+                f"The hooked {type(hf).__name__} holds copies of the checkpoint's weights "
+                f"({', '.join(sorted(set(every) - shared))}): edits would not reach it. Use the "
+                "other backend."
             )
         return lens
 
     def __repr__(self) -> str:
         return (
-            f"Lens({self.name}, {self.backend}, {self.n_layers} layers, d_model {self.d_model}, d_mlp {self.d_mlp}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, patches {len(self._stack)})"
+            f"Lens({self.name}, {self.backend}, {self.n_layers} layers, d_model {self.d_model}, "
+            f"d_mlp {self.d_mlp}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"patches {len(self._stack)})"
         )
 
     # ------------------------------------------------------------------ what it is
@@ -132,46 +164,64 @@ class Lens:
         return self.backend_adapter.dtype
 
     def state(self) -> str:
-        """Hash of all weights as they are now and of the interventions in force: what results on disk are kept by. With hooks
-        of the user's own, which nothing can tell apart, no two are the same."""
+        """Hash of all weights as they are now and of the interventions in force: what results on
+        disk are kept by. With hooks of the user's own, which nothing can tell apart, no two are the
+        same."""
         said = self.name, self.prepend_bos, [content(one) for one in self._in_force]
         unlike = [os.urandom(8)] if self._own_hooks() else []
-        weights = (name.encode() + checksum(weight) for name, weight in self.model.named_parameters())
+        weights = (
+            name.encode() + checksum(weight) for name, weight in self.model.named_parameters()
+        )
         return digest(said, itertools.chain(unlike, weights))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the weights as first seen and of the architecture: 16 hex digits. Patches record it."""
+        """Hash of the weights as first seen and of the architecture: 16 hex digits. Patches record
+        it."""
         if self._stack:
-            raise PatchError("The fingerprint belongs to the unpatched model: revert the patches first.")
+            raise PatchError(
+                "The fingerprint belongs to the unpatched model: revert the patches first."
+            )
         cfg, backend = self.backend_adapter.cfg, self.backend_adapter
         shape = cfg.n_layers, cfg.d_model, cfg.n_heads, backend.n_kv_heads, cfg.act_fn, backend.rms
-        ends = (backend.embedding(), backend.unembed()[0])  # canonical tensors, so that both backends give the same hash
+        ends = (
+            backend.embedding(),
+            backend.unembed()[0],
+        )  # canonical tensors, so that both backends give the same hash
         return digest(shape, map(checksum, itertools.chain(self._weights(), ends)))
 
     def check_layer(self, layer: int) -> int:
-        """The layer as an int (also from a frame's column); raises `ConfigError` for one that does not exist. Negative numbers
-        never wrap."""
+        """The layer as an int (also from a frame's column); raises `ConfigError` for one that does
+        not exist. Negative numbers never wrap."""
         if isinstance(layer, bool) or not isinstance(layer, Integral):
-            raise ConfigError(f"A layer is an integer from 0 to {self.n_layers - 1}, got {layer!r}.")
+            raise ConfigError(
+                f"A layer is an integer from 0 to {self.n_layers - 1}, got {layer!r}."
+            )
         if not 0 <= layer < self.n_layers:
-            raise ConfigError(f"Layer {layer} does not exist: this model has layers 0 to {self.n_layers - 1}.")
+            raise ConfigError(
+                f"Layer {layer} does not exist: this model has layers 0 to {self.n_layers - 1}."
+            )
         return int(layer)
 
     def w_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """The live W_out of a layer: row k is the value vector fc2_k, and writing to it changes the next pass."""
+        """The live W_out of a layer: row k is the value vector fc2_k, and writing to it changes the
+        next pass."""
         return self.backend_adapter.w_out(self.check_layer(layer))
 
     def parameter(self, layer: int, name: str) -> Tensor:
-        """A live weight by name: 'W_out', 'W_in', 'W_gate', 'W_O', 'W_Q', 'W_K', 'W_V', 'b_in' or 'b_out'.
+        """A live weight by name: 'W_out', 'W_in', 'W_gate', 'W_O', 'W_Q', 'W_K', 'W_V', 'b_in' or
+        'b_out'.
 
-        Heads and channels share one axis. Raises `ConfigError` for a weight that the model does not have.
-        """
+        Heads and channels share one axis. Raises `ConfigError` for a weight that the model does not
+        have."""
         self.check_layer(layer)
         readers = self._readers()
         weight = readers[name](layer) if name in readers else None
         if weight is None:
-            raise ConfigError(f"This model has no parameter {name!r} in layer {layer}. Names: {', '.join(self.parameter_names)}.")
+            raise ConfigError(
+                f"This model has no parameter {name!r} in layer {layer}. Names: "
+                f"{', '.join(self.parameter_names)}."
+            )
         return weight
 
     @property
@@ -180,19 +230,30 @@ class Lens:
         return tuple(name for name, reader in self._readers().items() if reader(0) is not None)
 
     def _readers(self) -> dict[str, Callable[[int], Tensor | None]]:
-        """Every weight that can be written: of a wrapped checkpoint, those that the hooked model shares with it."""
+        """Every weight that can be written: of a wrapped checkpoint, those that the hooked model
+        shares with it."""
         backend = self.backend_adapter
         attention = {f"W_{which}": partial(backend.w_qkv, which=which) for which in ("Q", "K", "V")}
         every = {"W_out": backend.w_out, "W_in": backend.w_in, "W_O": backend.w_o, **attention}
-        if backend.gated:  # its biases are zeros that the hooked classes make up and no checkpoint holds
+        if (
+            backend.gated
+        ):  # its biases are zeros that the hooked classes make up and no checkpoint holds
             every |= {"W_gate": backend.w_gate}
         else:
             every |= {"b_in": backend.b_in, "b_out": backend.b_out}
-        return {name: reader for name, reader in every.items() if self._shared_names is None or name in self._shared_names}
+        return {
+            name: reader
+            for name, reader in every.items()
+            if self._shared_names is None or name in self._shared_names
+        }
 
     def _weights(self) -> Iterator[Tensor]:
         """Every weight that has a name, layer by layer."""
-        return (self.parameter(layer, name) for layer in range(self.n_layers) for name in self.parameter_names)
+        return (
+            self.parameter(layer, name)
+            for layer in range(self.n_layers)
+            for name in self.parameter_names
+        )
 
     # ------------------------------------------------------------------ tokens
 
@@ -206,7 +267,9 @@ class Lens:
 
     def token_label(self, token: int) -> str:
         """One vocabulary row as text; rows that no token uses are '<unused N>'."""
-        return self.tokenizer.decode([token]) if token < len(self.tokenizer) else f"<unused {token}>"
+        return (
+            self.tokenizer.decode([token]) if token < len(self.tokenizer) else f"<unused {token}>"
+        )
 
     # ------------------------------------------------------------------ running
 
@@ -218,12 +281,13 @@ class Lens:
         *,
         last: Sequence[int] | None = None,
     ) -> Float[Tensor, "prompt seq d_vocab"]:
-        """One forward pass over token rows of any lengths (right-padded), interventions in force and `hooks` applied.
+        """One forward pass over token rows of any lengths (right-padded), interventions in force
+        and `hooks` applied.
 
-        Keeps the autograd graph if gradients are enabled and something requires them. `start`: (layer, the stream in
-        front of it), to leave out the layers below, whose hooks then do not run. `last`: where each row's prompt ends, for
-        interventions at its last token (default: with the row; an answer may follow).
-        """
+        Keeps the autograd graph if gradients are enabled and something requires them. `start`:
+        (layer, the stream in front of it), to leave out the layers below, whose hooks then do not
+        run. `last`: where each row's prompt ends, for interventions at its last token (default:
+        with the row; an answer may follow)."""
         return self._forward(rows, hooks, start, None, last=last)
 
     def stream(
@@ -236,24 +300,32 @@ class Lens:
         *,
         last: Sequence[int] | None = None,
     ) -> Float[Tensor, "prompt seq d_model"]:
-        """The stream in front of a layer (`n_layers`: behind the last one); what lies behind it is not run.
+        """The stream in front of a layer (`n_layers`: behind the last one); what lies behind it is
+        not run.
 
-        `past` (see there) leaves out first tokens as well: rows, hooks, `start` and result are then those behind it. `last`
-        as for `logits`.
-        """
+        `past` (see there) leaves out first tokens as well: rows, hooks, `start` and result are then
+        those behind it. `last` as for `logits`."""
         return self._forward(rows, hooks, start, layer, past, last)
 
     def past(self, start: Start, first: Int[Tensor, " row"]) -> Past | None:
-        """Keys and values of each row's tokens in front of `first`, for passes over the tokens behind alone.
+        """Keys and values of each row's tokens in front of `first`, for passes over the tokens
+        behind alone.
 
-        None where that is not possible: on a TransformerBridge, and while interventions are in force.
-        """
-        return self.backend_adapter.past(start, first) if self.backend == "hooked" and not self._in_force else None
+        None where that is not possible: on a TransformerBridge, and while interventions are in
+        force."""
+        return (
+            self.backend_adapter.past(start, first)
+            if self.backend == "hooked" and not self._in_force
+            else None
+        )
 
     def read_out(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
-        """Logits of final stream vectors: the final norm and the unembedding, for chosen positions alone."""
+        """Logits of final stream vectors: the final norm and the unembedding, for chosen positions
+        alone."""
         weight, bias = self.backend_adapter.unembed()
-        return capped(self.backend_adapter.norm(None)(stream) @ weight + bias, self.backend_adapter.logit_cap)
+        return capped(
+            self.backend_adapter.norm(None)(stream) @ weight + bias, self.backend_adapter.logit_cap
+        )
 
     def _forward(
         self,
@@ -267,7 +339,8 @@ class Lens:
         self._check_context(rows)
         if torch.is_inference_mode_enabled():
             raise ConfigError(
-                "Passes run under torch.no_grad(), not torch.inference_mode(): take that off; weights are frozen anyway."
+                "Passes run under torch.no_grad(), not torch.inference_mode(): take that off; "
+                "weights are frozen anyway."
             )
         ids = pad(rows).to(self.device)
         ends = [len(row) - 1 for row in rows] if last is None else list(last)
@@ -275,7 +348,9 @@ class Lens:
             outer = self.last
             self.last = torch.tensor(ends, device=self.device)
             try:
-                forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
+                forced = [
+                    hook for intervention in self._in_force for hook in intervention.hooks(self)
+                ]
                 start = None if forced else start  # an intervention may act, or look, below
                 with self.backend_adapter.hooks([*forced, *hooks], ids.shape):
                     return self.backend_adapter.run(ids, start, stop, past)
@@ -286,10 +361,15 @@ class Lens:
         longest = max(len(row) for row in rows)
         limit = self.backend_adapter.cfg.n_ctx
         if longest > limit:
-            raise ConfigError(f"A prompt of {longest} tokens is longer than the model's context of {limit}. Shorten it.")
+            raise ConfigError(
+                f"A prompt of {longest} tokens is longer than the model's context of {limit}. "
+                "Shorten it."
+            )
 
     @torch.no_grad()
-    def next_token_logits(self, facts: Facts, batch_size: int = 64) -> Float[Tensor, "prompt d_vocab"]:
+    def next_token_logits(
+        self, facts: Facts, batch_size: int = 64
+    ) -> Float[Tensor, "prompt d_vocab"]:
         """Logits of the token after each prompt, in the order given (float32 or better)."""
         rows = [prompt.ids for prompt in self.tokenize(facts)]
         out = []
@@ -297,7 +377,9 @@ class Lens:
             chunk = rows[i : i + batch_size]
             logits = self.logits(chunk)
             last = torch.tensor([len(row) - 1 for row in chunk], device=logits.device)
-            out.append(at_least_float32(logits[torch.arange(len(chunk), device=logits.device), last]))
+            out.append(
+                at_least_float32(logits[torch.arange(len(chunk), device=logits.device), last])
+            )
         return torch.cat(out)
 
     @overload
@@ -306,7 +388,8 @@ class Lens:
     def logprob(self, fact: Sequence[Fact | str], answer: str | None = None) -> list[float]: ...
 
     def logprob(self, fact: Facts, answer: str | None = None) -> float | list[float]:
-        """log p(first token of the answer | prompt), natural log; `answer` asks for another answer by name."""
+        """log p(first token of the answer | prompt), natural log; `answer` asks for another answer
+        by name."""
         facts = as_list(fact)
         targets = [self.answer_ids(f, answer)[0] for f in facts]
         logp = self.next_token_logits(facts).log_softmax(-1)
@@ -314,7 +397,8 @@ class Lens:
         return values[0] if isinstance(fact, (Fact, str)) else values
 
     def answer_ids(self, fact: Asked | str, answer: str | None = None) -> tuple[int, ...]:
-        """Tokens of the fact's (or probe's) answer, or of another one by name, as they follow the prompt."""
+        """Tokens of the fact's (or probe's) answer, or of another one by name, as they follow the
+        prompt."""
         if answer is None and isinstance(fact, str):
             raise ConfigError(f"The bare prompt {fact!r} has no answer: pass a Fact or answer=.")
         text = fact if isinstance(fact, str) else fact.text
@@ -333,16 +417,17 @@ class Lens:
         seed: int = 0,
         enough: Callable[[str], bool] | None = None,
     ) -> Any:
-        """The continuation of a text or a fact's prompt, or of each of several: greedy, or with `top_k` sampled from the
-        likeliest tokens (`seed`; a text's draws depend on no other text, so the same text gets the same ones).
+        """The continuation of a text or a fact's prompt, or of each of several: greedy, or with
+        `top_k` sampled from the likeliest tokens (`seed`; a text's draws depend on no other text,
+        so the same text gets the same ones).
 
-        Special tokens are left out. A continuation ends at an end-of-text token (the tokenizer's, or any of the
-        checkpoint's generation_config, of which nothing else is used), where it fills the context (with a warning), or
-        where `enough` says that the continuation so far is all that is wanted.
+        Special tokens are left out. A continuation ends at an end-of-text token (the tokenizer's,
+        or any of the checkpoint's generation_config, of which nothing else is used), where it fills
+        the context (with a warning), or where `enough` says that the continuation so far is all
+        that is wanted.
 
-        Without interventions in force it runs on the wrapped Hugging Face model (same weights) with its cache; with
-        them, or with hooks of the user's own, on the hooked model without one.
-        """
+        Without interventions in force it runs on the wrapped Hugging Face model (same weights) with
+        its cache; with them, or with hooks of the user's own, on the hooked model without one."""
         if max_new_tokens < 0:
             raise ConfigError(f"max_new_tokens must be at least 0, got {max_new_tokens}.")
         if top_k is not None and top_k < 1:
@@ -353,7 +438,11 @@ class Lens:
         eos = ends_of_text(self.tokenizer, self.hf or getattr(self.model, "original_model", None))
         sample = None if top_k is None else Sampling(top_k, seed)
         done = None if enough is None else lambda ids: enough(decode(ids))
-        bare = self.backend == "hooked" and not (self._in_force or self._own_hooks()) and self._shares()
+        bare = (
+            self.backend == "hooked"
+            and not (self._in_force or self._own_hooks())
+            and self._shares()
+        )
         way = partial(cached, self.hf) if bare else partial(plain, self.logits)
         step = partial(way, eos=eos, sampling=sample, enough=done)
         with self.turn.one_pass():
@@ -362,20 +451,30 @@ class Lens:
         return texts[0] if isinstance(text, (str, Fact)) else texts
 
     def _own_hooks(self) -> bool:
-        """Whether there are hooks of the user's own: between two passes no others are left. (A bridge's and Hugging Face's
-        modules carry some of their own, so there only the hook points tell.)"""
+        """Whether there are hooks of the user's own: between two passes no others are left. (A
+        bridge's and Hugging Face's modules carry some of their own, so there only the hook points
+        tell.)"""
         places = self.model.modules() if self.backend == "hooked" else self.model.hook_dict.values()
         return any(module._forward_hooks or module._forward_pre_hooks for module in places)
 
     def _shares(self) -> bool:
-        """Whether the Hugging Face model still holds the weights: a parameter put in the place of another is not in it."""
+        """Whether the Hugging Face model still holds the weights: a parameter put in the place of
+        another is not in it."""
         held = {p.untyped_storage().data_ptr() for p in self._hf_state.values()}
         return all(weight.untyped_storage().data_ptr() in held for weight in self._weights())
 
     @torch.no_grad()
-    def trace(self, facts: Facts, positions: Positions = "last", *, attention: bool = False, batch_size: int = 64) -> Trace:
-        """Capture one forward pass of the prompts: at one position of each (a name or an index), at 'all' of them, or at
-        those that predict the 'answer' token by token. `attention` keeps patterns and value vectors as well."""
+    def trace(
+        self,
+        facts: Facts,
+        positions: Positions = "last",
+        *,
+        attention: bool = False,
+        batch_size: int = 64,
+    ) -> Trace:
+        """Capture one forward pass of the prompts: at one position of each (a name or an index), at
+        'all' of them, or at those that predict the 'answer' token by token. `attention` keeps
+        patterns and value vectors as well."""
         records = as_list(facts)
         prompts = self.tokenize(records)
         where = [prompt.positions(positions) for prompt in prompts]
@@ -385,57 +484,97 @@ class Lens:
             run = partial(self.logits, rows[chunk], last=[prompt.last for prompt in prompts[chunk]])
             parts.append(capture(self.backend_adapter, run, where[chunk], attention))
         m, z, attn, ffn, resid, logits, *keys = joined(parts)
-        prompt = torch.tensor([i for i, chosen in enumerate(where) for _ in chosen], device=logits.device)
+        prompt = torch.tensor(
+            [i for i, chosen in enumerate(where) for _ in chosen], device=logits.device
+        )
         position = torch.tensor([p for chosen in where for p in chosen], device=logits.device)
         pattern, v = keys or (None, None)
         scale = scales_after(self.backend_adapter, m, z)
         return Trace(
-            tuple(records), tuple(prompts), prompt, position, m, z, attn, ffn, resid, logits, pattern, v, self.setup, scale
+            tuple(records),
+            tuple(prompts),
+            prompt,
+            position,
+            m,
+            z,
+            attn,
+            ffn,
+            resid,
+            logits,
+            pattern,
+            v,
+            self.setup,
+            scale,
         )
 
     @property
     def label(self) -> dict[str, Any]:
-        """What results are labelled with: the model, its backend, and the fingerprint, or "patched" while a patch is applied;
-        the interventions in force, where there are any; versions; no seed where nothing is drawn."""
+        """What results are labelled with: the model, its backend, and the fingerprint, or "patched"
+        while a patch is applied; the interventions in force, where there are any; versions; no seed
+        where nothing is drawn."""
         label = {
-            "model": self.name, "backend": self.backend, "fingerprint": "patched" if self.patches else self.fingerprint,
-            "versions": versions(), "seed": None,
-        }  # fmt: skip
-        return {**label, "interventions": "; ".join(map(repr, self._in_force))} if self._in_force else label
+            "model": self.name,
+            "backend": self.backend,
+            "fingerprint": "patched" if self.patches else self.fingerprint,
+            "versions": versions(),
+            "seed": None,
+        }
+        return (
+            {**label, "interventions": "; ".join(map(repr, self._in_force))}
+            if self._in_force
+            else label
+        )
 
     @property
     def setup(self) -> Setup:
-        """What a trace is taken on. W_out by weighted sums, every parameter by its norm: nearly any write changes them."""
+        """What a trace is taken on. W_out by weighted sums, every parameter by its norm: nearly any
+        write changes them."""
         sums = [weighted_sum(self.w_out(layer)) for layer in range(self.n_layers)]
-        norms = [torch.linalg.vector_norm(weight, dtype=torch.float64) for weight in self.model.parameters()]
+        norms = [
+            torch.linalg.vector_norm(weight, dtype=torch.float64)
+            for weight in self.model.parameters()
+        ]
         numbers = torch.stack([number.to(self.device) for number in (*sums, *norms)])
         return Setup(self.fingerprint, self.patches, tuple(numbers.tolist()), self.interventions)
 
-    def traced(self, facts: Facts | Trace, positions: Positions = "last", *, attention: bool = False) -> Trace:
-        """A trace of the facts, or the one given. Raises `ConfigError` for one taken on other weights, or under other
-        interventions."""
+    def traced(
+        self, facts: Facts | Trace, positions: Positions = "last", *, attention: bool = False
+    ) -> Trace:
+        """A trace of the facts, or the one given. Raises `ConfigError` for one taken on other
+        weights, or under other interventions."""
         if not isinstance(facts, Trace):
             return self.trace(facts, positions, attention=attention)
         now, then = self.setup, facts.setup
         if then is not None and not then.weighs_as(now):
             raise ConfigError(
-                f"This trace was taken on other weights than {self.name} has now (another model, patches applied or taken "
-                "back since, W_out written to): take it again with lens.trace."
+                f"This trace was taken on other weights than {self.name} has now (another model, "
+                "patches applied or taken back since, W_out written to): take it again with "
+                "lens.trace."
             )
         if then is not None and then.interventions != now.interventions:
-            was, are = (", ".join(f"{one!r:.100}" for one in of.interventions) or "no intervention" for of in (then, now))
-            raise ConfigError(f"This trace was taken under {was}; in force now: {are}. Take it again with lens.trace.")
+            was, are = (
+                ", ".join(f"{one!r:.100}" for one in of.interventions) or "no intervention"
+                for of in (then, now)
+            )
+            raise ConfigError(
+                f"This trace was taken under {was}; in force now: {are}. Take it again with "
+                "lens.trace."
+            )
         return facts
 
     # ------------------------------------------------------------------ interventions
 
     @contextmanager
     def intervene(self, *interventions: Intervention) -> Iterator[Lens]:
-        """Put interventions in force for every forward pass inside the block; nests, also with `patched`."""
+        """Put interventions in force for every forward pass inside the block; nests, also with
+        `patched`."""
         for intervention in interventions:
             if not hasattr(intervention, "hooks") or isinstance(intervention, type):
                 got = repr(intervention).splitlines()[0]
-                raise ConfigError(f"An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got {got:.100}.")
+                raise ConfigError(
+                    "An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got "
+                    f"{got:.100}."
+                )
             intervention.check(self)
         count = len(self._in_force)
         with self.turn.held():
@@ -451,23 +590,32 @@ class Lens:
         """Raise `PatchError` unless a patch was made for this lens's own base weights."""
         if patch.fingerprint != self.fingerprint:
             raise PatchError(
-                f"This patch was made for a model with fingerprint {patch.fingerprint}, not for {self.name} "
-                f"({self.fingerprint}). Load the model it names ({patch.info.get('model', 'unknown')}), weights unprocessed."
+                f"This patch was made for a model with fingerprint {patch.fingerprint}, not for "
+                f"{self.name} ({self.fingerprint}). Load the model it names "
+                f"({patch.info.get('model', 'unknown')}), weights unprocessed."
             )
         for (layer, name), delta in patch.deltas.items():
             weight = self.parameter(layer, name)
             if tuple(weight.shape) != delta.shape:
-                raise PatchError(f"The delta of {name}[{layer}] is {delta.shape}, the weight {tuple(weight.shape)}.")
+                raise PatchError(
+                    f"The delta of {name}[{layer}] is {delta.shape}, the weight "
+                    f"{tuple(weight.shape)}."
+                )
             if not delta.finite():
-                raise PatchError(f"The delta of {name}[{layer}] is not finite; nothing was written.")
+                raise PatchError(
+                    f"The delta of {name}[{layer}] is not finite; nothing was written."
+                )
 
     def apply(self, patch: Patch) -> None:
-        """Write a patch into the live weights, on top of those applied before; `revert` takes it back bit for bit.
+        """Write a patch into the live weights, on top of those applied before; `revert` takes it
+        back bit for bit.
 
         Raises `PatchError` if the patch was made for other weights; nothing is written then.
         """
         if not hasattr(patch, "deltas"):
-            raise PatchError(f"A patch is what qv.edit gives or Patch.load(folder), got {patch!r:.100}.")
+            raise PatchError(
+                f"A patch is what qv.edit gives or Patch.load(folder), got {patch!r:.100}."
+            )
         self.check_patch(patch)
         with self.turn.one_pass():
             applied = _Applied(patch)
@@ -482,7 +630,8 @@ class Lens:
                 raise
 
     def revert(self) -> Patch:
-        """Take back the patch applied last: the saved tensors are restored, not subtracted. Returns the patch."""
+        """Take back the patch applied last: the saved tensors are restored, not subtracted. Returns
+        the patch."""
         if not self._stack:
             raise PatchError("No patch is applied: there is nothing to revert.")
         with self.turn.one_pass():
@@ -503,7 +652,8 @@ class Lens:
 
     @contextmanager
     def patched(self, *patches: Patch) -> Iterator[Lens]:
-        """The model with patches applied inside the block; the weights are back bit for bit behind it."""
+        """The model with patches applied inside the block; the weights are back bit for bit behind
+        it."""
         depth = len(self._stack)
         with self.turn.held():
             try:
@@ -515,26 +665,34 @@ class Lens:
                     self.revert()
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model as it now is, patches included, as a checkpoint that transformers alone can load.
+        """Write the model as it now is, patches included, as a checkpoint that transformers alone
+        can load.
 
-        Raises `ModelError` without a Hugging Face model behind the lens, or where it no longer holds the weights;
-        `ConfigError` for a folder in use.
-        """
+        Raises `ModelError` without a Hugging Face model behind the lens, or where it no longer
+        holds the weights; `ConfigError` for a folder in use."""
         if self.hf is None:
-            raise ModelError("This Lens has no Hugging Face model behind it: build it with qv.load or qv.Lens.from_hf.")
+            raise ModelError(
+                "This Lens has no Hugging Face model behind it: build it with qv.load or "
+                "qv.Lens.from_hf."
+            )
         if not self._shares():
             raise ModelError(
-                "A parameter of the hooked model was replaced, so that the Hugging Face model behind it holds other weights. "
-                "Write in place (parameter.data.copy_(...)) or apply a patch; nothing was written."
+                "A parameter of the hooked model was replaced, so that the Hugging Face model "
+                "behind it holds other weights. Write in place (parameter.data.copy_(...)) or apply "
+                "a patch; nothing was written."
             )
         target = Path(folder)
         if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-            raise ConfigError(f"{target} already holds files. Choose a new folder; nothing was written.")
+            raise ConfigError(
+                f"{target} already holds files. Choose a new folder; nothing was written."
+            )
         state = {name: weight.detach().contiguous() for name, weight in self._hf_state.items()}
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as whole:
-                with own_settings_aside(self.hf) as own:  # transformers refuses to write some that it reads
+                with own_settings_aside(
+                    self.hf
+                ) as own:  # transformers refuses to write some that it reads
                     self.hf.save_pretrained(whole, state_dict=state)
                 own.to_json_file(Path(whole) / "generation_config.json")
                 self.tokenizer.save_pretrained(whole)
@@ -542,7 +700,9 @@ class Lens:
                 os.replace(whole, target)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"Cannot write a checkpoint to {target}: {reason}. Nothing was left there.") from error
+            raise ConfigError(
+                f"Cannot write a checkpoint to {target}: {reason}. Nothing was left there."
+            ) from error
         return target
 
 
@@ -554,8 +714,8 @@ def as_list(facts: Facts) -> list[Fact | str]:
     for record in records:
         if not isinstance(record, (Fact, str)):
             raise ConfigError(
-                f"A prompt is a qv.Fact or a text, got {type(record).__name__}. Of a case or a request take its fact: "
-                "case.request.fact, request.fact."
+                f"A prompt is a qv.Fact or a text, got {type(record).__name__}. Of a case or a "
+                "request take its fact: case.request.fact, request.fact."
             )
     return records
 

@@ -13,9 +13,12 @@ def capped(logits: Tensor, cap: float | None) -> Tensor:
 
 
 class Norm:
-    """LayerNorm or RMSNorm as numbers: gain, bias, eps; `center` is the identity for RMSNorm. `none`: no norm at all."""
+    """LayerNorm or RMSNorm as numbers: gain, bias, eps; `center` is the identity for RMSNorm.
+    `none`: no norm at all."""
 
-    def __init__(self, gain: Tensor, bias: Tensor | None, eps: float, rms: bool, none: bool = False) -> None:
+    def __init__(
+        self, gain: Tensor, bias: Tensor | None, eps: float, rms: bool, none: bool = False
+    ) -> None:
         self.gain, self.bias, self.eps, self.rms, self.none = gain, bias, eps, rms, none
 
     def center(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
@@ -27,14 +30,20 @@ class Norm:
             return torch.ones_like(x[..., :1])
         return (self.center(x).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
 
-    def __call__(self, x: Float[Tensor, "*batch d"], scale: Tensor | None = None) -> Float[Tensor, "*batch d"]:
+    def __call__(
+        self, x: Float[Tensor, "*batch d"], scale: Tensor | None = None
+    ) -> Float[Tensor, "*batch d"]:
         """The normed vector; `scale` freezes sigma instead of taking the vector's own."""
         y = self.center(x) / (self.scale(x) if scale is None else scale) * self.gain.to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def gradient(self, h: Float[Tensor, "t d"], key: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-        """grad_h of key . norm(h): (gain * key - h_c (h_c . gain * key) / (d sigma^2)) / sigma, centred for LayerNorm."""
+        """grad_h of key . norm(h): (gain * key - h_c (h_c . gain * key) / (d sigma^2)) / sigma,
+        centred for LayerNorm."""
         if self.none:
             return key
         k, h_c, sigma = self.gain.to(h.dtype) * key, self.center(h), self.scale(h)
-        return self.center(k - h_c * (h_c * k).sum(1, keepdim=True) / (h.shape[1] * sigma.square())) / sigma
+        return (
+            self.center(k - h_c * (h_c * k).sum(1, keepdim=True) / (h.shape[1] * sigma.square()))
+            / sigma
+        )

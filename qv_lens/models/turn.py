@@ -1,8 +1,10 @@
-"""Whose turn it is: hooks, interventions and weights in change belong to one thread of a Lens at a time.
+"""Whose turn it is: hooks, interventions and weights in change belong to one thread of a Lens at a
+time.
 
 1. Passes of several threads wait for each other (`one_pass`).
-2. While a block of one thread has interventions, patches or an edit in force (`held`), passes of other threads are
-   refused: they would run under what that thread has put in force, without a word.
+2. While a block of one thread has interventions, patches or an edit in force (`held`), passes of
+   other threads are refused: they would run under what that thread has put in force, without a
+   word.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class Turn:
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
-        """One pass, or one write of weights. Raises `ConfigError` while another thread holds the Lens."""
+        """One pass, or one write of weights. Raises `ConfigError` while another thread holds the
+        Lens."""
         with self._lock:
             self._check()
             yield
@@ -47,6 +50,7 @@ class Turn:
     def _check(self) -> None:
         if self._holder not in (None, threading.get_ident()):
             raise ConfigError(
-                "Another thread has interventions, patches or an edit in force on this Lens, and they would act here too. "
-                "Give each thread a Lens of its own (qv.load), or wait until that block is left."
+                "Another thread has interventions, patches or an edit in force on this Lens, and "
+                "they would act here too. Give each thread a Lens of its own (qv.load), or wait "
+                "until that block is left."
             )

@@ -10,7 +10,8 @@ from qv_lens.neurons import NeuronSet
 
 
 def random_neurons(lens: Lens, count: int, rng: random.Random) -> NeuronSet:
-    """So many of a model's FFN neurons at random, without scores, in the order in which `rng` draws them."""
+    """So many of a model's FFN neurons at random, without scores, in the order in which `rng` draws
+    them."""
     places = rng.sample(range(lens.n_layers * lens.d_mlp), count)
     return NeuronSet.of([divmod(place, lens.d_mlp) for place in places])
 
@@ -20,7 +21,7 @@ def warn_of_others(lens: Lens, neurons: NeuronSet) -> None:
     found_on = neurons.settings.get("fingerprint", lens.fingerprint)
     if found_on not in (lens.fingerprint, "patched"):  # found under a patch: which one is not known
         warnings.warn(
-            f"These neurons were found on {neurons.settings.get('model', 'another model')} ({found_on}), this is {lens.name} "
-            f"({lens.fingerprint}).",
+            f"These neurons were found on {neurons.settings.get('model', 'another model')} "
+            f"({found_on}), this is {lens.name} ({lens.fingerprint}).",
             stacklevel=4,
         )

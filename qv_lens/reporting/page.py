@@ -1,4 +1,5 @@
-"""report(): a Study -> one HTML file that needs nothing else (plotly.js is written into it once). run_page(): a run folder."""
+"""report(): a Study -> one HTML file that needs nothing else (plotly.js is written into it once).
+run_page(): a run folder."""
 
 from __future__ import annotations
 
@@ -47,33 +48,57 @@ NATS = ("logprob_change", "logprob")
 
 
 def report(study: Study, path: str | Path, command: str = "") -> Path:
-    """Write the page. `command` is what reproduces it. Raises `ConfigError` if the path cannot be written."""
+    """Write the page. `command` is what reproduces it. Raises `ConfigError` if the path cannot be
+    written."""
     target = Path(path)
     page = _page(study, command)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"Cannot write the report to {target}: {error}. Choose another path.") from error
+        raise ConfigError(
+            f"Cannot write the report to {target}: {error}. Choose another path."
+        ) from error
     return target
 
 
 def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None, most: int = 400) -> str:
-    """A run (`runs.store.load_run`) as a page: its figure, its rows averaged over everything that is not a field (at most
-    `most` of them), its settings."""
-    measures, done = [m for m in frame.attrs["measures"] if m in frame], frame[frame["status"] == "finished"]
+    """A run (`runs.store.load_run`) as a page: its figure, its rows averaged over everything that
+    is not a field (at most `most` of them), its settings."""
+    measures, done = (
+        [m for m in frame.attrs["measures"] if m in frame],
+        frame[frame["status"] == "finished"],
+    )
     shown = ("experiment", "settings", "grid", "models", "versions", "machine", "command")
     config = escape(json.dumps({key: frame.attrs.get(key) for key in shown}, indent=1))
-    single = ("task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted", "prompts_known")
-    varied = [c for c in done if c not in (*measures, *single) and 1 < done[c].astype(str).nunique() <= 40]
-    table = done.groupby(varied, sort=False)[measures].mean(numeric_only=True).reset_index() if varied else done
+    single = (
+        "task",
+        "status",
+        "case",
+        "subject",
+        "text",
+        "prompt",
+        "written",
+        "skipped",
+        "promoted",
+        "prompts_known",
+    )
+    varied = [
+        c for c in done if c not in (*measures, *single) and 1 < done[c].astype(str).nunique() <= 40
+    ]
+    table = (
+        done.groupby(varied, sort=False)[measures].mean(numeric_only=True).reset_index()
+        if varied
+        else done
+    )
     parts = [
-        f"<h1>{escape(name)}</h1><p>{frame['task'].nunique()} tasks, {int((frame['status'] == 'failed').sum())} failed, "
-        f"{len(done)} rows{'' if frame.attrs['complete'] else '; unfinished'}.</p>",
+        f"<h1>{escape(name)}</h1><p>{frame['task'].nunique()} tasks, "
+        f"{int((frame['status'] == 'failed').sum())} failed, {len(done)} "
+        f"rows{'' if frame.attrs['complete'] else '; unfinished'}.</p>",
         _figure(figure) if figure is not None else "",
         _failures(frame),
-        f"<h2>Rows</h2><p class=note>Means; {min(len(table), most)} of {len(table)} combinations.</p>"
-        + _card(_numbers(table.head(most))),
+        f"<h2>Rows</h2><p class=note>Means; {min(len(table), most)} of {len(table)} "
+        "combinations.</p>" + _card(_numbers(table.head(most))),
         f"<h2>Settings</h2><pre>{config}</pre>",
     ]
     return _document(name, parts)
@@ -85,7 +110,9 @@ def _failures(frame: pd.DataFrame) -> str:
     if failed.empty:
         return ""
     names = [name for name in frame.attrs["grid"] if name in failed]
-    told = failed[names].assign(error=[str(error).strip().splitlines()[-1] for error in failed["error"]])
+    told = failed[names].assign(
+        error=[str(error).strip().splitlines()[-1] for error in failed["error"]]
+    )
     return "<h2>Failed</h2>" + _card(told.to_html(index=False, border=0))
 
 
@@ -97,8 +124,9 @@ def _page(study: Study, command: str) -> str:
     fact, new = study.request.fact, study.request.new
     parts = [
         f"<h1>Where {escape(str(study.settings['model']))} keeps a fact</h1>",
-        f"<div class=fact>{escape(fact.prompt).replace('{}', f'<b>{escape(fact.subject)}</b>')} <s>{escape(fact.answer)}</s> "
-        f"&rarr; <b>{escape(new)}</b><div class=note>{_known(study)}</div></div>",
+        f"<div class=fact>{escape(fact.prompt).replace('{}', f'<b>{escape(fact.subject)}</b>')} "
+        f"<s>{escape(fact.answer)}</s> &rarr; <b>{escape(new)}</b><div "
+        f"class=note>{_known(study)}</div></div>",
         *_curve(study), *_attribution(study), *_layers(study), *_causes(study), *_edit(study),
         "<h2>6. Do it again</h2>", f"<pre>{escape(command)}</pre>" if command else "",
         f"<div class=card>{_settings(study)}</div>",
@@ -111,12 +139,19 @@ def _known(study: Study) -> str:
     chip = f"<span class=tok>{escape(study.answered.strip())}</span>"
     share = 100 * math.exp(study.logprob)
     told = (
-        f"The model answers {chip}; it gives the first token of {escape(answer)} {share:.1f}% (log p {_fixed(study.logprob, 2)})."
+        f"The model answers {chip}; it gives the first token of {escape(answer)} {share:.1f}% (log "
+        f"p {_fixed(study.logprob, 2)})."
     )
-    asked = ", ".join(f"{row.known} of {row.asked} {row.kind}" for row in study.material.itertuples())
-    beside = f"Beside this fact others are asked; before anything is done the model answers {asked}."
+    asked = ", ".join(
+        f"{row.known} of {row.asked} {row.kind}" for row in study.material.itertuples()
+    )
+    beside = (
+        f"Beside this fact others are asked; before anything is done the model answers {asked}."
+    )
     if not study.known:
-        told += " It does not know this fact: what follows is about an answer that it does not give."
+        told += (
+            " It does not know this fact: what follows is about an answer that it does not give."
+        )
     return f"{told} {beside}"
 
 
@@ -137,17 +172,25 @@ def _curve(study: Study) -> Iterable[str]:
     total = int(study.settings["neurons"])
     parts = [
         f"<b>{_count(own, name)}</b> by {told}"
-        for name, told in (("Eq. 9", "Eq. 9 (value neurons)"), ("gradient", "gradient times activation"))
+        for name, told in (
+            ("Eq. 9", "Eq. 9 (value neurons)"),
+            ("gradient", "gradient times activation"),
+        )
     ]
     most = int(study.removal["k"].max())
     lost = f"{random.notna().sum()} of {len(random)} random draws of up to {most} lose it"
     answer = f"<b>{escape(fact.answer)}</b>"
     outcome = f"The answer {answer} is lost after {' and '.join(parts)}; {lost}."
     if not study.removal.loc[study.removal["prompt"] == 0, "known"].all():
-        outcome = f"The answer {answer} is not what the model says to begin with: the curves show its log-probability alone."
+        outcome = (
+            f"The answer {answer} is not what the model says to begin with: the curves show its "
+            "log-probability alone."
+        )
     yield (
-        f"<p>Of the model's {total:,} FFN neurons those that rank best are set to zero at the prompt's last token. {outcome} The same "
-        "neurons are then taken from another fact of its kind and from one of another kind: what falls there too does not belong to this fact alone.</p>"
+        f"<p>Of the model's {total:,} FFN neurons those that rank best are set to zero at the "
+        f"prompt's last token. {outcome} The same neurons are then taken from another fact of its "
+        "kind and from one of another kind: what falls there too does not belong to this fact "
+        "alone.</p>"
     )
     told = _removal_table(study, table)
     yield _figure(plots.removal_curve(study.removal, "What is left of the answer"), told)
@@ -160,16 +203,23 @@ def _count(own: pd.DataFrame, ranking: str) -> str:
 
 
 def _removal_table(study: Study, table: pd.DataFrame) -> str:
-    """At how many neurons each fact's answer is lost (`lost_at`); of random draws how many lose it."""
+    """At how many neurons each fact's answer is lost (`lost_at`); of random draws how many lose
+    it."""
     texts = study.removal.drop_duplicates("prompt").set_index("prompt")
     rows = []
     for (prompt, ranking), part in table.groupby(["prompt", "ranking"], sort=False):
         k = part["k"]
         if not texts.loc[prompt, "known"]:
-            rows.append({**_whose(texts, prompt), "ranking": ranking, "answer lost at": "not known before"})
+            rows.append(
+                {**_whose(texts, prompt), "ranking": ranking, "answer lost at": "not known before"}
+            )
             continue
         lost = (
-            f"{int(k.median())}" if k.notna().all() else f"{int(k.notna().sum())} of {len(k)} draws" if len(k) > 1 else "not lost"
+            f"{int(k.median())}"
+            if k.notna().all()
+            else f"{int(k.notna().sum())} of {len(k)} draws"
+            if len(k) > 1
+            else "not lost"
         )
         rows.append({**_whose(texts, prompt), "ranking": ranking, "answer lost at": lost})
     return _table(pd.DataFrame(rows))
@@ -182,14 +232,15 @@ def _whose(texts: pd.DataFrame, prompt: int) -> dict[str, str]:
 def _attribution(study: Study) -> Iterable[str]:
     yield "<h2>2. Value and query neurons</h2>"
     yield (
-        "<p>A <b>value neuron</b> raises the log-probability of the answer by its score where it is written (Eq. 9, nats). "
-        "A <b>query neuron</b> raises the coefficients of value neurons in higher layers (Eq. 10). The <b>effect</b> of a neuron is what "
-        "the answer loses without it, to first order, whatever later layers make of it (gradient times activation, nats).</p>"
+        "<p>A <b>value neuron</b> raises the log-probability of the answer by its score where it is "
+        "written (Eq. 9, nats). A <b>query neuron</b> raises the coefficients of value neurons in "
+        "higher layers (Eq. 10). The <b>effect</b> of a neuron is what the answer loses without it, "
+        "to first order, whatever later layers make of it (gradient times activation, nats).</p>"
     )
     yield _card(_strip(study.tokens)) + (
-        "<p class=note>Every token's colour: how much FFN and attention raise the answer at that position, each by the layer whose "
-        "whole output adds most (Eq. 9; ACE, Table 5); below it the sum, nats. Hover for both and for what the model would say "
-        "there.</p>"
+        "<p class=note>Every token's colour: how much FFN and attention raise the answer at that "
+        "position, each by the layer whose whole output adds most (Eq. 9; ACE, Table 5); below it "
+        "the sum, nats. Hover for both and for what the model would say there.</p>"
     )
     for title, table in (
         ("Top value neurons of this prompt", study.value_tokens),
@@ -205,13 +256,20 @@ def _layers(study: Study) -> Iterable[str]:
     value, query = _edited_layers(study)
     yield "<h2>3. Layers</h2>"
     yield (
-        f"<p>Means over {study.layers.frame.attrs['prompts']} facts of this kind. Near the end the last token's neurons write the answer "
-        "down; an edit must be written where the subject is read. So the layers to edit are ranked by the effect of the neurons "
-        f"<i>at the subject's last token</i> on the answer: value layers <b>{value}</b>, and the query layers that feed them most (Eq. 10) "
-        f"<b>{query}</b>. These are the layers that ACE edits below.</p>"
+        f"<p>Means over {study.layers.frame.attrs['prompts']} facts of this kind. Near the end the "
+        "last token's neurons write the answer down; an edit must be written where the subject is "
+        "read. So the layers to edit are ranked by the effect of the neurons <i>at the subject's "
+        f"last token</i> on the answer: value layers <b>{value}</b>, and the query layers that feed "
+        f"them most (Eq. 10) <b>{query}</b>. These are the layers that ACE edits below.</p>"
     )
-    yield _figure(plots.layer_profile(study.profile, "Layers, nats per fact"), _by_layer(study.profile, "kind"))
-    yield _figure(plots.head_heatmap(study.heads, "Attention heads of this prompt"), _by_layer(study.heads, "head"))
+    yield _figure(
+        plots.layer_profile(study.profile, "Layers, nats per fact"),
+        _by_layer(study.profile, "kind"),
+    )
+    yield _figure(
+        plots.head_heatmap(study.heads, "Attention heads of this prompt"),
+        _by_layer(study.heads, "head"),
+    )
 
 
 def _edited_layers(study: Study) -> tuple[str, str]:
@@ -228,17 +286,19 @@ def _causes(study: Study) -> Iterable[str]:
     else:
         table = study.ablation.groupby(["neurons", "group"], sort=False)
         yield (
-            "<p>Neurons are ranked on one half of the facts of this kind (Eq. 9, summed) and zeroed at all positions; accuracy is measured on "
-            "the other half and on other kinds of fact. Random: mean of five seeds.</p>"
+            "<p>Neurons are ranked on one half of the facts of this kind (Eq. 9, summed) and zeroed "
+            "at all positions; accuracy is measured on the other half and on other kinds of fact. "
+            "Random: mean of five seeds.</p>"
             + _card(_table(table[["count", *DROP]].mean().reset_index()))
         )
     if study.suppression.empty:
         yield "<p class=note>Query neurons are not silenced: no multi-hop prompts were given, or the model answers none.</p>"
     else:
         yield (
-            "<p><b>Zero</b> removes query neurons for every reader; <b>Suppress</b> removes only what they write into the value neurons. "
-            "Two-hop prompts over this relation, one layer at a time; the layers are those where the query neurons of these prompts' "
-            "last tokens score highest, and not the edited ones, which are ranked at the subject.</p>"
+            "<p><b>Zero</b> removes query neurons for every reader; <b>Suppress</b> removes only "
+            "what they write into the value neurons. Two-hop prompts over this relation, one layer "
+            "at a time; the layers are those where the query neurons of these prompts' last tokens "
+            "score highest, and not the edited ones, which are ranked at the subject.</p>"
             + _card(_table(study.suppression))
         )
 
@@ -246,22 +306,31 @@ def _causes(study: Study) -> Iterable[str]:
 def _edit(study: Study) -> Iterable[str]:
     yield "<h2>5. Edit</h2>"
     yield (
-        f"<p>This fact and {int(study.edits['cases'].max()) - 1} of its kind, one at a time, weights put back in between. "
-        "<i>before</i> counts old answers of multi-hop prompts, <i>after</i> the new ones. What the model says, in its own words:</p>"
+        f"<p>This fact and {int(study.edits['cases'].max()) - 1} of its kind, one at a time, "
+        "weights put back in between. <i>before</i> counts old answers of multi-hop prompts, "
+        "<i>after</i> the new ones. What the model says, in its own words:</p>"
     )
     yield _card(_table(study.probes))
     if study.restored:
         yield "<p class=note>At the end every weight was what it had been, bit for bit.</p>"
     yield _figure(plots.metric_bars(study.edits, "Before and after the edit"))
-    yield _card(_table(study.edits[["variant", "layers", "metric", "before", "after", "low", "high", "cases"]]))
+    yield _card(
+        _table(
+            study.edits[["variant", "layers", "metric", "before", "after", "low", "high", "cases"]]
+        )
+    )
     yield _figure(plots.before_after(study.states), _by_layer(study.states, "state"))
     fact, new = study.request.fact, study.request.new
-    sides = ((fact.answer, study.tokens, study.value_tokens), (new, study.tokens_after, study.value_tokens_after))
+    sides = (
+        (fact.answer, study.tokens, study.value_tokens),
+        (new, study.tokens_after, study.value_tokens_after),
+    )
     yield (
         "<div class=two>"
         + "".join(
-            f"<div><p class=note>{when}: importance of each token for <b>{escape(answer)}</b>, and its value neurons</p>"
-            f"{_card(_strip(tokens))}{_card(_neurons(neurons.head(6), 4))}</div>"
+            f"<div><p class=note>{when}: importance of each token for <b>{escape(answer)}</b>, and "
+            "its value "
+            f"neurons</p>{_card(_strip(tokens))}{_card(_neurons(neurons.head(6), 4))}</div>"
             for when, (answer, tokens, neurons) in zip(("Before", "After"), sides, strict=True)
         )
         + "</div>"
@@ -275,7 +344,10 @@ def _strip(tokens: pd.DataFrame) -> str:
     spans = []
     for row, value in zip(tokens.itertuples(), total, strict=True):
         colour = "42,111,219" if value > 0 else "224,123,57"
-        told = f"FFN {row.ffn:+.3f}, attention {row.attn:+.3f} nats; next: {', '.join(t.strip() for t in row.promoted)}"
+        told = (
+            f"FFN {row.ffn:+.3f}, attention {row.attn:+.3f} nats; next: "
+            f"{', '.join(t.strip() for t in row.promoted)}"
+        )
         shade = f"background:rgba({colour},{0.75 * abs(value) / limit:.2f})"
         spans.append(
             f'<span style="{shade}" title="{escape(told, quote=True)}">{escape(str(row.token)) or "·"}<small>{_fixed(value, 2)}</small></span>'
@@ -284,10 +356,13 @@ def _strip(tokens: pd.DataFrame) -> str:
 
 
 def _code(study: Study) -> str:
-    """Python that zeroes one neuron of this study's fact; `{layer}` and `{neuron}` are filled in per card."""
+    """Python that zeroes one neuron of this study's fact; `{layer}` and `{neuron}` are filled in
+    per card."""
     fact = study.request.fact
     space = "" if fact.space is None else f", space={fact.space}"
-    literal = f"qv.Fact({fact.prompt!r}, {fact.subject!r}, {fact.answer!r}{space})".replace("{", "{{").replace("}", "}}")
+    literal = f"qv.Fact({fact.prompt!r}, {fact.subject!r}, {fact.answer!r}{space})".replace(
+        "{", "{{"
+    ).replace("}", "}}")
     return (
         f"import qv_lens as qv\nlens = qv.load({study.settings['model']!r})\nfact = {literal}\n"
         "neuron = qv.NeuronSet.of([({layer}, {neuron})])\nwith lens.intervene(qv.Zero(neuron)):\n    print(lens.logprob(fact))"
@@ -297,16 +372,24 @@ def _code(study: Study) -> str:
 def _neurons(frame: pd.DataFrame, tokens_shown: int = 8) -> str:
     rows = []
     for layer, neuron, m, score, promoted in zip(
-        frame["layer"], frame["neuron"], frame["coefficient"], frame["score"], frame["promoted"], strict=True
+        frame["layer"],
+        frame["neuron"],
+        frame["coefficient"],
+        frame["score"],
+        frame["promoted"],
+        strict=True,
     ):
-        tokens = "".join(f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in promoted[:tokens_shown])
+        tokens = "".join(
+            f"<span class=tok>{escape(token.strip() or repr(token))}</span>"
+            for token in promoted[:tokens_shown]
+        )
         rows.append(
-            f"<tr><td><code>f{layer}-{neuron}</code></td><td class=n>{_fixed(m, 2)}</td><td class=n>{_fixed(score, 4)}</td>"
-            f"<td>{tokens}</td></tr>"
+            f"<tr><td><code>f{layer}-{neuron}</code></td><td class=n>{_fixed(m, 2)}</td><td "
+            f"class=n>{_fixed(score, 4)}</td><td>{tokens}</td></tr>"
         )
     return (
-        "<table><tr><th>neuron</th><th class=n>coefficient m</th><th class=n>score, nats</th><th>promotes</th></tr>"
-        f"{''.join(rows)}</table>"
+        "<table><tr><th>neuron</th><th class=n>coefficient m</th><th class=n>score, "
+        f"nats</th><th>promotes</th></tr>{''.join(rows)}</table>"
     )
 
 
@@ -333,7 +416,11 @@ def _cell(column: str, value: object) -> str:
         if value != value:
             return "<td class=n>–</td>"
         shares = ("clean", "accuracy", "drop_relative", "before", "after", "low", "high")
-        text = f"{_fixed(100 * value, 1)}%" if column in shares else _fixed(value, 3 if column in NATS else 0)
+        text = (
+            f"{_fixed(100 * value, 1)}%"
+            if column in shares
+            else _fixed(value, 3 if column in NATS else 0)
+        )
         return f"<td class=n>{text}</td>"
     return f"<td>{escape(str(value))}</td>"
 
@@ -355,9 +442,17 @@ def _card(html: str) -> str:
 
 def _figure(figure: go.Figure, table: str = "") -> str:
     """A picture, and its numbers where there is no JavaScript to draw it."""
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
+    drawn = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"displayModeBar": False, "responsive": True},
+    )
     return _card(f"{drawn}<noscript>{table}</noscript>" if table else drawn)
 
 
 def _by_layer(frame: pd.DataFrame, rows: str, value: str = "score") -> str:
-    return _numbers(frame.pivot_table(index=rows, columns="layer", values=value, aggfunc="sum", sort=False).reset_index())
+    return _numbers(
+        frame.pivot_table(
+            index=rows, columns="layer", values=value, aggfunc="sum", sort=False
+        ).reset_index()
+    )

@@ -8,12 +8,14 @@
     layer = "layers"               # every layer of the model
     seed = [0, 1, 2]
 
-1. The experiment has settings and a grid of its own. What a TOML file says, and then what the command line says (`--set
-   key=value`, a list is varied; `--model`), takes the place of the same key there, and leaves the rest.
-2. A key is a field of the experiment's `Task`. A field that is a table (an editor's hyperparameters) is reached with a dot:
-   "editor.lam" = [5, 10].
-3. A task is one combination. Its id is a hash of the experiment's name and its fields: the same task has the same id in every
-   run, on every machine, and its random draws come from its own `seed`.
+1. The experiment has settings and a grid of its own. What a TOML file says, and then what the
+   command line says (`--set key=value`, a list is varied; `--model`), takes the place of the same
+   key there, and leaves the rest.
+2. A key is a field of the experiment's `Task`. A field that is a table (an editor's
+   hyperparameters) is reached with a dot: "editor.lam" = [5, 10].
+3. A task is one combination. Its id is a hash of the experiment's name and its fields: the same
+   task has the same id in every run, on every machine, and its random draws come from its own
+   `seed`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ ALL_LAYERS = "layers"
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: the experiment's file, what is fixed, and what is varied in the order of the file."""
+    """One run: the experiment's file, what is fixed, and what is varied in the order of the
+    file."""
 
     experiment: str
     """Path of the experiment's file."""
@@ -49,7 +52,8 @@ class RunConfig:
     """By model: values that it has besides those of the grid."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, as written into the run folder: the experiment by its name, which is the same on every machine."""
+        """Plain data, as written into the run folder: the experiment by its name, which is the same
+        on every machine."""
         plain = {
             "experiment": find_experiment(self.experiment).name,
             "settings": dict(self.settings),
@@ -81,16 +85,24 @@ class Task:
         return columns
 
 
-def read_config(path: str | Path, changes: Sequence[str] = (), models: Sequence[str] = ()) -> RunConfig:
-    """The run of an experiment's file, or of a TOML file over one. `changes` are "key=value" (a list varies, anything else is
-    fixed); `models` takes the place of the file's. Raises `ConfigError` for what cannot be read or is not known."""
+def read_config(
+    path: str | Path, changes: Sequence[str] = (), models: Sequence[str] = ()
+) -> RunConfig:
+    """The run of an experiment's file, or of a TOML file over one. `changes` are "key=value" (a
+    list varies, anything else is fixed); `models` takes the place of the file's. Raises
+    `ConfigError` for what cannot be read or is not known."""
     is_python = Path(path).suffix == ".py"
     file, over = (Path(path), {}) if is_python else _read_toml(Path(path))
     experiment = find_experiment(file)
     settings: dict[str, Any] = dict(experiment.settings)
-    grid: dict[str, Any] = {key: value if isinstance(value, str) else list(value) for key, value in experiment.grid.items()}
+    grid: dict[str, Any] = {
+        key: value if isinstance(value, str) else list(value)
+        for key, value in experiment.grid.items()
+    }
     more = {model: dict(values) for model, values in experiment.more.items()}
-    replaced: dict[str, Any] = {key: {"varied": False, "value": value} for key, value in over.get("settings", {}).items()}
+    replaced: dict[str, Any] = {
+        key: {"varied": False, "value": value} for key, value in over.get("settings", {}).items()
+    }
     for key, value in _dotted(over.get("grid", {})).items():
         if key in replaced:
             raise ConfigError(f"{key!r} stands in [settings] and in [grid]: keep one.")
@@ -110,13 +122,17 @@ def read_config(path: str | Path, changes: Sequence[str] = (), models: Sequence[
     for key, values in grid.items():
         _check_grid(key, values)
     fixed = {key: values if values == ALL_LAYERS else tuple(values) for key, values in grid.items()}
-    return RunConfig(str(file), settings, fixed, {model: values for model, values in more.items() if values})
+    return RunConfig(
+        str(file), settings, fixed, {model: values for model, values in more.items() if values}
+    )
 
 
 def _read_toml(path: Path) -> tuple[Path, dict[str, Any]]:
     """The experiment's file that a TOML file names, and what it says."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
+        raw = tomllib.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # with or without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the run file {path}: {error}.") from error
     except tomllib.TOMLDecodeError as error:
@@ -124,7 +140,9 @@ def _read_toml(path: Path) -> tuple[Path, dict[str, Any]]:
     strange = sorted(set(raw) - {"experiment", "settings", "grid"})
     if strange or not isinstance(raw.get("experiment"), str):
         wrong = f"unknown key {strange[0]!r}" if strange else "no experiment"
-        raise ConfigError(f'{path}: {wrong}. A run file holds experiment = "FILE.py", [settings] and [grid].')
+        raise ConfigError(
+            f'{path}: {wrong}. A run file holds experiment = "FILE.py", [settings] and [grid].'
+        )
     return path.parent / raw["experiment"], raw
 
 
@@ -141,29 +159,39 @@ def _check_grid(key: str, values: Any) -> None:
         return
     if not isinstance(values, list) or not values:
         raise ConfigError(
-            f"[grid] {key} must be a list with at least one value, got {values!r}. Fixed values go into [settings]."
+            f"[grid] {key} must be a list with at least one value, got {values!r}. Fixed values go "
+            "into [settings]."
         )
     if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
         raise ConfigError(f"[grid] {key} holds a value twice: {values}.")
 
 
 def _plain(grid: Grid) -> dict[str, Any]:
-    return {key: values if isinstance(values, str) else list(values) for key, values in grid.items()}
+    return {
+        key: values if isinstance(values, str) else list(values) for key, values in grid.items()
+    }
 
 
 def tasks_of(config: RunConfig, n_layers: Callable[[str], int] | None = None) -> list[Task]:
-    """Every task of a run, in the order of the grid. `n_layers` tells how many layers a model has, by name.
+    """Every task of a run, in the order of the grid. `n_layers` tells how many layers a model has,
+    by name.
 
-    Raises `ConfigError` for a key that is not a field of the experiment's task, a missing one, or a value of the wrong kind.
-    """
+    Raises `ConfigError` for a key that is not a field of the experiment's task, a missing one, or a
+    value of the wrong kind."""
     experiment = find_experiment(config.experiment)
     tasks: list[Task] = []
     for combination in _combinations(config, n_layers):
         made = _make(experiment, combination)
-        text = json.dumps([experiment.name, experiment.version, asdict(made)], sort_keys=True, default=str)
-        tasks.append(Task(len(tasks), hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), made))
+        text = json.dumps(
+            [experiment.name, experiment.version, asdict(made)], sort_keys=True, default=str
+        )
+        tasks.append(
+            Task(len(tasks), hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), made)
+        )
     if len({task.id for task in tasks}) < len(tasks):
-        raise ConfigError(f"Two tasks of {experiment.name} have the same fields: the grid names one thing twice.")
+        raise ConfigError(
+            f"Two tasks of {experiment.name} have the same fields: the grid names one thing twice."
+        )
     return tasks
 
 
@@ -173,17 +201,28 @@ def _combinations(config: RunConfig, n_layers: Callable[[str], int] | None) -> l
     asked = config.grid.get("model", (config.settings.get("model"),))
     for model, values in config.more.items():
         if model in asked:
-            combinations += _product(config.settings, {**config.grid, "model": (model,), **values}, n_layers)
+            combinations += _product(
+                config.settings, {**config.grid, "model": (model,), **values}, n_layers
+            )
     return combinations
 
 
-def _product(settings: Mapping[str, Any], grid: Grid, n_layers: Callable[[str], int] | None) -> list[dict[str, Any]]:
+def _product(
+    settings: Mapping[str, Any], grid: Grid, n_layers: Callable[[str], int] | None
+) -> list[dict[str, Any]]:
     varied = {key: values for key, values in grid.items() if not isinstance(values, str)}
-    combinations = [{**settings, **dict(zip(varied, chosen, strict=True))} for chosen in itertools.product(*varied.values())]
+    combinations = [
+        {**settings, **dict(zip(varied, chosen, strict=True))}
+        for chosen in itertools.product(*varied.values())
+    ]
     for key in (key for key, values in grid.items() if values == ALL_LAYERS):
         if n_layers is None or any("model" not in combination for combination in combinations):
             raise ConfigError(f'[grid] {key} = "{ALL_LAYERS}" needs a model.')
-        combinations = [{**each, key: layer} for each in combinations for layer in range(n_layers(each["model"]))]
+        combinations = [
+            {**each, key: layer}
+            for each in combinations
+            for layer in range(n_layers(each["model"]))
+        ]
     return combinations
 
 
@@ -192,7 +231,9 @@ def _make(experiment: Experiment, values: dict[str, Any]) -> Any:
     name = experiment.name
     declared = _declared(experiment.task)
     whole: dict[str, Any] = {}
-    for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):  # a table first, then what changes in it
+    for key, value in sorted(
+        values.items(), key=lambda item: item[0].count(".")
+    ):  # a table first, then what changes in it
         outer, _, inner = key.partition(".")
         if outer not in declared:
             raise unknown(f"Key of {name}:", key, list(declared))
@@ -201,7 +242,9 @@ def _make(experiment: Experiment, values: dict[str, Any]) -> Any:
         elif isinstance(whole.setdefault(outer, {}), dict):
             whole[outer] = {**whole[outer], inner: value}
         else:
-            raise ConfigError(f"{key!r} reaches into {outer!r}, which is {whole[outer]!r} and not a table.")
+            raise ConfigError(
+                f"{key!r} reaches into {outer!r}, which is {whole[outer]!r} and not a table."
+            )
     return _built(experiment.task, whole, name)
 
 
@@ -236,8 +279,8 @@ KINDS: Mapping[Any, tuple[type, ...]] = MappingProxyType({
 
 
 def _check_kind(experiment: str, name: str, value: Any, hint: Any, declared: Any) -> None:
-    """Refuse a value that is none of the kinds and none of the choices (`Literal`) of a field's annotation. An annotation that
-    names anything else is not checked."""
+    """Refuse a value that is none of the kinds and none of the choices (`Literal`) of a field's
+    annotation. An annotation that names anything else is not checked."""
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
     kinds = [get_origin(part) or part for part in parts if get_origin(part) is not Literal]
@@ -258,7 +301,9 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """[grid] editor.lam = [5, 10] as {"editor.lam": [5, 10]}."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat
 
 

@@ -16,12 +16,15 @@
     def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame: ...     # tidy, without the fields of the task
     def figure(frame: pd.DataFrame) -> go.Figure: ...
 
-1. `Task`, `rows` and `MEASURES` must be there; the rest may be. A `VERSION` above 1 says that rows are made differently.
-2. A field of `Task` that is itself a frozen dataclass falls into its fields: `count` names the one of `task.cases.count`.
-3. `rows` gets the task's model, loaded (None where a task has no field `model`). Where it takes a third argument, that is `once`:
-   `once(compute, *arguments)` gives what `compute(*arguments)` gives, and remembers it for the other cells of the model.
-4. A file in a package (folders with `__init__.py`) is imported by its name from there, so that files can share code.
-"""
+1. `Task`, `rows` and `MEASURES` must be there; the rest may be. A `VERSION` above 1 says that rows
+   are made differently.
+2. A field of `Task` that is itself a frozen dataclass falls into its fields: `count` names the one
+   of `task.cases.count`.
+3. `rows` gets the task's model, loaded (None where a task has no field `model`). Where it takes a
+   third argument, that is `once`: `once(compute, *arguments)` gives what `compute(*arguments)`
+   gives, and remembers it for the other cells of the model.
+4. A file in a package (folders with `__init__.py`) is imported by its name from there, so that
+files can share code."""
 
 from __future__ import annotations
 
@@ -99,7 +102,10 @@ def find_experiment(file: str | Path) -> Experiment:
     module = _imported(path)
     missing = [name for name in ("Task", "rows", "MEASURES") if not hasattr(module, name)]
     if missing:
-        raise ConfigError(f"{file} is not an experiment: it has no {missing[0]}. It needs Task, rows and MEASURES.")
+        raise ConfigError(
+            f"{file} is not an experiment: it has no {missing[0]}. It needs Task, rows and "
+            "MEASURES."
+        )
     task = module.Task
     if not (isinstance(task, type) and is_dataclass(task)):
         raise ConfigError(f"{file}: Task must be a frozen dataclass.")
@@ -118,7 +124,8 @@ def find_experiment(file: str | Path) -> Experiment:
 
 
 def _imported(path: Path) -> ModuleType:
-    """The module of a file; of a file in a package, as `import` finds it from the folder in which the package lies."""
+    """The module of a file; of a file in a package, as `import` finds it from the folder in which
+    the package lies."""
     root = path.parent
     while (root / "__init__.py").exists():
         root = root.parent
@@ -131,9 +138,13 @@ def _imported(path: Path) -> ModuleType:
             sys.path.append(str(root))
         module = import_module(name)
     except (ImportError, AttributeError, NameError, SyntaxError) as error:
-        raise ConfigError(f"The experiment {path} cannot be imported: {type(error).__name__}: {error}.") from error
+        raise ConfigError(
+            f"The experiment {path} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
     if Path(module.__file__ or "").resolve() != path:
-        raise ConfigError(f"The experiment {path} cannot be imported: {name} is already {module.__file__}.")
+        raise ConfigError(
+            f"The experiment {path} cannot be imported: {name} is already {module.__file__}."
+        )
     return module
 
 
@@ -163,11 +174,16 @@ def flat(task: Any) -> dict[str, Any]:
 def parts_of(task: type) -> dict[str, type]:
     """The parts of a task: its fields that are dataclasses."""
     hints = hints_of(task)
-    return {field.name: hints[field.name] for field in fields(task) if is_dataclass(hints.get(field.name))}
+    return {
+        field.name: hints[field.name]
+        for field in fields(task)
+        if is_dataclass(hints.get(field.name))
+    }
 
 
 def hints_of(task: type) -> dict[str, Any]:
-    """The annotations of a task's fields; none where one names what is imported for type checkers alone."""
+    """The annotations of a task's fields; none where one names what is imported for type checkers
+    alone."""
     try:
         return get_type_hints(task)
     except NameError:

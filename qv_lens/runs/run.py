@@ -1,9 +1,12 @@
 """Tasks to rows: in this process, or on Ray. The same tasks, the same seeds, the same rows.
 
-1. Every task that has no shard yet is run; a model is loaded when the first task asks for it and kept.
-2. A task that raises is marked failed with its traceback, and the rest goes on. Ctrl-C and a kill leave a run that resumes.
-3. Ray: one actor per GPU, or per CPU share with one torch thread each; an actor loads a model once. Placement, retries and
-   scheduling are Ray's. Rows come back to the driver, which alone writes, so no shared disk is needed.
+1. Every task that has no shard yet is run; a model is loaded when the first task asks for it and
+   kept.
+2. A task that raises is marked failed with its traceback, and the rest goes on. Ctrl-C and a kill
+   leave a run that resumes.
+3. Ray: one actor per GPU, or per CPU share with one torch thread each; an actor loads a model once.
+   Placement, retries and scheduling are Ray's. Rows come back to the driver, which alone writes, so
+   no shared disk is needed.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ RETRIES = 2
 
 @dataclass
 class Shelf:
-    """What a worker keeps between tasks: the model loaded last, and what experiments computed once on it."""
+    """What a worker keeps between tasks: the model loaded last, and what experiments computed once
+    on it."""
 
     device: str | None = None
     """Where models are loaded."""
@@ -48,7 +52,8 @@ class Shelf:
     """What was computed on it."""
 
     def lens(self, name: str) -> Lens:
-        """The model, loaded once; another one takes its place (and that of everything computed on it)."""
+        """The model, loaded once; another one takes its place (and that of everything computed on
+        it)."""
         if name not in self.loaded:
             from qv_lens.models.zoo import load
 
@@ -58,7 +63,8 @@ class Shelf:
         return self.loaded[name]
 
     def once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
-        """What `compute(*arguments)` gives, kept until another model is loaded: the function and its arguments are the key."""
+        """What `compute(*arguments)` gives, kept until another model is loaded: the function and
+        its arguments are the key."""
         key = (compute, arguments)
         if key not in self.known:
             self.known[key] = compute(*arguments)
@@ -89,7 +95,9 @@ def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
     try:
         lens = shelf.lens(model) if isinstance(model, str) else None
         rows = experiment.rows(task.fields, lens, shelf.once)
-        pa.Table.from_pandas(rows, preserve_index=False)  # rows that cannot be stored are the task's failure, not the run's
+        pa.Table.from_pandas(
+            rows, preserve_index=False
+        )  # rows that cannot be stored are the task's failure, not the run's
     except Exception:
         rows, error = None, traceback.format_exc()
     lens = shelf.loaded.get(model) if isinstance(model, str) else None
@@ -107,13 +115,15 @@ def run(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Path:
-    """Run every task of `config` that `out` does not hold yet, and return the folder; run it again to resume.
+    """Run every task of `config` that `out` does not hold yet, and return the folder; run it again
+    to resume.
 
-    `engine`: 'inline' or 'ray'. `workers`: Ray actors (default: one per GPU, or per CPU core). `address`: of a Ray
-    cluster to join ('auto': the one of this machine). `device` (inline) and `dtype`: of the models (None: the first GPU, the
-    checkpoint's own).
-    Raises `ConfigError` for a folder of another run, one that cannot be written, or weights that changed on the way.
-    """
+    `engine`: 'inline' or 'ray'.
+    `workers`: Ray actors (default: one per GPU, or per CPU core).
+    `address`: of a Ray cluster to join ('auto': the one of this machine). `device` (inline) and
+    `dtype`: of the models (None: the first GPU, the checkpoint's own).
+    Raises `ConfigError` for a folder of another run, one that cannot be written, or weights that
+    changed on the way."""
     if engine not in ("inline", "ray"):
         raise unknown("Engine", engine, ("inline", "ray"))
     experiment, tasks = find_experiment(config.experiment), all_tasks(config)
@@ -121,7 +131,11 @@ def run(
     todo = remaining(tasks, store.finished())
     if todo:
         inline = engine == "inline"
-        outcomes = _inline(experiment, todo, device, dtype) if inline else _on_ray(config, todo, workers, address, dtype)
+        outcomes = (
+            _inline(experiment, todo, device, dtype)
+            if inline
+            else _on_ray(config, todo, workers, address, dtype)
+        )
         bar = tqdm(
             desc=experiment.name.rpartition("experiments.")[2],
             total=len(tasks),
@@ -139,8 +153,9 @@ def run(
                 bar.update()
         if ignorant:
             warnings.warn(
-                f"In {len(ignorant)} of {len(todo)} tasks the model knows none of the prompts (the first: {_named(ignorant[0], config)}): "
-                "what is measured there says nothing about its facts. Name facts= or data= that the model was trained on.",
+                f"In {len(ignorant)} of {len(todo)} tasks the model knows none of the prompts (the "
+                f"first: {_named(ignorant[0], config)}): what is measured there says nothing about "
+                "its facts. Name facts= or data= that the model was trained on.",
                 stacklevel=2,
             )
     store.close(config, tasks)
@@ -167,19 +182,27 @@ def all_tasks(config: RunConfig) -> list[Task]:
 
 
 def _n_layers(name: str) -> int:
-    from qv_lens.models.zoo import n_layers  # only where a grid asks for it: a Ray worker starts quickly
+    from qv_lens.models.zoo import (
+        n_layers,
+    )  # only where a grid asks for it: a Ray worker starts quickly
 
     return n_layers(name)
 
 
-def _inline(experiment: Experiment, tasks: list[Task], device: str | None, dtype: str | None) -> Iterator[Outcome]:
+def _inline(
+    experiment: Experiment, tasks: list[Task], device: str | None, dtype: str | None
+) -> Iterator[Outcome]:
     shelf = Shelf(device, dtype)
     for task in tasks:
         yield run_task(experiment, task, shelf)
 
 
 def _on_ray(
-    config: RunConfig, tasks: list[Task], workers: int | None, address: str | None, dtype: str | None
+    config: RunConfig,
+    tasks: list[Task],
+    workers: int | None,
+    address: str | None,
+    dtype: str | None,
 ) -> Iterator[Outcome]:
     try:
         ray: Any = import_module("ray")
@@ -192,7 +215,9 @@ def _on_ray(
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error", **local)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"Ray cannot start or join {address or 'this machine'}: {error}.") from error
+            raise ConfigError(
+                f"Ray cannot start or join {address or 'this machine'}: {error}."
+            ) from error
     try:
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
         count = min(workers or gpus or max(1, cpus), len(tasks))
@@ -221,8 +246,8 @@ def _on_ray(
 
 
 class Worker:
-    """A Ray actor: one share of the machine, one torch thread per CPU of it, models loaded once. It reads the experiment's file
-    itself, which lies at the same place on every machine."""
+    """A Ray actor: one share of the machine, one torch thread per CPU of it, models loaded once. It
+    reads the experiment's file itself, which lies at the same place on every machine."""
 
     def __init__(self, config: RunConfig, dtype: str | None = None) -> None:
         import torch
@@ -239,7 +264,8 @@ class Worker:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would cost. `seconds` of one worker; `source` says from what; `gigabytes` of weights per worker."""
+    """What a run would cost. `seconds` of one worker; `source` says from what; `gigabytes` of
+    weights per worker."""
 
     tasks: list[Task]
     """All tasks of the run."""
@@ -254,9 +280,14 @@ class Estimate:
 
 
 def estimate(
-    config: RunConfig, out: str | Path | None = None, *, device: str | None = None, dtype: str | None = None
+    config: RunConfig,
+    out: str | Path | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> Estimate:
-    """Tasks, time and memory, without writing anything: from the finished tasks in `out`, or by running the first two."""
+    """Tasks, time and memory, without writing anything: from the finished tasks in `out`, or by
+    running the first two."""
     from qv_lens.models.zoo import weight_gigabytes
 
     experiment, tasks = find_experiment(config.experiment), all_tasks(config)
@@ -267,13 +298,25 @@ def estimate(
     gigabytes = max((weight_gigabytes(model) for model in models), default=0.0)
     known = [s for s in (store.seconds() if store else []) if s == s]
     if known:
-        return Estimate(tasks, len(todo), len(todo) * sum(known) / len(known), f"{len(known)} finished tasks", gigabytes)
+        return Estimate(
+            tasks,
+            len(todo),
+            len(todo) * sum(known) / len(known),
+            f"{len(known)} finished tasks",
+            gigabytes,
+        )
     if not todo:
         return Estimate(tasks, 0, 0.0, "nothing to do", gigabytes)
     shelf = Shelf(device, dtype)
-    outcomes = [run_task(experiment, task, shelf) for task in todo[:2]]  # the first one loads the model
+    outcomes = [
+        run_task(experiment, task, shelf) for task in todo[:2]
+    ]  # the first one loads the model
     if outcomes[0].error:
         raise QVLensError(f"The first task fails:\n{outcomes[0].error}")
     return Estimate(
-        tasks, len(todo), outcomes[0].seconds + (len(todo) - 1) * outcomes[-1].seconds, "a probe of two tasks", gigabytes
+        tasks,
+        len(todo),
+        outcomes[0].seconds + (len(todo) - 1) * outcomes[-1].seconds,
+        "a probe of two tasks",
+        gigabytes,
     )

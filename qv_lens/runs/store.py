@@ -1,4 +1,5 @@
-"""The run folder: the only place where results are written, and every file in it is whole or absent.
+"""The run folder: the only place where results are written, and every file in it is whole or
+absent.
 
     config.json            the run as described, written first; a run folder belongs to one config
     models/<name>.json     fingerprint of each model when first used
@@ -7,8 +8,8 @@
     manifest.json          written last, when every task is finished or failed: config, fingerprints, versions, seeds,
                            command, machine
 
-A task is finished when its shard bears its name, and only then; what a kill leaves half-written bears another name.
-"""
+A task is finished when its shard bears its name, and only then; what a kill leaves half-written
+bears another name."""
 
 from __future__ import annotations
 
@@ -46,11 +47,15 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path, config: RunConfig, tasks: list[Task]) -> Store:
-        """Make the folder, or find the one begun with the same config. Raises `ConfigError` for another config, a
-        folder with other files in it, or one that cannot be written."""
+        """Make the folder, or find the one begun with the same config. Raises `ConfigError` for
+        another config, a folder with other files in it, or one that cannot be written."""
         store = cls(Path(folder))
         experiment = find_experiment(config.experiment)
-        described = {**config.as_dict(), "measures": list(experiment.measures), "tasks": [task.id for task in tasks]}
+        described = {
+            **config.as_dict(),
+            "measures": list(experiment.measures),
+            "tasks": [task.id for task in tasks],
+        }
         described = json.loads(_plain(described))  # as it will be read: tuples are lists
         files = _files(tasks)
         known = store._read("config.json")
@@ -58,21 +63,32 @@ class Store:
         if known is not None:
             known.pop("file", None)  # where it lay then
         if known is None:
-            if store.folder.is_dir() and any(p for p in store.folder.iterdir() if not p.name.startswith(".")):
-                raise ConfigError(f"{folder} holds files that are no run. Choose another --out; nothing was changed.")
+            if store.folder.is_dir() and any(
+                p for p in store.folder.iterdir() if not p.name.startswith(".")
+            ):
+                raise ConfigError(
+                    f"{folder} holds files that are no run. Choose another --out; nothing was "
+                    "changed."
+                )
             store._make_folders("")
             store._write("config.json", {**described, "file": str(experiment.file), "files": files})
         elif known != described:
-            keys = [key for key in ("experiment", "settings", "grid", "more") if known.get(key) != described.get(key)]
+            keys = [
+                key
+                for key in ("experiment", "settings", "grid", "more")
+                if known.get(key) != described.get(key)
+            ]
             keys = keys or ["the experiment's version"]
             raise ConfigError(
                 f"{folder} holds a run with another config (different: {', '.join(keys)}). "
                 "Choose another --out, or remove the folder; nothing was changed."
             )
-        if changed := [name for name, content in begun.items() if files.get(name, content) != content]:
+        if changed := [
+            name for name, content in begun.items() if files.get(name, content) != content
+        ]:
             raise ConfigError(
-                f"{folder} was begun when {changed[0]} held something else: rows of both would be mixed. Put the old file back, or "
-                "choose another --out; nothing was changed."
+                f"{folder} was begun when {changed[0]} held something else: rows of both would be "
+                "mixed. Put the old file back, or choose another --out; nothing was changed."
             )
         store._make_folders("shards", "failed", "models")
         return store
@@ -86,11 +102,15 @@ class Store:
         columns = {"task": task.index, **task.values}
         clash = sorted(set(columns) & set(rows.columns))
         if clash:
-            raise ConfigError(f"An experiment's rows must not hold the task's own column {clash[0]!r}.")
+            raise ConfigError(
+                f"An experiment's rows must not hold the task's own column {clash[0]!r}."
+            )
         table = pa.Table.from_pandas(rows.reset_index(drop=True), preserve_index=False)
         for at, (name, value) in enumerate(columns.items()):
             table = table.add_column(at, name, pa.array([value] * len(rows)))
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"seconds": str(seconds).encode()})
+        table = table.replace_schema_metadata(
+            {**(table.schema.metadata or {}), b"seconds": str(seconds).encode()}
+        )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
         self._put(self.folder / "shards" / f"{task.id}.parquet", sink.getvalue().to_pybytes())
@@ -101,38 +121,62 @@ class Store:
         self._write(f"failed/{task.id}.json", {"task": task.index, **task.values, "error": error})
 
     def failures(self) -> list[dict[str, Any]]:
-        """Fields and traceback of every failed task. (A kill, or a second process, may leave a finished one's behind.)"""
+        """Fields and traceback of every failed task. (A kill, or a second process, may leave a
+        finished one's behind.)"""
         finished, paths = self.finished(), (self.folder / "failed").glob("*.json")
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.stem not in finished]
+        found = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in paths
+            if path.stem not in finished
+        ]
         return sorted(found, key=lambda failure: failure["task"])
 
     def check_model(self, name: str, fingerprint: str) -> None:
-        """Keep a model's fingerprint. Raises `ConfigError` if the run began with other weights of that name."""
+        """Keep a model's fingerprint. Raises `ConfigError` if the run began with other weights of
+        that name."""
         path = f"models/{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.json"
         known = self._read(path)
         if known is None:
             self._write(path, {"name": name, "fingerprint": fingerprint})
         elif known["fingerprint"] != fingerprint:
             raise ConfigError(
-                f"{self.folder} was begun with other weights of {name!r} (fingerprint {known['fingerprint']}, now {fingerprint}). "
-                "Load the same checkpoint, or start a new folder with --out."
+                f"{self.folder} was begun with other weights of {name!r} (fingerprint "
+                f"{known['fingerprint']}, now {fingerprint}). Load the same checkpoint, or start a "
+                "new folder with --out."
             )
 
     def seconds(self) -> list[float]:
         """What each finished task took."""
         shards = (self.folder / "shards").glob("*.parquet")
-        return [float((pq.read_schema(path).metadata or {}).get(b"seconds", b"nan")) for path in shards]
+        return [
+            float((pq.read_schema(path).metadata or {}).get(b"seconds", b"nan")) for path in shards
+        ]
 
     def close(self, config: RunConfig, tasks: list[Task]) -> None:
         """Write the manifest: every task is finished or has failed."""
         finished = self.finished()
-        seeds = sorted({seed for task in tasks if (seed := getattr(task.fields, "seed", None)) is not None})
-        models = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((self.folder / "models").glob("*.json"))]
+        seeds = sorted(
+            {seed for task in tasks if (seed := getattr(task.fields, "seed", None)) is not None}
+        )
+        models = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted((self.folder / "models").glob("*.json"))
+        ]
         failed = [task.id for task in tasks if task.id not in finished]
-        self._write("manifest.json", {
-            **config.as_dict(), "file": str(find_experiment(config.experiment).file), "tasks": len(tasks), "failed": failed, "models": models, "seeds": seeds, "command": sys.argv,
-            "versions": {name: _version(name) for name in PACKAGES}, "machine": machine(),
-        })  # fmt: skip
+        self._write(
+            "manifest.json",
+            {
+                **config.as_dict(),
+                "file": str(find_experiment(config.experiment).file),
+                "tasks": len(tasks),
+                "failed": failed,
+                "models": models,
+                "seeds": seeds,
+                "command": sys.argv,
+                "versions": {name: _version(name) for name in PACKAGES},
+                "machine": machine(),
+            },
+        )
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of a run that is complete."""
@@ -150,7 +194,9 @@ class Store:
             for name in names:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"Cannot write to the run folder {self.folder}: {error}. Choose another --out.") from error
+            raise ConfigError(
+                f"Cannot write to the run folder {self.folder}: {error}. Choose another --out."
+            ) from error
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name
@@ -159,7 +205,9 @@ class Store:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} is damaged: {error}. Remove it, or choose another --out.") from error
+            raise ConfigError(
+                f"{path} is damaged: {error}. Remove it, or choose another --out."
+            ) from error
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         self._put(self.folder / name, (_plain(content) + "\n").encode())
@@ -171,33 +219,47 @@ class Store:
                 partial.write_bytes(content)
         except OSError as error:
             raise ConfigError(
-                f"Cannot write {target}: {error}. The finished tasks are kept; make room (or the folder writable) "
-                "and run the same command again."
+                f"Cannot write {target}: {error}. The finished tasks are kept; make room (or the "
+                "folder writable) and run the same command again."
             ) from error
 
 
 def load_run(folder: str | Path) -> pd.DataFrame:
-    """All rows of a run, also of an unfinished one, in the order of its grid: fields, then results, then `status`.
+    """All rows of a run, also of an unfinished one, in the order of its grid: fields, then results,
+    then `status`.
 
-    A failed task is one row with status 'failed' and its traceback in `error`. `.attrs`: the manifest (or the config, with
-    complete=False), `measures`, the columns that are results. Raises `ConfigError` for a folder that is no run.
-    """
+    A failed task is one row with status 'failed' and its traceback in `error`. `.attrs`: the
+    manifest (or the config, with complete=False), `measures`, the columns that are results. Raises
+    `ConfigError` for a folder that is no run."""
     import pandas as pd
 
     store = Store(Path(folder))
     config = store.config()
     order = {task: i for i, task in enumerate(config["tasks"])}
     tables = []
-    for path in sorted((store.folder / "shards").glob("*.parquet"), key=lambda p: order.get(p.stem, -1)):
+    for path in sorted(
+        (store.folder / "shards").glob("*.parquet"), key=lambda p: order.get(p.stem, -1)
+    ):
         if path.stem in order:
             tables.append(_table(path))
-    mixed = _mixed(tables)  # a field that is a number in one task and a text in another: layer 2 and "all"
-    tables = [table.cast(pa.schema([_as_text(f) if f.name in mixed else f for f in table.schema])) for table in tables]
-    finished = pa.concat_tables(tables, promote_options="permissive").to_pandas() if tables else pd.DataFrame()
+    mixed = _mixed(
+        tables
+    )  # a field that is a number in one task and a text in another: layer 2 and "all"
+    tables = [
+        table.cast(pa.schema([_as_text(f) if f.name in mixed else f for f in table.schema]))
+        for table in tables
+    ]
+    finished = (
+        pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        if tables
+        else pd.DataFrame()
+    )
     frame = finished.assign(status="finished")
     failures = store.failures()
     if failures:
-        frame = pd.concat([frame, pd.DataFrame(failures).assign(status="failed")], ignore_index=True)
+        frame = pd.concat(
+            [frame, pd.DataFrame(failures).assign(status="failed")], ignore_index=True
+        )
     if "task" in frame:
         frame = frame.sort_values("task", kind="stable").reset_index(drop=True)
     manifest = store.manifest()
@@ -215,8 +277,9 @@ def knows_nothing(rows: pd.DataFrame) -> bool:
 
 
 def knowledge(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of a run's rows (`load_run`), per model: `tasks`, the prompts `asked` in all of them, how many of these are `known`, and
-    in how many tasks `none` is. Empty where the experiment does not count them."""
+    """Of a run's rows (`load_run`), per model: `tasks`, the prompts `asked` in all of them, how
+    many of these are `known`, and in how many tasks `none` is. Empty where the experiment does not
+    count them."""
     import pandas as pd
 
     columns = ["model", "tasks", "asked", "known", "none"]
@@ -224,10 +287,17 @@ def knowledge(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     rows = frame.dropna(subset=["prompts_known"])
     rows = rows.drop_duplicates([name for name in ("task", "group") if name in rows])
-    tasks = rows.groupby(["model", "task"], sort=False)[["prompts_asked", "prompts_known"]].sum().reset_index()
+    tasks = (
+        rows.groupby(["model", "task"], sort=False)[["prompts_asked", "prompts_known"]]
+        .sum()
+        .reset_index()
+    )
     tasks["none"] = tasks["prompts_known"] == 0
     found = tasks.groupby("model", sort=False).agg(
-        tasks=("task", "size"), asked=("prompts_asked", "sum"), known=("prompts_known", "sum"), none=("none", "sum")
+        tasks=("task", "size"),
+        asked=("prompts_asked", "sum"),
+        known=("prompts_known", "sum"),
+        none=("none", "sum"),
     )
     return found.reset_index().astype(dict.fromkeys(columns[1:], int))
 
@@ -237,7 +307,8 @@ def _table(path: Path) -> pa.Table:
         return pq.read_table(path).replace_schema_metadata(None)
     except pa.ArrowException as error:
         raise ConfigError(
-            f"{path} is damaged: {error}. Remove it and run the same command again: that task alone is done anew."
+            f"{path} is damaged: {error}. Remove it and run the same command again: that task alone "
+            "is done anew."
         ) from error
 
 
@@ -246,8 +317,14 @@ def _plain(content: dict[str, Any]) -> str:
 
 
 def _files(tasks: list[Task]) -> dict[str, str]:
-    """Hash of every file that a task's fields name: rows of other data must not join those that are here."""
-    named = {value for task in tasks for value in task.values.values() if isinstance(value, str) and 0 < len(value) < 256}
+    """Hash of every file that a task's fields name: rows of other data must not join those that are
+    here."""
+    named = {
+        value
+        for task in tasks
+        for value in task.values.values()
+        if isinstance(value, str) and 0 < len(value) < 256
+    }
     return {
         name: hashlib.blake2b(Path(name).read_bytes(), digest_size=8).hexdigest()
         for name in sorted(named)
@@ -260,7 +337,9 @@ def _mixed(tables: list[pa.Table]) -> set[str]:
     for table in tables:
         for f in table.schema:
             if not pa.types.is_null(f.type):
-                kinds.setdefault(f.name, set()).add(pa.types.is_string(f.type) or pa.types.is_large_string(f.type))
+                kinds.setdefault(f.name, set()).add(
+                    pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
+                )
     return {name for name, texts in kinds.items() if len(texts) > 1}
 
 
@@ -269,22 +348,32 @@ def _as_text(f: pa.Field) -> pa.Field:
 
 
 def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
-    """Two runs of an experiment side by side: rows with the same fields joined, results as `x_first`, `x_second`, `x_difference`.
+    """Two runs of an experiment side by side: rows with the same fields joined, results as
+    `x_first`, `x_second`, `x_difference`.
 
     Raises `ConfigError` for runs of different experiments.
     """
     a, b = load_run(first), load_run(second)
     if a.attrs["experiment"] != b.attrs["experiment"]:
         raise ConfigError(
-            f"{first} is a run of {a.attrs['experiment']!r}, {second} of {b.attrs['experiment']!r}: compare runs of one "
-            "experiment."
+            f"{first} is a run of {a.attrs['experiment']!r}, {second} of {b.attrs['experiment']!r}: "
+            "compare runs of one experiment."
         )
     measures = a.attrs["measures"]
     for folder, frame in ((first, a), (second, b)):
         if missing := [name for name in measures if name not in frame]:
-            raise ConfigError(f"{folder} has no {missing[0]!r} yet: no task is finished. qv.load_run shows what failed.")
-    keys = [c for c in a.columns if c in b.columns and c not in (*measures, "task", "status", "error", "prompts_known")]
-    joined = a[[*keys, *measures]].merge(b[[*keys, *measures]], on=keys, how="outer", suffixes=("_first", "_second"))
+            raise ConfigError(
+                f"{folder} has no {missing[0]!r} yet: no task is finished. qv.load_run shows what "
+                "failed."
+            )
+    keys = [
+        c
+        for c in a.columns
+        if c in b.columns and c not in (*measures, "task", "status", "error", "prompts_known")
+    ]
+    joined = a[[*keys, *measures]].merge(
+        b[[*keys, *measures]], on=keys, how="outer", suffixes=("_first", "_second")
+    )
     for name in measures:
         joined[f"{name}_difference"] = joined[f"{name}_second"] - joined[f"{name}_first"]
     return joined
@@ -314,4 +403,7 @@ def _version(name: str) -> str | None:
 
 def remaining(tasks: Iterable[Task], finished: set[str]) -> list[Task]:
     """The tasks still to do, those of one model together, so that it is loaded once."""
-    return sorted((task for task in tasks if task.id not in finished), key=lambda task: str(getattr(task.fields, "model", "")))
+    return sorted(
+        (task for task in tasks if task.id not in finished),
+        key=lambda task: str(getattr(task.fields, "model", "")),
+    )

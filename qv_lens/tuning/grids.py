@@ -1,14 +1,16 @@
 """What `tune` tries: a grid of settings for every editor, scaled to the model.
 
-1. Depth. Editors that write at the subject's last token are tried at several depths: at fixed shares of the model, and at the
-   layer up to which half of what the subject's token contributes lies (`subject_depth`). A spread editor writes the
-   layers up to there, as many as MEMIT does on GPT-J (6 of 28), scaled.
-2. Search of z*. MEMIT's settings for GPT-J (short steps, much decay) and EasyEdit's for Llama and Qwen (long steps, little).
-   Neither lam, threshold, trimming nor query layers change z*, so trying several of them costs little.
-3. lam in units of d_mlp: for a typical key k, k C0^-1 k is about d_mlp, so that lam = d_mlp halves the update of one fact.
-   GPT-J's 15,000 is 0.9 d_mlp.
-4. Gradients: layers at the same depths, learning rates by factors of three around the published ones.
-"""
+1. Depth. Editors that write at the subject's last token are tried at several depths: at fixed
+   shares of the model, and at the layer up to which half of what the subject's token contributes
+   lies (`subject_depth`). A spread editor writes the layers up to there, as many as MEMIT does on
+   GPT-J (6 of 28), scaled.
+2. Search of z*. MEMIT's settings for GPT-J (short steps, much decay) and EasyEdit's for Llama and
+   Qwen (long steps, little). Neither lam, threshold, trimming nor query layers change z*, so trying
+   several of them costs little.
+3. lam in units of d_mlp: for a typical key k, k C0^-1 k is about d_mlp, so that lam = d_mlp halves
+   the update of one fact. GPT-J's 15,000 is 0.9 d_mlp.
+4. Gradients: layers at the same depths, learning rates by factors of three around the published
+ones."""
 
 from __future__ import annotations
 
@@ -20,7 +22,18 @@ from typing import Any
 
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.editing.adapters import AdaLoRA, LoRA
-from qv_lens.editing.closed_form import ACE, EMMET, IFMET, MEMIT, PMET, PRUNE, RECT, ROME, RROME, AlphaEdit
+from qv_lens.editing.closed_form import (
+    ACE,
+    EMMET,
+    IFMET,
+    MEMIT,
+    PMET,
+    PRUNE,
+    RECT,
+    ROME,
+    RROME,
+    AlphaEdit,
+)
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
 from qv_lens.errors import unknown
@@ -37,11 +50,17 @@ LATE_DEPTHS = (0.7, 0.85)
 SPREAD = 6 / 28
 #: lam of ACE in units of d_mlp: both of its groups write the whole residual, so that less is more
 WRITTEN_TWICE = (1.0, 3.0, 10.0)
-GPTJ: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.5, "weight_decay": 0.5, "clamp": 0.75})
-LLAMA: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0})
+GPTJ: Mapping[str, Any] = MappingProxyType(
+    {"steps": 25, "lr": 0.5, "weight_decay": 0.5, "clamp": 0.75}
+)
+LLAMA: Mapping[str, Any] = MappingProxyType(
+    {"steps": 25, "lr": 0.5, "weight_decay": 1e-3, "clamp": 4.0}
+)
 SEARCHES = (GPTJ, LLAMA)
 #: PMET's search with short steps; with long ones it is LLAMA's
-SHORT: Mapping[str, Any] = MappingProxyType({"steps": 25, "lr": 0.2, "clamp": 0.75, "weight_decay": 0.5})
+SHORT: Mapping[str, Any] = MappingProxyType(
+    {"steps": 25, "lr": 0.2, "clamp": 0.75, "weight_decay": 0.5}
+)
 
 
 @dataclass(frozen=True)
@@ -89,11 +108,14 @@ class Shape:
 
 def shape_of(lens: Lens, facts: list[Fact]) -> Shape:
     """The shape of a model, its depth measured on facts that it knows."""
-    return Shape(lens.n_layers, lens.backend_adapter.first_editable, lens.d_mlp, subject_depth(lens, facts))
+    return Shape(
+        lens.n_layers, lens.backend_adapter.first_editable, lens.d_mlp, subject_depth(lens, facts)
+    )
 
 
 def subject_depth(lens: Lens, facts: list[Fact]) -> int:
-    """The layer up to which half of the positive effects of the FFN neurons at the subject's last token lies."""
+    """The layer up to which half of the positive effects of the FFN neurons at the subject's last
+    token lies."""
     frame = neuron_effects(lens, facts, None, over="set", positions="subject_last").frame
     positive = frame[frame["score"] > 0].groupby("layer")["score"].sum().sort_index().cumsum()
     reached = positive[positive >= positive.iloc[-1] / 2]
@@ -101,7 +123,8 @@ def subject_depth(lens: Lens, facts: list[Fact]) -> int:
 
 
 def grid(method: str, shape: Shape) -> list[Editor]:
-    """The settings to try for an editor, by its name. Raises `ConfigError` for an editor without a grid."""
+    """The settings to try for an editor, by its name. Raises `ConfigError` for an editor without a
+    grid."""
     if method not in GRIDS:
         raise unknown("Editor to tune", method, GRIDS)
     return list(dict.fromkeys(GRIDS[method](shape)))
@@ -111,7 +134,9 @@ def _lams(shape: Shape, multiples: Sequence[float] = (0.1, 1.0)) -> list[float]:
     return [round(multiple * shape.d_mlp, 1) for multiple in multiples]
 
 
-def _spread(kind: Callable[..., Editor], shape: Shape, searches: Sequence[Mapping[str, Any]] = SEARCHES) -> Iterable[Editor]:
+def _spread(
+    kind: Callable[..., Editor], shape: Shape, searches: Sequence[Mapping[str, Any]] = SEARCHES
+) -> Iterable[Editor]:
     for end, search, lam in itertools.product(shape.ends, searches, _lams(shape)):
         yield kind(layers=shape.window(end), lam=lam, **search)
 
@@ -132,7 +157,9 @@ def _alphaedit(shape: Shape) -> Iterable[Editor]:
 
 
 def _pmet(shape: Shape) -> Iterable[Editor]:
-    for end, search, lam in itertools.product(shape.ends, (SHORT, LLAMA), _lams(shape, (0.3, 1.0, 3.0))):
+    for end, search, lam in itertools.product(
+        shape.ends, (SHORT, LLAMA), _lams(shape, (0.3, 1.0, 3.0))
+    ):
         yield PMET(layers=shape.window(end), lam=lam, **search)
 
 
@@ -154,10 +181,21 @@ def _ace(shape: Shape, **reading: Any) -> Iterable[Editor]:
 
 def _ace_paper(shape: Shape) -> Iterable[Editor]:
     """Section 5: deep layers at the prompt's last token, written first."""
-    reading = {"joint": True, "passes": "two", "order": "value first", "value_prompts": "via", "value_token": "last"}
+    reading = {
+        "joint": True,
+        "passes": "two",
+        "order": "value first",
+        "value_prompts": "via",
+        "value_token": "last",
+    }
     for end, query in itertools.product(shape.late_ends, (shape.end(1), shape.end(2))):
         value = shape.window(end, 3)
-        yield ACE(value_layers=value, query_layers=shape.window(query), lam=float(shape.d_mlp), **{**LLAMA, **reading})
+        yield ACE(
+            value_layers=value,
+            query_layers=shape.window(query),
+            lam=float(shape.d_mlp),
+            **{**LLAMA, **reading},
+        )
 
 
 def _ft(shape: Shape) -> Iterable[Editor]:
@@ -187,7 +225,9 @@ def _lora(shape: Shape) -> Iterable[Editor]:
 
 
 def _adalora(shape: Shape) -> Iterable[Editor]:
-    for layers, lr in itertools.product((shape.window(shape.end(1)), shape.window(shape.end(2))), (5e-3, 2e-2)):
+    for layers, lr in itertools.product(
+        (shape.window(shape.end(1)), shape.window(shape.end(2))), (5e-3, 2e-2)
+    ):
         yield AdaLoRA(layers=layers, steps=30, lr=lr, dropout=0.0)
 
 

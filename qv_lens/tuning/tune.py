@@ -1,17 +1,17 @@
 """tune(): an editor's settings for a model, by successive halving.
 
-1. Edits: facts that the model knows, each to a false answer of its kind, with phrasings and neighbours that it knows too
-   (`known_cases`). Some choose the settings, others are held apart.
-2. Every setting of the editor's grid (`grids`) is tried on the first 4 edits; the better half goes on to 8, the better half of
-   those to 16.
-3. The two best are tried on the edits held apart; the better one is the result, with its figures there.
-4. Score: the harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms (every token of the answer
-   is the argmax; the answer is likelier than the other one).
+1. Edits: facts that the model knows, each to a false answer of its kind, with phrasings and
+   neighbours that it knows too (`known_cases`). Some choose the settings, others are held apart.
+2. Every setting of the editor's grid (`grids`) is tried on the first 4 edits; the better half goes
+   on to 8, the better half of those to 16.
+3. The two best are tried on the edits held apart; the better one is the result, with its figures
+   there.
+4. Score: the harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms
+   (every token of the answer is the argmax; the answer is likelier than the other one).
 
-What was measured is kept in the folder, a line per setting and edit, and what is there is not measured again: killed at any
-moment, the same call goes on. Searches of z* are kept there too; editors share them. Source: successive halving (Jamieson &
-Talwalkar 2016).
-"""
+What was measured is kept in the folder, a line per setting and edit, and what is there is not
+measured again: killed at any moment, the same call goes on. Searches of z* are kept there too;
+editors share them. Source: successive halving (Jamieson & Talwalkar 2016)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Tuned:
-    """An editor's best setting, its score and figures on the edits held apart, and every setting that was tried."""
+    """An editor's best setting, its score and figures on the edits held apart, and every setting
+    that was tried."""
 
     editor: Editor
     """The best setting."""
@@ -80,12 +81,15 @@ def tune(
 ) -> Tuned:
     """The best settings of an editor, by its name.
 
-    `cases` choose, `held` tell how good the choice is. `table`: `editor, rung, edits, score` and the six metrics.
-    Raises `ConfigError` for an editor without a grid, too few cases, or a folder of another model, `EditError` where no
-    setting can be applied.
-    """
+    `cases` choose, `held` tell how good the choice is. `table`: `editor, rung, edits, score` and
+    the six metrics.
+    Raises `ConfigError` for an editor without a grid, too few cases, or a folder of another model,
+    `EditError` where no setting can be applied."""
     if len(cases) < rungs[-1] or not held:
-        raise ConfigError(f"Tuning takes {rungs[-1]} edits to choose by and some held apart; got {len(cases)} and {len(held)}.")
+        raise ConfigError(
+            f"Tuning takes {rungs[-1]} edits to choose by and some held apart; got {len(cases)} and "
+            f"{len(held)}."
+        )
     log = _Log.open(Path(folder), lens, statistics)
     race = grid(method, shape)
     rows = []
@@ -96,7 +100,15 @@ def tune(
             for editor in race:
                 values = log.means(lens, editor, cases[:count], statistics)
                 scored.append((score(values), editor))
-                rows.append({"editor": repr(editor), "rung": rung, "edits": count, "score": scored[-1][0], **values})
+                rows.append(
+                    {
+                        "editor": repr(editor),
+                        "rung": rung,
+                        "edits": count,
+                        "score": scored[-1][0],
+                        **values,
+                    }
+                )
                 bar.update()
             scored.sort(key=lambda pair: -pair[0])
             kept = FINALISTS if rung == len(rungs) - 1 else -(-len(scored) // 2)
@@ -105,7 +117,15 @@ def tune(
     for editor in race:
         values = log.means(lens, editor, held, statistics)
         finals.append((score(values), editor, values))
-        rows.append({"editor": repr(editor), "rung": len(rungs), "edits": len(held), "score": finals[-1][0], **values})
+        rows.append(
+            {
+                "editor": repr(editor),
+                "rung": len(rungs),
+                "edits": len(held),
+                "score": finals[-1][0],
+                **values,
+            }
+        )
     best, editor, values = max(finals, key=lambda final: final[0])
     if not values:
         raise EditError(f"No setting of {method} could be applied to {lens.name}: {log.reason}")
@@ -113,18 +133,21 @@ def tune(
 
 
 def score(values: Mapping[str, float]) -> float:
-    """The harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms; minus infinity where an edit was refused."""
+    """The harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms;
+    minus infinity where an edit was refused."""
     if not values:
         return -inf
     return harmonic([(values[f"{part}_acc"] + values[f"{part}_success"]) / 2 for part in PARTS])
 
 
-def known_cases(lens: Lens, count: int, seed: int = 0, facts: Sequence[Fact] | None = None) -> list[EditCase]:
-    """Edits of atlas facts that the model knows, of as many relations as there are, with the phrasings and neighbours it knows.
+def known_cases(
+    lens: Lens, count: int, seed: int = 0, facts: Sequence[Fact] | None = None
+) -> list[EditCase]:
+    """Edits of atlas facts that the model knows, of as many relations as there are, with the
+    phrasings and neighbours it knows.
 
-    Facts of one relation take turns with those of the others; a fact of which it knows no other phrasing or no neighbour is
-    left out. Raises `ConfigError` where the model knows too few.
-    """
+    Facts of one relation take turns with those of the others; a fact of which it knows no other
+    phrasing or no neighbour is left out. Raises `ConfigError` where the model knows too few."""
     drawn = list(atlas() if facts is None else facts)
     random.Random(f"tune:{seed}").shuffle(drawn)
     known = [fact for fact, right in zip(drawn, knows(lens, drawn), strict=True) if right]
@@ -134,13 +157,18 @@ def known_cases(lens: Lens, count: int, seed: int = 0, facts: Sequence[Fact] | N
             break
         case = edit_case(fact, seed)
         right = correct(lens, case.paraphrases)
-        paraphrases = tuple(asked for asked, hit in zip(case.paraphrases, right, strict=True) if hit)
+        paraphrases = tuple(
+            asked for asked, hit in zip(case.paraphrases, right, strict=True) if hit
+        )
         alike = [other for other in known if other.relation == fact.relation]
         near = neighbours(case.request, alike, random.Random(f"{seed} {fact.text}"))
         if paraphrases and near:
             found.append(replace(case, paraphrases=paraphrases, neighbours=near))
     if len(found) < count:
-        raise ConfigError(f"{lens.name} knows {len(found)} of the atlas's facts in two phrasings, and {count} are needed.")
+        raise ConfigError(
+            f"{lens.name} knows {len(found)} of the atlas's facts in two phrasings, and {count} are "
+            "needed."
+        )
     return found
 
 
@@ -163,9 +191,15 @@ class _Log:
 
     @classmethod
     def open(cls, folder: Path, lens: Lens, statistics: Statistics | None) -> _Log:
-        """Raises `ConfigError` for a folder that cannot be used, or that holds another model's trials."""
+        """Raises `ConfigError` for a folder that cannot be used, or that holds another model's
+        trials."""
         corpus = None if statistics is None else statistics.corpus
-        header = {"format": FORMAT, "fingerprint": lens.fingerprint, "corpus": corpus, "metrics": list(METRICS)}
+        header = {
+            "format": FORMAT,
+            "fingerprint": lens.fingerprint,
+            "corpus": corpus,
+            "metrics": list(METRICS),
+        }
         file = folder / TRIALS
         known = {}
         try:
@@ -173,7 +207,10 @@ class _Log:
             lines = file.read_text().splitlines() if file.exists() else []
             records = [record for record in map(_read, lines) if record is not None]
             if records and records[0] != header:
-                raise ConfigError(f"{folder} holds trials of another model, text or version ({records[0]}). Name another folder.")
+                raise ConfigError(
+                    f"{folder} holds trials of another model, text or version ({records[0]}). Name "
+                    "another folder."
+                )
             if not records:
                 file.write_text(json.dumps(header) + "\n")
         except OSError as error:
@@ -182,8 +219,11 @@ class _Log:
             known[record["editor"], record["edit"]] = record["values"]
         return cls(folder, known)
 
-    def means(self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None) -> Values:
-        """The metrics' means over the cases; those that were not measured yet are. {} where an edit is refused."""
+    def means(
+        self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None
+    ) -> Values:
+        """The metrics' means over the cases; those that were not measured yet are. {} where an edit
+        is refused."""
         missing = [case for case in cases if (repr(editor), _name(case)) not in self.known]
         if missing:
             self._measure(lens, editor, missing, statistics)
@@ -192,23 +232,33 @@ class _Log:
             return {}
         return pd.DataFrame(found).mean().to_dict()
 
-    def _measure(self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None) -> None:
-        frame = evaluate(lens, cases, METRICS, editor, statistics=statistics, cache=self.folder / "kept")
+    def _measure(
+        self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None
+    ) -> None:
+        frame = evaluate(
+            lens, cases, METRICS, editor, statistics=statistics, cache=self.folder / "kept"
+        )
         skipped = frame.attrs["skipped"]
         self.reason = next(iter(skipped.values()), self.reason)
         table = frame.pivot_table(index="case", columns="metric", values="after")
         lines = []
         for i, case in enumerate(cases):
-            values = {} if str(i) in skipped else {name: float(table.loc[i, name]) for name in METRICS}
+            values = (
+                {} if str(i) in skipped else {name: float(table.loc[i, name]) for name in METRICS}
+            )
             self.known[repr(editor), _name(case)] = values
-            lines.append(json.dumps({"editor": repr(editor), "edit": _name(case), "values": values}))
+            lines.append(
+                json.dumps({"editor": repr(editor), "edit": _name(case), "values": values})
+            )
         with (self.folder / TRIALS).open("a") as file:
             file.write("\n".join(["", *lines, ""]))
 
 
 def _name(case: EditCase) -> str:
     """What an edit is known by: its words, and a hash of all that is asked about it."""
-    asked = hashlib.blake2b(repr((case.request, questions(case))).encode(), digest_size=8).hexdigest()
+    asked = hashlib.blake2b(
+        repr((case.request, questions(case))).encode(), digest_size=8
+    ).hexdigest()
     return f"{case.request.fact.text} -> {case.request.new} ({asked})"
 
 

@@ -1,8 +1,7 @@
 """What the bundled models must know, measured: `qv-lens models check`.
 
-Single facts, unseen phrasings, unseen two-hop chains from the cloze and by chain of thought, unseen three-hop chains by
-chain of thought, and single edits by MEMIT at the subject's last token.
-"""
+Single facts, unseen phrasings, unseen two-hop chains from the cloze and by chain of thought, unseen
+three-hop chains by chain of thought, and single edits by MEMIT at the subject's last token."""
 
 from __future__ import annotations
 
@@ -26,24 +25,36 @@ TUNED = 16  # the presets were chosen on the first 8 of them (experiments/toys/t
 COLUMNS = ["measure", "wanted", "measured", "of"]
 
 
-def check(lens: Lens, statistics: Statistics, *, edits: int = 50, chains: int = 120, seed: int = 0) -> pd.DataFrame:
-    """`knowledge`, and single edits by MEMIT's preset on facts that it was not chosen on: `measure, wanted, measured, of`."""
+def check(
+    lens: Lens, statistics: Statistics, *, edits: int = 50, chains: int = 120, seed: int = 0
+) -> pd.DataFrame:
+    """`knowledge`, and single edits by MEMIT's preset on facts that it was not chosen on: `measure,
+    wanted, measured, of`."""
     world = generator.build(0)
-    tuned = {(c.request.fact.subject, c.request.fact.prompt) for c in world_cases.edit_cases(world, TUNED)}
+    tuned = {
+        (c.request.fact.subject, c.request.fact.prompt)
+        for c in world_cases.edit_cases(world, TUNED)
+    }
     cases = world_cases.edit_cases(world, edits + TUNED, seed=1000 + seed)
-    cases = [c for c in cases if (c.request.fact.subject, c.request.fact.prompt) not in tuned][:edits]
-    table = summary(evaluate(lens, cases, editor=presets(lens.name)["MEMIT"].editor, statistics=statistics)).set_index("metric")[
-        "after"
+    cases = [c for c in cases if (c.request.fact.subject, c.request.fact.prompt) not in tuned][
+        :edits
     ]
+    table = summary(
+        evaluate(lens, cases, editor=presets(lens.name)["MEMIT"].editor, statistics=statistics)
+    ).set_index("metric")["after"]
     rows = [
         (f"MEMIT at subject-last, {metric}", wanted, float(table[metric]), len(cases))
         for metric, wanted in (("efficacy_acc", 0.90), ("specificity_acc", 0.80))
     ]
-    return pd.concat([knowledge(lens, chains=chains, seed=seed), pd.DataFrame(rows, columns=COLUMNS)], ignore_index=True)
+    return pd.concat(
+        [knowledge(lens, chains=chains, seed=seed), pd.DataFrame(rows, columns=COLUMNS)],
+        ignore_index=True,
+    )
 
 
 def knowledge(lens: Lens, *, chains: int = 120, seed: int = 0) -> pd.DataFrame:
-    """What the model answers: `measure, wanted, measured, of` (shares, and the number of prompts)."""
+    """What the model answers: `measure, wanted, measured, of` (shares, and the number of
+    prompts)."""
     world, rng = generator.build(0), random.Random(f"check:{seed}")
     facts = world.facts()
     unseen = [(f, i) for f in facts if (i := world.unseen_phrasing(f)) is not None]
@@ -63,11 +74,22 @@ def knowledge(lens: Lens, *, chains: int = 120, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _by_thought(lens: Lens, world: generator.World, chains: Sequence[Chain], rng: random.Random) -> float:
-    """Share of chains whose first question is answered behind worked examples about other entities as far as there are such."""
-    blocks = world_cases.cot_blocks(world, {name for chain in chains for name in chain.entities}, rng)
-    cases = [MultiHopCase(i, (), (chain.questions()[0],), chain.answer, chain.answer) for i, chain in enumerate(chains)]
+def _by_thought(
+    lens: Lens, world: generator.World, chains: Sequence[Chain], rng: random.Random
+) -> float:
+    """Share of chains whose first question is answered behind worked examples about other entities
+    as far as there are such."""
+    blocks = world_cases.cot_blocks(
+        world, {name for chain in chains for name in chain.entities}, rng
+    )
+    cases = [
+        MultiHopCase(i, (), (chain.questions()[0],), chain.answer, chain.answer)
+        for i, chain in enumerate(chains)
+    ]
     told = look(lens, cases, Generation(kinds=("cot",), blocks=tuple(blocks)), ())
     return mean(
-        [measured(case, ["multihop_cot"], one, one, edited=False)["multihop_cot"] for case, one in zip(cases, told, strict=True)]
+        [
+            measured(case, ["multihop_cot"], one, one, edited=False)["multihop_cot"]
+            for case, one in zip(cases, told, strict=True)
+        ]
     )

@@ -1,4 +1,5 @@
-"""Cases and worked examples: of the bundled world for its own models, of files and of ACE's appendix for any other."""
+"""Cases and worked examples: of the bundled world for its own models, of files and of ACE's
+appendix for any other."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ OF_WORLD = ("facts", "multihop")
 
 
 def cases_of(lens: Lens, data: str, count: int, seed: int = 0, known: bool = False) -> DrawnCases:
-    """`count` cases: 'facts' or 'multihop' of the bundled world, or those of a file (`evaluation.cases.draw_cases`).
+    """`count` cases: 'facts' or 'multihop' of the bundled world, or those of a file
+    (`evaluation.cases.draw_cases`).
 
-    Raises `ConfigError` for the bundled world with a model that was not trained on it, and what `draw_cases` raises.
-    """
+    Raises `ConfigError` for the bundled world with a model that was not trained on it, and what
+    `draw_cases` raises."""
     if data not in OF_WORLD:
         return draw_cases(lens, data, count, seed, known)
     check_world(lens)
@@ -32,9 +34,11 @@ def cases_of(lens: Lens, data: str, count: int, seed: int = 0, known: bool = Fal
     return DrawnCases(list(parse(world_cases.mquake(world, count, 2000 + seed)).cases))
 
 
-def examples_of(lens: Lens, cases: Sequence[Case], seed: int = 0, file: str = "") -> tuple[str, ...]:
-    """Worked examples: from a file if one is named; else from the bundled world (avoiding the cases' entities where it can) for its
-    models; else ACE's five of Appendix G.1."""
+def examples_of(
+    lens: Lens, cases: Sequence[Case], seed: int = 0, file: str = ""
+) -> tuple[str, ...]:
+    """Worked examples: from a file if one is named; else from the bundled world (avoiding the
+    cases' entities where it can) for its models; else ACE's five of Appendix G.1."""
     if file:
         return worked_examples(file)
     if not of_world(lens):

@@ -1,11 +1,14 @@
-"""The bundled world: a seeded generator of consistent facts, and the text that teaches them to a model.
+"""The bundled world: a seeded generator of consistent facts, and the text that teaches them to a
+model.
 
-1. `build(seed)` draws a `World`: entities of six kinds and the triples (subject, relation) -> object.
-   Countries are real, with their real capital, continent, language and currency; all else is invented.
-2. `World.chains(hops)` walks the triples into multi-hop chains; `seen` says which chains, and `unseen_phrasing`
-   which wording of a fact, the training text never shows.
-3. `documents(world, rng)` writes the text: sentences, lists and profiles of one subject, latent two- and three-hop
-   sentences, and chain-of-thought blocks, with the character spans of subjects and answers.
+1. `build(seed)` draws a `World`: entities of six kinds and the triples (subject, relation) ->
+   object. Countries are real, with their real capital, continent, language and currency; all else
+   is invented.
+2. `World.chains(hops)` walks the triples into multi-hop chains; `seen` says which chains, and
+   `unseen_phrasing` which wording of a fact, the training text never shows.
+3. `documents(world, rng)` writes the text: sentences, lists and profiles of one subject, latent
+   two- and three-hop sentences, and chain-of-thought blocks, with the character spans of subjects
+   and answers.
 
 The records for evaluation (facts, multi-hop cases, probes) are made of the same world by `cases`.
 """
@@ -27,7 +30,8 @@ HELD_OUT = 10  # one in ten: chains of two hops and more, and one phrasing of a 
 
 @dataclass(frozen=True)
 class Chain:
-    """A path of facts: `entities[0]` is the subject, `entities[i + 1]` the object of `relations[i]`."""
+    """A path of facts: `entities[0]` is the subject, `entities[i + 1]` the object of
+    `relations[i]`."""
 
     relations: tuple[Relation, ...]
     entities: tuple[str, ...]
@@ -41,7 +45,8 @@ class Chain:
         return self.entities[-1]
 
     def noun(self, hops: int, wording: int = 0) -> str:
-        """The first `hops` hops as a noun phrase: "the capital of the home country of Ada Novik"."""
+        """The first `hops` hops as a noun phrase: "the capital of the home country of Ada
+        Novik"."""
         phrase = self.subject
         for relation in self.relations[:hops]:
             phrase = relation.noun[wording].format(phrase)
@@ -49,7 +54,9 @@ class Chain:
 
     def cloze(self, phrasing: int = 0, wording: int = 0) -> str:
         """The whole chain asked as one cloze, ending right before the answer."""
-        return capitalise(self.relations[-1].cloze[phrasing].format(self.noun(len(self.relations) - 1, wording)))
+        return capitalise(
+            self.relations[-1].cloze[phrasing].format(self.noun(len(self.relations) - 1, wording))
+        )
 
     def questions(self) -> tuple[str, str, str]:
         """Three questions for the chain, worded differently (MQuAKE's `questions`)."""
@@ -65,7 +72,9 @@ class Chain:
         """One sentence per hop."""
         return " ".join(
             f"{relation.cloze[0].format(subject)} {obj}."
-            for relation, subject, obj in zip(self.relations, self.entities, self.entities[1:], strict=False)
+            for relation, subject, obj in zip(
+                self.relations, self.entities, self.entities[1:], strict=False
+            )
         )
 
 
@@ -109,15 +118,21 @@ class World:
         for relation in self.relations(chain.answer):
             obj = self.triples[chain.answer, relation.id]
             if obj not in chain.entities:
-                yield from self._extend(Chain((*chain.relations, relation), (*chain.entities, obj)), hops - 1)
+                yield from self._extend(
+                    Chain((*chain.relations, relation), (*chain.entities, obj)), hops - 1
+                )
 
     def seen(self, chain: Chain) -> bool:
-        """Whether the training text may contain this chain: one in ten is held out, with all that extends it."""
+        """Whether the training text may contain this chain: one in ten is held out, with all that
+        extends it."""
         ids = [relation.id for relation in chain.relations]
-        return not any(self._held_out(chain.subject, *ids[:hops]) for hops in range(2, len(ids) + 1))
+        return not any(
+            self._held_out(chain.subject, *ids[:hops]) for hops in range(2, len(ids) + 1)
+        )
 
     def unseen_phrasing(self, fact: Chain) -> int | None:
-        """The index (1 to 3) of the phrasing in which this fact is never written; None for nine facts in ten."""
+        """The index (1 to 3) of the phrasing in which this fact is never written; None for nine
+        facts in ten."""
         relation = fact.relations[0]
         if not self._held_out(fact.subject, relation.id, "phrasing"):
             return None
@@ -160,15 +175,27 @@ def build(seed: int = 0) -> World:
     for name, equipment, players, venue in data.SPORTS:
         triples |= {(name, "P2283"): equipment, (name, "P1873"): players, (name, "P276"): venue}
     for relation in RELATIONS:
-        subjects = [s for kind in relation.sources for s in entities[kind] if (s, relation.id) not in triples]
+        subjects = [
+            s
+            for kind in relation.sources
+            for s in entities[kind]
+            if (s, relation.id) not in triples
+        ]
         if subjects:
-            triples |= {(s, relation.id): o for s, o in zip(subjects, _deal(rng, pools[relation.target], len(subjects)), strict=True)}  # fmt: skip
+            triples |= {
+                (s, relation.id): o
+                for s, o in zip(
+                    subjects, _deal(rng, pools[relation.target], len(subjects)), strict=True
+                )
+            }
     aliases = {name: (f"Dr {name.split()[1]}",) for name in entities["person"]}
     aliases |= {row[0]: (row[5],) for row in data.COUNTRIES}
     return World(seed, entities, triples, aliases)
 
 
-def _draw(rng: random.Random, parts: tuple[tuple[str, ...], ...], count: int) -> list[tuple[str, ...]]:
+def _draw(
+    rng: random.Random, parts: tuple[tuple[str, ...], ...], count: int
+) -> list[tuple[str, ...]]:
     """`count` different combinations of the parts."""
     drawn: dict[tuple[str, ...], None] = {}
     while len(drawn) < count:
@@ -184,7 +211,8 @@ def _deal(rng: random.Random, pool: tuple[str, ...], count: int) -> list[str]:
     return dealt
 
 
-# ---------------------------------------------------------------------------------------------- text
+# ----------------------------------------------------------------------------------------------
+# text
 
 
 @dataclass(frozen=True)
@@ -199,7 +227,14 @@ class Sentence:
 Document = tuple[Sentence, ...]
 
 #: share of each kind of document among `documents`
-MIX = {"sentences": 0.26, "list": 0.16, "profile": 0.12, "two_hop": 0.34, "three_hop": 0.06, "kinds": 0.06}
+MIX = {
+    "sentences": 0.26,
+    "list": 0.16,
+    "profile": 0.12,
+    "two_hop": 0.34,
+    "three_hop": 0.06,
+    "kinds": 0.06,
+}
 
 
 def documents(world: World, rng: random.Random) -> Iterator[Document]:
@@ -211,10 +246,13 @@ def documents(world: World, rng: random.Random) -> Iterator[Document]:
 
 
 def cot_documents(world: World, rng: random.Random, blocks: int) -> Iterator[Document]:
-    """An endless stream of documents of `blocks` chain-of-thought examples each (two to four hops)."""
+    """An endless stream of documents of `blocks` chain-of-thought examples each (two to four
+    hops)."""
     writer = _Writer(world, rng)
     while True:
-        yield tuple(writer.block(hops) for hops in rng.choices((2, 3, 4), (0.45, 0.35, 0.2), k=blocks))
+        yield tuple(
+            writer.block(hops) for hops in rng.choices((2, 3, 4), (0.45, 0.35, 0.2), k=blocks)
+        )
 
 
 def text(document: Document) -> str:
@@ -223,7 +261,8 @@ def text(document: Document) -> str:
 
 
 class _Writer:
-    """Draws documents of each kind; holds the world, the generator and the table of two-hop chains."""
+    """Draws documents of each kind; holds the world, the generator and the table of two-hop
+    chains."""
 
     def __init__(self, world: World, rng: random.Random) -> None:
         self.world, self.rng = world, rng
@@ -233,7 +272,12 @@ class _Writer:
         self.subjects = list(world.kind)
 
     def sentences(self) -> Document:
-        return _spaced([self.statement(self.rng.choice(self.facts)) for _ in range(self.rng.choice((1, 1, 2, 3)))])
+        return _spaced(
+            [
+                self.statement(self.rng.choice(self.facts))
+                for _ in range(self.rng.choice((1, 1, 2, 3)))
+            ]
+        )
 
     def statement(self, fact: Chain) -> Sentence:
         relation, subject = fact.relations[0], self.name(fact.subject, often=0.9)
@@ -253,14 +297,20 @@ class _Writer:
         return (_enumerate(self.name(subject, often=0.85), ",", [("", o) for o in objects]),)
 
     def profile(self) -> Document:
-        """'Ada Novik: sport tennis, employer Nortek.': several attributes asked after one mention."""
+        """'Ada Novik: sport tennis, employer Nortek.': several attributes asked after one
+        mention."""
         subject = self.rng.choice(self.subjects)
-        rows = [(r.label + " ", self.world.triples[subject, r.id]) for r in self.world.relations(subject)]
+        rows = [
+            (r.label + " ", self.world.triples[subject, r.id])
+            for r in self.world.relations(subject)
+        ]
         self.rng.shuffle(rows)
         return (_enumerate(self.name(subject, often=0.85), ":", rows[: self.rng.randint(1, 5)]),)
 
     def two_hop(self) -> Document:
-        return _spaced([self.latent(self.rng.choice(self.two)) for _ in range(self.rng.choice((1, 1, 2)))])
+        return _spaced(
+            [self.latent(self.rng.choice(self.two)) for _ in range(self.rng.choice((1, 1, 2)))]
+        )
 
     def three_hop(self) -> Document:
         return (self.latent(self.chain(3)),)
@@ -268,7 +318,11 @@ class _Writer:
     def latent(self, chain: Chain) -> Sentence:
         """A chain in one sentence, its bridge entities unnamed."""
         phrasing, wording = self.rng.randrange(4), self.rng.randrange(2)
-        prompt = capitalise(chain.relations[-1].phrasings[phrasing].format(chain.noun(len(chain.relations) - 1, wording)))
+        prompt = capitalise(
+            chain.relations[-1]
+            .phrasings[phrasing]
+            .format(chain.noun(len(chain.relations) - 1, wording))
+        )
         start = prompt.index(chain.subject)
         return _answered(prompt, (start, start + len(chain.subject)), chain.answer)
 
@@ -292,7 +346,9 @@ class _Writer:
         chain = self.chain(hops)
         question, thoughts = self.rng.choice(chain.questions()), chain.thoughts()
         block = cot_block(question, thoughts, chain.answer)
-        return Sentence(block, None, ((block.index("\nThoughts:") + len("\nThoughts:"), len(block) - 1),))
+        return Sentence(
+            block, None, ((block.index("\nThoughts:") + len("\nThoughts:"), len(block) - 1),)
+        )
 
 
 def _fill(template: str, subject: str, answer: str) -> Sentence:
@@ -320,7 +376,9 @@ def _spaced(sentences: list[Sentence]) -> Document:
 
 def _shift(sentence: Sentence) -> Sentence:
     subject = sentence.subject and (sentence.subject[0] + 1, sentence.subject[1] + 1)
-    return Sentence(" " + sentence.text, subject, tuple((a + 1, b + 1) for a, b in sentence.answers))
+    return Sentence(
+        " " + sentence.text, subject, tuple((a + 1, b + 1) for a, b in sentence.answers)
+    )
 
 
 def capitalise(text: str) -> str:

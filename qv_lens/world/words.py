@@ -75,21 +75,97 @@ SPORTS: tuple[tuple[str, str, str, str], ...] = (
     ("skiing", "pole", "one", "slope"),
 )
 COMPANIES = ("Nortek", "Veltara", "Quorix", "Brandol", "Sunvale", "Ironwood", "Lumora", "Pellic", "Zentora", "Maristo", "Corvane", "Daltrix")  # fmt: skip
-COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple", "silver", "crimson")
-ANIMALS = ("bear", "wolf", "eagle", "lion", "otter", "falcon", "moose", "tiger", "crane", "dolphin", "fox", "owl")
+COLOURS = (
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "white",
+    "black",
+    "orange",
+    "purple",
+    "silver",
+    "crimson",
+)
+ANIMALS = (
+    "bear",
+    "wolf",
+    "eagle",
+    "lion",
+    "otter",
+    "falcon",
+    "moose",
+    "tiger",
+    "crane",
+    "dolphin",
+    "fox",
+    "owl",
+)
 PRODUCTS = ("rice", "coffee", "timber", "copper", "wool", "cotton", "salt", "honey", "cocoa", "wheat", "cheese", "glass")  # fmt: skip
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")  # fmt: skip
-INSTRUMENTS = ("violin", "drum", "flute", "harp", "guitar", "trumpet", "cello", "banjo", "organ", "bagpipe")
+INSTRUMENTS = (
+    "violin",
+    "drum",
+    "flute",
+    "harp",
+    "guitar",
+    "trumpet",
+    "cello",
+    "banjo",
+    "organ",
+    "bagpipe",
+)
 INDUSTRIES = ("steel", "paper", "shipping", "software", "banking", "mining", "textiles", "farming", "energy", "printing")  # fmt: skip
 GENRES = ("comedy", "tragedy", "satire", "romance", "mystery", "fantasy", "western", "memoir")
 FIRST_NAMES = ("Ada", "Boris", "Carla", "Dmitri", "Elena", "Felix", "Greta", "Hugo", "Irina", "Jonas", "Klara", "Lukas", "Marta", "Nils", "Olga", "Pavel", "Rosa", "Simon", "Tilda", "Ulrik", "Vera", "Wanda", "Xenia", "Yuri", "Zora", "Anton", "Bela", "Cyril", "Dora", "Emil")  # fmt: skip
 SURNAME_PARTS = (
-    ("Bar", "Cor", "Dal", "Fen", "Gor", "Hal", "Kar", "Lor", "Mor", "Nov", "Pel", "Ros", "Sal", "Tor", "Vor", "Wes"),
+    (
+        "Bar",
+        "Cor",
+        "Dal",
+        "Fen",
+        "Gor",
+        "Hal",
+        "Kar",
+        "Lor",
+        "Mor",
+        "Nov",
+        "Pel",
+        "Ros",
+        "Sal",
+        "Tor",
+        "Vor",
+        "Wes",
+    ),
     ("a", "e", "i", "o", "u"),
-    ("bek", "dan", "feld", "gard", "kin", "lund", "mar", "nik", "ric", "sen", "tin", "vic", "wood", "zak"),
+    (
+        "bek",
+        "dan",
+        "feld",
+        "gard",
+        "kin",
+        "lund",
+        "mar",
+        "nik",
+        "ric",
+        "sen",
+        "tin",
+        "vic",
+        "wood",
+        "zak",
+    ),
 )
 TITLE_PARTS = (
-    ("The Silent", "The Golden", "A Distant", "The Broken", "The Last", "An Empty", "The Hidden", "A Winter"),
+    (
+        "The Silent",
+        "The Golden",
+        "A Distant",
+        "The Broken",
+        "The Last",
+        "An Empty",
+        "The Hidden",
+        "A Winter",
+    ),
     ("Harbor", "Mirror", "Garden", "Letter", "Bridge", "Orchard", "Lantern", "Voyage"),
 )
 FIRM_PARTS = (

@@ -22,8 +22,14 @@ LONG = qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin")
 @pytest.mark.parametrize("top", [300, 5000])
 def test_topk_of_attention_neurons_in_prompts_of_unequal_length(kind, top):
     lens = tiny_lens(kind)
-    both = [qv.value_neurons(lens, UNEQUAL, top, unit="attn_neuron", method=m, target=3) for m in ("exact", "topk")]
-    assert both[0].frame.groupby("prompt").size().tolist() == both[1].frame.groupby("prompt").size().tolist()
+    both = [
+        qv.value_neurons(lens, UNEQUAL, top, unit="attn_neuron", method=m, target=3)
+        for m in ("exact", "topk")
+    ]
+    assert (
+        both[0].frame.groupby("prompt").size().tolist()
+        == both[1].frame.groupby("prompt").size().tolist()
+    )
     assert abs(both[0].frame["score"].to_numpy() - both[1].frame["score"].to_numpy()).max() < 1e-9
 
 
@@ -31,11 +37,15 @@ def test_topk_of_attention_neurons_in_prompts_of_unequal_length(kind, top):
 def test_queries_at_every_position_equal_those_of_the_prompt_cut_there(kind, true_float64):
     lens = tiny_lens(kind)
     trace, token = lens.trace(FACTS[0], "all"), lens.answer_ids(FACTS[0])[0]
-    query = qv.query_neurons(lens, trace, qv.value_neurons(lens, trace, 20, norm="full"), None).frame
+    query = qv.query_neurons(
+        lens, trace, qv.value_neurons(lens, trace, 20, norm="full"), None
+    ).frame
     ids = lens.tokenize(FACTS[0])[0].ids
     for position in (1, len(ids) - 1):
         cut = lens.trace(lens.tokenizer.decode(ids[: position + 1]))
-        alone = qv.query_neurons(lens, cut, qv.value_neurons(lens, cut, 20, norm="full", target=token), None).frame
+        alone = qv.query_neurons(
+            lens, cut, qv.value_neurons(lens, cut, 20, norm="full", target=token), None
+        ).frame
         keys = ["layer", "neuron"]
         here = query[query["position"] == position].set_index(keys)["score"].sort_index()
         assert (here - alone.set_index(keys)["score"].sort_index()).abs().max() < 1e-9
@@ -55,7 +65,9 @@ def test_any_integer_is_a_token_and_nothing_else_is():
 def test_deltas_of_one_layer_do_not_depend_on_their_order(kind):
     lens, rows = tiny_lens(kind), [[5, 6, 7, 8, 9]]
     names = ["W_in", "W_O", "W_out", "W_V"]
-    deltas = {(1, n): torch.randn(lens.parameter(1, n).shape, dtype=torch.float64) * 0.1 for n in names}
+    deltas = {
+        (1, n): torch.randn(lens.parameter(1, n).shape, dtype=torch.float64) * 0.1 for n in names
+    }
     added = lens.logits(rows, delta_hooks(lens, deltas))
     for (layer, name), delta in deltas.items():
         lens.parameter(layer, name).add_(delta)
@@ -66,18 +78,23 @@ def test_deltas_of_one_layer_do_not_depend_on_their_order(kind):
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("noise", [1e-1, 1e-3, 1e-5])
 def test_a_neuron_that_cancels_the_stream_is_still_scored(kind, scale, noise, true_float64):
-    """norm='full' in float32, v = -x but for some noise: sigma nearly vanishes, and the closed form alone would lose it."""
+    """norm='full' in float32, v = -x but for some noise: sigma nearly vanishes, and the closed form
+    alone would lose it."""
     lens = tiny_lens(kind, dtype=torch.float32)
     trace = lens.trace(FACTS)
     x = trace.resid[1, 1] * scale
     resid = trace.resid.clone()
     resid[1, 1] = x
     generator = torch.Generator().manual_seed(0)
-    rows = -x + noise * x.norm() / x.numel() ** 0.5 * torch.randn(lens.d_mlp, x.numel(), generator=generator)
+    rows = -x + noise * x.norm() / x.numel() ** 0.5 * torch.randn(
+        lens.d_mlp, x.numel(), generator=generator
+    )
     lens.w_out(1).copy_(rows)
     m = trace.m.clone()
     m[1] = 1.0
-    task = setting(lens, dataclasses.replace(trace, resid=resid, m=m, setup=None), norm="full", base="pre")
+    task = setting(
+        lens, dataclasses.replace(trace, resid=resid, m=m, setup=None), norm="full", base="pre"
+    )
     frame = qv.value_neurons(lens, task, None).layer(1).frame
     got = frame[frame["prompt"] == 1].sort_values("neuron")["score"].to_numpy()
     hf = lens.hf.double()
@@ -87,7 +104,10 @@ def test_a_neuron_that_cancels_the_stream_is_still_scored(kind, scale, noise, tr
     assert final_sigma(hf, x.double()) > 0
     assert abs(got - np.array(expected)).max() < 1e-3 * max(1, *map(abs, expected))
     top = qv.value_neurons(lens, task, 5, method="topk").frame["score"].to_numpy()
-    assert abs(np.sort(top) - np.sort(qv.value_neurons(lens, task, 5).frame["score"].to_numpy())).max() < 1e-4
+    assert (
+        abs(np.sort(top) - np.sort(qv.value_neurons(lens, task, 5).frame["score"].to_numpy())).max()
+        < 1e-4
+    )
 
 
 def test_improbable_answers_do_not_spoil_transmission_paths():

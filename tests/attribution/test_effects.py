@@ -19,9 +19,12 @@ ASKED = (0, 5, 31)
 
 
 def slope_at(lens, fact, layer, neuron, at, read, token):
-    """The slope of log p(token) on Hugging Face's model, read at one position, of scaling a neuron at another."""
+    """The slope of log p(token) on Hugging Face's model, read at one position, of scaling a neuron
+    at another."""
     row = torch.tensor([lens.tokenize(fact)[0].row("answer")])
-    module = lens.hf.get_submodule(lens.backend_adapter.stored_name(layer, "W_out").removesuffix(".weight"))
+    module = lens.hf.get_submodule(
+        lens.backend_adapter.stored_name(layer, "W_out").removesuffix(".weight")
+    )
     values = []
     for factor in (1 + STEP, 1 - STEP):
 
@@ -52,7 +55,9 @@ def test_neurons_at_other_tokens(positions, true_float64):
         prompt, token = lens.tokenize(fact)[0], lens.answer_ids(fact)[0]
         for at in prompt.positions(positions):
             for neuron in ASKED:
-                row = found[(found["prompt"] == i) & (found["layer"] == 1) & (found["neuron"] == neuron)]
+                row = found[
+                    (found["prompt"] == i) & (found["layer"] == 1) & (found["neuron"] == neuron)
+                ]
                 if positions == "all":
                     row = row[row["position"] == at]
                 wanted = slope_at(lens, fact, 1, neuron, at, prompt.last, token)
@@ -61,14 +66,18 @@ def test_neurons_at_other_tokens(positions, true_float64):
 
 def score_of(found, prompt, layer, neuron):
     frame = found.frame
-    row = frame[(frame["prompt"] == prompt) & (frame["layer"] == layer) & (frame["neuron"] == neuron)]
+    row = frame[
+        (frame["prompt"] == prompt) & (frame["layer"] == layer) & (frame["neuron"] == neuron)
+    ]
     return float(row["score"].iloc[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("together", [1, 16])
-def test_every_score_is_the_slope_of_scaling_the_neuron(kind, backend, together, true_float64, monkeypatch):
+def test_every_score_is_the_slope_of_scaling_the_neuron(
+    kind, backend, together, true_float64, monkeypatch
+):
     monkeypatch.setattr(effects, "TOGETHER", together)
     lens = tiny_lens(kind, backend)
     found = qv.neuron_effects(lens, FACTS, None)
@@ -77,10 +86,14 @@ def test_every_score_is_the_slope_of_scaling_the_neuron(kind, backend, together,
         at, token = lens.tokenize(fact)[0].last, lens.answer_ids(fact)[0]
         for layer in range(lens.n_layers):
             for neuron in ASKED:
-                assert score_of(found, i, layer, neuron) == pytest.approx(slope(lens, fact, layer, neuron, at, token), abs=1e-8)
+                assert score_of(found, i, layer, neuron) == pytest.approx(
+                    slope(lens, fact, layer, neuron, at, token), abs=1e-8
+                )
 
 
-@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "OLMo 2", "GPT-NeoX", "OPT", "Falcon", "GPT-2"])
+@pytest.mark.parametrize(
+    "name", ["Gemma 2", "Gemma 3", "OLMo 2", "GPT-NeoX", "OPT", "Falcon", "GPT-2"]
+)
 def test_every_architecture(name, true_float64):
     assert name in TINY
     lens = qv.Lens.from_hf(tiny_of(name, torch.float64), tokenizer())
@@ -94,13 +107,25 @@ def test_every_architecture(name, true_float64):
 
 def test_sets_add_up_and_contrasts_subtract():
     lens = tiny_lens("gptj")
-    each, together = qv.neuron_effects(lens, FACTS, None), qv.neuron_effects(lens, FACTS, None, over="set")
+    each, together = (
+        qv.neuron_effects(lens, FACTS, None),
+        qv.neuron_effects(lens, FACTS, None, over="set"),
+    )
     by_category = qv.neuron_effects(lens, FACTS, None, over="category")
-    assert score_of(together, -1, 1, 5) == pytest.approx(score_of(each, 0, 1, 5) + score_of(each, 1, 1, 5))
+    assert score_of(together, -1, 1, 5) == pytest.approx(
+        score_of(each, 0, 1, 5) + score_of(each, 1, 1, 5)
+    )
     assert set(by_category.frame["category"]) == {"company", "capital"}
-    other = [qv.neuron_effects(lens, FACTS[1], None, target=target) for target in ("answer", lens.answer_ids("x", "Paris")[0])]
-    contrast = qv.neuron_effects(lens, FACTS[1], None, target=("answer", lens.answer_ids("x", "Paris")[0]))
-    assert score_of(contrast, 0, 2, 0) == pytest.approx(score_of(other[0], 0, 2, 0) - score_of(other[1], 0, 2, 0))
+    other = [
+        qv.neuron_effects(lens, FACTS[1], None, target=target)
+        for target in ("answer", lens.answer_ids("x", "Paris")[0])
+    ]
+    contrast = qv.neuron_effects(
+        lens, FACTS[1], None, target=("answer", lens.answer_ids("x", "Paris")[0])
+    )
+    assert score_of(contrast, 0, 2, 0) == pytest.approx(
+        score_of(other[0], 0, 2, 0) - score_of(other[1], 0, 2, 0)
+    )
 
 
 def test_a_whole_answer_adds_up_its_tokens(true_float64):
@@ -109,7 +134,8 @@ def test_a_whole_answer_adds_up_its_tokens(true_float64):
     prompt = lens.tokenize(FACTS[0])[0]
     assert len(prompt.answer) > 1
     for layer in range(lens.n_layers):
-        # y is the sum over the tokens; a neuron scaled at one of its positions changes later tokens too
+        # y is the sum over the tokens; a neuron scaled at one of its positions changes later tokens
+        # too
         for neuron in ASKED:
             total = 0.0
             for at in prompt.positions("answer"):

@@ -20,7 +20,13 @@ LONG = qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin")
 def hf_name(kind, layer, name):
     """The stored parameter behind one of ours, and whether it is transposed (always)."""
     if kind == "gptj":
-        names = {"W_out": "mlp.fc_out", "W_in": "mlp.fc_in", "W_Q": "attn.q_proj", "W_O": "attn.out_proj", "W_V": "attn.v_proj"}
+        names = {
+            "W_out": "mlp.fc_out",
+            "W_in": "mlp.fc_in",
+            "W_Q": "attn.q_proj",
+            "W_O": "attn.out_proj",
+            "W_V": "attn.v_proj",
+        }
         return f"transformer.h.{layer}.{names[name]}.weight"
     names = {"W_out": "mlp.down_proj", "W_in": "mlp.up_proj", "W_gate": "mlp.gate_proj", "W_Q": "self_attn.q_proj",
              "W_O": "self_attn.o_proj", "W_V": "self_attn.v_proj"}  # fmt: skip
@@ -73,18 +79,31 @@ def test_adding_in_passing_equals_writing(kind, backend):
         weight.add_(delta)
         written = lens.logits(rows)
         weight.copy_(before)
-        torch.testing.assert_close(added, written, atol=5e-6, rtol=0)  # the bridge's Qwen3 norm is Hugging Face's float32 one
+        torch.testing.assert_close(
+            added, written, atol=5e-6, rtol=0
+        )  # the bridge's Qwen3 norm is Hugging Face's float32 one
         assert (written - clean).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 @pytest.mark.parametrize(
-    "names", [((1, "W_out"),), ((1, "W_in"),), ((1, "W_V"),), ((1, "W_O"),), ((1, "W_Q"),), ((2, "W_in"), (1, "W_out"))]
+    "names",
+    [
+        ((1, "W_out"),),
+        ((1, "W_in"),),
+        ((1, "W_V"),),
+        ((1, "W_O"),),
+        ((1, "W_Q"),),
+        ((2, "W_in"), (1, "W_out")),
+    ],
 )
 @pytest.mark.parametrize(("rows", "intervened"), [(64, False), (4, True)])
-def test_weight_attributions_equal_hugging_faces_autograd(kind, names, rows, intervened, true_float64, monkeypatch):
-    """Eq. 5 on the stored matrices: scale them together, differentiate, multiply; two facts, an answer of several tokens;
-    however many scales go into one pass, also with an intervention at the prompts' last token."""
+def test_weight_attributions_equal_hugging_faces_autograd(
+    kind, names, rows, intervened, true_float64, monkeypatch
+):
+    """Eq. 5 on the stored matrices: scale them together, differentiate, multiply; two facts, an
+    answer of several tokens; however many scales go into one pass, also with an intervention at the
+    prompts' last token."""
     monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
     lens, steps = tiny_lens(kind), 3
     facts = [FACTS[0], LONG]
@@ -103,17 +122,25 @@ def test_weight_attributions_equal_hugging_faces_autograd(kind, names, rows, int
             total[key] += gradient
     assert list(got) == list(names)
     for name, key in zip(names, keys, strict=True):
-        torch.testing.assert_close(got[name], (weights[key] * total[key] / steps).T, atol=1e-10, rtol=1e-6)
+        torch.testing.assert_close(
+            got[name], (weights[key] * total[key] / steps).T, atol=1e-10, rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(
     ("axis", "parameters", "reduce"),
-    [("column", ("W_out", "W_V"), "sum"), ("column", ("W_in",), "norm"), ("row", ("W_out",), "sum"), ("row", ("W_out",), "norm")],
+    [
+        ("column", ("W_out", "W_V"), "sum"),
+        ("column", ("W_in",), "norm"),
+        ("row", ("W_out",), "sum"),
+        ("row", ("W_out",), "norm"),
+    ],
 )
 def test_neurons_of_an_ensemble_are_sums_of_their_entries(kind, together, axis, parameters, reduce):
-    """Neuron by neuron from the entries (compared with Hugging Face's above), and the quantile by sorting."""
+    """Neuron by neuron from the entries (compared with Hugging Face's above), and the quantile by
+    sorting."""
     lens = tiny_lens(kind)
     facts = [FACTS[0], LONG]
     names = [(layer, name) for name in parameters for layer in range(lens.n_layers)]
@@ -124,8 +151,16 @@ def test_neurons_of_an_ensemble_are_sums_of_their_entries(kind, together, axis, 
     for (layer, name), matrix in entries.items():
         for i, neuron in enumerate(matrix if axis == "row" else matrix.T):
             unit = "ffn" if axis == "row" else f"{name.lower()}_column"
-            expected[unit, layer, i] = neuron.sum().item() if reduce == "sum" else neuron.square().sum().sqrt().item()
-    options = {"axis": axis, "parameters": parameters, "reduce": reduce, "together": together, "steps": 3}
+            expected[unit, layer, i] = (
+                neuron.sum().item() if reduce == "sum" else neuron.square().sum().sqrt().item()
+            )
+    options = {
+        "axis": axis,
+        "parameters": parameters,
+        "reduce": reduce,
+        "together": together,
+        "steps": 3,
+    }
     found = qv.neuron_ensemble(lens, facts, 0.1, **options)
     got = {(row.unit, row.layer, row.neuron): row.score for row in found.frame.itertuples()}
     ordered = sorted(expected.values(), reverse=True)
@@ -138,7 +173,11 @@ def test_neurons_of_an_ensemble_are_sums_of_their_entries(kind, together, axis, 
     assert found.frame["score"].is_monotonic_decreasing
     assert (found.frame["prompt"] == -1).all()
     assert found.frame["coefficient"].isna().all()
-    assert {**options, "parameters": list(parameters), "share": 0.1}.items() <= found.settings.items()
+    assert {
+        **options,
+        "parameters": list(parameters),
+        "share": 0.1,
+    }.items() <= found.settings.items()
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
@@ -148,8 +187,13 @@ def test_weight_attributions_are_complete(kind):
     total = weight_attributions(lens, [FACTS[0]], [(2, "W_out")], 400)[2, "W_out"].sum()
     key = hf_name(kind, 2, "W_out")
     weight = dict(lens.hf.named_parameters())[key].detach()
-    whole, none = (hf_probabilities(lens.hf, lens, FACTS[0], {key: w})[0] for w in (weight, torch.zeros_like(weight)))
-    assert total.item() == pytest.approx((whole - none).item(), abs=5e-3 * abs(whole - none).item() + 1e-6)
+    whole, none = (
+        hf_probabilities(lens.hf, lens, FACTS[0], {key: w})[0]
+        for w in (weight, torch.zeros_like(weight))
+    )
+    assert total.item() == pytest.approx(
+        (whole - none).item(), abs=5e-3 * abs(whole - none).item() + 1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
@@ -160,7 +204,11 @@ def test_the_ensemble_is_what_lies_above_one_quantile(kind):
     assert len(every) == lens.n_layers * lens.d_model  # KNE's neurons of W_out are columns
     assert found.unit == "w_out_column"
     assert len(found) == round(0.05 * len(every))
-    assert found.frame["score"].min() >= found.settings["threshold"] > (every - found).frame["score"].max()
+    assert (
+        found.frame["score"].min()
+        >= found.settings["threshold"]
+        > (every - found).frame["score"].max()
+    )
     with pytest.raises(qv.QVLensError), lens.intervene(qv.Zero(found)):
         pass
     rows = qv.neuron_ensemble(lens, FACTS, 1.0, axis="row", steps=2, together=True, reduce="norm")
@@ -180,15 +228,20 @@ def test_integrated_gradients_are_complete(kind):
         clean = torch.tensor(lens.logprob(FACTS)).exp()
         with lens.intervene(qv.Zero(every, positions="last")):
             zeroed = torch.tensor(lens.logprob(FACTS)).exp()
-        sums = torch.tensor(found[found["layer"] == layer].groupby("prompt")["score"].sum().to_numpy())
+        sums = torch.tensor(
+            found[found["layer"] == layer].groupby("prompt")["score"].sum().to_numpy()
+        )
         torch.testing.assert_close(sums, (clean - zeroed).double(), atol=2e-4, rtol=2e-2)
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 @pytest.mark.parametrize(("rows", "intervened"), [(64, False), (5, True)])
-def test_integrated_gradients_equal_hugging_faces_autograd(kind, rows, intervened, true_float64, monkeypatch):
-    """The input of the stored output matrix scaled at one position, step by step; every answer token by itself, added up;
-    however many steps go into one pass. `coefficient` is the mean of m over the answer's tokens."""
+def test_integrated_gradients_equal_hugging_faces_autograd(
+    kind, rows, intervened, true_float64, monkeypatch
+):
+    """The input of the stored output matrix scaled at one position, step by step; every answer
+    token by itself, added up; however many steps go into one pass. `coefficient` is the mean of m
+    over the answer's tokens."""
     monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
     lens, steps = tiny_lens(kind), 4
     facts = [FACTS[0], LONG]
@@ -206,7 +259,9 @@ def test_integrated_gradients_equal_hugging_faces_autograd(kind, rows, intervene
                 kept = []
                 with (
                     zeroed(lens, fact, intervened),
-                    module.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0][0, -1])),
+                    module.register_forward_pre_hook(
+                        lambda _, inputs, kept=kept: kept.append(inputs[0][0, -1])
+                    ),
                 ):
                     lens.hf(ids)
                 m = kept[0]
@@ -220,8 +275,13 @@ def test_integrated_gradients_equal_hugging_faces_autograd(kind, rows, intervene
                     with zeroed(lens, fact, intervened), module.register_forward_pre_hook(replaced):
                         probability = lens.hf(ids).logits[0, -1].softmax(-1)[token]
                     score = score + m * torch.autograd.grad(probability, leaf)[0] / steps
-            rows_here = found.frame[(found.frame["prompt"] == p) & (found.frame["layer"] == layer)].sort_values("neuron")
-            got, m = (torch.tensor(rows_here[name].to_numpy(copy=True)) for name in ("score", "coefficient"))
+            rows_here = found.frame[
+                (found.frame["prompt"] == p) & (found.frame["layer"] == layer)
+            ].sort_values("neuron")
+            got, m = (
+                torch.tensor(rows_here[name].to_numpy(copy=True))
+                for name in ("score", "coefficient")
+            )
             torch.testing.assert_close(got, score, atol=1e-12, rtol=1e-9)
             torch.testing.assert_close(m, mean, atol=1e-12, rtol=1e-9)
     assert len(lens.tokenize(facts[1])[0].answer) > 1
@@ -232,19 +292,37 @@ def test_integrated_gradients_equal_hugging_faces_autograd(kind, rows, intervene
 @pytest.mark.parametrize("rows", [64, 2])
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
-def test_transmission_nodes_from_hugging_faces_gradients(kind, batch_size, rows, true_float64, monkeypatch):
-    """CTP's scores by hand: backward through the stored matrices of each mini-batch, z-scores by loops over rows; the same
-    however many mini-batches go into one pass."""
+def test_transmission_nodes_from_hugging_faces_gradients(
+    kind, batch_size, rows, true_float64, monkeypatch
+):
+    """CTP's scores by hand: backward through the stored matrices of each mini-batch, z-scores by
+    loops over rows; the same however many mini-batches go into one pass."""
     monkeypatch.setattr("qv_lens.attribution.gradients.TOGETHER", rows)
     lens = tiny_lens(kind)
-    requests = [fact.to(new) for fact, new in zip((*FACTS, *FACTS), ("Dalrin", "Dalrin Dalrin", "golf", "fencing"), strict=False)]
+    requests = [
+        fact.to(new)
+        for fact, new in zip(
+            (*FACTS, *FACTS), ("Dalrin", "Dalrin Dalrin", "golf", "fencing"), strict=False
+        )
+    ]
     assert len({len(lens.answer_ids(request.target)) for request in requests}) > 1
     frame = qv.transmission_paths(lens, requests, top=3, bottom=2, batch_size=batch_size)
     total = {}
     for i in range(0, len(requests), batch_size):
-        keys = [hf_name(kind, layer, name) for layer in range(lens.n_layers) for name in ("W_in", "W_out")]
-        leaves = {k: dict(lens.hf.named_parameters())[k].detach().clone().requires_grad_(True) for k in keys}
-        p = [p for request in requests[i : i + batch_size] for p in hf_probabilities(lens.hf, lens, request.target, leaves)]
+        keys = [
+            hf_name(kind, layer, name)
+            for layer in range(lens.n_layers)
+            for name in ("W_in", "W_out")
+        ]
+        leaves = {
+            k: dict(lens.hf.named_parameters())[k].detach().clone().requires_grad_(True)
+            for k in keys
+        }
+        p = [
+            p
+            for request in requests[i : i + batch_size]
+            for p in hf_probabilities(lens.hf, lens, request.target, leaves)
+        ]
         loss = -torch.stack(p).log().mean()
         for k, g in zip(keys, torch.autograd.grad(loss, list(leaves.values())), strict=True):
             total[k] = total.get(k, 0) + g
@@ -254,7 +332,9 @@ def test_transmission_nodes_from_hugging_faces_gradients(kind, batch_size, rows,
             G = G.T if node == "key" else G  # [d_model, d_mlp]
             z = torch.stack([(row - row.mean()) / row.std() for row in G])
             rows = frame[(frame["layer"] == layer) & (frame["kind"] == node)]
-            torch.testing.assert_close(torch.tensor(rows["score"].to_numpy()), z.abs().mean(0), atol=1e-8, rtol=1e-6)
+            torch.testing.assert_close(
+                torch.tensor(rows["score"].to_numpy()), z.abs().mean(0), atol=1e-8, rtol=1e-6
+            )
             best = set(z.abs().mean(0).topk(3).indices.tolist())
             assert set(rows[rows["path"] == "T+"]["neuron"]) == best
             assert (rows["path"] == "T-").sum() == 2
@@ -263,11 +343,18 @@ def test_transmission_nodes_from_hugging_faces_gradients(kind, batch_size, rows,
 @pytest.mark.parametrize("score", ["abs_sum", "sum", "norm", "mean_abs_z"])
 @pytest.mark.parametrize("gate", [False, True])
 def test_node_scores_and_best_paths_by_enumeration(score, gate, true_float64):
-    """Nodes from Hugging Face's gradients, a gated FFN's with its column of W_gate; every path through the best candidates."""
+    """Nodes from Hugging Face's gradients, a gated FFN's with its column of W_gate; every path
+    through the best candidates."""
     lens = tiny_lens("qwen3-gqa", n_layers=2)
     request = FACTS[0].to("Dalrin")
     frame = qv.transmission_paths(lens, request, 3, 2, score=score, paths="k_best", gate=gate)
-    assert {"score": score, "paths": "k_best", "top": 3, "bottom": 2, "gate": gate}.items() <= frame.attrs.items()
+    assert {
+        "score": score,
+        "paths": "k_best",
+        "top": 3,
+        "bottom": 2,
+        "gate": gate,
+    }.items() <= frame.attrs.items()
     names = [(layer, name) for layer in range(2) for name in ("W_in", "W_gate", "W_out")]
     leaves = {}
     for name in names:
@@ -280,7 +367,10 @@ def test_node_scores_and_best_paths_by_enumeration(score, gate, true_float64):
     lists = []
     for layer in range(2):
         key = [gradients[layer, "W_in"], *([gradients[layer, "W_gate"]] if gate else [])]
-        for kind, G in (("key", torch.cat([part.T for part in key])), ("value", gradients[layer, "W_out"])):
+        for kind, G in (
+            ("key", torch.cat([part.T for part in key])),
+            ("value", gradients[layer, "W_out"]),
+        ):
             z = (G - G.mean(1, keepdim=True)) / G.std(1, keepdim=True)
             by_name = {
                 "sum": G.sum(0),
@@ -290,13 +380,16 @@ def test_node_scores_and_best_paths_by_enumeration(score, gate, true_float64):
             }
             rows = frame[(frame["layer"] == layer) & (frame["kind"] == kind)]
             assert rows["neuron"].tolist() == list(range(lens.d_mlp))
-            torch.testing.assert_close(torch.tensor(rows["score"].tolist()).double(), by_name[score], atol=1e-8, rtol=1e-6)
+            torch.testing.assert_close(
+                torch.tensor(rows["score"].tolist()).double(), by_name[score], atol=1e-8, rtol=1e-6
+            )
             lists.append(by_name[score])
     marks = [set() for _ in lists], [set() for _ in lists]
     for at, (count, sign) in enumerate(((3, 1.0), (2, -1.0))):
         candidates = [(sign * scores).topk(count).indices.tolist() for scores in lists]
         paths = sorted(
-            itertools.product(*candidates), key=lambda p: -sum(sign * s[j].item() for s, j in zip(lists, p, strict=True))
+            itertools.product(*candidates),
+            key=lambda p: -sum(sign * s[j].item() for s, j in zip(lists, p, strict=True)),
         )
         for path in paths[:count]:
             for held, j in zip(marks[at], path, strict=True):
@@ -310,7 +403,12 @@ def test_node_scores_and_best_paths_by_enumeration(score, gate, true_float64):
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_paths_with_deltas_in_force_are_those_of_the_edited_model(kind):
     lens = tiny_lens(kind)
-    delta = torch.randn(lens.w_out(1).shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.1
+    delta = (
+        torch.randn(
+            lens.w_out(1).shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        * 0.1
+    )
     requests = [FACTS[0].to("Dalrin"), FACTS[1].to("golf")]
     plain = qv.transmission_paths(lens, requests)
     added = qv.transmission_paths(lens, requests, added={(1, "W_out"): delta})
@@ -334,7 +432,8 @@ def test_ranks_mark_the_first_and_the_last():
 
 
 def test_a_dimension_without_gradient_counts_as_average():
-    """Its z-scores would be 0 / 0: a dimension that the norm switches off leaves the nodes' scores finite."""
+    """Its z-scores would be 0 / 0: a dimension that the norm switches off leaves the nodes' scores
+    finite."""
     lens = tiny_lens("gptj")
     norm = lens.hf.transformer.h[1].ln_1
     with torch.no_grad():
@@ -346,7 +445,9 @@ def test_a_dimension_without_gradient_counts_as_average():
     others = [i for i in range(lens.d_model) if i != 5]
     assert (G[5] == 0).all()
     z = (G[others] - G[others].mean(1, keepdim=True)) / G[others].std(1, keepdim=True)
-    torch.testing.assert_close(torch.tensor(key.tolist()).double(), z.abs().sum(0) / lens.d_model, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(
+        torch.tensor(key.tolist()).double(), z.abs().sum(0) / lens.d_model, atol=1e-8, rtol=1e-6
+    )
 
 
 def test_gradients_that_are_not_finite_are_refused():
@@ -359,7 +460,10 @@ def test_gradients_that_are_not_finite_are_refused():
 def test_best_paths_equal_enumeration():
     g = torch.Generator().manual_seed(0)
     scores = [torch.randn(4, generator=g).tolist() for _ in range(5)]
-    every = sorted(itertools.product(range(4), repeat=5), key=lambda p: -sum(s[j] for s, j in zip(scores, p, strict=True)))
+    every = sorted(
+        itertools.product(range(4), repeat=5),
+        key=lambda p: -sum(s[j] for s, j in zip(scores, p, strict=True)),
+    )
     assert _best_paths(scores, 7) == every[:7]
 
 

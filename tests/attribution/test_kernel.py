@@ -1,7 +1,8 @@
-"""The fused kernel that a CUDA GPU runs, here in Triton's interpreter: the same sums as by definition in float64.
+"""The fused kernel that a CUDA GPU runs, here in Triton's interpreter: the same sums as by
+definition in float64.
 
-The interpreter is chosen when Triton is first imported, so the comparison runs in a process of its own.
-"""
+The interpreter is chosen when Triton is first imported, so the comparison runs in a process of its
+own."""
 
 from __future__ import annotations
 
@@ -28,9 +29,13 @@ print("four comparisons")
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed (it exists for Linux only)")
+@pytest.mark.skipif(
+    find_spec("triton") is None, reason="Triton is not installed (it exists for Linux only)"
+)
 def test_kernel_equals_the_definition():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "four comparisons" in done.stdout

@@ -1,4 +1,5 @@
-"""What results say beside their scores: coefficients, heads, positions, order, settings; and the values taken by default."""
+"""What results say beside their scores: coefficients, heads, positions, order, settings; and the
+values taken by default."""
 
 from __future__ import annotations
 
@@ -29,14 +30,18 @@ def test_coefficients_are_those_of_the_pass(kind):
     channels = trace.z.shape[2] // heads
     for unit, kept in (("ffn", trace.m), ("attn_channel", trace.z)):
         frame = qv.value_neurons(lens, trace, None, unit=unit).frame
-        assert np.array_equal(frame["coefficient"], kept[columns(frame, "layer", "prompt", "neuron")])
+        assert np.array_equal(
+            frame["coefficient"], kept[columns(frame, "layer", "prompt", "neuron")]
+        )
         whole = qv.value_neurons(lens, trace, None, unit=unit, over="set").frame
         assert len(whole) * 2 == len(frame)
         mean = kept.mean(1)[columns(whole, "layer", "neuron")]
         assert np.allclose(whole["coefficient"], mean, rtol=1e-12, atol=0)
     frame = qv.value_neurons(lens, trace, None, unit="attn_neuron").frame
     assert (frame["head"] == frame["neuron"] // channels).all()
-    layer, prompt, head, key, neuron = columns(frame, "layer", "prompt", "head", "position", "neuron")
+    layer, prompt, head, key, neuron = columns(
+        frame, "layer", "prompt", "head", "position", "neuron"
+    )
     read = head // (heads // kv) * channels + neuron % channels
     expected = trace.pattern[layer, prompt, head, key] * trace.v[layer, prompt, read, key]
     assert np.allclose(frame["coefficient"], expected, rtol=1e-12, atol=0)
@@ -76,8 +81,14 @@ def test_the_top_are_the_first_of_all(method):
 def test_settings_say_how_scores_came_about(kind):
     lens = tiny_lens(kind)
     with torch.no_grad():
-        predicted = [lens.hf(torch.tensor([prompt.ids])).logits[0, -1].argmax().item() for prompt in lens.tokenize(FACTS)]
-    facts = [FACTS[0], lens.tokenizer.decode(lens.tokenize(FACTS[1])[0].ids)]  # of a bare prompt, its own prediction
+        predicted = [
+            lens.hf(torch.tensor([prompt.ids])).logits[0, -1].argmax().item()
+            for prompt in lens.tokenize(FACTS)
+        ]
+    facts = [
+        FACTS[0],
+        lens.tokenizer.decode(lens.tokenize(FACTS[1])[0].ids),
+    ]  # of a bare prompt, its own prediction
     settings = qv.value_neurons(lens, facts, 5, norm="none", base="pre", over="set").settings
     first = lens.answer_ids(FACTS[0])[0]
     expected = {
@@ -90,17 +101,40 @@ def test_settings_say_how_scores_came_about(kind):
     assert expected.items() <= settings.items()
     assert "against" not in settings
     predicted_labels = [lens.token_label(token) for token in predicted]
-    assert qv.value_neurons(lens, FACTS, 5, target="predicted").settings["targets"] == predicted_labels
+    assert (
+        qv.value_neurons(lens, FACTS, 5, target="predicted").settings["targets"] == predicted_labels
+    )
     pair = qv.value_neurons(lens, FACTS, 5, target=(7, 9)).settings
-    assert (pair["targets"], pair["against"]) == ([lens.token_label(7)] * 2, [lens.token_label(9)] * 2)
+    assert (pair["targets"], pair["against"]) == (
+        [lens.token_label(7)] * 2,
+        [lens.token_label(9)] * 2,
+    )
     frame = qv.layer_scores(lens, FACTS, "attn", norm="full", base="pre", over="set")
-    assert {"norm": "full", "base": "pre", "how": "neuron_sum", "kind": "attn", "over": "set"}.items() <= frame.attrs.items()
+    assert {
+        "norm": "full",
+        "base": "pre",
+        "how": "neuron_sum",
+        "kind": "attn",
+        "over": "set",
+    }.items() <= frame.attrs.items()
     value = qv.value_neurons(lens, FACTS, 40, norm="full", base="pre")
-    read = {"norm": "full", "base": "pre", "method": "share", "targets": 9, "fingerprint": lens.fingerprint}
-    query = qv.query_neurons(lens, FACTS, value, 5, method="share", targets=9, unit="head", over="set")
+    read = {
+        "norm": "full",
+        "base": "pre",
+        "method": "share",
+        "targets": 9,
+        "fingerprint": lens.fingerprint,
+    }
+    query = qv.query_neurons(
+        lens, FACTS, value, 5, method="share", targets=9, unit="head", over="set"
+    )
     assert {**read, "unit": "head", "over": "set"}.items() <= query.settings.items()
-    assert read.items() <= qv.query_layers(lens, FACTS, value, method="share", targets=9).attrs.items()
-    for part in qv.qv_graph(lens, FACTS, value, qv.query_neurons(lens, FACTS, value, 5), method="share", targets=9):
+    assert (
+        read.items() <= qv.query_layers(lens, FACTS, value, method="share", targets=9).attrs.items()
+    )
+    for part in qv.qv_graph(
+        lens, FACTS, value, qv.query_neurons(lens, FACTS, value, 5), method="share", targets=9
+    ):
         assert read.items() <= part.attrs.items()
 
 
@@ -109,7 +143,9 @@ def test_every_vocabulary_row_can_be_asked_for_and_no_other():
     for token in (0, lens.d_vocab - 1):
         assert len(qv.value_neurons(lens, FACTS, 3, target=token)) == 6
     for token in (-1, lens.d_vocab):
-        with pytest.raises(qv.QVLensError, match=f"Token id {token} is outside the vocabulary of {lens.d_vocab}"):
+        with pytest.raises(
+            qv.QVLensError, match=f"Token id {token} is outside the vocabulary of {lens.d_vocab}"
+        ):
             qv.value_neurons(lens, FACTS, 3, target=token)
 
 
@@ -121,7 +157,8 @@ def test_scores_that_are_not_numbers_are_refused():
 
 
 def test_values_taken_by_default():
-    """300 neurons, 30 targets, 20 steps, the best hundredth; CTP's 15 and 1 in batches of 2; ten tokens."""
+    """300 neurons, 30 targets, 20 steps, the best hundredth; CTP's 15 and 1 in batches of 2; ten
+    tokens."""
     lens = tiny_lens("gptj", dtype=torch.float32)
     value = qv.value_neurons(lens, FACTS)
     assert value == qv.value_neurons(lens, FACTS, 300)
@@ -129,13 +166,20 @@ def test_values_taken_by_default():
     query = qv.query_neurons(lens, FACTS, value)
     assert query == qv.query_neurons(lens, FACTS, value, 300, targets=30)
     assert len(query) == 600
-    assert query.frame["score"].ne(qv.query_neurons(lens, FACTS, value, targets=31).frame["score"]).any()
+    assert (
+        query.frame["score"]
+        .ne(qv.query_neurons(lens, FACTS, value, targets=31).frame["score"])
+        .any()
+    )
     layers = qv.query_layers(lens, FACTS, value)
     assert layers.equals(qv.query_layers(lens, FACTS, value, targets=30))
     assert not layers.equals(qv.query_layers(lens, FACTS, value, targets=31))
     edges = qv.qv_graph(lens, FACTS, value, query.top(9)).edges
     assert edges.equals(qv.qv_graph(lens, FACTS, value, query.top(9), targets=30).edges)
-    assert qv.layer_scores(lens, FACTS, how="count").groupby("prompt")["score"].sum().tolist() == [300, 300]
+    assert qv.layer_scores(lens, FACTS, how="count").groupby("prompt")["score"].sum().tolist() == [
+        300,
+        300,
+    ]
     assert qv.locate(lens, FACTS).frame.equals(qv.locate(lens, FACTS, top=300).frame)
     gradients = qv.integrated_gradients(lens, FACTS)
     assert gradients == qv.integrated_gradients(lens, FACTS, 300, steps=20)
@@ -146,11 +190,22 @@ def test_values_taken_by_default():
     assert len(qv.neuron_ensemble(lens, FACTS, steps=1)) == len(ensemble)
     assert len(qv.integrated_gradients(lens, FACTS, 7, steps=1)) == 14
     paths = qv.transmission_paths(lens, [*FACTS, LONG])
-    assert paths.equals(qv.transmission_paths(lens, [*FACTS, LONG], 15, 1, batch_size=2, gate=False))
+    assert paths.equals(
+        qv.transmission_paths(lens, [*FACTS, LONG], 15, 1, batch_size=2, gate=False)
+    )
     assert not paths.equals(qv.transmission_paths(lens, [*FACTS, LONG], 15, 1, batch_size=3))
-    assert paths.groupby(["layer", "kind"])["path"].apply(lambda marks: (marks == "T+").sum()).eq(15).all()
-    assert qv.vocabulary(lens, value.top(2)).equals(qv.vocabulary(lens, value.top(2), 10, bias=False))
-    assert not qv.vocabulary(lens, value.top(2)).equals(qv.vocabulary(lens, value.top(2), bias=True))
+    assert (
+        paths.groupby(["layer", "kind"])["path"]
+        .apply(lambda marks: (marks == "T+").sum())
+        .eq(15)
+        .all()
+    )
+    assert qv.vocabulary(lens, value.top(2)).equals(
+        qv.vocabulary(lens, value.top(2), 10, bias=False)
+    )
+    assert not qv.vocabulary(lens, value.top(2)).equals(
+        qv.vocabulary(lens, value.top(2), bias=True)
+    )
     assert (qv.query_neurons(lens, FACTS, value, 9, targets=1).frame["score"] != 0).any()
     for column in ("promoted", "suppressed"):
         assert qv.vocabulary(lens, value.top(2))[column].map(len).eq(10).all()
@@ -170,7 +225,10 @@ def test_little_memory_changes_no_score(true_float64):
         assert len(difference) == len(whole)
         with pytest.raises(qv.QVLensError, match="memory_budget"):
             qv.value_neurons(lens, trace, None, unit=unit, memory_budget=row - 1)
-    assert len(qv.value_neurons(lens, trace, None, memory_budget=row)) == 2 * lens.n_layers * lens.d_mlp
+    assert (
+        len(qv.value_neurons(lens, trace, None, memory_budget=row))
+        == 2 * lens.n_layers * lens.d_mlp
+    )
     with pytest.raises(qv.QVLensError, match="memory_budget"):
         qv.layer_scores(lens, trace, memory_budget=row - 1)
 
@@ -180,7 +238,10 @@ def test_a_trace_fits_only_what_it_holds():
     with pytest.raises(qv.QVLensError, match="not 'subject_last'"):
         qv.value_neurons(lens, lens.trace(FACTS), 5, positions="subject_last")
     at = lens.trace(FACTS, "subject_last")
-    assert qv.value_neurons(lens, at, 5, positions="subject_last").settings["positions"] == at.positions.tolist()
+    assert (
+        qv.value_neurons(lens, at, 5, positions="subject_last").settings["positions"]
+        == at.positions.tolist()
+    )
     answer = lens.trace(LONG, "answer")
     with pytest.raises(qv.QVLensError, match="goes with target='sequence'"):
         qv.value_neurons(lens, answer, 5, positions="answer")
@@ -192,12 +253,15 @@ def test_a_trace_fits_only_what_it_holds():
     with pytest.raises(qv.QVLensError, match="attention=True"):
         qv.value_neurons(lens, lens.trace(FACTS), 5, unit="attn_neuron")
     with pytest.raises(qv.QVLensError, match="needs a category of every fact"):
-        qv.value_neurons(lens, [replace(FACTS[0], category="A"), "The capital of Norway is"], 5, over="category")
+        qv.value_neurons(
+            lens, [replace(FACTS[0], category="A"), "The capital of Norway is"], 5, over="category"
+        )
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_every_verb_takes_a_model_in_bfloat16(kind):
-    """Scores in float32 or better, and near those of the same weights in float64: what is wrong by more than rounding shows."""
+    """Scores in float32 or better, and near those of the same weights in float64: what is wrong by
+    more than rounding shows."""
     half = tiny_lens(kind, dtype=torch.bfloat16)
     exact = tiny_lens(kind, dtype=torch.float64)
     for weight, rounded in zip(exact.hf.parameters(), half.hf.parameters(), strict=True):
@@ -207,7 +271,9 @@ def test_every_verb_takes_a_model_in_bfloat16(kind):
     for lens in (half, exact):
         value = qv.value_neurons(lens, facts, 20)
         value = kept.setdefault("targets", value)  # the same targets for both
-        attention = kept.setdefault("attention", qv.value_neurons(lens, facts, 20, unit="attn_neuron"))
+        attention = kept.setdefault(
+            "attention", qv.value_neurons(lens, facts, 20, unit="attn_neuron")
+        )
         value = qv.NeuronSet(value.frame)
         attention = qv.NeuronSet(attention.frame)
         frames = {
@@ -222,17 +288,25 @@ def test_every_verb_takes_a_model_in_bfloat16(kind):
         frames["layers"] = qv.query_layers(lens, facts, value)
         frames["whole"] = qv.layer_scores(lens, facts, "attn", "layer_vector")
         frames["bias"] = qv.layer_scores(lens, facts).assign(score=lambda frame: frame["whole"])
-        frames["edges"] = qv.qv_graph(lens, facts, value, value).edges.assign(score=lambda frame: frame["weight"])
+        frames["edges"] = qv.qv_graph(lens, facts, value, value).edges.assign(
+            score=lambda frame: frame["weight"]
+        )
         frames["gradients"] = qv.integrated_gradients(lens, facts, None, steps=4).frame
         frames["ensemble"] = qv.neuron_ensemble(lens, facts, 1.0, steps=4, together=True).frame
         frames["paths"] = qv.transmission_paths(lens, facts)
         kept[lens] = frames
     for name, frame in kept[half].items():
-        keys = [key for key in ("prompt", "kind", "layer", "neuron", "position", "source", "target") if key in frame]
+        keys = [
+            key
+            for key in ("prompt", "kind", "layer", "neuron", "position", "source", "target")
+            if key in frame
+        ]
         first, second = (kept[lens][name].set_index(keys)["score"] for lens in (half, exact))
         assert first.dtype in (np.float32, np.float64)
         assert len(first) == len(second)
         assert first.corr(second.reindex(first.index)) > 0.97, name
     assert qv.vocabulary(half, kept["targets"])["promoted"].map(len).eq(10).all()
     assert sorted(qv.locate(half, facts).value) == [0, 1, 2]
-    assert qv.ace_official(half, facts).counts["score"].sum() == 2 * min(300, half.n_layers * half.d_mlp)
+    assert qv.ace_official(half, facts).counts["score"].sum() == 2 * min(
+        300, half.n_layers * half.d_mlp
+    )

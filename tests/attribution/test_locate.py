@@ -12,7 +12,8 @@ from tests.models import tiny_lens
 
 
 def ranked(value: tuple[int, ...], query: tuple[int, ...], scores: dict[int, float]) -> Layers:
-    """`scores`: of the query layers. Every value layer scores less than nothing, which must not matter."""
+    """`scores`: of the query layers. Every value layer scores less than nothing, which must not
+    matter."""
     rows = [{"kind": "value", "layer": layer, "score": -1.0} for layer in value]
     rows += [{"kind": "query", "layer": layer, "score": score} for layer, score in scores.items()]
     return Layers(value, query, pd.DataFrame(rows))
@@ -27,11 +28,19 @@ def test_raising_layers_have_a_positive_score():
 
 def test_editable_layers():
     layers = ranked((7, 2, 5, 4, 6, 0, 3, 1), (6, 5, 4, 0, 1, 2, 3, 7), {})
-    assert layers.editable(2, 2) == ((2, 5), (0, 4))  # 7 is the last layer; 6 lies above 5; 5 and 2 are value layers
+    assert layers.editable(2, 2) == (
+        (2, 5),
+        (0, 4),
+    )  # 7 is the last layer; 6 lies above 5; 5 and 2 are value layers
     assert layers.editable(3, 9) == ((2, 4, 5), (0, 1, 3))
-    assert layers.editable(2, 2, first=2) == ((4, 5), (2, 3))  # not layer 2 itself for values, but for queries
+    assert layers.editable(2, 2, first=2) == (
+        (4, 5),
+        (2, 3),
+    )  # not layer 2 itself for values, but for queries
     assert layers.editable(1, 1, first=5) == ((6,), (5,))
-    with pytest.raises(qv.QVLensError, match="No value layer lies between layer 6 and the last one, 7"):
+    with pytest.raises(
+        qv.QVLensError, match="No value layer lies between layer 6 and the last one, 7"
+    ):
         layers.editable(1, 1, first=6)
 
 
@@ -39,11 +48,18 @@ def test_editable_layers():
 @pytest.mark.parametrize("quiet", [(2, 3), ()])
 @pytest.mark.parametrize(
     ("position", "norm", "base", "method"),
-    [("subject_last", "full", "pre", "share"), ("last", "frozen", "mid", "grad"), ("last", "none", "pre", "inner_product")],
+    [
+        ("subject_last", "full", "pre", "share"),
+        ("last", "frozen", "mid", "grad"),
+        ("last", "none", "pre", "inner_product"),
+    ],
 )
-def test_layers_are_ranked_by_the_sums_of_their_neurons(kind, position, norm, base, method, quiet, true_float64):
-    """Quiet layers write next to nothing, so that the best neurons lie below them. Nothing reads what lies above the best
-    neurons: it comes last as a query layer, even where the others' scores are negative and its own is 0."""
+def test_layers_are_ranked_by_the_sums_of_their_neurons(
+    kind, position, norm, base, method, quiet, true_float64
+):
+    """Quiet layers write next to nothing, so that the best neurons lie below them. Nothing reads
+    what lies above the best neurons: it comes last as a query layer, even where the others' scores
+    are negative and its own is 0."""
     lens = tiny_lens(kind, n_layers=4, seed=1)
     for layer in quiet:
         lens.w_out(layer).mul_(1e-9)
@@ -60,8 +76,13 @@ def test_layers_are_ranked_by_the_sums_of_their_neurons(kind, position, norm, ba
     assert (scores["query"] - by_query).abs().max() < 1e-9
     assert found.frame.index.tolist() == list(range(8))
     assert found.value == tuple(sorted(by_layer.index, key=lambda layer: -by_layer[layer]))
-    assert found.query == (*sorted(range(reach), key=lambda layer: -by_query[layer]), *range(reach, 4))
+    assert found.query == (
+        *sorted(range(reach), key=lambda layer: -by_query[layer]),
+        *range(reach, 4),
+    )
     if quiet:
-        assert (by_query[0] < 0) == (method == "grad" or (kind, method) == ("qwen3-gqa", "inner_product"))
+        assert (by_query[0] < 0) == (
+            method == "grad" or (kind, method) == ("qwen3-gqa", "inner_product")
+        )
     attributes = {"norm": norm, "base": base, "method": method, "position": position, "prompts": 2}
     assert attributes.items() <= found.frame.attrs.items()

@@ -1,4 +1,5 @@
-"""What neurons promote, from Hugging Face's own modules; the forms of an answer, from the vocabulary."""
+"""What neurons promote, from Hugging Face's own modules; the forms of an answer, from the
+vocabulary."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from tests.models import tiny_lens
 
 
 def raw_logits(lens, vector, bias):
-    """U^T (gain * centre(v)), with the unembedding's bias or without, for the rows that tokens use."""
+    """U^T (gain * centre(v)), with the unembedding's bias or without, for the rows that tokens
+    use."""
     hf = lens.hf
     gptj = hasattr(hf, "transformer")
     gain = (hf.transformer.ln_f if gptj else hf.model.norm).weight
@@ -26,10 +28,14 @@ def raw_logits(lens, vector, bias):
 @pytest.mark.parametrize("unit", ["ffn", "attn_channel"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_promoted_and_suppressed_tokens_by_hand(kind, unit, bias):
-    """More neurons than are projected at a time, of all layers in mixed order; small, vanishing and negative coefficients."""
+    """More neurons than are projected at a time, of all layers in mixed order; small, vanishing and
+    negative coefficients."""
     lens = tiny_lens(kind)
     width = lens.d_mlp if unit == "ffn" else lens.backend_adapter.w_o(0).shape[0]
-    neurons = qv.NeuronSet.of([((3 * i) % lens.n_layers if i < 5 else i % lens.n_layers, i % width) for i in range(70)], unit)
+    neurons = qv.NeuronSet.of(
+        [((3 * i) % lens.n_layers if i < 5 else i % lens.n_layers, i % width) for i in range(70)],
+        unit,
+    )
     coefficients = [(0.5, 0.0, -0.001, 2.0)[i % 4] for i in range(70)]
     neurons = qv.NeuronSet(neurons.frame.assign(coefficient=coefficients))
     table = qv.vocabulary(lens, neurons, 3, bias=bias)
@@ -40,7 +46,9 @@ def test_promoted_and_suppressed_tokens_by_hand(kind, unit, bias):
             module = block.mlp.fc_out if kind == "gptj" else block.mlp.down_proj
         else:
             module = block.attn.out_proj if kind == "gptj" else block.self_attn.o_proj
-        logits = raw_logits(lens, module.weight[:, row.neuron], bias) * (-1 if row.coefficient < 0 else 1)
+        logits = raw_logits(lens, module.weight[:, row.neuron], bias) * (
+            -1 if row.coefficient < 0 else 1
+        )
         order = logits.argsort(descending=True).tolist()
         assert row.promoted == [lens.token_label(i) for i in order[:3]]
         assert row.suppressed == [lens.token_label(i) for i in order[::-1][:3]]
@@ -83,7 +91,9 @@ def test_units_that_write_no_single_vector_are_refused():
     last = lens.d_mlp - 1
     assert len(qv.vocabulary(lens, qv.NeuronSet.of([(0, 0), (2, last)]), 3)) == 2
     for low, high in ((5, lens.d_mlp), (-1, 5)):
-        with pytest.raises(qv.QVLensError, match=f"Layer 2 has units 0 to {last}; the set names {low} to {high}"):
+        with pytest.raises(
+            qv.QVLensError, match=f"Layer 2 has units 0 to {last}; the set names {low} to {high}"
+        ):
             qv.vocabulary(lens, qv.NeuronSet.of([(2, low), (2, high)]))
 
 
@@ -98,7 +108,9 @@ def test_forms_of_an_answer_are_the_tokens_that_spell_it():
     assert surface_forms(lens, "a") == rows("a", "A")
     assert surface_forms(lens, "a", plural=True) == rows("a", "A", "as", "As")
     assert rows("as", "As") > rows("As")
-    assert surface_forms(lens, "Play") == rows("play", "Play", "PLAY") | {lens.answer_ids("The", "Play")[0]}
+    assert surface_forms(lens, "Play") == rows("play", "Play", "PLAY") | {
+        lens.answer_ids("The", "Play")[0]
+    }
     assert rows("plays") <= surface_forms(lens, "play", plural=True)
     assert not rows("plays") & surface_forms(lens, "play")
     several = lens.answer_ids("The", "Nortek Dalrin")
@@ -107,11 +119,15 @@ def test_forms_of_an_answer_are_the_tokens_that_spell_it():
 
 
 def test_interpretable_looks_for_any_form_among_the_top():
-    """Row i of W_out promotes one token alone: ' play', ' plays', another; the second of two when `top` allows."""
+    """Row i of W_out promotes one token alone: ' play', ' plays', another; the second of two when
+    `top` allows."""
     lens = tiny_lens("qwen3-gqa")
     lens.w_out(0)[:4] = 0.0
     unembedding = torch.eye(lens.d_model, lens.d_vocab, dtype=torch.float64)
-    ids = [lens.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (" play", " plays", " judo")]
+    ids = [
+        lens.tokenizer(text, add_special_tokens=False)["input_ids"][0]
+        for text in (" play", " plays", " judo")
+    ]
     weight = lens.backend_adapter.unembed()[0]
     weight.zero_()
     for axis, token in enumerate(ids):
@@ -121,7 +137,12 @@ def test_interpretable_looks_for_any_form_among_the_top():
     lens.w_out(0)[3, 0] = 1.0
     neurons = qv.NeuronSet.of([(0, 0), (0, 1), (0, 2), (0, 3)])
     assert qv.interpretable(lens, neurons, "play", 1).tolist() == [True, False, False, False]
-    assert qv.interpretable(lens, neurons, "play", 1, plural=True).tolist() == [True, True, False, False]
+    assert qv.interpretable(lens, neurons, "play", 1, plural=True).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert qv.interpretable(lens, neurons, "play", 2).tolist()[3]
     shown = qv.NeuronSet(neurons.frame.set_axis([9, 7, 5, 3]))
     assert qv.interpretable(lens, shown, "play", 1).index.tolist() == [9, 7, 5, 3]

@@ -19,7 +19,8 @@ from tests.models import KINDS, tiny_lens
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_grad_equals_finite_differences(kind, true_float64):
-    """d/dt of sum_j (I_j / m_j) m_j(h + t v_q), by central differences of the norm-and-FFN formula in float64."""
+    """d/dt of sum_j (I_j / m_j) m_j(h + t v_q), by central differences of the norm-and-FFN formula
+    in float64."""
     lens = tiny_lens(kind)
     trace = lens.trace(FACTS)
     value = qv.value_neurons(lens, trace, top=20)
@@ -33,20 +34,31 @@ def test_grad_equals_finite_differences(kind, true_float64):
             for row in targets[targets["layer"] > layer].itertuples():
                 h = (trace.resid if lens.backend_adapter.parallel else trace.mid)[row.layer, prompt]
                 j = torch.tensor([row.neuron])
-                up, down = (ffn_coefficients(lens, row.layer, h + s * eps * v, j).item() for s in (1, -1))
+                up, down = (
+                    ffn_coefficients(lens, row.layer, h + s * eps * v, j).item() for s in (1, -1)
+                )
                 expected += row.score / row.coefficient * (up - down) / (2 * eps)
-            got = query[(query["prompt"] == prompt) & (query["layer"] == layer) & (query["neuron"] == neuron)]["score"].item()
+            got = query[
+                (query["prompt"] == prompt)
+                & (query["layer"] == layer)
+                & (query["neuron"] == neuron)
+            ]["score"].item()
             assert got == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["grad", "share", "inner_product"])
 def test_neurons_and_bias_add_up_to_their_layer(kind, method, true_float64):
-    """The functional is linear: a layer's FFN output scores what its neurons and b_out score together."""
+    """The functional is linear: a layer's FFN output scores what its neurons and b_out score
+    together."""
     lens = tiny_lens(kind)
     trace = lens.trace(FACTS)
     value = qv.value_neurons(lens, trace, top=20)
-    summed = qv.query_neurons(lens, trace, value, top=None, method=method).frame.groupby(["prompt", "layer"])["score"].sum()
+    summed = (
+        qv.query_neurons(lens, trace, value, top=None, method=method)
+        .frame.groupby(["prompt", "layer"])["score"]
+        .sum()
+    )
     layers = qv.query_layers(lens, trace, value, method=method)
     whole = layers[layers["kind"] == "ffn"].set_index(["prompt", "layer"])["score"]
     if kind != "gptj":
@@ -56,7 +68,11 @@ def test_neurons_and_bias_add_up_to_their_layer(kind, method, true_float64):
             lens.backend_adapter.b_out(layer).zero_()
         trace = lens.trace(FACTS)
         value = qv.value_neurons(lens, trace, top=20)
-        summed = qv.query_neurons(lens, trace, value, top=None, method=method).frame.groupby(["prompt", "layer"])["score"].sum()
+        summed = (
+            qv.query_neurons(lens, trace, value, top=None, method=method)
+            .frame.groupby(["prompt", "layer"])["score"]
+            .sum()
+        )
         layers = qv.query_layers(lens, trace, value, method=method)
         whole = layers[layers["kind"] == "ffn"].set_index(["prompt", "layer"])["score"]
         assert (summed - whole).abs().max() < 1e-9
@@ -64,8 +80,8 @@ def test_neurons_and_bias_add_up_to_their_layer(kind, method, true_float64):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shares_of_all_components_add_up_to_the_importance(kind, true_float64):
-    """With LayerNorm's mean left in (as REF does) embedding, attention and FFN shares of one target add up to I_j, whether
-    it reads the stream in an FFN or through a head."""
+    """With LayerNorm's mean left in (as REF does) embedding, attention and FFN shares of one target
+    add up to I_j, whether it reads the stream in an FFN or through a head."""
     lens = tiny_lens(kind)
     for unit in ("ffn", "attn_neuron"):
         every = qv.value_neurons(lens, FACTS[0], unit=unit, norm="full")
@@ -79,7 +95,10 @@ def test_shares_of_all_components_add_up_to_the_importance(kind, true_float64):
 def test_suppress_equals_removing_the_query_by_hand(kind, true_float64):
     """m of the targets recomputed from a stream without v_q; nothing else in their layer moves."""
     lens = tiny_lens(kind)
-    query, targets = qv.NeuronSet.of([(0, 1), (0, 2), (1, 5)]), qv.NeuronSet.of([(1, 3), (2, 7), (2, 9)])
+    query, targets = (
+        qv.NeuronSet.of([(0, 1), (0, 2), (1, 5)]),
+        qv.NeuronSet.of([(1, 3), (2, 7), (2, 9)]),
+    )
     clean = lens.trace(FACTS)
     with lens.intervene(qv.Suppress(query, targets)):
         cut = lens.trace(FACTS)
@@ -132,7 +151,8 @@ def test_heads_and_channels_add_up_to_their_layer(kind, true_float64):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_queries_of_attention_neurons_equal_finite_differences(kind, true_float64):
-    """What v_q at position p does to the value that a head reads there, attention held; channel and head by hand."""
+    """What v_q at position p does to the value that a head reads there, attention held; channel and
+    head by hand."""
     lens = tiny_lens(kind)
     trace = lens.trace(FACTS, attention=True)
     value = qv.value_neurons(lens, trace, 12, unit="attn_neuron")
@@ -144,20 +164,31 @@ def test_queries_of_attention_neurons_equal_finite_differences(kind, true_float6
         targets = value.frame[(value.frame["prompt"] == prompt) & (value.frame["layer"] > 0)]
         assert len(targets) > 1
         for position in sorted(targets["position"].unique())[:3]:
-            row = ((everywhere.prompt == prompt) & (everywhere.positions == position)).nonzero().item()
+            row = (
+                ((everywhere.prompt == prompt) & (everywhere.positions == position))
+                .nonzero()
+                .item()
+            )
             v, expected = everywhere.m[0, row, 5] * lens.w_out(0)[5], 0.0
             for j in targets[targets["position"] == position].itertuples():
                 block, h = blocks[j.layer], everywhere.resid[j.layer, row]
                 norm, v_proj = (
-                    (block.ln_1, block.attn.v_proj) if kind == "gptj" else (block.input_layernorm, block.self_attn.v_proj)
+                    (block.ln_1, block.attn.v_proj)
+                    if kind == "gptj"
+                    else (block.input_layernorm, block.self_attn.v_proj)
                 )
                 channels = v_proj.weight.shape[0] // kv
                 read = j.neuron // channels // (heads // kv) * channels + j.neuron % channels
                 up, down, here = (v_proj(norm(h + s * eps * v))[read].item() for s in (1, -1, 0))
-                assert j.coefficient == pytest.approx(here * trace.pattern[j.layer, prompt, j.head, position].item(), rel=1e-6)
+                assert j.coefficient == pytest.approx(
+                    here * trace.pattern[j.layer, prompt, j.head, position].item(), rel=1e-6
+                )
                 expected += j.score / here * (up - down) / (2 * eps)
             got = query[
-                (query["prompt"] == prompt) & (query["layer"] == 0) & (query["neuron"] == 5) & (query["position"] == position)
+                (query["prompt"] == prompt)
+                & (query["layer"] == 0)
+                & (query["neuron"] == 5)
+                & (query["position"] == position)
             ]
             assert got["score"].item() == pytest.approx(expected, rel=1e-4, abs=1e-8)
 
@@ -172,24 +203,39 @@ def test_edges_of_the_graph_add_up_to_query_scores(kind, method, true_float64):
     graph = qv.qv_graph(lens, trace, value, query, method=method, targets=20)
     sums = graph.edges.groupby(["prompt", "source"])["weight"].sum()
     for row in query.frame.itertuples():
-        assert sums.get((row.prompt, f"f{row.layer}-{row.neuron}"), 0.0) == pytest.approx(row.score, abs=1e-9)
+        assert sums.get((row.prompt, f"f{row.layer}-{row.neuron}"), 0.0) == pytest.approx(
+            row.score, abs=1e-9
+        )
     assert (graph.edges["source_layer"] < graph.edges["target_layer"]).all()
     network = networkx.from_pandas_edgelist(
-        graph.edges[graph.edges["prompt"] == 0], "source", "target", "weight", create_using=networkx.DiGraph
+        graph.edges[graph.edges["prompt"] == 0],
+        "source",
+        "target",
+        "weight",
+        create_using=networkx.DiGraph,
     )
     assert len(network) > 10
     assert set(network) <= set(graph.nodes[graph.nodes["prompt"] == 0]["id"])
-    assert len(qv.plots.pathway(graph.nodes[graph.nodes["prompt"] == 0], graph.edges[graph.edges["prompt"] == 0]).data) > 3
+    assert (
+        len(
+            qv.plots.pathway(
+                graph.nodes[graph.nodes["prompt"] == 0], graph.edges[graph.edges["prompt"] == 0]
+            ).data
+        )
+        > 3
+    )
 
 
 def test_value_neurons_go_with_their_own_prompts():
-    """Those of one of several facts, and a set over all of them for any other fact, give what they give alone."""
+    """Those of one of several facts, and a set over all of them for any other fact, give what they
+    give alone."""
     lens = tiny_lens("gptj", dtype=torch.float32)
     first, second = FACTS[0], FACTS[1]
     both, alone = qv.value_neurons(lens, [first, second]), qv.value_neurons(lens, first)
     part = qv.query_neurons(lens, first, both.where(lambda frame: frame["prompt"] == 0))
     torch.testing.assert_close(
-        torch.tensor(part.frame["score"].to_numpy()), torch.tensor(qv.query_neurons(lens, first, alone).frame["score"].to_numpy())
+        torch.tensor(part.frame["score"].to_numpy()),
+        torch.tensor(qv.query_neurons(lens, first, alone).frame["score"].to_numpy()),
     )
     with pytest.raises(qv.QVLensError, match="value neurons of prompt 0 were computed for"):
         qv.query_neurons(lens, [second, first], both)
@@ -207,12 +253,16 @@ def test_values_from_elsewhere_in_the_prompt_are_refused():
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_the_released_notebooks(kind, true_float64):
-    """`ace_official`: shares add up to what they share out, whatever key was taken; heads from out_proj cut the wrong way."""
+    """`ace_official`: shares add up to what they share out, whatever key was taken; heads from
+    out_proj cut the wrong way."""
     lens = tiny_lens(kind)
     out = qv.ace_official(lens, FACTS)
     trace = lens.trace(FACTS)
     assert out.value_layers.attrs["preset"] == "ace_official, as released"
-    assert out.counts.groupby("prompt")["score"].sum().tolist() == [min(300, lens.n_layers * lens.d_mlp)] * 2
+    assert (
+        out.counts.groupby("prompt")["score"].sum().tolist()
+        == [min(300, lens.n_layers * lens.d_mlp)] * 2
+    )
     assert (out.query_neurons is None) == (kind != "gptj")
     if kind != "gptj":
         shares = out.query_layers.groupby("prompt")["score"].sum()
@@ -225,18 +275,25 @@ def test_the_released_notebooks(kind, true_float64):
     sigma = (c.square().mean() + hf.transformer.ln_f.eps).sqrt()
 
     def log_prob(y):  # ln_f.bias left out
-        return hf.lm_head((y - y.mean()) / sigma * hf.transformer.ln_f.weight).log_softmax(-1)[trace.logits[0].argmax()]
+        return hf.lm_head((y - y.mean()) / sigma * hf.transformer.ln_f.weight).log_softmax(-1)[
+            trace.logits[0].argmax()
+        ]
 
-    w = hf.transformer.h[1].attn.out_proj.weight.view(4, 8, 32)  # (head, channel) of the OUTPUT axis
+    w = hf.transformer.h[1].attn.out_proj.weight.view(
+        4, 8, 32
+    )  # (head, channel) of the OUTPUT axis
     z, x = trace.z[1, 0].view(4, 8), trace.resid[1, 0]
     expected = log_prob(x + z[2] @ w[2]) - log_prob(x)
-    row = out.heads[(out.heads["prompt"] == 0) & (out.heads["layer"] == 1) & (out.heads["head"] == 2)]
+    row = out.heads[
+        (out.heads["prompt"] == 0) & (out.heads["layer"] == 1) & (out.heads["head"] == 2)
+    ]
     assert row["score"].item() == pytest.approx(expected.item(), rel=1e-8, abs=1e-10)
     assert "position" in out.query_neurons.frame
 
 
 def test_interpretable_neurons_promote_the_answer():
-    """A neuron whose vector is the answer's unembedding row; its opposite with a negative coefficient; and a third."""
+    """A neuron whose vector is the answer's unembedding row; its opposite with a negative
+    coefficient; and a third."""
     lens = tiny_lens("qwen3-gqa")
     token = lens.answer_ids(FACTS[1])[0]
     row = lens.backend_adapter.unembed()[0][:, token] / lens.backend_adapter.norm(None).gain
@@ -250,21 +307,34 @@ def test_interpretable_neurons_promote_the_answer():
 
 
 def blocks_of(lens):
-    """Hugging Face's blocks; of each, what the FFN reads through: norm, up, gate (None in GPT-J)."""
+    """Hugging Face's blocks; of each, what the FFN reads through: norm, up, gate (None in
+    GPT-J)."""
     if hasattr(lens.hf, "transformer"):
         return [(block.ln_1, block.mlp.fc_in, None) for block in lens.hf.transformer.h]
-    return [(block.post_attention_layernorm, block.mlp.up_proj, block.mlp.gate_proj) for block in lens.hf.model.layers]
+    return [
+        (block.post_attention_layernorm, block.mlp.up_proj, block.mlp.gate_proj)
+        for block in lens.hf.model.layers
+    ]
 
 
 @pytest.mark.parametrize("method", ["share", "inner_product"])
 @pytest.mark.parametrize(
-    ("kind", "subkey"), [("gptj", None), ("qwen3-gqa", None), ("qwen3-gqa", "gate"), ("qwen3-gqa", "up"), ("qwen3-gqa", "linear")]
+    ("kind", "subkey"),
+    [
+        ("gptj", None),
+        ("qwen3-gqa", None),
+        ("qwen3-gqa", "gate"),
+        ("qwen3-gqa", "up"),
+        ("qwen3-gqa", "linear"),
+    ],
 )
 def test_shares_and_inner_products_by_hand(kind, method, subkey, true_float64):
     lens = tiny_lens(kind)
     trace = lens.trace(FACTS)
     value = qv.value_neurons(lens, trace, 20, norm="full")
-    query = qv.query_neurons(lens, trace, value, None, method=method, targets=15, subkey=subkey).frame
+    query = qv.query_neurons(
+        lens, trace, value, None, method=method, targets=15, subkey=subkey
+    ).frame
     asked = subkey or ("gate" if method == "inner_product" else "linear")
     for prompt in range(2):
         targets = value.frame[value.frame["prompt"] == prompt].head(15)
@@ -279,13 +349,23 @@ def test_shares_and_inner_products_by_hand(kind, method, subkey, true_float64):
                 if gate is not None and asked == "gate":
                     key = gate.weight[row.neuron]
                 if gate is not None and asked == "linear":
-                    m = torch.nn.functional.silu(n @ gate.weight[row.neuron]) * (n @ up.weight[row.neuron])
+                    m = torch.nn.functional.silu(n @ gate.weight[row.neuron]) * (
+                        n @ up.weight[row.neuron]
+                    )
                     (key,) = torch.autograd.grad(m, n)
                 if method == "inner_product":
                     expected += (v @ key).item()
                 else:
-                    expected += row.score * (v @ (norm.weight * key)).item() / (h @ (norm.weight * key)).item()
-            rows = query[(query["prompt"] == prompt) & (query["layer"] == layer) & (query["neuron"] == neuron)]
+                    expected += (
+                        row.score
+                        * (v @ (norm.weight * key)).item()
+                        / (h @ (norm.weight * key)).item()
+                    )
+            rows = query[
+                (query["prompt"] == prompt)
+                & (query["layer"] == layer)
+                & (query["neuron"] == neuron)
+            ]
             assert rows["score"].item() == pytest.approx(expected, rel=1e-8, abs=1e-10)
 
 
@@ -295,7 +375,9 @@ def test_whole_outputs_equal_finite_differences(kind, true_float64):
     lens = tiny_lens(kind)
     trace = lens.trace(FACTS)
     value = qv.value_neurons(lens, trace, 20)
-    layers = qv.query_layers(lens, trace, value, targets=20).set_index(["prompt", "kind", "layer"])["score"]
+    layers = qv.query_layers(lens, trace, value, targets=20).set_index(["prompt", "kind", "layer"])[
+        "score"
+    ]
     eps = 1e-6
     for prompt in range(2):
         directions = {("embed", -1): trace.resid[0, prompt]}
@@ -307,9 +389,14 @@ def test_whole_outputs_equal_finite_differences(kind, true_float64):
             expected = 0.0
             for row in value.frame[value.frame["prompt"] == prompt].itertuples():
                 if row.layer > layer or (same_layer and row.layer == layer):
-                    h = (trace.resid if lens.backend_adapter.parallel else trace.mid)[row.layer, prompt]
+                    h = (trace.resid if lens.backend_adapter.parallel else trace.mid)[
+                        row.layer, prompt
+                    ]
                     j = torch.tensor([row.neuron])
-                    up, down = (ffn_coefficients(lens, row.layer, h + s * eps * v, j).item() for s in (1, -1))
+                    up, down = (
+                        ffn_coefficients(lens, row.layer, h + s * eps * v, j).item()
+                        for s in (1, -1)
+                    )
                     expected += row.score / row.coefficient * (up - down) / (2 * eps)
             assert layers[prompt, sort, layer] == pytest.approx(expected, rel=1e-4, abs=1e-7)
     assert len(layers) == 2 * (2 * lens.n_layers + 1)
@@ -319,20 +406,26 @@ def test_whole_outputs_equal_finite_differences(kind, true_float64):
 def test_queries_over_a_set_are_sums_of_each_prompts(kind):
     lens = tiny_lens(kind)
     facts = [FACTS[0], FACTS[1], qv.Fact("{} works for", "Tim Duncan", "Oslo")]
-    facts = [dataclasses.replace(fact, category=name) for fact, name in zip(facts, "ABA", strict=True)]
+    facts = [
+        dataclasses.replace(fact, category=name) for fact, name in zip(facts, "ABA", strict=True)
+    ]
     value = qv.value_neurons(lens, facts, 20)
     keys = ["layer", "neuron"]
     for unit in ("ffn", "attn_channel", "head"):
         each = qv.query_neurons(lens, facts, value, None, unit=unit).frame
         assert each.groupby("prompt").ngroups == 3
-        both = qv.query_neurons(lens, facts, value, None, unit=unit, over="set").frame.set_index(keys)
+        both = qv.query_neurons(lens, facts, value, None, unit=unit, over="set").frame.set_index(
+            keys
+        )
         parts = [each[each["prompt"] == prompt].set_index(keys) for prompt in range(3)]
         expected = sum(part["score"].reindex(both.index) for part in parts)
         assert (both["score"] - expected).abs().max() < 1e-12
         assert (both["prompt"] == -1).all()
         first = qv.query_neurons(lens, facts, value, None, unit=unit, over="category").frame
         first = first[first["category"] == "A"].set_index(keys)
-        assert (first["score"] - (parts[0]["score"] + parts[2]["score"]).reindex(first.index)).abs().max() < 1e-12
+        assert (
+            first["score"] - (parts[0]["score"] + parts[2]["score"]).reindex(first.index)
+        ).abs().max() < 1e-12
         mean = (parts[0]["coefficient"] + parts[2]["coefficient"]).reindex(first.index) / 2
         if unit == "head":
             assert first["coefficient"].isna().all()
@@ -342,12 +435,15 @@ def test_queries_over_a_set_are_sums_of_each_prompts(kind):
 
 @pytest.mark.parametrize("method", ["grad", "share"])
 def test_a_target_that_nothing_moves_weighs_nothing(method):
-    """A value neuron with coefficient 0 and a key of zeros: I / 0 must not reach the others' scores."""
+    """A value neuron with coefficient 0 and a key of zeros: I / 0 must not reach the others'
+    scores."""
     lens = tiny_lens("gptj")
     lens.backend_adapter.w_in(2)[:, 7] = 0.0
     lens.backend_adapter.b_in(2)[7] = 0.0
     value = qv.value_neurons(lens, FACTS[0], 5)
-    alone = qv.NeuronSet(value.frame.head(1).assign(layer=2, neuron=7, score=1.0, coefficient=0.0), value.settings)
+    alone = qv.NeuronSet(
+        value.frame.head(1).assign(layer=2, neuron=7, score=1.0, coefficient=0.0), value.settings
+    )
     assert (qv.query_neurons(lens, FACTS[0], alone, None, method=method).frame["score"] == 0).all()
     both = qv.query_neurons(lens, FACTS[0], value | alone, None, method=method)
     assert both.frame.equals(qv.query_neurons(lens, FACTS[0], value, None, method=method).frame)
@@ -355,7 +451,8 @@ def test_a_target_that_nothing_moves_weighs_nothing(method):
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_nodes_of_the_graph_are_the_two_sets(kind):
-    """Role, both scores and coefficient of every node, prompt by prompt; the best targets alone have edges."""
+    """Role, both scores and coefficient of every node, prompt by prompt; the best targets alone
+    have edges."""
     lens = tiny_lens(kind)
     trace = lens.trace(FACTS)
     value = qv.value_neurons(lens, trace, 40)
@@ -367,7 +464,9 @@ def test_nodes_of_the_graph_are_the_two_sets(kind):
             rows = found.frame[found.frame["prompt"] == prompt].head(count)
             scores[name] = {(row.layer, row.neuron): row.score for row in rows.itertuples()}
         nodes = graph.nodes[graph.nodes["prompt"] == prompt]
-        assert {(row.layer, row.neuron) for row in nodes.itertuples()} == scores["value"].keys() | scores["query"].keys()
+        assert {(row.layer, row.neuron) for row in nodes.itertuples()} == scores[
+            "value"
+        ].keys() | scores["query"].keys()
         assert len(nodes) == len(nodes["id"].unique())
         for row in nodes.itertuples():
             unit = (row.layer, row.neuron)
@@ -376,7 +475,9 @@ def test_nodes_of_the_graph_are_the_two_sets(kind):
             assert row.id == f"f{row.layer}-{row.neuron}"
             for name, score in (("value", row.value_score), ("query", row.query_score)):
                 assert score == scores[name].get(unit, score) or unit not in scores[name]
-                assert (score != score) == (unit not in scores[name])  # NaN where the unit is not in the set
+                assert (score != score) == (
+                    unit not in scores[name]
+                )  # NaN where the unit is not in the set
             assert row.coefficient == trace.m[row.layer, prompt, row.neuron].item()
         edges = graph.edges[graph.edges["prompt"] == prompt]
         pairs = {(s, t) for s in scores["query"] for t in scores["value"] if s[0] < t[0]}
@@ -385,11 +486,17 @@ def test_nodes_of_the_graph_are_the_two_sets(kind):
         }
         assert (
             edges["source"]
-            == [f"f{layer}-{name.split('-')[1]}" for layer, name in zip(edges["source_layer"], edges["source"], strict=True)]
+            == [
+                f"f{layer}-{name.split('-')[1]}"
+                for layer, name in zip(edges["source_layer"], edges["source"], strict=True)
+            ]
         ).all()
         assert (
             edges["target"]
-            == [f"f{layer}-{name.split('-')[1]}" for layer, name in zip(edges["target_layer"], edges["target"], strict=True)]
+            == [
+                f"f{layer}-{name.split('-')[1]}"
+                for layer, name in zip(edges["target_layer"], edges["target"], strict=True)
+            ]
         ).all()
     assert "shared" in set(graph.nodes["role"])
     with pytest.raises(qv.QVLensError, match="one position of each prompt"):
@@ -399,7 +506,8 @@ def test_nodes_of_the_graph_are_the_two_sets(kind):
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_attention_targets_add_up_over_the_positions_they_read(kind):
-    """Layers: what all FFN queries and b_out score, over positions; and `targets` keeps the best of a prompt, wherever."""
+    """Layers: what all FFN queries and b_out score, over positions; and `targets` keeps the best of
+    a prompt, wherever."""
     lens = tiny_lens(kind)
     for layer in range(lens.n_layers):
         lens.backend_adapter.b_out(layer).zero_()

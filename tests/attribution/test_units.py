@@ -1,4 +1,5 @@
-"""Attention units, other targets and positions, layer sums: against brute force by hand, on every kind of model."""
+"""Attention units, other targets and positions, layer sums: against brute force by hand, on every
+kind of model."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ TWO_TOKENS = qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin")
 
 
 def attention_parts(hf, ids, layer):
-    """Per head: attention weights of the last token, and value vectors of the head it reads, by hand from the weights."""
+    """Per head: attention weights of the last token, and value vectors of the head it reads, by
+    hand from the weights."""
     ids = torch.tensor([ids])
     out = hf(ids, output_hidden_states=True)
     h = out.hidden_states[layer][0]
@@ -37,14 +39,18 @@ def attention_parts(hf, ids, layer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("norm", "base"), [("frozen", "mid"), ("full", "mid"), ("frozen", "loo_final")])
+@pytest.mark.parametrize(
+    ("norm", "base"), [("frozen", "mid"), ("full", "mid"), ("frozen", "loo_final")]
+)
 def test_attention_units_equal_brute_force(kind, norm, base, true_float64):
-    """Every (head, channel, position), channel, head and (head, position) by adding its vector to the stream before
-    attention, or taking it from the final one, and reading out by hand."""
+    """Every (head, channel, position), channel, head and (head, position) by adding its vector to
+    the stream before attention, or taking it from the final one, and reading out by hand."""
     lens = tiny_lens(kind, n_layers=2)
     trace = lens.trace(FACTS, attention=True)
     units = ("attn_neuron", "attn_channel", "head", "head_position")
-    got = {u: qv.value_neurons(lens, trace, None, unit=u, norm=norm, base=base).frame for u in units}
+    got = {
+        u: qv.value_neurons(lens, trace, None, unit=u, norm=norm, base=base).frame for u in units
+    }
     for prompt, fact in enumerate(FACTS):
         token, final = lens.answer_ids(fact)[0], trace.final[prompt]
         sigma = final_sigma(lens.hf, final) if norm == "frozen" else None
@@ -66,7 +72,11 @@ def test_attention_units_equal_brute_force(kind, norm, base, true_float64):
                 channel_vectors = torch.zeros(channels, len(x), dtype=x.dtype)
                 for key in range(len(ids)):
                     for c in range(channels):
-                        v = weights[key] * values[key, head // (heads // kv), c] * o[:, head * channels + c]
+                        v = (
+                            weights[key]
+                            * values[key, head // (heads // kv), c]
+                            * o[:, head * channels + c]
+                        )
                         head_vectors[key] += v
                         channel_vectors[c] += v
                         if c == 3:
@@ -96,23 +106,32 @@ def test_unit_labels_name_what_they_mean(kind):
         rows = frame[frame["prompt"] == prompt]
         assert sorted(rows["position"].unique()) == list(range(len(tokens)))  # padding never shows
         assert (rows["token"] == rows["position"].map(dict(enumerate(tokens)))).all()
-    assert qv.value_neurons(lens, FACTS, 5, unit="attn_neuron", method="topk").frame["score"].tolist() == pytest.approx(
+    assert qv.value_neurons(lens, FACTS, 5, unit="attn_neuron", method="topk").frame[
+        "score"
+    ].tolist() == pytest.approx(
         qv.value_neurons(lens, FACTS, 5, unit="attn_neuron").frame["score"].tolist(), abs=1e-9
     )
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_a_whole_answer_is_the_sum_over_its_tokens(kind, true_float64):
-    """Teacher forced by hand: the prompt with the answer's first tokens behind it, attributed to the next one."""
+    """Teacher forced by hand: the prompt with the answer's first tokens behind it, attributed to
+    the next one."""
     lens = tiny_lens(kind)
     answer = lens.answer_ids(TWO_TOKENS)
     assert len(answer) > 1
-    whole = qv.value_neurons(lens, TWO_TOKENS, None, target="sequence").frame.set_index(["layer", "neuron"])["score"]
+    whole = qv.value_neurons(lens, TWO_TOKENS, None, target="sequence").frame.set_index(
+        ["layer", "neuron"]
+    )["score"]
     ids, total = list(lens.tokenize(TWO_TOKENS)[0].ids), 0
     for n, token in enumerate(answer):
         text = lens.tokenizer.decode(ids + list(answer[:n]))
         assert tuple(lens.tokenize(text)[0].ids) == tuple(ids + list(answer[:n]))
-        total += qv.value_neurons(lens, text, None, target=token).frame.set_index(["layer", "neuron"])["score"].sort_index()
+        total += (
+            qv.value_neurons(lens, text, None, target=token)
+            .frame.set_index(["layer", "neuron"])["score"]
+            .sort_index()
+        )
     assert (whole.sort_index() - total).abs().max() < 1e-9
     top = qv.value_neurons(lens, [TWO_TOKENS, FACTS[0]], 9, target="sequence", method="topk").frame
     full = qv.value_neurons(lens, [TWO_TOKENS, FACTS[0]], 9, target="sequence").frame
@@ -123,11 +142,17 @@ def test_a_whole_answer_is_the_sum_over_its_tokens(kind, true_float64):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", ["frozen", "full", "none"])
 def test_a_contrast_is_the_difference_of_two_scores(kind, norm, true_float64):
-    """log p(a) - log p(b): each by brute-force-checked `exact`, whose log-sums cancel. In frozen mode parts add up exactly."""
+    """log p(a) - log p(b): each by brute-force-checked `exact`, whose log-sums cancel. In frozen
+    mode parts add up exactly."""
     lens = tiny_lens(kind)
     keys = ["prompt", "layer", "neuron"]
-    first, second = (qv.value_neurons(lens, FACTS, None, norm=norm, target=t).frame.set_index(keys)["score"] for t in (3, 7))
-    contrast = qv.value_neurons(lens, FACTS, None, norm=norm, target=(3, 7)).frame.set_index(keys)["score"]
+    first, second = (
+        qv.value_neurons(lens, FACTS, None, norm=norm, target=t).frame.set_index(keys)["score"]
+        for t in (3, 7)
+    )
+    contrast = qv.value_neurons(lens, FACTS, None, norm=norm, target=(3, 7)).frame.set_index(keys)[
+        "score"
+    ]
     assert (contrast - (first - second)).abs().max() < 1e-10
     named = qv.value_neurons(lens, FACTS[0], 3, target=("answer", "Dalrin")).settings
     assert len(named["against"]) == 1
@@ -144,14 +169,21 @@ def test_parts_and_gap_add_up_to_the_whole(kind, true_float64):
     whole = qv.layer_scores(lens, FACTS, how="layer_vector")
     assert (frame["score"] + frame["bias"] + frame["gap"] - whole["score"]).abs().max() < 1e-12
     assert (frame["bias"].abs().max() > 0) == (kind == "gptj")
-    heads = qv.layer_scores(lens, FACTS, "head", "layer_vector").groupby(["prompt", "layer"])["score"].sum()
-    summed = qv.layer_scores(lens, FACTS, "attn", "head_sum").set_index(["prompt", "layer"])["score"]
+    heads = (
+        qv.layer_scores(lens, FACTS, "head", "layer_vector")
+        .groupby(["prompt", "layer"])["score"]
+        .sum()
+    )
+    summed = qv.layer_scores(lens, FACTS, "attn", "head_sum").set_index(["prompt", "layer"])[
+        "score"
+    ]
     assert (heads - summed).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_every_token_equals_the_prompt_cut_there(kind, true_float64):
-    """Position i of the whole pass is the last position of the prompt's first i + 1 tokens (causal)."""
+    """Position i of the whole pass is the last position of the prompt's first i + 1 tokens
+    (causal)."""
     lens = tiny_lens(kind)
     token = lens.answer_ids(FACTS[0])[0]
     frame = qv.layer_scores(lens, FACTS[0], "ffn", "layer_vector", positions="all", norm="full")
@@ -159,15 +191,25 @@ def test_every_token_equals_the_prompt_cut_there(kind, true_float64):
     assert frame["token"].tolist()[:: lens.n_layers] == lens.str_tokens(FACTS[0])
     for position in (1, len(ids) - 1):
         text = lens.tokenizer.decode(ids[: position + 1])
-        alone = qv.layer_scores(lens, text, "ffn", "layer_vector", target=token, norm="full")["score"]
-        assert abs(frame[frame["position"] == position]["score"].to_numpy() - alone.to_numpy()).max() < 1e-9
-    index = qv.layer_scores(lens, FACTS[0], "ffn", "layer_vector", positions=1, norm="full")["score"].to_numpy()
+        alone = qv.layer_scores(lens, text, "ffn", "layer_vector", target=token, norm="full")[
+            "score"
+        ]
+        assert (
+            abs(frame[frame["position"] == position]["score"].to_numpy() - alone.to_numpy()).max()
+            < 1e-9
+        )
+    index = qv.layer_scores(lens, FACTS[0], "ffn", "layer_vector", positions=1, norm="full")[
+        "score"
+    ].to_numpy()
     assert abs(index - frame[frame["position"] == 1]["score"].to_numpy()).max() < 1e-12
 
 
 def test_token_heatmap_shows_every_token():
     lens = tiny_lens("gptj")
-    parts = [qv.layer_scores(lens, FACTS[0], kind, "layer_vector", positions="all") for kind in ("ffn", "attn")]
+    parts = [
+        qv.layer_scores(lens, FACTS[0], kind, "layer_vector", positions="all")
+        for kind in ("ffn", "attn")
+    ]
     figure = qv.plots.token_heatmap(pd.concat(parts, ignore_index=True))
     assert len(figure.data[0].y) == len(lens.str_tokens(FACTS[0]))
     assert len(figure.data[0].x) == 2 * lens.n_layers
@@ -175,14 +217,19 @@ def test_token_heatmap_shows_every_token():
 
 def test_sums_by_category_and_over_the_set():
     lens = tiny_lens("gptj")
-    facts = [qv.Fact(f.prompt, f.subject, f.answer, category=c) for f, c in zip(FACTS, ("NN", "LG"), strict=True)]
+    facts = [
+        qv.Fact(f.prompt, f.subject, f.answer, category=c)
+        for f, c in zip(FACTS, ("NN", "LG"), strict=True)
+    ]
     each = qv.layer_scores(lens, facts)
     split = qv.layer_scores(lens, facts, over="category")
     assert split["category"].unique().tolist() == ["NN", "LG"]
     assert abs(split["score"].to_numpy() - each["score"].to_numpy()).max() < 1e-12
     assert (split["prompt"] == -1).all()
     both = qv.layer_scores(lens, facts, over="set")
-    assert (both.set_index("layer")["score"] - each.groupby("layer")["score"].sum()).abs().max() < 1e-12
+    assert (
+        both.set_index("layer")["score"] - each.groupby("layer")["score"].sum()
+    ).abs().max() < 1e-12
     ranked = qv.value_neurons(lens, facts, 4, over="category", method="topk").frame
     assert ranked.groupby("category", sort=False).size().tolist() == [4, 4]
 
@@ -196,7 +243,8 @@ def test_layer_sums_refuse_what_does_not_score_every_neuron():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_moments_keep_their_tolerance(kind, true_float64):
-    """Against exact, in float64, where the tolerance is all that may differ; large coefficients must fall back."""
+    """Against exact, in float64, where the tolerance is all that may differ; large coefficients
+    must fall back."""
     lens = tiny_lens(kind)
     exact = qv.value_neurons(lens, FACTS, None).frame.sort_values(["prompt", "layer", "neuron"])
     quick = qv.value_neurons(lens, FACTS, None, method="moments")
@@ -204,7 +252,10 @@ def test_moments_keep_their_tolerance(kind, true_float64):
     assert abs(exact["score"].to_numpy() - close["score"].to_numpy()).max() < 1e-6
     assert 0 < quick.settings["fallback"] < 1
     assert quick.settings["order"] == 4
-    sums = qv.layer_scores(lens, FACTS, method="moments")["score"] - qv.layer_scores(lens, FACTS)["score"]
+    sums = (
+        qv.layer_scores(lens, FACTS, method="moments")["score"]
+        - qv.layer_scores(lens, FACTS)["score"]
+    )
     assert sums.abs().max() < 1e-6 * lens.d_mlp
 
 
@@ -214,7 +265,9 @@ def random_problem(dtype=torch.float32, spread=1.0):
     log_p = (torch.randn(3, 333, generator=g) * 3).log_softmax(1)
     alpha, beta = torch.randn(5, 150, generator=g) * spread, torch.randn(5, 150, generator=g) * 0.1
     of, b = torch.tensor([0, 1, 1, 2, 0]), torch.randn(3, 333, generator=g)
-    return V.to(dtype), engine.Problems(U.to(dtype), log_p.to(dtype), of, alpha.to(dtype), beta.to(dtype), b.to(dtype))
+    return V.to(dtype), engine.Problems(
+        U.to(dtype), log_p.to(dtype), of, alpha.to(dtype), beta.to(dtype), b.to(dtype)
+    )
 
 
 def by_definition(V, task):
@@ -248,7 +301,8 @@ def test_memory_budget_sizes_the_tiles():
 
 
 def test_parts_of_the_log_sums():
-    """delta at a token, its spread's bound and Jensen's, of made-up problems, by forming every delta."""
+    """delta at a token, its spread's bound and Jensen's, of made-up problems, by forming every
+    delta."""
     V, task = random_problem(torch.float64)
     task.U[:, 7] *= 5  # one token that a vector moves further than all others
     V[0] = task.U[:, 7]
@@ -267,11 +321,14 @@ def test_parts_of_the_log_sums():
         assert (whole.reach(V) >= spread).all()
         assert (whole.reach(V) < 50 * spread).all()
         some = torch.tensor([3, 140])
-        torch.testing.assert_close(whole.of_neurons(some).delta(V[some], token), whole.delta(V, token)[:, some])
+        torch.testing.assert_close(
+            whole.of_neurons(some).delta(V[some], token), whole.delta(V, token)[:, some]
+        )
 
 
 def test_moments_are_exact_where_their_bound_says_no():
-    """Of made-up problems with small and large coefficients: within the tolerance, and exact beyond the bound's reach."""
+    """Of made-up problems with small and large coefficients: within the tolerance, and exact beyond
+    the bound's reach."""
     V, task = random_problem(torch.float64)
     task = replace(
         task,
@@ -288,11 +345,15 @@ def test_moments_are_exact_where_their_bound_says_no():
         assert error.max() < tolerance
         assert error[got.fallback].max() < 1e-12
         shares.append(got.fallback.double().mean().item())
-    assert 1 > shares[0] > shares[1] > shares[3] > 0  # more moments reach further, and less tolerance less far
+    assert (
+        1 > shares[0] > shares[1] > shares[3] > 0
+    )  # more moments reach further, and less tolerance less far
     assert shares[2] > shares[1]
     tiles = engine.log_sums_by_moments(V, task, 2 * 333 * 8 * 7)
     assert torch.equal(tiles.fallback, engine.log_sums_by_moments(V, task).fallback)
-    torch.testing.assert_close(tiles.value, engine.log_sums_by_moments(V, task).value, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        tiles.value, engine.log_sums_by_moments(V, task).value, atol=1e-12, rtol=0
+    )
     g = (V @ task.U - (V @ task.U).mean(1, keepdim=True)).abs()  # the bound, written out
     p = task.log_p.exp()[task.of]
     y = task.alpha.abs() * g.amax(1)
@@ -326,24 +387,45 @@ def test_free_memory_is_what_the_system_says():
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
-@pytest.mark.parametrize(("norm", "base"), [("full", "mid"), ("frozen", "loo_final"), ("full", "loo_final"), ("none", "pre")])
+@pytest.mark.parametrize(
+    ("norm", "base"),
+    [("full", "mid"), ("frozen", "loo_final"), ("full", "loo_final"), ("none", "pre")],
+)
 def test_a_contrast_by_brute_force(kind, norm, base, true_float64):
-    """log p(3) - log p(7) of the stream with the neuron's vector, less without: the logits' difference, read out by hand."""
+    """log p(3) - log p(7) of the stream with the neuron's vector, less without: the logits'
+    difference, read out by hand."""
     lens = tiny_lens(kind)
     trace = lens.trace(FACTS)
     got = qv.value_neurons(lens, trace, None, norm=norm, base=base, target=(3, 7)).frame
-    named = qv.value_neurons(lens, trace, None, norm=norm, base=base, target=("answer", "predicted")).frame
+    named = qv.value_neurons(
+        lens, trace, None, norm=norm, base=base, target=("answer", "predicted")
+    ).frame
     for prompt, fact in enumerate(FACTS):
         final = trace.final[prompt]
-        options = {"raw": True} if norm == "none" else {"sigma": final_sigma(lens.hf, final) if norm == "frozen" else None}
-        pairs = ((got, (3, 7)), (named, (lens.answer_ids(fact)[0], trace.logits[prompt].argmax().item())))
+        options = (
+            {"raw": True}
+            if norm == "none"
+            else {"sigma": final_sigma(lens.hf, final) if norm == "frozen" else None}
+        )
+        pairs = (
+            (got, (3, 7)),
+            (named, (lens.answer_ids(fact)[0], trace.logits[prompt].argmax().item())),
+        )
         for layer, neuron in ((0, 3), (1, 40), (2, 11)):
             v = trace.m[layer, prompt, neuron] * lens.w_out(layer)[neuron]
             x = trace.resid[layer, prompt] + (trace.attn[layer, prompt] if base == "mid" else 0)
             low, high = (final - v, final) if base == "loo_final" else (x, x + v)
             for frame, (first, second) in pairs:
-                values = [log_prob(lens.hf, y, token, **options) for y in (high, low) for token in (first, second)]
-                rows = frame[(frame["prompt"] == prompt) & (frame["layer"] == layer) & (frame["neuron"] == neuron)]
+                values = [
+                    log_prob(lens.hf, y, token, **options)
+                    for y in (high, low)
+                    for token in (first, second)
+                ]
+                rows = frame[
+                    (frame["prompt"] == prompt)
+                    & (frame["layer"] == layer)
+                    & (frame["neuron"] == neuron)
+                ]
                 expected = (values[0] - values[1] - values[2] + values[3]).item()
                 assert rows["score"].item() == pytest.approx(expected, rel=1e-9, abs=1e-11)
 
@@ -351,9 +433,12 @@ def test_a_contrast_by_brute_force(kind, norm, base, true_float64):
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 @pytest.mark.parametrize("over", ["prompt", "set", "category"])
 def test_every_sum_of_a_layer_from_its_neurons(kind, over, true_float64):
-    """Positive terms, counts and best terms from the single scores; whole vectors and b_out from the logits, by hand."""
+    """Positive terms, counts and best terms from the single scores; whole vectors and b_out from
+    the logits, by hand."""
     lens = tiny_lens(kind)
-    facts = [replace(fact, category=name) for fact, name in zip((*FACTS, TWO_TOKENS), "ABA", strict=True)]
+    facts = [
+        replace(fact, category=name) for fact, name in zip((*FACTS, TWO_TOKENS), "ABA", strict=True)
+    ]
     trace = lens.trace(facts)
     members = {"prompt": [[0], [1], [2]], "set": [[0, 1, 2]], "category": [[0, 2], [1]]}[over]
 
@@ -381,7 +466,10 @@ def test_every_sum_of_a_layer_from_its_neurons(kind, over, true_float64):
                 whole = sum(by_hand(outputs[layer, p], layer, p, part) for p in prompts)
                 bias = 0.0
                 if part == "ffn" and kind == "gptj":
-                    bias = sum(by_hand(lens.hf.transformer.h[layer].mlp.fc_out.bias, layer, p, part) for p in prompts)
+                    bias = sum(
+                        by_hand(lens.hf.transformer.h[layer].mlp.fc_out.bias, layer, p, part)
+                        for p in prompts
+                    )
                 expected = {
                     "neuron_sum": rows.sum(), "neuron_sum_positive": rows[rows > 0].sum(), "layer_vector": whole,
                     "neuron_sum_top": best[best.index.get_level_values(0) == layer].sum(),
@@ -391,14 +479,22 @@ def test_every_sum_of_a_layer_from_its_neurons(kind, over, true_float64):
                     assert ways[how]["score"][at] == pytest.approx(value, rel=1e-9, abs=1e-10)
                     assert ways[how]["layer"][at] == layer
                 sums = ways["neuron_sum"].loc[at]
-                assert (sums["bias"], sums["whole"]) == pytest.approx((bias, whole), rel=1e-9, abs=1e-10)
+                assert (sums["bias"], sums["whole"]) == pytest.approx(
+                    (bias, whole), rel=1e-9, abs=1e-10
+                )
                 assert sums["gap"] == pytest.approx(whole - bias - rows.sum(), rel=1e-8, abs=1e-9)
         assert len(ways["count"]) == len(members) * lens.n_layers
     heads = qv.layer_scores(lens, trace, "head", "layer_vector", over=over)
     every = qv.value_neurons(lens, trace, None, unit="head").frame
     for row in heads.itertuples():
-        prompts = members[0 if over == "set" else row.prompt if over == "prompt" else "AB".index(row.category)]
-        rows = every[every["prompt"].isin(prompts) & (every["layer"] == row.layer) & (every["neuron"] == row.head)]
+        prompts = members[
+            0 if over == "set" else row.prompt if over == "prompt" else "AB".index(row.category)
+        ]
+        rows = every[
+            every["prompt"].isin(prompts)
+            & (every["layer"] == row.layer)
+            & (every["neuron"] == row.head)
+        ]
         assert row.score == pytest.approx(rows["score"].sum(), rel=1e-9, abs=1e-12)
     assert len(heads) == len(members) * lens.n_layers * 4
     summed = qv.layer_scores(lens, trace, "attn", "head_sum", over=over)["score"].to_numpy()
@@ -431,7 +527,11 @@ def test_bfloat16_models_are_scored_in_float32():
     v = (trace.m[1, 0, 5].double() * lens.w_out(1)[5].double())[None]
     x = task.x(1).double()[:1]
     U, s = task.readout.U.double(), task.readout.sigma[:1].double()
-    expected = ((x + v) / s @ U).log_softmax(1)[0, task.token[0]] - (x / s @ U).log_softmax(1)[0, task.token[0]]
+    expected = ((x + v) / s @ U).log_softmax(1)[0, task.token[0]] - (x / s @ U).log_softmax(1)[
+        0, task.token[0]
+    ]
     frame = got.frame
-    score = frame[(frame["prompt"] == 0) & (frame["layer"] == 1) & (frame["neuron"] == 5)]["score"].item()
+    score = frame[(frame["prompt"] == 0) & (frame["layer"] == 1) & (frame["neuron"] == 5)][
+        "score"
+    ].item()
     assert score == pytest.approx(expected.item(), abs=1e-5)

@@ -1,4 +1,5 @@
-"""Every score against a re-evaluation that shares no code with it: add the vector, read the logits out by hand."""
+"""Every score against a re-evaluation that shares no code with it: add the vector, read the logits
+out by hand."""
 
 from __future__ import annotations
 
@@ -9,11 +10,15 @@ import qv_lens as qv
 from qv_lens.attribution.setting import setting
 from tests.models import KINDS, tiny_lens
 
-FACTS = [qv.Fact("{} works for", "Olga Pelodan", "Nortek"), qv.Fact("The capital of {} is the city of", "Norway", "Oslo")]
+FACTS = [
+    qv.Fact("{} works for", "Olga Pelodan", "Nortek"),
+    qv.Fact("The capital of {} is the city of", "Norway", "Oslo"),
+]
 
 
 def log_prob(hf, y, token, sigma=None, raw=False):
-    """log p(token | y) from Hugging Face's own modules; `sigma` freezes the final norm's divisor."""
+    """log p(token | y) from Hugging Face's own modules; `sigma` freezes the final norm's
+    divisor."""
     if raw:
         return torch.log_softmax(hf.lm_head(y), -1)[token]
     gptj = hasattr(hf, "transformer")
@@ -27,14 +32,18 @@ def log_prob(hf, y, token, sigma=None, raw=False):
 def final_sigma(hf, y):
     gptj = hasattr(hf, "transformer")
     centred = y - y.mean() if gptj else y
-    return torch.sqrt((centred**2).mean() + (hf.transformer.ln_f.eps if gptj else hf.model.norm.variance_epsilon))
+    return torch.sqrt(
+        (centred**2).mean() + (hf.transformer.ln_f.eps if gptj else hf.model.norm.variance_epsilon)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", ["frozen", "full", "none"])
 @pytest.mark.parametrize("base", ["mid", "pre", "loo_final"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_every_ffn_neuron_equals_brute_force(kind, norm, base, dtype, tolerance, true_float64, monkeypatch):
+def test_every_ffn_neuron_equals_brute_force(
+    kind, norm, base, dtype, tolerance, true_float64, monkeypatch
+):
     monkeypatch.setattr("qv_lens.attribution.setting.CHUNK", 50)  # several to a layer
     lens = tiny_lens(kind, dtype=dtype, n_layers=2)
     trace = lens.trace(FACTS)
@@ -43,26 +52,43 @@ def test_every_ffn_neuron_equals_brute_force(kind, norm, base, dtype, tolerance,
     for prompt, fact in enumerate(FACTS):
         token = lens.answer_ids(fact)[0]
         final = trace.final[prompt].double()
-        options = {"raw": True} if norm == "none" else {"sigma": final_sigma(reference, final) if norm == "frozen" else None}
+        options = (
+            {"raw": True}
+            if norm == "none"
+            else {"sigma": final_sigma(reference, final) if norm == "frozen" else None}
+        )
         for layer in range(lens.n_layers):
             x = trace.resid[layer, prompt].double()
             if base == "mid":
                 x = x + trace.attn[layer, prompt].double()
             rows = got[(got["prompt"] == prompt) & (got["layer"] == layer)].sort_values("neuron")
-            block = (reference.transformer.h if hasattr(reference, "transformer") else reference.model.layers)[layer]
-            columns = (block.mlp.fc_out if hasattr(reference, "transformer") else block.mlp.down_proj).weight.double()
+            block = (
+                reference.transformer.h
+                if hasattr(reference, "transformer")
+                else reference.model.layers
+            )[layer]
+            columns = (
+                block.mlp.fc_out if hasattr(reference, "transformer") else block.mlp.down_proj
+            ).weight.double()
             for neuron in range(lens.d_mlp):
                 v = trace.m[layer, prompt, neuron].double() * columns[:, neuron]
                 low, high = (final - v, final) if base == "loo_final" else (x, x + v)
-                expected = (log_prob(reference, high, token, **options) - log_prob(reference, low, token, **options)).item()
-                assert abs(rows["score"].iloc[neuron] - expected) <= tolerance * max(1, abs(expected))
+                expected = (
+                    log_prob(reference, high, token, **options)
+                    - log_prob(reference, low, token, **options)
+                ).item()
+                assert abs(rows["score"].iloc[neuron] - expected) <= tolerance * max(
+                    1, abs(expected)
+                )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", ["frozen", "full", "none"])
 def test_layer_vectors_telescope(kind, norm, true_float64):
     lens = tiny_lens(kind)
-    parts = [qv.layer_scores(lens, FACTS, sort, "layer_vector", norm=norm) for sort in ("ffn", "attn")]
+    parts = [
+        qv.layer_scores(lens, FACTS, sort, "layer_vector", norm=norm) for sort in ("ffn", "attn")
+    ]
     task = setting(lens, FACTS, norm=norm)
     ends = task.gain(task.trace.final) - task.gain(task.trace.resid[0])
     total = sum(frame.groupby("prompt")["score"].sum().to_numpy() for frame in parts)
@@ -71,15 +97,20 @@ def test_layer_vectors_telescope(kind, norm, true_float64):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_add_up_to_attention(kind, true_float64):
-    """With the log-sum taken away (a contrast of two tokens) scores are linear, so heads must add up exactly."""
+    """With the log-sum taken away (a contrast of two tokens) scores are linear, so heads must add
+    up exactly."""
     lens = tiny_lens(kind)
     trace = lens.trace(FACTS)
     for target in (3, 7):
         frame = qv.layer_scores(lens, trace, "head", "layer_vector", target=target)
         assert len(frame) == 2 * lens.n_layers * 4
     difference = [
-        qv.layer_scores(lens, trace, sort, "layer_vector", target=3).groupby(["prompt", "layer"])["score"].sum()
-        - qv.layer_scores(lens, trace, sort, "layer_vector", target=7).groupby(["prompt", "layer"])["score"].sum()
+        qv.layer_scores(lens, trace, sort, "layer_vector", target=3)
+        .groupby(["prompt", "layer"])["score"]
+        .sum()
+        - qv.layer_scores(lens, trace, sort, "layer_vector", target=7)
+        .groupby(["prompt", "layer"])["score"]
+        .sum()
         for sort in ("head", "attn")
     ]
     assert (difference[0] - difference[1]).abs().max() < 1e-9
@@ -88,21 +119,31 @@ def test_heads_add_up_to_attention(kind, true_float64):
 def test_sums_over_the_set_and_counts():
     lens = tiny_lens("gptj")
     each = qv.value_neurons(lens, FACTS, top=None).frame
-    both = qv.value_neurons(lens, FACTS, top=None, over="set").frame.set_index(["layer", "neuron"])["score"]
+    both = qv.value_neurons(lens, FACTS, top=None, over="set").frame.set_index(["layer", "neuron"])[
+        "score"
+    ]
     summed = each.groupby(["layer", "neuron"])["score"].sum()
     assert (both - summed).abs().max() < 1e-12
     by_layer = qv.layer_scores(lens, FACTS).groupby("layer")["score"].sum()
     assert (by_layer - summed.groupby("layer").sum()).abs().max() < 1e-10
     counts = qv.layer_scores(lens, FACTS, how="count", count_top=40)
     assert counts.groupby("prompt")["score"].sum().tolist() == [40, 40]
-    best = qv.value_neurons(lens, FACTS, 40).frame.groupby(["prompt", "layer"])["score"].agg(["sum", "size"])
-    top = qv.layer_scores(lens, FACTS, how="neuron_sum_top", count_top=40).set_index(["prompt", "layer"])["score"]
+    best = (
+        qv.value_neurons(lens, FACTS, 40)
+        .frame.groupby(["prompt", "layer"])["score"]
+        .agg(["sum", "size"])
+    )
+    top = qv.layer_scores(lens, FACTS, how="neuron_sum_top", count_top=40).set_index(
+        ["prompt", "layer"]
+    )["score"]
     assert (top - best["sum"].reindex(top.index, fill_value=0)).abs().max() < 1e-12
     counted = counts.set_index(["prompt", "layer"])["score"]
     assert counted.tolist() == best["size"].reindex(counted.index, fill_value=0).tolist()
 
 
-@pytest.mark.parametrize("option", [{"norm": "x"}, {"base": "x"}, {"target": "x"}, {"over": "x"}, {"target": 10**9}])
+@pytest.mark.parametrize(
+    "option", [{"norm": "x"}, {"base": "x"}, {"target": "x"}, {"over": "x"}, {"target": 10**9}]
+)
 def test_unknown_options_are_refused(option):
     with pytest.raises(qv.QVLensError):
         qv.value_neurons(tiny_lens("gptj"), FACTS, **option)
@@ -115,7 +156,10 @@ def test_first_order_is_an_upper_bound(kind, norm, base):
     lens = tiny_lens(kind)
     trace, keys = lens.trace(FACTS), ["prompt", "layer", "neuron"]
     options = {"top": None, "norm": norm, "base": base}
-    I, J = (qv.value_neurons(lens, trace, method=m, **options).frame.set_index(keys)["score"] for m in ("exact", "first_order"))
+    I, J = (
+        qv.value_neurons(lens, trace, method=m, **options).frame.set_index(keys)["score"]
+        for m in ("exact", "first_order")
+    )
     assert (I - J).max() < 1e-10
     assert (J - I).max() > 1e-6
 
@@ -169,7 +213,13 @@ def test_refusals_come_before_any_work(monkeypatch):
     for options in ({"over": "x"}, {"top": 0}, {"method": "x"}, {"targets": 0}, {"subkey": "x"}):
         with pytest.raises(qv.QVLensError):
             qv.query_neurons(lens, FACTS, value, **options)
-    for options in ({"share": 0.0}, {"steps": 0}, {"parameters": ("b_in",)}, {"axis": "x"}, {"reduce": "x"}):
+    for options in (
+        {"share": 0.0},
+        {"steps": 0},
+        {"parameters": ("b_in",)},
+        {"axis": "x"},
+        {"reduce": "x"},
+    ):
         with pytest.raises(qv.QVLensError):
             qv.neuron_ensemble(lens, FACTS, **options)
     for options in ({"score": "x"}, {"paths": "x"}, {"top": 0}, {"gate": True}):

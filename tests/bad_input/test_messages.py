@@ -1,7 +1,7 @@
 """Bad input: the whole message of every refusal, and that nothing was lost.
 
-The snapshots are in messages.json; QV_SNAPSHOT=1 writes them anew (read them as a stranger before committing).
-"""
+The snapshots are in messages.json; QV_SNAPSHOT=1 writes them anew (read them as a stranger before
+committing)."""
 
 from __future__ import annotations
 
@@ -37,13 +37,22 @@ from qv_lens.runs.config import read_config, tasks_of
 from qv_lens.tuning.tune import known_cases
 from tests.models import tiny_lens, tiny_of, tokenizer
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="unwritable paths are taken from /proc")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="unwritable paths are taken from /proc"
+)
 SNAPSHOTS = Path(__file__).with_name("messages.json")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
 EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
 TEXT = ["Olga Pelodan works for Nortek."]
-ZSRE = {"subject": "Iran", "answers": ["Ann"], "alt": "Eva", "rephrase": "q", "loc": "l", "loc_ans": "g"}
+ZSRE = {
+    "subject": "Iran",
+    "answers": ["Ann"],
+    "alt": "Eva",
+    "rephrase": "q",
+    "loc": "l",
+    "loc_ans": "g",
+}
 
 
 def folder(tmp_path: Path, without: str = "") -> Path:
@@ -110,10 +119,17 @@ def fetched_load(tmp_path, environment):
     try:
         return qv.load("smollm2-135m")
     finally:
-        os.environ.pop("QV_LENS_CACHE") if before is None else os.environ.update(QV_LENS_CACHE=before)
+        os.environ.pop("QV_LENS_CACHE") if before is None else os.environ.update(
+            QV_LENS_CACHE=before
+        )
 
 
-NOWHERE = {"PIP_INDEX_URL": "file:///nowhere", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_RETRIES": "0"}
+NOWHERE = {
+    "PIP_INDEX_URL": "file:///nowhere",
+    "PIP_CONFIG_FILE": os.devnull,
+    "PIP_FIND_LINKS": "",
+    "PIP_RETRIES": "0",
+}
 
 
 def foreign_patch(tmp_path):
@@ -129,7 +145,9 @@ def damaged_patch(tmp_path, name):
 
 def facts_for_edits(tmp_path):
     file = tmp_path / "facts.json"
-    file.write_text(json.dumps([{"prompt": FACT.prompt, "subject": FACT.subject, "answer": FACT.answer}]))
+    file.write_text(
+        json.dumps([{"prompt": FACT.prompt, "subject": FACT.subject, "answer": FACT.answer}])
+    )
     draw_cases(tiny_lens("gptj"), str(file), 34)
 
 
@@ -150,7 +168,9 @@ def stats_into_a_file(tmp_path):
 def ahead(editor, request=None):
     """An edit with targets that were searched for FACT -> Quorix with two steps of MEMIT."""
     lens = tiny_lens("gptj")
-    found = search_ahead(lens, [FACT.to("Quorix")], qv.MEMIT(layers=(1,), steps=2), templates=("{}",))
+    found = search_ahead(
+        lens, [FACT.to("Quorix")], qv.MEMIT(layers=(1,), steps=2), templates=("{}",)
+    )
     C0 = Statistics({1: torch.eye(lens.d_mlp)}, 1, "", lens.fingerprint)
     return qv.edit(lens, request or FACT.to("Quorix"), editor, statistics=C0, ahead=found)
 
@@ -158,7 +178,12 @@ def ahead(editor, request=None):
 def edit(editor, request=None, statistics=None):
     lens = tiny_lens("gptj", dtype=torch.float32)
     C0 = {layer: torch.eye(lens.d_mlp) for layer in range(3)}
-    return qv.edit(lens, request or FACT.to("Quorix"), editor, statistics=statistics or Statistics(C0, 1, "", lens.fingerprint))
+    return qv.edit(
+        lens,
+        request or FACT.to("Quorix"),
+        editor,
+        statistics=statistics or Statistics(C0, 1, "", lens.fingerprint),
+    )
 
 
 CASES = {
@@ -388,7 +413,12 @@ def _query(method, of=FACT, **options):
 def _edit_under():
     lens = tiny_lens("gptj", dtype=torch.float32)
     with lens.intervene(qv.Zero(qv.NeuronSet.of([(1, 0)]), positions="last")):
-        qv.edit(lens, FACT.to("Quorix"), qv.ROME(layer=1, mom2_adjustment=False, steps=2), templates=("{}",))
+        qv.edit(
+            lens,
+            FACT.to("Quorix"),
+            qv.ROME(layer=1, mom2_adjustment=False, steps=2),
+            templates=("{}",),
+        )
 
 
 def _statistics_under():
@@ -411,10 +441,14 @@ def _statistics_of_layer_0():
 def test_message(name, tmp_path):
     with pytest.raises(qv.QVLensError) as caught:
         CASES[name](tmp_path)
-    message = re.sub(r"\([0-9a-f]{16}\)", "(<fingerprint>)", str(caught.value).replace(str(tmp_path), "<tmp>"))
+    message = re.sub(
+        r"\([0-9a-f]{16}\)", "(<fingerprint>)", str(caught.value).replace(str(tmp_path), "<tmp>")
+    )
     known = json.loads(SNAPSHOTS.read_text()) if SNAPSHOTS.exists() else {}
     if os.environ.get("QV_SNAPSHOT"):
-        SNAPSHOTS.write_text(json.dumps({**known, name: message}, indent=1, ensure_ascii=False) + "\n")
+        SNAPSHOTS.write_text(
+            json.dumps({**known, name: message}, indent=1, ensure_ascii=False) + "\n"
+        )
     else:
         assert message == known[name]
 

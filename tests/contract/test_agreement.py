@@ -1,4 +1,5 @@
-"""The hooked model is the checkpoint's model, or it is refused; and so is a user's model that cannot be read rightly."""
+"""The hooked model is the checkpoint's model, or it is refused; and so is a user's model that
+cannot be read rightly."""
 
 from __future__ import annotations
 
@@ -15,15 +16,26 @@ from qv_lens.models.lens import Lens
 from qv_lens.models.wrap import hooked_available
 from tests.models import PROMPTS, tiny_hf, tokenizer
 
-needs_hooked = pytest.mark.skipif(not hooked_available(), reason="TransformerLens 4.x has no HookedTransformer")
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
+needs_hooked = pytest.mark.skipif(
+    not hooked_available(), reason="TransformerLens 4.x has no HookedTransformer"
+)
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "rope_theta": 10000.0,
+}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
-#: settings of a Qwen3 checkpoint that TransformerLens's config reader passes over, and how the warning names them
+#: settings of a Qwen3 checkpoint that TransformerLens's config reader passes over, and how the
+#: warning names them
 UNREAD = {
     "yarn": ({"rope_parameters": YARN}, "yarn scaling"),
     "linear": ({"rope_parameters": LINEAR}, "linear scaling"),
     "attention_bias": ({"attention_bias": True}, "attention_bias"),
-    "window": ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "window of 8"),
+    "window": (
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+        "window of 8",
+    ),
 }
 
 
@@ -95,7 +107,14 @@ def test_a_plain_checkpoint_is_wrapped_without_a_word(kind, dtype):
 
 @needs_hooked
 def test_a_window_that_the_context_never_fills_is_no_window():
-    assert agreement.unread(tiny_qwen3(use_sliding_window=True, sliding_window=512, max_window_layers=0).config, 512, ()) == []
+    assert (
+        agreement.unread(
+            tiny_qwen3(use_sliding_window=True, sliding_window=512, max_window_layers=0).config,
+            512,
+            (),
+        )
+        == []
+    )
 
 
 # ------------------------------------------------------------------ a user's own hooked model
@@ -119,12 +138,18 @@ def users_model(**settings):
 
 UNREADABLE = {
     "attn_only": ({"attn_only": True}, "no FFN"),
-    "post-norms": ({"normalization_type": "RMS", "use_normalization_before_and_after": True}, "a norm follows its FFN"),
+    "post-norms": (
+        {"normalization_type": "RMS", "use_normalization_before_and_after": True},
+        "a norm follows its FFN",
+    ),
     "no norms": ({"normalization_type": None}, "neither LayerNorm nor RMSNorm"),
     "both directions": ({"attention_dir": "bidirectional"}, "looks ahead"),
     "activation": ({"act_fn": "solu_ln"}, "activation"),
     "positions": ({"positional_embedding_type": "shortformer"}, "shortformer"),
-    "experts": ({"num_experts": 4, "experts_per_token": 2, "gated_mlp": True, "act_fn": "silu"}, "mixture of experts"),
+    "experts": (
+        {"num_experts": 4, "experts_per_token": 2, "gated_mlp": True, "act_fn": "silu"},
+        "mixture of experts",
+    ),
 }
 
 
@@ -155,13 +180,16 @@ def test_soft_caps_are_part_of_log_p():
         x = trace.mid[row.layer]
         v = trace.m[row.layer][0, row.neuron] * lens.w_out(row.layer)[row.neuron]
         low, high = (model.unembed(model.ln_final(y[None]))[0, 0] for y in (x, x + v))
-        moved = (2 * torch.tanh(high / 2)).log_softmax(-1)[token] - (2 * torch.tanh(low / 2)).log_softmax(-1)[token]
+        moved = (2 * torch.tanh(high / 2)).log_softmax(-1)[token] - (
+            2 * torch.tanh(low / 2)
+        ).log_softmax(-1)[token]
         assert row.score == pytest.approx(float(moved), abs=1e-4)
 
 
 @needs_hooked
 def test_a_parallel_block_with_two_norms_reads_its_own():
-    """As in GPT-NeoX: Suppress of neurons that are zero changes nothing, and m is what the FFN's own norm gives."""
+    """As in GPT-NeoX: Suppress of neurons that are zero changes nothing, and m is what the FFN's
+    own norm gives."""
     lens = qv.Lens(users_model(parallel_attn_mlp=True))
     query = qv.NeuronSet.of([(0, n) for n in range(10)])
     targets = qv.NeuronSet.of([(1, 3), (2, 7)])

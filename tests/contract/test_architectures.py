@@ -1,7 +1,8 @@
-"""Every architecture of the table, on both hooked classes where both exist, against Hugging Face alone.
+"""Every architecture of the table, on both hooked classes where both exist, against Hugging Face
+alone.
 
-A model's own modules are its truth: the final norm, the unembedding, the FFN's last matrix, the norm after it.
-"""
+A model's own modules are its truth: the final norm, the unembedding, the FFN's last matrix, the
+norm after it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ PAIRS = [
     (name, backend)
     for name, (kind, _) in TINY.items()
     for backend in ("hooked", "bridge")
-    if backend == "bridge" or (hooked_available() and ARCHITECTURES[kind].hooked and name != "Llama 3")
+    if backend == "bridge"
+    or (hooked_available() and ARCHITECTURES[kind].hooked and name != "Llama 3")
 ]
 pytestmark = pytest.mark.parametrize(("name", "backend"), PAIRS, ids=lambda value: value)
 
@@ -53,13 +55,16 @@ def test_logits_are_hugging_faces_in_float64(name, backend):
 
 
 def test_the_stream_is_its_parts(name, backend):
-    """Embedding, attention by channels and neurons, through the norms that follow them; and what the FFN reads."""
+    """Embedding, attention by channels and neurons, through the norms that follow them; and what
+    the FFN reads."""
     lens = lens_of(name, backend)
     trace, adapter = lens.trace(PROMPTS), lens.backend_adapter
     stream = trace.resid[0]
     for layer in range(lens.n_layers):
         reads = trace.resid[layer] if adapter.parallel else trace.mid[layer]
-        torch.testing.assert_close(ffn_coefficients(lens, layer, reads), trace.m[layer], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            ffn_coefficients(lens, layer, reads), trace.m[layer], atol=1e-4, rtol=1e-4
+        )
         parts = []
         for sublayer, x in (("attn", trace.z[layer]), ("ffn", trace.m[layer])):
             scale = trace.scale_of(sublayer, layer)
@@ -94,7 +99,8 @@ def test_zeroing_a_neuron_is_zeroing_its_row(name, backend):
 
 
 def parts_of(hf, text):
-    """By layer, from Hugging Face's hooks: m, what the FFN adds per neuron, and the stream after attention; at the last token."""
+    """By layer, from Hugging Face's hooks: m, what the FFN adds per neuron, and the stream after
+    attention; at the last token."""
     record = architecture_of(hf.config, type(hf).__name__)
     after = {"OlmoForCausalLM": None}.get(type(hf).__name__)
     seen, handles = {}, []
@@ -107,11 +113,16 @@ def parts_of(hf, text):
             def hook(_module, inputs, output):
                 first = output[0] if isinstance(output, tuple) else output
                 last = len(tokenizer()(text)["input_ids"]) - 1
-                seen[key] = [(x[0] if x.ndim == 3 else x)[last].double().clone() for x in (inputs[0], first)]
+                seen[key] = [
+                    (x[0] if x.ndim == 3 else x)[last].double().clone() for x in (inputs[0], first)
+                ]
 
             return hook
 
-        handles += [out.register_forward_hook(keep(("out", layer))), block.register_forward_hook(keep(("block", layer)))]
+        handles += [
+            out.register_forward_hook(keep(("out", layer))),
+            block.register_forward_hook(keep(("block", layer))),
+        ]
         if post is not None:
             handles.append(post.register_forward_hook(keep(("post", layer))))
     hf(torch.tensor([tokenizer()(text)["input_ids"]]))
@@ -145,7 +156,8 @@ def final_norm(hf):
 @pytest.mark.usefixtures("true_float64")
 @pytest.mark.parametrize("norm", ["full", "frozen"])
 def test_eq_9_is_brute_force_on_hugging_faces_modules(name, backend, norm):
-    """log p(w | x + v_k) - log p(w | x) for every neuron, through the model's own final norm, unembedding and cap."""
+    """log p(w | x + v_k) - log p(w | x) for every neuron, through the model's own final norm,
+    unembedding and cap."""
     lens, hf = lens_of(name, backend, torch.float64), tiny_of(name, torch.float64)
     value = qv.value_neurons(lens, FACT, None, norm=norm).to_frame()
     token = lens.answer_ids(FACT)[0]
@@ -153,7 +165,9 @@ def test_eq_9_is_brute_force_on_hugging_faces_modules(name, backend, norm):
     cap = getattr(hf.config, "final_logit_softcapping", None)
     ids = torch.tensor([tokenizer()(FACT.text)["input_ids"]])
     kept = []
-    handle = norm_module.register_forward_hook(lambda _, inputs, output: kept.append((inputs[0], output)))
+    handle = norm_module.register_forward_hook(
+        lambda _, inputs, output: kept.append((inputs[0], output))
+    )
     hf(ids)
     handle.remove()
     final, normed = (x[0, -1] if x.ndim == 3 else x[-1] for x in kept[0])
@@ -173,8 +187,12 @@ def test_eq_9_is_brute_force_on_hugging_faces_modules(name, backend, norm):
     for layer, (m, vectors, x) in enumerate(parts_of(hf, FACT.text)):
         wanted = torch.stack([logp(x + v) for v in vectors]) - logp(x)
         got = value[value["layer"] == layer].sort_values("neuron")
-        torch.testing.assert_close(torch.tensor(got["score"].to_numpy()), wanted, atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(torch.tensor(got["coefficient"].to_numpy()), m, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            torch.tensor(got["score"].to_numpy()), wanted, atol=2e-5, rtol=1e-4
+        )
+        torch.testing.assert_close(
+            torch.tensor(got["coefficient"].to_numpy()), m, atol=2e-5, rtol=1e-4
+        )
 
 
 def test_fast_modes_agree_or_are_refused(name, backend):
@@ -203,14 +221,17 @@ def test_every_weight_in_passing_equals_written(name, backend):
         hf = lens.hf(torch.tensor(rows[:1])).logits[0, -1]
         W.copy_(saved)
         for i, row in enumerate(rows):
-            torch.testing.assert_close(passing[i, : len(row)], written[i, : len(row)], atol=2e-4, rtol=0)
+            torch.testing.assert_close(
+                passing[i, : len(row)], written[i, : len(row)], atol=2e-4, rtol=0
+            )
         assert (written - clean).abs().max() > 1e-3
         torch.testing.assert_close(written[0, len(rows[0]) - 1], hf, atol=1e-4, rtol=0)
     torch.testing.assert_close(lens.logits(rows), clean)
 
 
 def test_suppress_of_neurons_at_zero_changes_nothing_and_of_others_what_it_says(name, backend):
-    """What the targets read without the queries' vectors, by recomputing m from the stream less these vectors."""
+    """What the targets read without the queries' vectors, by recomputing m from the stream less
+    these vectors."""
     lens = lens_of(name, backend)
     query, targets = qv.NeuronSet.of([(0, n) for n in range(12)]), qv.NeuronSet.of([(1, 3), (1, 7)])
     with lens.intervene(qv.Zero(query)):
@@ -224,7 +245,9 @@ def test_suppress_of_neurons_at_zero_changes_nothing_and_of_others_what_it_says(
     reads = (trace.resid[1] if adapter.parallel else trace.mid[1]) - written
     with lens.intervene(qv.Suppress(query, targets)):
         now = lens.trace(PROMPTS)
-    torch.testing.assert_close(now.m[1][:, [3, 7]], ffn_coefficients(lens, 1, reads)[:, [3, 7]], atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        now.m[1][:, [3, 7]], ffn_coefficients(lens, 1, reads)[:, [3, 7]], atol=2e-4, rtol=1e-3
+    )
     assert (now.m[1][:, [3, 7]] - trace.m[1][:, [3, 7]]).abs().max() > 1e-4
 
 
@@ -239,7 +262,9 @@ def test_queries_are_the_gradient_of_what_the_targets_read(name, backend):
     h = (trace.resid[2] if adapter.parallel else trace.mid[2]).double()
     I, m = value.frame["score"].iloc[0], value.frame["coefficient"].iloc[0]
     scale = trace.scale_of("ffn", 0)
-    v = (trace.m[0] * (1 if scale is None else scale)).double()[0, 9] * adapter.value_vectors(0)[9].double()
+    v = (trace.m[0] * (1 if scale is None else scale)).double()[0, 9] * adapter.value_vectors(0)[
+        9
+    ].double()
     step = 1e-3
     high, low = (ffn_coefficients(lens, 2, h + sign * step * v)[0, best] for sign in (1, -1))
     got = query[(query["layer"] == 0) & (query["neuron"] == 9)]["score"].iloc[0]
@@ -247,7 +272,14 @@ def test_queries_are_the_gradient_of_what_the_targets_read(name, backend):
 
 
 #: at the last token, which a random model's answer depends on most
-SEARCH = {"steps": 15, "lr": 0.3, "clamp": 8.0, "weight_decay": 1e-3, "kl": 1e-3, "fact_token": "last"}
+SEARCH = {
+    "steps": 15,
+    "lr": 0.3,
+    "clamp": 8.0,
+    "weight_decay": 1e-3,
+    "kl": 1e-3,
+    "fact_token": "last",
+}
 EDITORS = [
     qv.ROME(layer=1, **SEARCH),
     qv.MEMIT(layers=(0, 1), lam=0.01, **SEARCH),
@@ -269,7 +301,8 @@ def test_edits_raise_the_new_answer_and_come_off_bit_for_bit(name, backend, edit
 
 
 def test_a_written_value_reaches_the_stream(name, backend):
-    """ROME's v*, and MEMIT's z* in one layer: what the site gives on the bare prompt afterwards, through the norms."""
+    """ROME's v*, and MEMIT's z* in one layer: what the site gives on the bare prompt afterwards,
+    through the norms."""
     lens = lens_of(name, backend)
     request, templates = FACT.to("Quorix"), ("{}",)
     statistics = covariance(lens, texts(60), (1,))
@@ -284,7 +317,13 @@ def test_a_written_value_reaches_the_stream(name, backend):
         from qv_lens.editing.keys import rows_of
         from qv_lens.editing.targets import search as search_for
 
-        wanted = search_for(lens, [request], rows_of(lens, [request], templates, "subject_last"), "subject_last", search).z[0]
+        wanted = search_for(
+            lens,
+            [request],
+            rows_of(lens, [request], templates, "subject_last"),
+            "subject_last",
+            search,
+        ).z[0]
         prompt = lens.tokenize(FACT)[0]
         seen = []
 
@@ -295,7 +334,15 @@ def test_a_written_value_reaches_the_stream(name, backend):
         with lens.patched(patch):
             lens.logits([prompt.ids], [(site, keep)])
         missing, asked = (seen[1] - wanted).norm(), (seen[0] - wanted).norm()
-        assert missing < (1e-3 if isinstance(editor, qv.ROME) or adapter.norm_after(1, "ffn") is None else 0.15) * asked
+        assert (
+            missing
+            < (
+                1e-3
+                if isinstance(editor, qv.ROME) or adapter.norm_after(1, "ffn") is None
+                else 0.15
+            )
+            * asked
+        )
 
 
 def test_saved_it_loads_with_transformers_alone(name, backend, tmp_path):
@@ -318,7 +365,9 @@ def test_generation_is_greedy(name, backend):
     start = len(ids)
     for _ in range(5):
         ids.append(int(hf_logits_of(lens, ids).argmax()))
-    assert lens.generate(PROMPTS[0], 5) == lens.tokenizer.decode(ids[start:], skip_special_tokens=True)
+    assert lens.generate(PROMPTS[0], 5) == lens.tokenizer.decode(
+        ids[start:], skip_special_tokens=True
+    )
 
 
 def hf_logits_of(lens, ids):

@@ -1,4 +1,5 @@
-"""Continuations: one rule for where they end, and "greedy" is the argmax whatever the checkpoint's settings say."""
+"""Continuations: one rule for where they end, and "greedy" is the argmax whatever the checkpoint's
+settings say."""
 
 from __future__ import annotations
 
@@ -57,7 +58,13 @@ SETTINGS = {
 def test_greedy_is_the_argmax_whatever_the_checkpoint_asks_for(name):
     lens = tiny_lens("gptj", dtype=torch.float32)
     steps = argmaxes(lens, PROMPTS[2], 8)
-    value = [[steps[0]]] if name == "bad_words_ids" else [steps[0]] if name == "suppress_tokens" else SETTINGS[name]
+    value = (
+        [[steps[0]]]
+        if name == "bad_words_ids"
+        else [steps[0]]
+        if name == "suppress_tokens"
+        else SETTINGS[name]
+    )
     setattr(lens.hf.generation_config, name, value)
     assert both_ways(lens, PROMPTS[2], 8) == lens.tokenizer.decode(steps, skip_special_tokens=True)
     assert getattr(lens.hf.generation_config, name) == value
@@ -71,13 +78,16 @@ def test_a_continuation_ends_where_it_fills_the_context(kind, backend):
     assert len(lens.tokenizer(word)["input_ids"]) == 1
     texts = ["Norway" + word * (n - 1) for n in (128, 125, 4)]
     lengths = [len(lens.tokenize(text)[0].ids) for text in texts]
-    with pytest.warns(UserWarning, match="continuations end where they fill the model's context of 128 tokens"):
+    with pytest.warns(
+        UserWarning, match="continuations end where they fill the model's context of 128 tokens"
+    ):
         out = both_ways(lens, texts, 6)
     short = [min(6, 128 - length) for length in lengths]
     assert short[0] == 0
     assert 0 < short[1] < 6
     expected = [
-        lens.tokenizer.decode(argmaxes(lens, text, n), skip_special_tokens=True) for text, n in zip(texts, short, strict=True)
+        lens.tokenizer.decode(argmaxes(lens, text, n), skip_special_tokens=True)
+        for text, n in zip(texts, short, strict=True)
     ]
     assert out == expected
     with pytest.raises(ConfigError, match="longer than the model's context"):
@@ -124,7 +134,10 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def test_passes_of_several_threads_do_not_mix():
     lens = tiny_lens("gptj", dtype=torch.float32)
-    texts = [f"{name} works for" for name in ["Olga", "Tim", "Ann", "Norway", "Intel", "Pelodan", "Duncan", "Elena"]] * 3
+    texts = [
+        f"{name} works for"
+        for name in ["Olga", "Tim", "Ann", "Norway", "Intel", "Pelodan", "Duncan", "Elena"]
+    ] * 3
     facts = [qv.Fact("{}", text, "Nortek") for text in texts]
     alone = [qv.value_neurons(lens, fact, 10).units for fact in facts]
     with ThreadPoolExecutor(4) as pool:

@@ -22,7 +22,10 @@ def hf_logits(hf, text):
 
 
 def logits_agree(kind, backend, dtype, tolerance, exact=True):
-    reference, lens = tiny_hf(kind, dtype, exact=exact), tiny_lens(kind, backend, dtype, exact=exact)
+    reference, lens = (
+        tiny_hf(kind, dtype, exact=exact),
+        tiny_lens(kind, backend, dtype, exact=exact),
+    )
     batch = lens.next_token_logits(PROMPTS)
     for row, prompt in zip(batch, PROMPTS, strict=True):
         assert (row - hf_logits(reference, prompt)).abs().max() < tolerance
@@ -51,8 +54,12 @@ def test_identities_of_the_forward_pass(kind, backend):
         m, ffn = trace.m[layer], trace.ffn[layer]
         reads = trace.resid[layer] if adapter.parallel else trace.mid[layer]
         torch.testing.assert_close(ffn_coefficients(lens, layer, reads), m, atol=1e-10, rtol=1e-10)
-        torch.testing.assert_close(m @ lens.w_out(layer) + adapter.b_out(layer), ffn, atol=1e-10, rtol=1e-10)
-        torch.testing.assert_close(trace.mid[layer] + ffn, trace.resid[layer + 1], atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(
+            m @ lens.w_out(layer) + adapter.b_out(layer), ffn, atol=1e-10, rtol=1e-10
+        )
+        torch.testing.assert_close(
+            trace.mid[layer] + ffn, trace.resid[layer + 1], atol=1e-10, rtol=1e-10
+        )
     weight, bias = adapter.unembed()
     logits = adapter.norm(None)(trace.final) @ weight + bias
     torch.testing.assert_close(logits, trace.logits, atol=1e-10, rtol=1e-10)
@@ -61,7 +68,10 @@ def test_identities_of_the_forward_pass(kind, backend):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("positions", ["last", "subject_last", "subject_first"])
 def test_a_batch_traces_what_single_prompts_trace(kind, backend, positions):
-    facts = [qv.Fact("{} works for", "Olga Pelodan", "Nortek"), qv.Fact("The capital of {} is the city of", "Norway", "Oslo")]
+    facts = [
+        qv.Fact("{} works for", "Olga Pelodan", "Nortek"),
+        qv.Fact("The capital of {} is the city of", "Norway", "Oslo"),
+    ]
     lens = tiny_lens(kind, backend)
     batch = lens.trace(facts, positions)
     for i, fact in enumerate(facts):
@@ -77,7 +87,10 @@ def test_a_write_reaches_the_hooked_and_the_wrapped_model(kind, backend, name):
     lens = tiny_lens(kind, backend)
     before = lens.next_token_logits(PROMPTS[0])[0]
     weight = lens.parameter(1, name)
-    weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype) * 0.1)
+    weight.add_(
+        torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype)
+        * 0.1
+    )
     after = lens.next_token_logits(PROMPTS[0])[0]
     assert (after - before).abs().max() > 1e-3
     assert (after - hf_logits(lens.hf, PROMPTS[0])).abs().max() < 1e-9
@@ -86,10 +99,14 @@ def test_a_write_reaches_the_hooked_and_the_wrapped_model(kind, backend, name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_checkpoint_loads_with_transformers_alone(kind, backend, tmp_path):
     lens = tiny_lens(kind, backend, torch.float32)
-    lens.w_out(2).add_(torch.randn(lens.w_out(2).shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    lens.w_out(2).add_(
+        torch.randn(lens.w_out(2).shape, generator=torch.Generator().manual_seed(1)) * 0.1
+    )
     lens.save(tmp_path / "model")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert (hf_logits(reloaded, PROMPTS[1]) - lens.next_token_logits(PROMPTS[1])[0]).abs().max() < 1e-4
+    assert (
+        hf_logits(reloaded, PROMPTS[1]) - lens.next_token_logits(PROMPTS[1])[0]
+    ).abs().max() < 1e-4
     again = qv.load(tmp_path / "model", backend=backend)
     assert again.fingerprint == lens.fingerprint
     with pytest.raises(qv.QVLensError, match="already holds files"):
@@ -142,10 +159,13 @@ def test_generation_agrees_with_hugging_face_and_with_itself_under_hooks(kind, b
 
 
 def test_generation_stops_where_a_text_says_enough(backend):
-    """Each row is its own shortest continuation that is enough, found by asking for 1, 2, ... tokens of it alone."""
+    """Each row is its own shortest continuation that is enough, found by asking for 1, 2, ...
+    tokens of it alone."""
     lens = tiny_lens("gptj", backend)
     grown = {text: [lens.generate(text, k) for k in range(1, 7)] for text in PROMPTS}
-    wanted = [grown[text][1 + i] for i, text in enumerate(PROMPTS)]  # after two tokens, after three, ...
+    wanted = [
+        grown[text][1 + i] for i, text in enumerate(PROMPTS)
+    ]  # after two tokens, after three, ...
 
     def enough(text):
         return text in wanted
@@ -161,7 +181,10 @@ def test_generation_stops_where_a_text_says_enough(backend):
 
 def test_both_backends_share_one_fingerprint(backend):
     assert tiny_lens("gptj", backend).fingerprint == tiny_lens("gptj", BACKENDS[0]).fingerprint
-    assert tiny_lens("qwen3-gqa", backend).fingerprint == tiny_lens("qwen3-gqa", BACKENDS[0]).fingerprint
+    assert (
+        tiny_lens("qwen3-gqa", backend).fingerprint
+        == tiny_lens("qwen3-gqa", BACKENDS[0]).fingerprint
+    )
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
@@ -179,14 +202,17 @@ def test_a_users_own_model_is_tokenised_without_a_bos(backend):
     assert own.tokenize(PROMPTS) == loaded.tokenize(PROMPTS)
     assert own.model.tokenizer(PROMPTS[0])["input_ids"] != list(own.tokenize(PROMPTS[0])[0].ids)
     assert own.name == loaded.name
-    assert qv.load("toy-gptj", backend=backend, prepend_bos=True).tokenize(PROMPTS[0])[0].ids[0] == own.tokenizer.bos_token_id
+    assert (
+        qv.load("toy-gptj", backend=backend, prepend_bos=True).tokenize(PROMPTS[0])[0].ids[0]
+        == own.tokenizer.bos_token_id
+    )
     with pytest.raises(qv.QVLensError, match="no Hugging Face model"):
         own.save("nowhere")
 
 
 def test_a_users_own_layout_is_written_too(backend):
-    """A HookedTransformer whose W_Q, W_K and W_V lie contiguously, as its own constructors leave them: what `parameter`
-    hands out is live all the same."""
+    """A HookedTransformer whose W_Q, W_K and W_V lie contiguously, as its own constructors leave
+    them: what `parameter` hands out is live all the same."""
     if backend != "hooked":
         pytest.skip("a bridge wraps Hugging Face's own modules")
     for name in ("W_Q", "W_K", "W_V"):
@@ -215,23 +241,30 @@ def test_the_state_tells_interventions_apart(kind, backend):
     with lens.intervene(qv.Scale(sets[0], 2.0)):
         states.append(lens.state())
     assert len(set(states)) == 5  # the bare one twice
-    with lens.backend_adapter.hooks([(lens.backend_adapter.resid_pre(1), lambda x: x + 1)]):  # what it does, nobody can tell
+    with lens.backend_adapter.hooks(
+        [(lens.backend_adapter.resid_pre(1), lambda x: x + 1)]
+    ):  # what it does, nobody can tell
         assert lens.state() != lens.state()
 
 
 @exact
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_last_is_the_prompts_last_token_also_behind_an_answer(kind, backend):
-    """An answer of several tokens, teacher forced, against the prompt alone; and while a text is continued."""
+    """An answer of several tokens, teacher forced, against the prompt alone; and while a text is
+    continued."""
     lens, fact = tiny_lens(kind, backend), qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin")
     answer = lens.answer_ids(fact)
     assert len(answer) > 1
-    zero = qv.Zero(qv.NeuronSet.of([(layer, n) for layer in range(3) for n in range(30)]), positions="last")
+    zero = qv.Zero(
+        qv.NeuronSet.of([(layer, n) for layer in range(3) for n in range(30)]), positions="last"
+    )
     clean = lens.logprob(fact)
     with lens.intervene(zero):
         alone, trace = lens.logprob(fact), lens.trace([fact], "answer")
         forced = trace.logits.log_softmax(-1)[range(len(answer)), list(answer)].mean().item()
-        assert tell(lens, [Probe(fact.text, fact.answer)])[0].logprob == pytest.approx(forced, abs=1e-9)
+        assert tell(lens, [Probe(fact.text, fact.answer)])[0].logprob == pytest.approx(
+            forced, abs=1e-9
+        )
         first = trace.logits[0].log_softmax(-1)[answer[0]].item()
         said = lens.generate(fact, 3)
     assert abs(alone - clean) > 1e-3
@@ -283,7 +316,8 @@ def test_the_fingerprint_covers_every_weight(backend):
 
 
 def test_parameters_put_in_the_place_of_others_are_noticed(backend, tmp_path):
-    """`model.blocks[i].mlp.W_out = Parameter(...)` works on a HookedTransformer, and Hugging Face's model does not see it."""
+    """`model.blocks[i].mlp.W_out = Parameter(...)` works on a HookedTransformer, and Hugging Face's
+    model does not see it."""
     if backend == "bridge":
         pytest.skip("a bridge hands out views of Hugging Face's own parameters")
     lens = tiny_lens("gptj", backend, torch.float32)
@@ -304,7 +338,9 @@ def test_folded_weights_are_refused(backend):
         qv.Lens(lens.model, tokenizer=lens.tokenizer)
 
 
-@pytest.mark.parametrize("name", ["embed.W_E", "blocks.1.attn.W_O", "ln_final.w", "unembed.W_U", "blocks.2.mlp.W_in"])
+@pytest.mark.parametrize(
+    "name", ["embed.W_E", "blocks.1.attn.W_O", "ln_final.w", "unembed.W_U", "blocks.2.mlp.W_in"]
+)
 def test_a_trace_is_stale_after_any_weight_was_written_by_hand(name, backend):
     if backend == "bridge":
         pytest.skip("parameters of a bridge have other names; the sums are taken over all of them")

@@ -1,4 +1,5 @@
-"""kill -9 at thirty random moments: the run that is taken up again ends with the rows of the one that never stopped."""
+"""kill -9 at thirty random moments: the run that is taken up again ends with the rows of the one
+that never stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def test_thirty_kills(tmp_path):
     out, log, rng, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), 0
     while True:
         process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, TRIVIAL, str(out), str(log)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-c", DRIVER, TRIVIAL, str(out), str(log)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         assert process.stdout.readline().strip() == b"ready"
         if kills < KILLS:
@@ -46,13 +49,17 @@ def test_thirty_kills(tmp_path):
             if (out / "shards").is_dir():  # what is there can be read: nothing half-written counts
                 finished = qv.load_run(out)["task"].nunique()
                 started = len(log.read_text().split()) if log.exists() else 0
-                assert finished <= started <= finished + kills  # a kill costs the one task that was at work
+                assert (
+                    finished <= started <= finished + kills
+                )  # a kill costs the one task that was at work
             continue
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors.decode()
         break
     columns = ["task", "n", "seed", "part", "draw", "status"]
-    pd.testing.assert_frame_equal(qv.load_run(out)[columns], qv.load_run(tmp_path / "whole")[columns])
+    pd.testing.assert_frame_equal(
+        qv.load_run(out)[columns], qv.load_run(tmp_path / "whole")[columns]
+    )
     # a task ran again only if a kill came before its rows were written: at most one per kill
     assert len(log.read_text().split()) <= 200 + kills
     assert len(list((out / "shards").glob("*.parquet"))) == 200

@@ -1,8 +1,8 @@
-"""Closed forms written out once more on Hugging Face's GPT-J alone: one fact, one row, one step at a time, in float64.
+"""Closed forms written out once more on Hugging Face's GPT-J alone: one fact, one row, one step at
+a time, in float64.
 
-Nothing of the package is called. A site is a Hugging Face module, whose output is read or added to at some positions of a
-row; systems are solved by LU in their primal form.
-"""
+Nothing of the package is called. A site is a Hugging Face module, whose output is read or added to
+at some positions of a row; systems are solved by LU in their primal form."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-FFN, ATTENTION, BLOCK = "transformer.h.{}.mlp.fc_out", "transformer.h.{}.attn.out_proj", "transformer.h.{}"
+FFN, ATTENTION, BLOCK = (
+    "transformer.h.{}.mlp.fc_out",
+    "transformer.h.{}.attn.out_proj",
+    "transformer.h.{}",
+)
 
 
 @dataclass
 class Row:
-    """Token ids, the positions where the fact is read and written, those that predict the answer, the answer's tokens."""
+    """Token ids, the positions where the fact is read and written, those that predict the answer,
+    the answer's tokens."""
 
     ids: list[int]
     lookup: list[int]
@@ -66,7 +71,12 @@ class Hand:
         out = []
         for template in self.templates:
             if via and request.via:
-                out.append([self.row(template.replace("{}", text), None, request.new, token) for text in request.via])
+                out.append(
+                    [
+                        self.row(template.replace("{}", text), None, request.new, token)
+                        for text in request.via
+                    ]
+                )
             else:
                 prompt = template.replace("{}", request.fact.prompt)
                 out.append([self.row(prompt, request.fact.subject, request.new, token)])
@@ -75,7 +85,8 @@ class Hand:
     # ------------------------------------------------------------------ passes
 
     def run(self, ids, added=(), read=()):
-        """Logits of one row; `added`: (module, positions, vector); `read`: modules, "<" in front for what they are given."""
+        """Logits of one row; `added`: (module, positions, vector); `read`: modules, "<" in front
+        for what they are given."""
         modules, handles, seen = dict(self.hf.named_modules()), [], {}
 
         def adder(positions, vector):
@@ -89,7 +100,13 @@ class Hand:
 
         def reader(name):
             def hook(_module, inputs, output):
-                value = inputs[0] if name.startswith("<") else output[0] if isinstance(output, tuple) else output
+                value = (
+                    inputs[0]
+                    if name.startswith("<")
+                    else output[0]
+                    if isinstance(output, tuple)
+                    else output
+                )
                 seen[name] = value[0]
 
             return hook
@@ -120,12 +137,16 @@ class Hand:
     def halves(self, rows: list[list[Row]], name: str) -> torch.Tensor:
         if len(rows) == 1:
             return self.bare(rows, name)
-        others = torch.stack([self.value(row, name) for context in rows[1:] for row in context]).mean(0)
+        others = torch.stack(
+            [self.value(row, name) for context in rows[1:] for row in context]
+        ).mean(0)
         return (self.bare(rows, name) + others) / 2
 
     # ------------------------------------------------------------------ v*
 
-    def search(self, request, token: str, rows: list[list[Row]], sites: list[str], s: Settings) -> list[torch.Tensor]:
+    def search(
+        self, request, token: str, rows: list[list[Row]], sites: list[str], s: Settings
+    ) -> list[torch.Tensor]:
         asked = [row for context in rows for row in context]
         kl_row = self.row("{} is a", request.fact.subject, request.fact.answer, token)
         encoded = self.tokenizer(f"{request.fact.subject} is a")["input_ids"]
@@ -136,15 +157,21 @@ class Hand:
         for step in range(s.steps):
             nlls, right = [], True
             for row in asked:
-                logits, _ = self.run(row.ids, [(site, row.lookup, d) for site, d in zip(sites, deltas, strict=True)])
+                logits, _ = self.run(
+                    row.ids, [(site, row.lookup, d) for site, d in zip(sites, deltas, strict=True)]
+                )
                 logp = logits[row.predicts].log_softmax(-1)
                 nlls.append(-logp[range(len(row.answer)), row.answer].mean())
                 right = right and logp.argmax(-1).tolist() == row.answer
-            logits, _ = self.run(encoded, [(site, [kl_at], d) for site, d in zip(sites, deltas, strict=True)])
+            logits, _ = self.run(
+                encoded, [(site, [kl_at], d) for site, d in zip(sites, deltas, strict=True)]
+            )
             now = logits[kl_at].log_softmax(-1)
             start = now.detach() if start is None else start
             kl = s.kl * (now.exp() * (now - start)).sum()
-            decay = s.decay * sum(d.norm() / init.norm() ** 2 for d, init in zip(deltas, inits, strict=True))
+            decay = s.decay * sum(
+                d.norm() / init.norm() ** 2 for d, init in zip(deltas, inits, strict=True)
+            )
             loss = phi * torch.stack(nlls).mean() + kl + decay
             self.losses.append([float(loss), float(torch.stack(nlls).mean()), float(kl)])
             if loss < self.stop or (s.drop and right and kl <= 0.01) or step == s.steps - 1:
@@ -165,13 +192,21 @@ class Hand:
         """[d_key, d_model], as W_out is laid out."""
         return dict(self.hf.named_parameters())[f"{name}.weight"].data.T
 
-    def spread(self, requests, rows, z, sites, groups, share, solve, token, modules=("ffn",), bare=None) -> None:
-        """Write the groups' layers: `solve(name, layer, K, R)` gives dW; `z[i][s]` is request i's target at site s."""
+    def spread(
+        self, requests, rows, z, sites, groups, share, solve, token, modules=("ffn",), bare=None
+    ) -> None:
+        """Write the groups' layers: `solve(name, layer, K, R)` gives dW; `z[i][s]` is request i's
+        target at site s."""
         bare = bare or self.bare
         for group in groups:
             for i, layer in enumerate(group):
-                names = [(FFN if module == "ffn" else ATTENTION).format(layer) for module in modules]
-                keys = {name: torch.stack([self.halves(r, f"<{name}") for r in rows], 1) for name in names}
+                names = [
+                    (FFN if module == "ffn" else ATTENTION).format(layer) for module in modules
+                ]
+                keys = {
+                    name: torch.stack([self.halves(r, f"<{name}") for r in rows], 1)
+                    for name in names
+                }
                 for name, module in zip(names, modules, strict=True):
                     s = 0 if module == "ffn" else 1
                     cur = torch.stack([bare(r, sites[s]) for r in rows])

@@ -1,4 +1,5 @@
-"""LoRA through its class, against the same trained on Hugging Face alone, and against PEFT's start."""
+"""LoRA through its class, against the same trained on Hugging Face alone, and against PEFT's
+start."""
 
 from __future__ import annotations
 
@@ -16,8 +17,11 @@ from tests.models import tiny_hf, tiny_lens
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_lora_starts_as_pefts_and_trains_its_factors(kind):
-    """W + alpha/rank A B: A uniform within 1/sqrt(inputs), B zero; alpha, rank, layers, weights, lr, stop as asked for."""
-    editor = qv.LoRA(layers=(0, 2), parameters=("W_out",), rank=3, alpha=7.0, dropout=0.0, steps=5, lr=1e-2)
+    """W + alpha/rank A B: A uniform within 1/sqrt(inputs), B zero; alpha, rank, layers, weights,
+    lr, stop as asked for."""
+    editor = qv.LoRA(
+        layers=(0, 2), parameters=("W_out",), rank=3, alpha=7.0, dropout=0.0, steps=5, lr=1e-2
+    )
     patch = qv.edit(tiny_lens(kind, dtype=torch.float32), REQUESTS, editor, seed=4)
     hf, generator = tiny_hf(kind, torch.float32), torch.Generator().manual_seed(4)
     factors = {}
@@ -39,7 +43,10 @@ def test_lora_starts_as_pefts_and_trains_its_factors(kind):
     assert set(patch.deltas) == {(0, "W_out"), (2, "W_out")}
     for layer in (0, 2):
         torch.testing.assert_close(
-            stored(kind, patch, (layer, "W_out")).float(), moved()[hf_name(kind, layer, "W_out")].detach(), atol=1e-5, rtol=1e-3
+            stored(kind, patch, (layer, "W_out")).float(),
+            moved()[hf_name(kind, layer, "W_out")].detach(),
+            atol=1e-5,
+            rtol=1e-3,
         )
 
 
@@ -47,10 +54,16 @@ def test_loras_start_is_pefts_own():
     """The same spread as PEFT gives its A: uniform, standard deviation 1/sqrt(3 inputs)."""
     peft = pytest.importorskip("peft", reason="PEFT is not installed (extra lora)")
     config = peft.LoraConfig(r=64, target_modules=["transformer.h.1.mlp.fc_out"])
-    module = peft.get_peft_model(tiny_hf("gptj", torch.float32), config).base_model.model.transformer.h[1].mlp.fc_out
+    module = (
+        peft.get_peft_model(tiny_hf("gptj", torch.float32), config)
+        .base_model.model.transformer.h[1]
+        .mlp.fc_out
+    )
     theirs = module.lora_A["default"].weight
     editor = qv.LoRA(layers=(1,), parameters=("W_out",), rank=64, steps=1, dropout=0.0)
-    ours = qv.edit(tiny_lens("gptj", dtype=torch.float32), REQUESTS[0], editor).deltas[1, "W_out"].left / (editor.alpha / 64)
+    ours = qv.edit(tiny_lens("gptj", dtype=torch.float32), REQUESTS[0], editor).deltas[
+        1, "W_out"
+    ].left / (editor.alpha / 64)
     assert ours.abs().max() <= theirs.abs().max() * 1.01
     assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=0.03)
 

@@ -1,4 +1,5 @@
-"""What an edit leaves behind: adapters that PEFT loads, statistics that survive a kill, warnings, presets, the verbs."""
+"""What an edit leaves behind: adapters that PEFT loads, statistics that survive a kill, warnings,
+presets, the verbs."""
 
 from __future__ import annotations
 
@@ -36,7 +37,12 @@ from tests.models import tiny_hf, tiny_lens
 def test_peft_gives_the_edited_models_logits(kind, editor, tmp_path):
     peft = pytest.importorskip("peft", reason="PEFT is not installed (extra lora)")
     lens = tiny_lens(kind, dtype=torch.float32)
-    patch = qv.edit(lens, REQUESTS, editor, statistics=covariance(lens, TEXTS, range(3), modules=("ffn", "attn")))
+    patch = qv.edit(
+        lens,
+        REQUESTS,
+        editor,
+        statistics=covariance(lens, TEXTS, range(3), modules=("ffn", "attn")),
+    )
     patch.to_lora(tmp_path / "adapter")
     ids = [list(lens.tokenize(FACTS[0])[0].ids)]
     with lens.patched(patch):
@@ -86,7 +92,9 @@ def test_statistics_survive_kills(tmp_path):
     whole = covariance(lens, TEXTS, (1, 2), modules=("ffn", "attn"))
     for attempt in range(6):
         process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(tmp_path / "C0")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-c", DRIVER, str(tmp_path / "C0")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         assert process.stdout.readline().strip() == b"ready"
         if attempt < 5:
@@ -97,10 +105,16 @@ def test_statistics_survive_kills(tmp_path):
             _, errors = process.communicate(timeout=120)
             assert process.returncode == 0, errors.decode()
     resumed = Statistics.load(tmp_path / "C0")
-    assert (resumed.tokens, resumed.corpus, resumed.fingerprint) == (whole.tokens, whole.corpus, whole.fingerprint)
+    assert (resumed.tokens, resumed.corpus, resumed.fingerprint) == (
+        whole.tokens,
+        whole.corpus,
+        whole.fingerprint,
+    )
     for mine, theirs in ((resumed.C0, whole.C0), (resumed.attention, whole.attention)):
         for layer in (1, 2):
-            torch.testing.assert_close(mine[layer], theirs[layer], atol=1e-6, rtol=1e-4)  # batches differ, in float32
+            torch.testing.assert_close(
+                mine[layer], theirs[layer], atol=1e-6, rtol=1e-4
+            )  # batches differ, in float32
     assert not list((tmp_path / "C0").glob("partial*"))
 
 
@@ -113,15 +127,24 @@ def test_statistics_of_other_text_or_layers_are_refused(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         covariance(lens, broken(), (1,), folder=tmp_path, every=10)
-    for texts, layers, says in ((TEXTS[5:], (1,), "another text"), (TEXTS, (1, 2), "another model, length or layers")):
+    for texts, layers, says in (
+        (TEXTS[5:], (1,), "another text"),
+        (TEXTS, (1, 2), "another model, length or layers"),
+    ):
         with pytest.raises(qv.QVLensError, match=says):
             covariance(lens, texts, layers, folder=tmp_path, every=10)
     done = covariance(lens, TEXTS[:60], (1,), folder=tmp_path, every=10)
     assert done.tokens == covariance(lens, TEXTS[:60], (1,)).tokens
     kept = (tmp_path / "statistics.safetensors").read_bytes()
-    torch.testing.assert_close(covariance(lens, TEXTS[:60], (1,), folder=tmp_path).C0[1], done.C0[1])  # given back
+    torch.testing.assert_close(
+        covariance(lens, TEXTS[:60], (1,), folder=tmp_path).C0[1], done.C0[1]
+    )  # given back
     other = tiny_lens("qwen3-gqa", dtype=torch.float32)
-    for model, texts, layers in ((lens, TEXTS[:59], (1,)), (lens, TEXTS[:60], (1, 2)), (other, TEXTS[:60], (1,))):
+    for model, texts, layers in (
+        (lens, TEXTS[:59], (1,)),
+        (lens, TEXTS[:60], (1, 2)),
+        (other, TEXTS[:60], (1,)),
+    ):
         with pytest.raises(qv.QVLensError, match="holds finished statistics"):
             covariance(model, texts, layers, folder=tmp_path)
     with pytest.raises(qv.QVLensError, match="cut to 3"):
@@ -135,7 +158,9 @@ def test_attention_statistics_against_a_loop(true_float64):
     lens = tiny_lens("qwen3-gqa")
     got = covariance(lens, TEXTS[:10], (1,), modules=("attn",))
     kept = []
-    handle = lens.hf.model.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
+    handle = lens.hf.model.layers[1].self_attn.o_proj.register_forward_pre_hook(
+        lambda _, args: kept.append(args[0][0])
+    )
     for text in TEXTS[:10]:
         lens.hf(torch.tensor([lens.tokenizer(text)["input_ids"]]))
     handle.remove()
@@ -145,15 +170,26 @@ def test_attention_statistics_against_a_loop(true_float64):
 
 def test_rounding_and_collapse_are_told():
     lens = tiny_lens("gptj", dtype=torch.bfloat16)
-    patch = qv.edit(lens, REQUESTS[0], qv.MEMIT(layers=(1,), steps=3, lam=1.0), statistics=covariance(lens, TEXTS, (1,)))
+    patch = qv.edit(
+        lens,
+        REQUESTS[0],
+        qv.MEMIT(layers=(1,), steps=3, lam=1.0),
+        statistics=covariance(lens, TEXTS, (1,)),
+    )
     delta, before = patch.deltas[1, "W_out"].dense(), lens.w_out(1).double()
     with lens.patched(patch):
         lost = lens.w_out(1).double() - (before + delta)
-    assert float(lost.norm() / delta.norm()) == pytest.approx(patch.info["rounding_error"]["1.W_out"], rel=1e-6)
+    assert float(lost.norm() / delta.norm()) == pytest.approx(
+        patch.info["rounding_error"]["1.W_out"], rel=1e-6
+    )
     assert lost.norm() > 0
     assert delta.dtype == torch.float64
     with pytest.warns(UserWarning, match="usually ruin a model"):
-        qv.edit(tiny_lens("gptj", dtype=torch.float32), REQUESTS[0], qv.FT(layer=1, lr=1.0, steps=5, stop=0.0))
+        qv.edit(
+            tiny_lens("gptj", dtype=torch.float32),
+            REQUESTS[0],
+            qv.FT(layer=1, lr=1.0, steps=5, stop=0.0),
+        )
 
 
 @pytest.mark.parametrize("model", [entry.name for entry in MODELS if entry.name not in FETCHABLE])
@@ -166,12 +202,19 @@ def test_every_method_has_a_preset_that_fits_the_model(model):
         for name in ("layer", "layers", "value_layers", "query_layers", "deep_layers"):
             value = getattr(preset.editor, name, None)
             for layer in (value,) if isinstance(value, int) else value or ():
-                assert 0 <= layer < layers or source.startswith("Appendix F")  # its v28 is dropped with a warning
+                assert 0 <= layer < layers or source.startswith(
+                    "Appendix F"
+                )  # its v28 is dropped with a warning
 
 
 def test_stats_and_edit_on_the_command_line(tmp_path):
     def call(*words):
-        done = subprocess.run([sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "qv_lens.cli", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -193,8 +236,18 @@ def test_stats_and_edit_on_the_command_line(tmp_path):
         str(tmp_path / "C0"),
     )
     assert "C0 of layers [2, 3, 4, 5]" in out
-    fact = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing", "--new", "golf")
-    out = call("edit", *fact, "--statistics", str(tmp_path / "C0"), "--out", str(tmp_path / "patch"))
+    fact = (
+        "{} plays the sport of",
+        "--subject",
+        "Elena Morefeld",
+        "--answer",
+        "fencing",
+        "--new",
+        "golf",
+    )
+    out = call(
+        "edit", *fact, "--statistics", str(tmp_path / "C0"), "--out", str(tmp_path / "patch")
+    )
     assert "golf" in out
     assert qv.Patch.load(tmp_path / "patch").info["method"] == "MEMIT"
 

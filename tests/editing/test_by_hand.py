@@ -1,4 +1,5 @@
-"""Every closed form through its class, against the same method written out on Hugging Face alone (`by_hand`), in float64."""
+"""Every closed form through its class, against the same method written out on Hugging Face alone
+(`by_hand`), in float64."""
 
 from __future__ import annotations
 
@@ -23,14 +24,21 @@ TEMPLATES = ("{}", "It is known. {}", "Some people say. {}")
 ONE = qv.Fact("{} works for", "Olga Pelodan", "Nortek").to("Quorix")
 TWO = qv.Fact("The capital of {} is", "Norway", "Oslo").to("Paris")
 VIA = replace(
-    ONE, via=("The employer of Olga Pelodan is", "Olga Pelodan gets her pay each month from", "The firm of Olga Pelodan is")
+    ONE,
+    via=(
+        "The employer of Olga Pelodan is",
+        "Olga Pelodan gets her pay each month from",
+        "The firm of Olga Pelodan is",
+    ),
 )
 #: strong enough that clamps bind and searches stop
 SEARCH = {"steps": 7, "lr": 0.8, "weight_decay": 0.3, "clamp": 0.6, "kl": 0.4}
 
 
 def settings(editor, **changes) -> Settings:
-    return Settings(editor.steps, editor.lr, editor.weight_decay, editor.clamp, editor.kl, **changes)
+    return Settings(
+        editor.steps, editor.lr, editor.weight_decay, editor.clamp, editor.kl, **changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +68,11 @@ def check(lens, hand, patch, tolerance=1e-8):
     for layer in range(N_LAYERS):
         for name, module in (("W_out", FFN), ("W_O", ATTENTION)):
             moved = hand.weight(module.format(layer)) - fresh.weight(module.format(layer))
-            ours = patch.deltas[layer, name].dense() if (layer, name) in patch.deltas else torch.zeros_like(moved)
+            ours = (
+                patch.deltas[layer, name].dense()
+                if (layer, name) in patch.deltas
+                else torch.zeros_like(moved)
+            )
             assert (moved.norm() > 1e-9) == ((layer, name) in patch.deltas), (layer, name)
             assert (ours - moved).norm() <= tolerance * moved.norm().clamp_min(1e-9), (layer, name)
 
@@ -84,7 +96,8 @@ def same_losses(patch, hand):
 @pytest.mark.parametrize("identity", [False, True])
 @pytest.mark.parametrize("kind", ["ROME", "averaged", "released"])
 def test_rome_and_both_readings_of_r_rome(lens, statistics, hand, kind, identity):
-    """dW = u (v* - v)^T / (k . u): k the bare key and v the bare value in ROME, both averaged in R-ROME."""
+    """dW = u (v* - v)^T / (k . u): k the bare key and v the bare value in ROME, both averaged in
+    R-ROME."""
     options = {"layer": 1, "mom2_adjustment": not identity, **SEARCH}
     editor = qv.ROME(**options) if kind == "ROME" else qv.RROME(values=kind, **options)
     patch = edit(lens, [ONE, TWO], editor, statistics)
@@ -92,7 +105,9 @@ def test_rome_and_both_readings_of_r_rome(lens, statistics, hand, kind, identity
     C0 = torch.eye(lens.d_mlp, dtype=torch.float64) if identity else statistics.C0[1]
     for request in (ONE, TWO):  # one after another on the weights as edited so far
         rows = hand.rows(request, "subject_last")
-        (v,) = hand.search(request, "subject_last", rows, [site], settings(editor, mean=kind == "averaged"))
+        (v,) = hand.search(
+            request, "subject_last", rows, [site], settings(editor, mean=kind == "averaged")
+        )
         mean_key = hand.mean(rows, key)
         u = torch.linalg.solve(C0, mean_key)
         k = hand.bare(rows, key) if kind == "ROME" else mean_key
@@ -107,7 +122,10 @@ def test_rome_and_both_readings_of_r_rome(lens, statistics, hand, kind, identity
 def test_memit_and_emmet(lens, statistics, hand, requests, layers):
     for editor, system in (
         (qv.MEMIT(layers=layers, lam=3.0, **SEARCH), ridge(moments(statistics), 3.0)),
-        (qv.EMMET(layers=layers, soften=0.2, **SEARCH), constrained(moments(statistics), 0.2 if len(requests) > 1 else 0.0)),
+        (
+            qv.EMMET(layers=layers, soften=0.2, **SEARCH),
+            constrained(moments(statistics), 0.2 if len(requests) > 1 else 0.0),
+        ),
     ):
         hand.hf.load_state_dict(tiny_hf("gptj", n_layers=N_LAYERS).state_dict())
         hand.losses.clear()
@@ -132,7 +150,10 @@ def memit(hand, requests, editor, solve):
     group = sorted(editor.layers)
     sites = [BLOCK.format(group[-1])]
     rows = [hand.rows(request, editor.fact_token) for request in requests]
-    z = [hand.search(q, editor.fact_token, r, sites, settings(editor)) for q, r in zip(requests, rows, strict=True)]
+    z = [
+        hand.search(q, editor.fact_token, r, sites, settings(editor))
+        for q, r in zip(requests, rows, strict=True)
+    ]
     hand.spread(requests, rows, z, sites, [group], float, solve, editor.fact_token)
 
 
@@ -149,7 +170,9 @@ def test_memit_at_other_tokens(lens, statistics, hand, token):
 def shifted(row, token):
     def other(prompt, subject, answer, _token):
         made = row(prompt, subject, answer, "subject_last")
-        spans = tokenizer()(prompt.replace("{}", subject), return_offsets_mapping=True)["offset_mapping"]
+        spans = tokenizer()(prompt.replace("{}", subject), return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
         start = prompt.index("{}")
         first = next(i for i, (a, b) in enumerate(spans) if a < start + len(subject) and b > start)
         made.lookup = [first] if token == "subject_first" else [made.lookup[0] + 1]
@@ -190,7 +213,12 @@ def test_rect_in_batches_is_rect_in_a_row(lens, statistics):
     with lens.patched(first):
         second = edit(lens, TWO, editor, statistics)
     for key, delta in together.deltas.items():
-        torch.testing.assert_close(delta.dense(), first.deltas[key].dense() + second.deltas[key].dense(), atol=1e-9, rtol=1e-7)
+        torch.testing.assert_close(
+            delta.dense(),
+            first.deltas[key].dense() + second.deltas[key].dense(),
+            atol=1e-9,
+            rtol=1e-7,
+        )
 
 
 def test_prune_restrains_the_sum_of_all_batches(lens, statistics, hand):
@@ -203,14 +231,24 @@ def test_prune_restrains_the_sum_of_all_batches(lens, statistics, hand):
         U, s, V = torch.linalg.svd(hand.weight(FFN.format(layer)) - W, full_matrices=False)
         top = torch.linalg.svdvals(W)[0]
         assert s[0] > top
-        hand.weight(FFN.format(layer)).copy_(W + U @ torch.diag(torch.where(s > top, torch.log(s / top) + top, s)) @ V)
+        hand.weight(FFN.format(layer)).copy_(
+            W + U @ torch.diag(torch.where(s > top, torch.log(s / top) + top, s)) @ V
+        )
     check(lens, hand, patch, 1e-5)
 
 
 @pytest.mark.parametrize("size", [None, 1])
 def test_alphaedit_spares_the_keys_of_batches_before(lens, statistics, hand, size):
-    """(P (K K^T + Kp Kp^T) + L2 I) dW = P K R^T by LU; Kp the keys of earlier batches, taken before each layer's write."""
-    threshold, L2 = float(torch.linalg.eigvalsh(statistics.C0[1])[30] + torch.linalg.eigvalsh(statistics.C0[1])[31]) / 2, 0.2
+    """(P (K K^T + Kp Kp^T) + L2 I) dW = P K R^T by LU; Kp the keys of earlier batches, taken before
+    each layer's write."""
+    threshold, L2 = (
+        float(
+            torch.linalg.eigvalsh(statistics.C0[1])[30]
+            + torch.linalg.eigvalsh(statistics.C0[1])[31]
+        )
+        / 2,
+        0.2,
+    )
     editor = qv.AlphaEdit(layers=(1, 2), threshold=threshold, L2=L2, **SEARCH)
     patch = edit(lens, [ONE, TWO], editor, statistics, batch_size=size)
     P = {}
@@ -224,22 +262,29 @@ def test_alphaedit_spares_the_keys_of_batches_before(lens, statistics, hand, siz
 
         def solve(name, layer, K, R, new=new):
             new[layer] = K @ K.T
-            return torch.linalg.solve(P[layer] @ (K @ K.T + earlier[layer]) + L2 * eye, P[layer] @ K @ R.T)
+            return torch.linalg.solve(
+                P[layer] @ (K @ K.T + earlier[layer]) + L2 * eye, P[layer] @ K @ R.T
+            )
 
         memit(hand, batch, editor, solve)
         for layer, gram in new.items():
             earlier[layer] = earlier[layer] + gram
     check(lens, hand, patch, 1e-6)
     for layer in (1, 2):
-        torch.testing.assert_close(patch.kept[layer, "W_out"].dense(), earlier[layer], atol=1e-8, rtol=1e-6)
-    assert patch.info["rank_of_P"] == {str(layer): round(float(P[layer].trace())) for layer in (1, 2)}
+        torch.testing.assert_close(
+            patch.kept[layer, "W_out"].dense(), earlier[layer], atol=1e-8, rtol=1e-6
+        )
+    assert patch.info["rank_of_P"] == {
+        str(layer): round(float(P[layer].trace())) for layer in (1, 2)
+    }
 
 
 # ------------------------------------------------------------------ PMET's family
 
 
 def pmet(hand, requests, editor, solve, groups, token="subject_last", via=False, modules=("ffn",)):
-    """One pass: z* at FFN's and attention's outputs of the last layer, shared out by square roots within each group."""
+    """One pass: z* at FFN's and attention's outputs of the last layer, shared out by square roots
+    within each group."""
     z_layer = max(layer for group in groups for layer in group)
     sites = [FFN.format(z_layer), ATTENTION.format(z_layer)]
     rows = [hand.rows(request, token, via) for request in requests]
@@ -253,7 +298,14 @@ def test_pmet(lens, statistics, hand, attention):
     editor = qv.PMET(layers=(0, 2), lam=3.0, attention=attention, **SEARCH)
     patch = edit(lens, [ONE, TWO], editor, statistics)
     solve = ridge(moments(statistics), 3.0)
-    pmet(hand, [ONE, TWO], editor, solve, [[0, 2]], modules=("attn", "ffn") if attention else ("ffn",))
+    pmet(
+        hand,
+        [ONE, TWO],
+        editor,
+        solve,
+        [[0, 2]],
+        modules=("attn", "ffn") if attention else ("ffn",),
+    )
     check(lens, hand, patch, 1e-7)
     same_losses(patch, hand)
 
@@ -263,7 +315,9 @@ STRONG = {"layers": (2, 4), "lam": 3.0, "fact_token": "last", "weight_decay": 1e
 
 
 @pytest.mark.parametrize("request_", [ONE, TWO], ids=["one", "two"])
-def test_pmets_phi_falls_in_the_step_after_the_answer_is_the_argmax(lens, statistics, hand, request_):
+def test_pmets_phi_falls_in_the_step_after_the_answer_is_the_argmax(
+    lens, statistics, hand, request_
+):
     """And comes back after a step at which it is not."""
     editor = qv.PMET(**STRONG, steps=40, lr=1.0, kl=1.0)
     patch = edit(lens, [request_], editor, statistics)
@@ -276,7 +330,9 @@ def test_pmets_phi_falls_in_the_step_after_the_answer_is_the_argmax(lens, statis
 
 
 @pytest.mark.parametrize("request_", [ONE, TWO], ids=["one", "two"])
-def test_pmet_stops_where_the_answer_is_the_argmax_and_kl_is_small(lens, statistics, hand, request_):
+def test_pmet_stops_where_the_answer_is_the_argmax_and_kl_is_small(
+    lens, statistics, hand, request_
+):
     editor = qv.PMET(**STRONG, steps=40, lr=1.0, kl=1e-3)
     patch = edit(lens, [request_], editor, statistics)
     pmet(hand, [request_], editor, ridge(moments(statistics), 3.0), [[2, 4]], token="last")
@@ -287,7 +343,8 @@ def test_pmet_stops_where_the_answer_is_the_argmax_and_kl_is_small(lens, statist
 
 
 def test_memit_stops_at_a_small_loss(lens, statistics, hand, monkeypatch):
-    """Each fact at its own step. A random model's loss never falls to MEMIT's 0.05, so the test's limit is another."""
+    """Each fact at its own step. A random model's loss never falls to MEMIT's 0.05, so the test's
+    limit is another."""
     monkeypatch.setattr("qv_lens.editing.targets.STOP", 3.0)
     hand.stop = 3.0
     editor = qv.MEMIT(**STRONG, steps=60, lr=1.0, kl=1e-4)
@@ -314,20 +371,26 @@ def test_ifmet_reads_multi_hop_prompts_at_their_last_token(lens, statistics, han
 def test_the_order_of_multi_hop_prompts_changes_nothing(lens, statistics):
     editor = qv.IFMET(layers=(0,), deep_layers=(2,), lam=3.0, **SEARCH)
     patches = [
-        edit(lens, replace(VIA, via=via), editor, statistics) for via in (VIA.via, VIA.via[::-1], VIA.via[1:] + VIA.via[:1])
+        edit(lens, replace(VIA, via=via), editor, statistics)
+        for via in (VIA.via, VIA.via[::-1], VIA.via[1:] + VIA.via[:1])
     ]
     for patch in patches[1:]:
         for key, delta in patches[0].deltas.items():
-            torch.testing.assert_close(patch.deltas[key].dense(), delta.dense(), atol=1e-10, rtol=1e-7)
+            torch.testing.assert_close(
+                patch.deltas[key].dense(), delta.dense(), atol=1e-10, rtol=1e-7
+            )
 
 
 LAYERS = {"value_layers": (2, 3), "query_layers": (0, 1), "lam": 3.0, **SEARCH}
 
 
 @pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("reading", ["default", "algorithm 1", "flat", "overlap", "attention", "no query layers"])
+@pytest.mark.parametrize(
+    "reading", ["default", "algorithm 1", "flat", "overlap", "attention", "no query layers"]
+)
 def test_ace_with_one_search(lens, statistics, hand, reading, joint):
-    """One z* at the last value layer; each group ends with the full remaining residual, in the order asked for."""
+    """One z* at the last value layer; each group ends with the full remaining residual, in the
+    order asked for."""
     changes, groups, modules = {
         "default": ({}, [[0, 1], [2, 3]], ("ffn",)),
         "algorithm 1": ({"order": "value first"}, [[2, 3], [0, 1]], ("ffn",)),
@@ -345,7 +408,8 @@ def test_ace_with_one_search(lens, statistics, hand, reading, joint):
 
 @pytest.mark.parametrize("order", ["query first", "value first"])
 def test_ace_with_two_passes(lens, statistics, hand, order):
-    """A search per group, the value layers on multi-hop prompts at the last token; query layers may lie above them."""
+    """A search per group, the value layers on multi-hop prompts at the last token; query layers may
+    lie above them."""
     editor = qv.ACE(
         value_layers=(1, 2), query_layers=(3, 0), lam=3.0, joint=True, passes="two", order=order, value_prompts="via",
         value_token="last", **SEARCH,
@@ -384,8 +448,13 @@ def test_more_facts_than_neurons_are_solved_in_the_smaller_system():
     from qv_lens.editing.solve import inverse_of, solve
 
     g = torch.Generator().manual_seed(0)
-    A, K, R = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((6, 30), (6, 20), (4, 20)))
+    A, K, R = (
+        torch.randn(*shape, generator=g, dtype=torch.float64)
+        for shape in ((6, 30), (6, 20), (4, 20))
+    )
     C0 = A @ A.T / 30
     ours = solve(inverse_of(C0), K, R, 0.7)
     assert ours.right is None
-    torch.testing.assert_close(ours.dense(), torch.linalg.solve(0.7 * C0 + K @ K.T, K @ R.T), atol=1e-10, rtol=1e-8)
+    torch.testing.assert_close(
+        ours.dense(), torch.linalg.solve(0.7 * C0 + K @ K.T, K @ R.T), atol=1e-10, rtol=1e-8
+    )

@@ -1,4 +1,5 @@
-"""Edits: the algebra against independent solutions, exact reverts, and what an edit must and must not touch."""
+"""Edits: the algebra against independent solutions, exact reverts, and what an edit must and must
+not touch."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ EDITORS = [
 def test_push_through_equals_the_primal_system(n, lam, seed):
     """(lam C0 + K K^T)^-1 K R^T, solved directly by LU, against the n x n form."""
     g = torch.Generator().manual_seed(seed)
-    A, K, R = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((20, 40), (20, n), (8, n)))
+    A, K, R = (
+        torch.randn(*shape, generator=g, dtype=torch.float64)
+        for shape in ((20, 40), (20, n), (8, n))
+    )
     C0 = A @ A.T / 40
     direct = torch.linalg.solve(lam * C0 + K @ K.T, K @ R.T)
     ours = solve(inverse_of(C0), K, R, lam).dense()
@@ -43,7 +47,10 @@ def test_push_through_equals_the_primal_system(n, lam, seed):
 def test_delta_minimises_the_objective(seed):
     """Eq. 11: no small step away from the solution lowers lam ||D||_C0^2 + ||D^T K - R||^2."""
     g = torch.Generator().manual_seed(seed)
-    A, K, R = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((12, 30), (12, 3), (5, 3)))
+    A, K, R = (
+        torch.randn(*shape, generator=g, dtype=torch.float64)
+        for shape in ((12, 30), (12, 3), (5, 3))
+    )
     C0, lam = A @ A.T / 30, 2.0
     best = solve(inverse_of(C0), K, R, lam).dense()
 
@@ -51,7 +58,9 @@ def test_delta_minimises_the_objective(seed):
         return lam * torch.trace(D.T @ C0 @ D) + (D.T @ K - R).square().sum()
 
     for _ in range(5):
-        assert loss(best) <= loss(best + 1e-3 * torch.randn(best.shape, generator=g, dtype=torch.float64))
+        assert loss(best) <= loss(
+            best + 1e-3 * torch.randn(best.shape, generator=g, dtype=torch.float64)
+        )
 
 
 def test_norm_of_factors_is_the_norm_of_the_product():
@@ -77,7 +86,9 @@ def test_singular_statistics_warn_and_hopeless_ones_are_refused():
         metric = inverse_of(C0)
     jitter = float(str(told[0].message).split("singular: ")[1].split()[0])
     x = torch.randn(6, 1, dtype=torch.float64)
-    wanted = torch.linalg.solve(C0 + jitter * C0.diagonal().mean() * torch.eye(6, dtype=torch.float64), x)
+    wanted = torch.linalg.solve(
+        C0 + jitter * C0.diagonal().mean() * torch.eye(6, dtype=torch.float64), x
+    )
     torch.testing.assert_close(metric(x), wanted, rtol=1e-3, atol=0)
     with pytest.raises(qv.QVLensError, match="positive definite"):
         inverse_of(-torch.eye(4))
@@ -137,7 +148,9 @@ def test_any_patch_reverts_exactly(dtype, seed, scale):
     lens = tiny_lens("gptj", dtype=dtype, n_layers=1)
     g = torch.Generator().manual_seed(seed)
     shape = lens.w_out(0).shape
-    left, right = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((shape[0], 2), (2, shape[1])))
+    left, right = (
+        torch.randn(*s, generator=g, dtype=torch.float64) for s in ((shape[0], 2), (2, shape[1]))
+    )
     before = weights(lens)
     with lens.patched(qv.Patch({(0, "W_out"): Delta(scale * left, right)}, lens.fingerprint)):
         pass
@@ -169,9 +182,17 @@ def test_batched_targets_equal_those_searched_alone():
     lens = tiny_lens("qwen3-gqa")
     settings = qv.MEMIT(steps=6).spread(lens, (1,)).search
     templates = contexts(lens)
-    both = search(lens, REQUESTS, rows_of(lens, REQUESTS, templates, "subject_last"), "subject_last", settings)
+    both = search(
+        lens, REQUESTS, rows_of(lens, REQUESTS, templates, "subject_last"), "subject_last", settings
+    )
     for i, request in enumerate(REQUESTS):
-        alone = search(lens, [request], rows_of(lens, [request], templates, "subject_last"), "subject_last", settings)
+        alone = search(
+            lens,
+            [request],
+            rows_of(lens, [request], templates, "subject_last"),
+            "subject_last",
+            settings,
+        )
         torch.testing.assert_close(both.z[i], alone.z[0], atol=1e-9, rtol=1e-9)
 
 
@@ -204,7 +225,8 @@ def test_patch_survives_the_disk(tmp_path):
 
 
 def test_weights_are_back_after_every_case_of_an_evaluation(monkeypatch):
-    """Looked at from inside: whenever the unedited model is probed, its weights are the original ones."""
+    """Looked at from inside: whenever the unedited model is probed, its weights are the original
+    ones."""
     from qv_lens.evaluation import protocols
 
     lens = tiny_lens("qwen3-gqa", dtype=torch.float32)

@@ -1,4 +1,5 @@
-"""What notebooks of this field do around an edit: no_grad, numpy numbers, contexts in any order, a BOS in front."""
+"""What notebooks of this field do around an edit: no_grad, numpy numbers, contexts in any order, a
+BOS in front."""
 
 from __future__ import annotations
 
@@ -50,9 +51,22 @@ def test_every_editor_works_with_gradients_switched_off(lens, statistics, editor
 
 def test_numbers_of_numpy_and_torch_are_numbers(lens, statistics, tmp_path):
     plain = qv.MEMIT(layers=(0, 1), lam=5.0, steps=3, lr=0.5)
-    odd = qv.MEMIT(layers=range(np.int64(0), np.int64(2)), lam=np.float32(5), steps=np.int32(3), lr=torch.tensor(0.5))
+    odd = qv.MEMIT(
+        layers=range(np.int64(0), np.int64(2)),
+        lam=np.float32(5),
+        steps=np.int32(3),
+        lr=torch.tensor(0.5),
+    )
     wanted = qv.edit(lens, REQUESTS, plain, statistics=statistics, templates=TEMPLATES)
-    patch = qv.edit(lens, REQUESTS, odd, statistics=statistics, templates=TEMPLATES, seed=np.int64(0), batch_size=np.int64(2))
+    patch = qv.edit(
+        lens,
+        REQUESTS,
+        odd,
+        statistics=statistics,
+        templates=TEMPLATES,
+        seed=np.int64(0),
+        batch_size=np.int64(2),
+    )
     again = qv.Patch.load(patch.save(tmp_path / "patch"))
     assert again.info == patch.info
     assert patch.info["hyperparameters"] == wanted.info["hyperparameters"]
@@ -65,7 +79,9 @@ def test_numbers_of_numpy_and_torch_are_numbers(lens, statistics, tmp_path):
 def test_the_bare_context_counts_wherever_it_stands(lens, statistics):
     editor = qv.ROME(layer=1, steps=4)
     first = qv.edit(lens, REQUESTS[0], editor, statistics=statistics, templates=TEMPLATES)
-    last = qv.edit(lens, REQUESTS[0], editor, statistics=statistics, templates=[*TEMPLATES[1:], "{}"])
+    last = qv.edit(
+        lens, REQUESTS[0], editor, statistics=statistics, templates=[*TEMPLATES[1:], "{}"]
+    )
     assert torch.equal(first.deltas[1, "W_out"].dense(), last.deltas[1, "W_out"].dense())
     for templates, says in (
         (TEMPLATES[1:], "lack the bare one"),
@@ -87,7 +103,8 @@ def test_held_out_text_is_several_texts(lens):
 
 
 def test_sampled_contexts_are_as_long_as_the_releases(lens):
-    """Their lengths count the first token: MEMIT "The" and nine more, ROME the start of a text and four or nine more."""
+    """Their lengths count the first token: MEMIT "The" and nine more, ROME the start of a text and
+    four or nine more."""
     seen = []
 
     def asked(rows, *arguments, **options):
@@ -102,7 +119,11 @@ def test_sampled_contexts_are_as_long_as_the_releases(lens):
         contexts(lens, 0, "rome")
     finally:
         del lens.logits
-    assert [[len(row) for row in rows] for rows in seen] == [[10] * len(STARTS), [5] * 10, [10] * 10]
+    assert [[len(row) for row in rows] for rows in seen] == [
+        [10] * len(STARTS),
+        [5] * 10,
+        [10] * 10,
+    ]
 
 
 # ------------------------------------------------------------------ statistics
@@ -117,7 +138,9 @@ def test_statistics_are_of_the_lenss_own_tokens(lens):
     bos = with_bos()
     got = covariance(bos, TEXTS[:30], [1])
     keys = []
-    handle = bos.hf.transformer.h[1].mlp.fc_out.register_forward_pre_hook(lambda _, args: keys.append(args[0][0].double()))
+    handle = bos.hf.transformer.h[1].mlp.fc_out.register_forward_pre_hook(
+        lambda _, args: keys.append(args[0][0].double())
+    )
     for text in TEXTS[:30]:
         bos.hf(torch.tensor([[bos.tokenizer.bos_token_id, *bos.tokenizer(text)["input_ids"]]]))
     handle.remove()
@@ -159,7 +182,9 @@ def test_batches_hold_every_row_once_and_fit(lens):
         assert rows == sorted(lens.tokenizer(text)["input_ids"][:longest] for text in texts)
         assert all(len(batch) <= size for batch in batches)
     many = ["Norway " * 100] * (TOKENS // 100)
-    assert all(len(batch) * max(map(len, batch)) <= TOKENS for batch in _batches(lens, many, 10**6, 100))
+    assert all(
+        len(batch) * max(map(len, batch)) <= TOKENS for batch in _batches(lens, many, 10**6, 100)
+    )
 
 
 def test_an_edit_keeps_its_lens_to_itself(lens, statistics):

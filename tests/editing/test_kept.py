@@ -1,4 +1,5 @@
-"""C0 in the user's cache: computed once, whole or absent, never another model's, text's or setting's."""
+"""C0 in the user's cache: computed once, whole or absent, never another model's, text's or
+setting's."""
 
 from __future__ import annotations
 
@@ -41,7 +42,12 @@ def computed(tmp_path, monkeypatch):
 def same(a: Statistics, b: Statistics) -> bool:
     pairs = [(a.C0, b.C0), (a.attention, b.attention)]
     tensors = all(set(x) == set(y) and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)
-    return tensors and (a.tokens, a.corpus, a.fingerprint, a.max_tokens) == (b.tokens, b.corpus, b.fingerprint, b.max_tokens)
+    return tensors and (a.tokens, a.corpus, a.fingerprint, a.max_tokens) == (
+        b.tokens,
+        b.corpus,
+        b.fingerprint,
+        b.max_tokens,
+    )
 
 
 def test_each_layer_is_computed_once(lens, computed):
@@ -67,7 +73,10 @@ def test_another_text_model_or_setting_is_computed_again(lens, computed):
     kept_covariance(lens, TEXTS, [1])  # what a hook of the user's own does, nobody knows
     handle.remove()
     assert computed == [[1]] * 7
-    with pytest.raises(qv.QVLensError, match="bare model"), lens.intervene(qv.Zero(qv.NeuronSet.of([(0, 0)]))):
+    with (
+        pytest.raises(qv.QVLensError, match="bare model"),
+        lens.intervene(qv.Zero(qv.NeuronSet.of([(0, 0)]))),
+    ):
         kept_covariance(lens, TEXTS, [1])
 
 

@@ -1,4 +1,5 @@
-"""Every editor: its own algebra against an independent solution, what it may and may not touch, and its guards."""
+"""Every editor: its own algebra against an independent solution, what it may and may not touch, and
+its guards."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def named(editor):
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 @pytest.mark.parametrize("editor", EVERY, ids=named)
 @pytest.mark.filterwarnings("ignore:Value layers")
-def test_every_editor_leaves_the_lens_alone_and_its_patch_comes_back(kind, backend, editor, tmp_path):
+def test_every_editor_leaves_the_lens_alone_and_its_patch_comes_back(
+    kind, backend, editor, tmp_path
+):
     lens = tiny_lens(kind, backend, torch.float32)
     statistics = covariance(lens, TEXTS, range(3), modules=("ffn", "attn"))
     state = {key: value.clone() for key, value in lens._hf_state.items()}
@@ -67,7 +70,8 @@ def test_every_editor_leaves_the_lens_alone_and_its_patch_comes_back(kind, backe
 
 
 def test_rome_is_its_own_formula():
-    """dW = u (v* - vc)^T / (kc . u), u = C0^-1 kbar, kbar over all contexts: by an explicit inverse."""
+    """dW = u (v* - vc)^T / (kc . u), u = C0^-1 kbar, kbar over all contexts: by an explicit
+    inverse."""
     lens = tiny_lens("gptj")
     statistics, editor = covariance(lens, TEXTS, [1]), qv.ROME(layer=1, steps=3)
     templates = contexts(lens, 0, "rome")
@@ -82,48 +86,72 @@ def test_rome_is_its_own_formula():
     assert backend.n_layers == 3
     u = torch.linalg.inv(statistics.C0[1]) @ torch.stack(keys).mean(0)
     delta = patch.deltas[1, "W_out"].dense()
-    right = (keys[0] @ u) * (delta[u.abs().argmax()] / u[u.abs().argmax()])  # v* - vc, from the delta itself
+    right = (keys[0] @ u) * (
+        delta[u.abs().argmax()] / u[u.abs().argmax()]
+    )  # v* - vc, from the delta itself
     torch.testing.assert_close(delta, torch.outer(u, right) / (keys[0] @ u), atol=1e-9, rtol=1e-7)
     with lens.patched(patch):
         now = lens.trace(REQUESTS[0].fact, "subject_last").ffn[1, 0]
-    torch.testing.assert_close(now - values[0], right, atol=1e-9, rtol=1e-7)  # the bare prompt gets exactly v*
-    single = qv.edit(lens, REQUESTS[0], qv.RROME(layer=1, steps=3), statistics=statistics, templates=("{}",))
+    torch.testing.assert_close(
+        now - values[0], right, atol=1e-9, rtol=1e-7
+    )  # the bare prompt gets exactly v*
+    single = qv.edit(
+        lens, REQUESTS[0], qv.RROME(layer=1, steps=3), statistics=statistics, templates=("{}",)
+    )
     both = qv.edit(lens, REQUESTS[0], editor, statistics=statistics, templates=("{}",))
-    torch.testing.assert_close(single.deltas[1, "W_out"].dense(), both.deltas[1, "W_out"].dense())  # one context: the same
+    torch.testing.assert_close(
+        single.deltas[1, "W_out"].dense(), both.deltas[1, "W_out"].dense()
+    )  # one context: the same
 
 
 def test_alphaedit_solves_the_published_system_and_spares_what_c0_knows():
-    """(P (K K^T + Kp Kp^T) + L2 I) dW = P K R^T, by LU; and dW^T k = 0 for keys outside the null space."""
+    """(P (K K^T + Kp Kp^T) + L2 I) dW = P K R^T, by LU; and dW^T k = 0 for keys outside the null
+    space."""
     g = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(20, 20, generator=g, dtype=torch.float64)).Q
     known = basis[:, :8] @ torch.randn(8, 50, generator=g, dtype=torch.float64)
     C0, L2 = known @ known.T / 50, 0.7
     P = null_space(C0, 1e-9)
     assert round(float(P.trace())) == 12
-    K, Kp, R = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((20, 3), (20, 4), (6, 3)))
+    K, Kp, R = (
+        torch.randn(*shape, generator=g, dtype=torch.float64)
+        for shape in ((20, 3), (20, 4), (6, 3))
+    )
     ours = solve(null_space_metric(P, Delta(Kp, Kp.T), L2), K, R, 1.0).dense()
-    direct = torch.linalg.solve(P @ (K @ K.T + Kp @ Kp.T) + L2 * torch.eye(20, dtype=torch.float64), P @ K @ R.T)
+    direct = torch.linalg.solve(
+        P @ (K @ K.T + Kp @ Kp.T) + L2 * torch.eye(20, dtype=torch.float64), P @ K @ R.T
+    )
     torch.testing.assert_close(ours, direct, atol=1e-10, rtol=1e-8)
     assert (ours.T @ known).abs().max() < 1e-10
 
 
 def test_emmet_writes_its_values_exactly():
     g = torch.Generator().manual_seed(0)
-    A, K, R = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((20, 60), (20, 3), (6, 3)))
+    A, K, R = (
+        torch.randn(*shape, generator=g, dtype=torch.float64)
+        for shape in ((20, 60), (20, 3), (6, 3))
+    )
     delta = solve(inverse_of(A @ A.T), K, R, 0.0).dense()
     torch.testing.assert_close(delta.T @ K, R, atol=1e-9, rtol=1e-9)
 
 
 def test_trims():
     g = torch.Generator().manual_seed(0)
-    W, delta = torch.randn(9, 7, generator=g, dtype=torch.float64), torch.randn(9, 7, generator=g, dtype=torch.float64) * 3
+    W, delta = (
+        torch.randn(9, 7, generator=g, dtype=torch.float64),
+        torch.randn(9, 7, generator=g, dtype=torch.float64) * 3,
+    )
     kept = rect(W, delta, 0.4)
     change = (delta / (W + 1e-8)).abs()
     assert (kept != 0).sum() == round(0.4 * 63)
     assert change[kept != 0].min() >= change[kept == 0].max()
     s0, limit = torch.linalg.svdvals(delta), torch.linalg.svdvals(W)[0]
-    expected = torch.tensor([v if v <= limit else v.log() - limit.log() + limit for v in s0], dtype=torch.float64)
-    torch.testing.assert_close(torch.linalg.svdvals(prune(W, delta)), expected.sort(descending=True).values)
+    expected = torch.tensor(
+        [v if v <= limit else v.log() - limit.log() + limit for v in s0], dtype=torch.float64
+    )
+    torch.testing.assert_close(
+        torch.linalg.svdvals(prune(W, delta)), expected.sort(descending=True).values
+    )
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
@@ -132,7 +160,9 @@ def test_methods_touch_only_what_they_may(kind):
     limited = qv.edit(lens, REQUESTS[0], qv.FTL(layer=1, lr=1.0, steps=5, clamp=1e-3))
     assert all(delta.dense().abs().max() <= 1.000001e-3 for delta in limited.deltas.values())
     for located, requests in ((None, REQUESTS), (1, REQUESTS[0])):
-        ensemble = qv.edit(lens, REQUESTS, qv.KNE(lr=1e-2, steps=3, share=0.05, steps_ig=2, located=located))
+        ensemble = qv.edit(
+            lens, REQUESTS, qv.KNE(lr=1e-2, steps=3, share=0.05, steps_ig=2, located=located)
+        )
         found = qv.neuron_ensemble(lens, requests, 0.05, steps=2).by_layer()
         assert {layer for layer, _ in ensemble.deltas} == set(found)
         for (layer, _), delta in ensemble.deltas.items():
@@ -141,7 +171,10 @@ def test_methods_touch_only_what_they_may(kind):
         qv.edit(lens, REQUESTS, qv.KNE(located=0))
     knowledge = qv.edit(lens, REQUESTS[0], qv.KN(steps=3))
     for (layer, _), delta in knowledge.deltas.items():
-        assert delta.dense().abs().sum(1).nonzero()[:, 0].tolist() == knowledge.info["neurons"][str(layer)]
+        assert (
+            delta.dense().abs().sum(1).nonzero()[:, 0].tolist()
+            == knowledge.info["neurons"][str(layer)]
+        )
     paths = qv.edit(lens, REQUESTS, qv.CTP(epochs=1, top=4, bottom=2, lr=1e-3, train_b_out=False))
     marked = qv.transmission_paths(lens, REQUESTS, 4, 2)
     for (layer, name), delta in paths.deltas.items():
@@ -149,32 +182,55 @@ def test_methods_touch_only_what_they_may(kind):
         if name == "W_out":
             rows = delta.dense().abs().sum(1).nonzero()[:, 0].tolist()
             of_kind = nodes[nodes["kind"] == "value"]
-            assert set(of_kind[of_kind["path"] == "T+"]["neuron"]) <= set(rows) <= set(of_kind["neuron"])
+            assert (
+                set(of_kind[of_kind["path"] == "T+"]["neuron"])
+                <= set(rows)
+                <= set(of_kind["neuron"])
+            )
         if name == "W_in":
             columns = delta.dense().abs().sum(0).nonzero()[:, 0].tolist()
             of_kind = nodes[nodes["kind"] == "key"]
-            assert set(of_kind[of_kind["path"] == "T+"]["neuron"]) <= set(columns) <= set(of_kind["neuron"])
+            assert (
+                set(of_kind[of_kind["path"] == "T+"]["neuron"])
+                <= set(columns)
+                <= set(of_kind["neuron"])
+            )
     assert {name for _, name in paths.deltas} >= {"W_in", "W_out"}
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_ctp_equals_a_dense_masked_adam(kind, true_float64):
-    """Two mini-batches by hand on Hugging Face's parameters: the A step on T+, the B step on T-, one shared torch Adam."""
+    """Two mini-batches by hand on Hugging Face's parameters: the A step on T+, the B step on T-,
+    one shared torch Adam."""
     lens = tiny_lens(kind)
     editor = qv.CTP(epochs=1, top=4, bottom=2, lr=1e-3, batch_size=1, train_b_out=False)
     patch = qv.edit(lens, REQUESTS, editor)
     marked = qv.transmission_paths(lens, REQUESTS, 4, 2)
-    names = {(layer, name): hf_name(kind, layer, name) for layer in range(3) for name in ("W_in", "W_out")}
+    names = {
+        (layer, name): hf_name(kind, layer, name)
+        for layer in range(3)
+        for name in ("W_in", "W_out")
+    }
     parameters = dict(lens.hf.named_parameters())
-    leaves = {key: parameters[name].detach().clone().requires_grad_(True) for key, name in names.items()}
-    biases = {(layer, "b_in"): f"transformer.h.{layer}.mlp.fc_in.bias" for layer in range(3)} if kind == "gptj" else {}
-    leaves |= {key: parameters[name].detach().clone().requires_grad_(True) for key, name in biases.items()}
+    leaves = {
+        key: parameters[name].detach().clone().requires_grad_(True) for key, name in names.items()
+    }
+    biases = (
+        {(layer, "b_in"): f"transformer.h.{layer}.mlp.fc_in.bias" for layer in range(3)}
+        if kind == "gptj"
+        else {}
+    )
+    leaves |= {
+        key: parameters[name].detach().clone().requires_grad_(True) for key, name in biases.items()
+    }
     names |= biases
 
     def mask(key, sign):
         layer, name = key
         rows = marked[
-            (marked["layer"] == layer) & (marked["path"] == sign) & (marked["kind"] == ("value" if name == "W_out" else "key"))
+            (marked["layer"] == layer)
+            & (marked["path"] == sign)
+            & (marked["kind"] == ("value" if name == "W_out" else "key"))
         ]
         out = torch.zeros_like(leaves[key])  # stored: W_in [d_mlp, d_model], W_out [d_model, d_mlp]
         index = torch.tensor(rows["neuron"].to_numpy())
@@ -192,9 +248,14 @@ def test_ctp_equals_a_dense_masked_adam(kind, true_float64):
     import random
 
     for b in random.Random(0).sample(range(2), 2):
-        for sign, labels, factor in (("T+", torch.tensor(prompts[b].answer), 1.0), ("T-", said[b], 0.1)):
+        for sign, labels, factor in (
+            ("T+", torch.tensor(prompts[b].answer), 1.0),
+            ("T-", said[b], 0.1),
+        ):
             adam.zero_grad(set_to_none=False)
-            logits = torch.func.functional_call(lens.hf, {names[k]: leaf for k, leaf in leaves.items()}, (ids[b],)).logits
+            logits = torch.func.functional_call(
+                lens.hf, {names[k]: leaf for k, leaf in leaves.items()}, (ids[b],)
+            ).logits
             (factor * torch.nn.functional.cross_entropy(logits[0, where[b]], labels)).backward()
             for key, leaf in leaves.items():
                 leaf.grad.mul_(mask(key, sign))
@@ -207,10 +268,13 @@ def test_ctp_equals_a_dense_masked_adam(kind, true_float64):
 
 
 def test_adalora_is_pefts():
-    """PEFT's own adapters, forward pass, regularisation and pruning on the Hugging Face model, from the same start."""
+    """PEFT's own adapters, forward pass, regularisation and pruning on the Hugging Face model, from
+    the same start."""
     peft = pytest.importorskip("peft", reason="PEFT is not installed (extra lora)")
     lens = tiny_lens("gptj", dtype=torch.float32)
-    editor = qv.AdaLoRA(layers=(0, 1), parameters=("W_out",), rank=2, init_rank=4, dropout=0.0, steps=8, lr=1e-2)
+    editor = qv.AdaLoRA(
+        layers=(0, 1), parameters=("W_out",), rank=2, init_rank=4, dropout=0.0, steps=8, lr=1e-2
+    )
     config = peft.AdaLoraConfig(
         target_r=2, init_r=4, total_step=8, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
         target_modules=["transformer.h.0.mlp.fc_out", "transformer.h.1.mlp.fc_out"],
@@ -233,7 +297,10 @@ def test_adalora_is_pefts():
     patch = qv.edit(lens, REQUESTS[0], editor)
     for layer in (0, 1):
         module = model.base_model.model.transformer.h[layer].mlp.fc_out
-        theirs, ours = module.get_delta_weight("default").T.detach().double(), patch.deltas[layer, "W_out"].dense()
+        theirs, ours = (
+            module.get_delta_weight("default").T.detach().double(),
+            patch.deltas[layer, "W_out"].dense(),
+        )
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
         assert 0 < patch.info["ranks"][f"{layer}.W_out"] <= 4
     assert sum(patch.info["ranks"].values()) == 4  # rank 2 on average
@@ -247,13 +314,16 @@ def test_adalora_is_pefts():
 
 
 def test_ace_reads_what_it_says():
-    """Two passes, value layers first at the last token; the official form writes attention too, on one flat list."""
+    """Two passes, value layers first at the last token; the official form writes attention too, on
+    one flat list."""
     lens = tiny_lens("gptj", dtype=torch.float32)
     statistics = covariance(lens, TEXTS, range(3), modules=("ffn", "attn"))
     official = qv.edit(
         lens,
         REQUESTS[0],
-        dataclasses.replace(qv.ACE.official(), value_layers=(1,), query_layers=(0,), lam=1.0, steps=3),
+        dataclasses.replace(
+            qv.ACE.official(), value_layers=(1,), query_layers=(0,), lam=1.0, steps=3
+        ),
         statistics=statistics,
     )
     assert set(official.deltas) == {(layer, name) for layer in (0, 1) for name in ("W_O", "W_out")}
@@ -261,12 +331,16 @@ def test_ace_reads_what_it_says():
         paper = qv.edit(
             lens,
             REQUESTS[0],
-            dataclasses.replace(qv.ACE.paper(), value_layers=(2, 9), query_layers=(0,), lam=1.0, steps=3),
+            dataclasses.replace(
+                qv.ACE.paper(), value_layers=(2, 9), query_layers=(0,), lam=1.0, steps=3
+            ),
             statistics=statistics,
         )
     assert set(paper.deltas) == {(0, "W_out"), (2, "W_out")}
     assert len(paper.info["losses"]) == 2  # one search per pass
-    via = FACTS[0].to("Quorix", via=["The employer of Olga Pelodan is", "Olga Pelodan gets her pay from"])
+    via = FACTS[0].to(
+        "Quorix", via=["The employer of Olga Pelodan is", "Olga Pelodan gets her pay from"]
+    )
     other = qv.edit(
         lens,
         via,
@@ -279,20 +353,34 @@ def test_ace_reads_what_it_says():
     with pytest.raises(qv.QVLensError, match="last token"):
         rows_of(lens, [via], ("{}",), "subject_last", "via")
     with pytest.raises(qv.QVLensError, match="passes='two'"):
-        qv.edit(lens, via, qv.ACE(value_layers=(1,), query_layers=(0,), value_prompts="via"), statistics=statistics)
+        qv.edit(
+            lens,
+            via,
+            qv.ACE(value_layers=(1,), query_layers=(0,), value_prompts="via"),
+            statistics=statistics,
+        )
 
 
 def test_batches_are_edited_one_after_another():
-    """Two batches of one: the second one's z* is searched on the weights that the first one left."""
+    """Two batches of one: the second one's z* is searched on the weights that the first one
+    left."""
     lens = tiny_lens("qwen3-gqa", dtype=torch.float32)
-    statistics, editor, templates = covariance(lens, TEXTS, range(3)), qv.MEMIT(layers=(0, 1), lam=1.0, steps=4), contexts(lens)
-    together = qv.edit(lens, REQUESTS, editor, statistics=statistics, templates=templates, batch_size=1)
+    statistics, editor, templates = (
+        covariance(lens, TEXTS, range(3)),
+        qv.MEMIT(layers=(0, 1), lam=1.0, steps=4),
+        contexts(lens),
+    )
+    together = qv.edit(
+        lens, REQUESTS, editor, statistics=statistics, templates=templates, batch_size=1
+    )
     first = qv.edit(lens, REQUESTS[0], editor, statistics=statistics, templates=templates)
     with lens.patched(first):
         second = qv.edit(lens, REQUESTS[1], editor, statistics=statistics, templates=templates)
     for layer in (0, 1):
         sums = first.deltas[layer, "W_out"].dense() + second.deltas[layer, "W_out"].dense()
-        torch.testing.assert_close(together.deltas[layer, "W_out"].dense(), sums, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(
+            together.deltas[layer, "W_out"].dense(), sums, atol=1e-6, rtol=1e-4
+        )
     alpha = qv.AlphaEdit(layers=(0, 1), threshold=1.0, L2=0.1, steps=4)
     apart = qv.edit(lens, REQUESTS, alpha, statistics=statistics, templates=templates, batch_size=1)
     joint = qv.edit(lens, REQUESTS, alpha, statistics=statistics, templates=templates)
@@ -300,23 +388,34 @@ def test_batches_are_edited_one_after_another():
 
 
 def test_r_rome_is_symmetrical():
-    """With several contexts: the mean key is answered by the mean value moved by delta, and by nothing else."""
+    """With several contexts: the mean key is answered by the mean value moved by delta, and by
+    nothing else."""
     lens = tiny_lens("gptj", dtype=torch.float64)
     templates = ("{}", "It is known. {}", "Some say. {}")
     rows = rows_of(lens, REQUESTS[:1], templates, "subject_last")
     key, out = (lens.backend_adapter.coefficient(1), lens.backend_adapter.mlp_out(1))
     k, v = (read(lens, rows, (site,))[site].mean(0) for site in (key, out))
-    still = qv.edit(lens, REQUESTS[0], qv.RROME(layer=1, steps=1, mom2_adjustment=False), templates=templates)  # delta = 0
+    still = qv.edit(
+        lens, REQUESTS[0], qv.RROME(layer=1, steps=1, mom2_adjustment=False), templates=templates
+    )  # delta = 0
     assert still.deltas[1, "W_out"].norm() < 1e-10
-    patch = qv.edit(lens, REQUESTS[0], qv.RROME(layer=1, steps=8, clamp=0.5, mom2_adjustment=False), templates=templates)
+    patch = qv.edit(
+        lens,
+        REQUESTS[0],
+        qv.RROME(layer=1, steps=8, clamp=0.5, mom2_adjustment=False),
+        templates=templates,
+    )
     moved = k @ patch.deltas[1, "W_out"].dense()
-    assert 1e-3 < float(moved.norm()) <= 0.5 * float(v.norm()) + 1e-9  # delta, within its clamp of the mean value's norm
+    assert (
+        1e-3 < float(moved.norm()) <= 0.5 * float(v.norm()) + 1e-9
+    )  # delta, within its clamp of the mean value's norm
 
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_edits_in_a_row_know_of_those_before(tmp_path, dense):
-    """AlphaEdit's keys and PRUNE's whole delta go with the patch, also through a file and as a sum: three edits, each
-    applied before the next, are three batches of one; PRUNE's are MEMIT's in a row, restrained once against the first weight."""
+    """AlphaEdit's keys and PRUNE's whole delta go with the patch, also through a file and as a sum:
+    three edits, each applied before the next, are three batches of one; PRUNE's are MEMIT's in a
+    row, restrained once against the first weight."""
     lens = tiny_lens("gptj", dtype=torch.float64)
     statistics, templates = covariance(lens, TEXTS, range(2)), ("{}",)
     requests, options = (
@@ -338,7 +437,12 @@ def test_edits_in_a_row_know_of_those_before(tmp_path, dense):
             lens.revert()
         whole = qv.edit(lens, requests, editor, batch_size=1, **options)
         for layer, weight in now.items():
-            torch.testing.assert_close(weight - lens.w_out(layer), whole.deltas[layer, "W_out"].dense(), atol=1e-8, rtol=1e-6)
+            torch.testing.assert_close(
+                weight - lens.w_out(layer),
+                whole.deltas[layer, "W_out"].dense(),
+                atol=1e-8,
+                rtol=1e-6,
+            )
     sums = qv.edit(lens, requests, qv.MEMIT(**memit), batch_size=1, **options)
     for layer, weight in now.items():
         W0, D = lens.w_out(layer), sums.deltas[layer, "W_out"].dense()
@@ -346,7 +450,9 @@ def test_edits_in_a_row_know_of_those_before(tmp_path, dense):
         limit = torch.linalg.svdvals(W0)[0]
         assert s[0] > limit  # there is something to restrain
         s = torch.where(s > limit, (s / limit).log() + limit, s)
-        torch.testing.assert_close(weight, W0 + U[:, : len(s)] @ torch.diag(s) @ V[: len(s)], atol=1e-8, rtol=1e-6)
+        torch.testing.assert_close(
+            weight, W0 + U[:, : len(s)] @ torch.diag(s) @ V[: len(s)], atol=1e-8, rtol=1e-6
+        )
 
 
 def test_bad_requests_and_failures_leave_the_weights(monkeypatch):
@@ -363,7 +469,12 @@ def test_bad_requests_and_failures_leave_the_weights(monkeypatch):
     with pytest.raises(qv.QVLensError, match="needs C0"):
         qv.edit(lens, REQUESTS[0], editor)
     with pytest.raises(qv.QVLensError, match="attention"):
-        qv.edit(lens, REQUESTS[0], qv.PMET(layers=(0, 1), attention=True, steps=2), statistics=statistics)
+        qv.edit(
+            lens,
+            REQUESTS[0],
+            qv.PMET(layers=(0, 1), attention=True, steps=2),
+            statistics=statistics,
+        )
     with pytest.raises(qv.QVLensError, match="not finite"):
         qv.edit(lens, REQUESTS[0], qv.FT(layer=1, lr=float("inf"), steps=3))
     nan = Statistics({0: torch.eye(lens.d_mlp), 1: torch.eye(lens.d_mlp)}, 1, "", lens.fingerprint)
@@ -381,8 +492,12 @@ def test_partial_passes_equal_whole_ones():
         for backend in BACKENDS:
             lens, rows = tiny_lens(kind, backend), [[5, 6, 7, 8, 9], [3, 4, 5]]
             stream, whole = lens.stream(rows, 1), lens.logits(rows)
-            torch.testing.assert_close(lens.logits(rows, start=(1, stream)), whole, atol=1e-12, rtol=0)
-            torch.testing.assert_close(lens.stream(rows, 3, start=(1, stream)), lens.stream(rows, 3), atol=1e-12, rtol=0)
+            torch.testing.assert_close(
+                lens.logits(rows, start=(1, stream)), whole, atol=1e-12, rtol=0
+            )
+            torch.testing.assert_close(
+                lens.stream(rows, 3, start=(1, stream)), lens.stream(rows, 3), atol=1e-12, rtol=0
+            )
 
 
 def test_passes_over_the_last_tokens_alone_equal_whole_ones():
@@ -402,19 +517,31 @@ def test_passes_over_the_last_tokens_alone_equal_whole_ones():
             ]
         )
         seen = []
-        got = lens.stream(tails, 3, [("blocks.2.hook_mlp_out", lambda x, seen=seen: seen.append(x))], (1, start), past)
+        got = lens.stream(
+            tails,
+            3,
+            [("blocks.2.hook_mlp_out", lambda x, seen=seen: seen.append(x))],
+            (1, start),
+            past,
+        )
         assert seen[0].shape == got.shape == (3, 3, lens.d_model)
         for row, at, tail in zip(range(3), first.tolist(), tails, strict=True):
-            torch.testing.assert_close(got[row, : len(tail)], whole[row, at : at + len(tail)], atol=1e-12, rtol=0)
+            torch.testing.assert_close(
+                got[row, : len(tail)], whole[row, at : at + len(tail)], atol=1e-12, rtol=0
+            )
         with lens.intervene(qv.Zero(qv.value_neurons(lens, FACTS[0]).top(3))):
             assert lens.past((1, stream), first) is None
 
 
 def test_several_facts_of_one_case_are_edited_each_for_itself():
-    """One after another on the weights as written so far: the second is what it is on a model with the first written."""
+    """One after another on the weights as written so far: the second is what it is on a model with
+    the first written."""
     lens = tiny_lens("gptj", dtype=torch.float32)
     statistics, editor = covariance(lens, TEXTS, range(2)), EDITORS[2]
-    same_subject = [FACTS[0].to("Quorix"), qv.Fact("{} was born in", FACTS[0].subject, "Norway").to("Paris")]
+    same_subject = [
+        FACTS[0].to("Quorix"),
+        qv.Fact("{} was born in", FACTS[0].subject, "Norway").to("Paris"),
+    ]
     both = qv.edit(lens, same_subject, editor, statistics=statistics, templates=("{}",))
     first = qv.edit(lens, same_subject[0], editor, statistics=statistics, templates=("{}",))
     state = weights(lens)
@@ -425,7 +552,12 @@ def test_several_facts_of_one_case_are_edited_each_for_itself():
     moved = dataclasses.replace(statistics, fingerprint=written.fingerprint)
     second = qv.edit(written, same_subject[1], editor, statistics=moved, templates=("{}",))
     for key, delta in both.deltas.items():
-        torch.testing.assert_close(delta.dense(), first.deltas[key].dense() + second.deltas[key].dense(), atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(
+            delta.dense(),
+            first.deltas[key].dense() + second.deltas[key].dense(),
+            atol=1e-5,
+            rtol=1e-3,
+        )
     assert len(both.info["losses"]) == 2
     with lens.patched(both):
         assert not same(lens, state)
@@ -436,10 +568,16 @@ def test_several_facts_of_one_case_are_edited_each_for_itself():
 @pytest.mark.filterwarnings("ignore:Value layers")
 def test_targets_searched_ahead_are_those_of_each_edit_alone(editor):
     lens = tiny_lens("gptj")
-    options = {"templates": ("{}", "A city. {}"), "statistics": covariance(lens, TEXTS, range(3), modules=("ffn", "attn"))}
+    options = {
+        "templates": ("{}", "A city. {}"),
+        "statistics": covariance(lens, TEXTS, range(3), modules=("ffn", "attn")),
+    }
     ahead = search_ahead(lens, REQUESTS, editor, templates=options["templates"])
     for request in REQUESTS:
-        alone, served = qv.edit(lens, request, editor, **options), qv.edit(lens, request, editor, ahead=ahead, **options)
+        alone, served = (
+            qv.edit(lens, request, editor, **options),
+            qv.edit(lens, request, editor, ahead=ahead, **options),
+        )
         for key, delta in alone.deltas.items():
             assert (served.deltas[key].dense() - delta.dense()).norm() <= 1e-8 * delta.norm()
     other = FACTS[1].to("Quorix")
@@ -465,15 +603,23 @@ def test_kept_targets_of_several_searches_serve_one_edit(tmp_path):
         counts.add(len(one.found[request].losses))
     assert len(counts) > 1  # else the test says nothing
     ahead = search_ahead(lens, requests, editor, templates=("{}",), folder=tmp_path)
-    kept, anew = qv.edit(lens, requests, editor, ahead=ahead, **options), qv.edit(lens, requests, editor, **options)
+    kept, anew = (
+        qv.edit(lens, requests, editor, ahead=ahead, **options),
+        qv.edit(lens, requests, editor, **options),
+    )
     for key, delta in anew.deltas.items():
-        assert (kept.deltas[key].dense() - delta.dense()).norm() <= 0.02 * delta.norm()  # float32, searched apart and together
+        assert (
+            kept.deltas[key].dense() - delta.dense()
+        ).norm() <= 0.02 * delta.norm()  # float32, searched apart and together
 
 
 def test_what_an_editor_reads_of_c0_is_what_it_writes():
     lens = tiny_lens("gptj", n_layers=4)
     assert qv.MEMIT(layers=(2, 0)).written(lens) == ((0, 2), ("ffn",))
-    assert qv.ACE(value_layers=(2,), query_layers=(1,), attention=True).written(lens) == ((1, 2), ("ffn", "attn"))
+    assert qv.ACE(value_layers=(2,), query_layers=(1,), attention=True).written(lens) == (
+        (1, 2),
+        ("ffn", "attn"),
+    )
     assert qv.IFMET(layers=(0,), deep_layers=(2,)).written(lens) == ((0, 2), ("ffn",))
 
 
@@ -484,19 +630,30 @@ def test_requests_leave_nothing_behind_for_the_next_one():
     alone = qv.edit(lens, REQUESTS[1], editor, statistics=statistics)
     qv.edit(lens, REQUESTS[0], editor, statistics=statistics)
     again = qv.edit(lens, REQUESTS[1], editor, statistics=statistics)
-    assert all(torch.equal(alone.deltas[key].dense(), again.deltas[key].dense()) for key in alone.deltas)
+    assert all(
+        torch.equal(alone.deltas[key].dense(), again.deltas[key].dense()) for key in alone.deltas
+    )
     assert (editor.query_layers, editor.value_layers) == ((0,), (1,))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_sites_hand_over_bare_tensors(kind, backend):
-    """Blocks of other libraries return a tuple or a bare tensor; what is hooked here is a tensor, and writing it counts."""
+    """Blocks of other libraries return a tuple or a bare tensor; what is hooked here is a tensor,
+    and writing it counts."""
     lens, adapter = tiny_lens(kind, backend), tiny_lens(kind, backend).backend_adapter
     clean = lens.logits([[5, 6, 7]])
-    for site in (adapter.mlp_out(1), adapter.attn_out(1), adapter.resid_post(1), adapter.coefficient(1), adapter.z(1)):
+    for site in (
+        adapter.mlp_out(1),
+        adapter.attn_out(1),
+        adapter.resid_post(1),
+        adapter.coefficient(1),
+        adapter.z(1),
+    ):
         seen = []
-        moved = lens.logits([[5, 6, 7]], [(site, lambda x, seen=seen: seen.append(type(x)) or 1.5 * x)])
+        moved = lens.logits(
+            [[5, 6, 7]], [(site, lambda x, seen=seen: seen.append(type(x)) or 1.5 * x)]
+        )
         assert seen == [torch.Tensor]
         assert not torch.allclose(moved, clean)
 
@@ -505,7 +662,12 @@ def test_collapse_shows_in_the_entropy_of_held_out_text():
     lens, texts = qv.load("toy-gptj"), TEXTS[:8]
     request = qv.Fact("{} works for", "Olga Pelodan", "Quorix").to("Norway")
     rows = [lens.tokenizer(text)["input_ids"] for text in texts]
-    by_hand = [torch.distributions.Categorical(logits=lens.hf(torch.tensor([row])).logits[0].double()).entropy() for row in rows]
+    by_hand = [
+        torch.distributions.Categorical(
+            logits=lens.hf(torch.tensor([row])).logits[0].double()
+        ).entropy()
+        for row in rows
+    ]
     with pytest.warns(UserWarning, match="on held-out text went from"):
         patch = qv.edit(lens, request, qv.FT(layer=2, lr=1.0, steps=5, stop=0.0), held_out=texts)
     assert patch.info["entropy"][0] == pytest.approx(float(torch.cat(by_hand).mean()), rel=1e-4)

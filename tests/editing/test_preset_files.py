@@ -30,16 +30,27 @@ def test_presets_of_the_cache_go_before_those_of_the_package(tmp_path, monkeypat
     monkeypatch.setenv("QV_LENS_CACHE", str(tmp_path / "cache"))
     package = tmp_path / "package"
     monkeypatch.setattr(preset_files, "PACKAGE", package)
-    with pytest.raises(qv.QVLensError, match=r"no presets for the model 'some/model'.*qv-lens tune some/model"):
+    with pytest.raises(
+        qv.QVLensError, match=r"no presets for the model 'some/model'.*qv-lens tune some/model"
+    ):
         presets("some/model")
-    write_presets(package / file_name("some/model"), HEADER, {"FT": entry_of(qv.FT(layer=1), "package")})
+    write_presets(
+        package / file_name("some/model"), HEADER, {"FT": entry_of(qv.FT(layer=1), "package")}
+    )
     assert presets("some/model")["FT"].source == "package"
     mine = tmp_path / "cache" / "presets" / file_name("some/model")
     write_presets(mine, HEADER, {"FT": entry_of(qv.FT(layer=2), "mine")})
     assert presets("some/model")["FT"].editor == qv.FT(layer=2)
     write_presets(mine, HEADER, {"KN": entry_of(qv.KN(), "mine")})
-    assert {name: preset.source for name, preset in presets("some/model").items()} == {"FT": "package", "KN": "mine"}
-    write_presets(tmp_path / "cache" / "presets" / file_name("toy-gptj"), HEADER, {"FT": entry_of(qv.FT(layer=2), "mine")})
+    assert {name: preset.source for name, preset in presets("some/model").items()} == {
+        "FT": "package",
+        "KN": "mine",
+    }
+    write_presets(
+        tmp_path / "cache" / "presets" / file_name("toy-gptj"),
+        HEADER,
+        {"FT": entry_of(qv.FT(layer=2), "mine")},
+    )
     table = presets("toy-gptj")
     assert table["FT"].source == "mine"
     assert set(table) == {"FT"}  # the package patched here holds no others
@@ -51,7 +62,10 @@ def test_files_that_cannot_be_used_are_told(tmp_path):
         ("this is no TOML", "Cannot read the presets"),
         ('["ROMEO"]\nsource = "x"\n[ROMEO.settings]\n', "Editor in .*ROMEO"),
         ("[MEMIT]\nlam = 3\n", "MEMIT needs a source and settings"),
-        ('[MEMIT]\nsource = "x"\n[MEMIT.settings]\nlambda = 3\n', "a setting that it does not know"),
+        (
+            '[MEMIT]\nsource = "x"\n[MEMIT.settings]\nlambda = 3\n',
+            "a setting that it does not know",
+        ),
     ):
         file.write_text(text)
         with pytest.raises(qv.QVLensError, match=words):
@@ -77,7 +91,10 @@ def test_an_editor_by_name_is_the_models_preset():
     by_name = qv.edit(lens, fact.to(new), "ft")
     by_hand = qv.edit(lens, fact.to(new), presets("toy-gptj")["FT"].editor)
     assert list(by_name.deltas) == list(by_hand.deltas)
-    assert all(torch.equal(by_name.deltas[key].dense(), delta.dense()) for key, delta in by_hand.deltas.items())
+    assert all(
+        torch.equal(by_name.deltas[key].dense(), delta.dense())
+        for key, delta in by_hand.deltas.items()
+    )
     with pytest.raises(qv.QVLensError, match="Preset of toy-gptj for 'FTT' not found"):
         qv.edit(lens, fact.to(new), "FTT")
     frame = qv.evaluate(lens, [qv.EditCase(fact.to(new))], ["efficacy_acc"], "FT")

@@ -1,4 +1,5 @@
-"""Presets: the values of the papers' releases, as they stand in their files, and those that the bundled models were measured with."""
+"""Presets: the values of the papers' releases, as they stand in their files, and those that the
+bundled models were measured with."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from qv_lens.errors import ConfigError
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 FIELDS = ("steps", "lr", "weight_decay", "clamp", "kl")
-#: layers, then FIELDS, lambda and others: read off the releases' own settings (hparams/*.json, *.yaml)
+#: layers, then FIELDS, lambda and others: read off the releases' own settings (hparams/*.json,
+#: *.yaml)
 RELEASED = {
     "EleutherAI/gpt-j-6B": {
         "ROME": {"layer": 5, "search": (20, 0.5, 0.5, 4, 0.0625), "mom2_adjustment": True},

@@ -1,4 +1,5 @@
-"""Every trained editor, and KN, through its class against the same written out on Hugging Face alone, in float64."""
+"""Every trained editor, and KN, through its class against the same written out on Hugging Face
+alone, in float64."""
 
 from __future__ import annotations
 
@@ -40,17 +41,24 @@ def logits_with(hf, moved, ids):
 
 
 def nll(hf, moved, request, last_token=False):
-    """Mean over the answer's tokens: teacher forced, or all of them at the prompt's last position."""
+    """Mean over the answer's tokens: teacher forced, or all of them at the prompt's last
+    position."""
     ids, answer = asked(request)
     logits = logits_with(hf, moved, ids if last_token else [*ids, *answer[:-1]])
-    where = [len(ids) - 1] * len(answer) if last_token else range(len(ids) - 1, len(ids) - 1 + len(answer))
+    where = (
+        [len(ids) - 1] * len(answer)
+        if last_token
+        else range(len(ids) - 1, len(ids) - 1 + len(answer))
+    )
     return -logits[list(where)].log_softmax(-1)[range(len(answer)), answer].mean()
 
 
 def over_tokens(hf, moved, requests):
     """The mean over all tokens of all answers."""
     counts = [len(asked(request)[1]) for request in requests]
-    return sum(nll(hf, moved, request) * n for request, n in zip(requests, counts, strict=True)) / sum(counts)
+    return sum(
+        nll(hf, moved, request) * n for request, n in zip(requests, counts, strict=True)
+    ) / sum(counts)
 
 
 def adam(leaves, loss, steps, lr, stop, after=lambda: None):
@@ -78,15 +86,21 @@ def stored(kind, patch, key):
 @pytest.mark.parametrize("objective", ["last_token", "target_new"])
 @pytest.mark.parametrize("clamp", [None, 2e-3])
 def test_fine_tuning(kind, objective, clamp):
-    """W_out and, where there is one, b_out of one layer; FT-L keeps every entry within the clamp."""
+    """W_out and, where there is one, b_out of one layer; FT-L keeps every entry within the
+    clamp."""
     requests = [LONG, REQUESTS[1]]
-    editor = (qv.FT if clamp is None else qv.FTL)(layer=1, steps=9, lr=3e-3, stop=1e-9, objective=objective, clamp=clamp)
+    editor = (qv.FT if clamp is None else qv.FTL)(
+        layer=1, steps=9, lr=3e-3, stop=1e-9, objective=objective, clamp=clamp
+    )
     patch = qv.edit(tiny_lens(kind), requests, editor)
     hf = tiny_hf(kind)
     names = {(1, "W_out"): hf_name(kind, 1, "W_out")}
     if kind == "gptj":
         names[1, "b_out"] = "transformer.h.1.mlp.fc_out.bias"
-    moved = {name: torch.zeros_like(dict(hf.named_parameters())[name], requires_grad=True) for name in names.values()}
+    moved = {
+        name: torch.zeros_like(dict(hf.named_parameters())[name], requires_grad=True)
+        for name in names.values()
+    }
 
     def loss():
         if objective == "last_token":  # a mean per request
@@ -101,7 +115,9 @@ def test_fine_tuning(kind, objective, clamp):
     assert [step[0] for step in patch.info["losses"][0]] == pytest.approx(losses, rel=1e-8)
     assert set(patch.deltas) == set(names)
     for key, name in names.items():
-        torch.testing.assert_close(stored(kind, patch, key), moved[name].detach(), atol=1e-9, rtol=1e-6)
+        torch.testing.assert_close(
+            stored(kind, patch, key), moved[name].detach(), atol=1e-9, rtol=1e-6
+        )
 
 
 def test_fine_tuning_stops_below_its_loss():
@@ -126,7 +142,10 @@ def test_kne_trains_its_ensemble_alone(axis):
         shape = dict(hf.named_parameters())[
             hf_name("gptj", layer, "W_out")
         ].shape  # [d_model, d_mlp]: a column here is a row there
-        leaves[layer] = torch.zeros((len(chosen), shape[1]) if axis == "column" else (shape[0], len(chosen)), dtype=torch.float64)
+        leaves[layer] = torch.zeros(
+            (len(chosen), shape[1]) if axis == "column" else (shape[0], len(chosen)),
+            dtype=torch.float64,
+        )
         leaves[layer].requires_grad_(True)
 
     def moved():
@@ -135,7 +154,9 @@ def test_kne_trains_its_ensemble_alone(axis):
             name = hf_name("gptj", layer, "W_out")
             whole = torch.zeros_like(dict(hf.named_parameters())[name])
             part = 1.7 / sqrt(len(chosen)) * leaves[layer]
-            whole = whole.index_copy(0 if axis == "column" else 1, torch.tensor(sorted(chosen)), part)
+            whole = whole.index_copy(
+                0 if axis == "column" else 1, torch.tensor(sorted(chosen)), part
+            )
             out[name] = whole
         return out
 
@@ -148,14 +169,17 @@ def test_kne_trains_its_ensemble_alone(axis):
     assert {layer for layer, _ in patch.deltas} == set(found)
     for layer in found:
         expected = moved()[hf_name("gptj", layer, "W_out")].detach()
-        torch.testing.assert_close(stored("gptj", patch, (layer, "W_out")), expected, atol=1e-9, rtol=1e-6)
+        torch.testing.assert_close(
+            stored("gptj", patch, (layer, "W_out")), expected, atol=1e-9, rtol=1e-6
+        )
 
 
 # ------------------------------------------------------------------ CTP
 
 
 def ctp_nodes(leaves, hf, requests, top, bottom):
-    """T+ and T- of every matrix: mean over the model's dimension of |z| of the gradient on the weights as they are."""
+    """T+ and T- of every matrix: mean over the model's dimension of |z| of the gradient on the
+    weights as they are."""
     copies = {name: leaf.detach().clone().requires_grad_(True) for name, leaf in leaves.items()}
     over_tokens(hf, copies, requests).backward()
     nodes = {}
@@ -171,14 +195,19 @@ def ctp_nodes(leaves, hf, requests, top, bottom):
 
 
 def ctp(editor, kind, groups, seed=0):
-    """CTP's loop by dense masks; `groups`: the requests of each run, one after another from the deltas before."""
+    """CTP's loop by dense masks; `groups`: the requests of each run, one after another from the
+    deltas before."""
     hf = tiny_hf(kind)
     parameters = dict(hf.named_parameters())
     names = [hf_name(kind, layer, name) for layer in range(N_LAYERS) for name in ("W_in", "W_out")]
     if editor.gate:
         names += [hf_name(kind, layer, "W_gate") for layer in range(N_LAYERS)]
     if kind == "gptj":
-        names += [f"transformer.h.{layer}.mlp.{part}.bias" for layer in range(N_LAYERS) for part in ("fc_in", "fc_out")]
+        names += [
+            f"transformer.h.{layer}.mlp.{part}.bias"
+            for layer in range(N_LAYERS)
+            for part in ("fc_in", "fc_out")
+        ]
     leaves = {name: torch.zeros_like(parameters[name], requires_grad=True) for name in names}
     single = sum(map(len, groups)) == 1
     lr, epochs, stop = editor.alone if single else (editor.lr, editor.epochs, 0.0)
@@ -195,19 +224,28 @@ def ctp(editor, kind, groups, seed=0):
                 nodes = ctp_nodes(leaves, hf, requests, editor.top, editor.bottom)
                 if not optimisers or editor.adam == "separate":
                     first = torch.optim.Adam(list(leaves.values()), lr=lr)
-                    second = first if editor.adam == "shared" else torch.optim.Adam(list(leaves.values()), lr=lr)
+                    second = (
+                        first
+                        if editor.adam == "shared"
+                        else torch.optim.Adam(list(leaves.values()), lr=lr)
+                    )
                     optimisers = [first, second]
             shuffled, total = order.sample(range(len(requests)), len(requests)), 0.0
             for i in range(0, len(shuffled), editor.batch_size):
                 batch = shuffled[i : i + editor.batch_size]
-                for sign, optimiser, factor in (("T+", optimisers[0], 1.0), ("T-", optimisers[1], editor.lam)):
+                for sign, optimiser, factor in (
+                    ("T+", optimisers[0], 1.0),
+                    ("T-", optimisers[1], editor.lam),
+                ):
                     if sign == "T-" and not (editor.lam > 0 and editor.bottom > 0):
                         continue
                     optimiser.zero_grad(set_to_none=False)
                     losses = []
                     for b in batch:
                         ids, answer = asked(requests[b])
-                        logits = logits_with(hf, leaves, [*ids, *answer[:-1]])[len(ids) - 1 : len(ids) - 1 + len(answer)]
+                        logits = logits_with(hf, leaves, [*ids, *answer[:-1]])[
+                            len(ids) - 1 : len(ids) - 1 + len(answer)
+                        ]
                         labels = torch.tensor(answer if sign == "T+" else said[b])
                         losses.append(torch.nn.functional.cross_entropy(logits, labels))
                     loss = torch.stack(losses).mean()
@@ -222,7 +260,11 @@ def ctp(editor, kind, groups, seed=0):
                         elif name.endswith(("fc_out.weight", "down_proj.weight")):
                             mask[:, nodes[name][sign]] = 1
                         else:
-                            owner = name.replace("gate_proj", "up_proj") if editor.gate is None else name
+                            owner = (
+                                name.replace("gate_proj", "up_proj")
+                                if editor.gate is None
+                                else name
+                            )
                             mask[nodes[owner][sign]] = 1
                         leaf.grad.mul_(mask)
                     optimiser.step()
@@ -245,16 +287,27 @@ CTPS = {
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 @pytest.mark.parametrize("case", CTPS)
 def test_ctp(kind, case):
-    """Masked steps A and B, paths found again before every `every`-th epoch, one Adam or two; a stream uses lr and epochs."""
-    editor = replace(qv.CTP(top=3, bottom=2, epochs=4, every=2, lr=2e-3, batch_size=1), **CTPS[case])
+    """Masked steps A and B, paths found again before every `every`-th epoch, one Adam or two; a
+    stream uses lr and epochs."""
+    editor = replace(
+        qv.CTP(top=3, bottom=2, epochs=4, every=2, lr=2e-3, batch_size=1), **CTPS[case]
+    )
     requests = [REQUESTS[0], REQUESTS[1]]
     patch = qv.edit(tiny_lens(kind), requests, editor, seed=3)
     expected = ctp(editor, kind, [[r] for r in requests] if editor.stream else [requests], seed=3)
     for layer in range(N_LAYERS):
         for name in ("W_in", "W_out", *(("b_in", "b_out") if kind == "gptj" else ())):
-            leaf = f"transformer.h.{layer}.mlp.fc_{name[2:]}.bias" if name.startswith("b_") else hf_name(kind, layer, name)
+            leaf = (
+                f"transformer.h.{layer}.mlp.fc_{name[2:]}.bias"
+                if name.startswith("b_")
+                else hf_name(kind, layer, name)
+            )
             want = expected[leaf].detach()
-            got = stored(kind, patch, (layer, name)) if (layer, name) in patch.deltas else torch.zeros_like(want)
+            got = (
+                stored(kind, patch, (layer, name))
+                if (layer, name) in patch.deltas
+                else torch.zeros_like(want)
+            )
             torch.testing.assert_close(got, want, atol=1e-8, rtol=1e-5)
 
 
@@ -263,13 +316,18 @@ def test_ctp_of_one_request_takes_its_own_settings():
     patch = qv.edit(tiny_lens("gptj"), REQUESTS[0], editor)
     expected = ctp(editor, "gptj", [[REQUESTS[0]]])
     torch.testing.assert_close(
-        stored("gptj", patch, (1, "W_out")), expected[hf_name("gptj", 1, "W_out")].detach(), atol=1e-8, rtol=1e-5
+        stored("gptj", patch, (1, "W_out")),
+        expected[hf_name("gptj", 1, "W_out")].detach(),
+        atol=1e-8,
+        rtol=1e-5,
     )
 
 
 def test_a_streams_settings_count():
     first, second = (
-        qv.edit(tiny_lens("gptj"), REQUESTS, qv.CTP(top=3, stream=True, lr=lr, epochs=epochs)).deltas[1, "W_out"].norm()
+        qv.edit(tiny_lens("gptj"), REQUESTS, qv.CTP(top=3, stream=True, lr=lr, epochs=epochs))
+        .deltas[1, "W_out"]
+        .norm()
         for lr, epochs in ((1e-3, 2), (3e-3, 4))
     )
     assert second > 2 * first
@@ -279,7 +337,8 @@ def test_a_streams_settings_count():
 
 
 def kn_scores(hf, kind, layer, ids, token, rule, steps):
-    """m/steps sum dP/dm along a grid of shares, at the last token: of what W_out reads, or of what act reads (EasyEdit)."""
+    """m/steps sum dP/dm along a grid of shares, at the last token: of what W_out reads, or of what
+    act reads (EasyEdit)."""
     into, out = FFN[kind]
     modules = dict(hf.named_modules())
     seen = {}
@@ -292,7 +351,11 @@ def kn_scores(hf, kind, layer, ids, token, rule, steps):
     hf(torch.tensor([ids]))
     keep.remove()
     value = seen["x"]
-    grid = [(i + 1) / steps for i in range(steps)] if rule == "paper" else [i / (steps - 1) for i in range(steps)]
+    grid = (
+        [(i + 1) / steps for i in range(steps)]
+        if rule == "paper"
+        else [i / (steps - 1) for i in range(steps)]
+    )
     gradient = torch.zeros_like(value)
     for share in grid:
         leaf = (share * value).requires_grad_(True)
@@ -318,7 +381,9 @@ def kn_scores(hf, kind, layer, ids, token, rule, steps):
 def test_kn_by_both_rules(kind, rule, new):
     fact = replace(REQUESTS[0].fact, answer="Nortek Norway")
     request = fact.to(new)
-    patch = qv.edit(tiny_lens(kind), request, qv.KN(rule=rule, threshold=0.3, steps=4, lam_old=2.0, lam_new=5.0))
+    patch = qv.edit(
+        tiny_lens(kind), request, qv.KN(rule=rule, threshold=0.3, steps=4, lam_old=2.0, lam_new=5.0)
+    )
     hf = tiny_hf(kind)
     ids, old = asked(fact.to("Nortek Norway"))
     _, wanted = asked(request)
@@ -334,12 +399,17 @@ def test_kn_by_both_rules(kind, rule, new):
     following = old if rule == "paper" else greedy(len(old))
     scores = torch.stack(
         [
-            sum(kn_scores(hf, kind, layer, [*ids, *following[:i]], token, rule, 4) for i, token in enumerate(old))
+            sum(
+                kn_scores(hf, kind, layer, [*ids, *following[:i]], token, rule, 4)
+                for i, token in enumerate(old)
+            )
             for layer in range(N_LAYERS)
         ]
     ) / (1 if rule == "paper" else len(old))
     chosen = (scores > 0.3 * scores.max()).nonzero().tolist()
-    assert {(int(layer), n) for layer, rows in patch.info["neurons"].items() for n in rows} == {tuple(pair) for pair in chosen}
+    assert {(int(layer), n) for layer, rows in patch.info["neurons"].items() for n in rows} == {
+        tuple(pair) for pair in chosen
+    }
     E = hf.get_input_embeddings().weight
     for layer, neuron in chosen:
         row = dict(hf.named_modules())[f"{block(kind)}.{layer}.{FFN[kind][1]}"].weight[:, neuron]
@@ -348,13 +418,19 @@ def test_kn_by_both_rules(kind, rule, new):
             move = row.norm() * (5.0 * e_new / e_new.norm() - 2.0 * e_old / e_old.norm())
         else:
             move = E[wanted].sum(0) - (2 if len(wanted) == 1 else 1) * E[greedy(len(wanted))].sum(0)
-        torch.testing.assert_close(patch.deltas[layer, "W_out"].dense()[neuron], move, atol=1e-9, rtol=1e-7)
-    assert sum(int((delta.dense().abs().sum(1) > 0).sum()) for delta in patch.deltas.values()) == len(chosen)
+        torch.testing.assert_close(
+            patch.deltas[layer, "W_out"].dense()[neuron], move, atol=1e-9, rtol=1e-7
+        )
+    assert sum(
+        int((delta.dense().abs().sum(1) > 0).sum()) for delta in patch.deltas.values()
+    ) == len(chosen)
 
 
 def test_kn_adds_up_over_requests_and_knows_its_rules():
     lens = tiny_lens("gptj")
-    first, second, both = (qv.edit(lens, requests, qv.KN(steps=2)) for requests in (REQUESTS[0], REQUESTS[1], REQUESTS))
+    first, second, both = (
+        qv.edit(lens, requests, qv.KN(steps=2)) for requests in (REQUESTS[0], REQUESTS[1], REQUESTS)
+    )
     for key in both.deltas:
         parts = [patch.deltas[key].dense() for patch in (first, second) if key in patch.deltas]
         torch.testing.assert_close(both.deltas[key].dense(), sum(parts))

@@ -13,7 +13,10 @@ from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from tests.models import BACKENDS, tiny_lens
 
-FACTS = [qv.Fact("{} works for", "Olga Pelodan", "Nortek"), qv.Fact("The capital of {} is the city of", "Norway", "Oslo")]
+FACTS = [
+    qv.Fact("{} works for", "Olga Pelodan", "Nortek"),
+    qv.Fact("The capital of {} is the city of", "Norway", "Oslo"),
+]
 SIZES = (1, 4, 20)
 
 
@@ -27,7 +30,11 @@ def test_every_row_is_a_real_ablation(backend, rows, monkeypatch):
     assert len(frame) == len(FACTS) * (2 + 2) * len(SIZES)
     for row in frame[frame["ranking"] != "random"].itertuples():
         fact = FACTS[row.prompt]
-        chosen = of_set.top(row.k) if row.ranking == "gradient" else each.where(lambda f, i=row.prompt: f.prompt == i).top(row.k)
+        chosen = (
+            of_set.top(row.k)
+            if row.ranking == "gradient"
+            else each.where(lambda f, i=row.prompt: f.prompt == i).top(row.k)
+        )
         chosen = qv.NeuronSet.of(chosen.units)
         with lens.intervene(qv.Zero(chosen, positions="last")):
             assert row.logprob == pytest.approx(lens.logprob(fact), abs=1e-6)
@@ -62,17 +69,25 @@ def test_a_ranking_of_other_facts_or_of_another_token_is_refused():
         qv.faithfulness(lens, FACTS, {"subject": elsewhere}, (1,), seeds=0)
     assert len(qv.faithfulness(lens, FACTS, {"subject": elsewhere.union()}, (1,), seeds=0)) == 2
     with pytest.raises(qv.QVLensError, match="was computed for"):
-        qv.faithfulness(lens, FACTS[::-1], {"mine": qv.value_neurons(lens, FACTS, 5)}, (1,), seeds=0)
+        qv.faithfulness(
+            lens, FACTS[::-1], {"mine": qv.value_neurons(lens, FACTS, 5)}, (1,), seeds=0
+        )
 
 
 def test_the_picture_has_a_panel_and_a_clean_line_for_each_prompt():
     lens = tiny_lens("gptj")
-    frame = qv.faithfulness(lens, FACTS, {"gradient": qv.neuron_effects(lens, FACTS, 5)}, (1, 3), seeds=2)
+    frame = qv.faithfulness(
+        lens, FACTS, {"gradient": qv.neuron_effects(lens, FACTS, 5)}, (1, 3), seeds=2
+    )
     figure = qv.plots.removal_curve(frame)
-    assert sorted(shape.y0 for shape in figure.layout.shapes) == pytest.approx(sorted(frame["clean"].unique()))
+    assert sorted(shape.y0 for shape in figure.layout.shapes) == pytest.approx(
+        sorted(frame["clean"].unique())
+    )
     drawn = [trace for trace in figure.data if trace.name == "gradient"]
     rows = frame[frame["ranking"] == "gradient"]
-    assert [list(trace.y) for trace in drawn] == [list(part["logprob"]) for _, part in rows.groupby("prompt")]
+    assert [list(trace.y) for trace in drawn] == [
+        list(part["logprob"]) for _, part in rows.groupby("prompt")
+    ]
 
 
 def test_interventions_in_force_stay_in_force():
@@ -89,7 +104,9 @@ def test_interventions_in_force_stay_in_force():
 def test_where_the_answer_is_lost():
     lens = qv.load("toy-gptj")
     fact = world_cases.facts(generator.build(0), "P641")[0]
-    frame = qv.faithfulness(lens, fact, {"gradient": qv.neuron_effects(lens, fact, 100)}, (1, 10, 100), seeds=1)
+    frame = qv.faithfulness(
+        lens, fact, {"gradient": qv.neuron_effects(lens, fact, 100)}, (1, 10, 100), seeds=1
+    )
     table = lost_at(frame).set_index("ranking")["k"]
     for name, rows in frame.groupby("ranking"):
         lost = [k for k, right in zip(rows["k"], rows["right"], strict=True) if not right]

@@ -17,12 +17,15 @@ Z = 1.959963984540054
 
 @pytest.mark.parametrize(("hits", "asked"), [(0, 3), (3, 3), (1, 3), (7, 40), (100, 102)])
 def test_wilsons_ends_are_where_the_share_lies_just_within(hits, asked):
-    """By its definition: each end is a share from which the one seen is 1.96 of the end's own standard errors away."""
+    """By its definition: each end is a share from which the one seen is 1.96 of the end's own
+    standard errors away."""
     share = hits / asked
     for end in interval([1.0] * hits + [0.0] * (asked - hits)):
         assert 0 <= end <= 1
         if end not in (0.0, 1.0):
-            assert abs(share - end) == pytest.approx(Z * math.sqrt(end * (1 - end) / asked), rel=1e-6)
+            assert abs(share - end) == pytest.approx(
+                Z * math.sqrt(end * (1 - end) / asked), rel=1e-6
+            )
     assert interval([True] * hits + [False] * (asked - hits)) == wilson(hits, asked)
 
 
@@ -49,11 +52,15 @@ def test_shares_stay_shares(values):
 
 
 def test_values_that_are_all_alike():
-    """No width would be wrong: what the unseen ones have is known to lie between the bounds, and nothing else."""
+    """No width would be wrong: what the unseen ones have is known to lie between the bounds, and
+    nothing else."""
     assert interval([0.5]) == pytest.approx((0.5 - 0.5 * 0.79346, 0.5 + 0.5 * 0.79346), abs=1e-4)
     low, high = interval([1.0, 1.0], DIFFERENCE)
     assert low < 0 < high == 1.0
-    assert all(math.isnan(end) for end in (*interval([2.0, 2.0], UNBOUNDED), *interval([]), *interval([math.nan])))
+    assert all(
+        math.isnan(end)
+        for end in (*interval([2.0, 2.0], UNBOUNDED), *interval([]), *interval([math.nan]))
+    )
     assert np.isnan(student([0.0, 1.0], [5, 1])).all()
 
 
@@ -61,7 +68,11 @@ def test_a_summary_has_no_certainty_from_three_cases():
     rows = [(i, "s", 1, 1, 1, "efficacy_acc", 0.0, 1.0, 0.1, 1.0) for i in range(3)]
     rows += [(i, "s", 1, 1, 1, "fluency", 3.0, 3.0 + i, 0.1, 1.0) for i in range(3)]
     got = summary(pd.DataFrame(rows, columns=COLUMNS)).set_index("metric")
-    assert (got.loc["efficacy_acc", "low"], got.loc["efficacy_acc", "high"]) == pytest.approx((0.4385, 1.0), abs=1e-4)
-    assert got.loc["fluency", "high"] == pytest.approx(4 + 4.302653 / math.sqrt(3), rel=1e-5)  # not cut off at 1
+    assert (got.loc["efficacy_acc", "low"], got.loc["efficacy_acc", "high"]) == pytest.approx(
+        (0.4385, 1.0), abs=1e-4
+    )
+    assert got.loc["fluency", "high"] == pytest.approx(
+        4 + 4.302653 / math.sqrt(3), rel=1e-5
+    )  # not cut off at 1
     named = pd.DataFrame(rows, columns=COLUMNS).assign(preset=None)
     assert len(summary(named, ["preset"])) == 2  # a column that says nothing loses no rows

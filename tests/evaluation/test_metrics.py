@@ -1,4 +1,5 @@
-"""Metrics against values worked out by hand, and against independent implementations where a definition is public."""
+"""Metrics against values worked out by hand, and against independent implementations where a
+definition is public."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ CASE = qv.EditCase(
     FACT.to("football"),
     (Probe("The sport of Tim Duncan is", "football"),),
     (Probe("LeBron James plays", "basketball"), Probe("Larry Bird plays", "basketball")),
-    portability=(("Reasoning", (Probe("a", "x"), Probe("b", "y"))), ("Subject_Aliasing", (Probe("c", "z"),))),
+    portability=(
+        ("Reasoning", (Probe("a", "x"), Probe("b", "y"))),
+        ("Subject_Aliasing", (Probe("c", "z"),)),
+    ),
     locality=(("Relation_Specificity", (Probe("d", "v"),)),),
     generation=("Tim Duncan is",),
 )
@@ -60,7 +64,8 @@ def test_every_metric_by_hand():
         "efficacy_acc": 1.0, "efficacy_success": 1.0, "edit_success": 1.0, "generality": 0.5, "paraphrase_acc": 0.0, "paraphrase_success": 0.0,
         "specificity_acc": 0.5, "specificity_success": 0.5, "portability_Reasoning": 1.0, "portability_Subject_Aliasing": 0.0,
         "portability": 0.5,  # the mean of the groups' means, not of the probes
-        "locality_Relation_Specificity": 0.5, "locality": 0.5,  # agreement with what was said before, not with the truth
+        # agreement with what was said before, not with the truth
+        "locality_Relation_Specificity": 0.5, "locality": 0.5,
         "ctp_locality": (0.5 + 0.5) / 2, "ctp_score": (1.0 + 0.5 + (0.5 + 0.5) / 2) / 3, "efficacy_gen": 1.0,
         # "Tim Duncan is a a a": bigrams 1 1 1 2 of 5, trigrams 1 1 1 1 of 4
         "fluency": (2 / 3 * (0.6 * math.log2(5) + 0.4 * math.log2(2.5)) + 4 / 3 * 2) / 2,
@@ -69,25 +74,54 @@ def test_every_metric_by_hand():
         assert got[name] == pytest.approx(value), name
     assert math.isnan(got["multihop_acc"])
     assert math.isnan(got["instance_wise"])
-    unedited = measured(CASE, ["efficacy_acc", "edit_success", "locality"], BEFORE, BEFORE, edited=False)
-    assert unedited == {"efficacy_acc": 0.0, "edit_success": 0.5, "locality": 1.0, "locality_Relation_Specificity": 1.0}
+    unedited = measured(
+        CASE, ["efficacy_acc", "edit_success", "locality"], BEFORE, BEFORE, edited=False
+    )
+    assert unedited == {
+        "efficacy_acc": 0.0,
+        "edit_success": 0.5,
+        "locality": 1.0,
+        "locality_Relation_Specificity": 1.0,
+    }
 
 
 def test_multi_hop_prompts_want_the_answer_of_their_side():
-    probes = {"onward_old": (told([1], [1]), told([2, 3], [2, 3])), "onward_new": (told([1], [4]), told([2, 3], [2, 5]))}
+    probes = {
+        "onward_old": (told([1], [1]), told([2, 3], [2, 3])),
+        "onward_new": (told([1], [4]), told([2, 3], [2, 5])),
+    }
     look = Look({**AFTER.told, **probes})
     assert measured(CASE, ["multihop_acc"], look, look, edited=False) == {"multihop_acc": 1.0}
-    assert measured(CASE, ["multihop_acc"], look, look, edited=True) == {"multihop_acc": 0.0}  # one token right is not the answer
+    assert measured(CASE, ["multihop_acc"], look, look, edited=True) == {
+        "multihop_acc": 0.0
+    }  # one token right is not the answer
     half = Look({"onward_new": (told([4], [4]), told([2, 3], [2, 5]))})
     assert measured(CASE, ["multihop_acc"], half, look, edited=True) == {"multihop_acc": 0.5}
 
 
 def test_what_is_asked_of_a_chain():
-    """Efficacy by the edited hop's cloze, paraphrase by its question, specificity by the hops that are not edited."""
+    """Efficacy by the edited hop's cloze, paraphrase by its question, specificity by the hops that
+    are not edited."""
     hops = (Hop("q1", "c1", "Spain"), Hop("q2", "c2", "Madrid"), Hop("q3", "c3", "Europe"))
-    new = (hops[0], replace(hops[1], answer="Paris"), Hop("q4", "c4", "Asia"))  # behind the edit another chain goes on
+    new = (
+        hops[0],
+        replace(hops[1], answer="Paris"),
+        Hop("q4", "c4", "Asia"),
+    )  # behind the edit another chain goes on
     fact = replace(FACT, paraphrases=("Which sport does {} play?",))
-    case = MultiHopCase(7, (fact.to("football"),), ("Q",), "Europe", "Asia", (), (), hops, new, (1,), ("cloze of the chain",))
+    case = MultiHopCase(
+        7,
+        (fact.to("football"),),
+        ("Q",),
+        "Europe",
+        "Asia",
+        (),
+        (),
+        hops,
+        new,
+        (1,),
+        ("cloze of the chain",),
+    )
     asked = {name: [(p.text, p.answer) for p in probes] for name, probes in questions(case).items()}
     assert asked == {
         "rewrite_new": [(FACT.text, "football")], "rewrite_old": [(FACT.text, "basketball")],
@@ -99,12 +133,19 @@ def test_what_is_asked_of_a_chain():
     }  # fmt: skip
     look = Look({"near_old": (told([3], [3]),), "paraphrase_new": (told([1, 2], [1, 2]),)})
     names = ["specificity_acc", "paraphrase_acc"]
-    assert measured(case, names, look, look, edited=True) == {"specificity_acc": 1.0, "paraphrase_acc": 1.0}
+    assert measured(case, names, look, look, edited=True) == {
+        "specificity_acc": 1.0,
+        "paraphrase_acc": 1.0,
+    }
 
 
 def test_what_is_written_counts_by_any_name():
     case = replace(
-        CASE, neighbours=(Probe("LeBron James plays", "basketball", ("hoops",)), Probe("Larry Bird plays", "basketball"))
+        CASE,
+        neighbours=(
+            Probe("LeBron James plays", "basketball", ("hoops",)),
+            Probe("Larry Bird plays", "basketball"),
+        ),
     )
     now = Look(AFTER.told, {"paraphrase": (" Footballers",), "near": (" hoops, and", " tennis")})
     got = measured(case, ["paraphrase_gen", "specificity_gen"], now, BEFORE, edited=True)
@@ -116,11 +157,27 @@ def test_what_is_written_counts_by_any_name():
 def test_multi_hop_counts_any_question_and_the_answers_of_its_side():
     hops = (Hop("q1", "c1", "Spain"), Hop("q2", "c2", "Madrid"))
     case = MultiHopCase(
-        7, (FACT.to("football"),), ("Q1", "Q2", "Q3"), "Madrid", "Paris", ("City of Madrid",), ("Lutetia",), hops, hops, (0,)
+        7,
+        (FACT.to("football"),),
+        ("Q1", "Q2", "Q3"),
+        "Madrid",
+        "Paris",
+        ("City of Madrid",),
+        ("Lutetia",),
+        hops,
+        hops,
+        (0,),
     )
-    thoughts = ("no answer here", " X. Answer: lutetia.\nQuestion: Answer: Madrid", "Answer: Madrid")
+    thoughts = (
+        "no answer here",
+        " X. Answer: lutetia.\nQuestion: Answer: Madrid",
+        "Answer: Madrid",
+    )
     look = Look(
-        {"hops_new": (told([1], [1]), told([2], [2])), "hops_old": (told([1], [1]), told([2], [3]))},
+        {
+            "hops_new": (told([1], [1]), told([2], [2])),
+            "hops_old": (told([1], [1]), told([2], [3])),
+        },
         {"cot": thoughts, "direct": ("Paris!", "x", "y")},
     )
     names = ["instance_wise", "multihop_cot", "multihop_cot_rate", "multihop_direct"]
@@ -137,7 +194,9 @@ def test_multi_hop_counts_any_question_and_the_answers_of_its_side():
         "multihop_direct": 0.0,
     }
     unasked = Look({}, {"cot": (), "direct": ()})  # a chain without questions
-    assert all(math.isnan(value) for value in measured(case, names, unasked, unasked, True).values())
+    assert all(
+        math.isnan(value) for value in measured(case, names, unasked, unasked, True).values()
+    )
     silent = Look({}, {"cot": ("", "", ""), "direct": ("", "", "")})  # a model that answers nothing
     assert measured(case, names[1:], silent, silent, True) == dict.fromkeys(names[1:], 0.0)
 
@@ -168,13 +227,21 @@ def test_scores_are_harmonic_means_of_means():
     assert harmonic([1.0, 0.0]) == 0.0
     assert math.isnan(harmonic([0.0, math.nan]))
     rows = [
-        (c, 1, m, 0.0, v) for c in (0, 1) for m, v in (("efficacy_acc", 1.0), ("paraphrase_acc", c), ("specificity_acc", 0.5))
+        (c, 1, m, 0.0, v)
+        for c in (0, 1)
+        for m, v in (("efficacy_acc", 1.0), ("paraphrase_acc", c), ("specificity_acc", 0.5))
     ]
-    frame = pd.DataFrame(rows, columns=["case", "step", "metric", "before", "after"]).assign(relative_norm=0.0, seconds=1.0)
+    frame = pd.DataFrame(rows, columns=["case", "step", "metric", "before", "after"]).assign(
+        relative_norm=0.0, seconds=1.0
+    )
     got = summary(frame).set_index("metric")
     assert got.loc["score_acc", "after"] == pytest.approx(3 / (1 + 2 + 2))
-    half = 1.959964 * math.sqrt(1.959964**2 / 16 + 0.5**2 / 2) / (1 + 1.959964**2 / 2)  # Wilson's for one of two
-    assert (got.loc["paraphrase_acc", "low"], got.loc["paraphrase_acc", "high"]) == pytest.approx((0.5 - half, 0.5 + half))
+    half = (
+        1.959964 * math.sqrt(1.959964**2 / 16 + 0.5**2 / 2) / (1 + 1.959964**2 / 2)
+    )  # Wilson's for one of two
+    assert (got.loc["paraphrase_acc", "low"], got.loc["paraphrase_acc", "high"]) == pytest.approx(
+        (0.5 - half, 0.5 + half)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -182,21 +249,38 @@ def test_scores_are_harmonic_means_of_means():
 def test_what_is_told_equals_hugging_face_one_by_one(kind, backend):
     """Teacher-forced argmax and mean log-probability, prompt by prompt, without padding."""
     lens = tiny_lens(kind, backend)
-    probes = [Probe(text, answer) for text in PROMPTS for answer in ("Norway", "Quorix Works of Spain")]
+    probes = [
+        Probe(text, answer) for text in PROMPTS for answer in ("Norway", "Quorix Works of Spain")
+    ]
     for size in (1, 2, 64):
         for probe, got in zip(probes, tell(lens, probes, batch_size=size), strict=True):
-            prompt, answer = (lens.tokenizer(t)["input_ids"] for t in (probe.text, probe.text + " " + probe.answer))
-            logp = lens.hf(torch.tensor([answer])).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+            prompt, answer = (
+                lens.tokenizer(t)["input_ids"]
+                for t in (probe.text, probe.text + " " + probe.answer)
+            )
+            logp = (
+                lens.hf(torch.tensor([answer]))
+                .logits[0, len(prompt) - 1 : -1]
+                .double()
+                .log_softmax(-1)
+            )
             asked = answer[len(prompt) :]
             assert got.asked == tuple(asked)
             assert got.said == tuple(logp.argmax(-1).tolist())
-            assert got.logprob == pytest.approx(float(logp[range(len(asked)), asked].mean()), abs=1e-5)
-            assert got.share == sum(int(a == b) for a, b in zip(got.said, asked, strict=True)) / len(asked)
+            assert got.logprob == pytest.approx(
+                float(logp[range(len(asked)), asked].mean()), abs=1e-5
+            )
+            assert got.share == sum(
+                int(a == b) for a, b in zip(got.said, asked, strict=True)
+            ) / len(asked)
 
 
 def test_questions_say_what_is_asked():
     groups = questions(CASE)
-    assert [p.answer for p in groups["rewrite_new"] + groups["rewrite_old"]] == ["football", "basketball"]
+    assert [p.answer for p in groups["rewrite_new"] + groups["rewrite_old"]] == [
+        "football",
+        "basketball",
+    ]
     assert {p.answer for p in groups["rival_new"]} == {"football"}
     assert "onward_new" not in groups
     assert set(GENERATED) == {

@@ -53,8 +53,17 @@ def test_consecutive_keeps_every_edit_in_force(tiny):
     """Asked at the end, it equals asking a model with all patches applied by hand."""
     lens, statistics = tiny
     before = weights(lens)
-    editor = dataclasses.replace(EDITORS[0], steps=20, lr=1.0, clamp=8.0, lam=0.01)  # strong enough to show
-    names = ["efficacy_acc", "efficacy_success", "edit_success", "paraphrase_success", "specificity_acc", "specificity_success"]
+    editor = dataclasses.replace(
+        EDITORS[0], steps=20, lr=1.0, clamp=8.0, lam=0.01
+    )  # strong enough to show
+    names = [
+        "efficacy_acc",
+        "efficacy_success",
+        "edit_success",
+        "paraphrase_success",
+        "specificity_acc",
+        "specificity_success",
+    ]
     options = {"statistics": statistics, "templates": ("{}",)}
     frame = evaluate(lens, CASES, names, editor, "consecutive", every=2, **options)
     assert sorted(frame["step"].unique()) == [2, 4]
@@ -65,22 +74,37 @@ def test_consecutive_keeps_every_edit_in_force(tiny):
     for _ in CASES:
         lens.revert()
     pd.testing.assert_series_equal(values(frame, 4), values(by_hand))
-    assert by_hand["after"].ne(frame[frame["step"] == 4]["before"].to_numpy()).any()  # the edits show
+    assert (
+        by_hand["after"].ne(frame[frame["step"] == 4]["before"].to_numpy()).any()
+    )  # the edits show
     assert frame["relative_norm"].gt(0).all()
 
 
 def test_batch_writes_one_joint_edit_and_single_one_at_a_time(tiny):
     lens, statistics = tiny
     options = {"statistics": statistics, "templates": ("{}",)}
-    batch = evaluate(lens, CASES, ["efficacy_acc", "efficacy_success"], EDITORS[0], "batch", batch_size=4, **options)
+    batch = evaluate(
+        lens,
+        CASES,
+        ["efficacy_acc", "efficacy_success"],
+        EDITORS[0],
+        "batch",
+        batch_size=4,
+        **options,
+    )
     with lens.patched(qv.edit(lens, [c.request for c in CASES], EDITORS[0], **options)):
         by_hand = evaluate(lens, CASES, ["efficacy_acc", "efficacy_success"])
     pd.testing.assert_series_equal(values(batch), values(by_hand))
     rome = qv.ROME(layer=1, steps=4)  # edits one fact after another, in a batch as well
-    frames = [evaluate(lens, CASES, ["efficacy_success"], rome, way, batch_size=4, **options) for way in ("batch", "consecutive")]
+    frames = [
+        evaluate(lens, CASES, ["efficacy_success"], rome, way, batch_size=4, **options)
+        for way in ("batch", "consecutive")
+    ]
     pd.testing.assert_series_equal(*(values(frame, 4) for frame in frames))
     single = evaluate(lens, CASES[:1], ["efficacy_success"], EDITORS[0], **options)
-    alone = evaluate(lens, CASES[:1], ["efficacy_success"], EDITORS[0], "batch", batch_size=1, **options)
+    alone = evaluate(
+        lens, CASES[:1], ["efficacy_success"], EDITORS[0], "batch", batch_size=1, **options
+    )
     pd.testing.assert_series_equal(values(single), values(alone))
 
 
@@ -95,7 +119,9 @@ def test_results_do_not_depend_on_the_company_a_case_is_in(tiny):
     lens, _ = tiny
     together = evaluate(lens, CASES, [*protocols.FORCED, *GENERATED])
     for i, case in enumerate(CASES):
-        alone = evaluate(lens, [case], [*protocols.FORCED, *(name for name in GENERATED if name != "fluency")])
+        alone = evaluate(
+            lens, [case], [*protocols.FORCED, *(name for name in GENERATED if name != "fluency")]
+        )
         mine = together[(together["case"] == i) & (together["metric"] != "fluency")]
         assert mine["after"].tolist() == pytest.approx(alone["after"].tolist(), nan_ok=True)
 
@@ -106,9 +132,14 @@ def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
     lens, statistics = tiny
     cases = CASES if kind == "facts" else list(parse(world_cases.mquake(WORLD, 3, 0)).cases)
     options = {"editor": EDITORS[0], "statistics": statistics, "templates": ("{}",)}
-    missing = {"facts": {"instance_wise"}, "chains": {"portability", "locality", "specificity_success"}}
+    missing = {
+        "facts": {"instance_wise"},
+        "chains": {"portability", "locality", "specificity_success"},
+    }
     asked, tell = [], probes.tell
-    monkeypatch.setattr(probes, "tell", lambda lens, given: asked.append(len(given)) or tell(lens, given))
+    monkeypatch.setattr(
+        probes, "tell", lambda lens, given: asked.append(len(given)) or tell(lens, given)
+    )
     together, most = evaluate(lens, cases, **options), max(asked)
     for name in protocols.FORCED:
         asked.clear()
@@ -119,7 +150,9 @@ def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
             pd.testing.assert_series_equal(values(alone), values(rows))
         else:
             assert alone["after"].isna().all()
-    assert set(protocols.FORCED) - set(together["metric"]) == missing[kind]  # what would be NaN is not asked by default
+    assert (
+        set(protocols.FORCED) - set(together["metric"]) == missing[kind]
+    )  # what would be NaN is not asked by default
     assert values(together).notna().groupby("metric").any().all()
 
 
@@ -132,7 +165,9 @@ def test_conflicting_cases_go_into_different_batches():
 def test_what_cannot_be_edited_or_asked_is_counted(tiny):
     lens, statistics = tiny
     impossible = qv.EditCase(qv.Fact("{} plays", "Tim Duncan", "golf").to("golf"))
-    frame = evaluate(lens, [CASES[0], impossible], ["efficacy_acc"], EDITORS[0], statistics=statistics)
+    frame = evaluate(
+        lens, [CASES[0], impossible], ["efficacy_acc"], EDITORS[0], statistics=statistics
+    )
     assert "there is nothing to edit" in frame.attrs["skipped"]["1"]
     assert math.isnan(frame.set_index("case").loc[1, "after"])
     assert not math.isnan(frame.set_index("case").loc[0, "after"])
@@ -159,7 +194,9 @@ def test_a_failure_in_the_middle_leaves_the_weights(tiny, monkeypatch):
     for protocol in ("single", "consecutive"):
         count.clear()
         with pytest.raises(KeyboardInterrupt):
-            evaluate(lens, CASES, ["efficacy_acc"], EDITORS[0], protocol, statistics=statistics, every=1)
+            evaluate(
+                lens, CASES, ["efficacy_acc"], EDITORS[0], protocol, statistics=statistics, every=1
+            )
         assert same(lens, before)
         assert not lens.patches
 
@@ -168,7 +205,11 @@ def test_the_cache_is_kept_by_weights_and_content(tiny, tmp_path, monkeypatch):
     lens, _ = tiny
     first = evaluate(lens, CASES, cache=tmp_path)
     calls, look = [], protocols.look
-    monkeypatch.setattr(protocols, "look", lambda lens, cases, *rest: calls.append(len(cases)) or look(lens, cases, *rest))
+    monkeypatch.setattr(
+        protocols,
+        "look",
+        lambda lens, cases, *rest: calls.append(len(cases)) or look(lens, cases, *rest),
+    )
     again = evaluate(lens, CASES[::-1], cache=tmp_path)
     assert not sum(calls)
     assert sorted(first["before"].dropna()) == sorted(again["before"].dropna())
@@ -181,14 +222,18 @@ def test_the_cache_is_kept_by_weights_and_content(tiny, tmp_path, monkeypatch):
 
 def test_totals_of_patches_are_sums(tiny):
     lens, statistics = tiny
-    patches = [qv.edit(lens, request, EDITORS[0], statistics=statistics, templates=("{}",)) for request in REQUESTS]
+    patches = [
+        qv.edit(lens, request, EDITORS[0], statistics=statistics, templates=("{}",))
+        for request in REQUESTS
+    ]
     both = total(patches)
     for key, delta in both.deltas.items():
         torch.testing.assert_close(delta.dense(), sum(p.deltas[key].dense() for p in patches))
 
 
 def test_the_benchmarks_layouts_run_on_a_toy():
-    """MQuAKE, CounterFact and KnowEdit records of the bundled world, written and read back, through one evaluation."""
+    """MQuAKE, CounterFact and KnowEdit records of the bundled world, written and read back, through
+    one evaluation."""
     lens = qv.load("toy-gptj")
     cases = [
         *_read(world_cases.mquake(WORLD, 3)),
@@ -207,24 +252,35 @@ def test_the_benchmarks_layouts_run_on_a_toy():
     assert len(kept) == 3
     assert told["right"].all()
     strange = [c for c in cases if isinstance(c, qv.MultiHopCase)][:1]
-    assert known(lens, [qv.MultiHopCase(**{**strange[0].__dict__, "hops": strange[0].new_hops})])[0] == []
+    assert (
+        known(lens, [qv.MultiHopCase(**{**strange[0].__dict__, "hops": strange[0].new_hops})])[0]
+        == []
+    )
 
 
 def test_the_subset_by_what_a_model_writes():
-    """Zero-shot and behind worked examples (ACE, Appendices B.1 and G.2): the prompts, and what counts as known."""
-    hops = (Hop("Where is X?", "X is in", "Landia", ("The Land",)), Hop("Who heads Landia?", "The head of Landia is", "Ann"))
+    """Zero-shot and behind worked examples (ACE, Appendices B.1 and G.2): the prompts, and what
+    counts as known."""
+    hops = (
+        Hop("Where is X?", "X is in", "Landia", ("The Land",)),
+        Hop("Who heads Landia?", "The head of Landia is", "Ann"),
+    )
     cases = [qv.MultiHopCase(i, (), ("Q",), "Ann", "Bob", hops=hops) for i in range(2)]
     cases.append(qv.MultiHopCase(2, (), ("Q",), "Ann", "Bob"))  # no hops: nothing is known of it
     asked = []
 
     def says(*texts):
-        return SimpleNamespace(generate=lambda prompts, tokens: asked.append(prompts) or list(texts))
+        return SimpleNamespace(
+            generate=lambda prompts, tokens: asked.append(prompts) or list(texts)
+        )
 
     kept, told = known(says(" the land, far off", "Ann.", "Landia", "Anna"), cases, "generate")
     assert asked.pop() == ["X is in", "The head of Landia is"] * 2
     assert [case.case_id for case in kept] == [0]  # an alias counts, a longer word does not
     assert told["right"].tolist() == [True, True, True, False]
-    kept, told = known(says("Landia", "Ann", "?", "Ann"), cases, "few_shot", [("Who wrote Y?", "Zoe")])
+    kept, told = known(
+        says("Landia", "Ann", "?", "Ann"), cases, "few_shot", [("Who wrote Y?", "Zoe")]
+    )
     assert asked.pop()[0] == "Q: Who wrote Y? A: Zoe\nQ: Where is X? A:"
     assert [case.case_id for case in kept] == [0]
     with pytest.raises(qv.QVLensError, match="How 'guess' not found"):
@@ -262,7 +318,9 @@ def test_a_patch_applied_after_a_failure_stays(tiny, monkeypatch):
     assert lens.patches == (patch,)
     lens.revert()
     monkeypatch.setattr(protocols, "look", look)
-    unedited = evaluate(lens, CASES, ["specificity_acc"], protocol="batch")  # no editor: the unedited model alone
+    unedited = evaluate(
+        lens, CASES, ["specificity_acc"], protocol="batch"
+    )  # no editor: the unedited model alone
     assert unedited["after"].tolist() == unedited["before"].tolist()
 
 
@@ -272,15 +330,22 @@ def test_single_edits_searched_together_are_those_searched_one_by_one(editor, ex
     lens, statistics = exact
     searched, real = [], protocols.search_ahead
     monkeypatch.setattr(
-        protocols, "search_ahead", lambda lens, first, *a, **k: searched.append(len(first)) or real(lens, first, *a, **k)
+        protocols,
+        "search_ahead",
+        lambda lens, first, *a, **k: searched.append(len(first)) or real(lens, first, *a, **k),
     )
-    frames = [evaluate(lens, CASES, None, editor, statistics=statistics, batch_size=size) for size in (1, 3)]
+    frames = [
+        evaluate(lens, CASES, None, editor, statistics=statistics, batch_size=size)
+        for size in (1, 3)
+    ]
     pd.testing.assert_series_equal(values(frames[0]), values(frames[1]))
     assert searched == [1, 1, 1, 1, 3, 1]
     monkeypatch.setattr(protocols, "search_ahead", _no_memory)
     alone = evaluate(lens, CASES, None, editor, statistics=statistics, batch_size=3)
     pd.testing.assert_series_equal(values(alone), values(frames[0]))
-    torch.testing.assert_close(*(torch.tensor(frame["relative_norm"].to_numpy()) for frame in frames), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        *(torch.tensor(frame["relative_norm"].to_numpy()) for frame in frames), rtol=1e-9, atol=0
+    )
 
 
 def test_editors_with_one_search_share_the_targets_in_the_cache(exact, tmp_path, monkeypatch):
@@ -294,13 +359,20 @@ def test_editors_with_one_search_share_the_targets_in_the_cache(exact, tmp_path,
     again = evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
     for frame in (first, again):
         pd.testing.assert_series_equal(values(frame), values(alone))
-    assert (again["seconds"] > 0.9 * first["seconds"].min()).all()  # the search that was spared counts all the same
+    assert (
+        again["seconds"] > 0.9 * first["seconds"].min()
+    ).all()  # the search that was spared counts all the same
     rival = qv.RECT(layers=(0, 1), steps=4, lam=10.0)
-    evaluate(lens, CASES, None, rival, statistics=statistics, cache=tmp_path)  # the same search: nothing is searched
+    evaluate(
+        lens, CASES, None, rival, statistics=statistics, cache=tmp_path
+    )  # the same search: nothing is searched
     for other in (dataclasses.replace(memit, clamp=2.0), dataclasses.replace(memit, layers=(0,))):
         with pytest.raises(AssertionError, match="searched"):
             evaluate(lens, CASES, None, other, statistics=statistics, cache=tmp_path)
-    with lens.patched(qv.edit(lens, REQUESTS[0], qv.FT(layer=1, steps=2))), pytest.raises(AssertionError, match="searched"):
+    with (
+        lens.patched(qv.edit(lens, REQUESTS[0], qv.FT(layer=1, steps=2))),
+        pytest.raises(AssertionError, match="searched"),
+    ):
         evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
     damaged = next(iter(kept))
     damaged.write_bytes(kept[damaged][:100])

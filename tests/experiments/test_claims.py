@@ -48,8 +48,8 @@ from experiments.kne import figure_b3
 
 
 def edits(column: str, **metrics: dict) -> pd.DataFrame:
-    """Rows of 12 cases: metric -> value of the column -> mean; cases differ from it by as much up as down, and pairs of them
-    a little: of differences that are all the same little is known."""
+    """Rows of 12 cases: metric -> value of the column -> mean; cases differ from it by as much up
+    as down, and pairs of them a little: of differences that are all the same little is known."""
     rows = [
         {
             column: value,
@@ -83,8 +83,8 @@ def test_differences_have_their_sign():
 
 
 def test_few_pairs_decide_nothing_however_alike():
-    """Of five pairs that all agree, chance makes as many agree once in 16 times; of 102 right answers out of 102, that more
-    than 97.75% of all are right does not follow."""
+    """Of five pairs that all agree, chance makes as many agree once in 16 times; of 102 right
+    answers out of 102, that more than 97.75% of all are right does not follow."""
     index = pd.RangeIndex(5)
     for count in (2, 5):
         same, other = (pd.Series(value, index[:count], dtype=float) for value in (1.0, 0.0))
@@ -102,8 +102,11 @@ def test_few_pairs_decide_nothing_however_alike():
 
 
 def test_differences_without_pairs_are_newcombes():
-    """His example (1998, Table II, a): 56 of 70 against 48 of 80, difference 0.2, method 10: 0.0524 to 0.3339."""
-    first, second = (pd.Series([1.0] * hits + [0.0] * (asked - hits)) for hits, asked in ((56, 70), (48, 80)))
+    """His example (1998, Table II, a): 56 of 70 against 48 of 80, difference 0.2, method 10: 0.0524
+    to 0.3339."""
+    first, second = (
+        pd.Series([1.0] * hits + [0.0] * (asked - hits)) for hits, asked in ((56, 70), (48, 80))
+    )
     found = two_samples(first, second)
     assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
     assert nearer(found, 0.5) == nearer(-found, 0.5)
@@ -119,7 +122,9 @@ def test_curves_go_the_way_they_should():
 
 
 def test_groups_of_modules():
-    frame = edits("parameters", locality={"['W_in']": 0.9, "['W_Q']": 0.8, "['W_out']": 0.4, "['W_O']": 0.3})
+    frame = edits(
+        "parameters", locality={"['W_in']": 0.9, "['W_Q']": 0.8, "['W_out']": 0.4, "['W_O']": 0.3}
+    )
     assert groups(("locality",), ("['W_in']", "['W_Q']"))(frame)[1] == HOLDS
     assert groups(("locality",), ("['W_out']",))(frame)[1] == FAILS
 
@@ -127,8 +132,15 @@ def test_groups_of_modules():
 def test_the_best_of_all_is_above_each_of_them():
     """A low mean of the others does not do: the strongest of them counts, by every metric."""
     success = {"['W_out']": 0.9, "['W_O']": 0.5, "['W_K']": 0.1}
-    assert best(("success",), "['W_out']", "parameters")(edits("parameters", success=success))[1] == HOLDS
-    frame = edits("parameters", success=success, portability={"['W_out']": 0.4, "['W_O']": 0.6, "['W_K']": 0.0})
+    assert (
+        best(("success",), "['W_out']", "parameters")(edits("parameters", success=success))[1]
+        == HOLDS
+    )
+    frame = edits(
+        "parameters",
+        success=success,
+        portability={"['W_out']": 0.4, "['W_O']": 0.6, "['W_K']": 0.0},
+    )
     told, verdict = best(("success", "portability"), "['W_out']", "parameters")(frame)
     assert verdict == FAILS
     assert "['W_out'] − ['W_O'] -20.0" in told
@@ -141,13 +153,26 @@ def layers(**first_ones: list[int]) -> pd.DataFrame:
     for category, first in first_ones.items():
         order = [*first, *(layer for layer in range(28) if layer not in first)]
         for part, rank in itertools.product(("ffn", "attn"), range(28)):
-            rows.append({"category": category, "part": part, "layer": order[rank], "rank": rank + 1, "score": 1.0 / (rank + 1)})
+            rows.append(
+                {
+                    "category": category,
+                    "part": part,
+                    "layer": order[rank],
+                    "rank": rank + 1,
+                    "score": 1.0 / (rank + 1),
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def test_takeaway_1_counts_every_choice_of_categories():
-    similar = {name: list(range(9)) for name in ("nationality", "continent", "language", "capital", "leadership")}
-    apart = layers(**similar, author=list(range(9, 18)), sport=list(range(18, 27)), founder=list(range(19, 28)))
+    similar = {
+        name: list(range(9))
+        for name in ("nationality", "continent", "language", "capital", "leadership")
+    }
+    apart = layers(
+        **similar, author=list(range(9, 18)), sport=list(range(18, 27)), founder=list(range(19, 28))
+    )
     told, verdict = table_1.takeaway_1(apart)
     assert verdict == HOLDS
     assert "p = 0.02" in told  # 1 of the 56 choices of five
@@ -195,7 +220,10 @@ def test_figure_3_knows_which_comes_first(lag, verdict):
 
 def test_chance_ranks_within_the_seed():
     def frame(located: list[float]) -> pd.DataFrame:
-        means = [{"located": located[seed], **{f"random {i}": 0.1 * i for i in range(10)}} for seed in range(3)]
+        means = [
+            {"located": located[seed], **{f"random {i}": 0.1 * i for i in range(10)}}
+            for seed in range(3)
+        ]
         return pd.DataFrame([
             {"layers": name, "data": "facts", "metric": "efficacy_acc", "after": value, "seed": seed, "case": 0, "step": 1}
             for seed in range(3) for name, value in means[seed].items()
@@ -218,26 +246,46 @@ def test_time_and_tokens_have_their_sign():
     assert ctp_figure_3.seconds("KN", ("FT",), 1)(pd.DataFrame(rows))[1] == FAILS
     values = {"first behind it": 1.0, "last": 0.9, "other": 0.1, "subject": 0.0}
     tokens = pd.DataFrame(
-        [{"prompt": p, "place": k, "ffn": v + 0.01 * v * p, "attn": 0.0} for p in range(7) for k, v in values.items()]
+        [
+            {"prompt": p, "place": k, "ffn": v + 0.01 * v * p, "attn": 0.0}
+            for p in range(7)
+            for k, v in values.items()
+        ]
     )
     assert table_5.converging_tokens(tokens)[1] == HOLDS
     assert (
-        table_5.converging_tokens(tokens.assign(ffn=tokens["ffn"].where(tokens["place"] != "first behind it", -1.0)))[1] == FAILS
+        table_5.converging_tokens(
+            tokens.assign(ffn=tokens["ffn"].where(tokens["place"] != "first behind it", -1.0))
+        )[1]
+        == FAILS
     )
 
 
 def by_layer(part: str, scores: list[float], **columns) -> pd.DataFrame:
-    rows = [{"part": part, "layer": layer, "score": score, "interval": 0.5, **columns} for layer, score in enumerate(scores)]
+    rows = [
+        {"part": part, "layer": layer, "score": score, "interval": 0.5, **columns}
+        for layer, score in enumerate(scores)
+    ]
     return pd.DataFrame(rows)
 
 
 def test_where_layers_end():
-    ffn, attn = by_layer("ffn_vector", [0, 1, 4, 9, 8, 1]), by_layer("attn_vector", [1, 9, 2, 0, 0, 0])
+    ffn, attn = (
+        by_layer("ffn_vector", [0, 1, 4, 9, 8, 1]),
+        by_layer("attn_vector", [1, 9, 2, 0, 0, 0]),
+    )
     assert figure_5.attention_first(pd.concat([ffn, attn]))[1] == HOLDS
-    assert figure_5.attention_first(pd.concat([ffn.assign(part="attn_vector"), attn.assign(part="ffn_vector")]))[1] == FAILS
+    assert (
+        figure_5.attention_first(
+            pd.concat([ffn.assign(part="attn_vector"), attn.assign(part="ffn_vector")])
+        )[1]
+        == FAILS
+    )
     assert figure_5.last_layers_low(ffn)[1] == HOLDS
     assert figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 8]))[1] == FAILS
-    assert figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 4.2]))[1] == OPEN  # half of 9 is within the interval
+    assert (
+        figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 4.2]))[1] == OPEN
+    )  # half of 9 is within the interval
     assert figure_3.late_values(by_layer("count", [0, 1, 5, 9, 8, 1]))[1] == HOLDS
     assert figure_3.late_values(by_layer("count", [9, 5, 1, 1, 1, 1]))[1] == FAILS
 
@@ -251,7 +299,9 @@ def test_layers_of_categories_are_the_same_or_not():
     assert figure_3.invariance(other.assign(model="Qwen/Qwen3-8B"))[1] == OPEN
 
 
-@pytest.mark.parametrize(("drop", "after", "verdicts"), [(0.6, 2.0, (HOLDS, HOLDS)), (0.0, 10.0, (FAILS, FAILS))])
+@pytest.mark.parametrize(
+    ("drop", "after", "verdicts"), [(0.6, 2.0, (HOLDS, HOLDS)), (0.0, 10.0, (FAILS, FAILS))]
+)
 def test_suppression(drop, after, verdicts):
     clean = by_layer("", [10.0] * 8, condition="clean", category="all")
     zeroed = by_layer(
@@ -267,15 +317,28 @@ def test_suppression(drop, after, verdicts):
     )
     frame = pd.concat([clean, zeroed]).rename(columns={"score": "count"})
     frame["original"] = frame["count"] / 2
-    assert (section_4_2.suppression_drop(frame)[1], section_4_2.suppression_counts(frame)[1]) == verdicts
+    assert (
+        section_4_2.suppression_drop(frame)[1],
+        section_4_2.suppression_counts(frame)[1],
+    ) == verdicts
     assert "50 prompts" in section_4_2.suppression_drop(frame)[0]  # those that were right
-    assert f"30.0 ± {0.5 * 3**0.5:.1f} to {3 * after:.1f}" in section_4_2.suppression_counts(frame)[0]
-    assert f"({1.5 * after:.1f} of them the same) in the three layers after" in section_4_2.suppression_counts(frame)[0]
+    assert (
+        f"30.0 ± {0.5 * 3**0.5:.1f} to {3 * after:.1f}" in section_4_2.suppression_counts(frame)[0]
+    )
+    assert (
+        f"({1.5 * after:.1f} of them the same) in the three layers after"
+        in section_4_2.suppression_counts(frame)[0]
+    )
 
 
 def test_neurons():
     def sets(interpretable: float, important: float) -> pd.DataFrame:
-        values = {"none": 1.0, "interpretable": interpretable, "important": important, "random": 1.0}
+        values = {
+            "none": 1.0,
+            "interpretable": interpretable,
+            "important": important,
+            "random": 1.0,
+        }
         return pd.DataFrame([
             {"set": name, "sampled": value + 0.01 * value * (-1) ** i * (name != "none"), "zeroed": 27, "category": "sport", "prompt": i}
             for name, value in values.items() for i in range(6)
@@ -299,7 +362,10 @@ def test_edits_of_chains():
     assert "1: 80.3% / 40.4%" in told
     assert table_2.above_pmet(frame.replace({"method": {"ACE": "PMET", "PMET": "ACE"}}))[1] == FAILS
     assert (table_2.base(frame)[1], table_2.tuning_fails(frame)[1]) == (HOLDS, HOLDS)
-    assert (table_2.base(frame.assign(before=0.5))[1], table_2.tuning_fails(frame.assign(after=0.5))[1]) == (FAILS, FAILS)
+    assert (
+        table_2.base(frame.assign(before=0.5))[1],
+        table_2.tuning_fails(frame.assign(after=0.5))[1],
+    ) == (FAILS, FAILS)
     assert (
         table_2.base(frame.assign(metric="efficacy_acc"))
         == table_2.tuning_fails(frame[frame["method"] != "FT"])
@@ -308,9 +374,14 @@ def test_edits_of_chains():
 
 
 def test_chains_by_edits_and_model():
-    """ROME and MEMIT lose 60 points from one edit to three, ACE 10; on the second model they are 20 points lower."""
-    few = edits("method", multihop_cot={"ACE": 0.8, "PMET": 0.6, "ROME": 0.8, "MEMIT": 0.7}).assign(edits=1)
-    many = edits("method", multihop_cot={"ACE": 0.7, "PMET": 0.5, "ROME": 0.2, "MEMIT": 0.1}).assign(edits=3, seed=5)
+    """ROME and MEMIT lose 60 points from one edit to three, ACE 10; on the second model they are 20
+    points lower."""
+    few = edits("method", multihop_cot={"ACE": 0.8, "PMET": 0.6, "ROME": 0.8, "MEMIT": 0.7}).assign(
+        edits=1
+    )
+    many = edits(
+        "method", multihop_cot={"ACE": 0.7, "PMET": 0.5, "ROME": 0.2, "MEMIT": 0.1}
+    ).assign(edits=3, seed=5)
     both = pd.concat([few, many])
     told, verdict = table_2.by_edits(both)
     assert verdict == HOLDS
@@ -319,12 +390,20 @@ def test_chains_by_edits_and_model():
     assert table_2.by_edits(both.replace({"method": {"ACE": "ROME", "ROME": "ACE"}}))[1] == FAILS
     assert table_2.by_edits(both[both["method"] != "ACE"]) == ("not measured", OPEN)
     alike = [frame.assign(model=model) for model, frame in (("toy-gptj", few), ("toy-qwen3", few))]
-    assert table_2.worse_on_qwen(pd.concat([alike[0], alike[1].assign(after=few["after"] - 0.2)]))[1] == HOLDS
-    assert table_2.worse_on_qwen(pd.concat([alike[0], alike[1].assign(after=few["after"] + 0.2)]))[1] == FAILS
+    assert (
+        table_2.worse_on_qwen(pd.concat([alike[0], alike[1].assign(after=few["after"] - 0.2)]))[1]
+        == HOLDS
+    )
+    assert (
+        table_2.worse_on_qwen(pd.concat([alike[0], alike[1].assign(after=few["after"] + 0.2)]))[1]
+        == FAILS
+    )
     assert table_2.worse_on_qwen(pd.concat(alike))[1] == OPEN
     scores = edits("method", ctp_score={"CTP": 0.6, "MEMIT": 0.0, "PMET": 0.01, "AlphaEdit": 0.02})
     assert ctp_table_2.all_fall(scores)[1] == HOLDS
-    assert ctp_table_2.all_fall(scores.replace({"method": {"CTP": "PMET", "PMET": "CTP"}}))[1] == FAILS
+    assert (
+        ctp_table_2.all_fall(scores.replace({"method": {"CTP": "PMET", "PMET": "CTP"}}))[1] == FAILS
+    )
 
 
 def test_layers_left_out_and_equal_numbers_of_layers():
@@ -332,13 +411,24 @@ def test_layers_left_out_and_equal_numbers_of_layers():
     frame = edits("skip", multihop_acc=means, efficacy_acc=means).assign(model="toy-gptj")
     assert table_4.skipping("q")(frame)[1] == HOLDS
     assert table_4.skipping("v")(frame)[1] == FAILS
-    assert table_4.skipping("v")(frame.assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # decided by vv there
-    assert "without q 80.0% (-10.0 ± 0.0 points, 12 cases, 11% less)" in table_4.skipping("q")(frame)[0]
+    assert table_4.skipping("v")(frame.assign(model="Qwen/Qwen3-8B")) == (
+        "not measured",
+        OPEN,
+    )  # decided by vv there
+    assert (
+        "without q 80.0% (-10.0 ± 0.0 points, 12 cases, 11% less)"
+        in table_4.skipping("q")(frame)[0]
+    )
     fewer = edits("skip", multihop_acc={"": 0.9, "q": 0.8, "qq": 0.7, "v": 0.6, "vv": 0.5})
     assert table_4.values_matter_more(fewer.assign(model="toy-gptj"))[1] == HOLDS
     turned = edits("skip", multihop_acc={"": 0.9, "q": 0.8, "qq": 0.3, "v": 0.6, "vv": 0.5})
-    assert table_4.values_matter_more(turned.assign(model="toy-gptj"))[1] == FAILS  # of one it holds, of both it does not
-    assert table_4.values_matter_more(fewer.assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # qqq against vv there
+    assert (
+        table_4.values_matter_more(turned.assign(model="toy-gptj"))[1] == FAILS
+    )  # of one it holds, of both it does not
+    assert table_4.values_matter_more(fewer.assign(model="Qwen/Qwen3-8B")) == (
+        "not measured",
+        OPEN,
+    )  # qqq against vv there
     few, many = (
         edits("method", multihop_acc=m)
         for m in ({"ACE": 0.9, "PMET": 0.1, "MEMIT": 0.1}, {"ACE": 0.1, "PMET": 0.9, "MEMIT": 0.1})
@@ -347,10 +437,18 @@ def test_layers_left_out_and_equal_numbers_of_layers():
     assert bottleneck.ahead_at_its_own_number(both.assign(model="toy-gptj"))[1] == HOLDS
     assert bottleneck.ahead_at_its_own_number(both.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
     more = [few.assign(edited=6), many.assign(edited=9), few.assign(edited=1)]
-    assert bottleneck.marginal(pd.concat(more).assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS  # PMET gains 80 points
+    assert (
+        bottleneck.marginal(pd.concat(more).assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
+    )  # PMET gains 80 points
     little = few.assign(edited=9, after=few["after"] + 0.01 * (few["case"] % 2))
-    assert bottleneck.marginal(pd.concat([*more[:1], little]).assign(model="EleutherAI/gpt-j-6B"))[1] == HOLDS
-    assert bottleneck.marginal(pd.concat(more[:2]).assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)  # it edits five there
+    assert (
+        bottleneck.marginal(pd.concat([*more[:1], little]).assign(model="EleutherAI/gpt-j-6B"))[1]
+        == HOLDS
+    )
+    assert bottleneck.marginal(pd.concat(more[:2]).assign(model="Qwen/Qwen3-8B")) == (
+        "not measured",
+        OPEN,
+    )  # it edits five there
     located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5})
     told, verdict = figure_b3.quarter(("locality",))(located)
     assert verdict == HOLDS
@@ -360,7 +458,8 @@ def test_layers_left_out_and_equal_numbers_of_layers():
 
 
 def test_nothing_lost_of_a_hundred_is_up_to_four_percent():
-    """Wilson's interval by its definition: at its ends the share is 1.96 standard errors of that end away."""
+    """Wilson's interval by its definition: at its ends the share is 1.96 standard errors of that
+    end away."""
     assert lost(0, 100) == "0.0% (0.0 to 3.7%, 100 prompts)"
     assert lost(10, 100) == "10.0% (5.5 to 17.4%, 100 prompts)"
     for end in (0.055, 0.174):
@@ -381,8 +480,12 @@ def test_no_further_than():
 def test_layers_lie_apart_or_next_to_each_other():
     def frame(query: int, value: int) -> pd.DataFrame:
         names = ("sport", "capital", "author", "founder", "language", "continent")
-        ranks = layers(**{name: [query, query + 1, query + 2] for name in names}).replace({"part": {"attn": "query"}})
-        values = layers(**{name: [value + i % 2 - 1, value, value + 1] for i, name in enumerate(names)})
+        ranks = layers(**{name: [query, query + 1, query + 2] for name in names}).replace(
+            {"part": {"attn": "query"}}
+        )
+        values = layers(
+            **{name: [value + i % 2 - 1, value, value + 1] for i, name in enumerate(names)}
+        )
         return pd.concat([ranks[ranks["part"] == "query"], values[values["part"] == "ffn"]])
 
     apart, near = frame(14, 24), frame(20, 23)
@@ -393,7 +496,9 @@ def test_layers_lie_apart_or_next_to_each_other():
 
 
 def test_fluency_is_no_percentage():
-    told, _ = curve("batch_size", ("fluency", None, None, True))(edits("batch_size", fluency={1: 2.5, 5: 2.8}))
+    told, _ = curve("batch_size", ("fluency", None, None, True))(
+        edits("batch_size", fluency={1: 2.5, 5: 2.8})
+    )
     assert told.startswith("fluency 1: 250.0, 5: 280.0 (")
 
 
@@ -412,28 +517,44 @@ def test_nodes_by_layer():
         nodes([3, 3, *[5] * 5, *[9] * 3, 2, 2])
     )  # of 12: what lies between middle and late counts for neither
     assert scaled[1] == HOLDS
-    assert scaled[0].startswith("early (0 to 1) 33.3%, middle (2 to 6) 55.6%, late (10 to 11) 22.2%")
+    assert scaled[0].startswith(
+        "early (0 to 1) 33.3%, middle (2 to 6) 55.6%, late (10 to 11) 22.2%"
+    )
 
 
 def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
-    """A file's chains belong to `multihop`, asked twice they count once; what is there of other models stays."""
+    """A file's chains belong to `multihop`, asked twice they count once; what is there of other
+    models stays."""
     monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
     row = {"method": "ACE", "protocol": "single", "data": "chains.json", "count": 2, "seed": 0, "layers": "preset", "skip": "", "edited": 0,
            "batch_size": 32, "edits": 2, "hops": 3, "step": 1, "metric": "multihop_cot", "after": 1.0, "seconds": 1.0, "editor": "null"}  # fmt: skip
 
     def rows(folder) -> pd.DataFrame:
         model = "Qwen/Qwen3-8B" if "Qwen" in folder.name else "toy-gptj"
-        found = pd.DataFrame([{**row, "model": model, "case": case, "status": "finished"} for case in (0, 1)])
+        found = pd.DataFrame(
+            [{**row, "model": model, "case": case, "status": "finished"} for case in (0, 1)]
+        )
         broken = pd.DataFrame([{"model": model, "method": "FT", "status": "failed"}])
         of_table = "table_2" in folder.name
-        frame = pd.concat([found.assign(known=False) if of_table else found, broken], ignore_index=True)
+        frame = pd.concat(
+            [found.assign(known=False) if of_table else found, broken], ignore_index=True
+        )
         frame.attrs["experiment"] = (
-            "mine" if "other" in folder.name else "experiments.ace.table_2" if of_table else "experiments.editors"
+            "mine"
+            if "other" in folder.name
+            else "experiments.ace.table_2"
+            if of_table
+            else "experiments.editors"
         )
         return frame
 
     monkeypatch.setattr(ledger, "load_run", rows)
-    for name in ("first/editors", "second/table_2-Qwen3-8B", "second/editors-Qwen3-8B", "second/other"):
+    for name in (
+        "first/editors",
+        "second/table_2-Qwen3-8B",
+        "second/editors-Qwen3-8B",
+        "second/other",
+    ):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")
     ledger.collect(tmp_path / "first")
@@ -445,16 +566,28 @@ def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
 
 
 def test_which_model_loses_more():
-    """10 and 40 points lost without a query layer, 20 and 50 without a value layer: the second is the more sensitive one."""
+    """10 and 40 points lost without a query layer, 20 and 50 without a value layer: the second is
+    the more sensitive one."""
     means = {"toy-gptj": (0.8, 0.7), "toy-qwen3": (0.5, 0.4)}
-    kept = {model: {"": 0.9, "q": query, "qq": query, "v": value} for model, (query, value) in means.items()}
-    frames = [edits("skip", multihop_acc=means).assign(model=model) for model, means in kept.items()]
+    kept = {
+        model: {"": 0.9, "q": query, "qq": query, "v": value}
+        for model, (query, value) in means.items()
+    }
+    frames = [
+        edits("skip", multihop_acc=means).assign(model=model) for model, means in kept.items()
+    ]
     told, verdict = table_4.more_sensitive(pd.concat(frames))
     assert verdict == HOLDS
     assert "query layers: 10.0% and 40.0% lost (+30.0 ± 0.0 points, 12 and 12 cases)" in told
-    swapped = [frame.assign(model=model) for frame, model in zip(frames, ("toy-qwen3", "toy-gptj"), strict=True)]
+    swapped = [
+        frame.assign(model=model)
+        for frame, model in zip(frames, ("toy-qwen3", "toy-gptj"), strict=True)
+    ]
     assert table_4.more_sensitive(pd.concat(swapped))[1] == FAILS
-    assert table_4.more_sensitive(pd.concat([frames[0], frames[1][frames[1]["skip"] != "qq"]])) == ("not measured", OPEN)
+    assert table_4.more_sensitive(pd.concat([frames[0], frames[1][frames[1]["skip"] != "qq"]])) == (
+        "not measured",
+        OPEN,
+    )
 
 
 def test_what_runs_all_gives_every_result_once():
@@ -462,6 +595,10 @@ def test_what_runs_all_gives_every_result_once():
     by_file = {Path(module.__file__): ledger.results_of(module) for module in ledger.experiments()}
     given = [by_file[file] for file in run_all.files()]
     assert len(set(given)) == len(given)
-    assert set(given) | set(editors.RESULTS.values()) == set(by_file.values()) | set(editors.RESULTS.values())
+    assert set(given) | set(editors.RESULTS.values()) == set(by_file.values()) | set(
+        editors.RESULTS.values()
+    )
     assert not set(given) & set(editors.RESULTS.values())
-    assert {path.stem for path in ledger.RESULTS.glob("*.parquet")} == set(given) | set(editors.RESULTS.values())
+    assert {path.stem for path in ledger.RESULTS.glob("*.parquet")} == set(given) | set(
+        editors.RESULTS.values()
+    )

@@ -65,16 +65,27 @@ def test_a_cell_is_the_evaluation_of_its_preset(rows, shelf):
     cases = world_cases.edit_cases(generator.build(0), 2, 2000)
     statistics = shelf.once(compare._statistics, lens, "", FEW)
     for i, case in enumerate(cases):
-        patch = qv.edit(lens, case.request, presets("toy-gptj")["MEMIT"].editor, statistics=statistics)
+        patch = qv.edit(
+            lens, case.request, presets("toy-gptj")["MEMIT"].editor, statistics=statistics
+        )
         with lens.patched(patch):
-            right = lens.next_token_logits(case.request.fact)[0].argmax() == lens.answer_ids(case.request.target)[0]
-        assert len(lens.answer_ids(case.request.target)) == 1  # so that the metric is what the next token says
+            right = (
+                lens.next_token_logits(case.request.fact)[0].argmax()
+                == lens.answer_ids(case.request.target)[0]
+            )
+        assert (
+            len(lens.answer_ids(case.request.target)) == 1
+        )  # so that the metric is what the next token says
         assert frame.set_index(["case", "metric"]).loc[(i, "efficacy_acc"), "after"] == float(right)
         assert frame.loc[frame["case"] == i, "relative_norm"].iloc[0] == pytest.approx(
             max(patch.info["relative_norm"].values()), rel=1e-6
         )
-    assert frame["written"].iloc[0] == str({"layers": list(presets("toy-gptj")["MEMIT"].editor.layers)})
-    whole = compare.table(frame.assign(model="toy-gptj", data="facts", protocol="single", method="MEMIT", seed=0))
+    assert frame["written"].iloc[0] == str(
+        {"layers": list(presets("toy-gptj")["MEMIT"].editor.layers)}
+    )
+    whole = compare.table(
+        frame.assign(model="toy-gptj", data="facts", protocol="single", method="MEMIT", seed=0)
+    )
     assert whole.set_index("metric").loc["efficacy_acc", "cases"] == 2
 
 
@@ -87,7 +98,9 @@ def test_layers_are_chosen_as_the_task_says(rows):
     assert written(layers="value") == {"value_layers": located["value_layers"]}
     assert written(layers="query") == {"value_layers": located["query_layers"]}
     drawn = [written(layers=f"random {i}") for i in range(4)]
-    assert all({k: len(v) for k, v in d.items()} == {k: len(v) for k, v in located.items()} for d in drawn)
+    assert all(
+        {k: len(v) for k, v in d.items()} == {k: len(v) for k, v in located.items()} for d in drawn
+    )
     assert len({str(d) for d in drawn}) > 1
     assert written(layers="all")["value_layers"] == list(range(1, 11))
     preset = presets("toy-gptj")["ACE"].editor  # value layers 4 and 5, query layers 2 and 3
@@ -121,7 +134,8 @@ def test_bad_cells_say_what_is_wrong(rows):
 
 
 def test_chains_of_a_file(rows, tmp_path):
-    """Those that the model knows, in the file's format; of facts without questions multi-hop accuracy is not a silent NaN."""
+    """Those that the model knows, in the file's format; of facts without questions multi-hop
+    accuracy is not a silent NaN."""
     records = world_cases.mquake(generator.build(0), 6, 5)
     for hop in records[0]["single_hops"]:
         hop["answer"] = "Nowhere"  # not what the model says
@@ -136,7 +150,8 @@ def test_chains_of_a_file(rows, tmp_path):
 
 
 def test_edits_of_a_file_that_the_model_knows(rows, tmp_path):
-    """Those whose old answer it gives; the others, and those that do not tokenise, are passed over and counted."""
+    """Those whose old answer it gives; the others, and those that do not tokenise, are passed over
+    and counted."""
     records = world_cases.counterfact(generator.build(0), 6, 5)
     records[0]["requested_rewrite"]["target_true"]["str"] = "Nowhere"
     file = tmp_path / "cases.json"
@@ -150,7 +165,8 @@ def test_edits_of_a_file_that_the_model_knows(rows, tmp_path):
 
 
 def test_worked_examples(shelf, tmp_path):
-    """A file's, the world's own for its models, else the five of ACE's Appendix G.1, which no model of the world knows."""
+    """A file's, the world's own for its models, else the five of ACE's Appendix G.1, which no model
+    of the world knows."""
     lens = shelf.lens("toy-gptj")
     other = SimpleNamespace(name="other", tokenizer=SimpleNamespace(get_vocab=dict))
     cases = cases_of(lens, "facts", 3).cases
@@ -187,28 +203,48 @@ def test_seeds_take_different_cases_of_a_file(shelf, tmp_path):
 
 
 def test_every_comparison_decides_on_a_file_too(rows, tmp_path):
-    """The metrics that the ledger's claims read are there for chains of a file as the run files' first lines ask for them."""
+    """The metrics that the ledger's claims read are there for chains of a file as the run files'
+    first lines ask for them."""
     file = tmp_path / "cases.json"
     file.write_text(json.dumps(world_cases.mquake(generator.build(0), 4, 5)))
     for module in (table_4, bottleneck):
         head = " ".join(module.__doc__.replace("\\", "").split())
         assert '--set known=true --set \'metrics=[["efficacy_acc", "multihop_cot"]]\'' in head
-    frame = rows(cell(protocol="none", data=str(file), count=4, metrics=("efficacy_acc", "multihop_cot")))
+    frame = rows(
+        cell(protocol="none", data=str(file), count=4, metrics=("efficacy_acc", "multihop_cot"))
+    )
     assert frame.loc[frame["metric"] == "multihop_cot", "before"].notna().all()
     assert rows(cell(protocol="none", metrics="fluency"))["metric"].eq("fluency").all()
 
 
 def test_evaluate_on_the_command_line(tmp_path):
     out = tmp_path / "rows.csv"
-    words = ["evaluate", "facts", "--count", "2", "--metric", "specificity_acc", "--metric", "efficacy_acc", "--out", str(out)]
-    done = subprocess.run([sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False)
+    words = [
+        "evaluate",
+        "facts",
+        "--count",
+        "2",
+        "--metric",
+        "specificity_acc",
+        "--metric",
+        "efficacy_acc",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert out.read_text().startswith("case,subject,edits,hops")
     rows = pd.read_csv(out)
     assert rows.groupby("metric").size().to_dict() == {"efficacy_acc": 2, "specificity_acc": 2}
     for metric, values in rows.groupby("metric"):
-        (line,) = (line.split() for line in done.stdout.splitlines() if line.split()[:1] == [metric])
-        assert {f"{values['before'].mean():g}", f"{values['after'].mean():g}"} <= {f"{float(word):g}" for word in line[1:]}
+        (line,) = (
+            line.split() for line in done.stdout.splitlines() if line.split()[:1] == [metric]
+        )
+        assert {f"{values['before'].mean():g}", f"{values['after'].mean():g}"} <= {
+            f"{float(word):g}" for word in line[1:]
+        }
 
 
 def test_settings_of_another_model(rows, shelf, tmp_path):
@@ -224,7 +260,12 @@ def test_settings_of_another_model(rows, shelf, tmp_path):
 
 def test_ablate_and_report_on_the_command_line(tmp_path, capsys):
     def call(*words):
-        done = subprocess.run([sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "qv_lens.cli", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
     def here(*words):
@@ -234,7 +275,16 @@ def test_ablate_and_report_on_the_command_line(tmp_path, capsys):
         return stopped.value.code, *capsys.readouterr()
 
     code, said, _ = here(
-        "ablate", "{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing", "--top", "5", "--draws", "1"
+        "ablate",
+        "{} plays the sport of",
+        "--subject",
+        "Elena Morefeld",
+        "--answer",
+        "fencing",
+        "--top",
+        "5",
+        "--draws",
+        "1",
     )
     assert code == 0
     assert "random 0" in said

@@ -1,4 +1,5 @@
-"""The papers' tables on few prompts: shapes, settings, and numbers computed another way; their files; the ledger."""
+"""The papers' tables on few prompts: shapes, settings, and numbers computed another way; their
+files; the ledger."""
 
 from __future__ import annotations
 
@@ -37,10 +38,21 @@ FILES = [Path(module.__file__) for module in (*ledger.experiments(), editors)]
 def test_layers_against_a_loop_over_neurons(lens):
     """Table 1's number for one layer: I of every neuron by two forward reads, added up."""
     frame = table_1.rows(table_1.Task("toy-gptj", "sport", prompts=2), lens)
-    assert set(frame["part"]) == {"ffn", "attn", "ffn_vector", "attn_vector", "head", "query", "count"}
+    assert set(frame["part"]) == {
+        "ffn",
+        "attn",
+        "ffn_vector",
+        "attn_vector",
+        "head",
+        "query",
+        "count",
+    }
     layer = 2
     assert len(frame) == (6 + 4) * lens.n_layers
-    assert (frame[frame["part"] == "count"]["score"].sum(), frame["prompts_asked"].iloc[0]) == (300, 2)
+    assert (frame[frame["part"] == "count"]["score"].sum(), frame["prompts_asked"].iloc[0]) == (
+        300,
+        2,
+    )
     got = frame[(frame["part"] == "ffn") & (frame["layer"] == layer)].iloc[0]
     sums = []
     for fact in of_category("sport", 2, 0):
@@ -52,14 +64,21 @@ def test_layers_against_a_loop_over_neurons(lens):
 
         def read(x, sigma=sigma, norm=norm, target=target):
             y = (x - x.mean(-1, keepdim=True)) / sigma * norm.weight.double() + norm.bias.double()
-            return (y @ lens.hf.lm_head.weight.double().T + lens.hf.lm_head.bias.double()).log_softmax(-1)[..., target]
+            return (
+                y @ lens.hf.lm_head.weight.double().T + lens.hf.lm_head.bias.double()
+            ).log_softmax(-1)[..., target]
 
-        v = trace.m[layer, 0].double()[:, None] * lens.hf.transformer.h[layer].mlp.fc_out.weight.double().T
+        v = (
+            trace.m[layer, 0].double()[:, None]
+            * lens.hf.transformer.h[layer].mlp.fc_out.weight.double().T
+        )
         sums.append(float((read(h + v) - read(h)).sum()))
     assert abs(got["score"]) > 0.05  # large enough for the tolerance to tell
     assert got["score"] == pytest.approx(sum(sums) / 2, abs=2e-4)
     error = abs(sums[0] - sums[1]) / 2  # sd / sqrt(2), of two
-    assert got["interval"] == pytest.approx(12.7062 * error, rel=5e-3)  # Student's t for one degree of freedom
+    assert got["interval"] == pytest.approx(
+        12.7062 * error, rel=5e-3
+    )  # Student's t for one degree of freedom
 
 
 def test_tokens_say_what_the_model_would_say(lens):
@@ -72,12 +91,19 @@ def test_tokens_say_what_the_model_would_say(lens):
     best = [lens.tokenizer.decode([int(i)]).strip() for i in lens.hf(ids).logits[0].argmax(-1)]
     assert [said.split("', ")[0].strip("'") for said in frame["promoted"]] == best
     assert best[-1] == fact.answer.split()[0]
-    trace, target = lens.trace(fact), lens.answer_ids(fact)[0]  # the layer whose output adds most, the divisor frozen
+    trace, target = (
+        lens.trace(fact),
+        lens.answer_ids(fact)[0],
+    )  # the layer whose output adds most, the divisor frozen
     norm, head, y = lens.hf.transformer.ln_f, lens.hf.lm_head, trace.final[0].double()
     sigma = ((y - y.mean()).square().mean() + norm.eps).sqrt()
 
     def read(x):
-        return head((((x - x.mean()) / sigma) * norm.weight + norm.bias).float()).double().log_softmax(-1)[target]
+        return (
+            head((((x - x.mean()) / sigma) * norm.weight + norm.bias).float())
+            .double()
+            .log_softmax(-1)[target]
+        )
 
     mids = [(trace.resid[i, 0] + trace.attn[i, 0]).double() for i in range(lens.n_layers)]
     adds = [float(read(mid + trace.ffn[i, 0].double()) - read(mid)) for i, mid in enumerate(mids)]
@@ -89,7 +115,10 @@ def test_neurons_and_nodes(lens):
     assert frame.groupby("role").size().to_dict() == {"query": 4, "value": 4, "shared": 4}
     fact = of_category("sport", 1, 0)[0]
     value = qv.value_neurons(lens, fact)
-    assert frame[frame["role"] == "value"][["layer", "neuron"]].to_records(index=False).tolist() == value.top(4).units
+    assert (
+        frame[frame["role"] == "value"][["layer", "neuron"]].to_records(index=False).tolist()
+        == value.top(4).units
+    )
     found = figure_4.rows(figure_4.Task("toy-gptj", prompts=2, top=3, score="norm"), lens)
     weight, losses = lens.hf.transformer.h[4].mlp.fc_out.weight.requires_grad_(True), []
     for request in figure_4.edits_of(
@@ -100,11 +129,18 @@ def test_neurons_and_nodes(lens):
         assert request.new in {other.answer for other in pool() if other.relation == fact.relation}
         start = len(lens.tokenizer(fact.text)["input_ids"])
         ids = torch.tensor([lens.tokenizer(f"{fact.text} {request.new}")["input_ids"]])
-        losses.append(-lens.hf(ids).logits[0, start - 1 : -1].log_softmax(-1).gather(1, ids[0, start:, None])[:, 0])
+        losses.append(
+            -lens.hf(ids)
+            .logits[0, start - 1 : -1]
+            .log_softmax(-1)
+            .gather(1, ids[0, start:, None])[:, 0]
+        )
     (G,) = torch.autograd.grad(torch.cat(losses).mean(), weight)
     weight.requires_grad_(False)
     row = found.query("layer == 4 and kind == 'value' and path == 'T+'")
-    assert row["importance"].item() == pytest.approx(float(G.norm(dim=0).topk(3).values.mean()), rel=1e-3)
+    assert row["importance"].item() == pytest.approx(
+        float(G.norm(dim=0).topk(3).values.mean()), rel=1e-3
+    )
     assert found[found["path"] == "T+"]["count"].unique().tolist() == [3]
     assert found.groupby(["layer", "kind"])["count"].sum().unique().tolist() == [lens.d_mlp]
 
@@ -145,10 +181,13 @@ def test_prompts_by_category():
 
 
 def test_prompts_of_a_file_of_chains(tmp_path):
-    """Against the raw records: every unedited hop once; of two-hop prompts those of two hops, filed under their end."""
+    """Against the raw records: every unedited hop once; of two-hop prompts those of two hops, filed
+    under their end."""
     records, path = world_cases.mquake(generator.build(0), 27, 1), tmp_path / "chains.json"
     path.write_text(json.dumps([*records, {**records[0], "questions": []}]))
-    with pytest.warns(UserWarning, match=r"1 records are left out, the first one record 27, field 'questions'"):
+    with pytest.warns(
+        UserWarning, match=r"1 records are left out, the first one record 27, field 'questions'"
+    ):
         single = pool(str(path))
     hops = {
         (hop["cloze"], hop["answer"]): triple[1]
@@ -158,12 +197,18 @@ def test_prompts_of_a_file_of_chains(tmp_path):
     assert {(fact.text, fact.answer): fact.relation for fact in single} == hops
     assert len(single) == len(hops)
     assert all(fact.category == CATEGORIES.get(fact.relation) for fact in single)
-    assert sum(fact.subject != fact.text for fact in single) == len(single)  # the subject is found in the cloze
+    assert sum(fact.subject != fact.text for fact in single) == len(
+        single
+    )  # the subject is found in the cloze
     with pytest.warns(UserWarning, match="left out"):
         double = pool(str(path), hops=2)
     two = [record for record in records if len(record["single_hops"]) == 2]
-    assert [(fact.text, fact.answer) for fact in double] == [(record["questions"][0], record["answer"]) for record in two]
-    assert [fact.relation for fact in double] == [record["orig"]["triples"][-1][1] for record in two]
+    assert [(fact.text, fact.answer) for fact in double] == [
+        (record["questions"][0], record["answer"]) for record in two
+    ]
+    assert [fact.relation for fact in double] == [
+        record["orig"]["triples"][-1][1] for record in two
+    ]
     with (
         pytest.warns(UserWarning, match="left out"),
         pytest.raises(qv.QVLensError, match=r"No prompt .*; \d+ of \d+ prompts have none"),
@@ -181,8 +226,14 @@ def test_every_experiment_makes_tasks_and_says_its_command(path):
 
 
 def test_every_comparison_has_its_cases(lens):
-    """What the files ask for can be drawn: as many cases as they say, and worked examples that tell none of their facts."""
-    tasks = [task.fields for path in FILES for task in all_tasks(read_config(path)) if task.fields.__class__ is compare.Task]
+    """What the files ask for can be drawn: as many cases as they say, and worked examples that tell
+    none of their facts."""
+    tasks = [
+        task.fields
+        for path in FILES
+        for task in all_tasks(read_config(path))
+        if task.fields.__class__ is compare.Task
+    ]
     wanted = {(task.cases.data, task.cases.count, task.cases.seed) for task in tasks}
     assert ("multihop", 100, 0) in wanted
     for data, count, seed in wanted:
@@ -190,7 +241,9 @@ def test_every_comparison_has_its_cases(lens):
         blocks = examples_of(lens, cases, seed)
         assert len(cases) == count
         for request in (request for case in cases for request in case.requests):
-            assert not any(request.fact.subject in block and request.fact.answer in block for block in blocks)
+            assert not any(
+                request.fact.subject in block and request.fact.answer in block for block in blocks
+            )
 
 
 def test_the_bundled_world_is_asked_of_its_own_models_alone(lens, tmp_path):

@@ -1,4 +1,5 @@
-"""The atlas: complete, one answer per question, in agreement with others' data, and edits that never ask for the truth."""
+"""The atlas: complete, one answer per question, in agreement with others' data, and edits that
+never ask for the truth."""
 
 from __future__ import annotations
 
@@ -33,9 +34,14 @@ WORDINGS = {
     "P176": ["{}, created by", "{} is created by", "{}, produced by", "{} was developed by", "{}, a product developed by"],
     "P641": ["{} professionally plays the sport", "{} is a professional", "{} plays"],
 }  # fmt: skip
-#: where CounterFact says something else, all of them languages of a minority or of a region (Wikidata counts these as well)
+#: where CounterFact says something else, all of them languages of a minority or of a region
+#: (Wikidata counts these as well)
 EXPLAINED = {
-    ("P37", "Sweden", "Finnish"): "a protected minority language; the main language by law is Swedish",
+    (
+        "P37",
+        "Sweden",
+        "Finnish",
+    ): "a protected minority language; the main language by law is Swedish",
     ("P37", "Turkmenistan", "Russian"): "widely spoken, without official status",
     ("P37", "Russia", "Mari"): "official in the republic of Mari El",
     ("P37", "Malaysia", "English"): "the law of 1967 leaves Malay alone",
@@ -60,7 +66,9 @@ def test_every_category_has_its_facts():
     for category in set(CATEGORIES.values()):
         assert len(qv.atlas(category)) == counts[category]
     assert all(fact.category == of_relation(fact) for fact in FACTS)
-    with pytest.raises(FactError, match=r"Category 'cooking' not found\. Available: author, capital"):
+    with pytest.raises(
+        FactError, match=r"Category 'cooking' not found\. Available: author, capital"
+    ):
         qv.atlas("cooking")
 
 
@@ -71,7 +79,10 @@ def test_tables_are_whole():
         assert len({line[0] for line in lines}) == len(lines), path
         for field in (field for line in lines for field in line):
             assert field == field.strip(), (path, field)
-            assert all(part and part == part.strip() for part in field.split(";")) or not field, (path, field)
+            assert all(part and part == part.strip() for part in field.split(";")) or not field, (
+                path,
+                field,
+            )
         if "as_of" in header:
             years = {line[header.index("as_of")] for line in lines}
             assert years <= {"2014", "2015", "2016"}
@@ -118,7 +129,9 @@ def test_phrasings_have_one_place_and_end_before_the_answer():
 def test_articles_stand_where_a_sentence_has_them():
     """No "of United States" and no "of The Louvre", in any text of the atlas."""
     texts = [chain.cloze for chain in CHAINS] + [chain.question for chain in CHAINS]
-    texts += [prompt.replace("{}", f.subject) for f in FACTS for prompt in (f.prompt, *f.paraphrases)]
+    texts += [
+        prompt.replace("{}", f.subject) for f in FACTS for prompt in (f.prompt, *f.paraphrases)
+    ]
     named = {bare(fact.subject) for fact in FACTS if fact.subject.startswith("the ")}
     landmarks = {fact.subject for fact in FACTS if fact.relation in ("P17", "P131", "P176")}
     assert "United States" in named
@@ -166,7 +179,9 @@ def test_edits_never_ask_for_a_true_answer(seed):
         assert case.case_id == i
         assert bare(new).casefold() not in accepted(fact)
         assert new in {other.answer for other in FACTS if other.relation == fact.relation}
-        assert [ask.text for ask in case.paraphrases] == [prompt.replace("{}", fact.subject) for prompt in fact.paraphrases]
+        assert [ask.text for ask in case.paraphrases] == [
+            prompt.replace("{}", fact.subject) for prompt in fact.paraphrases
+        ]
         assert len(set(case.neighbours)) == 5
         for near in case.neighbours:
             assert told[near.relation, bare(near.subject)] == near
@@ -196,10 +211,13 @@ def test_edits_follow_the_seed():
 
 
 def others():
-    """(Relation, subject, answer) of ROME's known facts and of CounterFact, where the atlas has the relation."""
+    """(Relation, subject, answer) of ROME's known facts and of CounterFact, where the atlas has the
+    relation."""
     for record in json.loads((DATA / "rome/known_1000.json").read_text()):
         yield record["relation_id"], record["subject"], record["attribute"]
-    relation_of = {wording: relation for relation, wordings in WORDINGS.items() for wording in wordings}
+    relation_of = {
+        wording: relation for relation, wordings in WORDINGS.items() for wording in wordings
+    }
     for record in json.loads((DATA / "counterfact/counterfact-edit-10k.json").read_text()):
         wording = record["prompt"].replace(record["subject"], "{}")
         if wording in relation_of:
@@ -207,8 +225,13 @@ def others():
 
 
 def test_agreement_with_the_data_of_others():
-    if not (DATA / "rome/known_1000.json").exists() or not (DATA / "counterfact/counterfact-edit-10k.json").exists():
-        pytest.skip("ROME's known facts and CounterFact are not beside the checkout (../shared/data)")
+    if (
+        not (DATA / "rome/known_1000.json").exists()
+        or not (DATA / "counterfact/counterfact-edit-10k.json").exists()
+    ):
+        pytest.skip(
+            "ROME's known facts and CounterFact are not beside the checkout (../shared/data)"
+        )
     told = {}
     for fact in FACTS:
         for name in (fact.subject, *fact.subject_aliases):
@@ -225,10 +248,15 @@ def test_agreement_with_the_data_of_others():
 
 
 def test_known_facts_are_those_a_model_says():
-    """On a model that knows its world: every fact against its own continuation, read in another way."""
+    """On a model that knows its world: every fact against its own continuation, read in another
+    way."""
     lens = qv.load("toy-gptj")
     world = generator.build(0)
-    facts = [fact for relation in ("P36", "P641", "P112") for fact in world_cases.facts(world, relation)[:5]]
+    facts = [
+        fact
+        for relation in ("P36", "P641", "P112")
+        for fact in world_cases.facts(world, relation)[:5]
+    ]
     wrong = qv.Fact(facts[0].prompt, facts[0].subject, facts[1].answer)
     other_name = qv.Fact(facts[0].prompt, facts[0].subject, "Nowhere", aliases=(facts[0].answer,))
     beginning = qv.Fact(facts[0].prompt, facts[0].subject, facts[0].answer[:-1])
@@ -242,7 +270,10 @@ def test_known_facts_are_those_a_model_says():
         text = lens.generate(fact, 12)
         assert text.startswith(row.said)
         words = text.split()
-        hit = any(" ".join(words[: len(name.split())]).strip(".,") == name for name in (fact.answer, *fact.aliases))
+        hit = any(
+            " ".join(words[: len(name.split())]).strip(".,") == name
+            for name in (fact.answer, *fact.aliases)
+        )
         assert row.right == hit, (fact, text)
         assert row.logprob == pytest.approx(lens.logprob(fact), abs=1e-4)
         expected += [fact] if hit else []
@@ -257,7 +288,11 @@ def test_known_of_nothing_and_of_other_things():
     kept, told = qv.known(lens, [])
     assert kept == []
     assert list(told.columns) == ["prompt", "answer", "said", "right", "logprob"]
-    with pytest.raises(FactError, match="asks for several facts, got the single fact 'The capital of France is'"):
+    with pytest.raises(
+        FactError, match="asks for several facts, got the single fact 'The capital of France is'"
+    ):
         qv.known(lens, FACTS[0])
-    with pytest.raises(FactError, match=r"asks for facts, got EditCase\. Pass facts; for multi-hop cases use"):
+    with pytest.raises(
+        FactError, match=r"asks for facts, got EditCase\. Pass facts; for multi-hop cases use"
+    ):
         qv.known(lens, [edit_case(FACTS[0])])

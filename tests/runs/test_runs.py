@@ -1,4 +1,5 @@
-"""Configs, the run folder, both engines: what is finished stays, what fails is told, and the rows do not depend on who ran."""
+"""Configs, the run folder, both engines: what is finished stays, what fails is told, and the rows
+do not depend on who ran."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_file_becomes_tasks(tmp_path):
     path = write(
-        tmp_path, f'experiment = "{TRIVIAL}"\n[settings]\neditor.lam = 1\n[grid]\nn = [1, 2]\neditor.clamp = [0.5, 2.0]\n'
+        tmp_path,
+        f'experiment = "{TRIVIAL}"\n[settings]\neditor.lam = 1\n[grid]\nn = [1, 2]\neditor.clamp = [0.5, 2.0]\n',
     )
     config = read_config(path, ["seed=[3, 4]", "wait=0.5"])
     tasks = tasks_of(config)
@@ -47,8 +49,13 @@ def test_a_file_becomes_tasks(tmp_path):
     assert tasks[0].fields.wait == 0.5
     assert len({t.id for t in tasks}) == 8
     again = tasks_of(read_config(path, ["seed=[4, 3]", "wait=0.5"]))
-    assert {t.id for t in again} == {t.id for t in tasks}  # an id belongs to the fields, not to the order
-    layers = tasks_of(RunConfig(FIGURE_2, {"neurons": "top", "model": "toy-gptj"}, {"layer": "layers"}), lambda name: 12)
+    assert {t.id for t in again} == {
+        t.id for t in tasks
+    }  # an id belongs to the fields, not to the order
+    layers = tasks_of(
+        RunConfig(FIGURE_2, {"neurons": "top", "model": "toy-gptj"}, {"layer": "layers"}),
+        lambda name: 12,
+    )
     assert [t.fields.layer for t in layers] == list(range(12))
 
 
@@ -79,20 +86,40 @@ def test_bad_files_are_refused(tmp_path, text, changes, says):
 @pytest.mark.parametrize(
     ("file", "changes", "says"),
     [
-        ("ace/figure_2.py", ["neurons=bottom"], "neurons 'bottom' not found. Available: top, random, query"),
+        (
+            "ace/figure_2.py",
+            ["neurons=bottom"],
+            "neurons 'bottom' not found. Available: top, random, query",
+        ),
         ("ace/figure_2.py", ['neurons=["top", "best"]'], "neurons 'best' not found"),
-        ("ace/figure_2.py", ["neurons=top", "layer=last"], "layer 'last' not found. Available: top, all, any int"),
+        (
+            "ace/figure_2.py",
+            ["neurons=top", "layer=last"],
+            "layer 'last' not found. Available: top, all, any int",
+        ),
         ("ace/figure_2.py", ["neurons=top", "layer=true"], "layer True not found"),
         ("ace/figure_2.py", ["neurons=top", "fraction=1.5"], "fraction must be above 0"),
         ("ace/figure_2.py", ["neurons=top", "prompts=0"], "prompts must be at least 1, got 0"),
         ("ace/figure_2.py", ["neurons=top", "category=weather"], "Category 'weather' not found"),
-        ("ace/figure_2.py", ["neurons=top", "facts=none.json"], "facts: there is no file none.json"),
-        ("ace/table_1.py", ["category=weather"], "Category 'weather' not found. Available: all, author"),
+        (
+            "ace/figure_2.py",
+            ["neurons=top", "facts=none.json"],
+            "facts: there is no file none.json",
+        ),
+        (
+            "ace/table_1.py",
+            ["category=weather"],
+            "Category 'weather' not found. Available: all, author",
+        ),
         ("ace/table_1.py", ["category=sport", "hops=0"], "hops must be at least 1"),
         ("ctp/figure_4.py", ["score=size"], "score 'size' not found. Available: "),
         ("ace/section_4_2.py", ["top=-1"], "top must be at least 0"),
         ("ace/neurons_27.py", ["samples=0"], "samples must be at least 1"),
-        ("editors.py", ["protocol=twice"], "protocol 'twice' not found. Available: single, batch, consecutive, none"),
+        (
+            "editors.py",
+            ["protocol=twice"],
+            "protocol 'twice' not found. Available: single, batch, consecutive, none",
+        ),
         ("editors.py", ['method=["ROME", "MEMITT"]'], "Method 'MEMITT' not found"),
         ("editors.py", ["metrics=efficacy"], "Metric 'efficacy' not found"),
         ("editors.py", ['metrics=[["efficacy_acc", "fluent"]]'], "Metric 'fluent' not found"),
@@ -113,22 +140,39 @@ def test_wrong_values_are_refused_before_any_task(tmp_path, file, changes, says)
 
 
 def test_right_values_are_taken(tmp_path):
-    path = write(tmp_path, f'experiment = "{FIGURE_2}"\n[settings]\nseed = 0\n[grid]\nneurons = ["top"]\nmodel = ["toy-gptj"]\n')
+    path = write(
+        tmp_path,
+        f'experiment = "{FIGURE_2}"\n[settings]\nseed = 0\n[grid]\nneurons = ["top"]\nmodel = ["toy-gptj"]\n',
+    )
     once = ["held_out=true", "category=sport"]
     tasks = tasks_of(read_config(path, [*once, 'layer=[0, "top", "all"]', "fraction=1"]))
     assert [task.fields.layer for task in tasks] == [0, "top", "all"]
     assert {task.fields.prompts for task in tasks} == {200}  # what the experiment itself says
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # what some editors on Windows put in front
+    path.write_bytes(
+        b"\xef\xbb\xbf" + path.read_bytes()
+    )  # what some editors on Windows put in front
     assert len(tasks_of(read_config(path, [*once, "layer=all"]))) == 1
-    unedited = read_config(EXPERIMENTS / "editors.py", ["data=facts", "protocol=none", "seed=0", "method=FT"], ["a/folder"])
+    unedited = read_config(
+        EXPERIMENTS / "editors.py",
+        ["data=facts", "protocol=none", "seed=0", "method=FT"],
+        ["a/folder"],
+    )
     assert len(tasks_of(unedited)) == 1  # without an edit no preset is needed
 
 
 def test_a_task_of_parts_is_set_by_the_names_of_their_fields():
-    """`count` is a field of the task's cases, `lam` one of the editor that it changes; both are columns of the rows."""
-    config = read_config(EXPERIMENTS / "ace" / "table_4.py", ["count=7", "editor.lam=[3, 5]", "seed=0", "skip=q"], ["toy-gptj"])
+    """`count` is a field of the task's cases, `lam` one of the editor that it changes; both are
+    columns of the rows."""
+    config = read_config(
+        EXPERIMENTS / "ace" / "table_4.py",
+        ["count=7", "editor.lam=[3, 5]", "seed=0", "skip=q"],
+        ["toy-gptj"],
+    )
     tasks = tasks_of(config)
-    assert [(task.fields.cases.count, task.fields.choice.editor) for task in tasks] == [(7, {"lam": 3}), (7, {"lam": 5})]
+    assert [(task.fields.cases.count, task.fields.choice.editor) for task in tasks] == [
+        (7, {"lam": 3}),
+        (7, {"lam": 5}),
+    ]
     assert tasks[0].values["count"] == 7
     assert tasks[0].values["editor"] == '{"lam": 3}'
     with pytest.raises(qv.QVLensError, match="'counts' not found"):
@@ -137,25 +181,45 @@ def test_a_task_of_parts_is_set_by_the_names_of_their_fields():
 
 
 def test_what_one_model_has_besides():
-    """CTP's *: all nodes of a layer but the one of T-; a gate where there is one. A value of the user's takes its place."""
+    """CTP's *: all nodes of a layer but the one of T-; a gate where there is one. A value of the
+    user's takes its place."""
     figure_5 = EXPERIMENTS / "ctp" / "figure_5.py"
     gates = EXPERIMENTS / "kne" / "figure_2.py"
     for model in ("toy-gptj", "toy-qwen3"):
         lens = qv.load(model)
-        tops = [task.fields.choice.editor["top"] for task in tasks_of(read_config(figure_5, (), [model]))]
+        tops = [
+            task.fields.choice.editor["top"]
+            for task in tasks_of(read_config(figure_5, (), [model]))
+        ]
         assert tops == [1, 5, 15, 50, 150, lens.d_mlp - 1]
-        parameters = {task.fields.choice.editor["parameters"][0] for task in tasks_of(read_config(gates, (), [model]))}
+        parameters = {
+            task.fields.choice.editor["parameters"][0]
+            for task in tasks_of(read_config(gates, (), [model]))
+        }
         assert ("W_gate" in parameters) == (model == "toy-qwen3")
     assert lens.parameter(0, "W_gate").shape[1] == lens.d_mlp
     assert len(tasks_of(read_config(figure_5, ["editor.top=[2, 3]"], ["toy-gptj"]))) == 2
 
 
 def test_how_much_a_model_knows_is_added_up():
-    rows = [("a", 0, "in", 4, 3), ("a", 0, "in", 4, 3), ("a", 0, "off", 4, 0), ("a", 1, "in", 4, 0), ("b", 2, "in", 2, 2)]
+    rows = [
+        ("a", 0, "in", 4, 3),
+        ("a", 0, "in", 4, 3),
+        ("a", 0, "off", 4, 0),
+        ("a", 1, "in", 4, 0),
+        ("b", 2, "in", 2, 2),
+    ]
     frame = pd.DataFrame(rows, columns=["model", "task", "group", "prompts_asked", "prompts_known"])
-    assert store_module.knowledge(frame).to_numpy().tolist() == [["a", 2, 12, 3, 1], ["b", 1, 2, 2, 0]]
+    assert store_module.knowledge(frame).to_numpy().tolist() == [
+        ["a", 2, 12, 3, 1],
+        ["b", 1, 2, 2, 0],
+    ]
     assert store_module.knowledge(frame.drop(columns="prompts_known")).empty
-    assert [store_module.knows_nothing(rows) for _, rows in frame.groupby("task")] == [False, True, False]
+    assert [store_module.knows_nothing(rows) for _, rows in frame.groupby("task")] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_run_resumes_and_reads_back(tmp_path):
@@ -236,10 +300,13 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("left", ["nothing", "a mark of failure"])
 def test_a_kill_between_two_writes_leaves_a_run_that_resumes(tmp_path, monkeypatch, left):
-    """Before config.json is there; and between a task's rows and the mark of its earlier failure."""
+    """Before config.json is there; and between a task's rows and the mark of its earlier
+    failure."""
     out = tmp_path / "run"
     if left == "nothing":
-        monkeypatch.setattr(store_module.Store, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(
+            store_module.Store, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             run(trivial(2), out)
         monkeypatch.undo()
@@ -356,10 +423,20 @@ def test_figure_2_against_an_ablation_by_hand(tmp_path, one_thread):
     lens.w_out(3)[torch.tensor([n for _, n in neurons])] = 0
     for group, facts in drawn.groups.items():
         logits = lens.next_token_logits(facts)
-        hits = [int(row.argmax()) == lens.answer_ids(fact)[0] for row, fact in zip(logits, facts, strict=True)]
-        row = frame[(frame["neurons"] == "top") & (frame["layer"] == 3) & (frame["seed"] == 0) & (frame["group"] == group)]
+        hits = [
+            int(row.argmax()) == lens.answer_ids(fact)[0]
+            for row, fact in zip(logits, facts, strict=True)
+        ]
+        row = frame[
+            (frame["neurons"] == "top")
+            & (frame["layer"] == 3)
+            & (frame["seed"] == 0)
+            & (frame["group"] == group)
+        ]
         assert row["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
-    figure = qv.plots.sweep_heatmap(frame, ["group", "neurons"], "layer", "drop_points", "t", "points")
+    figure = qv.plots.sweep_heatmap(
+        frame, ["group", "neurons"], "layer", "drop_points", "t", "points"
+    )
     assert figure.data[0].z.shape == (6, 2)
 
 
@@ -382,7 +459,12 @@ def test_ray_gives_the_same_rows(tmp_path, ray, one_thread):
 def test_a_killed_worker_changes_no_row(tmp_path, ray):
     run(trivial(8), tmp_path / "inline")
     log = tmp_path / "log"
-    run(trivial(8, do="die once", log=str(log), wait=0.01), tmp_path / "ray", engine="ray", workers=2)
+    run(
+        trivial(8, do="die once", log=str(log), wait=0.01),
+        tmp_path / "ray",
+        engine="ray",
+        workers=2,
+    )
     columns = ["n", "seed", "part", "draw", "status"]
     inline, other = (qv.load_run(tmp_path / name)[columns] for name in ("inline", "ray"))
     pd.testing.assert_frame_equal(inline, other, check_like=True)
@@ -399,12 +481,17 @@ def test_a_task_that_takes_its_worker_along_is_marked(tmp_path, ray):
 
 
 def test_an_experiment_of_ones_own_and_what_failed(tmp_path):
-    """A file beside a TOML file; the page names the task that failed, and draws values as names, not on a scale."""
+    """A file beside a TOML file; the page names the task that failed, and draws values as names,
+    not on a scale."""
     shutil.copy(Path(__file__).with_name("trivial.py"), tmp_path / "mine.py")
-    (tmp_path / "my.toml").write_text('experiment = "mine.py"\n[settings]\ndo = "raise"\n[grid]\nn = [0, 1]\n')
+    (tmp_path / "my.toml").write_text(
+        'experiment = "mine.py"\n[settings]\ndo = "raise"\n[grid]\nn = [0, 1]\n'
+    )
     command = Path(sys.executable).with_name("qv-lens")
     for words, code in ((("run", "my.toml", "--out", "out"), 1), (("report", "out"), 0)):
-        done = subprocess.run([command, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [command, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == code, done.stderr
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<h2>Failed</h2>" in page

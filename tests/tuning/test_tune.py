@@ -1,4 +1,5 @@
-"""Grids that fit any model, and successive halving: who goes on, what is measured once, what is held apart."""
+"""Grids that fit any model, and successive halving: who goes on, what is measured once, what is
+held apart."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.editing.closed_form import ClosedForm
-from qv_lens.editing.presets import EDITORS, presets
+from qv_lens.editing.editors import HOMES, presets
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.protocols import evaluate
 from qv_lens.models.zoo import n_layers
@@ -28,16 +29,18 @@ TINY = Shape(n_layers=3, first=0, d_mlp=48, depth=1)
 
 def test_every_editor_has_a_grid():
     assert set(GRIDS) == set(presets("toy-gptj"))
-    assert {name.split(".")[0] for name in GRIDS} == set(EDITORS)
+    assert {name.split(".")[0] for name in GRIDS} == set(HOMES)
 
 
 @pytest.mark.parametrize("method", GRIDS)
-@pytest.mark.parametrize("shape", [TINY, Shape(12, 1, 512, 4), Shape(28, 0, 16384, 6), Shape(36, 0, 12288, 10)])
+@pytest.mark.parametrize(
+    "shape", [TINY, Shape(12, 1, 512, 4), Shape(28, 0, 16384, 6), Shape(36, 0, 12288, 10)]
+)
 def test_every_setting_lies_within_the_model(method, shape):
     settings = grid(method, shape)
     assert 1 <= len(settings) <= 40
     assert len(set(settings)) == len(settings)
-    kind = EDITORS[method.split(".")[0]]
+    kind = HOMES[method.split(".")[0]]
     for editor in settings:
         assert type(editor) is kind
         for name in ("layer", "layers", "deep_layers", "value_layers", "query_layers"):
@@ -62,7 +65,9 @@ def test_the_depth_is_where_half_of_the_subjects_part_lies():
     frames = [qv.neuron_effects(lens, fact, None, positions="subject_last").frame for fact in facts]
     total = sum(frame.set_index(["layer", "neuron"])["score"].sort_index() for frame in frames)
     positive = total[total > 0].groupby("layer").sum()
-    wanted = next(layer for layer in range(lens.n_layers) if positive.loc[:layer].sum() >= positive.sum() / 2)
+    wanted = next(
+        layer for layer in range(lens.n_layers) if positive.loc[:layer].sum() >= positive.sum() / 2
+    )
     assert subject_depth(lens, facts) == wanted
 
 
@@ -90,7 +95,10 @@ def test_the_better_half_goes_on_and_is_tried_on_edits_held_apart(toy, tmp_path)
     direct = evaluate(lens, CASES[4:], tune.METRICS, found.editor).groupby("metric")["after"].mean()
     for name, value in found.figures.items():
         assert value == pytest.approx(direct[name])
-    parts = [(direct[f"{part}_acc"] + direct[f"{part}_success"]) / 2 for part in ("efficacy", "paraphrase", "specificity")]
+    parts = [
+        (direct[f"{part}_acc"] + direct[f"{part}_success"]) / 2
+        for part in ("efficacy", "paraphrase", "specificity")
+    ]
     assert found.score == pytest.approx(3 / sum(1 / part for part in parts))
     others = found.table[found.table["rung"] == 2]
     assert found.score == others["score"].max()
@@ -99,13 +107,19 @@ def test_the_better_half_goes_on_and_is_tried_on_edits_held_apart(toy, tmp_path)
 def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
     lens, _ = toy
     asked = []
-    monkeypatch.setattr(tune, "evaluate", lambda lens, cases, *a, **k: asked.append(len(cases)) or evaluate(lens, cases, *a, **k))
+    monkeypatch.setattr(
+        tune,
+        "evaluate",
+        lambda lens, cases, *a, **k: asked.append(len(cases)) or evaluate(lens, cases, *a, **k),
+    )
     arguments = (lens, "FT", SHAPE, CASES[:4], CASES[4:], None, tmp_path)
     first = tune.tune(*arguments, rungs=(2, 4))
     assert sum(asked) == 3 * 2 + 2 * 2 + 2 * 2
     lines = (tmp_path / tune.TRIALS).read_text().splitlines()
     whole = [line for line in lines if line]
-    (tmp_path / tune.TRIALS).write_text("\n".join([*whole[:-3], whole[-3][:20]]))  # killed while it wrote
+    (tmp_path / tune.TRIALS).write_text(
+        "\n".join([*whole[:-3], whole[-3][:20]])
+    )  # killed while it wrote
     asked.clear()
     again = tune.tune(*arguments, rungs=(2, 4))
     assert sum(asked) == 3
@@ -117,7 +131,9 @@ def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
 def test_an_edit_with_other_neighbours_is_another_edit():
     other = [dataclasses.replace(case, neighbours=case.neighbours[1:]) for case in CASES]
     assert {tune._name(case) for case in CASES}.isdisjoint(map(tune._name, other))
-    assert [tune._name(case) for case in CASES] == [tune._name(case) for case in world_cases.edit_cases(WORLD, 6)]
+    assert [tune._name(case) for case in CASES] == [
+        tune._name(case) for case in world_cases.edit_cases(WORLD, 6)
+    ]
 
 
 def test_a_setting_that_is_refused_loses(toy, tmp_path, monkeypatch):
@@ -147,7 +163,9 @@ def test_folders_and_cases_that_do_not_fit_are_refused(toy, tmp_path):
 
 
 def test_facts_take_turns_by_relation():
-    facts = [qv.Fact("{} a", str(i), "x", relation="A") for i in range(3)] + [qv.Fact("{} b", "9", "x", relation="B")]
+    facts = [qv.Fact("{} a", str(i), "x", relation="A") for i in range(3)] + [
+        qv.Fact("{} b", "9", "x", relation="B")
+    ]
     random.Random(0).shuffle(facts)
     relations = [fact.relation for fact in tune._in_turns(facts)]
     assert set(relations[:2]) == {"A", "B"}

@@ -43,7 +43,9 @@ def test_eight_kinds_of_knowledge():
 def test_held_out_chains_and_phrasings_never_stand_in_the_text():
     """Search the text itself for the sentences that must not be there."""
     rng = random.Random(7)
-    text = "\n".join(generator.text(d) for d in itertools.islice(generator.documents(WORLD, rng), 20000))
+    text = "\n".join(
+        generator.text(d) for d in itertools.islice(generator.documents(WORLD, rng), 20000)
+    )
     held = [c for c in WORLD.chains(2) if not WORLD.seen(c)]
     shown = [c for c in WORLD.chains(2) if WORLD.seen(c)]
     assert 0.08 < len(held) / (len(held) + len(shown)) < 0.12
@@ -83,8 +85,14 @@ def test_mquake_records_follow_their_edits():
     shapes = {(len(r["single_hops"]), len(r["requested_rewrite"])) for r in records}
     assert shapes == {(h, e) for h in (2, 3, 4) for e in range(1, h + 1)}
     for record in records:
-        edits = {(r["subject"], r["relation_id"]): r["target_new"]["str"] for r in record["requested_rewrite"]}
-        for hops, answer, known in (("single_hops", "answer", {}), ("new_single_hops", "new_answer", edits)):
+        edits = {
+            (r["subject"], r["relation_id"]): r["target_new"]["str"]
+            for r in record["requested_rewrite"]
+        }
+        for hops, answer, known in (
+            ("single_hops", "answer", {}),
+            ("new_single_hops", "new_answer", edits),
+        ):
             entity = record["orig"]["triples_labeled"][0][0]
             ids = [triple[1] for triple in record["orig"]["triples"]]
             for hop, relation in zip(record[hops], ids, strict=True):
@@ -94,7 +102,10 @@ def test_mquake_records_follow_their_edits():
             assert record[answer] == entity
         assert record["answer"] != record["new_answer"]
         for rewrite in record["requested_rewrite"]:
-            assert rewrite["target_true"]["str"] == WORLD.triples[rewrite["subject"], rewrite["relation_id"]]
+            assert (
+                rewrite["target_true"]["str"]
+                == WORLD.triples[rewrite["subject"], rewrite["relation_id"]]
+            )
             assert rewrite["target_new"]["str"] != rewrite["target_true"]["str"]
 
 
@@ -113,12 +124,20 @@ def test_benchmark_layouts(writer):
     assert all(len(r["paraphrase_prompts"]) == 3 and r["neighborhood_prompts"] for r in records)
     probes = world_cases.knowedit(WORLD, 40)
     assert any(r["portability"].get("Reasoning") for r in probes)
-    assert all(isinstance(p["ground_truth"][0], list) for r in probes for group in r["locality"].values() for p in group)
+    assert all(
+        isinstance(p["ground_truth"][0], list)
+        for r in probes
+        for group in r["locality"].values()
+        for p in group
+    )
 
 
 def test_chain_of_thought_format():
     block = cot_block("Who?", "A knows B.", "B")
-    assert cot_prompt("What?", [block]) == "Question: Who?\nThoughts: A knows B.\nAnswer: B\n\nQuestion: What?\nThoughts:"
+    assert (
+        cot_prompt("What?", [block])
+        == "Question: Who?\nThoughts: A knows B.\nAnswer: B\n\nQuestion: What?\nThoughts:"
+    )
     assert parse_answer(" x.\nAnswer: Oslo \nQuestion: Answer: no") == "Oslo"
     assert parse_answer(" x. y") is None
     whole = " x.\nAnswer: Oslo \nQuestion: y\nAnswer: no\n"

@@ -48,7 +48,8 @@ def test_it_knows_its_facts(lens):
 
 
 def test_query_scores_agree_with_exact_removal(lens):
-    """The 100 best query neurons, summed over 24 two-hop prompts: `grad` against m_j recomputed without each neuron."""
+    """The 100 best query neurons, summed over 24 two-hop prompts: `grad` against m_j recomputed
+    without each neuron."""
     chains = random.Random(3).sample([c for c in WORLD.chains(2) if not WORLD.seen(c)], 24)
     trace = lens.trace([world_cases.as_fact(WORLD, c) for c in chains])
     value = qv.value_neurons(lens, trace, 30)
@@ -59,7 +60,9 @@ def test_query_scores_agree_with_exact_removal(lens):
         h = (trace.resid if lens.backend_adapter.parallel else trace.mid)[row.layer, row.prompt]
         for layer in range(row.layer):
             without = h - trace.m[layer, row.prompt][:, None] * lens.w_out(layer)
-            exact[layer] += row.score * (1 - ffn_coefficients(lens, row.layer, without, j)[:, 0] / row.coefficient)
+            exact[layer] += row.score * (
+                1 - ffn_coefficients(lens, row.layer, without, j)[:, 0] / row.coefficient
+            )
     best = {(i // lens.d_mlp, i % lens.d_mlp) for i in exact.flatten().topk(100).indices.tolist()}
     assert len(best & set(got)) >= 90
 
@@ -67,7 +70,9 @@ def test_query_scores_agree_with_exact_removal(lens):
 def test_chain_of_thought(lens):
     rng = random.Random(1)
     chains = rng.sample([c for c in WORLD.chains(2) if not WORLD.seen(c)], 12)
-    blocks = "".join(world_cases.cot_blocks(WORLD, {name for c in chains for name in c.entities}, rng, 3))
+    blocks = "".join(
+        world_cases.cot_blocks(WORLD, {name for c in chains for name in c.entities}, rng, 3)
+    )
     said = lens.generate([f"{blocks}Question: {c.questions()[0]}\nThoughts:" for c in chains], 100)
     assert sum(f"Answer: {c.answer}\n" in text for c, text in zip(chains, said, strict=True)) >= 11
 
@@ -76,17 +81,22 @@ def test_chain_of_thought(lens):
 @pytest.mark.parametrize("norm", ["frozen", "full"])
 @pytest.mark.parametrize("base", ["mid", "pre"])
 def test_every_neuron_equals_brute_force(lens, dtype, tolerance, norm, base):
-    """6,144 neurons, each added to the stream and read out in float64 with Hugging Face's weights."""
+    """6,144 neurons, each added to the stream and read out in float64 with Hugging Face's
+    weights."""
     model = qv.load(lens.name, dtype=dtype)
     fact = world_cases.facts(WORLD, "P641")[0]
     trace = model.trace(fact)
-    got = qv.value_neurons(model, trace, top=None, norm=norm, base=base).frame.set_index(["layer", "neuron"])["score"]
+    got = qv.value_neurons(model, trace, top=None, norm=norm, base=base).frame.set_index(
+        ["layer", "neuron"]
+    )["score"]
     state = {key: value.double() for key, value in model.hf.state_dict().items()}
     gptj = "transformer.ln_f.weight" in state
     gain = state["transformer.ln_f.weight" if gptj else "model.norm.weight"]
     shift = state["transformer.ln_f.bias"] if gptj else 0.0
     eps = 1e-5 if gptj else model.hf.config.rms_norm_eps
-    column = "transformer.h.{}.mlp.fc_out.weight" if gptj else "model.layers.{}.mlp.down_proj.weight"
+    column = (
+        "transformer.h.{}.mlp.fc_out.weight" if gptj else "model.layers.{}.mlp.down_proj.weight"
+    )
 
     def sigma(y):
         y = y - y.mean(-1, keepdim=True) if gptj else y
@@ -103,7 +113,9 @@ def test_every_neuron_equals_brute_force(lens, dtype, tolerance, norm, base):
         x = trace.resid[layer, 0].double() + (trace.attn[layer, 0].double() if base == "mid" else 0)
         v = trace.m[layer, 0].double()[:, None] * state[column.format(layer)].T
         expected = read(x + v) - read(x)
-        error = (torch.tensor(got[layer].sort_index().to_numpy()) - expected).abs() / expected.abs().clamp_min(1)
+        error = (
+            torch.tensor(got[layer].sort_index().to_numpy()) - expected
+        ).abs() / expected.abs().clamp_min(1)
         assert error.max() <= tolerance
 
 
@@ -115,23 +127,31 @@ def test_memit_edits_at_the_subject(lens):
     after = frame.groupby("metric")["after"].mean()
     assert after["efficacy_acc"] >= 0.8
     assert after["specificity_acc"] >= 0.9
-    assert set(FORCED) - set(frame["metric"]) == {"instance_wise"}  # these cases have no chain of hops
+    assert set(FORCED) - set(frame["metric"]) == {
+        "instance_wise"
+    }  # these cases have no chain of hops
     assert all(torch.equal(lens.w_out(layer), weight) for layer, weight in enumerate(before))
 
 
 def _request():
     chain = next(c for c in WORLD.facts() if c.relations[0].id == "P641")
     fact = world_cases.as_fact(WORLD, chain)
-    return fact, next(o for o in world_cases.objects(WORLD, chain.relations[0]) if o != chain.answer)
+    return fact, next(
+        o for o in world_cases.objects(WORLD, chain.relations[0]) if o != chain.answer
+    )
 
 
 def test_interventions_of_the_study(lens):
-    """Few prompts: shapes and counts; accuracy and log-probability with rows of W_out zeroed by hand, and intervals of
-    counts from the counts themselves."""
+    """Few prompts: shapes and counts; accuracy and log-probability with rows of W_out zeroed by
+    hand, and intervals of counts from the counts themselves."""
     fact, new = _request()
     material = world_material(lens, fact, new)
-    halves = zip(material.same[:6], material.same[6:12], strict=True)  # every other fact ranks, the others are asked
-    few = replace(material, same=tuple(fact for pair in halves for fact in pair), other=material.other[:6])
+    halves = zip(
+        material.same[:6], material.same[6:12], strict=True
+    )  # every other fact ranks, the others are asked
+    few = replace(
+        material, same=tuple(fact for pair in halves for fact in pair), other=material.other[:6]
+    )
     frame = without_the_best(lens, few)
     assert len(frame) == (1 + 5) * 2
     count = round(0.01 * lens.n_layers * lens.d_mlp)
@@ -160,8 +180,12 @@ def test_interventions_of_the_study(lens):
     error = each.groupby("layer")["score"].std().to_numpy() / 6**0.5
     spread = error > 0  # a layer whose counts are all alike has no interval of this kind
     assert spread.any()
-    assert (clean["interval"].to_numpy()[spread] / error[spread]).tolist() == pytest.approx([2.5706] * spread.sum(), rel=1e-3)
-    raising = qv.query_layers(lens, material.chains[:6], qv.value_neurons(lens, material.chains[:6]))
+    assert (clean["interval"].to_numpy()[spread] / error[spread]).tolist() == pytest.approx(
+        [2.5706] * spread.sum(), rel=1e-3
+    )
+    raising = qv.query_layers(
+        lens, material.chains[:6], qv.value_neurons(lens, material.chains[:6])
+    )
     summed = raising[raising["kind"] == "ffn"].groupby("layer")["score"].sum()
     assert list(layers.raising) == summed[summed > 0].sort_values(ascending=False).index.tolist()
 
@@ -173,7 +197,11 @@ def test_study_and_its_page(lens, tmp_path):
     fact, new = _request()
     material = world_material(lens, fact, new)
     small = replace(
-        material, same=material.same[:8], other=material.other[:8], chains=material.chains[:6], texts=material.texts[:600]
+        material,
+        same=material.same[:8],
+        other=material.other[:8],
+        chains=material.chains[:6],
+        texts=material.texts[:600],
     )
     found = qv.study(lens, fact, new, material=small, edits=1)
     assert found.answered.strip() == fact.answer
@@ -182,7 +210,11 @@ def test_study_and_its_page(lens, tmp_path):
     assert set(found.edits["variant"]) == {"ACE, located layers", "MEMIT", "ACE, random layers"}
     assert found.restored
     assert found.known
-    assert found.removal["whose"].unique().tolist() == ["this fact", "another of its kind", "one of another kind"]
+    assert found.removal["whose"].unique().tolist() == [
+        "this fact",
+        "another of its kind",
+        "one of another kind",
+    ]
     assert found.probes.loc[found.probes["kind"] == "in other words", "wanted"].eq(new).all()
     page = report(found, tmp_path / "page.html", "qv-lens demo").read_text()
     for text in (fact.subject, new, "qv-lens demo", "Plotly.newPlot", "Eq. 10"):
@@ -192,10 +224,14 @@ def test_study_and_its_page(lens, tmp_path):
 
 def test_facts_outside_the_world_are_refused(lens):
     with pytest.raises(qv.QVLensError, match="does not hold"):
-        world_material(lens, qv.Fact("{} plays the sport of", "Tim Duncan", "basketball"), "football")
+        world_material(
+            lens, qv.Fact("{} plays the sport of", "Tim Duncan", "basketball"), "football"
+        )
     fact = _request()[0]
     with pytest.raises(qv.QVLensError, match=f"says '{fact.answer}'"):
-        world_material(lens, replace(fact, answer="judo" if fact.answer != "judo" else "golf"), "golf")
+        world_material(
+            lens, replace(fact, answer="judo" if fact.answer != "judo" else "golf"), "golf"
+        )
     with pytest.raises(qv.QVLensError, match="nothing to edit"):
         world_material(lens, fact, fact.answer)
     with pytest.raises(qv.QVLensError, match="is no object"):
@@ -220,7 +256,9 @@ def test_a_study_of_the_users_own_facts(lens, tmp_path):
     fact, new = _request()
     others = [*world_cases.facts(WORLD, "P641")[1:7], *world_cases.facts(WORLD, "P36")[:4]]
     facts, text = tmp_path / "facts.json", tmp_path / "text.txt"
-    facts.write_text(json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in others]))
+    facts.write_text(
+        json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in others])
+    )
     text.write_text("\n".join(world_material(lens, fact, new).texts[:700]))
     found = qv.study(lens, fact, new, material=file_material(fact, new, facts, text))
     assert len(found.ablation) == 12
