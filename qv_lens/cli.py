@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 from cyclopts import App, Parameter
 
 from qv_lens import __version__
+from qv_lens.editing.editors import HOMES
 from qv_lens.errors import ConfigError, QVLensError, unknown
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ Model = Annotated[
         )
     ),
 ]
+Method = Annotated[str, Parameter(help=f"{', '.join(HOMES)} (in capitals or not).")]
 #: a list: its values follow one another, or each has the option's name in front
 Several = Parameter(consume_multiple=True)
 PresetOf = Annotated[
@@ -362,13 +364,15 @@ def stats(
         the default of its models).
     layers
         Which layers (default: all that can be edited).
-    tokens How many tokens of the text (default: 10 for each neuron of a layer, which is enough; of
+    tokens
+        How many tokens of the text (default: 10 for each neuron of a layer, which is enough; of
         "world" 2,000 documents; 0: all).
     attention
         Also collect what W_O reads.
     max_tokens
         Length to which each text is cut (default: the model's context).
-    out A folder for them (default: the user's cache, where commands look that take the default
+    out
+        A folder for them (default: the user's cache, where commands look that take the default
         text; each layer is computed once).
     """
     import qv_lens as qv
@@ -406,7 +410,7 @@ def edit(
     subject: Subject,
     answer: Answer,
     new: New,
-    method: str = "MEMIT",
+    method: Method = "MEMIT",
     model: Model = "toy-gptj",
     statistics: Path | None = None,
     out: Path | None = None,
@@ -418,10 +422,9 @@ def edit(
 
     Parameters
     ----------
-    method
-        An editor by name, in capitals or not, at the model's preset.
-    statistics Folder made by qv-lens stats (default: C0 over a default text, computed once and kept
-        in $QV_LENS_CACHE or the user's cache).
+    statistics
+        Folder made by qv-lens stats (default: C0 over a default text, computed once and kept in
+        $QV_LENS_CACHE or the user's cache).
     out
         Folder for the patch.
     """
@@ -496,7 +499,8 @@ def evaluate(
         How many cases (0: 34 single edits, a batch, 100 one after another).
     text
         Text for C0, as qv-lens stats takes it.
-    blocks A file of worked examples for multi-hop questions, parted by empty lines (default: the
+    blocks
+        A file of worked examples for multi-hop questions, parted by empty lines (default: the
         bundled world's for its own models, else ACE's five).
     out
         A CSV file for the rows, case by case.
@@ -585,11 +589,13 @@ def tune(
         Which editors (default: all).
     text
         Text for C0, as qv-lens stats takes it.
-    facts How many edits, at least 32: 16 choose the settings, the others tell which of the two best
+    facts
+        How many edits, at least 32: 16 choose the settings, the others tell which of the two best
         is better, and how good it is.
     folder
         Where trials and searches are kept (default: runs/tune- and the model's name).
-    out The file of presets (default: in the user's cache, where presets(model) and --method find
+    out
+        The file of presets (default: in the user's cache, where presets(model) and --method find
         it).
     """
     from datetime import date
@@ -676,8 +682,9 @@ def run(
         Ray workers.
     address
         Address of a running Ray cluster; 'auto' for this machine's.
-    dry_run Print the tasks, the time (from what is finished, or two trial tasks) and the size of
-        the weights; write nothing.
+    dry_run
+        Print the tasks, the time (from what is finished, or two trial tasks) and the size of the
+        weights; write nothing.
     """
     from qv_lens.runs.config import read_config
     from qv_lens.runs.experiment import find_experiment

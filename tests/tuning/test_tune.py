@@ -12,7 +12,8 @@ import torch
 
 import qv_lens as qv
 from qv_lens.editing.closed_form import ClosedForm
-from qv_lens.editing.editors import HOMES, presets
+from qv_lens.editing.editors import editors
+from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.protocols import evaluate
 from qv_lens.models.zoo import n_layers
@@ -29,7 +30,7 @@ TINY = Shape(n_layers=3, first=0, d_mlp=48, depth=1)
 
 def test_every_editor_has_a_grid():
     assert set(GRIDS) == set(presets("toy-gptj"))
-    assert {name.split(".")[0] for name in GRIDS} == set(HOMES)
+    assert {name.split(".")[0] for name in GRIDS} == set(editors())
 
 
 @pytest.mark.parametrize("method", GRIDS)
@@ -40,7 +41,7 @@ def test_every_setting_lies_within_the_model(method, shape):
     settings = grid(method, shape)
     assert 1 <= len(settings) <= 40
     assert len(set(settings)) == len(settings)
-    kind = HOMES[method.split(".")[0]]
+    kind = editors()[method.split(".")[0]]
     for editor in settings:
         assert type(editor) is kind
         for name in ("layer", "layers", "deep_layers", "value_layers", "query_layers"):
