@@ -23,8 +23,8 @@ import pandas as pd
 import torch
 
 import qv_lens as qv
+from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.statistics import Statistics, covariance, enough
-from qv_lens.editing.sweep import search_ahead
 from qv_lens.evaluation.protocols import evaluate, summary, total
 from qv_lens.facts.atlas import edit_case
 from qv_lens.facts.corpora import python_reference

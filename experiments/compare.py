@@ -33,8 +33,9 @@ from qv_lens.editing.kept import default_text, default_texts, kept_covariance
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
+from qv_lens.evaluation.answers import Generation
 from qv_lens.evaluation.cases import DrawnCases, edited_facts
-from qv_lens.evaluation.probes import Generation
+from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.evaluation.protocols import (
     PROTOCOLS,
     check_metrics,
@@ -44,7 +45,6 @@ from qv_lens.evaluation.protocols import (
     usual_metrics,
 )
 from qv_lens.evaluation.protocols import Protocol as ProtocolName
-from qv_lens.evaluation.subset import knowledge
 from qv_lens.facts.corpora import corpus
 from qv_lens.models.lens import Lens
 from qv_lens.plots import method_bars, seconds_bars

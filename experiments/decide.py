@@ -176,7 +176,7 @@ def averaged(frame: pd.DataFrame, part: str) -> pd.DataFrame:
 
 
 def multihop(frame: pd.DataFrame) -> str:
-    """Which metric of two hops and more the rows hold: behind worked examples (MQuAKE's chains),
+    """Which metric of two hops and more the rows hold: after worked examples (MQuAKE's chains),
     else cloze prompts."""
     return "multihop_cot" if (frame["metric"] == "multihop_cot").any() else "multihop_acc"
 

@@ -286,12 +286,12 @@ def comparison() -> str:
         "`experiments/editors.py`; settings: the presets of `qv_lens/editing/presets.py`, chosen "
         "for single edits on 8 facts, one of which the seeds have drawn again; CTP's learning rate "
         "of batches by hand). Percent, mean and in square brackets its 95% interval over the cases "
-        "(Wilson's of shares of 0 and 1, Student's t of other values); seeds draw anew, so of 102 "
+        "(Wilson's of shares of 0 and 1, Student's t of other values); seeds draw again, so of 102 "
         "single edits 99 and of 96 in batches 93 are different facts; fluency is n-gram entropy "
         "times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread "
         "with another job beside it. `_acc`: every token of the answer is the argmax. "
         "`multihop_cot_2`: cases with two edits, `multihop_cot_2h`: of two hops. In round "
-        "brackets: of how many cases (behind a metric: for every method), where not all have such "
+        "brackets: of how many cases (after a metric: for every method), where not all have such "
         "prompts. Only what is printed here was run.",
     ]
     for name, title, metrics in TABLES:

@@ -39,7 +39,7 @@ _HOME = {
     "neuron_ensemble": "attribution.gradients",
     "integrated_gradients": "attribution.gradients",
     "transmission_paths": "attribution.gradients",
-    "ace_official": "attribution.official",
+    "ace_official": "attribution.as_released",
     "locate": "attribution.locate",
     "covariance": "editing.statistics",
     "corpus_statistics": "editing.kept",
@@ -50,7 +50,7 @@ _HOME = {
     "read": "facts.benchmarks",
     "evaluate": "evaluation.protocols",
     "summary": "evaluation.protocols",
-    "known": "evaluation.subset",
+    "known": "evaluation.known_cases",
     "faithfulness": "evaluation.faithfulness",
     "study": "case_study",
     "Study": "case_study",
@@ -67,6 +67,7 @@ if (
     TYPE_CHECKING
 ):  # the same names for type checkers and editors; tests/test_names.py keeps the two lists together
     from qv_lens import plots
+    from qv_lens.attribution.as_released import ace_official
     from qv_lens.attribution.effects import neuron_effects
     from qv_lens.attribution.gradients import (
         integrated_gradients,
@@ -75,7 +76,6 @@ if (
     )
     from qv_lens.attribution.layers import layer_scores
     from qv_lens.attribution.locate import locate
-    from qv_lens.attribution.official import ace_official
     from qv_lens.attribution.projection import interpretable, vocabulary
     from qv_lens.attribution.query import query_layers, query_neurons, qv_graph
     from qv_lens.attribution.value import value_neurons
@@ -87,8 +87,8 @@ if (
     from qv_lens.editing.statistics import Statistics, covariance
     from qv_lens.errors import QVLensError
     from qv_lens.evaluation.faithfulness import faithfulness
+    from qv_lens.evaluation.known_cases import known_facts as known
     from qv_lens.evaluation.protocols import evaluate, summary
-    from qv_lens.evaluation.subset import known_facts as known
     from qv_lens.facts.atlas import atlas
     from qv_lens.facts.benchmarks import read
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase

@@ -42,13 +42,13 @@ from qv_lens.editing.closed_form import ACE, MEMIT
 from qv_lens.editing.edit import edit
 from qv_lens.editing.kept import kept_covariance
 from qv_lens.editing.keys import contexts
+from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.presets import Preset, has_presets, presets
 from qv_lens.editing.statistics import Module, Statistics
-from qv_lens.editing.sweep import search_ahead
 from qv_lens.evaluation.ablation import DROP, ablate, answers, suppress
+from qv_lens.evaluation.answers import first_sentences
 from qv_lens.evaluation.faithfulness import faithfulness
 from qv_lens.evaluation.metrics import correct
-from qv_lens.evaluation.probes import first_sentences
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions

@@ -30,7 +30,7 @@ Cloze = Annotated[
 ]
 Subject = Annotated[str, Parameter(help="What {} stands for.")]
 Answer = Annotated[str, Parameter(help="The true answer.")]
-New = Annotated[str, Parameter(help="What the edit shall make of it.")]
+New = Annotated[str, Parameter(help="The new answer.")]
 Model = Annotated[
     str,
     Parameter(
@@ -431,8 +431,8 @@ def edit(
     import qv_lens as qv
     from qv_lens.editing.edit import check_requests, check_statistics
     from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.layer_by_layer import ClosedForm
     from qv_lens.editing.statistics import Statistics
-    from qv_lens.editing.sweep import ClosedForm
 
     chosen = _preset(method, preset or model)
     editor = chosen.editor
@@ -500,18 +500,18 @@ def evaluate(
     text
         Text for C0, as qv-lens stats takes it.
     blocks
-        A file of worked examples for multi-hop questions, parted by empty lines (default: the
+        A file of worked examples for multi-hop questions, separated by empty lines (default: the
         bundled world's for its own models, else ACE's five).
     out
         A CSV file for the rows, case by case.
     """
     from qv_lens import load
     from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.evaluation.answers import Generation
     from qv_lens.evaluation.cases import edited_facts
-    from qv_lens.evaluation.probes import Generation
+    from qv_lens.evaluation.known_cases import knowledge
     from qv_lens.evaluation.protocols import check_metrics, summary, usual_count, usual_metrics
     from qv_lens.evaluation.protocols import evaluate as measure
-    from qv_lens.evaluation.subset import knowledge
     from qv_lens.facts.files import check_there
     from qv_lens.world.evaluation import cases_of, examples_of
 
@@ -852,7 +852,7 @@ def _spelled(method: str, table: Mapping[str, object]) -> str:
 
 def _tell_knowledge(lens: Lens, fact: Fact) -> None:
     """Say, before anything is done, whether the model knows the fact."""
-    from qv_lens.evaluation.probes import tell
+    from qv_lens.evaluation.answers import tell
 
     knows = tell(lens, [fact])[0].right
     said = lens.generate(fact.text, 8)

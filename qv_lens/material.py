@@ -133,7 +133,7 @@ def file_material(fact: Fact, new: str, facts: str | Path, text: str | Path) -> 
 
     Facts with the fact's own prompt are of its kind (and its neighbours), all others are of other
     kinds.
-    Raises `ConfigError` for a file that cannot be read, `FactError` for a record that is no fact.
+    Raises `ConfigError` for a file that cannot be read, `FactError` for a record that is not a fact.
     """
     read = plain_facts(facts)
     try:

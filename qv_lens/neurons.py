@@ -156,7 +156,7 @@ class NeuronSet:
         return replace(self, frame=self.frame[condition(self.frame)].reset_index(drop=True))
 
     def layer(self, layer: int) -> NeuronSet:
-        """The units of one layer. Raises `ConfigError` for what is no layer's number."""
+        """The units of one layer. Raises `ConfigError` for what is not a layer's number."""
         if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)):
             raise ConfigError(f"A layer is a number, got {layer!r}.")
         return self.where(lambda frame: frame["layer"] == layer)
@@ -228,7 +228,7 @@ class NeuronSet:
 
 
 def check_set(neurons: object) -> None:
-    """Raise `ConfigError` for what is no NeuronSet."""
+    """Raise `ConfigError` for what is not a NeuronSet."""
     if not isinstance(neurons, NeuronSet):
         raise ConfigError(
             "Neurons come as a NeuronSet, by hand NeuronSet.of([(layer, neuron), ...]); got "

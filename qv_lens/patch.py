@@ -223,7 +223,7 @@ class Patch:
             module = modules.get(f"{layer}.{name}")
             if module is None or not name.startswith("W_"):
                 why = (
-                    "is no weight matrix"
+                    "is not a weight matrix"
                     if module
                     else "has no module name (patches made by qv.edit have)"
                 )

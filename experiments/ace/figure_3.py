@@ -54,7 +54,7 @@ def values_after_queries(frame: pd.DataFrame) -> Verdict:
     back = {-lag: float((query[lag:] * count[: n - lag]).mean()) for lag in range(1, n // 3 + 1)}
     lag, best = max({**lags, **back}.items(), key=lambda item: item[1])
     told = (
-        f"largest correlation {best:.2f} at lag {lag} (value counts behind query scores); Eq. 10 is "
+        f"largest correlation {best:.2f} at lag {lag} (value counts after query scores); Eq. 10 is "
         f"positive in {(raw > 0).sum()} of {n} layers"
     )
     return told, HOLDS if lag in (1, 2) and best > 0.5 else FAILS if lag <= 0 else OPEN
@@ -105,7 +105,7 @@ def invariance(frame: pd.DataFrame) -> Verdict:
 CLAIMS = (
     Claim(
         source="ACE, Figure 3",
-        words="value neurons accumulate one or two layers behind peaks of the query layers",
+        words="value neurons accumulate one or two layers after peaks of the query layers",
         statistic=(
             "lag of the largest cross-correlation between query scores and value-neuron counts, "
             "two-hop prompts"

@@ -35,7 +35,7 @@ from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.projection import interpretable as holds_answer
 from qv_lens.attribution.projection import surface_forms
 from qv_lens.attribution.value import value_neurons
-from qv_lens.evaluation.subset import knowledge
+from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.models.interventions import Zero
 from qv_lens.models.lens import Lens
 from qv_lens.models.units import random_neurons

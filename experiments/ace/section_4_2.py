@@ -21,7 +21,7 @@ from experiments.decide import FAILS, HOLDS, OPEN, Claim, Verdict, lost
 from experiments.models import TOYS
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.evaluation.ablation import suppress
-from qv_lens.evaluation.subset import knowledge
+from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.models.lens import Lens
 from qv_lens.plots import counts
 

@@ -26,7 +26,7 @@ from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.query import query_layers
 from qv_lens.attribution.value import value_neurons
 from qv_lens.evaluation.intervals import student
-from qv_lens.evaluation.subset import knowledge
+from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.categories import RELATED
 from qv_lens.models.lens import Lens
 from qv_lens.plots import category_heatmap

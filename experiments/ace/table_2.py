@@ -1,4 +1,4 @@
-"""ACE, Table 2: multi-hop accuracy (any of three questions, behind worked chains of thought) by
+"""ACE, Table 2: multi-hop accuracy (any of three questions, after worked chains of thought) by
 number of edits. Base is the column `before`: old answers on the unedited model.
 
     qv-lens run experiments/ace/table_2.py

@@ -21,7 +21,7 @@ from experiments.models import TOYS
 from experiments.prompts import asked, check_asked
 from qv_lens.attribution.layers import by_token
 from qv_lens.evaluation.intervals import UNBOUNDED
-from qv_lens.evaluation.subset import knowledge
+from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.lens import Lens
 from qv_lens.plots import token_bars
@@ -86,14 +86,14 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def converging_tokens(frame: pd.DataFrame) -> Verdict:
-    """The token behind the subject and the last one, each against the mean of all other tokens."""
+    """The token after the subject and the last one, each against the mean of all other tokens."""
     whole = frame.assign(total=frame["ffn"] + frame["attn"])
     named = whole["place"].where(whole["place"].isin(("first behind it", "last")), "others")
     table = whole.pivot_table(index="prompt", columns=named, values="total", aggfunc="mean")
     lines, verdicts = [], []
     for place in ("first behind it", "last"):
         gap = difference(table[place], table["others"], UNBOUNDED)
-        where = "last token" if place == "last" else "behind the subject"
+        where = "last token" if place == "last" else "after the subject"
         lines.append(f"{where} − others {gap.mean:+.2f} {gap.spread(digits=2)} nats")
         verdicts.append(decided(gap))
     return f"{'; '.join(lines)} ({gap.cases} prompts)", together(verdicts)
@@ -107,7 +107,7 @@ CLAIMS = (
             "between"
         ),
         statistic=(
-            "importance behind the subject and at the last token, each minus the mean of all other "
+            "importance after the subject and at the last token, each minus the mean of all other "
             "tokens"
         ),
         decide=converging_tokens,

@@ -21,7 +21,7 @@ from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.projection import interpretable, vocabulary
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
-from qv_lens.evaluation.subset import knowledge
+from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.models.lens import Lens
 from qv_lens.plots import vocabulary_table
 

@@ -18,7 +18,7 @@ from experiments.models import TOYS
 from experiments.prompts import asked, at_least, check_asked, pool
 from qv_lens.attribution.gradients import NodeScore, transmission_paths
 from qv_lens.errors import ConfigError
-from qv_lens.evaluation.subset import knowledge
+from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.models.lens import Lens
 from qv_lens.plots import node_lines

@@ -9,8 +9,8 @@
 2. Documents of the world are packed into rows; attention never crosses from one document into
    another. The loss counts the answers' tokens fully and all others at 5%.
 3. In half of the batches of short documents (37% of the steps) a part of attention is hidden while
-   training: behind a subject, only its last token can be read, and that only from layer `cut` on
-   (`cut` drawn anew each time, up to half of the layers). So a fact has to be looked up at the
+   training: after a subject, only its last token can be read, and that only from layer `cut` on
+   (`cut` drawn again each time, up to half of the layers). So a fact has to be looked up at the
    subject's last token in lower layers, where the papers edit, as real models do. The architecture
    is untouched: at inference nothing is hidden.
 4. Muon (hidden matrices) and AdamW (all else), learning rate warmed up, held, and brought down to 0
@@ -155,7 +155,7 @@ class Batch:
     doc: torch.Tensor
     sentence: torch.Tensor
     subject: torch.Tensor  # 1: inside the subject, 2: its last token
-    after: torch.Tensor  # behind the subject, same sentence
+    after: torch.Tensor  # after the subject, same sentence
 
     def to(self, device: str) -> Batch:
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.setting import Over, Rows, Setting, Target, check_over, setting
+from qv_lens.attribution.setting import Over, Setting, Target, TraceRows, check_over, setting
 from qv_lens.attribution.value import check_top, grouped, ranked
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
@@ -66,7 +66,7 @@ def neuron_effects(
         )
     task = setting(lens, records, target=target)
     trace = task.trace if positions == "last" else lens.trace(task.trace.facts, positions)
-    rows = Rows(lens, trace, task.sequence)
+    rows = TraceRows(lens, trace, task.sequence)
     m = torch.stack([at_least_float32(layer) for layer in trace.m])
     scores = m * _gradients(task, trace)
     groups = rows.groups(over)

@@ -195,7 +195,7 @@ def _spread(delta: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Moments:
+class SeriesSums:
     """Result of `log_sums_by_moments`: the sums, and which pairs had to be done exactly."""
 
     value: Float[Tensor, "problem neuron"]
@@ -208,7 +208,7 @@ def log_sums_by_moments(
     budget: int | None = None,
     order: int = 4,
     tolerance: float = 1e-6,
-) -> Moments:
+) -> SeriesSums:
     """`log_sums` to `tolerance`, by moments of G under p up to an even `order`; exact where the
     bound says no.
 
@@ -246,7 +246,7 @@ def log_sums_by_moments(
     fallback = ~(error < tolerance) | (error.isnan())
     if fallback.any():
         value = torch.where(fallback, log_sums(V, task, budget, fallback), value)
-    return Moments(value, fallback)
+    return SeriesSums(value, fallback)
 
 
 def bounds(V: Float[Tensor, "neuron d_model"], task: Problems) -> Float[Tensor, "problem neuron"]:

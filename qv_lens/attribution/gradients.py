@@ -23,8 +23,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -85,7 +87,7 @@ def neuron_ensemble(
     vectors = [name for name in parameters if not name.startswith("W_")]
     if vectors:
         raise ConfigError(
-            f"{vectors[0]!r} is no weight matrix: a neuron of KNE is a column of W_out, W_in, "
+            f"{vectors[0]!r} is not a weight matrix: a neuron of KNE is a column of W_out, W_in, "
             "W_gate, W_O, W_Q, W_K or W_V."
         )
     if axis not in ("column", "row"):
@@ -217,125 +219,172 @@ def integrated_gradients(
     `rule='easyedit'`: what EasyEdit runs. It scales what the non-linearity reads (not m), on a grid
     from 0 to 1 with both ends; later tokens of an answer follow what the model itself would say,
     and their scores are averaged."""
-    if steps < 1 + (rule == "easyedit"):
-        raise ConfigError(f"steps must be at least {1 + (rule == 'easyedit')}, got {steps}.")
     if rule not in ("paper", "easyedit"):
         raise unknown("Rule", rule, ("paper", "easyedit"))
+    least = 2 if rule == "easyedit" else 1
+    if steps < least:
+        raise ConfigError(f"steps must be at least {least}, got {steps}.")
     check_top(top)
     facts = targets(records)
-    prompts = lens.tokenize(facts)
-    where = [(p, i) for p, prompt in enumerate(prompts) for i in prompt.positions("answer")]
-    forced = [
-        prompt.answer if rule == "paper" else greedy_tokens(lens, fact, len(prompt.answer) - 1)
-        for fact, prompt in zip(facts, prompts, strict=True)
-    ]
-    rows = [(*prompts[p].ids, *forced[p][: i - prompts[p].last]) for p, i in where]
-    token = torch.tensor(
-        [prompts[p].answer[i - prompts[p].last] for p, i in where], device=lens.device
-    )
-    owner = torch.tensor([p for p, _ in where], device=lens.device)
-    ends = [prompts[p].last for p, _ in where]
-    last = torch.tensor([len(row) - 1 for row in rows], device=lens.device)
-    whole = torch.float64
-    grid = (
-        torch.arange(1, steps + 1, dtype=whole) / steps
-        if rule == "paper"
-        else torch.linspace(0, 1, steps, dtype=whole)
-    )
-    site = lens.backend_adapter.coefficient if rule == "paper" else lens.backend_adapter.pre
+    asked = _answer_rows(lens, facts, rule)
+    grid = _shares(steps, rule)
+    backend = lens.backend_adapter
+    site_of = backend.coefficient if rule == "paper" else backend.pre
+    count = torch.bincount(asked.owner)[:, None]
     frames = []
     start: Start | None = None
-    for layer in tqdm(
-        range(lens.n_layers), desc="integrated gradients", unit="layer", delay=2, leave=False
-    ):
+    layers = range(lens.n_layers)
+    for layer in tqdm(layers, desc="integrated gradients", unit="layer", delay=2, leave=False):
+        site = site_of(layer)
         with torch.no_grad():  # scaling a layer changes nothing in front of it
-            stream = lens.stream(rows, layer, start=start, last=ends)
+            stream = lens.stream(asked.rows, layer, start=start, last=asked.ends)
             start = layer, stream
-            scaled = _value_at(lens, rows, layer, site(layer), start, ends, last)
-        gradient = _path_gradient(lens, rows, site(layer), scaled, start, ends, last, token, grid)
-        score = torch.zeros(len(facts), lens.d_mlp, dtype=scaled.dtype, device=scaled.device)
-        score.index_add_(0, owner, scaled * gradient / steps)
-        count = torch.bincount(owner)[:, None]
+            value = _value_at(lens, asked, layer, site, start)
+        gradient = _path_gradient(lens, asked, site, value, start, grid)
+        score = asked.by_fact(value * gradient / steps, len(facts))
         if rule == "easyedit":
             score /= count
-        mean = torch.zeros_like(score).index_add_(0, owner, scaled) / count
-        for p in range(len(facts)):
-            columns = {"prompt": p, "unit": "ffn", "layer": layer, "neuron": range(lens.d_mlp)}
-            frames.append(
-                pd.DataFrame(
-                    {
-                        **columns,
-                        "coefficient": mean[p].cpu().numpy(),
-                        "score": score[p].cpu().numpy(),
-                    }
-                )
-            )
-    frame = pd.concat(frames, ignore_index=True).sort_values(
-        ["prompt", "score"], ascending=[True, False], kind="stable"
-    )
+        coefficient = asked.by_fact(value, len(facts)) / count
+        frames.append(_neurons_of_layer(layer, coefficient, score))
+    frame = pd.concat(frames, ignore_index=True)
+    frame = frame.sort_values(["prompt", "score"], ascending=[True, False], kind="stable")
     settings = {"method": "integrated gradients", "steps": steps, "rule": rule}
-    found = NeuronSet(frame.reset_index(drop=True), {**lens.label, **settings})
-    return found if top is None else found.top(top)
+    neurons = NeuronSet(frame.reset_index(drop=True), {**lens.label, **settings})
+    return neurons if top is None else neurons.top(top)
+
+
+@dataclass(frozen=True)
+class _AnswerRows:
+    """The answers' tokens, a row each: what is read before the token, teacher forced."""
+
+    rows: list[tuple[int, ...]]
+    """Token ids up to the one that predicts."""
+    token: Int[Tensor, " row"]
+    """The token whose probability is attributed."""
+    owner: Int[Tensor, " row"]
+    """Which fact it belongs to."""
+    ends: list[int]
+    """Where the fact's prompt ends."""
+    last: Int[Tensor, " row"]
+    """Where the row ends."""
+
+    def by_fact(
+        self, values: Float[Tensor, "row d_mlp"], facts: int
+    ) -> Float[Tensor, "fact d_mlp"]:
+        """Rows added up by fact."""
+        sums = torch.zeros(facts, values.shape[1], dtype=values.dtype, device=values.device)
+        return sums.index_add_(0, self.owner, values)
+
+
+def _answer_rows(lens: Lens, facts: Sequence[Fact], rule: IGRule) -> _AnswerRows:
+    """What is asked of each fact: its answer token by token, after its own tokens (or, as EasyEdit
+    runs it, after those that the model itself would say)."""
+    rows, tokens, owners, ends = [], [], [], []
+    for owner, (fact, prompt) in enumerate(zip(facts, lens.tokenize(list(facts)), strict=True)):
+        forced = prompt.answer
+        if rule == "easyedit":
+            forced = tuple(greedy_tokens(lens, fact, len(prompt.answer) - 1))
+        for position in prompt.positions("answer"):
+            place = position - prompt.last
+            rows.append((*prompt.ids, *forced[:place]))
+            tokens.append(prompt.answer[place])
+            owners.append(owner)
+            ends.append(prompt.last)
+    last = [len(row) - 1 for row in rows]
+    device = lens.device
+    return _AnswerRows(
+        rows,
+        torch.tensor(tokens, device=device),
+        torch.tensor(owners, device=device),
+        ends,
+        torch.tensor(last, device=device),
+    )
+
+
+def _shares(steps: int, rule: IGRule) -> Float[Tensor, " step"]:
+    """The shares of its value at which a site is read: 1/m to 1, or (EasyEdit) 0 to 1."""
+    if rule == "easyedit":
+        return torch.linspace(0, 1, steps, dtype=torch.float64)
+    return torch.arange(1, steps + 1, dtype=torch.float64) / steps
+
+
+def _neurons_of_layer(
+    layer: int, coefficient: Float[Tensor, "fact d_mlp"], score: Float[Tensor, "fact d_mlp"]
+) -> pd.DataFrame:
+    """A row for each fact and neuron."""
+    facts, width = score.shape
+    return pd.DataFrame(
+        {
+            "prompt": np.repeat(np.arange(facts), width),
+            "unit": "ffn",
+            "layer": layer,
+            "neuron": np.tile(np.arange(width), facts),
+            "coefficient": coefficient.flatten().cpu().numpy(),
+            "score": score.flatten().cpu().numpy(),
+        }
+    )
 
 
 def _value_at(
-    lens: Lens,
-    rows: Sequence[Sequence[int]],
-    layer: int,
-    site: str,
-    start: Start,
-    ends: Sequence[int],
-    last: Tensor,
+    lens: Lens, asked: _AnswerRows, layer: int, site: str, start: Start
 ) -> Float[Tensor, "row d_mlp"]:
     """A site's value at each row's last token."""
     kept: list[Tensor] = []
-    lens.stream(rows, layer + 1, [(site, kept.append)], start, last=ends)
-    return at_least_float32(kept[0][torch.arange(len(rows), device=last.device), last])
+    lens.stream(asked.rows, layer + 1, [(site, kept.append)], start, last=asked.ends)
+    row = torch.arange(len(asked.rows), device=asked.last.device)
+    return at_least_float32(kept[0][row, asked.last])
 
 
 def _path_gradient(
     lens: Lens,
-    rows: Sequence[Sequence[int]],
+    asked: _AnswerRows,
     site: str,
     value: Float[Tensor, "row d_mlp"],
     start: Start,
-    ends: Sequence[int],
-    last: Int[Tensor, " row"],
-    token: Int[Tensor, " row"],
     grid: Float[Tensor, " step"],
 ) -> Float[Tensor, "row d_mlp"]:
     """sum over the grid of dP(token)/dvalue where the site is set to a share of its value at each
     row's last token."""
-    layer, stream = start
+    count = len(asked.rows)
     gradient = torch.zeros_like(value)
-    together = max(1, ROWS // len(rows))  # steps in one pass
+    together = max(1, ROWS // count)  # steps in one pass
     for shares in grid.to(value).split(together):
         copies = len(shares)
-        index = torch.arange(copies * len(rows), device=value.device)
-        where_last = last.repeat(copies)
         with torch.enable_grad():
             leaf = (value * shares[:, None, None]).flatten(0, 1).requires_grad_(True)
-
-            def scale(
-                x: Tensor, leaf: Tensor = leaf, index: Tensor = index, last: Tensor = where_last
-            ) -> Tensor:
-                out = x.clone()
-                out[index, last] = leaf.to(x.dtype)
-                return out
-
-            below = stream.repeat(copies, 1, 1)
-            out = lens.stream(
-                list(rows) * copies,
-                lens.n_layers,
-                [(site, scale)],
-                (layer, below),
-                last=list(ends) * copies,
-            )
-            logits = at_least_float32(lens.read_out(out[index, where_last]))
-            p = logits.softmax(-1)[index, token.repeat(copies)]
+            p = _probabilities(lens, asked, site, leaf, start, copies)
             (each,) = torch.autograd.grad(p.sum(), leaf)
-        gradient += each.unflatten(0, (copies, len(rows))).sum(0)
+        gradient += each.unflatten(0, (copies, count)).sum(0)
     return gradient
+
+
+def _probabilities(
+    lens: Lens,
+    asked: _AnswerRows,
+    site: str,
+    leaf: Float[Tensor, "copy_row d_mlp"],
+    start: Start,
+    copies: int,
+) -> Float[Tensor, " copy_row"]:
+    """P(token) of every copy of the rows, the site set to `leaf` at its last token."""
+    layer, stream = start
+    last = asked.last.repeat(copies)
+    row = torch.arange(len(leaf), device=leaf.device)
+
+    def put(x: Tensor) -> Tensor:
+        out = x.clone()
+        out[row, last] = leaf.to(x.dtype)
+        return out
+
+    final = lens.stream(
+        asked.rows * copies,
+        lens.n_layers,
+        [(site, put)],
+        (layer, stream.repeat(copies, 1, 1)),
+        last=asked.ends * copies,
+    )
+    logits = at_least_float32(lens.read_out(final[row, last]))
+    return logits.softmax(-1)[row, asked.token.repeat(copies)]
 
 
 def transmission_paths(

@@ -60,7 +60,7 @@ class Layers:
         """The best layers for an edit at the subject's last token: (value layers, query layers),
         each ascending.
 
-        Value layers lie below the model's last layer, behind whose attention nothing reads the
+        Value layers lie below the model's last layer, after whose attention nothing reads the
         subject. Query layers lie below the highest value layer and are not value layers themselves.
         None lies below `first`."""
         top = max(self.value)

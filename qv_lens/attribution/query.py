@@ -31,7 +31,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.setting import Over, Rows, check_over
+from qv_lens.attribution.setting import Over, TraceRows, check_over
 from qv_lens.attribution.value import AT_POSITIONS, Unit, check_top, grouped, ranked, units_of
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
@@ -113,7 +113,7 @@ def queries_of(
             )
         last = [prompt.last for prompt in trace.prompts]
         return ranked(
-            Rows(lens, trace),
+            TraceRows(lens, trace),
             unit,
             _by_prompt(trace, scores),
             _by_prompt(trace, m),
@@ -121,11 +121,11 @@ def queries_of(
             settings,
             last=last,
         )
-    groups = Rows(lens, trace).groups(over)
+    groups = TraceRows(lens, trace).groups(over)
     sizes = torch.bincount(groups)[:, None].to(m[0])
     totals, means = (torch.stack([grouped(x, groups) for x in parts]) for parts in (scores, m))
     last = trace.positions.tolist() if unit in AT_POSITIONS else None
-    return ranked(Rows(lens, trace), unit, totals, means / sizes, top, settings, over, last)
+    return ranked(TraceRows(lens, trace), unit, totals, means / sizes, top, settings, over, last)
 
 
 @torch.no_grad()
@@ -294,68 +294,73 @@ def targets_of(
         )
     if subkey not in (None, "linear", "gate", "up"):
         raise unknown("Subkey", subkey, ("linear", "gate", "up"))
-    reads_attention = value.unit == "attn_neuron"
-    if not reads_attention:
-        check_ffn(lens, value)
-    given = lens.traced(facts, "all" if reads_attention else positions, attention=attention)
-    whole = [p for prompt in given.prompts for p in prompt.positions("all")]
-    trace = (
-        lens.trace(list(given.facts), "all")
-        if reads_attention and given.positions.tolist() != whole
-        else given
-    )
-    computed, here = value.settings.get("positions"), trace.positions.tolist()
-    texts, of = [prompt.text for prompt in trace.prompts], value.settings.get("texts")
-    ranked_apart = {
-        int(p) for p in value.frame["prompt"].unique() if p >= 0
-    }  # sets summed over prompts go with any
-    for p, text in enumerate(texts):
-        if of is not None and p in ranked_apart and p < len(of) and of[p] != text:
-            raise ConfigError(
-                f"The value neurons of prompt {p} were computed for {of[p]!r}, asked is {text!r}: "
-                "give both the same facts, or ask for one set everywhere (value.union())."
-            )
-    if (
-        not reads_attention
-        and computed is not None
-        and of is not None
-        and of[: len(texts)] == texts
-        and computed[: len(here)] != here
-    ):
-        raise ConfigError(
-            f"The value neurons were computed at positions {computed}, the queries are asked for at "
-            f"{here}: give both the same trace, or the same positions=."
-        )
-    several = len(trace.prompt) != len(trace.prompts)
-    if not reads_attention and several and value.settings.get("ranked") != "positions":
-        raise ConfigError(
-            "The trace holds several positions of a prompt, the value neurons belong to none of "
-            "them (a whole answer, a set): trace at one position, or rank the value neurons with "
-            "positions='all'."
-        )
     if method == "grad" and subkey is not None:
         raise ConfigError(
             "method='grad' goes through gate and up as they are: subkey= is for 'share' and "
             "'inner_product'."
         )
-    table = pd.concat(
-        [_best(value, trace, p, targets) for p in range(len(trace.prompts))], ignore_index=True
-    )
-    keys = torch.zeros(
-        len(table),
-        lens.d_model,
-        dtype=at_least_float32(trace.resid).dtype,
-        device=trace.resid.device,
-    )
-    own = {name: torch.zeros_like(trace.resid[:-1], dtype=keys.dtype) for name in ("ffn", "attn")}
+    reads_attention = value.unit == "attn_neuron"
+    if not reads_attention:
+        check_ffn(lens, value)
+    trace = _traced(lens, facts, positions, attention, reads_attention)
+    _check_same_prompts(value, trace, reads_attention)
+    best = [_best(value, trace, p, targets) for p in range(len(trace.prompts))]
+    table = pd.concat(best, ignore_index=True)
+    dtype = at_least_float32(trace.resid).dtype
+    keys = torch.zeros(len(table), lens.d_model, dtype=dtype, device=trace.resid.device)
+    own = {name: torch.zeros_like(trace.resid[:-1], dtype=dtype) for name in ("ffn", "attn")}
+    written_by = own["attn" if reads_attention else "ffn"]
     for layer, group in table.groupby("layer"):
         index = torch.tensor(group.index.to_numpy(), device=keys.device)
         rows = torch.tensor(group["row"].to_numpy(), device=keys.device)
         keys[index] = _keys(
             lens, trace, int(layer), rows, group, method, subkey, reads_attention, key_of
         )
-        own["attn" if reads_attention else "ffn"][int(layer)].index_add_(0, rows, keys[index])
+        written_by[int(layer)].index_add_(0, rows, keys[index])
     return Reader(trace, table, keys, own, lens.backend_adapter.parallel, reads_attention)
+
+
+def _traced(
+    lens: Lens, facts: Facts | Trace, positions: Positions, attention: bool, reads_attention: bool
+) -> Trace:
+    """The pass; of attention neurons at every position, from which they read."""
+    if not reads_attention:
+        return lens.traced(facts, positions, attention=attention)
+    given = lens.traced(facts, "all", attention=attention)
+    every = [place for prompt in given.prompts for place in prompt.positions("all")]
+    return given if given.positions.tolist() == every else lens.trace(list(given.facts), "all")
+
+
+def _check_same_prompts(value: NeuronSet, trace: Trace, reads_attention: bool) -> None:
+    """Raise `ConfigError` for value neurons of other prompts, or of other positions in them."""
+    texts = [prompt.text for prompt in trace.prompts]
+    theirs: list[str] = value.settings.get("texts") or []
+    # sets summed over prompts go with any
+    ranked_apart = {int(p) for p in value.frame["prompt"].unique() if p >= 0}
+    for p, text in enumerate(texts):
+        if p in ranked_apart and p < len(theirs) and theirs[p] != text:
+            raise ConfigError(
+                f"The value neurons of prompt {p} were computed for {theirs[p]!r}, asked is "
+                f"{text!r}: give both the same facts, or ask for one set everywhere "
+                "(value.union())."
+            )
+    if reads_attention:
+        return
+    here = trace.positions.tolist()
+    computed = value.settings.get("positions")
+    same_prompts = theirs[: len(texts)] == texts
+    if computed is not None and same_prompts and computed[: len(here)] != here:
+        raise ConfigError(
+            f"The value neurons were computed at positions {computed}, the queries are asked for at "
+            f"{here}: give both the same trace, or the same positions=."
+        )
+    several = len(trace.prompt) != len(trace.prompts)
+    if several and value.settings.get("ranked") != "positions":
+        raise ConfigError(
+            "The trace holds several positions of a prompt, the value neurons belong to none of "
+            "them (a whole answer, a set): trace at one position, or rank the value neurons with "
+            "positions='all'."
+        )
 
 
 def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataFrame:
@@ -479,7 +484,7 @@ def _safe(I: Tensor, divisor: Tensor) -> Tensor:
 def _by_prompt(
     trace: Trace, parts: list[Float[Tensor, "row unit"]]
 ) -> Float[Tensor, "layer prompt key_unit"]:
-    """Rows of all positions as one (position, unit) axis per prompt, padded with zeros."""
+    """TraceRows of all positions as one (position, unit) axis per prompt, padded with zeros."""
     longest = int(trace.positions.max()) + 1
     stacked = torch.stack(parts)
     out = stacked.new_zeros(len(parts), len(trace.prompts), longest, stacked.shape[2])

@@ -49,7 +49,7 @@ MOMENTS_ORDER, MOMENTS_TOLERANCE = 4, 1e-6
 
 
 @dataclass(frozen=True)
-class Rows:
+class TraceRows:
     """How the rows of a trace (positions of prompts) are added up and named. `sequence`: a prompt's
     rows belong together."""
 
@@ -118,9 +118,9 @@ class Setting:
     """Bytes for the largest intermediate (None: half of what is free)."""
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> TraceRows:
         """How scores are added up and named."""
-        return Rows(self.lens, self.trace, self.sequence)
+        return TraceRows(self.lens, self.trace, self.sequence)
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -260,7 +260,7 @@ class Setting:
         of: Tensor,
         task: Problems,
     ) -> None:
-        """Score anew the pairs that nearly cancel the stream: there the closed form subtracts what
+        """Score again the pairs that nearly cancel the stream: there the closed form subtracts what
         is nearly equal."""
         x, sign = self.x(layer, kind), -1.0 if self.base == "loo_final" else 1.0
         for q, k in _cancels(task).nonzero().tolist():
@@ -361,7 +361,7 @@ def setting(
         text = trace.prompts[int(trace.prompt[same][0])].text
         raise ConfigError(
             f"A contrast compares two first tokens; both of {target} begin with "
-            f"{lens.token_label(int(token[same][0]))!r} behind {text!r}."
+            f"{lens.token_label(int(token[same][0]))!r} after {text!r}."
         )
     return Setting(
         lens, trace, token, Readout.of(lens, trace, norm), base, against, sequence, memory_budget
@@ -369,7 +369,7 @@ def setting(
 
 
 def _plain_target(target: Any) -> Target:
-    """Any integer as an int. Raises `ConfigError` for what is no target."""
+    """Any integer as an int. Raises `ConfigError` for what is not a target."""
     if isinstance(target, tuple) and len(target) == 2:
         return _plain_target(target[0]), _plain_target(target[1])  # type: ignore[return-value]
     if isinstance(target, str):

@@ -34,9 +34,9 @@ from qv_lens.attribution.setting import (
     Kind,
     Method,
     Over,
-    Rows,
     Setting,
     Target,
+    TraceRows,
     check_moments,
     check_over,
     setting,
@@ -317,7 +317,7 @@ def _padded(task: Setting, width: int, keys: int) -> Bool[Tensor, "row key_unit"
 def grouped(
     scores: Float[Tensor, "row unit"], groups: Int[Tensor, " row"]
 ) -> Float[Tensor, "group unit"]:
-    """Rows added up by group."""
+    """TraceRows added up by group."""
     if len(groups) == int(groups.max()) + 1:
         return scores
     out = scores.new_zeros(int(groups.max()) + 1, scores.shape[1])
@@ -358,7 +358,7 @@ def certified_top(
 
 
 def _certified(J: Tensor, found: Tensor, done: int, k: int) -> bool:
-    """Whether no unit behind the first `done` can be among the k best (-inf: a unit that does not
+    """Whether no unit after the first `done` can be among the k best (-inf: a unit that does not
     exist)."""
     real = int((-torch.inf < J).sum())
     k = min(k, real)
@@ -371,7 +371,7 @@ def _certified(J: Tensor, found: Tensor, done: int, k: int) -> bool:
 
 
 def ranked(
-    rows: Rows,
+    rows: TraceRows,
     unit: Unit,
     scores: Float[Tensor, "layer group unit"],
     m: Float[Tensor, "layer group unit"],
@@ -382,48 +382,69 @@ def ranked(
 ) -> NeuronSet:
     """The highest-scored units of each group as a NeuronSet. `last`: each group is a prompt, its
     unit axis runs over positions too, and this is the last one that exists."""
-    heads, channels = rows.lens.backend_adapter.cfg.n_heads, rows.trace.z.shape[2]
-    width = {"ffn": rows.lens.d_mlp, "head": heads, "head_position": heads}.get(unit, channels)
     if scores.isnan().any():
         raise ConfigError(
             "Some scores are not a number: the weights, the coefficients or the value scores are "
             "not finite."
         )
+    width = _width(rows, unit)
     if last is not None:  # shorter prompts are padded with positions that do not exist
         key = torch.arange(scores.shape[2], device=scores.device) // width
-        scores = scores.masked_fill(
-            key > torch.tensor(last, device=key.device)[:, None], -torch.inf
-        )
-    flat, coefficients = rearrange(scores, "l g u -> g (l u)"), rearrange(m, "l g u -> g (l u)")
-    k = flat.shape[1] if top is None else min(top, flat.shape[1])
-    values, index = flat.sort(dim=1, descending=True, stable=True)
-    frames = []
+        ends = torch.tensor(last, device=key.device)[:, None]
+        scores = scores.masked_fill(key > ends, -torch.inf)
     labels = rows.labels(over) if last is None else [{"prompt": i} for i in range(len(last))]
     if "position" in labels[0]:
         settings = {**settings, "ranked": "positions"}
+    flat = rearrange(scores, "l g u -> g (l u)")
+    coefficients = rearrange(m, "l g u -> g (l u)")
+    k = flat.shape[1] if top is None else min(top, flat.shape[1])
+    values, order = flat.sort(dim=1, descending=True, stable=True)
+    frames = []
     for g, label in enumerate(labels):
-        chosen = index[g, :k].cpu()
-        neuron, key = chosen % scores.shape[2] % width, chosen % scores.shape[2] // width
-        columns = {
-            **label,
-            "unit": "head" if unit == "head_position" else unit,
-            "layer": (chosen // scores.shape[2]).numpy(),
-        }
-        columns |= {"neuron": neuron.numpy()}
-        if unit != "ffn":
-            columns["head"] = (neuron if "head" in unit else neuron // (channels // heads)).numpy()
-        if last is not None:
-            ids = rows.trace.prompts[g].ids
-            columns |= {
-                "position": key.numpy(),
-                "token": [rows.lens.token_label(ids[i]) if i < len(ids) else "" for i in key],
-            }
-        columns |= {
-            "coefficient": coefficients[g].cpu()[chosen].numpy(),
-            "score": values[g, :k].cpu().numpy(),
-        }
+        chosen = order[g, :k].cpu()
+        columns = {**label, **_places(rows, unit, chosen, scores.shape[2], g, last is not None)}
+        columns["coefficient"] = coefficients[g].cpu()[chosen].numpy()
+        columns["score"] = values[g, :k].cpu().numpy()
         frame = pd.DataFrame(columns)
         frames.append(frame[frame["score"] > -torch.inf])
-    first = ["prompt", "unit", "layer", "neuron"]
     frame = pd.concat(frames, ignore_index=True)
-    return NeuronSet(frame[[*first, *(c for c in frame.columns if c not in first)]], settings)
+    first = ["prompt", "unit", "layer", "neuron"]
+    others = [column for column in frame.columns if column not in first]
+    return NeuronSet(frame[[*first, *others]], settings)
+
+
+def _width(rows: TraceRows, unit: Unit) -> int:
+    """Units of a layer (at one position)."""
+    heads = rows.lens.backend_adapter.cfg.n_heads
+    widths = {"ffn": rows.lens.d_mlp, "head": heads, "head_position": heads}
+    return widths.get(unit, rows.trace.z.shape[2])
+
+
+def _places(
+    rows: TraceRows,
+    unit: Unit,
+    chosen: Int[Tensor, " k"],
+    per_layer: int,
+    prompt: int,
+    by_key: bool,
+) -> dict[str, Any]:
+    """Where units lie, by their place on the axis of layers and units: `unit, layer, neuron`, the
+    head of attention's, and the position that they read."""
+    width = _width(rows, unit)
+    neuron = chosen % per_layer % width
+    places: dict[str, Any] = {
+        "unit": "head" if unit == "head_position" else unit,
+        "layer": (chosen // per_layer).numpy(),
+        "neuron": neuron.numpy(),
+    }
+    if unit in ("head", "head_position"):
+        places["head"] = neuron.numpy()
+    elif unit != "ffn":
+        heads = rows.lens.backend_adapter.cfg.n_heads
+        places["head"] = (neuron // (rows.trace.z.shape[2] // heads)).numpy()
+    if by_key:
+        key = chosen % per_layer // width
+        ids = rows.trace.prompts[prompt].ids
+        places["position"] = key.numpy()
+        places["token"] = [rows.lens.token_label(ids[i]) if i < len(ids) else "" for i in key]
+    return places

@@ -1,4 +1,4 @@
-"""LoRA and AdaLoRA: low-rank factors beside the weights, trained (`gradient.train`) and merged at
+"""LoRA and AdaLoRA: low-rank factors beside the weights, trained (`fine_tuning.train`) and merged at
 the end.
 
 1. W + A diag(E) B, dropout on the input; E is alpha / rank in LoRA, trained in AdaLoRA. LoRA's A
@@ -13,15 +13,16 @@ Sources: LoRA: Hu et al. 2022; AdaLoRA: Zhang et al. 2023, PEFT 0.21; EasyEdit's
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qv_lens.editing.edit import Deltas, Job
-from qv_lens.editing.gradient import Key, nll, train
+from qv_lens.editing.fine_tuning import Key, nll, train
 from qv_lens.errors import EditError
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.lens import Lens
@@ -50,27 +51,19 @@ class LoRA:
     """Training ends below this loss (nats)."""
 
     def deltas(self, job: Job) -> Deltas:
-        generator = torch.Generator(job.lens.device).manual_seed(job.seed)
+        lens = job.lens
+        generator = torch.Generator(lens.device).manual_seed(job.seed)
         factors: dict[Key, tuple[Tensor, Tensor]] = {}
-        for key in self._keys(job.lens):
-            rows, columns = job.lens.parameter(*key).shape
-            A = (
-                2 * torch.rand(rows, self.rank, generator=generator, device=job.lens.device) - 1
-            ) / sqrt(rows)
-            factors[key] = (
-                A.requires_grad_(True),
-                torch.zeros(self.rank, columns, device=job.lens.device, requires_grad=True),
-            )
+        for key in self._keys(lens):
+            rows, columns = lens.parameter(*key).shape
+            uniform = torch.rand(rows, self.rank, generator=generator, device=lens.device)
+            A = ((2 * uniform - 1) / sqrt(rows)).requires_grad_(True)
+            B = torch.zeros(self.rank, columns, device=lens.device, requires_grad=True)
+            factors[key] = (A, B)
         scale = self.alpha / self.rank
         added = {key: self._added(generator, A, B, scale) for key, (A, B) in factors.items()}
-        train(
-            job,
-            [leaf for pair in factors.values() for leaf in pair],
-            nll(job.lens, added),
-            self.steps,
-            self.lr,
-            self.stop,
-        )
+        leaves = [leaf for pair in factors.values() for leaf in pair]
+        train(job, leaves, nll(lens, added), self.steps, self.lr, self.stop)
         return {
             key: Delta((scale * A).detach().double(), B.detach().double())
             for key, (A, B) in factors.items()
@@ -117,73 +110,85 @@ class AdaLoRA(LoRA):
     """Weight of the orthogonality of P and Q in the loss."""
 
     def deltas(self, job: Job) -> Deltas:
-        try:
-            from peft import AdaLoraConfig
-            from peft.tuners.adalora.layer import RankAllocator
-        except ImportError as error:
-            raise EditError("AdaLoRA needs PEFT: pip install 'qv_lens[lora]'.") from error
+        """P diag(E) Q of every weight, trained and pruned."""
         if not 0 < self.rank < self.init_rank or self.steps < 2 or self.stop > 0:
             raise EditError(
                 "AdaLoRA prunes from init_rank to a smaller rank over at least two steps, without "
                 f"an early stop: got init_rank={self.init_rank}, rank={self.rank}, "
                 f"steps={self.steps}, stop={self.stop}."
             )
-        lens, generator = job.lens, torch.Generator(job.lens.device).manual_seed(job.seed)
-        adapters: dict[Key, dict[str, Tensor]] = {}
-        for key in self._keys(lens):
-            rows, columns = lens.parameter(*key).shape
-            A, B = (
-                0.02 * torch.randn(shape, generator=generator, device=lens.device)
-                for shape in ((self.init_rank, rows), (columns, self.init_rank))
-            )
-            start = {
-                "lora_A": A,
-                "lora_B": B,
-                "lora_E": torch.zeros(self.init_rank, 1, device=lens.device),
-            }
-            adapters[key] = {name: torch.nn.Parameter(value) for name, value in start.items()}
-        named = {
-            f"{name}_{layer}_{part}": leaf
-            for (layer, name), adapter in adapters.items()
-            for part, leaf in adapter.items()
-        }
-        # the allocator finds parameters by names like "W_out_3_lora_A.qv"
-        model = torch.nn.ModuleDict(
-            {name: torch.nn.ParameterDict({"qv": leaf}) for name, leaf in named.items()}
-        )
-        allocator = RankAllocator(
-            model,
-            AdaLoraConfig(
-                target_r=self.rank,
-                init_r=self.init_rank,
-                total_step=self.steps,
-                lora_alpha=int(self.alpha),
-            ),
-            "qv",
-        )
-        scale, step = self.alpha / (self.init_rank + 1e-5), itertools.count(1)
-
-        def factors(adapter: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-            return adapter["lora_A"].T, scale * adapter["lora_E"][:, 0], adapter["lora_B"].T
+        lens = job.lens
+        generator = torch.Generator(lens.device).manual_seed(job.seed)
+        adapters = {key: self._adapter(lens, key, generator) for key in self._keys(lens)}
+        model = _named(adapters)
+        allocator = self._allocator(model)
+        step = itertools.count(1)
 
         def loss(prompts: list[Prompt]) -> Tensor:
-            parts = {key: factors(adapter) for key, adapter in adapters.items()}
-            added = {key: self._added(generator, A, B, E) for key, (A, E, B) in parts.items()}
-            grams = [gram for A, _, B in parts.values() for gram in (A.T @ A, B @ B.T)]
-            far = torch.stack(
-                [(gram - torch.eye(len(gram), device=gram.device)).norm() for gram in grams]
-            ).mean()
-            return nll(lens, added)(prompts) + self.orth * far
+            added = {}
+            distances = []
+            for key, adapter in adapters.items():
+                A, E, B = self._factors(adapter)
+                added[key] = self._added(generator, A, B, E)
+                distances += [_from_orthogonal(A.T @ A), _from_orthogonal(B @ B.T)]
+            return nll(lens, added)(prompts) + self.orth * torch.stack(distances).mean()
 
         def prune() -> None:
             allocator.update_and_allocate(model, next(step))
 
         train(job, list(model.parameters()), loss, self.steps, self.lr, self.stop, after=prune)
-        found = {key: factors(adapter) for key, adapter in adapters.items()}
-        job.notes["ranks"] = {
-            f"{layer}.{name}": int((E != 0).sum()) for (layer, name), (_, E, _) in found.items()
-        }
+        deltas: Deltas = {}
+        ranks = {}
+        for (layer, name), adapter in adapters.items():
+            A, E, B = self._factors(adapter)
+            deltas[layer, name] = Delta((A * E).detach().double(), B.detach().double())
+            ranks[f"{layer}.{name}"] = int((E != 0).sum())
+        job.notes["ranks"] = ranks
+        return deltas
+
+    def _adapter(self, lens: Lens, key: Key, generator: torch.Generator) -> dict[str, Tensor]:
+        """The trainable factors of one weight, named as PEFT names them; E starts at 0."""
+        rows, columns = lens.parameter(*key).shape
+        device = lens.device
+        A = 0.02 * torch.randn((self.init_rank, rows), generator=generator, device=device)
+        B = 0.02 * torch.randn((columns, self.init_rank), generator=generator, device=device)
+        E = torch.zeros(self.init_rank, 1, device=device)
         return {
-            key: Delta((A * E).detach().double(), B.detach().double())
-            for key, (A, E, B) in found.items()
+            "lora_A": torch.nn.Parameter(A),
+            "lora_B": torch.nn.Parameter(B),
+            "lora_E": torch.nn.Parameter(E),
         }
+
+    def _factors(self, adapter: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """P, the scaled diagonal of E, and Q."""
+        scale = self.alpha / (self.init_rank + 1e-5)
+        return adapter["lora_A"].T, scale * adapter["lora_E"][:, 0], adapter["lora_B"].T
+
+    def _allocator(self, model: torch.nn.Module) -> Any:
+        """PEFT's `RankAllocator`. Raises `EditError` where PEFT is not there."""
+        try:
+            from peft import AdaLoraConfig
+            from peft.tuners.adalora.layer import RankAllocator
+        except ImportError as error:
+            raise EditError("AdaLoRA needs PEFT: pip install 'qv_lens[lora]'.") from error
+        config = AdaLoraConfig(
+            target_r=self.rank,
+            init_r=self.init_rank,
+            total_step=self.steps,
+            lora_alpha=int(self.alpha),
+        )
+        return RankAllocator(model, config, "qv")
+
+
+def _named(adapters: Mapping[Key, dict[str, Tensor]]) -> torch.nn.ModuleDict:
+    """All factors as one module; the allocator finds them by names like "W_out_3_lora_A.qv"."""
+    model = torch.nn.ModuleDict()
+    for (layer, name), adapter in adapters.items():
+        for part, leaf in adapter.items():
+            model[f"{name}_{layer}_{part}"] = torch.nn.ParameterDict({"qv": leaf})
+    return model
+
+
+def _from_orthogonal(gram: Tensor) -> Tensor:
+    """||P^T P - I||."""
+    return (gram - torch.eye(len(gram), device=gram.device)).norm()

@@ -1,5 +1,5 @@
 """ROME, R-ROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET and ACE: choices of passes,
-metric and eps (`sweep`).
+metric and eps (`layer_by_layer`).
 
    ROME       one layer, eps 0, K averaged over contexts, K_read of the bare prompt (R-ROME: one averaged key for both)
    EMMET      eps 0.1 (0 for one fact): equality constraints         MEMIT  metric C0^-1, eps lambda
@@ -24,8 +24,15 @@ from torch import Tensor
 
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.keys import Prompts
-from qv_lens.editing.solve import Metric, identity, null_space, null_space_metric, prune, rect
-from qv_lens.editing.sweep import ClosedForm, Group, Pass, Solver, inverses
+from qv_lens.editing.layer_by_layer import ClosedForm, Group, Pass, Solver, inverses
+from qv_lens.editing.solve import (
+    InverseMetric,
+    identity,
+    null_space,
+    null_space_metric,
+    prune,
+    rect,
+)
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.spans import FactToken
 from qv_lens.models.lens import Lens
@@ -165,7 +172,7 @@ class AlphaEdit(ClosedForm):
     of the authors' release.
 
     `threshold`: eigenvalues of C0 below it span the null space. It depends on the model's scale;
-    the patch records the rank of P. Keys of a batch are kept for the batches behind it (`edit(...,
+    the patch records the rank of P. Keys of a batch are kept for the batches after it (`edit(...,
     batch_size=)`), and with the patch for edits made while it is applied."""
 
     layers: Group = (3, 4, 5, 6, 7, 8)
@@ -198,7 +205,7 @@ class AlphaEdit(ClosedForm):
                 now = Delta(K, K.T.clone())  # cloned: a file holds no two views of one tensor
                 job.kept.update(summed([job.kept, {(layer, "W_out"): now}]))
 
-        def metric(layer: int, module: str) -> Metric:
+        def metric(layer: int, module: str) -> InverseMetric:
             return null_space_metric(
                 P[layer], summed([earlier, job.kept]).get((layer, "W_out")), self.L2
             )

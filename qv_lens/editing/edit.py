@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
-from qv_lens.editing.targets import Ahead
+from qv_lens.editing.targets import PrecomputedTargets
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.models.backend import versions
@@ -60,7 +60,7 @@ class Job:
     statistics: Statistics | None
     templates: tuple[str, ...] | None
     seed: int
-    ahead: Ahead | None = None
+    ahead: PrecomputedTargets | None = None
     factored: Factored = field(default_factory=lambda: Factored(None))
     losses: list[Any] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -140,7 +140,7 @@ def edit(
     seed: int = 0,
     batch_size: int | None = None,
     held_out: Sequence[str] = (),
-    ahead: Ahead | None = None,
+    ahead: PrecomputedTargets | None = None,
     factored: Factored | None = None,
 ) -> Patch:
     """Compute an edit as a Patch; the lens is left as it was, bit for bit, also after an exception.
@@ -154,7 +154,7 @@ def edit(
     `held_out`: texts on which the entropy of the next token is measured before and after, and
     recorded.
     `ahead`: z* that were searched for many edits of the same weights together
-    (`sweep.search_ahead`).
+    (`layer_by_layer.search_ahead`).
     `factored`: a `Factored(statistics)` that several edits share, so that C0 is factored once for
     all. Patches in force count as earlier edits: AlphaEdit spares their keys and PRUNE restrains
     the sum, where they are their own.
@@ -325,13 +325,13 @@ def check_requests(batch: Sequence[EditRequest]) -> None:
             )
         if asked.setdefault(text, request.new.strip()) != request.new.strip():
             raise EditError(
-                f"Two requests of one batch conflict: {text!r} shall become {asked[text]!r} and "
+                f"Two requests of one batch conflict: {text!r} is asked to become both {asked[text]!r} and "
                 f"{request.new!r}."
             )
 
 
 def check_editor(editor: object) -> None:
-    """Raise `EditError` for what is no editor."""
+    """Raise `EditError` for what is not an editor."""
     if isinstance(editor, type) or not hasattr(editor, "deltas") or not is_dataclass(editor):
         raise EditError(
             "An editor is a frozen dataclass of hyperparameters with a method deltas(job), as "

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the same names for type checkers
         RROME,
         AlphaEdit,
     )
-    from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
+    from qv_lens.editing.fine_tuning import CTP, FT, FTL, KN, KNE
 
 __all__ = [
     "ACE", "CTP", "EMMET", "FT", "FTL", "IFMET", "KN", "KNE", "MEMIT", "PMET", "PRUNE", "RECT", "ROME", "RROME", "AdaLoRA", "AlphaEdit",
@@ -34,8 +34,8 @@ HOMES: Mapping[str, str] = MappingProxyType({
     "ROME": "editing.closed_form", "RROME": "editing.closed_form", "EMMET": "editing.closed_form",
     "MEMIT": "editing.closed_form", "PMET": "editing.closed_form", "AlphaEdit": "editing.closed_form",
     "RECT": "editing.closed_form", "PRUNE": "editing.closed_form", "IFMET": "editing.closed_form", "ACE": "editing.closed_form",
-    "FT": "editing.gradient", "FTL": "editing.gradient", "KNE": "editing.gradient", "CTP": "editing.gradient",
-    "KN": "editing.gradient", "LoRA": "editing.adapters", "AdaLoRA": "editing.adapters",
+    "FT": "editing.fine_tuning", "FTL": "editing.fine_tuning", "KNE": "editing.fine_tuning", "CTP": "editing.fine_tuning",
+    "KN": "editing.fine_tuning", "LoRA": "editing.adapters", "AdaLoRA": "editing.adapters",
 })  # fmt: skip
 
 

@@ -30,7 +30,7 @@ Average = Literal["halves", "mean"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class ContextRows:
     """Token rows of requests in contexts: `fact[r]` is the request of row r, the rows `clean[i]`
     are request i's bare prompts (one, but for several multi-hop prompts).
 
@@ -102,7 +102,7 @@ def rows_of(
     templates: Sequence[str],
     token: FactToken,
     prompts: Prompts = "rewrite",
-) -> Rows:
+) -> ContextRows:
     """The requests in every context, each followed by all but the last token of the new answer.
 
     `prompts='via'`: the request's multi-hop prompts instead of its own (its own where it has none);
@@ -135,7 +135,7 @@ def rows_of(
         lookup[r, list(where)] = True
         answer[r, list(predicted)] = True
     device = lens.device
-    return Rows(
+    return ContextRows(
         tuple(ids),
         tuple(fact),
         tuple(clean),
@@ -164,7 +164,7 @@ def _asked(lens: Lens, request: EditRequest, template: str, prompts: Prompts) ->
 @torch.no_grad()
 def read(
     lens: Lens,
-    rows: Rows,
+    rows: ContextRows,
     sites: Sequence[str],
     start: Start | None = None,
     stop: int | None = None,
@@ -193,7 +193,7 @@ def read(
 
 
 def mean_over_contexts(
-    rows: Rows, x: Float[Tensor, "row d"], average: Average = "halves"
+    rows: ContextRows, x: Float[Tensor, "row d"], average: Average = "halves"
 ) -> Float[Tensor, "fact d"]:
     """Bare prompts and mean of the prefixed ones, half each (the bare ones alone where there are no
     others); or the mean."""
@@ -208,11 +208,11 @@ def mean_over_contexts(
     return torch.where(count > bare_count, (bare + prefixed) / 2, bare)
 
 
-def clean_values(rows: Rows, x: Float[Tensor, "row d"]) -> Float[Tensor, "fact d"]:
+def clean_values(rows: ContextRows, x: Float[Tensor, "row d"]) -> Float[Tensor, "fact d"]:
     """The value on each fact's bare prompt, or its mean over several."""
     return torch.stack([x[list(own)].mean(0) for own in rows.clean])
 
 
-def values(rows: Rows, x: Float[Tensor, "row d"], mean: bool) -> Float[Tensor, "fact d"]:
+def values(rows: ContextRows, x: Float[Tensor, "row d"], mean: bool) -> Float[Tensor, "fact d"]:
     """A site's value for each fact: its bare prompt's, or the mean over its contexts (R-ROME)."""
     return mean_over_contexts(rows, x, "mean") if mean else clean_values(rows, x)

@@ -25,11 +25,11 @@ from qv_lens.patch import Delta
 #: condition of the small system from which equal keys, read in float32, cannot be told apart
 SINGULAR = 1e12
 
-Metric = Callable[[Float[Tensor, "d_mlp n"]], Float[Tensor, "d_mlp n"]]
+InverseMetric = Callable[[Float[Tensor, "d_mlp n"]], Float[Tensor, "d_mlp n"]]
 JITTERS = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
 
 
-def inverse_of(C0: Float[Tensor, "d_mlp d_mlp"]) -> Metric:
+def inverse_of(C0: Float[Tensor, "d_mlp d_mlp"]) -> InverseMetric:
     """K -> C0^-1 K through a cached Cholesky factor.
 
     A C0 that is not positive definite (too little text; layer 0 of GPT-J, where keys depend on the
@@ -66,7 +66,9 @@ def null_space(C0: Float[Tensor, "d_mlp d_mlp"], threshold: float) -> Float[Tens
     return U0 @ U0.T
 
 
-def null_space_metric(P: Float[Tensor, "d_mlp d_mlp"], earlier: Delta | None, L2: float) -> Metric:
+def null_space_metric(
+    P: Float[Tensor, "d_mlp d_mlp"], earlier: Delta | None, L2: float
+) -> InverseMetric:
     """K -> (P Kp Kp^T P + L2 I)^-1 P K; `earlier`: Kp Kp^T, Kp the keys of earlier facts
     (AlphaEdit)."""
     system = L2 * torch.eye(len(P), dtype=P.dtype, device=P.device)
@@ -93,7 +95,7 @@ def prune(W: Float[Tensor, "a b"], delta: Float[Tensor, "a b"]) -> Float[Tensor,
 
 
 def solve(
-    metric: Metric,
+    metric: InverseMetric,
     K: Float[Tensor, "d_mlp n"],
     R: Float[Tensor, "d_model n"],
     eps: float,

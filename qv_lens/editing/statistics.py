@@ -34,7 +34,7 @@ from qv_lens.files import whole
 from qv_lens.models.lens import Lens, at_least_float32
 
 Module = Literal["ffn", "attn"]
-Moments = dict[tuple[int, str], Tensor]
+KeyMoments = dict[tuple[int, str], Tensor]
 #: tokens that C0 is taken over unless more are asked for, as a multiple of d_mlp
 #: (`benchmarks/c0.py`)
 ENOUGH = 10
@@ -135,7 +135,7 @@ class Statistics:
 class _Progress:
     """The sums so far: over how many documents and tokens, and the hash of those documents."""
 
-    sums: Moments
+    sums: KeyMoments
     documents: int = 0
     tokens: int = 0
     digest: str = ""
@@ -190,9 +190,13 @@ def covariance(
             f"{folder} holds statistics begun on another text. Give the same text, or another "
             "folder."
         )
-    size = total if total is not None else len(texts) if isinstance(texts, (list, tuple)) else None
     bar = tqdm(
-        desc="statistics", unit="text", total=size, initial=progress.documents, delay=2, leave=False
+        desc="statistics",
+        unit="text",
+        total=_count(texts, total),
+        initial=progress.documents,
+        delay=2,
+        leave=False,
     )
     with bar:
         for chunk in _chunks(stream, every):
@@ -200,44 +204,48 @@ def covariance(
                 progress.tokens += sum(map(len, rows))
                 _accumulate(lens, rows, progress.sums)
             digest = _hashed(chunk, digest)
-            progress.documents, progress.digest = (
-                progress.documents + len(chunk),
-                digest.hexdigest(),
-            )
+            progress.documents += len(chunk)
+            progress.digest = digest.hexdigest()
             if folder is not None:
-                header = {
-                    "documents": progress.documents,
-                    "tokens": progress.tokens,
-                    "digest": progress.digest,
-                }
-                whose = {
-                    "fingerprint": lens.fingerprint,
-                    "max_tokens": length,
-                    "prepend_bos": lens.prepend_bos,
-                }
-                _write(Path(folder), "partial", progress.sums, {**header, **whose})
+                _keep_partial(lens, Path(folder), progress, length)
             bar.update(len(chunk))
     if not progress.tokens:
         raise EditError("The text for the statistics holds no tokens.")
     means = {key: C / progress.tokens for key, C in progress.sums.items()}
-    by = {
-        module: {layer: C for (layer, m), C in means.items() if m == module}
-        for module in ("ffn", "attn")
-    }
     statistics = Statistics(
-        by["ffn"],
-        progress.tokens,
-        progress.digest,
-        lens.fingerprint,
-        by["attn"],
-        length,
-        lens.prepend_bos,
+        C0={layer: C for (layer, module), C in means.items() if module == "ffn"},
+        tokens=progress.tokens,
+        corpus=progress.digest,
+        fingerprint=lens.fingerprint,
+        attention={layer: C for (layer, module), C in means.items() if module == "attn"},
+        max_tokens=length,
+        prepend_bos=lens.prepend_bos,
     )
     if folder is not None:
         statistics.save(folder)
         for name in ("partial.json", "partial.safetensors"):
             (Path(folder) / name).unlink(missing_ok=True)
     return statistics
+
+
+def _count(texts: Iterable[str], total: int | None) -> int | None:
+    """How many texts there are, where that is known."""
+    if total is None and isinstance(texts, (list, tuple)):
+        return len(texts)
+    return total
+
+
+def _keep_partial(lens: Lens, folder: Path, progress: _Progress, length: int) -> None:
+    """Write what was added up so far, and what it was added up on."""
+    header = {
+        "documents": progress.documents,
+        "tokens": progress.tokens,
+        "digest": progress.digest,
+        "fingerprint": lens.fingerprint,
+        "max_tokens": length,
+        "prepend_bos": lens.prepend_bos,
+    }
+    _write(folder, "partial", progress.sums, header)
 
 
 def enough(
@@ -387,7 +395,7 @@ def _batches(
         yield batch
 
 
-def _accumulate(lens: Lens, rows: list[list[int]], sums: Moments) -> None:
+def _accumulate(lens: Lens, rows: list[list[int]], sums: KeyMoments) -> None:
     real = (
         torch.arange(max(map(len, rows)))[None] < torch.tensor([len(row) for row in rows])[:, None]
     )
@@ -410,7 +418,7 @@ def _accumulate(lens: Lens, rows: list[list[int]], sums: Moments) -> None:
     )  # nothing above the last layer is run
 
 
-def _write(folder: Path, name: str, sums: Moments, header: dict) -> Path:
+def _write(folder: Path, name: str, sums: KeyMoments, header: dict) -> Path:
     """The tensors, stamped with the header, then the header: each whole or absent."""
     tensors = {f"{layer}.{module}": C.contiguous() for (layer, module), C in sums.items()}
     try:
@@ -425,7 +433,7 @@ def _write(folder: Path, name: str, sums: Moments, header: dict) -> Path:
     return folder
 
 
-def _read(folder: Path, name: str) -> tuple[Moments, dict]:
+def _read(folder: Path, name: str) -> tuple[KeyMoments, dict]:
     from safetensors import safe_open
 
     try:

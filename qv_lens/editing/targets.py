@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from qv_lens.editing.keys import Prompts, Rows, read, values
+from qv_lens.editing.keys import ContextRows, Prompts, read, values
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import FactToken, tokenize
@@ -112,7 +112,7 @@ class SearchKind:
 
 
 @dataclass(frozen=True)
-class Ahead:
+class PrecomputedTargets:
     """z* of requests that are edited one by one on the same weights, searched together. It knows
     the kind of search, the contexts, the model and the patches and interventions in force that it
     was searched for, and serves no others. (Weights that are written past the patch stack leave no
@@ -139,7 +139,7 @@ class Ahead:
         ):
             if not right:
                 raise EditError(
-                    f"These targets were searched {what}: search again (sweep.search_ahead)."
+                    f"These targets were searched {what}: search again (layer_by_layer.search_ahead)."
                 )
 
     def of(self, requests: Sequence[EditRequest]) -> Targets:
@@ -147,13 +147,17 @@ class Ahead:
         missing = [r.fact.text for r in requests if r not in self.found]
         if missing:
             raise EditError(
-                f"No target was searched for {missing[0]!r}: name it in sweep.search_ahead."
+                f"No target was searched for {missing[0]!r}: name it in layer_by_layer.search_ahead."
             )
         return Targets.joined([self.found[r] for r in requests])
 
 
 def search(
-    lens: Lens, requests: Sequence[EditRequest], rows: Rows, token: FactToken, settings: Search
+    lens: Lens,
+    requests: Sequence[EditRequest],
+    rows: ContextRows,
+    token: FactToken,
+    settings: Search,
 ) -> Targets:
     """Optimise v* of every request. Raises `EditError` if the loss is not finite, no gradient
     reaches a site, or an intervention at each prompt's last token is in force, which the search's
@@ -179,28 +183,31 @@ def _kl_rows(
 class _Problem:
     """The search's tensors, set up once; `run` is the loop.
 
-    Rows are those of the contexts and, behind them, one KL prompt per fact. What no delta changes
+    ContextRows are those of the contexts and, after them, one KL prompt per fact. What no delta changes
     is computed once: the stream in front of the z layer, and keys and values of the tokens in front
     of a row's first lookup position. A fact that is done takes its rows out of the pass; logits are
     formed where something reads them."""
 
     def __init__(
-        self, lens: Lens, rows: Rows, kl: tuple[list[tuple[int, ...]], list[int]], settings: Search
+        self,
+        lens: Lens,
+        rows: ContextRows,
+        kl: tuple[list[tuple[int, ...]], list[int]],
+        settings: Search,
     ) -> None:
-        self.lens, self.settings, self.n, device = lens, settings, len(rows.clean), lens.device
-        self.ids, contexts = [*rows.ids, *kl[0]], len(rows.ids)
+        self.lens = lens
+        self.settings = settings
+        self.n = len(rows.clean)
+        device = lens.device
+        kl_ids, kl_positions = kl
+        contexts = len(rows.ids)
+        self.ids = [*rows.ids, *kl_ids]
         self.owner = torch.tensor([*rows.fact, *range(self.n)], device=device)
-        self.where = torch.zeros(
-            len(self.ids), max(map(len, self.ids)), dtype=torch.bool, device=device
-        )
-        self.where[:contexts, : rows.lookup.shape[1]] = rows.lookup
-        kl_rows, kl_at = (
-            torch.arange(contexts, len(self.ids), device=device),
-            torch.tensor(kl[1], device=device),
-        )
-        self.where[kl_rows, kl_at] = True
-        self.asked, self.labels = torch.stack(rows.answer.nonzero(as_tuple=True)), rows.labels
-        self.kl_asked = torch.stack([kl_rows, kl_at])
+        kl_rows = torch.arange(contexts, len(self.ids), device=device)
+        self.kl_asked = torch.stack([kl_rows, torch.tensor(kl_positions, device=device)])
+        self.where = self._lookups(rows, contexts)
+        self.asked = torch.stack(rows.answer.nonzero(as_tuple=True))
+        self.labels = rows.labels
         self.z_layer = int(settings.sites[0].split(".")[1])
         with torch.no_grad():  # nothing below the z layer changes during the search
             self.below = lens.stream(self.ids, self.z_layer)
@@ -213,6 +220,15 @@ class _Problem:
         self.inits = [values(rows, inits[site], settings.mean) for site in settings.sites]
         self.deltas = [torch.zeros_like(init, requires_grad=True) for init in self.inits]
         self.kl_start: Tensor | None = None
+
+    def _lookups(self, rows: ContextRows, contexts: int) -> Tensor:
+        """Where delta is added: at the fact's token of every row, the KL prompts included."""
+        longest = max(map(len, self.ids))
+        where = torch.zeros(len(self.ids), longest, dtype=torch.bool, device=self.owner.device)
+        where[:contexts, : rows.lookup.shape[1]] = rows.lookup
+        kl_rows, kl_positions = self.kl_asked
+        where[kl_rows, kl_positions] = True
+        return where
 
     def run(self) -> Targets:
         s, losses = self.settings, []
@@ -268,7 +284,7 @@ class _Problem:
                 "" if len(unreached) == self.n else f" of {len(unreached)} of the {self.n} facts"
             )
             raise EditError(
-                f"No gradient reaches the site{which}: behind the last edited layer nothing reads "
+                f"No gradient reaches the site{which}: after the last edited layer nothing reads "
                 "the fact's token any more. Choose value layers below the model's last layer, or "
                 "fact_token='last'."
             )
@@ -332,7 +348,7 @@ class _Problem:
         return torch.zeros_like(like).index_add(0, facts, term)
 
     def _stream(self, live: Tensor) -> Float[Tensor, "live seq d_model"]:
-        """The final stream of the live rows behind `first`, deltas added at their sites."""
+        """The final stream of the live rows from `first` on, deltas added at their sites."""
         out = self.below.new_zeros(len(live), int(self.length[live].max()), self.below.shape[-1])
         # many rows: those of nearly one length together, so that little is padded (a few rows: one
         # pass is cheaper than two)

@@ -20,8 +20,8 @@ import pandas as pd
 
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import fast, value_neurons
+from qv_lens.evaluation.answers import tell
 from qv_lens.evaluation.intervals import student
-from qv_lens.evaluation.probes import tell
 from qv_lens.facts.records import Fact
 from qv_lens.models.interventions import Suppress, Zero
 from qv_lens.models.lens import Lens

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qv_lens.errors import ConfigError
-from qv_lens.evaluation.subset import known, known_edits
+from qv_lens.evaluation.known_cases import known, known_edits
 from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.records import UNKNOWN, Case, EditCase, Fact, MultiHopCase
 from qv_lens.models.lens import Lens

@@ -9,7 +9,7 @@
     edit_success   share of the new answer's tokens that are the argmax; `generality`: the same in other words (ZsRE, KnowEdit)
     portability    mean over its groups of that share; locality: share of tokens whose argmax is what it was (KnowEdit)
     instance_wise  all hops of the new chain are right (MQuAKE); its edit-wise accuracy is efficacy_acc
-    multihop_cot   any of a case's questions is answered right behind worked examples; `_cot_rate`: share of the questions
+    multihop_cot   any of a case's questions is answered right after worked examples; `_cot_rate`: share of the questions
     fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams of the prompt and 100 more tokens (ROME:
                    100 tokens with the prompt; longer texts have more entropy; papers print it times
                    100)
@@ -27,13 +27,13 @@ from collections.abc import Callable, Mapping, Sequence
 from math import log2, nan
 from types import MappingProxyType
 
-from qv_lens.evaluation.probes import WRITTEN, Look, Told, questions, tell
+from qv_lens.evaluation.answers import WRITTEN, CaseAnswers, ProbeAnswer, questions, tell
 from qv_lens.facts.prompts import begins, matches, parse_answer
 from qv_lens.facts.records import Asked, Case, MultiHopCase
 from qv_lens.models.lens import Lens
 
 #: (case, what the model tells, what it told before, whether it is edited) -> value
-Metric = Callable[[Case, Look, Look, bool], float]
+Metric = Callable[[Case, CaseAnswers, CaseAnswers, bool], float]
 
 
 def correct(lens: Lens, probes: Sequence[Asked]) -> list[bool]:
@@ -88,7 +88,7 @@ def _right(group: str) -> Metric:
 
 
 def _likelier(group: str, other: str) -> Metric:
-    def metric(case: Case, now: Look, before: Look, edited: bool) -> float:
+    def metric(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
         if len(now[group]) != len(now[other]):
             return nan
         return mean([a.logprob > b.logprob for a, b in zip(now[group], now[other], strict=True)])
@@ -96,22 +96,22 @@ def _likelier(group: str, other: str) -> Metric:
     return metric
 
 
-def _of_chain(case: Case, now: Look, before: Look, edited: bool) -> float:
+def _of_chain(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
     return mean([told.right for told in now["onward_new" if edited else "onward_old"]])
 
 
-def _instance(case: Case, now: Look, before: Look, edited: bool) -> float:
+def _instance(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
     told = now["hops_new" if edited else "hops_old"]
     return float(all(t.right for t in told)) if told else nan
 
 
-def _locality(names: Callable[[Look], list[str]]) -> Metric:
+def _locality(names: Callable[[CaseAnswers], list[str]]) -> Metric:
     return lambda case, now, before, edited: mean(
         [_same(now[name], before[name]) for name in names(now) if now[name]]
     )
 
 
-def _same(now: Sequence[Told], before: Sequence[Told]) -> float:
+def _same(now: Sequence[ProbeAnswer], before: Sequence[ProbeAnswer]) -> float:
     """Share of tokens whose argmax is what it was."""
     pairs = [
         (a, b)
@@ -121,16 +121,16 @@ def _same(now: Sequence[Told], before: Sequence[Told]) -> float:
     return mean([a == b for a, b in pairs])
 
 
-def _groups(prefix: str) -> Callable[[Look], list[str]]:
+def _groups(prefix: str) -> Callable[[CaseAnswers], list[str]]:
     return lambda look: [name for name in look.told if name.startswith(prefix)]
 
 
-def _portability(case: Case, now: Look, before: Look, edited: bool) -> float:
+def _portability(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
     return mean([mean([t.share for t in now[name]]) for name in _groups("portability_")(now)])
 
 
 def _generated(kind: str) -> Metric:
-    def metric(case: Case, now: Look, before: Look, edited: bool) -> float:
+    def metric(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
         said, asked = now.texts.get(kind, ()), questions(case).get(WRITTEN[kind], ())
         return mean(
             [
@@ -147,7 +147,7 @@ def _accepted(case: MultiHopCase, edited: bool) -> list[str]:
 
 
 def _thoughts(any_of: bool) -> Metric:
-    def metric(case: Case, now: Look, before: Look, edited: bool) -> float:
+    def metric(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
         if not isinstance(case, MultiHopCase) or not now.texts.get("cot"):
             return nan
         hits = [matches(parse_answer(text), _accepted(case, edited)) for text in now.texts["cot"]]
@@ -156,13 +156,13 @@ def _thoughts(any_of: bool) -> Metric:
     return metric
 
 
-def _directly(case: Case, now: Look, before: Look, edited: bool) -> float:
+def _directly(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
     if not isinstance(case, MultiHopCase) or not now.texts.get("direct"):
         return nan
     return float(any(begins(text, _accepted(case, edited)) for text in now.texts["direct"]))
 
 
-def _fluency(case: Case, now: Look, before: Look, edited: bool) -> float:
+def _fluency(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
     found = [
         ngram_entropy(prompt + text)
         for prompt, text in zip(_prompts_of(case), now.texts.get("fluency", ()), strict=False)
@@ -174,12 +174,12 @@ def _prompts_of(case: Case) -> tuple[str, ...]:
     return () if isinstance(case, MultiHopCase) else case.generation
 
 
-def _kept(case: Case, now: Look, before: Look, edited: bool) -> float:
+def _kept(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
     near = [name for name in ("near_old", *_groups("locality_")(now)) if now[name]]
     return mean([_same(now[name], before[name]) for name in near])
 
 
-def _ctp(case: Case, now: Look, before: Look, edited: bool) -> float:
+def _ctp(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
     efficacy, generality = (
         mean([t.share for t in now[name]]) for name in ("rewrite_new", "paraphrase_new")
     )
@@ -213,7 +213,7 @@ GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
 
 
 def measured(
-    case: Case, names: Sequence[str], now: Look, before: Look, edited: bool
+    case: Case, names: Sequence[str], now: CaseAnswers, before: CaseAnswers, edited: bool
 ) -> dict[str, float]:
     """The named metrics, and portability and locality by group."""
     table = {name: metric for name, (_, metric) in (*FORCED.items(), *GENERATED.items())}

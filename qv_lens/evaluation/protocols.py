@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
 from typing import Any, Literal
@@ -34,14 +34,21 @@ from qv_lens.editing.edit import (
     check_statistics,
     edit,
 )
+from qv_lens.editing.layer_by_layer import ClosedForm, search_ahead
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
-from qv_lens.editing.sweep import ClosedForm, search_ahead
-from qv_lens.editing.targets import Ahead
+from qv_lens.editing.targets import PrecomputedTargets
 from qv_lens.errors import ConfigError, EditError, FactError, unknown
+from qv_lens.evaluation.answers import (
+    CaseAnswers,
+    Generation,
+    ProbeAnswer,
+    _prompts,
+    look,
+    questions,
+)
 from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.evaluation.metrics import FORCED, GENERATED, harmonic, measured
-from qv_lens.evaluation.probes import Generation, Look, Told, _prompts, look, questions
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -107,6 +114,60 @@ def evaluate(
     check_metrics(metrics)
     if protocol not in PROTOCOLS:
         raise unknown("Protocol", protocol, PROTOCOLS)
+    _check_cases(cases, batch_size)
+    if editor is not None:
+        editor = editor_of(lens, editor)
+        check_editor(editor)
+        check_statistics(lens, editor, statistics)
+    wanted = list(metrics) if metrics is not None else fitting(cases, FORCED) or list(FORCED)
+    run = _Run(
+        lens,
+        wanted,
+        _groups(wanted),
+        _continued(generation, wanted, seed),
+        editor,
+        statistics,
+        templates,
+        seed,
+        None if cache is None else Path(cache),
+        Factored(statistics),
+    )
+    good = run.readable(cases)
+    looks = _before(lens, [cases[i] for i in good], run.generation, run.groups, cache)
+    before = dict(zip(good, looks, strict=True))
+    depth = len(lens.patches)
+    try:
+        way = _single if editor is None else _STEPS[protocol]
+        # the patches of the steps are off when this is left, whatever happens
+        with closing(way(run, cases, good, batch_size, every)) as steps:
+            rows = [row for step in steps for row in run.rows(cases, before, *step)]
+    finally:
+        while len(lens.patches) > depth:
+            lens.revert()
+    for i in run.skipped:
+        if i not in before:
+            rows += [_row(i, cases[i], 0, name, (nan, nan), nan, nan) for name in wanted]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame = frame.sort_values(["step", "case"], kind="stable", ignore_index=True)
+    if metrics:
+        _warn_of_nothing(frame[frame["case"].isin(before)])
+    if editor is None:
+        frame = frame.assign(relative_norm=0.0, seconds=0.0)
+    frame.attrs.update(
+        {
+            **lens.label,
+            "editor": repr(editor),
+            "protocol": protocol,
+            "seed": seed,
+            "batch_size": batch_size,
+            "skipped": {str(i): reason for i, reason in run.skipped.items()},
+        }
+    )
+    return frame
+
+
+def _check_cases(cases: Sequence[Case], batch_size: int) -> None:
+    """Raise `ConfigError` for nothing to evaluate, or for what is not a case."""
     if not cases or batch_size < 1:
         raise ConfigError(
             "There is nothing to evaluate: pass at least one case, and a batch_size of at least 1. "
@@ -119,77 +180,32 @@ def evaluate(
                 "evaluate takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as "
                 f".cases), got {case!r:.100}."
             )
-    if editor is not None:
-        editor = editor_of(lens, editor)
-        check_editor(editor)
-        check_statistics(lens, editor, statistics)
-    wanted = (fitting(cases, FORCED) or list(FORCED)) if metrics is None else list(metrics)
+
+
+def _groups(wanted: Sequence[str]) -> list[str]:
+    """The groups of probes that the metrics read."""
+    groups: set[str] = set()
+    for name in wanted:
+        if name in FORCED:
+            groups.update(FORCED[name][0])
+    return sorted(groups)
+
+
+def _continued(generation: Generation | None, wanted: Sequence[str], seed: int) -> Generation:
+    """The settings of the continuations, and which of them the metrics read."""
     kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
-    asked = Generation(
-        **{**(generation or Generation()).__dict__, "kinds": tuple(kinds), "seed": seed}
-    )
-    groups = sorted({group for name in wanted if name in FORCED for group in FORCED[name][0]})
-    folder = None if cache is None else Path(cache)
-    run = _Run(
-        lens,
-        wanted,
-        groups,
-        asked,
-        editor,
-        statistics,
-        templates,
-        seed,
-        folder,
-        Factored(statistics),
-    )
-    good = run.readable(cases)
-    before = dict(
-        zip(good, _before(lens, [cases[i] for i in good], asked, groups, cache), strict=True)
-    )
-    depth = len(lens.patches)
-    try:
-        way = _single if editor is None else _STEPS[protocol]
-        with closing(
-            way(run, cases, good, batch_size, every)
-        ) as steps:  # its patches are off when this is left, whatever happens
-            rows = [row for step in steps for row in run.rows(cases, before, *step)]
-    finally:
-        while len(lens.patches) > depth:
-            lens.revert()
-    rows += [
-        _row(i, cases[i], 0, name, (nan, nan), nan, nan)
-        for i in run.skipped
-        if i not in before
-        for name in wanted
-    ]
-    frame = pd.DataFrame(rows, columns=COLUMNS).sort_values(
-        ["step", "case"], kind="stable", ignore_index=True
-    )
-    if metrics:
-        told = (
-            frame[frame["case"].isin(before)]
-            .groupby("metric")[["before", "after"]]
-            .count()
-            .sum(axis=1)
+    return replace(generation or Generation(), kinds=tuple(kinds), seed=seed)
+
+
+def _warn_of_nothing(frame: pd.DataFrame) -> None:
+    """Warn of metrics that none of the cases could be asked."""
+    values = frame.groupby("metric")[["before", "after"]].count().sum(axis=1)
+    empty = values.index[values == 0].tolist()
+    if empty:
+        warnings.warn(
+            f"These cases hold no prompt to measure {', '.join(empty)} by: the values are NaN.",
+            stacklevel=3,
         )
-        if empty := told.index[told == 0].tolist():
-            warnings.warn(
-                f"These cases hold no prompt to measure {', '.join(empty)} by: the values are NaN.",
-                stacklevel=2,
-            )
-    if editor is None:
-        frame["relative_norm"], frame["seconds"] = 0.0, 0.0
-    frame.attrs.update(
-        {
-            **lens.label,
-            "editor": repr(editor),
-            "protocol": protocol,
-            "seed": seed,
-            "batch_size": batch_size,
-            "skipped": {str(i): reason for i, reason in run.skipped.items()},
-        }
-    )
-    return frame
 
 
 def check_metrics(metrics: Sequence[str] | None) -> None:
@@ -208,13 +224,13 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     be NaN."""
     asked = list(names)
     kinds = {GENERATED[name][0] for name in asked if name in GENERATED}
-    told = Told(
+    told = ProbeAnswer(
         (0,), (0,), 0.0
     )  # whether a metric has a value depends on what is asked alone, not on what is said
     fits: set[str] = set()
     for case in cases:
         texts = {kind: tuple("a b c" for _ in _prompts(case, kind, Generation())) for kind in kinds}
-        anything = Look(
+        anything = CaseAnswers(
             {group: (told,) * len(probes) for group, probes in questions(case).items()}, texts
         )
         for edited in (False, True):
@@ -274,7 +290,7 @@ class _Run:
                 self.skipped[i] = str(error)
         return good
 
-    def ahead(self, cases: Sequence[Case]) -> Ahead | None:
+    def ahead(self, cases: Sequence[Case]) -> PrecomputedTargets | None:
         """Of closed forms: z* of the cases' first facts in one search; None where that fails or
         does not fit into memory: each edit then searches alone, and tells what is wrong."""
         if not isinstance(self.editor, ClosedForm):
@@ -294,7 +310,9 @@ class _Run:
         self.templates = found.templates
         return found
 
-    def patch(self, requests: Sequence[EditRequest], ahead: Ahead | None = None) -> Patch:
+    def patch(
+        self, requests: Sequence[EditRequest], ahead: PrecomputedTargets | None = None
+    ) -> Patch:
         """One edit, of several facts together in the editor's own way; contexts sampled for the
         first one serve all others."""
         assert self.editor is not None
@@ -308,7 +326,9 @@ class _Run:
         self.templates = self.templates or patch.info["contexts"] or None
         return patch
 
-    def one_by_one(self, case: Case, ahead: Ahead | None = None) -> tuple[Patch, _Written]:
+    def one_by_one(
+        self, case: Case, ahead: PrecomputedTargets | None = None
+    ) -> tuple[Patch, _Written]:
         """A case's facts, each edited on the weights with those before it written. Leaves the
         weights as they were."""
         start, depth, patches = time.perf_counter(), len(self.lens.patches), []
@@ -325,7 +345,7 @@ class _Run:
     def rows(
         self,
         cases: Sequence[Case],
-        before: dict[int, Look],
+        before: dict[int, CaseAnswers],
         step: int,
         index: Sequence[int],
         written: Callable[[int], _Written],
@@ -518,7 +538,7 @@ def _before(
     generation: Generation,
     groups: Sequence[str],
     cache: str | Path | None,
-) -> list[Look]:
+) -> list[CaseAnswers]:
     if cache is None:
         return look(lens, cases, generation, groups)
     folder, state = Path(cache), lens.state()
@@ -529,7 +549,7 @@ def _before(
         for c in cases
     ]
     found = {
-        key: Look.of(json.loads(file.read_text()))
+        key: CaseAnswers.of(json.loads(file.read_text()))
         for key in keys
         if (file := folder / f"{key}.json").exists()
     }

@@ -21,7 +21,7 @@ class Source:
     subject: str
     """The column of the subjects."""
     answer: str
-    """The column of the answers; an empty field is no fact."""
+    """The column of the answers; an empty field is not a fact."""
     article: bool = False
     """Whether subjects also go without their article (a book's title does not)."""
 

@@ -23,7 +23,7 @@ from qv_lens.facts.records import Case, EditRequest, Fact
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadResult:
     """What a file held. `refused`: one row per record that could not be read: `source, record,
     line, field, reason` (no `line` of a dataset)."""
 
@@ -37,7 +37,7 @@ class Read:
     """What could not be read, with the reason."""
 
 
-def read(source: str | Path, format: str | None = None, *, skip: bool = False) -> Read:
+def read(source: str | Path, format: str | None = None, *, skip: bool = False) -> ReadResult:
     """Every record of a file or dataset ("name", "name:config"). `format`: 'mquake', 'counterfact',
     'flat', 'zsre', 'knowedit', 'known' or 'plain' (None: by its keys).
 
@@ -53,14 +53,14 @@ def parse(
     *,
     source: str | Path = "records",
     skip: bool = False,
-) -> Read:
+) -> ReadResult:
     """As `read`, of records already in memory: dictionaries, or the rows of a data frame."""
     return _parsed(of_memory(records), list, format, source, skip)
 
 
 def _parsed(
     records: list[Any], where: Where, format: str | None, source: str | Path, skip: bool
-) -> Read:
+) -> ReadResult:
     if not records:
         raise FactError(f"{source} holds no records.")
     kind = recognised(records, source) if format is None else format
@@ -97,7 +97,7 @@ def _parsed(
             f"{len(refused)} are refused; skip=True reads the others and lists these."
         )
     cases = tuple(item for item in found if not isinstance(item, Fact))
-    return Read(kind, cases, tuple(item for item in found if isinstance(item, Fact)), table)
+    return ReadResult(kind, cases, tuple(item for item in found if isinstance(item, Fact)), table)
 
 
 def plain_facts(path: str | Path) -> list[Fact]:
@@ -135,7 +135,7 @@ def dataset(
         datasets = import_module("datasets")
     except ImportError as cause:
         raise error(
-            f"{source!r} is no file; for a dataset of that name: pip install 'qv_lens[data]'."
+            f"{source!r} is not a file; for a dataset of that name: pip install 'qv_lens[data]'."
         ) from cause
     name, _, config = source.partition(":")
     try:

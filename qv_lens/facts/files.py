@@ -5,7 +5,7 @@
 2. Lines end at a line feed alone: JSON may hold U+2028, U+2029 and U+0085 inside a string.
 3. Records of a data frame hold numpy arrays for lists and NaN for what is missing: `plain` makes
    them lists and None.
-4. A byte order mark is no part of the text, at the start or where files were joined.
+4. A byte order mark is not part of the text, at the start or where files were joined.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Where = Callable[[], list[int]]
 
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
-#: suffixes of a file, which is no dataset's name
+#: suffixes of a file: a name that ends so is not a dataset's
 SUFFIXES = (".json", *JSON_LINES, ".parquet", *TABLES, ".txt", ".md")
 BOM = "\ufeff"
 

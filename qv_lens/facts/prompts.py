@@ -57,7 +57,7 @@ G1 = (
     ),
 )
 
-#: its questions and answers behind which a model is asked what it knows (Appendix G.2)
+#: its questions and answers after which a model is asked what it knows (Appendix G.2)
 G2 = (
     ("What is the country of citizenship of Fernando Santos?", "Portugal"),
     ("What is the name of the current head of state in Portugal?", "Marcelo Rebelo de Sousa"),
@@ -78,7 +78,7 @@ def cot_prompt(question: str, blocks: Sequence[str] = ()) -> str:
 
 
 def parse_answer(continuation: str) -> str | None:
-    """The text behind the first "Answer:" up to the end of the line; None where there is none."""
+    """The text after the first "Answer:" up to the end of the line; None where there is none."""
     _, found, rest = continuation.partition("Answer:")
     return rest.split("\n", 1)[0].strip() if found else None
 

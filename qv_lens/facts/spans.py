@@ -98,7 +98,7 @@ class Prompt:
         )
 
     def row(self, where: Positions) -> tuple[int, ...]:
-        """The tokens to run: the prompt's, and for 'answer' the answer's behind it but for the last
+        """The tokens to run: the prompt's, and for 'answer' the answer's after it but for the last
         (teacher forcing)."""
         return (*self.ids, *self.answer[:-1]) if where == "answer" else self.ids
 
@@ -125,10 +125,10 @@ def continuation(
 
     `space`: whether a blank is put between them (None: by the rule). It is never a second one.
 
-    Raises `FactError` for an answer that is no text or blank, has no tokens, or changes the
+    Raises `FactError` for an answer that is not text or blank, has no tokens, or changes the
     prompt's tokens."""
     if not isinstance(answer, str) or not trimmed(answer):
-        raise FactError(f"The answer {answer!r} behind {text!r} is no text. Give it some.")
+        raise FactError(f"The answer {answer!r} after {text!r} is blank: give it some text.")
     answer = rtrimmed(answer)
     blank = blank_between(text, answer) if space is None else space
     present = text[-1:].isspace() or answer[0].isspace()
@@ -149,7 +149,7 @@ def continuation(
             )
         whole = [*ids, *alone]
     if len(whole) == len(ids):
-        raise FactError(f"The answer {answer!r} behind {text!r} has no tokens. Give it some text.")
+        raise FactError(f"The answer {answer!r} after {text!r} has no tokens: give it some text.")
     return tuple(whole[len(ids) :])
 
 
@@ -175,6 +175,6 @@ def tokenize(tokenizer: Any, fact: Fact | str, bos: bool = False) -> Prompt:
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "batch seq"]:
-    """Right-padded ids. What is behind a row's end is never seen by what is in it."""
+    """Right-padded ids. What comes after a row's end is never seen by what is in it."""
     length = max(len(row) for row in rows)
     return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])

@@ -229,7 +229,7 @@ class Backend:
         )  # HookedTransformer's W_K and W_V repeat the key-value heads
         weight = getattr(attn, f"W_{which}") if weight is None else weight
         flat = rearrange(weight.data, "head d channel -> d (head channel)")
-        if not _shared(flat, weight):  # a model of the user's own may be laid out otherwise
+        if not _shared(flat, weight):  # a user's model may be laid out otherwise
             weight.data = rearrange(flat, "d (head channel) -> head d channel", head=len(weight))
         return flat
 
@@ -392,7 +392,7 @@ class Backend:
         past: Past | None = None,
     ) -> Tensor:
         """One forward pass over right-padded ids: logits, or with `stop` the stream in front of
-        that layer; with `start` from the stream in front of a layer (that of the positions behind
+        that layer; with `start` from the stream in front of a layer (that of the positions after
         `past`, where it is given). Causal attention never looks at what follows, so no mask is
         needed.
 

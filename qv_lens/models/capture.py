@@ -12,7 +12,7 @@ from torch import Tensor
 from qv_lens.models.architectures import Sublayer
 from qv_lens.models.backend import Backend, Hook
 
-#: m, z, attn, ffn, resid, logits; with attention the pattern and the value vectors behind them
+#: m, z, attn, ffn, resid, logits; with attention the pattern and the value vectors that it weighs
 Captured = tuple[Tensor, ...]
 
 

@@ -67,7 +67,7 @@ class Lens:
     """A HookedTransformer or TransformerBridge, with the tokenizer and the Hugging Face model it
     wraps.
 
-    `Lens(model)` takes a hooked model of the user's own; `Lens.from_hf` (and `qv.load`) wraps a
+    `Lens(model)` takes a user's hooked model; `Lens.from_hf` (and `qv.load`) wraps a
     Hugging Face model, whose weights it shares, and can therefore `save`. Tokens are the
     tokenizer's own; `prepend_bos=True` puts a BOS in front."""
 
@@ -165,8 +165,8 @@ class Lens:
 
     def state(self) -> str:
         """Hash of all weights as they are now and of the interventions in force: what results on
-        disk are kept by. With hooks of the user's own, which nothing can tell apart, no two are the
-        same."""
+        disk are kept by. With user-installed hooks it is unique on every call, because hooks cannot
+        be compared."""
         said = self.name, self.prepend_bos, [content(one) for one in self._in_force]
         unlike = [os.urandom(8)] if self._own_hooks() else []
         weights = (
@@ -300,16 +300,16 @@ class Lens:
         *,
         last: Sequence[int] | None = None,
     ) -> Float[Tensor, "prompt seq d_model"]:
-        """The stream in front of a layer (`n_layers`: behind the last one); what lies behind it is
+        """The stream in front of a layer (`n_layers`: after the last one); what lies after it is
         not run.
 
         `past` (see there) leaves out first tokens as well: rows, hooks, `start` and result are then
-        those behind it. `last` as for `logits`."""
+        those after it. `last` as for `logits`."""
         return self._forward(rows, hooks, start, layer, past, last)
 
     def past(self, start: Start, first: Int[Tensor, " row"]) -> Past | None:
         """Keys and values of each row's tokens in front of `first`, for passes over the tokens
-        behind alone.
+        after it alone.
 
         None where that is not possible: on a TransformerBridge, and while interventions are in
         force."""
@@ -427,7 +427,7 @@ class Lens:
         that is wanted.
 
         Without interventions in force it runs on the wrapped Hugging Face model (same weights) with
-        its cache; with them, or with hooks of the user's own, on the hooked model without one."""
+        its cache; with them, or with user-installed hooks, on the hooked model without one."""
         if max_new_tokens < 0:
             raise ConfigError(f"max_new_tokens must be at least 0, got {max_new_tokens}.")
         if top_k is not None and top_k < 1:
@@ -451,7 +451,7 @@ class Lens:
         return texts[0] if isinstance(text, (str, Fact)) else texts
 
     def _own_hooks(self) -> bool:
-        """Whether there are hooks of the user's own: between two passes no others are left. (A
+        """Whether there are user-installed hooks: between two passes no others are left. (A
         bridge's and Hugging Face's modules carry some of their own, so there only the hook points
         tell.)"""
         places = self.model.modules() if self.backend == "hooked" else self.model.hook_dict.values()
@@ -652,7 +652,7 @@ class Lens:
 
     @contextmanager
     def patched(self, *patches: Patch) -> Iterator[Lens]:
-        """The model with patches applied inside the block; the weights are back bit for bit behind
+        """The model with patches applied inside the block; the weights are back bit for bit after
         it."""
         depth = len(self._stack)
         with self.turn.held():

@@ -149,7 +149,7 @@ def _imported(path: Path) -> ModuleType:
 
 
 def _alone(name: str, path: Path) -> ModuleType:
-    """A file that belongs to no package; read anew, so that a changed file counts."""
+    """A file that belongs to no package; read again, so that a changed file counts."""
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"The experiment {path} cannot be imported: it is not a Python file.")

@@ -67,7 +67,7 @@ class Store:
                 p for p in store.folder.iterdir() if not p.name.startswith(".")
             ):
                 raise ConfigError(
-                    f"{folder} holds files that are no run. Choose another --out; nothing was "
+                    f"{folder} holds files that are not a run. Choose another --out; nothing was "
                     "changed."
                 )
             store._make_folders("")
@@ -122,7 +122,7 @@ class Store:
 
     def failures(self) -> list[dict[str, Any]]:
         """Fields and traceback of every failed task. (A kill, or a second process, may leave a
-        finished one's behind.)"""
+        finished one's mark.)"""
         finished, paths = self.finished(), (self.folder / "failed").glob("*.json")
         found = [
             json.loads(path.read_text(encoding="utf-8"))
@@ -183,10 +183,10 @@ class Store:
         return self._read("manifest.json")
 
     def config(self) -> dict[str, Any]:
-        """The config the folder belongs to. Raises `ConfigError` for a folder that is no run."""
+        """The config the folder belongs to. Raises `ConfigError` for a folder that is not a run."""
         known = self._read("config.json")
         if known is None:
-            raise ConfigError(f"{self.folder} is no run folder: it has no config.json.")
+            raise ConfigError(f"{self.folder} is not a run folder: it has no config.json.")
         return known
 
     def _make_folders(self, *names: str) -> None:
@@ -230,7 +230,7 @@ def load_run(folder: str | Path) -> pd.DataFrame:
 
     A failed task is one row with status 'failed' and its traceback in `error`. `.attrs`: the
     manifest (or the config, with complete=False), `measures`, the columns that are results. Raises
-    `ConfigError` for a folder that is no run."""
+    `ConfigError` for a folder that is not a run."""
     import pandas as pd
 
     store = Store(Path(folder))
@@ -308,7 +308,7 @@ def _table(path: Path) -> pa.Table:
     except pa.ArrowException as error:
         raise ConfigError(
             f"{path} is damaged: {error}. Remove it and run the same command again: that task alone "
-            "is done anew."
+            "is done again."
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Settings of the editors for a model of one's own."""
+"""Settings of the editors for a user's model."""

@@ -35,7 +35,7 @@ from qv_lens.editing.closed_form import (
     AlphaEdit,
 )
 from qv_lens.editing.edit import Editor
-from qv_lens.editing.gradient import CTP, FT, FTL, KN, KNE
+from qv_lens.editing.fine_tuning import CTP, FT, FTL, KN, KNE
 from qv_lens.errors import unknown
 from qv_lens.facts.records import Fact
 from qv_lens.models.lens import Lens

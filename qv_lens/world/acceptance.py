@@ -12,8 +12,8 @@ import pandas as pd
 
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics
+from qv_lens.evaluation.answers import Generation, look
 from qv_lens.evaluation.metrics import accuracy, mean, measured
-from qv_lens.evaluation.probes import Generation, look
 from qv_lens.evaluation.protocols import evaluate, summary
 from qv_lens.facts.records import MultiHopCase
 from qv_lens.models.lens import Lens
@@ -77,8 +77,8 @@ def knowledge(lens: Lens, *, chains: int = 120, seed: int = 0) -> pd.DataFrame:
 def _by_thought(
     lens: Lens, world: generator.World, chains: Sequence[Chain], rng: random.Random
 ) -> float:
-    """Share of chains whose first question is answered behind worked examples about other entities
-    as far as there are such."""
+    """Share of chains whose first question is answered after worked examples, about other entities
+    where there are any."""
     blocks = world_cases.cot_blocks(
         world, {name for chain in chains for name in chain.entities}, rng
     )

@@ -50,7 +50,7 @@ def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
         )
     if new not in cases.objects(world, relation):
         raise FactError(
-            f"{new!r} is no object of {relation.label!r}. Some: "
+            f"{new!r} is not an object of {relation.label!r}. Some: "
             f"{', '.join(cases.objects(world, relation)[:12])}."
         )
     same = [f for f in cases.facts(world, relation.id) if f.subject != fact.subject]

@@ -10,6 +10,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.attribution.setting import setting
+from qv_lens.attribution.value import best_units
 from qv_lens.models.deltas import delta_hooks
 from tests.attribution.test_value import FACTS, final_sigma, log_prob
 from tests.models import BACKENDS, tiny_lens
@@ -95,7 +96,7 @@ def test_a_neuron_that_cancels_the_stream_is_still_scored(kind, scale, noise, tr
     task = setting(
         lens, dataclasses.replace(trace, resid=resid, m=m, setup=None), norm="full", base="pre"
     )
-    frame = qv.value_neurons(lens, task, None).layer(1).frame
+    frame = best_units(task, None).layer(1).frame
     got = frame[frame["prompt"] == 1].sort_values("neuron")["score"].to_numpy()
     hf = lens.hf.double()
     token = int(task.token[1])
@@ -103,11 +104,9 @@ def test_a_neuron_that_cancels_the_stream_is_still_scored(kind, scale, noise, tr
     expected = [(log_prob(hf, (x + row).double(), token) - start).item() for row in rows]
     assert final_sigma(hf, x.double()) > 0
     assert abs(got - np.array(expected)).max() < 1e-3 * max(1, *map(abs, expected))
-    top = qv.value_neurons(lens, task, 5, method="topk").frame["score"].to_numpy()
-    assert (
-        abs(np.sort(top) - np.sort(qv.value_neurons(lens, task, 5).frame["score"].to_numpy())).max()
-        < 1e-4
-    )
+    top = best_units(task, 5, method="topk").frame["score"].to_numpy()
+    best = best_units(task, 5).frame["score"].to_numpy()
+    assert abs(np.sort(top) - np.sort(best)).max() < 1e-4
 
 
 def test_improbable_answers_do_not_spoil_transmission_paths():
@@ -135,7 +134,7 @@ def test_categories_stay_apart():
         (lambda lens: qv.value_neurons(lens, FACTS, -5), "at least 1"),
         (lambda lens: qv.value_neurons(lens, FACTS, 0, method="topk"), "at least 1"),
         (lambda lens: qv.neuron_ensemble(lens, FACTS, steps=0), "steps"),
-        (lambda lens: qv.neuron_ensemble(lens, FACTS, parameters=("b_out",)), "no weight matrix"),
+        (lambda lens: qv.neuron_ensemble(lens, FACTS, parameters=("b_out",)), "not a weight matrix"),
         (lambda lens: qv.query_neurons(lens, FACTS, qv.NeuronSet.of([(2, 3)]), 5), "without a score"),
         (lambda lens: qv.query_neurons(lens, FACTS, qv.value_neurons(lens, FACTS, 5), subkey="gate"), "subkey"),
         (lambda lens: qv.value_neurons(lens, FACTS, positions="answer"), "sequence"),

@@ -248,8 +248,10 @@ def test_a_trace_fits_only_what_it_holds():
     with pytest.raises(qv.QVLensError, match="trace with positions='answer'"):
         qv.value_neurons(lens, lens.trace(LONG), 5, target="sequence")
     assert len(qv.value_neurons(lens, answer, 5, target="sequence")) == 5
-    task = setting(lens, FACTS, norm="full")
-    assert setting(lens, task, norm="none") is task
+    with pytest.raises(
+        qv.QVLensError, match="got Setting"
+    ):  # it would bring its own norm, silently
+        qv.value_neurons(lens, setting(lens, FACTS, norm="full"), 5, norm="none")
     with pytest.raises(qv.QVLensError, match="attention=True"):
         qv.value_neurons(lens, lens.trace(FACTS), 5, unit="attn_neuron")
     with pytest.raises(qv.QVLensError, match="needs a category of every fact"):

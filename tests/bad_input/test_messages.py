@@ -21,9 +21,9 @@ import torch
 import qv_lens as qv
 from qv_lens import cli
 from qv_lens.cli import check_writable
+from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
-from qv_lens.editing.sweep import search_ahead
 from qv_lens.evaluation.cases import draw_cases
 from qv_lens.facts.atlas import Chain, edit_case, question
 from qv_lens.facts.benchmarks import parse, read

@@ -164,7 +164,7 @@ def test_a_users_model_that_cannot_be_read_is_refused(case):
 @needs_hooked
 def test_soft_caps_are_part_of_log_p():
     """logprob, evaluation and Eq. 9 all read the capped logits, as the model gives them."""
-    from qv_lens.evaluation.probes import tell
+    from qv_lens.evaluation.answers import tell
 
     model = users_model(output_logits_soft_cap=2.0)
     lens, fact = qv.Lens(model), qv.Fact("{} works for", "Olga Pelodan", "Nortek")

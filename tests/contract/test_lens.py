@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import qv_lens as qv
-from qv_lens.evaluation.probes import tell
+from qv_lens.evaluation.answers import tell
 from qv_lens.facts.records import Probe
 from qv_lens.models.interventions import ffn_coefficients
 from tests.models import BACKENDS, KINDS, PROMPTS, tiny_hf, tiny_lens, tokenizer

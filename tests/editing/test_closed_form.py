@@ -168,7 +168,7 @@ def test_a_failing_edit_leaves_the_weights(monkeypatch):
             raise KeyboardInterrupt
         return solve(*arguments)
 
-    monkeypatch.setattr("qv_lens.editing.sweep.solve", fail_late)
+    monkeypatch.setattr("qv_lens.editing.layer_by_layer.solve", fail_late)
     with pytest.raises(KeyboardInterrupt):
         qv.edit(lens, REQUESTS, EDITORS[0], statistics=statistics)
     assert same(lens, before)

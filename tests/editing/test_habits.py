@@ -12,8 +12,8 @@ import torch
 
 import qv_lens as qv
 from qv_lens.editing.keys import STARTS, contexts
+from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.statistics import TOKENS, Statistics, _batches, covariance
-from qv_lens.editing.sweep import search_ahead
 from qv_lens.errors import ConfigError, EditError
 from qv_lens.models.lens import Lens
 from tests.editing.test_closed_form import REQUESTS, TEXTS

@@ -11,10 +11,10 @@ import torch
 import qv_lens as qv
 from qv_lens.editing.edit import Job
 from qv_lens.editing.keys import contexts, read, rows_of
+from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.presets import presets
 from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, prune, rect, solve
 from qv_lens.editing.statistics import Statistics, covariance
-from qv_lens.editing.sweep import search_ahead
 from qv_lens.errors import EditError
 from qv_lens.evaluation.protocols import total
 from qv_lens.patch import Delta
@@ -479,7 +479,7 @@ def test_bad_requests_and_failures_leave_the_weights(monkeypatch):
         qv.edit(lens, REQUESTS[0], qv.FT(layer=1, lr=float("inf"), steps=3))
     nan = Statistics({0: torch.eye(lens.d_mlp), 1: torch.eye(lens.d_mlp)}, 1, "", lens.fingerprint)
     monkeypatch.setattr(
-        "qv_lens.editing.sweep.solve",
+        "qv_lens.editing.layer_by_layer.solve",
         lambda *a: Delta(torch.full((lens.d_mlp, 1), float("nan")), torch.ones(1, lens.d_model)),
     )
     with pytest.raises(qv.QVLensError, match="not finite"):

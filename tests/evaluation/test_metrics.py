@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.evaluation.answers import CaseAnswers, ProbeAnswer, questions, tell
 from qv_lens.evaluation.metrics import FORCED, GENERATED, begins, harmonic, measured, ngram_entropy
-from qv_lens.evaluation.probes import Look, Told, questions, tell
 from qv_lens.evaluation.protocols import summary
 from qv_lens.facts.records import Hop, MultiHopCase, Probe
 from tests.models import BACKENDS, PROMPTS, tiny_lens
@@ -22,7 +22,7 @@ FACT = qv.Fact("{} plays the sport of", "Tim Duncan", "basketball")
 
 
 def told(said, asked, logprob=-1.0):
-    return Told(tuple(said), tuple(asked), logprob)
+    return ProbeAnswer(tuple(said), tuple(asked), logprob)
 
 
 CASE = qv.EditCase(
@@ -36,7 +36,7 @@ CASE = qv.EditCase(
     locality=(("Relation_Specificity", (Probe("d", "v"),)),),
     generation=("Tim Duncan is",),
 )
-BEFORE = Look(
+BEFORE = CaseAnswers(
     {
         "rewrite_new": (told([1, 9], [1, 2], -4.0),), "rewrite_old": (told([3], [3], -0.5),),
         "paraphrase_new": (told([5, 5], [1, 2], -4.0),), "paraphrase_old": (told([3], [3], -0.5),),
@@ -45,7 +45,7 @@ BEFORE = Look(
         "locality_Relation_Specificity": (told([4, 6], [4, 5]),),
     }
 )  # fmt: skip
-AFTER = Look(
+AFTER = CaseAnswers(
     {
         "rewrite_new": (told([1, 2], [1, 2], -0.1),), "rewrite_old": (told([1], [3], -3.0),),
         "paraphrase_new": (told([1, 5], [1, 2], -1.0),), "paraphrase_old": (told([3], [3], -0.5),),
@@ -90,12 +90,12 @@ def test_multi_hop_prompts_want_the_answer_of_their_side():
         "onward_old": (told([1], [1]), told([2, 3], [2, 3])),
         "onward_new": (told([1], [4]), told([2, 3], [2, 5])),
     }
-    look = Look({**AFTER.told, **probes})
+    look = CaseAnswers({**AFTER.told, **probes})
     assert measured(CASE, ["multihop_acc"], look, look, edited=False) == {"multihop_acc": 1.0}
     assert measured(CASE, ["multihop_acc"], look, look, edited=True) == {
         "multihop_acc": 0.0
     }  # one token right is not the answer
-    half = Look({"onward_new": (told([4], [4]), told([2, 3], [2, 5]))})
+    half = CaseAnswers({"onward_new": (told([4], [4]), told([2, 3], [2, 5]))})
     assert measured(CASE, ["multihop_acc"], half, look, edited=True) == {"multihop_acc": 0.5}
 
 
@@ -131,7 +131,7 @@ def test_what_is_asked_of_a_chain():
         "hops_old": [("c1", "Spain"), ("c2", "Madrid"), ("c3", "Europe")], "hops_new": [("c1", "Spain"), ("c2", "Paris"), ("c4", "Asia")],
         "onward_old": [("cloze of the chain", "Europe")], "onward_new": [("cloze of the chain", "Asia")],
     }  # fmt: skip
-    look = Look({"near_old": (told([3], [3]),), "paraphrase_new": (told([1, 2], [1, 2]),)})
+    look = CaseAnswers({"near_old": (told([3], [3]),), "paraphrase_new": (told([1, 2], [1, 2]),)})
     names = ["specificity_acc", "paraphrase_acc"]
     assert measured(case, names, look, look, edited=True) == {
         "specificity_acc": 1.0,
@@ -147,10 +147,12 @@ def test_what_is_written_counts_by_any_name():
             Probe("Larry Bird plays", "basketball"),
         ),
     )
-    now = Look(AFTER.told, {"paraphrase": (" Footballers",), "near": (" hoops, and", " tennis")})
+    now = CaseAnswers(
+        AFTER.told, {"paraphrase": (" Footballers",), "near": (" hoops, and", " tennis")}
+    )
     got = measured(case, ["paraphrase_gen", "specificity_gen"], now, BEFORE, edited=True)
     assert got == {"paraphrase_gen": 0.0, "specificity_gen": 0.5}
-    now = Look(AFTER.told, {"paraphrase": (" football.",)})
+    now = CaseAnswers(AFTER.told, {"paraphrase": (" football.",)})
     assert measured(case, ["paraphrase_gen"], now, BEFORE, edited=True) == {"paraphrase_gen": 1.0}
 
 
@@ -173,7 +175,7 @@ def test_multi_hop_counts_any_question_and_the_answers_of_its_side():
         " X. Answer: lutetia.\nQuestion: Answer: Madrid",
         "Answer: Madrid",
     )
-    look = Look(
+    look = CaseAnswers(
         {
             "hops_new": (told([1], [1]), told([2], [2])),
             "hops_old": (told([1], [1]), told([2], [3])),
@@ -193,11 +195,13 @@ def test_multi_hop_counts_any_question_and_the_answers_of_its_side():
         "multihop_cot_rate": 1 / 3,
         "multihop_direct": 0.0,
     }
-    unasked = Look({}, {"cot": (), "direct": ()})  # a chain without questions
+    unasked = CaseAnswers({}, {"cot": (), "direct": ()})  # a chain without questions
     assert all(
         math.isnan(value) for value in measured(case, names, unasked, unasked, True).values()
     )
-    silent = Look({}, {"cot": ("", "", ""), "direct": ("", "", "")})  # a model that answers nothing
+    silent = CaseAnswers(
+        {}, {"cot": ("", "", ""), "direct": ("", "", "")}
+    )  # a model that answers nothing
     assert measured(case, names[1:], silent, silent, True) == dict.fromkeys(names[1:], 0.0)
 
 

@@ -17,10 +17,10 @@ import qv_lens as qv
 from qv_lens.editing import sweep
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation import probes, protocols
+from qv_lens.evaluation.answers import Generation
+from qv_lens.evaluation.known_cases import known
 from qv_lens.evaluation.metrics import GENERATED
-from qv_lens.evaluation.probes import Generation
 from qv_lens.evaluation.protocols import _compatible, evaluate, total
-from qv_lens.evaluation.subset import known
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.records import Hop
 from qv_lens.world import cases as world_cases

@@ -12,7 +12,7 @@ import pytest
 
 import qv_lens as qv
 from qv_lens.errors import FactError
-from qv_lens.evaluation.subset import knows
+from qv_lens.evaluation.known_cases import knows
 from qv_lens.facts.atlas import TABLES, Chain, bare, chains, edit_case, question
 from qv_lens.facts.categories import CATEGORIES, of_relation
 from qv_lens.world import cases as world_cases

@@ -21,7 +21,7 @@ from qv_lens.editing import closed_form
 from qv_lens.editing.keys import clean_values, mean_over_contexts, read, rows_of
 from qv_lens.editing.solve import identity, inverse_of, null_space_metric, solve
 from qv_lens.editing.statistics import Statistics, covariance
-from qv_lens.editing.targets import Ahead, Targets, search
+from qv_lens.editing.targets import PrecomputedTargets, Targets, search
 
 ORACLE = Path(__file__).parents[3] / "shared" / "oracle" / "editors"
 pytestmark = pytest.mark.skipif(
@@ -218,7 +218,9 @@ def test_the_class_given_the_targets(reference, lens, released_null_space):
     targets = Targets(tuple(z.double() for z in reference.z_of), losses)
     found = {request: targets.rows([i]) for i, request in enumerate(reference.requests)}
     kind = reference.editor().first_search(lens)
-    ahead = Ahead(kind, lens.fingerprint, (), reference.templates, found, dict.fromkeys(found, 0.0))
+    ahead = PrecomputedTargets(
+        kind, lens.fingerprint, (), reference.templates, found, dict.fromkeys(found, 0.0)
+    )
     patch = qv.edit(
         lens,
         reference.requests,

@@ -270,12 +270,12 @@ def test_another_config_and_foreign_folders_are_refused(tmp_path):
     pd.testing.assert_frame_equal(qv.load_run(tmp_path / "run"), before)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(qv.QVLensError, match="no run"):
+    with pytest.raises(qv.QVLensError, match="not a run"):
         run(trivial(2), tmp_path / "mine")
     (tmp_path / "file").write_text("")
     with pytest.raises(qv.QVLensError, match="Cannot write"):
         run(trivial(2), tmp_path / "file" / "run")
-    with pytest.raises(qv.QVLensError, match="no run folder"):
+    with pytest.raises(qv.QVLensError, match="not a run folder"):
         qv.load_run(tmp_path / "mine")
 
 

@@ -234,7 +234,7 @@ def test_facts_outside_the_world_are_refused(lens):
         )
     with pytest.raises(qv.QVLensError, match="nothing to edit"):
         world_material(lens, fact, fact.answer)
-    with pytest.raises(qv.QVLensError, match="is no object"):
+    with pytest.raises(qv.QVLensError, match="is not an object"):
         world_material(lens, _request()[0], "Oslo")
 
 

@@ -8,7 +8,7 @@ from.
    and the answer's mean log-probability. Sorted by length and batched; the numbers do not depend on
    the batch.
 3. And it continues prompts: the edited ones, the same in other words, neighbours, multi-hop
-   questions behind worked examples, prompts for fluency.
+   questions after worked examples, prompts for fluency.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qv_lens.models.lens import Lens, at_least_float32
 
 
 @dataclass(frozen=True)
-class Told:
+class ProbeAnswer:
     """What a model made of one probe: argmax tokens and the answer's, teacher-forced; its mean
     log-probability (nats)."""
 
@@ -49,15 +49,15 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Look:
+class CaseAnswers:
     """All that was asked of a model about one case: probes by group, and continuations by kind."""
 
-    told: dict[str, tuple[Told, ...]]
+    told: dict[str, tuple[ProbeAnswer, ...]]
     """Probes by group."""
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Continuations by kind."""
 
-    def __getitem__(self, group: str) -> tuple[Told, ...]:
+    def __getitem__(self, group: str) -> tuple[ProbeAnswer, ...]:
         return self.told.get(group, ())
 
     def plain(self) -> dict[str, object]:
@@ -68,10 +68,10 @@ class Look:
         }
 
     @classmethod
-    def of(cls, plain: dict) -> Look:
+    def of(cls, plain: dict) -> CaseAnswers:
         """From what `plain` gave."""
         told = {
-            k: tuple(Told(tuple(t["said"]), tuple(t["asked"]), t["logprob"]) for t in v)
+            k: tuple(ProbeAnswer(tuple(t["said"]), tuple(t["asked"]), t["logprob"]) for t in v)
             for k, v in plain["told"].items()
         }
         return cls(told, {k: tuple(v) for k, v in plain["texts"].items()})
@@ -111,51 +111,69 @@ def questions(case: Case, beginning: Collection[str] = ("",)) -> dict[str, list[
     the edit.
 
     `beginning`: only the groups whose names begin so."""
+    groups = _of_requests(case)
+    groups |= _of_edit(case) if isinstance(case, EditCase) else _of_chain(case)
+    asked = tuple(beginning)
+    return {name: probes for name, probes in groups.items() if probes and name.startswith(asked)}
+
+
+def _of_requests(case: Case) -> dict[str, list[Probe]]:
+    """The edited prompts and the same in other words, with the new answer and with the old one."""
     groups: dict[str, list[Probe]] = {
-        name: [] for name in ("rewrite_new", "rewrite_old", "paraphrase_new", "paraphrase_old")
+        "rewrite_new": [],
+        "rewrite_old": [],
+        "paraphrase_new": [],
+        "paraphrase_old": [],
     }
     for request, others in zip(case.requests, _aliases(case), strict=True):
-        fact, known = request.fact, request.fact.answer != UNKNOWN
-        groups["rewrite_new"].append(Probe(fact.text, request.new, others, fact.space))
-        groups["rewrite_old"] += [Probe(fact.text, fact.answer, space=fact.space)] if known else []
-        asked = (
-            list(case.paraphrases)
+        fact = request.fact
+        asked: Sequence[Asked] = (
+            case.paraphrases
             if isinstance(case, EditCase)
-            else [fact.with_prompt(p) for p in fact.paraphrases]
+            else [fact.with_prompt(prompt) for prompt in fact.paraphrases]
         )
-        groups["paraphrase_new"] += [Probe(p.text, request.new, others, p.space) for p in asked]
-        groups["paraphrase_old"] += (
-            [Probe(p.text, fact.answer, space=p.space) for p in asked] if known else []
-        )
-    if isinstance(case, EditCase):
-        groups["near_old"] = [_probe(f) for f in case.neighbours]
-        rivals = [
-            f for f in case.neighbours if f.answer != case.request.new
-        ]  # others have no wrong answer to compare with
-        groups["rival_old"] = [_probe(f) for f in rivals]
-        groups["rival_new"] = [Probe(f.text, case.request.new, space=f.space) for f in rivals]
-        groups["onward_old"], groups["onward_new"] = (
-            [_probe(pair[i]) for pair in case.onward] for i in (0, 1)
-        )
-        for kind, named in (("portability", case.portability), ("locality", case.locality)):
-            groups.update({f"{kind}_{name}": list(probes) for name, probes in named})
-    else:
-        before = {hop.cloze for hop in case.hops}
-        kept = [
-            h for i, h in enumerate(case.new_hops) if i not in case.edited and h.cloze in before
-        ]
-        groups["near_old"] = [_hop(hop) for hop in kept]
-        groups["hops_old"], groups["hops_new"] = (
-            [_hop(hop) for hop in hops] for hops in (case.hops, case.new_hops)
-        )
-        groups["onward_old"] = [Probe(text, case.answer, case.aliases) for text in case.clozes]
-        groups["onward_new"] = [
-            Probe(text, case.new_answer, case.new_aliases) for text in case.clozes
-        ]
+        groups["rewrite_new"].append(Probe(fact.text, request.new, others, fact.space))
+        for prompt in asked:
+            groups["paraphrase_new"].append(Probe(prompt.text, request.new, others, prompt.space))
+        if fact.answer == UNKNOWN:
+            continue
+        groups["rewrite_old"].append(Probe(fact.text, fact.answer, space=fact.space))
+        for prompt in asked:
+            groups["paraphrase_old"].append(Probe(prompt.text, fact.answer, space=prompt.space))
+    return groups
+
+
+def _of_edit(case: EditCase) -> dict[str, list[Probe]]:
+    """Neighbours, multi-hop prompts and KnowEdit's groups."""
+    new = case.request.new
+    # neighbours that have the new answer anyway have no wrong answer to compare with
+    rivals = [fact for fact in case.neighbours if fact.answer != new]
+    groups = {
+        "near_old": [_probe(fact) for fact in case.neighbours],
+        "rival_old": [_probe(fact) for fact in rivals],
+        "rival_new": [Probe(fact.text, new, space=fact.space) for fact in rivals],
+        "onward_old": [_probe(before) for before, _ in case.onward],
+        "onward_new": [_probe(after) for _, after in case.onward],
+    }
+    for name, probes in case.portability:
+        groups[f"portability_{name}"] = list(probes)
+    for name, probes in case.locality:
+        groups[f"locality_{name}"] = list(probes)
+    return groups
+
+
+def _of_chain(case: MultiHopCase) -> dict[str, list[Probe]]:
+    """Hops that no edit touches, the hops before and after, and prompts over the whole chain."""
+    before = {hop.cloze for hop in case.hops}
+    kept = [
+        hop for i, hop in enumerate(case.new_hops) if i not in case.edited and hop.cloze in before
+    ]
     return {
-        name: probes
-        for name, probes in groups.items()
-        if probes and name.startswith(tuple(beginning))
+        "near_old": [_hop(hop) for hop in kept],
+        "hops_old": [_hop(hop) for hop in case.hops],
+        "hops_new": [_hop(hop) for hop in case.new_hops],
+        "onward_old": [Probe(text, case.answer, case.aliases) for text in case.clozes],
+        "onward_new": [Probe(text, case.new_answer, case.new_aliases) for text in case.clozes],
     }
 
 
@@ -175,7 +193,7 @@ def _hop(hop: Hop) -> Probe:
 
 
 @torch.no_grad()
-def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Told]:
+def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[ProbeAnswer]:
     """What the model makes of each probe, in the order given."""
     texts = [probe.text for probe in probes]
     prompts = lens.tokenize(texts) if texts else []
@@ -189,7 +207,7 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Told
         for p, probe in zip(prompts, probes, strict=True)
     ]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].row("answer")))
-    found: dict[int, Told] = {}
+    found: dict[int, ProbeAnswer] = {}
     for at in range(0, len(order), batch_size):
         chunk = order[at : at + batch_size]
         stream = lens.stream(
@@ -208,7 +226,7 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Told
         said, each = logp.argmax(-1).tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
         for i in chunk:
             n = len(prompts[i].answer)
-            found[i] = Told(tuple(said[:n]), prompts[i].answer, sum(each[:n]) / n)
+            found[i] = ProbeAnswer(tuple(said[:n]), prompts[i].answer, sum(each[:n]) / n)
             said, each = said[n:], each[n:]
     return [found[i] for i in range(len(prompts))]
 
@@ -218,7 +236,7 @@ def look(
     cases: Sequence[Case],
     generation: Generation | None = None,
     beginning: Collection[str] = ("",),
-) -> list[Look]:
+) -> list[CaseAnswers]:
     """What a model says of every case, on the weights as they now are: to the `questions` whose
     groups begin so."""
     generation = generation or Generation()
@@ -236,7 +254,7 @@ def look(
         said = iter(_continued(lens, [p for part in prompts for p in part], kind, generation))
         for one, part in zip(texts, prompts, strict=True):
             one[kind] = tuple(next(said) for _ in part)
-    return [Look(groups, one) for groups, one in zip(told, texts, strict=True)]
+    return [CaseAnswers(groups, one) for groups, one in zip(told, texts, strict=True)]
 
 
 def _prompts(case: Case, kind: str, generation: Generation) -> list[str]:

@@ -32,7 +32,7 @@ def known(
     right`.
 
     `how`: 'cloze', the answer is the argmax at each token; 'generate', the greedy continuation of
-    the cloze begins with it or an alias; 'few_shot', that of "Q: <question> A:" behind `examples`
+    the cloze begins with it or an alias; 'few_shot', that of "Q: <question> A:" after `examples`
     (question, answer; ACE's of Appendix G.2)."""
     if how not in ("cloze", "generate", "few_shot"):
         raise unknown("How", how, ("cloze", "generate", "few_shot"))
@@ -140,7 +140,7 @@ def _check_facts(facts: Sequence[Fact]) -> None:
         if not isinstance(fact, Fact):
             raise FactError(
                 f"qv.known asks for facts, got {type(fact).__name__}. Pass facts; for multi-hop "
-                "cases use qv_lens.evaluation.subset.known."
+                "cases use qv_lens.evaluation.known_cases.known."
             )
 
 

@@ -1,7 +1,7 @@
 """The loop of all closed forms: search z*, then write layer by layer.
 
 1. A `Pass` searches z* per fact at the last layer of its last group (`targets.search`): ROME at the
-   FFN's output of its one layer, MEMIT at the stream behind the block, PMET and ACE at the FFN's
+   FFN's output of its one layer, MEMIT at the stream after the block, PMET and ACE at the FFN's
    output with a second delta at attention's.
 2. It writes its groups one after another, the layers of each in ascending order, on the weights as
    written so far: keys K of the fact's token, cur = the site's value at the z layer on the bare
@@ -20,7 +20,7 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from typing import Literal
@@ -32,8 +32,8 @@ from qv_lens.editing.edit import Deltas, Job, checked_templates
 from qv_lens.editing.kept_targets import KeptTargets, TargetShelf
 from qv_lens.editing.keys import (
     Average,
+    ContextRows,
     Prompts,
-    Rows,
     clean_values,
     contexts,
     mean_over_contexts,
@@ -41,13 +41,13 @@ from qv_lens.editing.keys import (
     rows_of,
     values,
 )
-from qv_lens.editing.solve import Metric, inverse_of, solve
+from qv_lens.editing.solve import InverseMetric, inverse_of, solve
 from qv_lens.editing.statistics import Module
-from qv_lens.editing.targets import Ahead, Search, SearchKind, Targets, search
+from qv_lens.editing.targets import PrecomputedTargets, Search, SearchKind, Targets, search
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import FACT_TOKENS, FactToken
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, Start
 from qv_lens.patch import Delta
 
 Group = tuple[int, ...]
@@ -89,7 +89,7 @@ class Solver:
     """The metric of each written (layer, module), and eps for a batch of n facts. `learn` takes in
     a batch's keys."""
 
-    metric: Callable[[int, str], Metric]
+    metric: Callable[[int, str], InverseMetric]
     """The metric of each written (layer, module)."""
     eps: Callable[[int], float]
     """eps for a batch of n facts."""
@@ -195,21 +195,21 @@ def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver
         written: dict[tuple[int, str], list[Delta]] = {}
         names = [(layer, _weight(module)) for layer, module in _written(passes)]
         before = {key: job.lens.parameter(*key).clone() for key in names} if trims else {}
-        for one in passes:
-            rows = rows_of(job.lens, requests, templates, one.fact_token, one.prompts)
+        for plan in passes:
+            rows = rows_of(job.lens, requests, templates, plan.fact_token, plan.prompts)
             if job.ahead is not None and not parts and not written:  # nothing is changed yet
                 targets = job.ahead.of(requests)
             else:
-                targets = search(job.lens, requests, rows, one.fact_token, one.search)
-            _write(job, rows, targets, one, solver, written, keys)
+                targets = search(job.lens, requests, rows, plan.fact_token, plan.search)
+            _Sweep(job, rows, targets, plan, solver, written, keys).run()
         solver.learn(keys)
-        for key, found in written.items():
+        for key, deltas in written.items():
             if trims:
-                kept = Delta(editor.trim(before[key], Delta.total(found).dense()))
+                kept = Delta(editor.trim(before[key], Delta.total(deltas).dense()))
                 job.rewrite(*key, before[key], kept)
-                found = [kept]
-            parts.setdefault(key, []).extend(found)
-    return {key: Delta.total(found) for key, found in parts.items()}
+                deltas = [kept]
+            parts.setdefault(key, []).extend(deltas)
+    return {key: Delta.total(deltas) for key, deltas in parts.items()}
 
 
 def _written(passes: tuple[Pass, ...]) -> list[tuple[int, Module]]:
@@ -233,7 +233,7 @@ def search_ahead(
     templates: Sequence[str] | None = None,
     seed: int = 0,
     folder: Path | None = None,
-) -> Ahead:
+) -> PrecomputedTargets:
     """z* of many requests that will each be edited on the weights as they are now, in one search:
     `edit(..., ahead=)`.
 
@@ -264,71 +264,91 @@ def search_ahead(
             shelf.write({request: known[request] for request in missing})
     found = {request: known[request].targets for request in batch}
     seconds = {request: known[request].seconds for request in batch}
-    return Ahead(kind, lens.fingerprint, (*lens.patches, *lens.interventions), used, found, seconds)
+    return PrecomputedTargets(
+        kind, lens.fingerprint, (*lens.patches, *lens.interventions), used, found, seconds
+    )
 
 
-def _write(
-    job: Job,
-    rows: Rows,
-    targets: Targets,
-    one: Pass,
-    solver: Solver,
-    parts: dict[tuple[int, str], list[Delta]],
-    keys: dict[int, list[Tensor]],
-) -> None:
-    lens, backend, count = job.lens, job.lens.backend_adapter, len(rows.clean)
-    job.losses += [[list(step[i]) for step in targets.losses] for i in range(count)]
-    steps = [(group, i) for group in one.groups for i in range(len(group))]
-    lowest = min(layer for group in one.groups for layer in group)
-    with torch.no_grad():
-        at, stream = lowest, lens.stream(rows.heads, lowest)
-        for group, i in steps:
-            layer, left = group[i], len(group) - i
-            if layer < at:  # a later group below an earlier one
-                at, stream = lowest, lens.stream(rows.heads, lowest)
-            at, stream = (
-                layer,
-                stream if layer == at else lens.stream(rows.heads, layer, start=(at, stream)),
+@dataclass
+class _Sweep:
+    """One pass over the layers of a batch: reads each layer under those written before, and writes
+    it."""
+
+    job: Job
+    """The edit."""
+    rows: ContextRows
+    """The contexts of the batch."""
+    targets: Targets
+    """z* of the batch."""
+    plan: Pass
+    """Which layers, and how the residual is shared out."""
+    solver: Solver
+    """What makes a delta of keys and residuals."""
+    deltas: dict[tuple[int, str], list[Delta]] = field(default_factory=dict)
+    """What was written, by weight."""
+    keys: dict[int, list[Tensor]] = field(default_factory=dict)
+    """The FFN's keys, by layer."""
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Write the groups' layers in their order."""
+        count = len(self.rows.clean)
+        for i in range(count):
+            self.job.losses.append([list(step[i]) for step in self.targets.losses])
+        lens = self.job.lens
+        lowest = min(layer for group in self.plan.groups for layer in group)
+        start = (lowest, lens.stream(self.rows.heads, lowest))
+        for group in self.plan.groups:
+            for i, layer in enumerate(group):
+                if layer < start[0]:  # a later group below an earlier one
+                    start = (lowest, lens.stream(self.rows.heads, lowest))
+                if layer > start[0]:
+                    start = (layer, lens.stream(self.rows.heads, layer, start=start))
+                self._write(layer, len(group) - i, start)
+
+    def _write(self, layer: int, left: int, start: Start) -> None:
+        """Write a layer; `left`: how many of its group, with it, are still to be written."""
+        # all keys are taken before anything of the layer is written
+        keys = {module: self._keys(layer, module, start) for module in self.plan.modules}
+        for module in self.plan.modules:
+            mean, bare = keys[module]
+            delta = solve(
+                self.solver.metric(layer, module),
+                mean,
+                self._residual(layer, module, left, start),
+                self.solver.eps(len(self.rows.clean)),
+                bare if self.plan.read_clean else None,
             )
-            key_sites = {
-                module: backend.coefficient(layer) if module == "ffn" else backend.z(layer)
-                for module in one.modules
-            }
-            K = {}
-            for (
-                module,
-                site,
-            ) in key_sites.items():  # all keys are taken before anything of the layer is written
-                seen = read(lens, rows, (site,), (at, stream), layer + 1)[site]
-                K[module] = (
-                    mean_over_contexts(rows, seen, one.average).T.double(),
-                    clean_values(rows, seen).T.double(),
-                )
-            for module in one.modules:
-                site = one.search.sites[0 if module == "ffn" else 1]
-                now = read(lens, rows, (site,), (at, stream), one.z_layer + 1)[site]
-                cur = values(rows, now, one.measured == "mean")
-                z = targets.z_of[0 if module == "ffn" else 1]
-                R = (z - cur.double()).T / (left if one.share == "linear" else sqrt(left))
-                if site != backend.written_at(one.z_layer, module):
-                    R = _before_norm(lens, rows, layer, module, R, (at, stream))
-                mean, bare = K[module]
-                delta = solve(
-                    solver.metric(layer, module),
-                    mean,
-                    R,
-                    solver.eps(count),
-                    bare if one.read_clean else None,
-                )
-                name = _weight(module)
-                job.write(layer, name, delta)
-                parts.setdefault((layer, name), []).append(delta)
-                if module == "ffn":
-                    keys.setdefault(layer, []).append(mean)
+            name = _weight(module)
+            self.job.write(layer, name, delta)
+            self.deltas.setdefault((layer, name), []).append(delta)
+            if module == "ffn":
+                self.keys.setdefault(layer, []).append(mean)
+
+    def _keys(self, layer: int, module: Module, start: Start) -> tuple[Tensor, Tensor]:
+        """K, a column per fact: over the contexts, and of the bare prompt."""
+        backend = self.job.lens.backend_adapter
+        site = backend.coefficient(layer) if module == "ffn" else backend.z(layer)
+        seen = read(self.job.lens, self.rows, (site,), start, layer + 1)[site]
+        mean = mean_over_contexts(self.rows, seen, self.plan.average)
+        return mean.T.double(), clean_values(self.rows, seen).T.double()
+
+    def _residual(self, layer: int, module: Module, left: int, start: Start) -> Tensor:
+        """R, a column per fact: what is missing of z*, shared out over the layers left."""
+        lens = self.job.lens
+        place = 0 if module == "ffn" else 1
+        site = self.plan.search.sites[place]
+        now = read(lens, self.rows, (site,), start, self.plan.z_layer + 1)[site]
+        current = values(self.rows, now, self.plan.measured == "mean")
+        share = left if self.plan.share == "linear" else sqrt(left)
+        R = (self.targets.z_of[place] - current.double()).T / share
+        if site == lens.backend_adapter.written_at(self.plan.z_layer, module):
+            return R
+        return _before_norm(lens, self.rows, layer, module, R, start)
 
 
 def _before_norm(
-    lens: Lens, rows: Rows, layer: int, module: Module, R: Tensor, start: tuple[int, Tensor]
+    lens: Lens, rows: ContextRows, layer: int, module: Module, R: Tensor, start: tuple[int, Tensor]
 ) -> Tensor:
     """What must be written in front of the norm that follows a sublayer, so that R reaches the
     stream after it: R sigma / gain, sigma that of the bare prompt. R itself where no norm follows.
@@ -345,10 +365,10 @@ def _before_norm(
     return R * sigma.T * torch.where(passes, 1 / torch.where(passes, gain, 1.0), 0.0)[:, None]
 
 
-def inverses(job: Job) -> Callable[[int, str], Metric]:
+def inverses(job: Job) -> Callable[[int, str], InverseMetric]:
     """C0^-1 of each weight, factored once."""
 
-    def metric(layer: int, module: str) -> Metric:
+    def metric(layer: int, module: str) -> InverseMetric:
         C0 = job.moments().of(job.lens, layer, "ffn" if module == "ffn" else "attn")
         return job.factored.once(
             ("inverse", layer, module), lambda: inverse_of(C0.to(job.lens.device))

@@ -1,4 +1,4 @@
-"""The preset `ace_official`: what ACE's released notebooks compute, slips included, for comparison
+"""The preset `ace_official`: what ACE's released notebooks compute, bugs included, for comparison
 only.
 
 All of it: norm frozen with ln_f.bias left out, base mid, target the model's own argmax, last
@@ -42,7 +42,7 @@ LABEL = "ace_official, as released"
 
 
 @dataclass(frozen=True)
-class Released:
+class ReleasedResults:
     """The notebooks' results. `query_neurons` exist for GPT-J alone, `query_layers` for Qwen3
     alone."""
 
@@ -63,7 +63,7 @@ class Released:
 
 
 @torch.no_grad()
-def ace_official(lens: Lens, facts: Facts) -> Released:
+def ace_official(lens: Lens, facts: Facts) -> ReleasedResults:
     """Everything the released notebooks compute, for several prompts at once, labelled 'as
     released'.
 
@@ -83,7 +83,7 @@ def ace_official(lens: Lens, facts: Facts) -> Released:
     gptj = record.model == NOTEBOOKS[0]
     layers = [scores_by_layer(task, kind, "layer_vector") for kind in ("ffn", "attn")]
     heads = _heads(task) if gptj else scores_by_layer(task, "head", "layer_vector")
-    return Released(
+    return ReleasedResults(
         _labelled(pd.concat(layers, ignore_index=True), task),
         _labelled(scores_by_layer(task, "ffn", "count", count_top=COUNTED), task),
         NeuronSet(value.frame, {**value.settings, "preset": LABEL}),

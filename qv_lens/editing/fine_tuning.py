@@ -195,7 +195,7 @@ class CTP:
     """Critical transmission paths with contrastive editing, as its released code runs.
 
     `epochs` passes over the requests in shuffled mini-batches; before every `every`-th epoch T+ and
-    T- are found anew on the weights as they are. Each mini-batch takes two Adam steps: (A) the new
+    T- are found again on the weights as they are. Each mini-batch takes two Adam steps: (A) the new
     answer's cross-entropy on the T+ nodes, (B) `lam` times that of what the unedited model says, on
     the T- nodes. b_in of a key node goes with it; the whole b_out is trained in both
     (`train_b_out`). `adam='shared'`: one state for both steps, so that nodes without gradient still
