@@ -242,7 +242,9 @@ def test_a_run_says_that_the_model_knows_nothing(call, tmp_path):
 def studied(monkeypatch):
     """What `study` is called with, which then does nothing."""
     calls = []
-    monkeypatch.setattr(cli, "study", lambda prompt, **options: calls.append((prompt, options)))
+    monkeypatch.setattr(
+        cli.one_fact, "study", lambda prompt, **options: calls.append((prompt, options))
+    )
     return calls
 
 

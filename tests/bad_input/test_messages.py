@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens import cli
-from qv_lens.cli import check_writable
+from qv_lens.cli import edits
+from qv_lens.cli.options import check_writable
 from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance
@@ -162,7 +162,7 @@ def broken_experiment(tmp_path, text):
 
 def stats_into_a_file(tmp_path):
     (tmp_path / "stats").write_text("")
-    cli.stats(out=tmp_path / "stats")
+    edits.stats(out=tmp_path / "stats")
 
 
 def ahead(editor, request=None):
@@ -288,8 +288,8 @@ CASES = {
     "file of a run file": lambda tmp: run_file("ace/table_1.py", "category=sport", "facts=none.json"),
     "number of a run file": lambda tmp: run_file("ace/table_1.py", "category=sport", "prompts=0"),
     "skip of a run file": lambda tmp: run_file("ace/table_4.py", "skip=x"),
-    "too few tokens": lambda tmp: cli.stats(tokens=-5),
-    "no layers": lambda tmp: cli.stats(layers=[]),
+    "too few tokens": lambda tmp: edits.stats(tokens=-5),
+    "no layers": lambda tmp: edits.stats(layers=[]),
     "statistics into a file": lambda tmp: stats_into_a_file(tmp),
     "intervention that is a set": lambda tmp: _intervene(qv.NeuronSet.of([(1, 0)])),
     "neurons as a list": lambda tmp: _intervene(qv.Zero([(1, 0)])),
@@ -349,8 +349,8 @@ CASES = {
     "presets of an unknown setting": lambda tmp: presets(
         str(written(tmp / "mine.toml", '[MEMIT]\nsource = "me"\n[MEMIT.settings]\nlambda = 3\n'))
     ),
-    "an editor that cannot be tuned": lambda tmp: cli.tune("toy-gptj", method=["ROMEO"]),
-    "too few facts to tune on": lambda tmp: cli.tune("toy-gptj", facts=8),
+    "an editor that cannot be tuned": lambda tmp: edits.tune("toy-gptj", method=["ROMEO"]),
+    "too few facts to tune on": lambda tmp: edits.tune("toy-gptj", facts=8),
     "a model that knows too little to be tuned": lambda tmp: known_cases(tiny_lens("gptj"), 32, facts=qv.atlas("capital")[:3]),
     "no GPU": lambda tmp: qv.load("toy-gptj", device="cuda") if not torch.cuda.is_available() else no_gpu(),
 }  # fmt: skip

@@ -1,0 +1,72 @@
+"""Command line: thin verbs over the library. `qv-lens --help` imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, TextIO
+
+from cyclopts import App, Parameter
+
+from qv_lens import __version__
+from qv_lens.cli import edits, experiments, one_fact
+from qv_lens.cli.models import models
+from qv_lens.errors import QVLensError
+
+app = App(
+    name="qv-lens",
+    help="Where a language model keeps a fact, and how to change it.",
+    version=__version__,
+    default_parameter=Parameter(negative=()),
+)
+app.command(models)
+for verb in (
+    one_fact.demo,
+    one_fact.study,
+    one_fact.attribute,
+    one_fact.ablate,
+    experiments.report,
+    edits.stats,
+    edits.edit,
+    edits.evaluate,
+    edits.tune,
+    experiments.run,
+):
+    app.command(verb)
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Warnings as one line on stderr, without the place in the source, each said once; afterwards
+    as before."""
+    told: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = " ".join(str(message).split())
+        if text not in told:
+            told.add(text)
+            print(f"qv-lens: warning: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def main(arguments: Annotated[list[str] | None, Parameter(parse=False)] = None) -> None:
+    """Entry point: an error of ours is one line and exit code 2, never a traceback; a warning is
+    one line too."""
+    try:
+        with _warnings_as_lines():
+            app(arguments)
+    except QVLensError as error:
+        print(f"qv-lens: {error}", file=sys.stderr)
+        sys.exit(2)

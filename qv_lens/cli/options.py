@@ -1,0 +1,95 @@
+"""What the verbs of the command line have in common: their options, and what is refused before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from qv_lens.editing.editors import HOMES
+from qv_lens.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from qv_lens.editing.presets import Preset
+
+Cloze = Annotated[
+    str, Parameter(help="A cloze with {} for the subject, ending right before the answer.")
+]
+Subject = Annotated[str, Parameter(help="What {} stands for.")]
+Answer = Annotated[str, Parameter(help="The true answer.")]
+New = Annotated[str, Parameter(help="The new answer.")]
+Model = Annotated[
+    str,
+    Parameter(
+        help=(
+            "toy-gptj, toy-qwen3, smollm2-135m (after models get), a hub name, a local folder, a "
+            ".gguf file."
+        )
+    ),
+]
+Method = Annotated[str, Parameter(help=f"{', '.join(HOMES)} (in capitals or not).")]
+#: a list: its values follow one another, or each has the option's name in front
+Several = Parameter(consume_multiple=True)
+PresetOf = Annotated[
+    str | None,
+    Parameter(help="A model whose settings of the editors are taken (default: --model's own)."),
+]
+Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Loading:
+    """How the model is loaded."""
+
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    """Type of the weights (default: the checkpoint's own)."""
+    device: str | None = None
+    """Where it runs, as torch names it (default: the first GPU, if there is one)."""
+
+
+AS_IT_IS = Loading()
+
+
+def at_least(option: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{option} must be at least {least}, got {value}.")
+
+
+def not_empty(option: str, values: Sequence[object] | None) -> None:
+    if values is not None and not values:
+        raise ConfigError(f"{option} needs at least one value, or leave it out.")
+
+
+def preset_of(method: str, model: str) -> Preset:
+    """A method's preset for a model, whatever the capitals. Raises `ConfigError`."""
+    from qv_lens.editing.presets import presets
+
+    table = presets(model)
+    name = spelled(method, table)
+    if name not in table:
+        raise unknown(f"Preset of {model} for", name, table)
+    return table[name]
+
+
+def spelled(method: str, table: Mapping[str, object]) -> str:
+    """A method as the table spells it, whatever its capitals."""
+    spelled = {name.lower(): name for name in table}
+    return spelled.get(method.lower(), method)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work, not after it; a file that is there stays as it is. Raises
+    `ConfigError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        with path.open("ab"):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"Cannot write to {path}: {error}. Choose another --out.") from error

@@ -1,0 +1,110 @@
+"""What the verbs print about a model, a fact and a study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qv_lens.case_study import Study
+    from qv_lens.facts.records import Fact
+    from qv_lens.models.lens import Lens
+
+
+def print_knowledge(lens: Lens, fact: Fact) -> None:
+    """Say, before anything is done, whether the model knows the fact."""
+    from qv_lens.evaluation.answers import tell
+
+    knows = tell(lens, [fact])[0].right
+    said = lens.generate(fact.text, 8)
+    if knows:
+        print(f"{lens.name} knows the fact: {fact.text} {said.strip()!r}")
+    else:
+        print(
+            f"{lens.name} does not know the fact: it says {said.strip()!r}, not {fact.answer!r} "
+            f"(log p {lens.logprob(fact):.3f}). What follows is about an answer that it does not "
+            "give."
+        )
+
+
+def print_study(study: Study) -> None:
+    from qv_lens.evaluation.ablation import DROP
+    from qv_lens.evaluation.faithfulness import lost_at
+
+    fact = study.request.fact
+    knows = (
+        ""
+        if study.known
+        else "; it does not know this fact, and what follows is about an answer that it does not give"
+    )
+    print(
+        f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of {fact.answer!r} {study.logprob:.3f}{knows})"
+    )
+    told = [f"{row.known} of {row.asked} {row.kind}" for row in study.material.itertuples()]
+    print(f"Beside it are asked what the model answers before anything is done: {', '.join(told)}.")
+    print_neurons("Value neurons", study.value_tokens)
+    print_neurons("Query neurons", study.query_tokens)
+    print_neurons("Neurons of the largest effect", study.effect_tokens)
+    print(
+        f"\nThe best of {study.settings['neurons']:,} neurons zeroed at the last token: log p, by how many"
+    )
+    curve = (
+        study.removal.groupby(["text", "ranking", "k"], sort=False)["logprob"].mean().unstack("k")
+    )
+    print(curve.round(2).to_string())
+    lost = (
+        lost_at(study.removal)
+        .groupby(["prompt", "ranking"], sort=False)["k"]
+        .agg(["median", "count", "size"])
+    )
+    for (prompt, ranking), row in lost.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
+        text = study.removal.loc[study.removal["prompt"] == prompt, "text"].iloc[0]
+        known = study.removal.loc[study.removal["prompt"] == prompt, "known"].all()
+        answer = (
+            f"lost at {row['median']:.0f}"
+            if row["count"]
+            else "not lost"
+            if known
+            else "not known before"
+        )
+        print(
+            f"  {text}, by {ranking}: {answer}"
+            + (f" ({row['count']:.0f} of {row['size']:.0f} draws)" if row["size"] > 1 else "")
+        )
+    print(
+        f"\nLayers by effect at the subject, strongest first: value {study.layers.value[:8]}, query {study.layers.query[:8]}"
+    )
+    if len(study.ablation):
+        print("\nZeroing 1% of the neurons")
+        print(
+            study.ablation.groupby(["neurons", "group"], sort=False)[["count", *DROP]]
+            .mean()
+            .round(3)
+            .to_string()
+        )
+    if len(study.suppression):
+        print("\nSilencing query neurons, two-hop prompts")
+        print(study.suppression.round(3).to_string(index=False))
+    print("\nEdit, before and after")
+    print(
+        study.edits[["variant", "layers", "metric", "before", "after", "cases"]]
+        .round(3)
+        .to_string(index=False)
+    )
+    print()
+    for row in study.probes.to_dict("records"):
+        told = "; ".join(
+            f"{name}: {said!r}"
+            for name, said in row.items()
+            if name not in ("kind", "prompt", "wanted")
+        )
+        print(f"  {row['kind']}: {row['prompt']} (wanted {row['wanted']!r})  {told}")
+    print(f"Weights given back bit for bit: {'yes' if study.restored else 'no'}")
+
+
+def print_neurons(title: str, frame: pd.DataFrame) -> None:
+    print(f"\n{title}: neuron, coefficient, score, promoted tokens")
+    for row in frame.itertuples():
+        tokens = " ".join(token.strip() for token in row.promoted[:6])
+        print(f"  f{row.layer}-{row.neuron:<6} {row.coefficient:>8.3f} {row.score:>9.4f}  {tokens}")
