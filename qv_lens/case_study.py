@@ -158,7 +158,7 @@ def study(
     Raises `FactError` for a fact that the bundled world does not hold, where that is asked.
     """
     weights = lens.state()
-    asked = material or _material(lens, fact, new, seed)
+    about = material or _material(lens, fact, new, seed)
     tuned = ace_and_memit(lens)
     ace, memit = editor or tuned["ACE"].editor, rival or tuned["MEMIT"].editor
     assert isinstance(ace, ACE)
@@ -167,27 +167,27 @@ def study(
     value = value_neurons(lens, trace, method=fast(lens))
     query = query_neurons(lens, trace, value)
     effects = neuron_effects(lens, trace)
-    kind = [fact, *asked.same[:LOCATED]]
+    kind = [fact, *about.same[:LOCATED]]
     layers = locate(lens, kind, "subject_last", by="effects")
-    edited = edit_variants(lens, asked, layers, ace, memit, edits, seed)
+    edited = edit_variants(lens, about, layers, ace, memit, edits, seed)
     nodes, edges = pathway(lens, trace, value, query)
     return Study(
         request=fact.to(new),
         logprob=lens.logprob(fact),
         answered=lens.token_label(int(trace.logits[0].argmax())),
         known=correct(lens, [fact])[0],
-        material=knowledge(lens, asked),
+        material=knowledge(lens, about),
         value=value,
         query=query,
         effects=effects,
         value_tokens=vocabulary(lens, value.top(10)),
         query_tokens=vocabulary(lens, query.top(10)),
         effect_tokens=vocabulary(lens, effects.top(10)),
-        removal=removal(lens, fact, asked, {"Eq. 9": value, "gradient": effects}, seed),
+        removal=removal(lens, fact, about, {"Eq. 9": value, "gradient": effects}, seed),
         profile=profile(lens, kind),
         layers=layers,
-        ablation=without_the_best(lens, asked, seed),
-        suppression=suppress(lens, asked.chains, counted=False)[0],
+        ablation=without_the_best(lens, about, seed),
+        suppression=suppress(lens, about.chains, counted=False)[0],
         edits=edited.table,
         tokens=by_token(lens, fact),
         heads=layer_scores(lens, trace, "head", "layer_vector"),
@@ -221,12 +221,12 @@ def knowledge(lens: Lens, material: Material) -> pd.DataFrame:
     """Of how many facts and prompts the unedited model gives the answer: `kind, asked, known`;
     where the material was chosen so, of those it was chosen from."""
     groups = (material.same, material.other, material.chains)
-    asked = material.asked or tuple(map(len, groups))
+    counts = material.asked or tuple(map(len, groups))
     known = material.known or tuple(sum(correct(lens, facts)) for facts in groups)
     return pd.DataFrame(
         {
             "kind": ["facts of its kind", "facts of other kinds", "two-hop prompts"],
-            "asked": asked,
+            "asked": counts,
             "known": known,
         }
     )
@@ -264,8 +264,10 @@ def profile(lens: Lens, facts: Sequence[Fact]) -> pd.DataFrame:
         frames.append(scores.reset_index().assign(kind=name))
     effects: tuple[tuple[Positions, str], ...] = (("last", LAST), ("subject_last", SUBJECT))
     for position, name in effects:
-        found = neuron_effects(lens, trace, None, positions=position).frame
-        positive = found[found["score"] > 0].groupby("layer")["score"].sum() / len(facts)
+        effects_there = neuron_effects(lens, trace, None, positions=position).frame
+        positive = effects_there[effects_there["score"] > 0].groupby("layer")["score"].sum() / len(
+            facts
+        )
         frames.append(
             positive.reindex(range(lens.n_layers), fill_value=0.0).reset_index().assign(kind=name)
         )
@@ -398,16 +400,16 @@ def _words(
     `by_token` and the vocabulary of the new answer."""
     case = material.cases[0]
     new = case.request.new
-    asked = [
+    probes_asked = [
         ("the fact", case.request.target),
         *(("in other words", Probe(p.text, new)) for p in case.paraphrases[:2]),
     ]
-    asked += [("follows from it", after) for _, after in case.onward[:3]] + [
+    probes_asked += [("follows from it", after) for _, after in case.onward[:3]] + [
         ("must stay", near) for near in case.neighbours[:3]
     ]
-    texts = [probe.text for _, probe in asked]
-    kinds = [kind for kind, _ in asked]
-    wanted = [probe.answer for _, probe in asked]
+    texts = [probe.text for _, probe in probes_asked]
+    kinds = [kind for kind, _ in probes_asked]
+    wanted = [probe.answer for _, probe in probes_asked]
     probes = pd.DataFrame(
         {"kind": kinds, "prompt": texts, "wanted": wanted, "before": first_sentences(lens, texts)}
     )

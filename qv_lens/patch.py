@@ -98,10 +98,10 @@ class Delta:
 
 def summed(parts: Iterable[Mapping[tuple[int, str], Delta]]) -> dict[tuple[int, str], Delta]:
     """The sums of several deltas, weight by weight."""
-    found = list(parts)
+    deltas = list(parts)
     return {
-        key: Delta.total([part[key] for part in found if key in part])
-        for key in sorted({k for part in found for k in part})
+        key: Delta.total([part[key] for part in deltas if key in part])
+        for key in sorted({k for part in deltas for k in part})
     }
 
 

@@ -240,11 +240,11 @@ def _nodes(value: pd.DataFrame, query: pd.DataFrame) -> pd.DataFrame:
     keys = ["layer", "neuron"]
     value = value[[*keys, "score", "coefficient"]].rename(columns={"score": "value_score"})
     query = query[[*keys, "score", "coefficient"]].rename(columns={"score": "query_score"})
-    both = value.merge(query, on=keys, how="outer", suffixes=("", "_query"))
-    both["coefficient"] = both["coefficient"].fillna(both.pop("coefficient_query"))
-    role = both["query_score"].isna().map({True: "value", False: "shared"})
-    both["role"] = role.where(both["value_score"].notna(), "query")
-    return both.assign(id=[f"f{row.layer}-{row.neuron}" for row in both.itertuples()])
+    merged = value.merge(query, on=keys, how="outer", suffixes=("", "_query"))
+    merged["coefficient"] = merged["coefficient"].fillna(merged.pop("coefficient_query"))
+    role = merged["query_score"].isna().map({True: "value", False: "shared"})
+    merged["role"] = role.where(merged["value_score"].notna(), "query")
+    return merged.assign(id=[f"f{row.layer}-{row.neuron}" for row in merged.itertuples()])
 
 
 # ------------------------------------------------------------------ what the targets read
@@ -265,8 +265,8 @@ class Reader:
     def below(self, writer: str) -> Float[Tensor, "layer row d_model"]:
         """What an output of each layer is scored by: all targets in the layers above and, for
         attention in front of a sequential FFN, its own layer's FFN targets."""
-        both = self.own["ffn"] + self.own["attn"]
-        above = both.flip(0).cumsum(0).flip(0) - both
+        written = self.own["ffn"] + self.own["attn"]
+        above = written.flip(0).cumsum(0).flip(0) - written
         return above + self.own["ffn"] if writer == "attn" and not self.parallel else above
 
 

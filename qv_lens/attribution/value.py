@@ -128,11 +128,11 @@ def best_units(
     if method == "topk" and top is not None:
         scores, settings["scored"] = certified_top(task, unit, top, over)
     else:
-        found = list(scored(task, unit, method))
-        scores = torch.stack([grouped(layer.score, groups) for layer in found])
+        layers = list(scored(task, unit, method))
+        scores = torch.stack([grouped(layer.score, groups) for layer in layers])
         if method == "moments":
-            share = sum(layer.fallback for layer in found) / sum(
-                layer.score.numel() for layer in found
+            share = sum(layer.fallback for layer in layers) / sum(
+                layer.score.numel() for layer in layers
             )
             settings |= {"order": MOMENTS_ORDER, "tolerance": MOMENTS_TOLERANCE, "fallback": share}
     m = torch.stack(
@@ -341,10 +341,10 @@ def certified_top(
     )
     layers, n, _ = bounds.shape
     J, order = rearrange(bounds, "l g u -> g (l u)").sort(dim=1, descending=True)
-    found = torch.full_like(J, -torch.inf)  # by unit, not by rank
+    best = torch.full_like(J, -torch.inf)  # by unit, not by rank
     done, wave = [0] * n, k + max(8, k // 16)
-    while open_groups := [g for g in range(n) if not _certified(J[g], found[g], done[g], k)]:
-        wanted = torch.zeros_like(found, dtype=torch.bool)
+    while open_groups := [g for g in range(n) if not _certified(J[g], best[g], done[g], k)]:
+        wanted = torch.zeros_like(best, dtype=torch.bool)
         for g in open_groups:
             wanted[g, order[g, done[g] : done[g] + wave]] = True
             done[g] = min(done[g] + wave, J.shape[1])
@@ -352,9 +352,9 @@ def certified_top(
         exact = [
             grouped(layer.score, groups) for layer in scored(task, unit, "exact", mask[:, groups])
         ]
-        found = torch.where(wanted, rearrange(torch.stack(exact), "l g u -> g (l u)"), found)
+        best = torch.where(wanted, rearrange(torch.stack(exact), "l g u -> g (l u)"), best)
         wave = max(8, k // 8)
-    return rearrange(found, "g (l u) -> l g u", l=layers), done
+    return rearrange(best, "g (l u) -> l g u", l=layers), done
 
 
 def _certified(J: Tensor, found: Tensor, done: int, k: int) -> bool:

@@ -84,13 +84,17 @@ def stats(
     modules = ("ffn", "attn") if attention else ("ffn",)
     wanted = layers or list(range(lens.backend_adapter.first_editable, lens.n_layers))
     if out is None:
-        found = kept_covariance(lens, list(texts), wanted, max_tokens=max_tokens, modules=modules)
+        statistics = kept_covariance(
+            lens, list(texts), wanted, max_tokens=max_tokens, modules=modules
+        )
     else:
-        found = covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules, folder=out)
+        statistics = covariance(
+            lens, texts, wanted, max_tokens=max_tokens, modules=modules, folder=out
+        )
     where = "the user's cache" if out is None else out
     print(
-        f"{where}: C0 of layers {wanted} over {found.tokens} tokens of {source} (text "
-        f"{found.corpus}, model {found.fingerprint})"
+        f"{where}: C0 of layers {wanted} over {statistics.tokens} tokens of {source} (text "
+        f"{statistics.corpus}, model {statistics.fingerprint})"
     )
 
 

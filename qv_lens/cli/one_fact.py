@@ -148,15 +148,15 @@ def study(
         assert isinstance(memit, MEMIT)
     material = file_material(fact, new, facts, text) if facts and text else None
     lens = load(model, **asdict(loading))
-    found = run(lens, fact, new, material=material, editor=ace, rival=memit, edits=edits, seed=seed)
+    walk = run(lens, fact, new, material=material, editor=ace, rival=memit, edits=edits, seed=seed)
     words = ["qv-lens", "study", prompt, "--subject", subject, "--answer", answer, "--new", new]
     words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
     words += ["--facts", str(facts), "--text", str(text)] if facts else []
     words += ["--preset", preset] if preset else []
     for option, value in asdict(loading).items():
         words += [f"--{option}", value] if value else []
-    print_study(found)
-    print(f"\nPage: {report(found, out, shlex.join(words))}")
+    print_study(walk)
+    print(f"\nPage: {report(walk, out, shlex.join(words))}")
 
 
 def attribute(

@@ -315,7 +315,7 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
 def check_requests(batch: Sequence[EditRequest]) -> None:
     """Raise `EditError` for two requests that ask different things of one prompt, or one that asks
     for the old answer."""
-    asked: dict[str, str] = {}
+    answers: dict[str, str] = {}
     for request in batch:
         text = request.fact.text
         if request.new.strip() == request.fact.answer.strip():
@@ -323,9 +323,9 @@ def check_requests(batch: Sequence[EditRequest]) -> None:
                 f"The new answer of {text!r} is the old one, {request.new!r}: there is nothing to "
                 "edit."
             )
-        if asked.setdefault(text, request.new.strip()) != request.new.strip():
+        if answers.setdefault(text, request.new.strip()) != request.new.strip():
             raise EditError(
-                f"Two requests of one batch conflict: {text!r} is asked to become both {asked[text]!r} and "
+                f"Two requests of one batch conflict: {text!r} is asked to become both {answers[text]!r} and "
                 f"{request.new!r}."
             )
 

@@ -141,7 +141,7 @@ class KNE:
                 "located is how many requests the ensemble is located on, at least 1; got "
                 f"{self.located}."
             )
-        found = neuron_ensemble(
+        ensemble = neuron_ensemble(
             job.lens,
             job.requests[: self.located],
             self.share,
@@ -152,7 +152,7 @@ class KNE:
         )
         by_name = {"ffn": "W_out", **{f"{name.lower()}_column": name for name in self.parameters}}
         chosen: dict[Key, Tensor] = {}
-        for (unit, layer), rows in found.frame.groupby(["unit", "layer"]):
+        for (unit, layer), rows in ensemble.frame.groupby(["unit", "layer"]):
             chosen[int(layer), by_name[str(unit)]] = torch.tensor(
                 sorted(rows["neuron"]), device=job.lens.device
             )
@@ -269,10 +269,10 @@ class KN:
         lens = job.lens
         rows: dict[int, dict[int, Tensor]] = {}
         for request in job.requests:
-            found = integrated_gradients(
+            neurons = integrated_gradients(
                 lens, request.fact, None, steps=self.steps, rule=self.rule
             ).frame
-            strong = found[found["score"] > self.threshold * found["score"].max()]
+            strong = neurons[neurons["score"] > self.threshold * neurons["score"].max()]
             for layer, neuron in strong[["layer", "neuron"]].itertuples(index=False):
                 table = rows.setdefault(int(layer), {})
                 W_out = at_least_float32(lens.w_out(int(layer)))
@@ -394,7 +394,7 @@ def _contrast(
     for key, leaf in begun.items():
         leaves[key].data.copy_(leaf)
     prompts = lens.tokenize([r.target for r in requests])
-    said = _said(lens, prompts)
+    old_answers = _said(lens, prompts)
     single = len(job.requests) == 1
     lr, epochs, stop = editor.alone if single else (editor.lr, editor.epochs, 0.0)
     optimisers, order, losses = [], random.Random(job.seed), []
@@ -415,11 +415,17 @@ def _contrast(
         total = 0.0
         for i in range(0, len(shuffled), editor.batch_size):
             batch = shuffled[i : i + editor.batch_size]
-            asked = [prompts[b] for b in batch]
-            total += _step(lens, leaves, asked, None, plus, optimisers[0], 1.0) * len(batch)
+            batch_prompts = [prompts[b] for b in batch]
+            total += _step(lens, leaves, batch_prompts, None, plus, optimisers[0], 1.0) * len(batch)
             if editor.lam > 0 and editor.bottom > 0:
                 _step(
-                    lens, leaves, asked, [said[b] for b in batch], minus, optimisers[1], editor.lam
+                    lens,
+                    leaves,
+                    batch_prompts,
+                    [old_answers[b] for b in batch],
+                    minus,
+                    optimisers[1],
+                    editor.lam,
                 )
         losses.append([total / len(prompts)])
         if losses[-1][0] < stop:

@@ -59,12 +59,12 @@ def kept_covariance(
         return covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules)
     folder = folder / "statistics" / _name(lens, state, texts, max_tokens)
     keys: list[Key] = [(layer, module) for layer in wanted for module in modules]
-    found: dict[Key, Statistics] = {}
+    parts_kept: dict[Key, Statistics] = {}
     for key in keys:
         part = _read(folder, key, lens)
         if part is not None:
-            found[key] = part
-    missing = [key for key in keys if key not in found]
+            parts_kept[key] = part
+    missing = [key for key in keys if key not in parts_kept]
     if missing:
         asked: tuple[Module, ...] = tuple(
             module for module in modules if module in {of for _, of in missing}
@@ -74,12 +74,12 @@ def kept_covariance(
         )
         parts = {key: _part(made, key) for key in missing}
         _keep(folder, parts)
-        found.update(parts)
-    C0 = {layer: found[layer, "ffn"].C0[layer] for layer in wanted if "ffn" in modules}
+        parts_kept.update(parts)
+    C0 = {layer: parts_kept[layer, "ffn"].C0[layer] for layer in wanted if "ffn" in modules}
     attention = {
-        layer: found[layer, "attn"].attention[layer] for layer in wanted if "attn" in modules
+        layer: parts_kept[layer, "attn"].attention[layer] for layer in wanted if "attn" in modules
     }
-    return replace(next(iter(found.values())), C0=C0, attention=attention)
+    return replace(next(iter(parts_kept.values())), C0=C0, attention=attention)
 
 
 def default_text(lens: Lens) -> str:

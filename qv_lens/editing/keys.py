@@ -148,8 +148,8 @@ def rows_of(
 def _asked(lens: Lens, request: EditRequest, template: str, prompts: Prompts) -> list[Prompt]:
     """The prompts of a request in one context, with the new answer's tokens."""
     if prompts == "rewrite" or not request.via:
-        asked = request.target.with_prompt(template.replace("{}", request.fact.prompt))
-        return [tokenize(lens.tokenizer, asked, lens.prepend_bos)]
+        prompt_fact = request.target.with_prompt(template.replace("{}", request.fact.prompt))
+        return [tokenize(lens.tokenizer, prompt_fact, lens.prepend_bos)]
     texts = [template.replace("{}", text) for text in request.via]
     bare = [tokenize(lens.tokenizer, text, lens.prepend_bos) for text in texts]
     space = request.fact.space

@@ -145,8 +145,8 @@ class ClosedForm(ABC):
     def first_search(self, lens: Lens) -> SearchKind:
         """The search of the first pass, which can be shared by editors (`search_ahead`). Raises
         what `plan` raises."""
-        one = self.plan(lens)[0]
-        return SearchKind(one.search, one.fact_token, one.prompts, self.prefix)
+        first = self.plan(lens)[0]
+        return SearchKind(first.search, first.fact_token, first.prompts, self.prefix)
 
     def trim(self, W: Tensor, delta: Tensor) -> Tensor:
         """What of a batch's dense delta of one weight W is kept; all of it, but for RECT."""
@@ -215,8 +215,8 @@ def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver
 def _written(passes: tuple[Pass, ...]) -> list[tuple[int, Module]]:
     """The layers and modules that the passes write, each once, in their order."""
     places = []
-    for one in passes:
-        places += itertools.product(itertools.chain(*one.groups), one.modules)
+    for plan in passes:
+        places += itertools.product(itertools.chain(*plan.groups), plan.modules)
     return list(dict.fromkeys(places))
 
 
@@ -262,10 +262,10 @@ def search_ahead(
             known[request] = KeptTargets(searched.rows([i]), share)
         if shelf is not None:
             shelf.write({request: known[request] for request in missing})
-    found = {request: known[request].targets for request in batch}
+    targets = {request: known[request].targets for request in batch}
     seconds = {request: known[request].seconds for request in batch}
     return PrecomputedTargets(
-        kind, lens.fingerprint, (*lens.patches, *lens.interventions), used, found, seconds
+        kind, lens.fingerprint, (*lens.patches, *lens.interventions), used, targets, seconds
     )
 
 

@@ -57,19 +57,19 @@ def read_presets(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Edito
 
     Raises `ConfigError` for a file that cannot be read, an unknown editor or setting.
     """
-    found = {}
+    editors = {}
     for name, entry in entries_of(file).items():
         kind = kinds.get(name.split(".")[0])
         if kind is None:
             raise unknown(f"Editor in {file}:", name, kinds)
         settings = {key: _frozen(value) for key, value in entry["settings"].items()}
         try:
-            found[name] = (kind(**settings), str(entry["source"]))
+            editors[name] = (kind(**settings), str(entry["source"]))
         except TypeError as error:
             raise ConfigError(
                 f"{file}: {name} has a setting that it does not know: {error}."
             ) from error
-    return found
+    return editors
 
 
 def entries_of(file: Path) -> Entries:

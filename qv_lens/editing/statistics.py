@@ -78,13 +78,13 @@ class Statistics:
                 f"was loaded with prepend_bos={lens.prepend_bos}: its keys are others. Compute them "
                 "again with this lens."
             )
-        found = self.C0 if module == "ffn" else self.attention
-        if layer not in found:
+        moments = self.C0 if module == "ffn" else self.attention
+        if layer not in moments:
             what = "" if module == "ffn" else " of attention (modules=('ffn', 'attn'))"
             raise EditError(
-                f"No statistics{what} for layer {layer}: collected were layers {sorted(found)}."
+                f"No statistics{what} for layer {layer}: collected were layers {sorted(moments)}."
             )
-        return found[layer]
+        return moments[layer]
 
     def save(self, folder: str | Path) -> Path:
         """Write statistics.safetensors and, last, statistics.json. Raises `EditError` if the folder
@@ -316,26 +316,28 @@ def _finished(
 ) -> Statistics:
     """Statistics that are there already. Raises `EditError` if they are of other weights, layers,
     text or length."""
-    found = Statistics.load(folder)
-    keys = [(layer, "ffn") for layer in found.C0] + [(layer, "attn") for layer in found.attention]
+    statistics = Statistics.load(folder)
+    keys = [(layer, "ffn") for layer in statistics.C0] + [
+        (layer, "attn") for layer in statistics.attention
+    ]
     digest = _hashed(texts).hexdigest()
-    asked = (lens.fingerprint, sorted(wanted), digest, max_tokens, lens.prepend_bos)
+    wanted_now = (lens.fingerprint, sorted(wanted), digest, max_tokens, lens.prepend_bos)
     if (
-        found.fingerprint,
+        statistics.fingerprint,
         sorted(keys),
-        found.corpus,
-        found.max_tokens,
-        found.prepend_bos,
-    ) != asked:
+        statistics.corpus,
+        statistics.max_tokens,
+        statistics.prepend_bos,
+    ) != wanted_now:
         raise EditError(
-            f"{folder} holds finished statistics of the model {found.fingerprint}, layers "
-            f"{sorted(found.C0)}, over {found.tokens} tokens of the text {found.corpus}, cut to "
-            f"{found.max_tokens}, prepend_bos={found.prepend_bos}; asked for are "
+            f"{folder} holds finished statistics of the model {statistics.fingerprint}, layers "
+            f"{sorted(statistics.C0)}, over {statistics.tokens} tokens of the text {statistics.corpus}, cut to "
+            f"{statistics.max_tokens}, prepend_bos={statistics.prepend_bos}; asked for are "
             f"{lens.fingerprint}, layers {sorted({layer for layer, _ in wanted})}, text {digest}, "
             f"cut to {max_tokens}, prepend_bos={lens.prepend_bos}. Nothing was written: name "
             "another folder, or remove that one."
         )
-    return found
+    return statistics
 
 
 def _resume(

@@ -70,11 +70,11 @@ class CaseAnswers:
     @classmethod
     def of(cls, plain: dict) -> CaseAnswers:
         """From what `plain` gave."""
-        told = {
+        answers = {
             k: tuple(ProbeAnswer(tuple(t["said"]), tuple(t["asked"]), t["logprob"]) for t in v)
             for k, v in plain["told"].items()
         }
-        return cls(told, {k: tuple(v) for k, v in plain["texts"].items()})
+        return cls(answers, {k: tuple(v) for k, v in plain["texts"].items()})
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,10 @@ def questions(case: Case, beginning: Collection[str] = ("",)) -> dict[str, list[
     `beginning`: only the groups whose names begin so."""
     groups = _of_requests(case)
     groups |= _of_edit(case) if isinstance(case, EditCase) else _of_chain(case)
-    asked = tuple(beginning)
-    return {name: probes for name, probes in groups.items() if probes and name.startswith(asked)}
+    beginnings = tuple(beginning)
+    return {
+        name: probes for name, probes in groups.items() if probes and name.startswith(beginnings)
+    }
 
 
 def _of_requests(case: Case) -> dict[str, list[Probe]]:
@@ -207,7 +209,7 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Prob
         for p, probe in zip(prompts, probes, strict=True)
     ]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].row("answer")))
-    found: dict[int, ProbeAnswer] = {}
+    by_place: dict[int, ProbeAnswer] = {}
     for at in range(0, len(order), batch_size):
         chunk = order[at : at + batch_size]
         stream = lens.stream(
@@ -226,9 +228,9 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Prob
         said, each = logp.argmax(-1).tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
         for i in chunk:
             n = len(prompts[i].answer)
-            found[i] = ProbeAnswer(tuple(said[:n]), prompts[i].answer, sum(each[:n]) / n)
+            by_place[i] = ProbeAnswer(tuple(said[:n]), prompts[i].answer, sum(each[:n]) / n)
             said, each = said[n:], each[n:]
-    return [found[i] for i in range(len(prompts))]
+    return [by_place[i] for i in range(len(prompts))]
 
 
 def look(
@@ -244,7 +246,7 @@ def look(
     answers = iter(
         tell(lens, [probe for groups in asked for probes in groups.values() for probe in probes])
     )
-    told = [
+    looks = [
         {name: tuple(next(answers) for _ in probes) for name, probes in groups.items()}
         for groups in asked
     ]
@@ -254,7 +256,7 @@ def look(
         said = iter(_continued(lens, [p for part in prompts for p in part], kind, generation))
         for one, part in zip(texts, prompts, strict=True):
             one[kind] = tuple(next(said) for _ in part)
-    return [CaseAnswers(groups, one) for groups, one in zip(told, texts, strict=True)]
+    return [CaseAnswers(groups, one) for groups, one in zip(looks, texts, strict=True)]
 
 
 def _prompts(case: Case, kind: str, generation: Generation) -> list[str]:

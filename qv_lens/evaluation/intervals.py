@@ -46,8 +46,8 @@ def wilson(hits: float, asked: float) -> Interval:
     count = round(asked)
     if count < 1:
         return UNKNOWN
-    found = stats.binomtest(min(round(hits), count), count).proportion_ci(LEVEL, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    ends = stats.binomtest(min(round(hits), count), count).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(ends.low), float(ends.high))
 
 
 def interval(

@@ -36,17 +36,17 @@ def known(
     (question, answer; ACE's of Appendix G.2)."""
     if how not in ("cloze", "generate", "few_shot"):
         raise unknown("How", how, ("cloze", "generate", "few_shot"))
-    asked = [(i, j, hop) for i, case in enumerate(cases) for j, hop in enumerate(case.hops)]
+    links = [(i, j, hop) for i, case in enumerate(cases) for j, hop in enumerate(case.hops)]
     shots = "".join(f"Q: {question} A: {answer}\n" for question, answer in examples)
     prompts = [
-        shots + f"Q: {hop.question} A:" if how == "few_shot" else hop.cloze for _, _, hop in asked
+        shots + f"Q: {hop.question} A:" if how == "few_shot" else hop.cloze for _, _, hop in links
     ]
-    right = _right(lens, [hop for _, _, hop in asked], prompts, how)
+    right = _right(lens, [hop for _, _, hop in links], prompts, how)
     rows = [
         (cases[i].case_id, j, prompt, hop.answer, hit)
-        for (i, j, hop), prompt, hit in zip(asked, prompts, right, strict=True)
+        for (i, j, hop), prompt, hit in zip(links, prompts, right, strict=True)
     ]
-    wrong = {i for (i, _, _), hit in zip(asked, right, strict=True) if not hit}
+    wrong = {i for (i, _, _), hit in zip(links, right, strict=True) if not hit}
     kept = [case for i, case in enumerate(cases) if case.hops and i not in wrong]
     return kept, pd.DataFrame(rows, columns=["case", "hop", "prompt", "answer", "right"])
 
@@ -58,8 +58,8 @@ def _right(lens: Lens, hops: Sequence[Hop], prompts: Sequence[str], how: How) ->
         return correct(
             lens, [Probe(prompt, hop.answer) for prompt, hop in zip(prompts, hops, strict=True)]
         )
-    said = lens.generate(list(prompts), 12)
-    return [begins(text, [hop.answer, *hop.aliases]) for text, hop in zip(said, hops, strict=True)]
+    texts = lens.generate(list(prompts), 12)
+    return [begins(text, [hop.answer, *hop.aliases]) for text, hop in zip(texts, hops, strict=True)]
 
 
 def known_edits(lens: Lens, cases: Sequence[EditCase]) -> list[EditCase]:
@@ -120,10 +120,10 @@ def known_facts(
     _check_facts(facts)
     if not facts:
         return [], pd.DataFrame(columns=["prompt", "answer", "said", "right", "logprob"])
-    said = lens.generate(list(facts), _enough(lens, facts), batch_size)
+    texts = lens.generate(list(facts), _enough(lens, facts), batch_size)
     logprobs = lens.logprob(list(facts))
     rows = []
-    for fact, text, logprob in zip(facts, said, logprobs, strict=True):
+    for fact, text, logprob in zip(facts, texts, logprobs, strict=True):
         right = begins(text, [fact.answer, *fact.aliases])
         rows.append((fact.text, fact.answer, text, right, logprob))
     kept = [fact for fact, row in zip(facts, rows, strict=True) if row[3]]

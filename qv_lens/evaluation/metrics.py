@@ -101,8 +101,8 @@ def _of_chain(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -
 
 
 def _instance(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
-    told = now["hops_new" if edited else "hops_old"]
-    return float(all(t.right for t in told)) if told else nan
+    answers = now["hops_new" if edited else "hops_old"]
+    return float(all(t.right for t in answers)) if answers else nan
 
 
 def _locality(names: Callable[[CaseAnswers], list[str]]) -> Metric:
@@ -163,11 +163,11 @@ def _directly(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -
 
 
 def _fluency(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
-    found = [
+    entropies = [
         ngram_entropy(prompt + text)
         for prompt, text in zip(_prompts_of(case), now.texts.get("fluency", ()), strict=False)
     ]
-    return mean([value for value in found if value == value])
+    return mean([value for value in entropies if value == value])
 
 
 def _prompts_of(case: Case) -> tuple[str, ...]:
@@ -217,11 +217,11 @@ def measured(
 ) -> dict[str, float]:
     """The named metrics, and portability and locality by group."""
     table = {name: metric for name, (_, metric) in (*FORCED.items(), *GENERATED.items())}
-    found = {name: table[name](case, now, before, edited) for name in names}
+    values = {name: table[name](case, now, before, edited) for name in names}
     if "portability" in names:
-        found.update(
+        values.update(
             {name: mean([t.share for t in now[name]]) for name in _groups("portability_")(now)}
         )
     if "locality" in names:
-        found.update({name: _same(now[name], before[name]) for name in _groups("locality_")(now)})
-    return found
+        values.update({name: _same(now[name], before[name]) for name in _groups("locality_")(now)})
+    return values

@@ -222,21 +222,21 @@ def check_metrics(metrics: Sequence[str] | None) -> None:
 def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     """Those of the named metrics that at least one of the cases holds prompts for: what would not
     be NaN."""
-    asked = list(names)
-    kinds = {GENERATED[name][0] for name in asked if name in GENERATED}
-    told = ProbeAnswer(
+    metric_names = list(names)
+    kinds = {GENERATED[name][0] for name in metric_names if name in GENERATED}
+    any_answer = ProbeAnswer(
         (0,), (0,), 0.0
     )  # whether a metric has a value depends on what is asked alone, not on what is said
     fits: set[str] = set()
     for case in cases:
         texts = {kind: tuple("a b c" for _ in _prompts(case, kind, Generation())) for kind in kinds}
         anything = CaseAnswers(
-            {group: (told,) * len(probes) for group, probes in questions(case).items()}, texts
+            {group: (any_answer,) * len(probes) for group, probes in questions(case).items()}, texts
         )
         for edited in (False, True):
-            values = measured(case, asked, anything, anything, edited)
-            fits.update(name for name in asked if values[name] == values[name])
-    return [name for name in asked if name in fits]
+            values = measured(case, metric_names, anything, anything, edited)
+            fits.update(name for name in metric_names if values[name] == values[name])
+    return [name for name in metric_names if name in fits]
 
 
 def usual_metrics(cases: Sequence[Case]) -> list[str]:
@@ -297,7 +297,7 @@ class _Run:
             return None
         try:
             first = [case.requests[0] for case in cases]
-            found = search_ahead(
+            targets = search_ahead(
                 self.lens,
                 first,
                 self.editor,
@@ -307,8 +307,8 @@ class _Run:
             )
         except (EditError, FactError, torch.OutOfMemoryError):
             return None
-        self.templates = found.templates
-        return found
+        self.templates = targets.templates
+        return targets
 
     def patch(
         self, requests: Sequence[EditRequest], ahead: PrecomputedTargets | None = None
@@ -359,8 +359,10 @@ class _Run:
         )
         for i, now in zip(index, looks, strict=True):
             was = measured(cases[i], self.metrics, before[i], before[i], edited=False)
-            told = measured(cases[i], self.metrics, now, before[i], edited=self.editor is not None)
-            for name, value in told.items():
+            values = measured(
+                cases[i], self.metrics, now, before[i], edited=self.editor is not None
+            )
+            for name, value in values.items():
                 after = nan if i in self.skipped else value
                 yield _row(
                     i,
@@ -548,12 +550,12 @@ def _before(
         ).hexdigest()
         for c in cases
     ]
-    found = {
+    kept = {
         key: CaseAnswers.of(json.loads(file.read_text()))
         for key in keys
         if (file := folder / f"{key}.json").exists()
     }
-    missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in found}
+    missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in kept}
     for key, made in zip(
         missing, look(lens, list(missing.values()), generation, groups), strict=True
     ):
@@ -562,8 +564,8 @@ def _before(
                 partial.write_text(json.dumps(made.plain()))
         except OSError as error:
             raise ConfigError(f"Cannot keep results in {folder}: {error}.") from error
-        found[key] = made
-    return [found[key] for key in keys]
+        kept[key] = made
+    return [kept[key] for key in keys]
 
 
 # ------------------------------------------------------------------ summaries

@@ -219,13 +219,13 @@ def chains() -> tuple[Chain, ...]:
     """The two-hop chains of the atlas: every pair of facts that `PAIRS` joins, except those that
     come back to the start."""
     onward = _onward()
-    found = []
+    rows = []
     for first in _facts():
         for relation in PAIRS.get(first.relation or "", ()):
             second = onward.get((relation, bare(first.answer)))
             if second is not None and bare(second.answer) != bare(first.subject):
-                found.append(_composed(first, second))
-    return tuple(found)
+                rows.append(_composed(first, second))
+    return tuple(rows)
 
 
 @cache

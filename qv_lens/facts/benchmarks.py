@@ -151,10 +151,10 @@ def named(
 ) -> dict[str, list[Case]]:
     """Cases by the category of their first edit (`categories.of_relation`, or a labeller of your
     own); those of no category are listed as "unknown"."""
-    found: dict[str, list[Case]] = {}
+    groups: dict[str, list[Case]] = {}
     for case in cases:
-        found.setdefault(category(case.requests[0]) or "unknown", []).append(case)
-    return found
+        groups.setdefault(category(case.requests[0]) or "unknown", []).append(case)
+    return groups
 
 
 def warn_of(refused: pd.DataFrame) -> None:

@@ -101,14 +101,14 @@ def _lines(text: str) -> list[int]:
     if text[start] != "[":
         return [line]
     decoder = json.JSONDecoder()
-    found: list[int] = []
+    starts: list[int] = []
     at = start + 1
     while True:
         start = re.compile(r"[\s,]*").match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]
         if text[start] == "]":
-            return found
+            return starts
         line += text.count("\n", at, start)
-        found.append(line)
+        starts.append(line)
         _, at = decoder.raw_decode(text, start)
         line += text.count("\n", start, at)
 
@@ -183,15 +183,15 @@ def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str
 def _texts_of_lines(path: Path, json_lines: bool, error: type[QVLensError]) -> Iterator[str]:
     """A line at a time, for files that are larger than memory. Lines of JSON are told by the first
     of them."""
-    told = json_lines
+    as_json = json_lines
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             text = line.lstrip(BOM).strip()
             if not text:
                 continue
-            if not told:
+            if not as_json:
                 json_lines = text[0] == "{" and isinstance(_json(text), dict)
-                told = True
+                as_json = True
             yield from (
                 [text] if not json_lines else _text_of(f"{path}, line {number}", _json(text), error)
             )

@@ -111,10 +111,10 @@ def _mquake(record: Record) -> MultiHopCase:
 def _question(question: object, subject: str) -> tuple[str, ...]:
     """An edit's question as a prompt with {}, where it holds the subject once, as a word."""
     text = question if isinstance(question, str) else ""
-    found = word_places(text, subject, case=True)
-    if len(found) != 1 or "{}" in text:
+    places = word_places(text, subject, case=True)
+    if len(places) != 1 or "{}" in text:
         return ()
-    start, stop = found[0]
+    start, stop = places[0]
     return (text[:start] + "{}" + text[stop:],)
 
 
@@ -179,13 +179,13 @@ def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
         raise RefusedError(field, "is empty: a chain has hops")
     orig = _table(record.get("orig") or {}, "orig")
     ids, names = (orig.get(key) or [] for key in (triples, f"{triples}_labeled"))
-    made = []
+    cases = []
     for i, hop in enumerate(hops):
         text = _text(hop["cloze"], "cloze")
         subject = names[i][0] if len(names) == len(hops) else None
         relation = ids[i][1] if len(ids) == len(hops) else None
         answer = _answer(hop["answer"], "answer")
-        made.append(
+        cases.append(
             Hop(
                 _text(hop["question"], "question"),
                 text,
@@ -195,7 +195,7 @@ def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
                 relation,
             )
         )
-    return tuple(made)
+    return tuple(cases)
 
 
 def _counterfact(record: Record) -> EditCase:
@@ -301,7 +301,7 @@ def _knowedit(record: Record) -> EditCase:
 def _groups(record: Record, field: str) -> Groups:
     """KnowEdit's {name: [{prompt, ground_truth}]}; an empty or absent list is left out, a probe
     without answer as well."""
-    found = {}
+    groups = {}
     for name, probes in _table(record.get(field) or {}, field).items():
         asked = [_table(probe, field) for probe in _list(probes or [], field)]
         told = [
@@ -314,8 +314,8 @@ def _groups(record: Record, field: str) -> Groups:
             if text and answers
         )
         if made:
-            found[name] = made
-    return tuple(found.items())
+            groups[name] = made
+    return tuple(groups.items())
 
 
 def _known(record: Record) -> Fact:

@@ -133,8 +133,8 @@ def _outer(char: str, more: str = "") -> bool:
 def matches(text: str | None, accepted: Iterable[str]) -> bool:
     """Whether `text` is one of `accepted`, both normalised. None and a text that says nothing never
     match."""
-    said = normalise(text) if text is not None else ""
-    return said != "" and said in {normalise(answer) for answer in accepted}
+    text_said = normalise(text) if text is not None else ""
+    return text_said != "" and text_said in {normalise(answer) for answer in accepted}
 
 
 def begins(text: str, accepted: Iterable[str]) -> bool:

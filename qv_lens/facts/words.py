@@ -46,14 +46,14 @@ def places(text: str, name: str, *, case: bool = False) -> list[Place]:
     any case unless `case`."""
     folded, borders = _folded(text, case)
     wanted, _ = _folded(name, case)
-    found = []
+    places_found = []
     at = folded.find(wanted) if wanted else -1
     while at >= 0:
         stop = at + len(wanted)
         if at in borders and stop in borders:
-            found.append((borders[at], borders[stop]))
+            places_found.append((borders[at], borders[stop]))
         at = folded.find(wanted, at + 1)
-    return found
+    return places_found
 
 
 def _folded(text: str, case: bool) -> tuple[str, dict[int, int]]:

@@ -32,13 +32,13 @@ def unread(config: Any, context: int, switches: Sequence[str]) -> list[str]:
     """What HookedTransformer would leave out of this model within `context` tokens, in words; empty
     where nothing.
     `switches`: what it never reads of this architecture's config."""
-    found = [f"{kind} scaling of its rotary positions" for kind in _rotary_kinds(config)]
+    reasons = [f"{kind} scaling of its rotary positions" for kind in _rotary_kinds(config)]
     window = getattr(config, "sliding_window", None)
     sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if sliding and window is not None and window < context:
-        found.append(f"a sliding window of {window} tokens")
-    found += [f"{name} = True" for name in switches if getattr(config, name, False)]
-    return found
+        reasons.append(f"a sliding window of {window} tokens")
+    reasons += [f"{name} = True" for name in switches if getattr(config, name, False)]
+    return reasons
 
 
 def _rotary_kinds(config: Any) -> list[str]:

@@ -94,11 +94,11 @@ def zeros_like_parameters(
     lens: Lens, names: list[tuple[int, str]]
 ) -> dict[tuple[int, str], Tensor]:
     """A D of zeros that asks for its gradient, in float32 or better, for each named weight."""
-    made = {}
+    leaves = {}
     for layer, name in names:
         weight = lens.parameter(layer, name)
         wide = torch.promote_types(weight.dtype, torch.float32)
-        made[layer, name] = torch.zeros(
+        leaves[layer, name] = torch.zeros(
             weight.shape, dtype=wide, device=weight.device, requires_grad=True
         )
-    return made
+    return leaves

@@ -174,10 +174,10 @@ def _size(folder: Path) -> int:
 
 def _check(model: Fetchable, gguf: Path) -> None:
     with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != model.sha256:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    if checksum != model.sha256:
         raise ModelError(
-            f"{gguf.name} is not the file that {model.name} is made of: its sha256 is {found}, "
+            f"{gguf.name} is not the file that {model.name} is made of: its sha256 is {checksum}, "
             f"wanted {model.sha256}. It is damaged, half downloaded or another release. Nothing was "
             "kept."
         )

@@ -193,8 +193,8 @@ def _class_of(config: Any) -> str | None:
     if config.architectures:
         return None
     mapping = AutoModelForCausalLM._model_mapping
-    found: Any = mapping.get(type(config), None)
-    return None if found is None else found.__name__
+    model_class: Any = mapping.get(type(config), None)
+    return None if model_class is None else model_class.__name__
 
 
 def _source(name: str | Path) -> tuple[str, str | None]:

@@ -65,14 +65,14 @@ def cards(nodes: pd.DataFrame, code: str) -> str:
 
 def _card(node, code: str) -> str:
     scores = [(name, getattr(node, f"{name}_score")) for name in ("value", "query")]
-    told = ", ".join(f"{name} score {value:.4f}" for name, value in scores if value == value)
+    scores_text = ", ".join(f"{name} score {value:.4f}" for name, value in scores if value == value)
     chips = "".join(
         f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in node.promoted
     )
     snippet = code.format(layer=node.layer, neuron=node.neuron)
     return (
         f"<div class='card neuron' id='neuron-{node.id}'><b><code>{node.id}</code></b> {node.role} "
-        f"neuron, layer {node.layer}: {told}, m = {node.coefficient:.2f}<p>promotes "
+        f"neuron, layer {node.layer}: {scores_text}, m = {node.coefficient:.2f}<p>promotes "
         f"{chips}</p><p>Zeroed alone, it changes the answer's log-probability by "
         f"<b>{node.effect:+.4f}</b> nats.</p><pre>{escape(snippet)}</pre></div>"
     )

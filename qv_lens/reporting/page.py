@@ -110,10 +110,10 @@ def _failures(frame: pd.DataFrame) -> str:
     if failed.empty:
         return ""
     names = [name for name in frame.attrs["grid"] if name in failed]
-    told = failed[names].assign(
+    table = failed[names].assign(
         error=[str(error).strip().splitlines()[-1] for error in failed["error"]]
     )
-    return "<h2>Failed</h2>" + _card(told.to_html(index=False, border=0))
+    return "<h2>Failed</h2>" + _card(table.to_html(index=False, border=0))
 
 
 def _numbers(frame: pd.DataFrame) -> str:

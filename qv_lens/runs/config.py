@@ -181,12 +181,18 @@ def tasks_of(config: RunConfig, n_layers: Callable[[str], int] | None = None) ->
     experiment = find_experiment(config.experiment)
     tasks: list[Task] = []
     for combination in _combinations(config, n_layers):
-        made = _make(experiment, combination)
+        fields_of_task = _make(experiment, combination)
         text = json.dumps(
-            [experiment.name, experiment.version, asdict(made)], sort_keys=True, default=str
+            [experiment.name, experiment.version, asdict(fields_of_task)],
+            sort_keys=True,
+            default=str,
         )
         tasks.append(
-            Task(len(tasks), hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), made)
+            Task(
+                len(tasks),
+                hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
+                fields_of_task,
+            )
         )
     if len({task.id for task in tasks}) < len(tasks):
         raise ConfigError(
@@ -198,9 +204,9 @@ def tasks_of(config: RunConfig, n_layers: Callable[[str], int] | None = None) ->
 def _combinations(config: RunConfig, n_layers: Callable[[str], int] | None) -> list[dict[str, Any]]:
     """Every combination of the grid, then those of what single models have besides."""
     combinations = _product(config.settings, config.grid, n_layers)
-    asked = config.grid.get("model", (config.settings.get("model"),))
+    models = config.grid.get("model", (config.settings.get("model"),))
     for model, values in config.more.items():
-        if model in asked:
+        if model in models:
             combinations += _product(
                 config.settings, {**config.grid, "model": (model,), **values}, n_layers
             )

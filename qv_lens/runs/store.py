@@ -124,12 +124,12 @@ class Store:
         """Fields and traceback of every failed task. (A kill, or a second process, may leave a
         finished one's mark.)"""
         finished, paths = self.finished(), (self.folder / "failed").glob("*.json")
-        found = [
+        failures = [
             json.loads(path.read_text(encoding="utf-8"))
             for path in paths
             if path.stem not in finished
         ]
-        return sorted(found, key=lambda failure: failure["task"])
+        return sorted(failures, key=lambda failure: failure["task"])
 
     def check_model(self, name: str, fingerprint: str) -> None:
         """Keep a model's fingerprint. Raises `ConfigError` if the run began with other weights of
@@ -293,13 +293,13 @@ def knowledge(frame: pd.DataFrame) -> pd.DataFrame:
         .reset_index()
     )
     tasks["none"] = tasks["prompts_known"] == 0
-    found = tasks.groupby("model", sort=False).agg(
+    table = tasks.groupby("model", sort=False).agg(
         tasks=("task", "size"),
         asked=("prompts_asked", "sum"),
         known=("prompts_known", "sum"),
         none=("none", "sum"),
     )
-    return found.reset_index().astype(dict.fromkeys(columns[1:], int))
+    return table.reset_index().astype(dict.fromkeys(columns[1:], int))
 
 
 def _table(path: Path) -> pa.Table:

@@ -151,9 +151,9 @@ def known_cases(
     drawn = list(atlas() if facts is None else facts)
     random.Random(f"tune:{seed}").shuffle(drawn)
     known = [fact for fact, right in zip(drawn, knows(lens, drawn), strict=True) if right]
-    found = []
+    cases = []
     for fact in _in_turns(known):
-        if len(found) == count:
+        if len(cases) == count:
             break
         case = edit_case(fact, seed)
         right = correct(lens, case.paraphrases)
@@ -163,13 +163,13 @@ def known_cases(
         alike = [other for other in known if other.relation == fact.relation]
         near = neighbours(case.request, alike, random.Random(f"{seed} {fact.text}"))
         if paraphrases and near:
-            found.append(replace(case, paraphrases=paraphrases, neighbours=near))
-    if len(found) < count:
+            cases.append(replace(case, paraphrases=paraphrases, neighbours=near))
+    if len(cases) < count:
         raise ConfigError(
-            f"{lens.name} knows {len(found)} of the atlas's facts in two phrasings, and {count} are "
+            f"{lens.name} knows {len(cases)} of the atlas's facts in two phrasings, and {count} are "
             "needed."
         )
-    return found
+    return cases
 
 
 def _in_turns(facts: Sequence[Fact]) -> list[Fact]:
@@ -227,10 +227,10 @@ class _Log:
         missing = [case for case in cases if (repr(editor), _name(case)) not in self.known]
         if missing:
             self._measure(lens, editor, missing, statistics)
-        found = [self.known[repr(editor), _name(case)] for case in cases]
-        if not all(found):
+        values = [self.known[repr(editor), _name(case)] for case in cases]
+        if not all(values):
             return {}
-        return pd.DataFrame(found).mean().to_dict()
+        return pd.DataFrame(values).mean().to_dict()
 
     def _measure(
         self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None

@@ -86,10 +86,10 @@ def _by_thought(
         MultiHopCase(i, (), (chain.questions()[0],), chain.answer, chain.answer)
         for i, chain in enumerate(chains)
     ]
-    told = look(lens, cases, Generation(kinds=("cot",), blocks=tuple(blocks)), ())
+    looks = look(lens, cases, Generation(kinds=("cot",), blocks=tuple(blocks)), ())
     return mean(
         [
             measured(case, ["multihop_cot"], one, one, edited=False)["multihop_cot"]
-            for case, one in zip(cases, told, strict=True)
+            for case, one in zip(cases, looks, strict=True)
         ]
     )

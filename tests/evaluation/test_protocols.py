@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.editing import sweep
+from qv_lens.editing import layer_by_layer
 from qv_lens.editing.statistics import covariance
-from qv_lens.evaluation import probes, protocols
+from qv_lens.evaluation import answers, protocols
 from qv_lens.evaluation.answers import Generation
 from qv_lens.evaluation.known_cases import known
 from qv_lens.evaluation.metrics import GENERATED
@@ -136,7 +136,7 @@ def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
         "facts": {"instance_wise"},
         "chains": {"portability", "locality", "specificity_success"},
     }
-    asked, tell = [], probes.tell
+    asked, tell = [], answers.tell
     monkeypatch.setattr(
         probes, "tell", lambda lens, given: asked.append(len(given)) or tell(lens, given)
     )
@@ -355,7 +355,7 @@ def test_editors_with_one_search_share_the_targets_in_the_cache(exact, tmp_path,
     first = evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
     kept = {file: file.read_bytes() for file in tmp_path.glob("*.safetensors")}
     assert len(kept) == len(CASES)
-    monkeypatch.setattr(sweep, "search", _no_search)
+    monkeypatch.setattr(layer_by_layer, "search", _no_search)
     again = evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
     for frame in (first, again):
         pd.testing.assert_series_equal(values(frame), values(alone))
