@@ -138,7 +138,7 @@ def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
     }
     asked, tell = [], answers.tell
     monkeypatch.setattr(
-        probes, "tell", lambda lens, given: asked.append(len(given)) or tell(lens, given)
+        answers, "tell", lambda lens, given: asked.append(len(given)) or tell(lens, given)
     )
     together, most = evaluate(lens, cases, **options), max(asked)
     for name in protocols.FORCED:
