@@ -201,9 +201,8 @@ def compare(
     lens.fingerprint  # noqa: B018 - hashed once per model, not part of any method
     whole = device == "cpu"
     layers, some = (range(lens.n_layers), range(prompts)) if whole else (range(1), range(2))
-    scale = (
-        lens.n_layers * prompts / (len(layers) * len(some))
-    )  # on a GPU naive is timed on a part and said so
+    # on a GPU naive is timed on a part and said so
+    scale = lens.n_layers * prompts / (len(layers) * len(some))
     rows = {}
     trials = {
         chunk: timed(lambda c=chunk: naive(lens, trace, c, range(1), range(1)), 1, device)[0]

@@ -95,9 +95,8 @@ class Cases:
                 f"{self.count}."
             )
         at_least(self, seed=0)
-        one_alone = isinstance(
-            self.metrics, str
-        )  # --set metrics=["fluency"] is a grid of one: each of its values alone
+        # --set metrics=["fluency"] is a grid of one: each of its values alone
+        one_alone = isinstance(self.metrics, str)
         object.__setattr__(self, "metrics", (self.metrics,) if one_alone else tuple(self.metrics))
         check_metrics(self.metrics)
         check_files(self, "data", "blocks")
@@ -189,9 +188,8 @@ class Task:
     cases: Cases = field(default_factory=Cases)
 
     def __post_init__(self) -> None:
-        if (
-            not self.cases.count
-        ):  # the number that a protocol is about; written out, so that it stands in the rows
+        # the number that a protocol is about; written out, so that it stands in the rows
+        if not self.cases.count:
             count = usual_count(self.protocol.name, self.protocol.batch_size)
             object.__setattr__(self, "cases", replace(self.cases, count=count))
         if self.protocol.edits:
@@ -336,9 +334,8 @@ def _pick(
         )
         values = choice.edited - queries
     value, query = located.editable(values, queries, first)
-    while (
-        len(value) + len(query) < choice.edited and values < lens.n_layers
-    ):  # too few query layers below: more value layers
+    # too few query layers below: more value layers
+    while len(value) + len(query) < choice.edited and values < lens.n_layers:
         values += 1
         queries = max(0, queries - 1)
         value, query = located.editable(values, queries, first)

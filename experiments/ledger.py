@@ -14,6 +14,7 @@ results."""
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -304,9 +305,8 @@ def comparison() -> str:
                 "max"
             )
             count = frame[last].drop_duplicates(["method", "seed", "case"]).groupby("method").size()
-            frame.loc[~last, "metric"] += "@" + frame.loc[~last, "step"].astype(
-                str
-            )  # along the way
+            # along the way
+            frame.loc[~last, "metric"] += "@" + frame.loc[~last, "step"].astype(str)
             shown = [metric for metric in metrics if (frame["metric"] == metric).any()]
             asked = frame.dropna(subset="after").groupby(["metric", "method"]).size()
             same = {
@@ -355,10 +355,17 @@ def main() -> None:
         collect(args.collect)
     for path, text in ((LEDGER, written()), (COMPARISON, comparison())):
         if args.check and path.read_text() != text:
-            raise SystemExit(f"{path} is not what this command writes.")
+            raise SystemExit(f"{path} is out of date: {_first_difference(path.read_text(), text)}")
         if not args.check:
             path.write_text(text)
             print(path)
+
+
+def _first_difference(old: str, new: str) -> str:
+    """The first line that is otherwise, and what to do."""
+    lines = itertools.zip_longest(old.splitlines(), new.splitlines(), fillvalue="")
+    was, now = next(pair for pair in lines if pair[0] != pair[1])
+    return f"{was[:120]!r} is now {now[:120]!r}. Run python -m experiments.ledger and commit it."
 
 
 if __name__ == "__main__":

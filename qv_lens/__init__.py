@@ -63,9 +63,8 @@ _HOME = {
 #: names that their home knows by another: there `known` asks for whole cases
 _THERE = {"known": "known_facts"}
 
-if (
-    TYPE_CHECKING
-):  # the same names for type checkers and editors; tests/test_names.py keeps the two lists together
+# the same names for type checkers and editors; tests/test_names.py keeps the two lists together
+if TYPE_CHECKING:
     from qv_lens import plots
     from qv_lens.attribution.as_released import ace_official
     from qv_lens.attribution.effects import neuron_effects

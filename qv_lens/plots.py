@@ -192,9 +192,8 @@ def node_lines(
     figure, shown = go.Figure(), frame[frame["path"] == "T+"]
     for (model, score, kind), rows in shown.groupby(["model", "score", "kind"], sort=False):
         rows = rows.groupby("layer", as_index=False)["importance"].mean()
-        share = (
-            rows["importance"] / rows["importance"].max()
-        )  # scores of different kinds differ by orders of magnitude
+        # scores of different kinds differ by orders of magnitude
+        share = rows["importance"] / rows["importance"].max()
         figure.add_scatter(
             x=rows["layer"], y=share, name=f"{model} {kind}, {score}", mode="lines+markers"
         )

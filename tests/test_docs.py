@@ -78,3 +78,14 @@ def test_the_readme_is_short_and_its_names_are_there():
     assert len(text.splitlines()) <= 150
     for name in set(re.findall(r"qv\.(\w+)", text)):
         assert hasattr(qv, name), name
+
+
+def test_the_counts_of_the_pages_are_the_ledgers():
+    last = (ROOT / "experiments/LEDGER.md").read_text(encoding="utf-8").splitlines()[-1]
+    holds, fails, undecided = re.findall(r"\d+", last)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    results = " ".join((ROOT / "docs/results.md").read_text(encoding="utf-8").split())
+    assert (
+        f"{holds} verdicts say that it holds, {fails} that it fails and {undecided} are" in readme
+    )
+    assert f"{holds} hold, {fails} fail and {undecided} are undecided" in results

@@ -54,16 +54,13 @@ from qv_lens.world.models import check_world
 SETTINGS = {"fraction": 0.01, "prompts": 200}  # all that exist where there are fewer
 GRID = {
     "model": TOYS,
-    "layer": [
-        "top",
-        "all",
-    ],  # each category's most important layer (--set layer=24: a layer by number), and the whole model
+    # each category's most important layer (--set layer=24: a layer by number), and the whole model
+    "layer": ["top", "all"],
     "category": ["nationality", "continent", "capital", "language"],
     "neurons": ["top", "random", "query"],
-    "held_out": [
-        False,
-        True,
-    ],  # the prompts that rank are asked (as the paper seems to), or half ranks and the other half is asked
+    # the prompts that rank are asked (as the paper seems to), or half ranks and the other half is
+    # asked
+    "held_out": [False, True],
     "seed": [0, 1, 2, 3, 4],
 }
 MEASURES = DROP

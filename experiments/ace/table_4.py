@@ -83,9 +83,8 @@ def skipping(letter: str) -> Decide:
             parts = []
             for letters in (name for name in table if name and set(name) == {letter}):
                 loss = difference(table[""], table[letters])
-                less = (
-                    f", {100 * loss.mean / table[''].mean():.0f}% less" if loss.mean > 0 else ""
-                )  # as Table 4 counts
+                # as Table 4 counts
+                less = f", {100 * loss.mean / table[''].mean():.0f}% less" if loss.mean > 0 else ""
                 parts.append(
                     f"without {letters} {share(table[letters].mean())} ({points(-loss)}{less})"
                 )

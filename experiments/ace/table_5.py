@@ -26,10 +26,8 @@ from qv_lens.facts.spans import Prompt
 from qv_lens.models.lens import Lens
 from qv_lens.plots import token_bars
 
-SETTINGS = {
-    "category": "sport",
-    "prompts": 100,
-}  # all that exist where there are fewer; the figure shows the first
+# all that exist where there are fewer; the figure shows the first
+SETTINGS = {"category": "sport", "prompts": 100}
 GRID = {"model": TOYS, "seed": [0]}
 MEASURES = ("ffn", "attn")
 

@@ -27,10 +27,8 @@ SETTINGS = {"prompts": 100}
 GRID = {
     "model": TOYS,
     "category": ["all", "sport", "capital"],
-    "score": [
-        "mean_abs_z",
-        "norm",
-    ],  # as CTP's code (z-scored within each layer); the gradient's own size, which compares layers
+    # as CTP's code (z-scored within each layer); the gradient's own size, which compares layers
+    "score": ["mean_abs_z", "norm"],
 }
 MEASURES = ("importance", "count")
 #: what the release does
@@ -115,9 +113,8 @@ def all_layers(frame: pd.DataFrame) -> Verdict:
 
 def early_over_late(frame: pd.DataFrame) -> Verdict:
     shares = nodes_by_layer(frame)
-    edges = [
-        round(layer * len(shares) / 32) for layer in (4, 18, 27)
-    ]  # the paper's 1 to 4, 4 to 18 and 28 to 32 of 32
+    # the paper's 1 to 4, 4 to 18 and 28 to 32 of 32
+    edges = [round(layer * len(shares) / 32) for layer in (4, 18, 27)]
     parts = {
         "early": shares[: edges[0]],
         "middle": shares[edges[0] : edges[1]],

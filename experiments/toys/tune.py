@@ -27,12 +27,8 @@ from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
 SEARCH: dict[str, Any] = {"steps": 40, "lr": 1.0, "weight_decay": 0.1, "clamp": 2.0}
-WIDE: dict[str, Any] = {
-    "steps": 60,
-    "lr": 2.0,
-    "weight_decay": 0.01,
-    "clamp": 30.0,
-}  # z* at one FFN's output needs room
+# z* at one FFN's output needs room
+WIDE: dict[str, Any] = {"steps": 60, "lr": 2.0, "weight_decay": 0.01, "clamp": 30.0}
 LAM = 5.0  # k C0^-1 k is about 1,000 for these models' keys
 
 

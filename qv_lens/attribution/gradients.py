@@ -165,9 +165,8 @@ def weight_attributions(
         shares = (
             torch.arange(begin + 1, min(begin + together, steps) + 1, device=lens.device) / steps
         )
-        leaves = zeros_like_parameters(
-            lens, names
-        )  # one for all copies: its gradient is the sum over them
+        # one for all copies: its gradient is the sum over them
+        leaves = zeros_like_parameters(lens, names)
         added: dict[tuple[int, str], Added] = {
             name: _rescaled(lens.parameter(*name), leaf, shares.repeat_interleave(len(prompts)))
             for name, leaf in leaves.items()

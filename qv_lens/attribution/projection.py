@@ -157,9 +157,8 @@ def surface_forms(lens: Lens, answer: str, *, plural: bool = False) -> set[int]:
     without a leading space, `plural` also with an s."""
     words = {answer, answer.lower(), answer.upper(), answer.capitalize()}
     words |= {f"{word}s" for word in words} if plural else set()
-    before = (
-        "。" if unspaced(answer[:1]) else "The"
-    )  # where an answer of its script follows a blank, and where it does not
+    # where an answer of its script follows a blank, and where it does not
+    before = "。" if unspaced(answer[:1]) else "The"
     wanted = {lens.answer_ids(before, answer)[0]}
     for text in [spaced for word in words for spaced in (word, f" {word}")]:
         ids = lens.tokenizer(text, add_special_tokens=False)["input_ids"]

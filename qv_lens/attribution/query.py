@@ -425,9 +425,8 @@ def _keys(
         key = at_least_float32(
             backend.w_qkv(layer, "V").T[j // channels // per_kv * channels + j % channels]
         )
-        m = torch.ones_like(
-            I
-        )  # the attention weight cancels in grad m_j / m_j: both are a times that of val
+        # the attention weight cancels in grad m_j / m_j: both are a times that of val
+        m = torch.ones_like(I)
         linear = key
         if method == "grad":
             m = (norm(h) * key).sum(1)
@@ -493,7 +492,6 @@ def _by_prompt(
 
 
 def _settings(lens: Lens, method: str, targets: int, value: NeuronSet) -> dict[str, Any]:
-    read = {
-        name: value.settings[name] for name in ("norm", "base") if name in value.settings
-    }  # of the value neurons' weights
+    # of the value neurons' weights
+    read = {name: value.settings[name] for name in ("norm", "base") if name in value.settings}
     return {**lens.label, **read, "method": method, "targets": targets}

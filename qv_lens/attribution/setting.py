@@ -275,11 +275,8 @@ class Setting:
         cap, z = out.cap, None if out.cap is None else x_c @ out.U / sigma_0 + out.c
         if out.mode != "full":
             return Problems(out.U, log_p, of, m / sigma_0[of], cap=cap, z=z)
-        wide, base, c = (
-            V.double(),
-            x_c.double(),
-            m.double(),
-        )  # sigma of x + m_k v_k, without forming the sums
+        # sigma of x + m_k v_k, without forming the sums
+        wide, base, c = (V.double(), x_c.double(), m.double())
         cross = 2 * c * (wide @ base.T).T[of] / V.shape[1]
         square = base.square().mean(1)[of][:, None] + cross + c.square() * wide.square().mean(1)
         sigma = (square.clamp_min(0) + out.norm.eps).sqrt().type_as(m)

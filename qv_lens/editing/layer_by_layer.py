@@ -149,15 +149,15 @@ class ClosedForm(ABC):
         return SearchKind(first.search, first.fact_token, first.prompts, self.prefix)
 
     def trim(self, W: Tensor, delta: Tensor) -> Tensor:
-        """What of a batch's dense delta of one weight W is kept; all of it, but for RECT."""
+        """What of a batch's dense delta of one weight W is kept: all of it, unless an editor says
+        otherwise (RECT)."""
         return delta
 
     def deltas(self, job: Job) -> Deltas:
         passes = self.plan(job.lens)
         for place in _written(passes) if self.reads_statistics else ():
-            job.moments().of(
-                job.lens, *place
-            )  # what is missing is told before anything is searched
+            # what is missing is told before anything is searched
+            job.moments().of(job.lens, *place)
         return sweep(job, self, passes, self.solver(job))
 
     def at(self, *sites: str, drop: bool = False) -> Search:

@@ -61,7 +61,9 @@ def read_presets(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Edito
     for name, entry in entries_of(file).items():
         kind = kinds.get(name.split(".")[0])
         if kind is None:
-            raise unknown(f"Editor in {file}:", name, kinds)
+            raise unknown(
+                f"Editor in {file} (editing/editors.py names those that there are):", name, kinds
+            )
         settings = {key: _frozen(value) for key, value in entry["settings"].items()}
         try:
             editors[name] = (kind(**settings), str(entry["source"]))

@@ -279,9 +279,8 @@ def _check_request(texts: object, layers: list[int], sizes: dict[str, int | None
         raise EditError(
             "Statistics are taken over many texts: pass a list of them, not one string."
         )
-    if isinstance(texts, (bytes, Mapping)) or hasattr(
-        texts, "columns"
-    ):  # a data frame gives the names of its columns
+    # a data frame gives the names of its columns
+    if isinstance(texts, (bytes, Mapping)) or hasattr(texts, "columns"):
         kind = type(texts).__name__
         raise EditError(
             f"Statistics are taken over texts: pass a list of them, not a {kind} (of a data frame "
@@ -415,9 +414,8 @@ def _accumulate(lens: Lens, rows: list[list[int]], sums: KeyMoments) -> None:
         (backend.coefficient(key[0]) if key[1] == "ffn" else backend.z(key[0]), add(key))
         for key in sums
     ]
-    lens.stream(
-        rows, max(layer for layer, _ in sums) + 1, hooks
-    )  # nothing above the last layer is run
+    # nothing above the last layer is run
+    lens.stream(rows, max(layer for layer, _ in sums) + 1, hooks)
 
 
 def _write(folder: Path, name: str, sums: KeyMoments, header: dict) -> Path:
@@ -440,9 +438,8 @@ def _read(folder: Path, name: str) -> tuple[KeyMoments, dict]:
 
     try:
         (folder / f"{name}.json").read_text()
-        with safe_open(
-            folder / f"{name}.safetensors", "pt"
-        ) as file:  # the header that belongs to these very tensors
+        # the header that belongs to these very tensors
+        with safe_open(folder / f"{name}.safetensors", "pt") as file:
             header = json.loads((file.metadata() or {})["stamp"])
         tensors = load_file(folder / f"{name}.safetensors")
         keys = {key: key.split(".") for key in tensors}

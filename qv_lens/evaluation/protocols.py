@@ -224,9 +224,8 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     be NaN."""
     metric_names = list(names)
     kinds = {GENERATED[name][0] for name in metric_names if name in GENERATED}
-    any_answer = ProbeAnswer(
-        (0,), (0,), 0.0
-    )  # whether a metric has a value depends on what is asked alone, not on what is said
+    # whether a metric has a value depends on what is asked alone, not on what is said
+    any_answer = ProbeAnswer((0,), (0,), 0.0)
     fits: set[str] = set()
     for case in cases:
         texts = {kind: tuple("a b c" for _ in _prompts(case, kind, Generation())) for kind in kinds}

@@ -383,9 +383,8 @@ def _texts(record: Record, field: str) -> tuple[str, ...]:
 def _names(record: Record, field: str) -> tuple[str, ...]:
     """A list of texts that need not be there; empty ones are left out."""
     values = [] if record.get(field) is None else _list(record[field], field)
-    return tuple(
-        _text(value, field) for value in values if value != ""
-    )  # an empty one says that there is none
+    # an empty one says that there is none
+    return tuple(_text(value, field) for value in values if value != "")
 
 
 def _number(record: Record, field: str) -> int:

@@ -25,10 +25,9 @@ UNSPACED = (
     (0x1950, 0x19FF),  # Tai Le, New Tai Lue, Khmer symbols
     (0x1A20, 0x1AAF),  # Tai Tham
     (0x2E80, 0x312F),  # radicals, CJK punctuation, Hiragana, Katakana, Bopomofo
-    (
-        0x3190,
-        0x4DBF,
-    ),  # Katakana extensions, enclosed characters, Han extension A (Korean's letters lie in the gap before)
+    # Katakana extensions, enclosed characters, Han extension A (Korean's letters lie in the gap
+    # before)
+    (0x3190, 0x4DBF),
     (0x4E00, 0x9FFF),  # Han
     (0xA9E0, 0xA9FF),  # Burmese extension B
     (0xAA60, 0xAADF),  # Burmese extension A, Tai Viet

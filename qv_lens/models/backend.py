@@ -120,9 +120,8 @@ class Backend:
         self.name: BackendName = "hooked" if kind == "HookedTransformer" else "bridge"
         self.cfg = model.cfg
         self.record = _record_of(model, kind)
-        self.parallel = bool(
-            getattr(self.cfg, "parallel_attn_mlp", False)
-        )  # GPT-J: attention and FFN read the same
+        # GPT-J: attention and FFN read the same
+        self.parallel = bool(getattr(self.cfg, "parallel_attn_mlp", False))
         self.gated = bool(self.cfg.gated_mlp)
         self.rms = self.cfg.normalization_type == "RMS"
 
@@ -224,9 +223,8 @@ class Backend:
     ) -> Float[Tensor, "d_model head_channel"]:
         """W_Q, W_K or W_V, heads (for K and V the key-value heads) and channels in one axis."""
         attn = self.model.blocks[layer].attn
-        weight = getattr(
-            attn, f"_W_{which}", None
-        )  # HookedTransformer's W_K and W_V repeat the key-value heads
+        # HookedTransformer's W_K and W_V repeat the key-value heads
+        weight = getattr(attn, f"_W_{which}", None)
         weight = getattr(attn, f"W_{which}") if weight is None else weight
         flat = rearrange(weight.data, "head d channel -> d (head channel)")
         if not _shared(flat, weight):  # a user's model may be laid out otherwise
@@ -316,9 +314,8 @@ class Backend:
         if name is None:
             ones = torch.ones(self.cfg.d_model, dtype=self.dtype, device=self.device)
             return Norm(ones, None, 0.0, self.rms, none=True)
-        return self._norm(
-            getattr(block, name) if hasattr(block, name) else block.ln1
-        )  # one norm for both (GPT-J)
+        # one norm for both (GPT-J)
+        return self._norm(getattr(block, name) if hasattr(block, name) else block.ln1)
 
     def norm_after(self, layer: int, sublayer: Sublayer) -> Norm | None:
         """The norm through which a sublayer's output reaches the stream, where there is one."""
@@ -398,9 +395,8 @@ class Backend:
 
         A TransformerBridge can do none of this and runs in full, with the same result.
         """
-        if (
-            self.name == "hooked"
-        ):  # a tokenizer that pads on the left would make it guess a mask from the ids
+        # a tokenizer that pads on the left would make it guess a mask from the ids
+        if self.name == "hooked":
             options = {"return_type": "logits", "padding_side": "right", "stop_at_layer": stop}
             if start is None:
                 return self.model(ids, **options)

@@ -103,9 +103,8 @@ class Lens:
     ) -> Lens:
         """Wrap a loaded Hugging Face model of a known architecture; weights are shared, not copied
         or processed."""
-        state = dict(
-            hf.state_dict(keep_vars=True)
-        )  # before the bridge re-registers parameters under other keys
+        # before the bridge re-registers parameters under other keys
+        state = dict(hf.state_dict(keep_vars=True))
         lens = cls(
             wrap(hf, tokenizer, backend), tokenizer=tokenizer, prepend_bos=prepend_bos, name=name
         )
@@ -184,10 +183,8 @@ class Lens:
             )
         cfg, backend = self.backend_adapter.cfg, self.backend_adapter
         shape = cfg.n_layers, cfg.d_model, cfg.n_heads, backend.n_kv_heads, cfg.act_fn, backend.rms
-        ends = (
-            backend.embedding(),
-            backend.unembed()[0],
-        )  # canonical tensors, so that both backends give the same hash
+        # canonical tensors, so that both backends give the same hash
+        ends = (backend.embedding(), backend.unembed()[0])
         return digest(shape, map(checksum, itertools.chain(self._weights(), ends)))
 
     def check_layer(self, layer: int) -> int:
@@ -235,9 +232,8 @@ class Lens:
         backend = self.backend_adapter
         attention = {f"W_{which}": partial(backend.w_qkv, which=which) for which in ("Q", "K", "V")}
         every = {"W_out": backend.w_out, "W_in": backend.w_in, "W_O": backend.w_o, **attention}
-        if (
-            backend.gated
-        ):  # its biases are zeros that the hooked classes make up and no checkpoint holds
+        # its biases are zeros that the hooked classes make up and no checkpoint holds
+        if backend.gated:
             every |= {"W_gate": backend.w_gate}
         else:
             every |= {"b_in": backend.b_in, "b_out": backend.b_out}
@@ -690,9 +686,8 @@ class Lens:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as whole:
-                with own_settings_aside(
-                    self.hf
-                ) as own:  # transformers refuses to write some that it reads
+                # transformers refuses to write some that it reads
+                with own_settings_aside(self.hf) as own:
                     self.hf.save_pretrained(whole, state_dict=state)
                 own.to_json_file(Path(whole) / "generation_config.json")
                 self.tokenizer.save_pretrained(whole)

@@ -97,9 +97,8 @@ def load(
         raise ModelError(
             f"The tokenizer of {str(name)!r} cannot be read: {_first_line(error)}"
         ) from error
-    if not tokenizer("Oslo")[
-        "input_ids"
-    ]:  # what transformers makes of a folder without tokenizer files
+    # what transformers makes of a folder without tokenizer files
+    if not tokenizer("Oslo")["input_ids"]:
         raise ModelError(
             f"{str(name)!r} holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside "
             "the weights."

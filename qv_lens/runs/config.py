@@ -130,9 +130,8 @@ def read_config(
 def _read_toml(path: Path) -> tuple[Path, dict[str, Any]]:
     """The experiment's file that a TOML file names, and what it says."""
     try:
-        raw = tomllib.loads(
-            path.read_text(encoding="utf-8-sig")
-        )  # with or without a byte order mark
+        # with or without a byte order mark
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the run file {path}: {error}.") from error
     except tomllib.TOMLDecodeError as error:
@@ -237,9 +236,8 @@ def _make(experiment: Experiment, values: dict[str, Any]) -> Any:
     name = experiment.name
     declared = _declared(experiment.task)
     whole: dict[str, Any] = {}
-    for key, value in sorted(
-        values.items(), key=lambda item: item[0].count(".")
-    ):  # a table first, then what changes in it
+    # a table first, then what changes in it
+    for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):
         outer, _, inner = key.partition(".")
         if outer not in declared:
             raise unknown(f"Key of {name}:", key, list(declared))

@@ -64,9 +64,23 @@ class Shelf:
 
     def once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
         """What `compute(*arguments)` gives, kept until another model is loaded: the function and
-        its arguments are the key."""
+        its arguments are the key. Raises `ConfigError` for arguments that cannot be a key, or while
+        the model is patched or intervened on: what is remembered would be of the changed model."""
         key = (compute, arguments)
-        if key not in self.known:
+        try:
+            known = key in self.known
+        except TypeError as error:
+            raise ConfigError(
+                f"once({compute.__name__}, ...) remembers by its arguments: pass what can be "
+                f"hashed, a tuple instead of a list ({error})."
+            ) from error
+        if not known:
+            if any(lens.patches or lens.interventions for lens in self.loaded.values()):
+                raise ConfigError(
+                    f"once({compute.__name__}, ...) was first asked while a patch or an "
+                    "intervention is in force, and would remember what the changed model says: "
+                    "ask it before the block."
+                )
             self.known[key] = compute(*arguments)
         return self.known[key]
 
@@ -95,9 +109,8 @@ def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
     try:
         lens = shelf.lens(model) if isinstance(model, str) else None
         rows = experiment.rows(task.fields, lens, shelf.once)
-        pa.Table.from_pandas(
-            rows, preserve_index=False
-        )  # rows that cannot be stored are the task's failure, not the run's
+        # rows that cannot be stored are the task's failure, not the run's
+        pa.Table.from_pandas(rows, preserve_index=False)
     except Exception:
         rows, error = None, traceback.format_exc()
     lens = shelf.loaded.get(model) if isinstance(model, str) else None
@@ -182,9 +195,8 @@ def all_tasks(config: RunConfig) -> list[Task]:
 
 
 def _n_layers(name: str) -> int:
-    from qv_lens.models.zoo import (
-        n_layers,
-    )  # only where a grid asks for it: a Ray worker starts quickly
+    # only where a grid asks for it: a Ray worker starts quickly
+    from qv_lens.models.zoo import n_layers
 
     return n_layers(name)
 
@@ -308,9 +320,8 @@ def estimate(
     if not todo:
         return Estimate(tasks, 0, 0.0, "nothing to do", gigabytes)
     shelf = Shelf(device, dtype)
-    outcomes = [
-        run_task(experiment, task, shelf) for task in todo[:2]
-    ]  # the first one loads the model
+    # the first one loads the model
+    outcomes = [run_task(experiment, task, shelf) for task in todo[:2]]
     if outcomes[0].error:
         raise QVLensError(f"The first task fails:\n{outcomes[0].error}")
     return Estimate(

@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -57,41 +58,59 @@ class Store:
             "tasks": [task.id for task in tasks],
         }
         described = json.loads(_plain(described))  # as it will be read: tuples are lists
-        files = _files(tasks)
+        beside = {
+            "file": str(experiment.file),
+            "code": _hash(experiment.file),
+            "files": _files(tasks),
+        }
         known = store._read("config.json")
-        begun = {} if known is None else known.pop("files", {})
-        if known is not None:
-            known.pop("file", None)  # where it lay then
         if known is None:
-            if store.folder.is_dir() and any(
-                p for p in store.folder.iterdir() if not p.name.startswith(".")
-            ):
-                raise ConfigError(
-                    f"{folder} holds files that are not a run. Choose another --out; nothing was "
-                    "changed."
-                )
-            store._make_folders("")
-            store._write("config.json", {**described, "file": str(experiment.file), "files": files})
-        elif known != described:
-            keys = [
-                key
-                for key in ("experiment", "settings", "grid", "more")
-                if known.get(key) != described.get(key)
-            ]
-            keys = keys or ["the experiment's version"]
-            raise ConfigError(
-                f"{folder} holds a run with another config (different: {', '.join(keys)}). "
-                "Choose another --out, or remove the folder; nothing was changed."
-            )
-        if changed := [
-            name for name, content in begun.items() if files.get(name, content) != content
-        ]:
-            raise ConfigError(
-                f"{folder} was begun when {changed[0]} held something else: rows of both would be "
-                "mixed. Put the old file back, or choose another --out; nothing was changed."
-            )
+            store._begin({**described, **beside})
+        else:
+            store._check_same(known, described, beside)
         store._make_folders("shards", "failed", "models")
         return store
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        """Write the config into a folder that holds nothing else. Raises `ConfigError`."""
+        if self.folder.is_dir() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
+            raise ConfigError(
+                f"{self.folder} holds files that are not a run. Choose another --out; nothing was "
+                "changed."
+            )
+        self._make_folders("")
+        self._write("config.json", config)
+
+    def _check_same(
+        self, known: dict[str, Any], described: dict[str, Any], beside: dict[str, Any]
+    ) -> None:
+        """Raise `ConfigError` for a folder of another config, or begun with other data; warn where
+        the experiment's code has changed since."""
+        different = [
+            key
+            for key in ("experiment", "settings", "grid", "more")
+            if known.get(key) != described.get(key)
+        ]
+        if any(known.get(key) != value for key, value in described.items()):
+            named = ", ".join(different) or "the experiment's version"
+            raise ConfigError(
+                f"{self.folder} holds a run with another config (different: {named}). "
+                "Choose another --out, or remove the folder; nothing was changed."
+            )
+        files = beside["files"]
+        for name, content in known.get("files", {}).items():
+            if files.get(name, content) != content:
+                raise ConfigError(
+                    f"{self.folder} was begun when {name} held something else: rows of both would "
+                    "be mixed. Put the old file back, or choose another --out; nothing was changed."
+                )
+        if known.get("code", beside["code"]) != beside["code"]:
+            warnings.warn(
+                f"{Path(beside['file']).name} has changed since {self.folder} was begun: rows that "
+                "are finished are kept as they are. If they would now come out otherwise, choose "
+                "another --out (or raise VERSION in the file).",
+                stacklevel=4,
+            )
 
     def finished(self) -> set[str]:
         """Ids of the tasks whose rows are here."""
@@ -242,9 +261,8 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     ):
         if path.stem in order:
             tables.append(_table(path))
-    mixed = _mixed(
-        tables
-    )  # a field that is a number in one task and a text in another: layer 2 and "all"
+    # a field that is a number in one task and a text in another: layer 2 and "all"
+    mixed = _mixed(tables)
     tables = [
         table.cast(pa.schema([_as_text(f) if f.name in mixed else f for f in table.schema]))
         for table in tables
@@ -325,11 +343,11 @@ def _files(tasks: list[Task]) -> dict[str, str]:
         for value in task.values.values()
         if isinstance(value, str) and 0 < len(value) < 256
     }
-    return {
-        name: hashlib.blake2b(Path(name).read_bytes(), digest_size=8).hexdigest()
-        for name in sorted(named)
-        if Path(name).is_file()
-    }
+    return {name: _hash(Path(name)) for name in sorted(named) if Path(name).is_file()}
+
+
+def _hash(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
 
 
 def _mixed(tables: list[pa.Table]) -> set[str]:

@@ -61,9 +61,8 @@ def test_gptj_as_released(true_float64):
                     (read(x + v) - read(x)).item(), rel=1e-8, abs=1e-11
                 )
                 assert row["kind"].item() == "head"
-            increase = read(x + z.flatten(0, 1).T[:, :, None] * weight) - read(
-                x
-            )  # [position, channel]
+            # [position, channel]
+            increase = read(x + z.flatten(0, 1).T[:, :, None] * weight) - read(x)
             found += [
                 (s, layer, j, p)
                 for p, scores in enumerate(increase.tolist())

@@ -79,9 +79,8 @@ def test_adding_in_passing_equals_writing(kind, backend):
         weight.add_(delta)
         written = lens.logits(rows)
         weight.copy_(before)
-        torch.testing.assert_close(
-            added, written, atol=5e-6, rtol=0
-        )  # the bridge's Qwen3 norm is Hugging Face's float32 one
+        # the bridge's Qwen3 norm is Hugging Face's float32 one
+        torch.testing.assert_close(added, written, atol=5e-6, rtol=0)
         assert (written - clean).abs().max() > 1e-3
 
 

@@ -85,10 +85,8 @@ def test_settings_say_how_scores_came_about(kind):
             lens.hf(torch.tensor([prompt.ids])).logits[0, -1].argmax().item()
             for prompt in lens.tokenize(FACTS)
         ]
-    facts = [
-        FACTS[0],
-        lens.tokenizer.decode(lens.tokenize(FACTS[1])[0].ids),
-    ]  # of a bare prompt, its own prediction
+    # of a bare prompt, its own prediction
+    facts = [FACTS[0], lens.tokenizer.decode(lens.tokenize(FACTS[1])[0].ids)]
     settings = qv.value_neurons(lens, facts, 5, norm="none", base="pre", over="set").settings
     first = lens.answer_ids(FACTS[0])[0]
     expected = {
@@ -248,9 +246,8 @@ def test_a_trace_fits_only_what_it_holds():
     with pytest.raises(qv.QVLensError, match="trace with positions='answer'"):
         qv.value_neurons(lens, lens.trace(LONG), 5, target="sequence")
     assert len(qv.value_neurons(lens, answer, 5, target="sequence")) == 5
-    with pytest.raises(
-        qv.QVLensError, match="got Setting"
-    ):  # it would bring its own norm, silently
+    # it would bring its own norm, silently
+    with pytest.raises(qv.QVLensError, match="got Setting"):
         qv.value_neurons(lens, setting(lens, FACTS, norm="full"), 5, norm="none")
     with pytest.raises(qv.QVLensError, match="attention=True"):
         qv.value_neurons(lens, lens.trace(FACTS), 5, unit="attn_neuron")

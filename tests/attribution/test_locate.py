@@ -28,15 +28,11 @@ def test_raising_layers_have_a_positive_score():
 
 def test_editable_layers():
     layers = ranked((7, 2, 5, 4, 6, 0, 3, 1), (6, 5, 4, 0, 1, 2, 3, 7), {})
-    assert layers.editable(2, 2) == (
-        (2, 5),
-        (0, 4),
-    )  # 7 is the last layer; 6 lies above 5; 5 and 2 are value layers
+    # 7 is the last layer; 6 lies above 5; 5 and 2 are value layers
+    assert layers.editable(2, 2) == ((2, 5), (0, 4))
     assert layers.editable(3, 9) == ((2, 4, 5), (0, 1, 3))
-    assert layers.editable(2, 2, first=2) == (
-        (4, 5),
-        (2, 3),
-    )  # not layer 2 itself for values, but for queries
+    # not layer 2 itself for values, but for queries
+    assert layers.editable(2, 2, first=2) == ((4, 5), (2, 3))
     assert layers.editable(1, 1, first=5) == ((6,), (5,))
     with pytest.raises(
         qv.QVLensError, match="No value layer lies between layer 6 and the last one, 7"

@@ -279,9 +279,8 @@ def test_the_released_notebooks(kind, true_float64):
             trace.logits[0].argmax()
         ]
 
-    w = hf.transformer.h[1].attn.out_proj.weight.view(
-        4, 8, 32
-    )  # (head, channel) of the OUTPUT axis
+    # (head, channel) of the OUTPUT axis
+    w = hf.transformer.h[1].attn.out_proj.weight.view(4, 8, 32)
     z, x = trace.z[1, 0].view(4, 8), trace.resid[1, 0]
     expected = log_prob(x + z[2] @ w[2]) - log_prob(x)
     row = out.heads[
@@ -475,9 +474,8 @@ def test_nodes_of_the_graph_are_the_two_sets(kind):
             assert row.id == f"f{row.layer}-{row.neuron}"
             for name, score in (("value", row.value_score), ("query", row.query_score)):
                 assert score == scores[name].get(unit, score) or unit not in scores[name]
-                assert (score != score) == (
-                    unit not in scores[name]
-                )  # NaN where the unit is not in the set
+                # NaN where the unit is not in the set
+                assert (score != score) == (unit not in scores[name])
             assert row.coefficient == trace.m[row.layer, prompt, row.neuron].item()
         edges = graph.edges[graph.edges["prompt"] == prompt]
         pairs = {(s, t) for s in scores["query"] for t in scores["value"] if s[0] < t[0]}

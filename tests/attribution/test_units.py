@@ -345,9 +345,8 @@ def test_moments_are_exact_where_their_bound_says_no():
         assert error.max() < tolerance
         assert error[got.fallback].max() < 1e-12
         shares.append(got.fallback.double().mean().item())
-    assert (
-        1 > shares[0] > shares[1] > shares[3] > 0
-    )  # more moments reach further, and less tolerance less far
+    # more moments reach further, and less tolerance less far
+    assert 1 > shares[0] > shares[1] > shares[3] > 0
     assert shares[2] > shares[1]
     tiles = engine.log_sums_by_moments(V, task, 2 * 333 * 8 * 7)
     assert torch.equal(tiles.fallback, engine.log_sums_by_moments(V, task).fallback)

@@ -163,9 +163,8 @@ def test_generation_stops_where_a_text_says_enough(backend):
     tokens of it alone."""
     lens = tiny_lens("gptj", backend)
     grown = {text: [lens.generate(text, k) for k in range(1, 7)] for text in PROMPTS}
-    wanted = [
-        grown[text][1 + i] for i, text in enumerate(PROMPTS)
-    ]  # after two tokens, after three, ...
+    # after two tokens, after three, ...
+    wanted = [grown[text][1 + i] for i, text in enumerate(PROMPTS)]
 
     def enough(text):
         return text in wanted
@@ -241,9 +240,8 @@ def test_the_state_tells_interventions_apart(kind, backend):
     with lens.intervene(qv.Scale(sets[0], 2.0)):
         states.append(lens.state())
     assert len(set(states)) == 5  # the bare one twice
-    with lens.backend_adapter.hooks(
-        [(lens.backend_adapter.resid_pre(1), lambda x: x + 1)]
-    ):  # what it does, nobody can tell
+    # what it does, nobody can tell
+    with lens.backend_adapter.hooks([(lens.backend_adapter.resid_pre(1), lambda x: x + 1)]):
         assert lens.state() != lens.state()
 
 

@@ -49,9 +49,8 @@ def test_thirty_kills(tmp_path):
             if (out / "shards").is_dir():  # what is there can be read: nothing half-written counts
                 finished = qv.load_run(out)["task"].nunique()
                 started = len(log.read_text().split()) if log.exists() else 0
-                assert (
-                    finished <= started <= finished + kills
-                )  # a kill costs the one task that was at work
+                # a kill costs the one task that was at work
+                assert finished <= started <= finished + kills
             continue
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors.decode()

@@ -112,9 +112,8 @@ def test_statistics_survive_kills(tmp_path):
     )
     for mine, theirs in ((resumed.C0, whole.C0), (resumed.attention, whole.attention)):
         for layer in (1, 2):
-            torch.testing.assert_close(
-                mine[layer], theirs[layer], atol=1e-6, rtol=1e-4
-            )  # batches differ, in float32
+            # batches differ, in float32
+            torch.testing.assert_close(mine[layer], theirs[layer], atol=1e-6, rtol=1e-4)
     assert not list((tmp_path / "C0").glob("partial*"))
 
 
@@ -136,9 +135,10 @@ def test_statistics_of_other_text_or_layers_are_refused(tmp_path):
     done = covariance(lens, TEXTS[:60], (1,), folder=tmp_path, every=10)
     assert done.tokens == covariance(lens, TEXTS[:60], (1,)).tokens
     kept = (tmp_path / "statistics.safetensors").read_bytes()
+    # given back
     torch.testing.assert_close(
         covariance(lens, TEXTS[:60], (1,), folder=tmp_path).C0[1], done.C0[1]
-    )  # given back
+    )
     other = tiny_lens("qwen3-gqa", dtype=torch.float32)
     for model, texts, layers in (
         (lens, TEXTS[:59], (1,)),
@@ -202,9 +202,8 @@ def test_every_method_has_a_preset_that_fits_the_model(model):
         for name in ("layer", "layers", "value_layers", "query_layers", "deep_layers"):
             value = getattr(preset.editor, name, None)
             for layer in (value,) if isinstance(value, int) else value or ():
-                assert 0 <= layer < layers or source.startswith(
-                    "Appendix F"
-                )  # its v28 is dropped with a warning
+                # its v28 is dropped with a warning
+                assert 0 <= layer < layers or source.startswith("Appendix F")
 
 
 def test_stats_and_edit_on_the_command_line(tmp_path):

@@ -11,7 +11,7 @@ import torch
 import qv_lens as qv
 from qv_lens.editing.edit import Job
 from qv_lens.editing.keys import contexts, read, rows_of
-from qv_lens.editing.layer_by_layer import search_ahead
+from qv_lens.editing.layer_by_layer import ClosedForm, search_ahead
 from qv_lens.editing.presets import presets
 from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, prune, rect, solve
 from qv_lens.editing.statistics import Statistics, covariance
@@ -86,22 +86,19 @@ def test_rome_is_its_own_formula():
     assert backend.n_layers == 3
     u = torch.linalg.inv(statistics.C0[1]) @ torch.stack(keys).mean(0)
     delta = patch.deltas[1, "W_out"].dense()
-    right = (keys[0] @ u) * (
-        delta[u.abs().argmax()] / u[u.abs().argmax()]
-    )  # v* - vc, from the delta itself
+    # v* - vc, from the delta itself
+    right = (keys[0] @ u) * (delta[u.abs().argmax()] / u[u.abs().argmax()])
     torch.testing.assert_close(delta, torch.outer(u, right) / (keys[0] @ u), atol=1e-9, rtol=1e-7)
     with lens.patched(patch):
         now = lens.trace(REQUESTS[0].fact, "subject_last").ffn[1, 0]
-    torch.testing.assert_close(
-        now - values[0], right, atol=1e-9, rtol=1e-7
-    )  # the bare prompt gets exactly v*
+    # the bare prompt gets exactly v*
+    torch.testing.assert_close(now - values[0], right, atol=1e-9, rtol=1e-7)
     single = qv.edit(
         lens, REQUESTS[0], qv.RROME(layer=1, steps=3), statistics=statistics, templates=("{}",)
     )
     both = qv.edit(lens, REQUESTS[0], editor, statistics=statistics, templates=("{}",))
-    torch.testing.assert_close(
-        single.deltas[1, "W_out"].dense(), both.deltas[1, "W_out"].dense()
-    )  # one context: the same
+    # one context: the same
+    torch.testing.assert_close(single.deltas[1, "W_out"].dense(), both.deltas[1, "W_out"].dense())
 
 
 def test_alphaedit_solves_the_published_system_and_spares_what_c0_knows():
@@ -395,9 +392,10 @@ def test_r_rome_is_symmetrical():
     rows = rows_of(lens, REQUESTS[:1], templates, "subject_last")
     key, out = (lens.backend_adapter.coefficient(1), lens.backend_adapter.mlp_out(1))
     k, v = (read(lens, rows, (site,))[site].mean(0) for site in (key, out))
+    # delta = 0
     still = qv.edit(
         lens, REQUESTS[0], qv.RROME(layer=1, steps=1, mom2_adjustment=False), templates=templates
-    )  # delta = 0
+    )
     assert still.deltas[1, "W_out"].norm() < 1e-10
     patch = qv.edit(
         lens,
@@ -406,9 +404,8 @@ def test_r_rome_is_symmetrical():
         templates=templates,
     )
     moved = k @ patch.deltas[1, "W_out"].dense()
-    assert (
-        1e-3 < float(moved.norm()) <= 0.5 * float(v.norm()) + 1e-9
-    )  # delta, within its clamp of the mean value's norm
+    # delta, within its clamp of the mean value's norm
+    assert 1e-3 < float(moved.norm()) <= 0.5 * float(v.norm()) + 1e-9
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -564,7 +561,9 @@ def test_several_facts_of_one_case_are_edited_each_for_itself():
     assert same(lens, state)  # all facts of the case are taken back, not the last alone
 
 
-@pytest.mark.parametrize("editor", EVERY[:12], ids=named)
+@pytest.mark.parametrize(
+    "editor", [editor for editor in EVERY if isinstance(editor, ClosedForm)], ids=named
+)
 @pytest.mark.filterwarnings("ignore:Value layers")
 def test_targets_searched_ahead_are_those_of_each_edit_alone(editor):
     lens = tiny_lens("gptj")

@@ -71,8 +71,7 @@ def test_a_summary_has_no_certainty_from_three_cases():
     assert (got.loc["efficacy_acc", "low"], got.loc["efficacy_acc", "high"]) == pytest.approx(
         (0.4385, 1.0), abs=1e-4
     )
-    assert got.loc["fluency", "high"] == pytest.approx(
-        4 + 4.302653 / math.sqrt(3), rel=1e-5
-    )  # not cut off at 1
+    # not cut off at 1
+    assert got.loc["fluency", "high"] == pytest.approx(4 + 4.302653 / math.sqrt(3), rel=1e-5)
     named = pd.DataFrame(rows, columns=COLUMNS).assign(preset=None)
     assert len(summary(named, ["preset"])) == 2  # a column that says nothing loses no rows

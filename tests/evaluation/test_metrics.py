@@ -92,9 +92,8 @@ def test_multi_hop_prompts_want_the_answer_of_their_side():
     }
     look = CaseAnswers({**AFTER.told, **probes})
     assert measured(CASE, ["multihop_acc"], look, look, edited=False) == {"multihop_acc": 1.0}
-    assert measured(CASE, ["multihop_acc"], look, look, edited=True) == {
-        "multihop_acc": 0.0
-    }  # one token right is not the answer
+    # one token right is not the answer
+    assert measured(CASE, ["multihop_acc"], look, look, edited=True) == {"multihop_acc": 0.0}
     half = CaseAnswers({"onward_new": (told([4], [4]), told([2, 3], [2, 5]))})
     assert measured(CASE, ["multihop_acc"], half, look, edited=True) == {"multihop_acc": 0.5}
 
@@ -103,11 +102,8 @@ def test_what_is_asked_of_a_chain():
     """Efficacy by the edited hop's cloze, paraphrase by its question, specificity by the hops that
     are not edited."""
     hops = (Hop("q1", "c1", "Spain"), Hop("q2", "c2", "Madrid"), Hop("q3", "c3", "Europe"))
-    new = (
-        hops[0],
-        replace(hops[1], answer="Paris"),
-        Hop("q4", "c4", "Asia"),
-    )  # behind the edit another chain goes on
+    # behind the edit another chain goes on
+    new = (hops[0], replace(hops[1], answer="Paris"), Hop("q4", "c4", "Asia"))
     fact = replace(FACT, paraphrases=("Which sport does {} play?",))
     case = MultiHopCase(
         7,
@@ -199,9 +195,8 @@ def test_multi_hop_counts_any_question_and_the_answers_of_its_side():
     assert all(
         math.isnan(value) for value in measured(case, names, unasked, unasked, True).values()
     )
-    silent = CaseAnswers(
-        {}, {"cot": ("", "", ""), "direct": ("", "", "")}
-    )  # a model that answers nothing
+    # a model that answers nothing
+    silent = CaseAnswers({}, {"cot": ("", "", ""), "direct": ("", "", "")})
     assert measured(case, names[1:], silent, silent, True) == dict.fromkeys(names[1:], 0.0)
 
 
@@ -240,9 +235,8 @@ def test_scores_are_harmonic_means_of_means():
     )
     got = summary(frame).set_index("metric")
     assert got.loc["score_acc", "after"] == pytest.approx(3 / (1 + 2 + 2))
-    half = (
-        1.959964 * math.sqrt(1.959964**2 / 16 + 0.5**2 / 2) / (1 + 1.959964**2 / 2)
-    )  # Wilson's for one of two
+    # Wilson's for one of two
+    half = 1.959964 * math.sqrt(1.959964**2 / 16 + 0.5**2 / 2) / (1 + 1.959964**2 / 2)
     assert (got.loc["paraphrase_acc", "low"], got.loc["paraphrase_acc", "high"]) == pytest.approx(
         (0.5 - half, 0.5 + half)
     )

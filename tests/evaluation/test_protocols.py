@@ -53,9 +53,8 @@ def test_consecutive_keeps_every_edit_in_force(tiny):
     """Asked at the end, it equals asking a model with all patches applied by hand."""
     lens, statistics = tiny
     before = weights(lens)
-    editor = dataclasses.replace(
-        EDITORS[0], steps=20, lr=1.0, clamp=8.0, lam=0.01
-    )  # strong enough to show
+    # strong enough to show
+    editor = dataclasses.replace(EDITORS[0], steps=20, lr=1.0, clamp=8.0, lam=0.01)
     names = [
         "efficacy_acc",
         "efficacy_success",
@@ -74,9 +73,8 @@ def test_consecutive_keeps_every_edit_in_force(tiny):
     for _ in CASES:
         lens.revert()
     pd.testing.assert_series_equal(values(frame, 4), values(by_hand))
-    assert (
-        by_hand["after"].ne(frame[frame["step"] == 4]["before"].to_numpy()).any()
-    )  # the edits show
+    # the edits show
+    assert by_hand["after"].ne(frame[frame["step"] == 4]["before"].to_numpy()).any()
     assert frame["relative_norm"].gt(0).all()
 
 
@@ -150,9 +148,8 @@ def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
             pd.testing.assert_series_equal(values(alone), values(rows))
         else:
             assert alone["after"].isna().all()
-    assert (
-        set(protocols.FORCED) - set(together["metric"]) == missing[kind]
-    )  # what would be NaN is not asked by default
+    # what would be NaN is not asked by default
+    assert set(protocols.FORCED) - set(together["metric"]) == missing[kind]
     assert values(together).notna().groupby("metric").any().all()
 
 
@@ -318,9 +315,8 @@ def test_a_patch_applied_after_a_failure_stays(tiny, monkeypatch):
     assert lens.patches == (patch,)
     lens.revert()
     monkeypatch.setattr(protocols, "look", look)
-    unedited = evaluate(
-        lens, CASES, ["specificity_acc"], protocol="batch"
-    )  # no editor: the unedited model alone
+    # no editor: the unedited model alone
+    unedited = evaluate(lens, CASES, ["specificity_acc"], protocol="batch")
     assert unedited["after"].tolist() == unedited["before"].tolist()
 
 
@@ -363,9 +359,8 @@ def test_editors_with_one_search_share_the_targets_in_the_cache(exact, tmp_path,
         again["seconds"] > 0.9 * first["seconds"].min()
     ).all()  # the search that was spared counts all the same
     rival = qv.RECT(layers=(0, 1), steps=4, lam=10.0)
-    evaluate(
-        lens, CASES, None, rival, statistics=statistics, cache=tmp_path
-    )  # the same search: nothing is searched
+    # the same search: nothing is searched
+    evaluate(lens, CASES, None, rival, statistics=statistics, cache=tmp_path)
     for other in (dataclasses.replace(memit, clamp=2.0), dataclasses.replace(memit, layers=(0,))):
         with pytest.raises(AssertionError, match="searched"):
             evaluate(lens, CASES, None, other, statistics=statistics, cache=tmp_path)

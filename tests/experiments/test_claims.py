@@ -283,9 +283,8 @@ def test_where_layers_end():
     )
     assert figure_5.last_layers_low(ffn)[1] == HOLDS
     assert figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 8]))[1] == FAILS
-    assert (
-        figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 4.2]))[1] == OPEN
-    )  # half of 9 is within the interval
+    # half of 9 is within the interval
+    assert figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 4.2]))[1] == OPEN
     assert figure_3.late_values(by_layer("count", [0, 1, 5, 9, 8, 1]))[1] == HOLDS
     assert figure_3.late_values(by_layer("count", [9, 5, 1, 1, 1, 1]))[1] == FAILS
 
@@ -411,10 +410,8 @@ def test_layers_left_out_and_equal_numbers_of_layers():
     frame = edits("skip", multihop_acc=means, efficacy_acc=means).assign(model="toy-gptj")
     assert table_4.skipping("q")(frame)[1] == HOLDS
     assert table_4.skipping("v")(frame)[1] == FAILS
-    assert table_4.skipping("v")(frame.assign(model="Qwen/Qwen3-8B")) == (
-        "not measured",
-        OPEN,
-    )  # decided by vv there
+    # decided by vv there
+    assert table_4.skipping("v")(frame.assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)
     assert (
         "without q 80.0% (-10.0 ± 0.0 points, 12 cases, 11% less)"
         in table_4.skipping("q")(frame)[0]
@@ -422,13 +419,10 @@ def test_layers_left_out_and_equal_numbers_of_layers():
     fewer = edits("skip", multihop_acc={"": 0.9, "q": 0.8, "qq": 0.7, "v": 0.6, "vv": 0.5})
     assert table_4.values_matter_more(fewer.assign(model="toy-gptj"))[1] == HOLDS
     turned = edits("skip", multihop_acc={"": 0.9, "q": 0.8, "qq": 0.3, "v": 0.6, "vv": 0.5})
-    assert (
-        table_4.values_matter_more(turned.assign(model="toy-gptj"))[1] == FAILS
-    )  # of one it holds, of both it does not
-    assert table_4.values_matter_more(fewer.assign(model="Qwen/Qwen3-8B")) == (
-        "not measured",
-        OPEN,
-    )  # qqq against vv there
+    # of one it holds, of both it does not
+    assert table_4.values_matter_more(turned.assign(model="toy-gptj"))[1] == FAILS
+    # qqq against vv there
+    assert table_4.values_matter_more(fewer.assign(model="Qwen/Qwen3-8B")) == ("not measured", OPEN)
     few, many = (
         edits("method", multihop_acc=m)
         for m in ({"ACE": 0.9, "PMET": 0.1, "MEMIT": 0.1}, {"ACE": 0.1, "PMET": 0.9, "MEMIT": 0.1})
@@ -437,18 +431,18 @@ def test_layers_left_out_and_equal_numbers_of_layers():
     assert bottleneck.ahead_at_its_own_number(both.assign(model="toy-gptj"))[1] == HOLDS
     assert bottleneck.ahead_at_its_own_number(both.assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
     more = [few.assign(edited=6), many.assign(edited=9), few.assign(edited=1)]
-    assert (
-        bottleneck.marginal(pd.concat(more).assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
-    )  # PMET gains 80 points
+    # PMET gains 80 points
+    assert bottleneck.marginal(pd.concat(more).assign(model="EleutherAI/gpt-j-6B"))[1] == FAILS
     little = few.assign(edited=9, after=few["after"] + 0.01 * (few["case"] % 2))
     assert (
         bottleneck.marginal(pd.concat([*more[:1], little]).assign(model="EleutherAI/gpt-j-6B"))[1]
         == HOLDS
     )
+    # it edits five there
     assert bottleneck.marginal(pd.concat(more[:2]).assign(model="Qwen/Qwen3-8B")) == (
         "not measured",
         OPEN,
-    )  # it edits five there
+    )
     located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5})
     told, verdict = figure_b3.quarter(("locality",))(located)
     assert verdict == HOLDS
@@ -513,9 +507,8 @@ def test_nodes_by_layer():
     assert ctp_figure_4.all_layers(nodes([3, 3, 5, 5, 2, 0.1]))[1] == FAILS
     assert ctp_figure_4.early_over_late(nodes([3, 3, 5, 5, 2, 2]))[1] == HOLDS
     assert ctp_figure_4.early_over_late(nodes([2, 2, 5, 5, 3, 3]))[1] == FAILS
-    scaled = ctp_figure_4.early_over_late(
-        nodes([3, 3, *[5] * 5, *[9] * 3, 2, 2])
-    )  # of 12: what lies between middle and late counts for neither
+    # of 12: what lies between middle and late counts for neither
+    scaled = ctp_figure_4.early_over_late(nodes([3, 3, *[5] * 5, *[9] * 3, 2, 2]))
     assert scaled[1] == HOLDS
     assert scaled[0].startswith(
         "early (0 to 1) 33.3%, middle (2 to 6) 55.6%, late (10 to 11) 22.2%"

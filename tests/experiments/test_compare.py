@@ -73,9 +73,8 @@ def test_a_cell_is_the_evaluation_of_its_preset(rows, shelf):
                 lens.next_token_logits(case.request.fact)[0].argmax()
                 == lens.answer_ids(case.request.target)[0]
             )
-        assert (
-            len(lens.answer_ids(case.request.target)) == 1
-        )  # so that the metric is what the next token says
+        # so that the metric is what the next token says
+        assert len(lens.answer_ids(case.request.target)) == 1
         assert frame.set_index(["case", "metric"]).loc[(i, "efficacy_acc"), "after"] == float(right)
         assert frame.loc[frame["case"] == i, "relative_norm"].iloc[0] == pytest.approx(
             max(patch.info["relative_norm"].values()), rel=1e-6

@@ -76,9 +76,8 @@ def test_layers_against_a_loop_over_neurons(lens):
     assert abs(got["score"]) > 0.05  # large enough for the tolerance to tell
     assert got["score"] == pytest.approx(sum(sums) / 2, abs=2e-4)
     error = abs(sums[0] - sums[1]) / 2  # sd / sqrt(2), of two
-    assert got["interval"] == pytest.approx(
-        12.7062 * error, rel=5e-3
-    )  # Student's t for one degree of freedom
+    # Student's t for one degree of freedom
+    assert got["interval"] == pytest.approx(12.7062 * error, rel=5e-3)
 
 
 def test_tokens_say_what_the_model_would_say(lens):
@@ -91,10 +90,8 @@ def test_tokens_say_what_the_model_would_say(lens):
     best = [lens.tokenizer.decode([int(i)]).strip() for i in lens.hf(ids).logits[0].argmax(-1)]
     assert [said.split("', ")[0].strip("'") for said in frame["promoted"]] == best
     assert best[-1] == fact.answer.split()[0]
-    trace, target = (
-        lens.trace(fact),
-        lens.answer_ids(fact)[0],
-    )  # the layer whose output adds most, the divisor frozen
+    # the layer whose output adds most, the divisor frozen
+    trace, target = (lens.trace(fact), lens.answer_ids(fact)[0])
     norm, head, y = lens.hf.transformer.ln_f, lens.hf.lm_head, trace.final[0].double()
     sigma = ((y - y.mean()).square().mean() + norm.eps).sqrt()
 
@@ -121,9 +118,8 @@ def test_neurons_and_nodes(lens):
     )
     found = figure_4.rows(figure_4.Task("toy-gptj", prompts=2, top=3, score="norm"), lens)
     weight, losses = lens.hf.transformer.h[4].mlp.fc_out.weight.requires_grad_(True), []
-    for request in figure_4.edits_of(
-        of_category("all", 2, 0), figure_4.Task("toy-gptj")
-    ):  # the gradient of the Hugging Face model
+    # the gradient of the Hugging Face model
+    for request in figure_4.edits_of(of_category("all", 2, 0), figure_4.Task("toy-gptj")):
         fact = request.fact
         assert request.new != fact.answer
         assert request.new in {other.answer for other in pool() if other.relation == fact.relation}
@@ -197,9 +193,8 @@ def test_prompts_of_a_file_of_chains(tmp_path):
     assert {(fact.text, fact.answer): fact.relation for fact in single} == hops
     assert len(single) == len(hops)
     assert all(fact.category == CATEGORIES.get(fact.relation) for fact in single)
-    assert sum(fact.subject != fact.text for fact in single) == len(
-        single
-    )  # the subject is found in the cloze
+    # the subject is found in the cloze
+    assert sum(fact.subject != fact.text for fact in single) == len(single)
     with pytest.warns(UserWarning, match="left out"):
         double = pool(str(path), hops=2)
     two = [record for record in records if len(record["single_hops"]) == 2]
@@ -219,7 +214,7 @@ def test_prompts_of_a_file_of_chains(tmp_path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_experiment_makes_tasks_and_says_its_command(path):
     tasks = all_tasks(read_config(path))
-    assert len(tasks) > 1
+    assert tasks
     assert len({task.id for task in tasks}) == len(tasks)
     where = path.relative_to(EXPERIMENTS.parent)
     assert f"    qv-lens run {where}" in path.read_text()

@@ -63,9 +63,8 @@ def test_mquake_says_which_hop_is_edited_and_keeps_what_it_does_not_read():
                 r["prompt"].format(r["subject"]) for r in record["requested_rewrite"]
             ]
             assert dict(case.extra)["orig"] == record["orig"]
-    got = dict(
-        parse(records).cases[0].new_hops[0].__dict__
-    )  # ACE's ten highest layers stay with the record
+    # ACE's ten highest layers stay with the record
+    got = dict(parse(records).cases[0].new_hops[0].__dict__)
     assert got["answer"] == "United Kingdom"
     assert "question_ffn" in dict(parse(records).cases[0].extra)["new_single_hops"][0]
 

@@ -133,9 +133,8 @@ def test_an_edit_per_family_moves_the_answer_and_comes_off_bit_for_bit(lens, fam
     patch = qv.edit(lens, PARIS.to("London"), editor, templates=("{}",))
     with lens.patched(patch):
         after = lens.logprob(PARIS, "London")
-    if (
-        family == "knowledge neurons"
-    ):  # a rule that follows no gradient: it moves the answer, not always up
+    # a rule that follows no gradient: it moves the answer, not always up
+    if family == "knowledge neurons":
         assert abs(after - before) > 1.0
     else:
         assert after > before + 2.0

@@ -36,9 +36,8 @@ def test_a_model_that_knows_nothing(lens, tmp_path):
     assert set(found.removal["whose"]) == {"this fact"}
     assert found.settings["ACE"] == found.settings["MEMIT"] == "scaled to the model, untuned"
     ace = located_editor(lens, found.layers, ace_and_memit(lens)["ACE"].editor)
-    assert (
-        str(list(ace.value_layers)) in found.edits["layers"].iloc[0]
-    )  # what is located is what is edited
+    # what is located is what is edited
+    assert str(list(ace.value_layers)) in found.edits["layers"].iloc[0]
     page = qv.report(found, tmp_path / "page.html").read_text()
     assert "does not know this fact" in page
     assert f"{100 * math.exp(found.logprob):.1f}%" in page
@@ -61,9 +60,8 @@ def test_material_of_the_atlas_around_any_fact(lens, monkeypatch):
     assert all(other.relation != fact.relation for other in found.other)
     assert found.cases[0].request == fact.to("Rome")
     language = next(each for each in qv.atlas("language") if each.subject == "France")
-    for seed in range(
-        12
-    ):  # a neighbour whose true answer is the new one would be kept by an edit towards it
+    # a neighbour whose true answer is the new one would be kept by an edit towards it
+    for seed in range(12):
         case = atlas_material(lens, language, "Spanish", seed).cases[0]
         assert case.neighbours
         assert all("Spanish" not in (near.answer, *near.aliases) for near in case.neighbours)

@@ -86,9 +86,8 @@ def test_cards_tell_what_an_intervention_measures(study):
         == lens.str_tokens(fact)
     )
     whole = qv.layer_scores(lens, fact, "ffn", "layer_vector")["score"].max()
-    assert found.tokens["ffn"].iloc[-1] == pytest.approx(
-        whole, rel=1e-3
-    )  # the strip of "before"; "after" is another model
+    # the strip of "before"; "after" is another model
+    assert found.tokens["ffn"].iloc[-1] == pytest.approx(whole, rel=1e-3)
     assert found.tokens_after["ffn"].iloc[-1] != pytest.approx(whole, rel=1e-2)
 
 

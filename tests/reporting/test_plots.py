@@ -135,9 +135,8 @@ def test_tables_are_as_high_as_their_rows():
     """Each row takes at least its lines at 13 px, and a table with rows of more lines is higher."""
     short, long = (plots.neuron_table(table(10, tokens)).layout.height for tokens in (2, 60))
     assert short >= 110 + 28 + 10 * 24  # margins, header, rows of one line
-    assert (
-        long >= short + 10 * 8 * 16
-    )  # 60 quoted words of 9 letters are at least 9 lines of 400 px
+    # 60 quoted words of 9 letters are at least 9 lines of 400 px
+    assert long >= short + 10 * 8 * 16
     rows = table(6).assign(
         model="EleutherAI/gpt-j-6B",
         role="query",

@@ -49,9 +49,8 @@ def test_a_file_becomes_tasks(tmp_path):
     assert tasks[0].fields.wait == 0.5
     assert len({t.id for t in tasks}) == 8
     again = tasks_of(read_config(path, ["seed=[4, 3]", "wait=0.5"]))
-    assert {t.id for t in again} == {
-        t.id for t in tasks
-    }  # an id belongs to the fields, not to the order
+    # an id belongs to the fields, not to the order
+    assert {t.id for t in again} == {t.id for t in tasks}
     layers = tasks_of(
         RunConfig(FIGURE_2, {"neurons": "top", "model": "toy-gptj"}, {"layer": "layers"}),
         lambda name: 12,
@@ -148,9 +147,8 @@ def test_right_values_are_taken(tmp_path):
     tasks = tasks_of(read_config(path, [*once, 'layer=[0, "top", "all"]', "fraction=1"]))
     assert [task.fields.layer for task in tasks] == [0, "top", "all"]
     assert {task.fields.prompts for task in tasks} == {200}  # what the experiment itself says
-    path.write_bytes(
-        b"\xef\xbb\xbf" + path.read_bytes()
-    )  # what some editors on Windows put in front
+    # what some editors on Windows put in front
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert len(tasks_of(read_config(path, [*once, "layer=all"]))) == 1
     unedited = read_config(
         EXPERIMENTS / "editors.py",
@@ -520,6 +518,38 @@ def test_what_is_computed_once_is_known_by_its_arguments():
     shelf.lens("toy-gptj")
     assert shelf.once(double, 1) == 2
     assert asked == [1, 2, 1]
+
+
+def test_once_refuses_what_it_would_remember_wrongly():
+    """A value asked first under an intervention would be the changed model's; a list is not a key."""
+    from qv_lens.runs.run import Shelf
+
+    shelf = Shelf()
+    lens = shelf.lens("toy-gptj")
+    fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    with (
+        lens.intervene(qv.Zero(qv.NeuronSet.of([(2, 297)]))),
+        pytest.raises(qv.QVLensError, match="ask it before the block"),
+    ):
+        shelf.once(lens.logprob, fact)
+    clean = shelf.once(lens.logprob, fact)
+    with lens.intervene(qv.Zero(qv.NeuronSet.of([(2, 297)]))):
+        assert shelf.once(lens.logprob, fact) == clean
+    with pytest.raises(qv.QVLensError, match="a tuple instead of a list"):
+        shelf.once(lens.logprob, [fact])
+
+
+def test_changed_code_is_told(tmp_path):
+    """Finished rows are kept, and it is said that the file has changed since."""
+    shutil.copy(Path(__file__).with_name("trivial.py"), tmp_path / "mine.py")
+    config = read_config(tmp_path / "mine.py", ["n=[0, 1]"])
+    run(config, tmp_path / "run")
+    before = qv.load_run(tmp_path / "run")
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("# another thought\n")
+    with pytest.warns(UserWarning, match=r"mine.py has changed since .*raise VERSION"):
+        run(config, tmp_path / "run")
+    pd.testing.assert_frame_equal(qv.load_run(tmp_path / "run"), before)
 
 
 def test_what_was_varied_is_no_scale():

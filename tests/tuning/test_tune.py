@@ -118,9 +118,8 @@ def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
     assert sum(asked) == 3 * 2 + 2 * 2 + 2 * 2
     lines = (tmp_path / tune.TRIALS).read_text().splitlines()
     whole = [line for line in lines if line]
-    (tmp_path / tune.TRIALS).write_text(
-        "\n".join([*whole[:-3], whole[-3][:20]])
-    )  # killed while it wrote
+    # killed while it wrote
+    (tmp_path / tune.TRIALS).write_text("\n".join([*whole[:-3], whole[-3][:20]]))
     asked.clear()
     again = tune.tune(*arguments, rungs=(2, 4))
     assert sum(asked) == 3

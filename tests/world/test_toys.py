@@ -127,9 +127,8 @@ def test_memit_edits_at_the_subject(lens):
     after = frame.groupby("metric")["after"].mean()
     assert after["efficacy_acc"] >= 0.8
     assert after["specificity_acc"] >= 0.9
-    assert set(FORCED) - set(frame["metric"]) == {
-        "instance_wise"
-    }  # these cases have no chain of hops
+    # these cases have no chain of hops
+    assert set(FORCED) - set(frame["metric"]) == {"instance_wise"}
     assert all(torch.equal(lens.w_out(layer), weight) for layer, weight in enumerate(before))
 
 
@@ -146,9 +145,8 @@ def test_interventions_of_the_study(lens):
     hand, and intervals of counts from the counts themselves."""
     fact, new = _request()
     material = world_material(lens, fact, new)
-    halves = zip(
-        material.same[:6], material.same[6:12], strict=True
-    )  # every other fact ranks, the others are asked
+    # every other fact ranks, the others are asked
+    halves = zip(material.same[:6], material.same[6:12], strict=True)
     few = replace(
         material, same=tuple(fact for pair in halves for fact in pair), other=material.other[:6]
     )
