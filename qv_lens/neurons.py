@@ -142,14 +142,17 @@ class NeuronSet:
             and self.settings.get("ranked") == "positions"
         ):
             apart.append("position")
-        order = self.frame.sort_values("score", ascending=False, kind="stable")
-        kept = (
-            order.groupby(["prompt", *apart], sort=False, dropna=False)
-            .head(k)
-            .sort_index(kind="stable")
-        )
-        kept = kept.sort_values(["prompt", "score"], ascending=[True, False], kind="stable")
-        return replace(self, frame=kept.reset_index(drop=True))
+        kept = self.best_first().groupby(["prompt", *apart], sort=False, dropna=False).head(k)
+        best = replace(self, frame=kept.sort_index(kind="stable")).best_first()
+        ordered = best.sort_values("prompt", kind="stable")
+        return replace(self, frame=ordered.reset_index(drop=True))
+
+    def best_first(self) -> pd.DataFrame:
+        """The rows by score, best first; those found in an earlier round before those of a later
+        one."""
+        if "round" not in self.frame:
+            return self.frame.sort_values("score", ascending=False, kind="stable")
+        return self.frame.sort_values(["round", "score"], ascending=[True, False], kind="stable")
 
     def where(self, condition: Callable[[pd.DataFrame], pd.Series]) -> NeuronSet:
         """The rows for which `condition(frame)` holds: `value.where(lambda f: f.layer == 7)`."""
@@ -164,9 +167,7 @@ class NeuronSet:
     def union(self) -> NeuronSet:
         """The distinct units over all prompts, each with its highest score, as one set (prompt
         -1)."""
-        ordered = replace(
-            self, frame=self.frame.sort_values("score", ascending=False, kind="stable")
-        )
+        ordered = replace(self, frame=self.best_first())
         best = ordered.frame[~ordered._keys().duplicated()]
         return replace(self, frame=best.assign(prompt=-1).reset_index(drop=True))
 

@@ -483,7 +483,7 @@ def _safe(I: Tensor, divisor: Tensor) -> Tensor:
 def _by_prompt(
     trace: Trace, parts: list[Float[Tensor, "row unit"]]
 ) -> Float[Tensor, "layer prompt key_unit"]:
-    """TraceRows of all positions as one (position, unit) axis per prompt, padded with zeros."""
+    """Rows of all positions as one (position, unit) axis per prompt, padded with zeros."""
     longest = int(trace.positions.max()) + 1
     stacked = torch.stack(parts)
     out = stacked.new_zeros(len(parts), len(trace.prompts), longest, stacked.shape[2])

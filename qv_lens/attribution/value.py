@@ -317,7 +317,7 @@ def _padded(task: Setting, width: int, keys: int) -> Bool[Tensor, "row key_unit"
 def grouped(
     scores: Float[Tensor, "row unit"], groups: Int[Tensor, " row"]
 ) -> Float[Tensor, "group unit"]:
-    """TraceRows added up by group."""
+    """Rows added up by group."""
     if len(groups) == int(groups.max()) + 1:
         return scores
     out = scores.new_zeros(int(groups.max()) + 1, scores.shape[1])

@@ -183,7 +183,7 @@ def _kl_rows(
 class _Problem:
     """The search's tensors, set up once; `run` is the loop.
 
-    ContextRows are those of the contexts and, after them, one KL prompt per fact. What no delta changes
+    Rows are those of the contexts and, after them, one KL prompt per fact. What no delta changes
     is computed once: the stream in front of the z layer, and keys and values of the tokens in front
     of a row's first lookup position. A fact that is done takes its rows out of the pass; logits are
     formed where something reads them."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -178,11 +178,8 @@ def _removals(
 ) -> Iterator[_Removal]:
     """Every set to take out of one prompt."""
     for name, neurons in rankings.items():
-        own = neurons.frame[neurons.frame["prompt"].isin([prompt, -1])]
-        ordered = own.sort_values("score", ascending=False, kind="stable")
-        units = list(
-            dict.fromkeys(zip(ordered["layer"].tolist(), ordered["neuron"].tolist(), strict=True))
-        )
+        own = neurons.where(lambda frame: frame["prompt"].isin([prompt, -1]))
+        units = replace(own, frame=own.best_first()).units
         for k in sizes:
             if k <= len(units):
                 yield _Removal(name, 0, k, tuple(units[:k]))

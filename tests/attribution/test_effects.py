@@ -169,3 +169,75 @@ def test_bad_requests_are_refused():
         qv.neuron_effects(lens, FACTS, positions="answer")
     with pytest.raises(qv.QVLensError, match="top"):
         qv.neuron_effects(lens, FACTS[0], 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("positions", ["last", "subject_last"])
+def test_rounds_are_what_taking_one_out_by_hand_gives(kind, positions, true_float64):
+    """The best neuron, then the best of the model whose row of W_out is zero at that place, and so
+    on: by an intervention, pass by pass."""
+    lens = tiny_lens(kind)
+    fact = FACTS[0]
+    found = qv.neuron_effects(lens, fact, 3, rounds=3, positions=positions)
+    assert found.frame["round"].tolist() == [0, 1, 2]
+    (at,) = lens.tokenize(fact)[0].positions(positions)
+    taken, scores = [], []
+    for _ in range(3):
+        hooks = [
+            (lens.backend_adapter.coefficient(layer), _silencing(at, neuron))
+            for layer, neuron in taken
+        ]
+        with lens.intervene(*([_Hooks(hooks)] if hooks else [])):
+            frame = qv.neuron_effects(lens, fact, None, positions=positions).frame
+        frame = frame[~frame[["layer", "neuron"]].apply(tuple, axis=1).isin(taken)]
+        best = frame.iloc[0]
+        taken.append((int(best["layer"]), int(best["neuron"])))
+        scores.append(best["score"])
+    assert found.units == taken
+    assert found.frame["score"].tolist() == pytest.approx(scores, rel=1e-9, abs=1e-12)
+
+
+def _silencing(at, neuron):
+    def hook(m):
+        out = m.clone()
+        out[:, at, neuron] = 0.0
+        return out
+
+    return hook
+
+
+class _Hooks:
+    """An intervention of given hooks."""
+
+    def __init__(self, hooks):
+        self.given = hooks
+
+    def check(self, lens):
+        pass
+
+    def hooks(self, lens):
+        return self.given
+
+
+def test_rounds_of_several_and_their_order(true_float64):
+    """Seven in three rounds are three, two and two; a set keeps the order of its rounds, though a
+    later round may score higher."""
+    lens = tiny_lens("gptj")
+    found = qv.neuron_effects(lens, FACTS, 7, rounds=3)
+    sizes = found.frame.groupby(["prompt", "round"]).size()
+    assert sizes.tolist() == [3, 2, 2, 3, 2, 2]
+    first = qv.neuron_effects(lens, FACTS, 3)
+    assert found.where(lambda frame: frame["round"] == 0).units == first.units
+    assert found.top(5).frame["round"].tolist() == [0, 0, 0, 1, 1] * 2
+    assert found.union().frame["round"].is_monotonic_increasing
+    together = qv.neuron_effects(lens, FACTS, 4, rounds=4, over="set")
+    assert len(set(together.units)) == 4
+
+
+@pytest.mark.parametrize(
+    ("top", "rounds", "says"),
+    [(None, 2, "give top="), (3, 4, "at least 4"), (3, 0, "at least 1"), (3, 1.5, "at least 1")],
+)
+def test_rounds_that_cannot_be(top, rounds, says):
+    with pytest.raises(qv.QVLensError, match=says):
+        qv.neuron_effects(tiny_lens("gptj"), FACTS, top, rounds=rounds)

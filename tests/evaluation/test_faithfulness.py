@@ -137,3 +137,16 @@ def test_a_ranking_of_one_fact_is_refused_for_another():
     lens = tiny_lens("gptj")
     with pytest.raises(qv.QVLensError, match="no neurons for fact 1"):
         qv.faithfulness(lens, FACTS, {"mine": qv.neuron_effects(lens, FACTS[0], 3)})
+
+
+def test_rankings_in_rounds_keep_their_order():
+    """A later round may score higher; what is taken out first is still the first round's."""
+    lens = qv.load("toy-gptj")
+    fact = world_cases.facts(generator.build(0), "P641")[0]
+    ranking = qv.neuron_effects(lens, fact, 6, rounds=6)
+    scores = ranking.frame["score"]
+    assert not scores.is_monotonic_decreasing  # so that the two orders differ
+    frame = qv.faithfulness(lens, fact, {"rounds": ranking}, sizes=(1, 2, 6), seeds=0)
+    for k, row in frame.set_index("k").iterrows():
+        with lens.intervene(qv.Zero(qv.NeuronSet.of(ranking.units[:k]), "last")):
+            assert row["logprob"] == pytest.approx(lens.logprob(fact), abs=1e-5)
