@@ -297,51 +297,52 @@ def comparison() -> str:
     ]
     for name, title, metrics in TABLES:
         path = RESULTS / f"{name}.parquet"
-        if not path.exists():
-            continue
-        for model, frame in pd.read_parquet(path).groupby("model"):
-            frame = pd.concat([frame, *compare.by_chain(frame)])
-            last = frame["step"] == frame.groupby(["method", "seed", "case"])["step"].transform(
-                "max"
-            )
-            count = frame[last].drop_duplicates(["method", "seed", "case"]).groupby("method").size()
-            # along the way
-            frame.loc[~last, "metric"] += "@" + frame.loc[~last, "step"].astype(str)
-            shown = [metric for metric in metrics if (frame["metric"] == metric).any()]
-            asked = frame.dropna(subset="after").groupby(["metric", "method"]).size()
-            same = {
-                metric: int(n.iloc[0])
-                for metric in shown
-                if (n := asked[metric]).nunique() == 1 and n.iloc[0] < count.min()
-            }
-            lines += [
-                "",
-                f"## {title}: {model}",
-                "",
-                "| method | cases | "
-                + " | ".join(f"{m} ({same[m]})" if m in same else m for m in shown)
-                + " | ‖dW‖/‖W‖ | s |",
-                "|" + "---|" * (len(shown) + 4),
-            ]
-            for method, rows in frame.groupby("method", sort=False):
-                cells = []
-                for metric in shown:
-                    values = rows.loc[rows["metric"] == metric, "after"].dropna()
-                    ends = interval(values, bounds(metric.partition("@")[0]))
-                    known = len(values) and ends.low == ends.low
-                    half = f" [{100 * ends.low:.0f}, {100 * ends.high:.0f}]" if known else ""
-                    few = (
-                        f" ({len(values)})"
-                        if metric not in same and len(values) < count[method]
-                        else ""
-                    )
-                    cells.append(f"{100 * values.mean():.0f}{half}{few}" if len(values) else "")
-                norm = f"{rows['relative_norm'].max():.1f}"
-                each = rows.groupby(["seed", "case"])["seconds"].first().median()
-                lines.append(
-                    f"| {method} | {count[method]} | {' | '.join(cells)} | {norm} | {each:.2f} |"
-                )
+        if path.exists():
+            for model, frame in pd.read_parquet(path).groupby("model"):
+                lines += ["", f"## {title}: {model}", "", *_comparison_of(frame, metrics)]
     return "\n".join([*lines, ""])
+
+
+def _comparison_of(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """The table of one model and protocol: a line for each method."""
+    frame = pd.concat([frame, *compare.by_chain(frame)])
+    steps = frame.groupby(["method", "seed", "case"])["step"]
+    at_the_end = frame["step"] == steps.transform("max")
+    ends = frame[at_the_end].drop_duplicates(["method", "seed", "case"])
+    cases = ends.groupby("method").size()
+    along_the_way = frame.loc[~at_the_end, "step"].astype(str)
+    frame.loc[~at_the_end, "metric"] += "@" + along_the_way
+    shown = [metric for metric in metrics if (frame["metric"] == metric).any()]
+    asked = frame.dropna(subset="after").groupby(["metric", "method"]).size()
+    same = {}  # metrics that the same number of cases hold prompts for, fewer than there are
+    for metric in shown:
+        counts = asked[metric]
+        if counts.nunique() == 1 and counts.iloc[0] < cases.min():
+            same[metric] = int(counts.iloc[0])
+    titles = [f"{metric} ({same[metric]})" if metric in same else metric for metric in shown]
+    lines = [
+        f"| method | cases | {' | '.join(titles)} | ‖dW‖/‖W‖ | s |",
+        "|" + "---|" * (len(shown) + 4),
+    ]
+    for method, rows in frame.groupby("method", sort=False):
+        count = int(cases[method])
+        cells = [_cell(rows, metric, count if metric not in same else 0) for metric in shown]
+        norm = rows["relative_norm"].max()
+        seconds = rows.groupby(["seed", "case"])["seconds"].first().median()
+        lines.append(f"| {method} | {count} | {' | '.join(cells)} | {norm:.1f} | {seconds:.2f} |")
+    return lines
+
+
+def _cell(rows: pd.DataFrame, metric: str, cases: int) -> str:
+    """A metric's mean and interval, and of how many cases it is, where that is fewer than `cases`."""
+    values = rows.loc[rows["metric"] == metric, "after"].dropna()
+    if not len(values):
+        return ""
+    ends = interval(values, bounds(metric.partition("@")[0]))
+    known = ends.low == ends.low
+    between = f" [{100 * ends.low:.0f}, {100 * ends.high:.0f}]" if known else ""
+    few = f" ({len(values)})" if len(values) < cases else ""
+    return f"{100 * values.mean():.0f}{between}{few}"
 
 
 def main() -> None:

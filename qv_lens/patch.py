@@ -76,6 +76,10 @@ class Delta:
         gram = (self.left.T @ self.left) * (self.right @ self.right.T)
         return float(gram.sum().clamp_min(0).sqrt())
 
+    def add_to(self, weight: Float[Tensor, "rows columns"]) -> None:
+        """Write weight + delta into the weight: added in float64, rounded once."""
+        weight.copy_(weight.double() + self.dense().to(weight.device))
+
     def finite(self) -> bool:
         """Whether every entry is a number."""
         return all(

@@ -3,7 +3,9 @@ date."""
 
 from __future__ import annotations
 
+import ast
 import doctest
+import itertools
 import json
 import re
 from pathlib import Path
@@ -89,3 +91,18 @@ def test_the_counts_of_the_pages_are_the_ledgers():
         f"{holds} verdicts say that it holds, {fails} that it fails and {undecided} are" in readme
     )
     assert f"{holds} hold, {fails} fail and {undecided} are undecided" in results
+
+
+def test_every_field_of_a_dataclass_has_a_line():
+    missing = []
+    for file in sorted((ROOT / "qv_lens").rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if not any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+                continue
+            for field, line in itertools.pairwise([*node.body, ast.Pass()]):
+                is_text = isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+                if isinstance(field, ast.AnnAssign) and not is_text:
+                    missing.append(f"{file.name}: {node.name}.{ast.unparse(field.target)}")
+    assert missing == []

@@ -30,7 +30,7 @@ from qv_lens.attribution.setting import Over, Setting, Target, TraceRows, check_
 from qv_lens.attribution.value import check_top, grouped, ranked
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
-from qv_lens.models.lens import Facts, Lens, at_least_float32
+from qv_lens.models.lens import Facts, Lens, at_least_float32, log_probs
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 
@@ -166,7 +166,7 @@ def _one_pass(
     ids = [prompt.row("answer" if task.sequence else "last") for prompt in prompts]
     with torch.enable_grad():
         stream = lens.stream(ids, lens.n_layers, hooks, last=[prompt.last for prompt in prompts])
-        logp = at_least_float32(lens.read_out(stream[read])).log_softmax(-1)
+        logp = log_probs(lens.read_out(stream[read]))
         y = logp.gather(1, task.token[asked, None])
         if task.against is not None:
             y = y - logp.gather(1, task.against[asked, None])

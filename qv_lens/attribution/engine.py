@@ -50,14 +50,23 @@ class Problems:
     `sigma_0` its divisor; `z` are the base's logits before the soft `cap`, where there is one."""
 
     U: Float[Tensor, "d_model d_vocab"]
+    """The unembedding, gain folded in."""
     log_p: Float[Tensor, "base d_vocab"]
+    """The base distributions."""
     of: Int[Tensor, " problem"]
+    """Which base a problem starts from."""
     alpha: Float[Tensor, "problem neuron"]
+    """m / sigma of every pair."""
     beta: Float[Tensor, "problem neuron"] | None = None
+    """1/sigma_k - 1/sigma_0, where the norm is recomputed."""
     b: Float[Tensor, "base d_vocab"] | None = None
+    """The base's centred stream through U, there."""
     sigma_0: Float[Tensor, "problem 1"] | None = None
+    """The base's divisor, there."""
     cap: float | None = None
+    """The soft cap of the logits."""
     z: Float[Tensor, "base d_vocab"] | None = None
+    """The base's logits before it."""
 
     def of_neurons(self, some: Int[Tensor, " some"]) -> Problems:
         """The same problems for some of the neurons."""
@@ -199,7 +208,9 @@ class SeriesSums:
     """Result of `log_sums_by_moments`: the sums, and which pairs had to be done exactly."""
 
     value: Float[Tensor, "problem neuron"]
+    """log E_p[e^delta] of every pair."""
     fallback: Bool[Tensor, "problem neuron"]
+    """Which pairs were done exactly."""
 
 
 def log_sums_by_moments(

@@ -39,7 +39,7 @@ from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.backend import Hook
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
-from qv_lens.models.lens import Lens, Start, at_least_float32
+from qv_lens.models.lens import Lens, Start, at_least_float32, log_probs
 from qv_lens.neurons import NeuronSet
 
 Records = Fact | EditRequest | Sequence[Fact | EditRequest]
@@ -510,7 +510,7 @@ def answer_logprobs(
     row, position, token = (
         torch.tensor(axis, device=logits.device) for axis in zip(*where, strict=True)
     )
-    return at_least_float32(logits[row, position]).log_softmax(-1).gather(1, token[:, None])[:, 0]
+    return log_probs(logits[row, position]).gather(1, token[:, None])[:, 0]
 
 
 def targets(records: Records) -> list[Fact]:

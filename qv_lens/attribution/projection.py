@@ -41,11 +41,17 @@ class Readout:
     does not move alike, it stays."""
 
     mode: NormMode
+    """How the norm is taken."""
     norm: Norm
+    """The final norm."""
     U: Float[Tensor, "d_model d_vocab"]
+    """The unembedding, gain folded in."""
     c: Float[Tensor, " d_vocab"]
+    """What is added to the logits."""
     sigma: Float[Tensor, "row 1"]
+    """The pass's own divisors."""
     cap: float | None = None
+    """The soft cap of the logits."""
 
     @classmethod
     def of(cls, lens: Lens, trace: Trace, mode: NormMode, final_bias: bool = True) -> Readout:

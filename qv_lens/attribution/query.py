@@ -256,11 +256,17 @@ class Reader:
     and sublayer."""
 
     trace: Trace
-    table: pd.DataFrame  # prompt, row, layer, neuron, score, coefficient of every target
+    """The pass."""
+    table: pd.DataFrame
+    """`prompt, row, layer, neuron, score, coefficient` of every target."""
     keys: Float[Tensor, "target d_model"]
+    """The weighted key of every target."""
     own: dict[str, Float[Tensor, "layer row d_model"]]
+    """The sum of the keys, by sublayer that reads."""
     parallel: bool
+    """Whether attention and FFN read the same stream."""
     attention: bool
+    """Whether the targets are attention neurons."""
 
     def below(self, writer: str) -> Float[Tensor, "layer row d_model"]:
         """What an output of each layer is scored by: all targets in the layers above and, for

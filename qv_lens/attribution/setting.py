@@ -54,8 +54,11 @@ class TraceRows:
     rows belong together."""
 
     lens: Lens
+    """The model."""
     trace: Trace
+    """The pass."""
     sequence: bool = False
+    """Whether a prompt's rows belong together."""
 
     def groups(self, over: Over) -> Int[Tensor, " row"]:
         """Which group each row is added up in: its prompt and position, the set, or its fact's

@@ -194,10 +194,15 @@ class Units:
     m_qk on vector k."""
 
     kind: Kind
-    coefficients: Float[Tensor, "row unit"]  # as the model computes them
-    vectors: Tensor  # [unit, d_model], shared by all rows; for heads [row, unit, d_model]
-    keys: int = 1  # positions in the unit axis: it is (key, unit)
-    scale: Float[Tensor, "row 1"] | None = None  # 1 / sigma of the norm that follows the sublayer
+    """Which sublayer writes them."""
+    coefficients: Float[Tensor, "row unit"]
+    """m, as the model computes it."""
+    vectors: Tensor
+    """[unit, d_model], shared by all rows; for heads [row, unit, d_model]."""
+    keys: int = 1
+    """Positions in the unit axis: it is (key, unit)."""
+    scale: Float[Tensor, "row 1"] | None = None
+    """1 / sigma of the norm that follows the sublayer."""
 
     @property
     def m(self) -> Float[Tensor, "row unit"]:
@@ -266,7 +271,9 @@ class LayerScores:
     """I (or J) of every unit of a layer, and how many pairs `moments` did exactly."""
 
     score: Float[Tensor, "row unit"]
+    """I of every unit."""
     fallback: int = 0
+    """How many `moments` did exactly."""
 
 
 def scored(

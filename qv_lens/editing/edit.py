@@ -22,7 +22,7 @@ from qv_lens.editing.targets import PrecomputedTargets
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.models.backend import versions
-from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.models.lens import Lens, log_probs
 from qv_lens.patch import Delta, Patch
 
 Deltas = dict[tuple[int, str], Delta]
@@ -39,7 +39,9 @@ class Factored:
     the same statistics."""
 
     statistics: Statistics | None
+    """C0."""
     made: dict[Hashable, Any] = field(default_factory=dict)
+    """What was made of it, by what it was made for."""
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gives, at the first call with this key."""
@@ -55,18 +57,31 @@ class Job:
     editor and end up in the patch."""
 
     lens: Lens
+    """The model."""
     requests: list[EditRequest]
+    """What is edited."""
     batch_size: int | None
+    """Requests edited together (None: as the editor does)."""
     statistics: Statistics | None
+    """C0."""
     templates: tuple[str, ...] | None
+    """Contexts (None: sampled)."""
     seed: int
+    """Seed of every draw."""
     ahead: PrecomputedTargets | None = None
+    """z* that were searched before."""
     factored: Factored = field(default_factory=lambda: Factored(None))
+    """C0, factored once."""
     losses: list[Any] = field(default_factory=list)
+    """Losses of the searches, by request."""
     notes: dict[str, Any] = field(default_factory=dict)
+    """What else the patch records."""
     kept: Deltas = field(default_factory=dict)
+    """What later edits by the same method read of this one."""
     saved: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    """Weights as they were, by (layer, name)."""
     used: tuple[str, ...] = ()
+    """The contexts that were used."""
 
     def batches(self, size: int | None) -> list[list[EditRequest]]:
         """The requests in batches of the size asked for in `edit`, or else the editor's own (None:
@@ -106,7 +121,7 @@ class Job:
         weight = self.lens.parameter(layer, name)
         if (layer, name) not in self.saved:
             self.saved[layer, name] = weight.clone()
-        weight.copy_(weight.double() + delta.dense().to(weight.device))
+        delta.add_to(weight)
 
     def rewrite(self, layer: int, name: str, before: Tensor, delta: Delta) -> None:
         """Put a delta on the weight as it was at some earlier point of this edit, in the place of
@@ -239,7 +254,7 @@ def entropy(lens: Lens, texts: Sequence[str], batch_size: int = 32) -> float:
     rows, total, count = [prompt.ids for prompt in lens.tokenize(list(texts))], 0.0, 0
     for i in range(0, len(rows), batch_size):
         chunk = rows[i : i + batch_size]
-        logp = at_least_float32(lens.logits(chunk)).log_softmax(-1)
+        logp = log_probs(lens.logits(chunk))
         each = -(logp.exp() * logp).sum(-1)
         total += sum(float(each[r, : len(row)].sum()) for r, row in enumerate(chunk))
         count += sum(map(len, chunk))

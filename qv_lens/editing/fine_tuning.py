@@ -37,7 +37,7 @@ from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
-from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.models.lens import Lens, at_least_float32, log_probs
 from qv_lens.patch import Delta
 
 Key = tuple[int, str]
@@ -340,9 +340,7 @@ def last_token_loss(lens: Lens, prompts: Sequence[Prompt], hooks: list) -> Tenso
     the last position."""
     logits = lens.logits([p.ids for p in prompts], hooks)
     last = torch.tensor([p.last for p in prompts], device=logits.device)
-    logp = at_least_float32(
-        logits[torch.arange(len(prompts), device=logits.device), last]
-    ).log_softmax(-1)
+    logp = log_probs(logits[torch.arange(len(prompts), device=logits.device), last])
     return -torch.stack([logp[i, list(p.answer)].mean() for i, p in enumerate(prompts)]).mean()
 
 

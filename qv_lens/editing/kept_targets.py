@@ -33,7 +33,9 @@ class KeptTargets:
     """z* of one request, and the seconds that its search took."""
 
     targets: Targets
+    """z*."""
     seconds: float
+    """What the search took."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,11 @@ class TargetShelf:
     """The files of one kind of search on one state of a model."""
 
     folder: Path
+    """Where they are kept."""
     name: str
+    """What they were searched for."""
     device: torch.device
+    """Where they are read to."""
 
     @classmethod
     def of(

@@ -38,11 +38,17 @@ class ContextRows:
     the new answer, whose tokens are `labels`."""
 
     ids: tuple[tuple[int, ...], ...]
+    """Token ids of every row."""
     fact: tuple[int, ...]
+    """The request of every row."""
     clean: tuple[tuple[int, ...], ...]
+    """The rows of every request's bare prompts (one, but for several multi-hop prompts)."""
     lookup: Bool[Tensor, "row seq"]
+    """Where the fact is read or written."""
     answer: Bool[Tensor, "row seq"]
+    """Where the new answer is predicted."""
     labels: Tensor
+    """Its tokens."""
 
     @cached_property
     def heads(self) -> tuple[tuple[int, ...], ...]:

@@ -32,7 +32,7 @@ from qv_lens.editing.keys import ContextRows, Prompts, read, values
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import FactToken, tokenize
-from qv_lens.models.lens import Intervention, Lens, at_least_float32
+from qv_lens.models.lens import Intervention, Lens, log_probs
 from qv_lens.patch import Patch
 
 STOP = 0.05  # L below which a fact is done (MEMIT)
@@ -106,9 +106,13 @@ class SearchKind:
     with one clamp, say."""
 
     search: Search
+    """The settings."""
     token: FactToken
+    """Where z* is read."""
     prompts: Prompts
+    """What is read."""
     prefix: str
+    """A text before every prompt."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,17 @@ class PrecomputedTargets:
     `seconds`: each request's share of the search."""
 
     kind: SearchKind
+    """The kind of search."""
     fingerprint: str
+    """The model."""
     in_force: tuple[Patch | Intervention, ...]
+    """Patches and interventions at the time."""
     templates: tuple[str, ...]
+    """The contexts."""
     found: Mapping[EditRequest, Targets]
+    """z* by request."""
     seconds: Mapping[EditRequest, float]
+    """Each request's share of the search."""
 
     def check(self, lens: Lens, kind: SearchKind | None, templates: Sequence[str] | None) -> None:
         """Raise `EditError` unless this is that kind of search on the weights as they are."""
@@ -305,40 +315,40 @@ class _Problem:
     def _loss(self, active: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Per fact: L (phi 0.1 where `dropped`), its NLL and KL terms, and whether the new answer
         is the argmax everywhere; 0 for facts not active."""
-        s = self.settings
         live = active[self.owner].nonzero()[:, 0]
         place = torch.full((len(self.ids),), -1, device=live.device)
         place[live] = torch.arange(len(live), device=live.device)
         stream = self._stream(live)
-        kept, kl_kept = (place[asked[0]] >= 0 for asked in (self.asked, self.kl_asked))
-        rows, positions = self.asked[:, kept]
-        logits, labels = (
-            at_least_float32(self.lens.read_out(stream[place[rows], positions - self.first[rows]])),
-            self.labels[kept],
-        )
-        size = torch.bincount(rows, minlength=len(self.ids)).to(logits.dtype)
-        per_row = -logits.log_softmax(-1).gather(1, labels[:, None])[:, 0] / size[rows]
-        wrong = (logits.argmax(-1) != labels).to(logits.dtype)
-        count = torch.zeros(self.n, dtype=logits.dtype, device=live.device)
-        asked_rows = rows.unique()
-        count = count.index_add(
-            0, self.owner[asked_rows], torch.ones_like(asked_rows, dtype=logits.dtype)
-        ).clamp_min(1)
-        nll = torch.zeros_like(count).index_add(0, self.owner[rows], per_row) / count
-        known = torch.zeros_like(count).index_add(0, self.owner[rows], wrong) == 0
-        kl = self._kl(stream, place, kl_kept, nll)
+        nll, known = self._nll(stream, place)
+        kl = self._kl(stream, place, nll)
         decay = sum(
-            d.norm(dim=1) / i.norm(dim=1).square()
-            for d, i in zip(self.deltas, self.inits, strict=True)
+            delta.norm(dim=1) / init.norm(dim=1).square()
+            for delta, init in zip(self.deltas, self.inits, strict=True)
         )
         phi = torch.where(dropped, 0.1, 1.0)
-        return phi * nll + kl + s.weight_decay * decay, nll, kl, known
+        return phi * nll + kl + self.settings.weight_decay * decay, nll, kl, known
 
-    def _kl(self, stream: Tensor, place: Tensor, kept: Tensor, like: Tensor) -> Tensor:
+    def _nll(self, stream: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Per fact: the mean over its prompts of the NLL of the new answer, and whether that is the
+        argmax everywhere."""
+        kept = place[self.asked[0]] >= 0
+        rows, positions = self.asked[:, kept]
+        labels = self.labels[kept]
+        logp = log_probs(self.lens.read_out(stream[place[rows], positions - self.first[rows]]))
+        tokens = torch.bincount(rows, minlength=len(self.ids)).to(logp.dtype)
+        per_token = -logp.gather(1, labels[:, None])[:, 0] / tokens[rows]
+        wrong = (logp.argmax(-1) != labels).to(logp.dtype)
+        zeros = torch.zeros(self.n, dtype=logp.dtype, device=logp.device)
+        owners = self.owner[rows.unique()]
+        prompts = zeros.index_add(0, owners, torch.ones_like(owners, dtype=logp.dtype))
+        nll = zeros.index_add(0, self.owner[rows], per_token) / prompts.clamp_min(1)
+        return nll, zeros.index_add(0, self.owner[rows], wrong) == 0
+
+    def _kl(self, stream: Tensor, place: Tensor, like: Tensor) -> Tensor:
+        """mu KL(p_edited || p_original) after the KL prompt, per fact."""
+        kept = place[self.kl_asked[0]] >= 0
         rows, positions = self.kl_asked[:, kept]
-        kl_log = at_least_float32(
-            self.lens.read_out(stream[place[rows], positions - self.first[rows]])
-        ).log_softmax(-1)
+        kl_log = log_probs(self.lens.read_out(stream[place[rows], positions - self.first[rows]]))
         if self.kl_start is None:
             self.kl_start = kl_log.detach()  # the first step: every fact is active
         facts = self.owner[rows]

@@ -22,7 +22,7 @@ import torch
 from qv_lens.facts.prompts import answered, cot_prompt
 from qv_lens.facts.records import UNKNOWN, Asked, Case, EditCase, Hop, MultiHopCase, Probe
 from qv_lens.facts.spans import continuation
-from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.models.lens import Lens, log_probs
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Prob
         ids = torch.tensor(
             [token for i in chunk for token in prompts[i].answer], device=stream.device
         )
-        logp = at_least_float32(lens.read_out(stream[rows, positions])).log_softmax(-1)
+        logp = log_probs(lens.read_out(stream[rows, positions]))
         said, each = logp.argmax(-1).tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
         for i in chunk:
             n = len(prompts[i].answer)

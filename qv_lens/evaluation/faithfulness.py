@@ -24,7 +24,7 @@ from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.backend import Hook
 from qv_lens.models.interventions import check_ffn
-from qv_lens.models.lens import Facts, Lens, as_list, at_least_float32
+from qv_lens.models.lens import Facts, Lens, as_list, log_probs
 from qv_lens.models.units import random_neurons
 from qv_lens.neurons import NeuronSet
 
@@ -201,7 +201,7 @@ def _without(lens: Lens, prompt: Prompt, sets: Sequence[Sequence[Unit]]) -> Tens
         chunk = sets[begin : begin + ROWS]
         hooks = list(_hooks(lens, prompt.last, chunk))
         stream = lens.stream([prompt.ids] * len(chunk), lens.n_layers, hooks)
-        parts.append(at_least_float32(lens.read_out(stream[:, prompt.last])).log_softmax(-1))
+        parts.append(log_probs(lens.read_out(stream[:, prompt.last])))
     return torch.cat(parts)
 
 

@@ -454,7 +454,9 @@ class Past:
     their ends."""
 
     mask: Bool[Tensor, "row past"]
+    """Which positions are there."""
     layers: dict[int, Entry]
+    """Keys and values, by layer."""
 
     def rows(self, index: Tensor) -> Past:
         """Those of some of the rows."""

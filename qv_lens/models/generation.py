@@ -29,7 +29,9 @@ class Sampling:
     edit."""
 
     top_k: int
+    """Samples from so many of the likeliest tokens."""
     seed: int
+    """Seed of the draws."""
 
 
 #: whether a row's new tokens are all that is wanted of it

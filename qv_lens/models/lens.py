@@ -388,7 +388,7 @@ class Lens:
         by name."""
         facts = as_list(fact)
         targets = [self.answer_ids(f, answer)[0] for f in facts]
-        logp = self.next_token_logits(facts).log_softmax(-1)
+        logp = log_probs(self.next_token_logits(facts))
         values = [logp[i, target].item() for i, target in enumerate(targets)]
         return values[0] if isinstance(fact, (Fact, str)) else values
 
@@ -620,7 +620,7 @@ class Lens:
                 for (layer, name), delta in patch.deltas.items():
                     weight = self.parameter(layer, name)
                     applied.saved[layer, name] = weight.clone()
-                    weight.copy_(weight.double() + delta.dense().to(weight.device))
+                    delta.add_to(weight)
             except BaseException:
                 self.revert()
                 raise
@@ -718,3 +718,8 @@ def as_list(facts: Facts) -> list[Fact | str]:
 def at_least_float32(x: Tensor) -> Tensor:
     """bf16 and fp16 as float32; float32 and float64 as they are."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def log_probs(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
+    """log p of every next token, in float32 or better."""
+    return at_least_float32(logits).log_softmax(-1)

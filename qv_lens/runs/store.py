@@ -45,6 +45,7 @@ class Store:
     """A run folder that exists and belongs to one config."""
 
     folder: Path
+    """The run folder."""
 
     @classmethod
     def open(cls, folder: str | Path, config: RunConfig, tasks: list[Task]) -> Store:

@@ -34,7 +34,9 @@ class Chain:
     `relations[i]`."""
 
     relations: tuple[Relation, ...]
+    """The relations, in order."""
     entities: tuple[str, ...]
+    """The entities: one more than relations."""
 
     @property
     def subject(self) -> str:
@@ -83,9 +85,13 @@ class World:
     """Entities by kind, triples (subject, relation id) -> object, and other names of entities."""
 
     seed: int
+    """What it was drawn by."""
     entities: dict[str, tuple[str, ...]]
+    """Names by kind."""
     triples: dict[tuple[str, str], str]
+    """(subject, relation) -> object."""
     aliases: dict[str, tuple[str, ...]]
+    """Other names of objects."""
 
     @cached_property
     def kind(self) -> dict[str, str]:
@@ -220,8 +226,11 @@ class Sentence:
     """A piece of text; `subject` and `answers` are character spans in it (start, end)."""
 
     text: str
+    """The sentence."""
     subject: tuple[int, int] | None = None
+    """Where its subject stands."""
     answers: tuple[tuple[int, int], ...] = ()
+    """Where its answers stand."""
 
 
 Document = tuple[Sentence, ...]

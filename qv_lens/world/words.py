@@ -18,13 +18,21 @@ class Relation:
     """
 
     id: str
+    """Wikidata's id."""
     label: str
+    """Its name."""
     sources: tuple[str, ...]
+    """Kinds of entity it starts from."""
     target: str
+    """Kind of entity it leads to."""
     cloze: tuple[str, str, str]
+    """Three wordings that end right before the object."""
     question: str
+    """Asks for the object."""
     noun: tuple[str, str]
+    """Name the object through the subject."""
     category: str | None = None
+    """One of ACE's categories."""
 
     @property
     def phrasings(self) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def test_the_bundled_models_presets_are_those_that_were_measured(model):
 @pytest.mark.parametrize("model", ["EleutherAI/gpt-j-6B", "Qwen/Qwen3-8B", "toy-gptj", "toy-qwen3"])
 def test_every_preset_says_where_it_comes_from(model):
     table = presets(model)
-    assert set(table) == {*HOMES, "ACE.paper", "ACE.official"}
+    assert set(table) <= {*HOMES, "ACE.paper", "ACE.official"}
     assert all(preset.source for preset in table.values())
 
 
