@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -216,34 +214,34 @@ def test_every_comparison_decides_on_a_file_too(rows, tmp_path):
     assert rows(cell(protocol="none", metrics="fluency"))["metric"].eq("fluency").all()
 
 
-def test_evaluate_on_the_command_line(tmp_path):
+@pytest.fixture
+def call(capsys):
+    """A command in this process: exit code, output, errors."""
+
+    def run(*words):
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_evaluate_on_the_command_line(call, tmp_path):
     out = tmp_path / "rows.csv"
-    words = [
-        "evaluate",
-        "facts",
-        "--count",
-        "2",
-        "--metric",
-        "specificity_acc",
-        "--metric",
-        "efficacy_acc",
-        "--out",
-        str(out),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "qv_lens.cli", *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    metrics = ("--metric", "specificity_acc", "--metric", "efficacy_acc")
+    code, printed, errors = call("evaluate", "facts", "--count", "2", *metrics, "--out", out)
+    assert code == 0, errors
     assert out.read_text().startswith("case,subject,edits,hops")
     rows = pd.read_csv(out)
     assert rows.groupby("metric").size().to_dict() == {"efficacy_acc": 2, "specificity_acc": 2}
     for metric, values in rows.groupby("metric"):
-        (line,) = (
-            line.split() for line in done.stdout.splitlines() if line.split()[:1] == [metric]
-        )
-        assert {f"{values['before'].mean():g}", f"{values['after'].mean():g}"} <= {
-            f"{float(word):g}" for word in line[1:]
-        }
+        lines = [line.split() for line in printed.splitlines()]
+        (words,) = [line for line in lines if line[:1] == [metric]]
+        means = {f"{values[column].mean():g}" for column in ("before", "after")}
+        assert means <= {f"{float(word):g}" for word in words[1:]}
 
 
 def test_settings_of_another_model(rows, shelf, tmp_path):
@@ -257,44 +255,21 @@ def test_settings_of_another_model(rows, shelf, tmp_path):
         cell(mine, "FT")
 
 
-def test_ablate_and_report_on_the_command_line(tmp_path, capsys):
-    def call(*words):
-        done = subprocess.run(
-            [sys.executable, "-m", "qv_lens.cli", *words],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-
-    def here(*words):
-        """The same without another process: exit code, output, errors."""
-        with pytest.raises(SystemExit) as stopped:
-            main(list(words))
-        return stopped.value.code, *capsys.readouterr()
-
-    code, said, _ = here(
-        "ablate",
-        "{} plays the sport of",
-        "--subject",
-        "Elena Morefeld",
-        "--answer",
-        "fencing",
-        "--top",
-        "5",
-        "--draws",
-        "1",
-    )
+def test_ablate_and_report_on_the_command_line(call, tmp_path):
+    fact = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing")
+    code, printed, _ = call("ablate", *fact, "--top", "5", "--draws", "1")
     assert code == 0
-    assert "random 0" in said
-    code, _, told = here("ablate", "{} plays", "--subject", "A", "--answer", "b", "--top", "100000")
+    assert "random 0" in printed
+    code, _, errors = call("ablate", *fact, "--top", "100000")
     assert code == 2
-    assert "between 1 and" in told
+    assert "between 1 and" in errors
     file = tmp_path / "small.toml"
-    text = f'experiment = "{EXPERIMENTS}/ace/table_1.py"\n[settings]\nprompts = 2\nmodel = "toy-gptj"\n'
-    file.write_text(text + '[grid]\ncategory = ["sport", "capital"]\n')
-    call("run", str(file), "--out", str(tmp_path / "run"))
-    call("report", str(tmp_path / "run"))
+    file.write_text(
+        f'experiment = "{EXPERIMENTS}/ace/table_1.py"\n[settings]\nprompts = 2\n'
+        'model = "toy-gptj"\n[grid]\ncategory = ["sport", "capital"]\n'
+    )
+    assert call("run", file, "--out", tmp_path / "run")[0] == 0
+    assert call("report", tmp_path / "run")[0] == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<td>capital</td>") > 10
     assert '"prompts": 2' in page.replace("&quot;", '"')
