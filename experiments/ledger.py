@@ -225,9 +225,8 @@ def decided_on(claim: Claim, frame: pd.DataFrame) -> tuple[list[str], list[str]]
                 continue
             try:
                 statistic, verdict = claim.decide(rows)
-            except (
-                KeyError
-            ) as missing:  # rows of a run that was stopped, or that varied something else
+            except KeyError as missing:
+                # rows of a run that was stopped, or that varied something else
                 statistic, verdict = f"not measured: {missing}", OPEN
             if models == TOYS:
                 verdicts.append(verdict)

@@ -78,6 +78,48 @@ def neuron_ensemble(
     steps round with it (up to a tenth of a score on tiny models); load in float32 for exact ones.
     Raises `ConfigError` for a share outside (0, 1], an unknown parameter or axis.
     """
+    _check_ensemble(share, parameters, axis, reduce, steps)
+    facts = targets(records)
+    names = [(layer, name) for name in parameters for layer in range(lens.n_layers)]
+    groups = [names] if together else [[name] for name in names]
+    attributions: dict[tuple[int, str], Tensor] = {}
+    for group in tqdm(groups, desc="neuron ensemble", unit="matrix", delay=2, leave=False):
+        attributions |= weight_attributions(lens, facts, group, steps)
+    frames = []
+    for (layer, name), entries in attributions.items():
+        along = entries.sum if reduce == "sum" else entries.norm
+        score = along(dim=1 if axis == "row" else 0)
+        columns = {
+            "prompt": -1,
+            "unit": "ffn" if axis == "row" else f"{name.lower()}_column",
+            "layer": layer,
+            "neuron": range(len(score)),
+            "coefficient": float("nan"),
+            "score": score.cpu().numpy(),
+        }
+        frames.append(pd.DataFrame(columns))
+    frame = pd.concat(frames, ignore_index=True)
+    threshold = float(frame["score"].quantile(1 - share))
+    frame = frame[frame["score"] >= threshold]
+    frame = frame.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    settings = {
+        **lens.label,
+        "method": "integrated gradients of weights",
+        "share": share,
+        "threshold": threshold,
+        "parameters": list(parameters),
+        "axis": axis,
+        "reduce": reduce,
+        "steps": steps,
+        "together": together,
+    }
+    return NeuronSet(frame, settings)
+
+
+def _check_ensemble(
+    share: float, parameters: Sequence[str], axis: str, reduce: str, steps: int
+) -> None:
+    """Raise `ConfigError` for what `neuron_ensemble` cannot be asked."""
     if not 0 < share <= 1:
         raise ConfigError(
             f"share is a fraction of the neurons, above 0 and at most 1; got {share}."
@@ -98,51 +140,6 @@ def neuron_ensemble(
         )
     if reduce not in ("sum", "norm"):
         raise unknown("Reduction", reduce, ("sum", "norm"))
-    facts, names = (
-        targets(records),
-        [(layer, name) for name in parameters for layer in range(lens.n_layers)],
-    )
-    sweeps = [names] if together else [[name] for name in names]
-    attributed = {}
-    for sweep in tqdm(sweeps, desc="neuron ensemble", unit="matrix", delay=2, leave=False):
-        attributed |= weight_attributions(lens, facts, sweep, steps)
-    rows = []
-    for (layer, name), entries in attributed.items():
-        along = entries.sum if reduce == "sum" else entries.norm
-        score = along(dim=1 if axis == "row" else 0)
-        unit = "ffn" if axis == "row" else f"{name.lower()}_column"
-        rows.append(
-            pd.DataFrame(
-                {
-                    "prompt": -1,
-                    "unit": unit,
-                    "layer": layer,
-                    "neuron": range(len(score)),
-                    "score": score.cpu().numpy(),
-                }
-            )
-        )
-    frame = pd.concat(rows, ignore_index=True).assign(coefficient=float("nan"))
-    threshold = float(frame["score"].quantile(1 - share))
-    kept = (
-        frame[frame["score"] >= threshold]
-        .sort_values("score", ascending=False, kind="stable")
-        .reset_index(drop=True)
-    )
-    settings = {
-        **lens.label,
-        "method": "integrated gradients of weights",
-        "share": share,
-        "threshold": threshold,
-    }
-    settings |= {
-        "parameters": list(parameters),
-        "axis": axis,
-        "reduce": reduce,
-        "steps": steps,
-        "together": together,
-    }
-    return NeuronSet(kept[["prompt", "unit", "layer", "neuron", "coefficient", "score"]], settings)
 
 
 def weight_attributions(

@@ -376,60 +376,54 @@ def _contrast(
 ) -> dict[Key, Tensor]:
     """One run of CTP's epochs; `begun` holds what earlier runs trained."""
     lens = job.lens
-    layers = range(lens.n_layers)
-    names = [
-        (layer, name)
-        for layer in layers
-        for name in ("W_in", "W_out", *(("W_gate",) if editor.gate else ()))
-    ]
-    names += [
-        (layer, name)
-        for layer in layers
-        for name in ("b_in", "b_out")
-        if name in lens.parameter_names
-    ]
-    leaves = zeros_like_parameters(lens, names)
+    leaves = zeros_like_parameters(lens, _trained(lens, editor))
     for key, leaf in begun.items():
         leaves[key].data.copy_(leaf)
-    prompts = lens.tokenize([r.target for r in requests])
+    prompts = lens.tokenize([request.target for request in requests])
     old_answers = _said(lens, prompts)
     single = len(job.requests) == 1
     lr, epochs, stop = editor.alone if single else (editor.lr, editor.epochs, 0.0)
-    optimisers, order, losses = [], random.Random(job.seed), []
+    order = random.Random(job.seed)
+    optimisers: list[torch.optim.Adam] = []
+    losses = []
     plus: dict[Key, Tensor] = {}
     minus: dict[Key, Tensor] = {}
     for epoch in range(epochs):
         if epoch % editor.every == 0 and (not single or epoch == 0):
             plus, minus = _masks(editor, job, requests, leaves)
             if not optimisers or editor.adam == "separate":
-                first = torch.optim.Adam(list(leaves.values()), lr=lr)
-                optimisers = [
-                    first,
-                    first
-                    if editor.adam == "shared"
-                    else torch.optim.Adam(list(leaves.values()), lr=lr),
-                ]
+                optimisers = _optimisers(editor, leaves, lr)
         shuffled = order.sample(range(len(prompts)), len(prompts))
         total = 0.0
         for i in range(0, len(shuffled), editor.batch_size):
             batch = shuffled[i : i + editor.batch_size]
-            batch_prompts = [prompts[b] for b in batch]
-            total += _step(lens, leaves, batch_prompts, None, plus, optimisers[0], 1.0) * len(batch)
+            asked = [prompts[b] for b in batch]
+            loss = _step(lens, leaves, asked, None, plus, optimisers[0], 1.0)
+            total += loss * len(batch)
             if editor.lam > 0 and editor.bottom > 0:
-                _step(
-                    lens,
-                    leaves,
-                    batch_prompts,
-                    [old_answers[b] for b in batch],
-                    minus,
-                    optimisers[1],
-                    editor.lam,
-                )
+                before = [old_answers[b] for b in batch]
+                _step(lens, leaves, asked, before, minus, optimisers[1], editor.lam)
         losses.append([total / len(prompts)])
         if losses[-1][0] < stop:
             break
     job.losses.append(losses)
     return leaves
+
+
+def _trained(lens: Lens, editor: CTP) -> list[Key]:
+    """The weights that CTP's nodes lie in, and the biases that go with them."""
+    weights = ("W_in", "W_out", "W_gate") if editor.gate else ("W_in", "W_out")
+    names = [(layer, name) for layer in range(lens.n_layers) for name in weights]
+    biases = [name for name in ("b_in", "b_out") if name in lens.parameter_names]
+    return names + [(layer, name) for layer in range(lens.n_layers) for name in biases]
+
+
+def _optimisers(editor: CTP, leaves: dict[Key, Tensor], lr: float) -> list[torch.optim.Adam]:
+    """Adam of step A and of step B: one state for both, or one each."""
+    first = torch.optim.Adam(list(leaves.values()), lr=lr)
+    if editor.adam == "shared":
+        return [first, first]
+    return [first, torch.optim.Adam(list(leaves.values()), lr=lr)]
 
 
 def _step(

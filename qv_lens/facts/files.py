@@ -173,10 +173,8 @@ def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str
             yield from _texts_of_lines(path, suffix in JSON_LINES, error)
     except FactError as cause:
         raise error(str(cause)) from cause
-    except (
-        OSError,
-        ValueError,
-    ) as cause:  # UnicodeDecodeError, and what pandas and pyarrow raise, are ValueErrors
+    except (OSError, ValueError) as cause:
+        # UnicodeDecodeError, and what pandas and pyarrow raise, are ValueErrors.
         raise error(f"Cannot read the text {path}: {cause}.") from cause
 
 

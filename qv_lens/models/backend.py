@@ -426,9 +426,8 @@ class Backend:
             i: Entry.init_cache_entry(self.cfg, self.device, len(stream))
             for i in range(layer, self.n_layers)
         }
-        for (
-            entry
-        ) in found.values():  # their dtype is the config's, which `model.double()` does not change
+        # their dtype is the config's, which `model.double()` does not change
+        for entry in found.values():
             entry.past_keys, entry.past_values = (
                 entry.past_keys.to(stream.dtype),
                 entry.past_values.to(stream.dtype),

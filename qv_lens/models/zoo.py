@@ -77,59 +77,23 @@ def load(
     (12, 512)
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig
 
     from qv_lens.models.architectures import architecture_of
 
     source, gguf = _source(name)
     where = {} if gguf is None else {"gguf_file": gguf}
-    kind = _dtype(dtype) or (torch.float32 if gguf else "auto")
     try:
         config = AutoConfig.from_pretrained(source, **where)
     except Exception as error:  # a damaged GGUF file raises whatever its reader stumbles over
         raise ModelError(f"Cannot read the model {str(name)!r}: {_first_line(error)}") from error
     architecture_of(config, _class_of(config))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except (
-        Exception
-    ) as error:  # transformers raises a different type for each thing that can be missing
-        raise ModelError(
-            f"The tokenizer of {str(name)!r} cannot be read: {_first_line(error)}"
-        ) from error
-    # what transformers makes of a folder without tokenizer files
-    if not tokenizer("Oslo")["input_ids"]:
-        raise ModelError(
-            f"{str(name)!r} holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside "
-            "the weights."
-        )
-    try:
-        with _bar(str(name) not in BUNDLED):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=kind, output_loading_info=True, **where
-            )
-    except (
-        Exception
-    ) as error:  # safetensors, OSError, JSON errors: all mean that the checkpoint cannot be used
-        raise ModelError(
-            f"The weights of {str(name)!r} cannot be read (damaged or truncated?): "
-            f"{_first_line(error)}"
-        ) from error
-    hf, report = loaded
-    hf = plain(hf) if gguf else hf
-    if report["missing_keys"] or report["mismatched_keys"]:
-        bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise ModelError(
-            f"The checkpoint {str(name)!r} lacks or mis-shapes {len(bad)} tensors, first "
-            f"{bad[0]!r}."
-        )
+    tokenizer = _tokenizer(str(name), source, where)
+    hf = _weights(str(name), source, where, _dtype(dtype) or (torch.float32 if gguf else "auto"))
     if device is not None and str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device={device!r}: torch finds no CUDA GPU on this machine.")
-    hf = (
-        hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        .eval()
-        .requires_grad_(False)
-    )
+    hf = (plain(hf) if gguf else hf).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    hf = hf.eval().requires_grad_(False)
     broken = [key for key, weight in hf.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
         raise ModelError(
@@ -138,6 +102,49 @@ def load(
             "checkpoint."
         )
     return Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
+
+
+def _tokenizer(name: str, source: str, where: dict[str, str]) -> Any:
+    """A model's tokenizer. Raises `ModelError` where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **where)
+    # transformers raises a different type for each thing that can be missing
+    except Exception as error:
+        raise ModelError(
+            f"The tokenizer of {name!r} cannot be read: {_first_line(error)}"
+        ) from error
+    # what transformers makes of a folder without tokenizer files
+    if not tokenizer("Oslo")["input_ids"]:
+        raise ModelError(
+            f"{name!r} holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside "
+            "the weights."
+        )
+    return tokenizer
+
+
+def _weights(name: str, source: str, where: dict[str, str], dtype: Any) -> Any:
+    """A model with all its weights. Raises `ModelError` for a checkpoint that lacks some."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _bar(name not in BUNDLED):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **where
+            )
+    # safetensors, OSError, JSON errors: all mean that the checkpoint cannot be used
+    except Exception as error:
+        raise ModelError(
+            f"The weights of {name!r} cannot be read (damaged or truncated?): {_first_line(error)}"
+        ) from error
+    hf, report = loaded
+    bad = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if bad:
+        raise ModelError(
+            f"The checkpoint {name!r} lacks or mis-shapes {len(bad)} tensors, first {bad[0]!r}."
+        )
+    return hf
 
 
 def n_layers(name: str) -> int:
