@@ -33,5 +33,5 @@ SETTINGS = {
 }
 GRID = {
     "model": ["smollm2-135m"],
-    "method": ["MEMIT", "RECT", "AlphaEdit", "EMMET", "PRUNE", "ROME", "ACE"],
+    "method": ["MEMIT", "RECT", "AlphaEdit", "EMMET", "PRUNE", "ROME", "FT", "ACE"],
 }
