@@ -144,9 +144,9 @@ class Choice:
     skip: str = ""
     """Which of its best-ranked layers it does not edit, a letter each: 'q', 'v', 'qq'."""
     edited: int = 0
-    """How many layers in all (0: the preset's number). Where that is another number, ACE's are the
-    located ones; others' lie up to the preset's highest, and above it where there are too few
-    below."""
+    """How many layers in all (0: the preset's number). With any other number, ACE edits the located
+    layers. Other editors edit the layers up to the preset's highest, and layers above it where
+    there are too few below."""
     text: str = ""
     """Text for C0: 'world', 'python', a file, a dataset ('': the default of the model)."""
     documents: int = 0

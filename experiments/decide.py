@@ -84,8 +84,8 @@ class Estimate(NamedTuple):
         return Estimate(self.mean + by, self.low + by, self.high + by, self.cases)
 
     def spread(self, scale: float = 1.0, digits: int = 1) -> str:
-        """The interval in words: what is to be added and taken away, or its ends where these are
-        not as far."""
+        """The interval in words: plus or minus its half-width, or its two ends where they are not
+        equally far from the mean."""
         if self.low != self.low:
             return "(interval not known)"
         below, above = (
@@ -96,8 +96,8 @@ class Estimate(NamedTuple):
         return f"({scale * self.low:.{digits}f} to {scale * self.high:.{digits}f})"
 
 
-#: pairs that decide anything: of five that all agree, chance alone makes as many agree with p = 2 /
-#: 2^5 = 0.06
+#: the fewest pairs that decide anything: by chance alone, all of five pairs agree with p = 2 / 2^5
+#: = 0.06
 ENOUGH = 6
 
 
@@ -139,7 +139,7 @@ def decided(found: Estimate) -> str:
 
 
 def nearer(gap: Estimate, limit: float) -> Estimate:
-    """By how much a difference, up or down, is smaller than `limit`."""
+    """How far the size of a difference, up or down, lies below `limit`."""
     return (gap if gap.mean < 0 else -gap).shifted(limit)
 
 
@@ -150,8 +150,7 @@ def together(verdicts: Collection[str]) -> str:
 
 
 def lost(hits: float, asked: float) -> str:
-    """A share lost, with its 95% interval after Wilson, which says something where nothing was lost
-    as well."""
+    """A share lost, with its 95% Wilson interval, which has a width even where nothing was lost."""
     ends = wilson(max(0.0, hits), asked)
     return (
         f"{share(max(0.0, hits / asked))} ({100 * ends.low:.1f} to {100 * ends.high:.1f}%, "
@@ -189,8 +188,8 @@ def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
 
 
 def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> Decide:
-    """`one` is above each of its rivals: against the best of them, on the cases that all were
-    measured on; undecided while one of them is not measured."""
+    """`one` is above each of its rivals: against the best of them, on the cases on which all were
+    measured; undecided while any rival has not been measured."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         table = per_case(frame, metric, by)

@@ -7,9 +7,8 @@ editors.
 
 1. An experiment's claims are its `CLAIMS`; they read the results named by its `RESULTS` (or after
    its file).
-2. A run folder says which experiment it is of; its rows join that experiment's results, in the
-place of those of the same models. A real model's column fills itself once its rows are among the
-results."""
+2. A run folder says which experiment it is of; its rows join that experiment's results and replace
+   those of the same models. A real model's column is filled once its rows are among the results."""
 
 from __future__ import annotations
 
@@ -333,7 +332,7 @@ def _comparison_of(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
 
 
 def _cell(rows: pd.DataFrame, metric: str, cases: int) -> str:
-    """A metric's mean and interval, and of how many cases it is, where that is fewer than `cases`."""
+    """A metric's mean and interval, with the number of cases where that is smaller than `cases`."""
     values = rows.loc[rows["metric"] == metric, "after"].dropna()
     if not len(values):
         return ""
@@ -362,7 +361,7 @@ def main() -> None:
 
 
 def _first_difference(old: str, new: str) -> str:
-    """The first line that is otherwise, and what to do."""
+    """The first line that differs, and what to do about it."""
     lines = itertools.zip_longest(old.splitlines(), new.splitlines(), fillvalue="")
     was, now = next(pair for pair in lines if pair[0] != pair[1])
     return f"{was[:120]!r} is now {now[:120]!r}. Run python -m experiments.ledger and commit it."

@@ -56,8 +56,8 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
 
 
 def _link(hop: Hop) -> Fact:
-    """A hop as a fact; where its subject is not known or not found, the whole cloze stands in the
-    subject's place."""
+    """A hop as a fact; where its subject is not known or not found, the whole cloze is used as the
+    subject."""
     if hop.subject and len(word_places(hop.cloze, hop.subject, case=True)) == 1:
         return replace(
             Fact.from_text(hop.cloze, hop.subject, hop.answer),

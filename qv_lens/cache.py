@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-#: names another folder; set to nothing: keep nothing
+#: the variable that names another folder; if it is set to nothing, nothing is kept
 VARIABLE = "QV_LENS_CACHE"
 
 

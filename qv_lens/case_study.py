@@ -17,7 +17,7 @@
 6. What the model says before and after the edit of the study's own fact, and whether the weights
    came back.
 
-What the study asks about is a `material.Material`. A step that its material says nothing about is
+What the study asks about is a `material.Material`. A step for which the material holds nothing is
 left out: its frame is empty."""
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def study(
     `material`: what else to ask; None takes it from the atlas, or from the bundled world for its
     own models.
     `editor`: ACE's settings; its layers are replaced by those found here.
-    `rival`: MEMIT's settings. Where they are None, the model's presets are taken, or settings
-    scaled to it that nobody tuned.
+    `rival`: MEMIT's settings. Where `editor` or `rival` is None, the model's preset is taken, or
+    untuned settings scaled to the model.
     `edits`: how many cases are edited.
     Raises `FactError` for a fact that the bundled world does not hold, where that is asked.
     """
@@ -218,8 +218,9 @@ def _material(lens: Lens, fact: Fact, new: str, seed: int) -> Material:
 
 
 def knowledge(lens: Lens, material: Material) -> pd.DataFrame:
-    """Of how many facts and prompts the unedited model gives the answer: `kind, asked, known`;
-    where the material was chosen so, of those it was chosen from."""
+    """The number of facts and prompts whose answer the unedited model gives: `kind, asked, known`.
+    Where the material was chosen by what the model knows, the counts are of the facts and prompts
+    that it was chosen from."""
     groups = (material.same, material.other, material.chains)
     counts = material.asked or tuple(map(len, groups))
     known = material.known or tuple(sum(correct(lens, facts)) for facts in groups)
@@ -313,7 +314,7 @@ class Edited:
     probes: pd.DataFrame
     """What the model says before and after each."""
     states: pd.DataFrame
-    """Importance of layers for the answer given then, before and after ACE's."""
+    """Importance of layers for the answer given in each state, before and after ACE's edit."""
     tokens: pd.DataFrame
     """Importance by token for the new answer, after ACE's."""
     value_tokens: pd.DataFrame

@@ -23,7 +23,7 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 def _sync(file: Path) -> None:
-    """Have the content on the disk before its name is: a rename alone may come first, and a crash
-    leave an empty file."""
+    """Bring the content to the disk before its name: otherwise the rename may get there first, and
+    a crash would leave an empty file."""
     with file.open("rb+") as written:
         os.fsync(written.fileno())

@@ -46,8 +46,8 @@ class Material:
     texts: tuple[str, ...]
     """Text for C0."""
     asked: tuple[int, ...] = ()
-    """Of how many facts of its kind, of other kinds and two-hop prompts these are the ones that the
-    model answers (none: they were not chosen so)."""
+    """How many facts of its kind, facts of other kinds and two-hop prompts were asked, of which
+    these are the ones that the model answers (empty: they were not chosen this way)."""
     known: tuple[int, ...] = ()
     """How many of those it answered; more of them may be known than were kept."""
 
@@ -56,9 +56,9 @@ def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     """Facts of the atlas that the model knows, around any fact. Text: Python's own reference, as
     much as C0 needs.
 
-    Of the fact's own kind are those with its relation (or its prompt). Neighbours of an edit, and
-    its two-hop prompts, are those that the model answered before; its phrasings are the atlas's,
-    whether it answered them or not."""
+    Facts with the fact's own relation (or prompt) are of its kind. The neighbours and two-hop
+    prompts of an edit are those that the model answered before the edit; the phrasings are the
+    atlas's, whether the model answered them or not."""
     fact = _of_the_atlas(fact)
     rng = random.Random(f"study:{seed}")
     kin = [

@@ -23,7 +23,7 @@ UNITS = (
 COLUMNS = ("prompt", "unit", "layer", "neuron", "coefficient", "score")
 
 
-#: rows that a set shows of itself, and what it says of how they came about
+#: how many rows a set shows of itself, and which of its settings
 SHOWN = 5
 SHOWN_SETTINGS = ("model", "method", "norm", "base", "target", "over", "by")
 

@@ -59,7 +59,7 @@ class Delta:
         return self.left if self.right is None else self.left @ self.right
 
     def factors(self) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank columns"]]:
-        """The factors; of a dense delta those of its singular values above rounding."""
+        """The factors; for a dense delta, factors from its singular values above rounding."""
         if self.right is not None:
             return self.left, self.right
         U, s, V = torch.linalg.svd(self.left, full_matrices=False)
@@ -114,8 +114,8 @@ class Patch:
     """Deltas for one model. `info` tells how they came about: method, hyperparameters, facts, seed,
     norms, losses.
 
-    `kept`: what later edits by the same method read of this one while it is applied, by weight: of
-    AlphaEdit K K^T of its keys, of PRUNE the delta before it was restrained."""
+    `kept`: what later edits by the same method read from this one while it is applied, by weight.
+    For AlphaEdit this is K K^T of its keys, for PRUNE the delta before it was restrained."""
 
     deltas: dict[tuple[int, str], Delta]
     """What is added, by (layer, parameter)."""

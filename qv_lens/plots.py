@@ -463,8 +463,8 @@ def _error(rows: pd.DataFrame, value: str, most: float = np.inf) -> dict[str, An
 
 
 def _grid(frame: pd.DataFrame, rows: str, column: str, sort: bool = True) -> pd.DataFrame:
-    """Sums of `score`; of missing scores alone the sum is missing, not zero, and its row and column
-    are there."""
+    """Sums of `score`; where all scores are missing the sum is missing, not zero, and its row and
+    column are kept."""
     return (
         frame.groupby([rows, column], sort=sort)["score"]
         .sum(min_count=1)

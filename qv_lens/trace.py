@@ -42,9 +42,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class Trace:
-    """One captured forward pass. A row is one position of one prompt: `prompt[row]` says of which,
-    `positions[row]` where. With one position per prompt (the usual case) rows and prompts are the
-    same.
+    """One captured forward pass. A row is one position of one prompt: `prompt[row]` says which
+    prompt, `positions[row]` which position. With one position per prompt (the usual case) rows and
+    prompts are the same.
 
     `resid` holds the stream before each layer and, last, the stream the final norm reads; for layer
     l: resid[l + 1] = resid[l] + attn[l] + ffn[l], ffn[l] = m[l] @ W_out[l] + b_out[l], and attn[l]

@@ -1,6 +1,7 @@
 """ACE, project page, "Knowledge bottleneck": editors at an equal number of layers. The page's 9
-(GPT-J) and 8 (Qwen3-8B) are as many as ACE edits in Table 2, 4 here: there it keeps its own ones;
-at other numbers it takes those that are located. MEMIT and PMET: those up to the preset's highest.
+(GPT-J) and 8 (Qwen3-8B) are the numbers of layers that ACE edits in Table 2; here that number is 4.
+At that number ACE keeps its own layers; at other numbers it takes the located layers. MEMIT and
+PMET take the layers up to the preset's highest.
 
     qv-lens run experiments/ace/bottleneck.py
     qv-lens run experiments/ace/bottleneck.py --model EleutherAI/gpt-j-6B \\

@@ -58,8 +58,8 @@ GRID = {
     "layer": ["top", "all"],
     "category": ["nationality", "continent", "capital", "language"],
     "neurons": ["top", "random", "query"],
-    # the prompts that rank are asked (as the paper seems to), or half ranks and the other half is
-    # asked
+    # the ranking prompts are also the prompts asked (as in the paper, it seems), or one half ranks
+    # and the other half is asked
     "held_out": [False, True],
     "seed": [0, 1, 2, 3, 4],
 }
@@ -86,7 +86,7 @@ class Task:
     prompts: int = 60
     """How many facts of the category, and of others."""
     held_out: bool = True
-    """Whether other facts are asked than rank the neurons."""
+    """Whether the facts asked differ from those that rank the neurons."""
     facts: str = ""
     """A file of facts or edits (default: the bundled world)."""
 
@@ -194,8 +194,9 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def loses_more_than_half(frame: pd.DataFrame) -> Verdict:
-    """In either scope: more than half is lost in category, and more than at random and than off
-    category. Seeds ask facts again: the intervals are over as many prompts as one seed asks."""
+    """In either scope: more than half is lost in category, and more than with random neurons or off
+    category. Different seeds ask the same facts again, so the intervals count only as many prompts
+    as one seed asks."""
     lines, verdicts = [], []
     for (layer, apart), rows in frame.groupby(["layer", "held_out"]):
         table = rows.pivot_table(

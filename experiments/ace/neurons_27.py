@@ -119,8 +119,8 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def interpretable_ones_matter(frame: pd.DataFrame) -> Verdict:
-    """Less than half is left without the interpretable ones, and less than without as many
-    important others."""
+    """Without the interpretable neurons less than half is left, and less than without as many other
+    important neurons."""
     table = frame.groupby("set")[["sampled", "zeroed"]].mean()
     told = ", ".join(
         f"{name} {share(table.loc[name, 'sampled'])}"

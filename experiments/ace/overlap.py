@@ -1,4 +1,4 @@
-"""How far the best layers of categories are the same."""
+"""How much the best layers of different categories overlap."""
 
 from __future__ import annotations
 

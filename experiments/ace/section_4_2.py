@@ -1,5 +1,5 @@
-"""ACE, section 4.2: without the query neurons of a peak layer two-hop answers are lost, and the
-value neurons after it fall silent.
+"""ACE, section 4.2: without the query neurons of a peak layer, two-hop answers are lost and the
+value neurons in later layers fall silent.
 
     qv-lens run experiments/ace/section_4_2.py
     qv-lens run experiments/ace/section_4_2.py --model EleutherAI/gpt-j-6B \\

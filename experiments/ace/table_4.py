@@ -1,6 +1,6 @@
 """ACE, Table 4: some of its layers not edited, the best-ranked first; nothing in their place. q:
-query layers, v: value layers. The paper leaves out up to 3 of GPT-J's 6 query and 2 of its 3 value
-layers: of the bundled models' 2 and 2, one each.
+query layers, v: value layers. The paper leaves out up to 3 of GPT-J's 6 query layers and 2 of its 3
+value layers; of the bundled models' 2 and 2, one each is left out.
 
     qv-lens run experiments/ace/table_4.py
     qv-lens run experiments/ace/table_4.py --model EleutherAI/gpt-j-6B \\
@@ -70,8 +70,8 @@ def _skips(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
 
 
 def skipping(letter: str) -> Decide:
-    """What layers of a kind left out cost in multi-hop accuracy (as many as in Table 4: these
-    decide) and efficacy."""
+    """The cost, in multi-hop accuracy and efficacy, of leaving out layers of one kind (leaving out
+    as many as in Table 4 decides the claim)."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         frame, query, value = _skips(frame)
@@ -105,8 +105,8 @@ def values_matter_more(frame: pd.DataFrame) -> Verdict:
 
 
 def more_sensitive(frame: pd.DataFrame) -> Verdict:
-    """Of both models: without as many layers of a kind as in Table 4 the second (by name: Qwen3)
-    loses more than the first (GPT-J)."""
+    """Over both models: when as many layers of a kind as in Table 4 are left out, the second model
+    (by name: Qwen3) loses more than the first (GPT-J)."""
     lines, verdicts, lost_by = [], [], {"query": [], "value": []}
     for _, of_model in frame.groupby("model"):
         part, *left_out = _skips(of_model)

@@ -57,8 +57,8 @@ class Task:
 
 
 def edits_of(facts: list[Fact], task: Task) -> list[EditRequest]:
-    """Each fact to another object of its relation, drawn by the seed; without those whose relation
-    has one object alone."""
+    """Each fact edited to another object of its relation, drawn by the seed; facts whose relation
+    has only one object are left out."""
     answers, rng = (
         {(f.relation, f.answer) for f in pool(task.facts)},
         random.Random(f"nodes:{task.seed}"),

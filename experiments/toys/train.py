@@ -1,8 +1,8 @@
 """Train the two bundled models, toy-gptj and toy-qwen3, on the bundled world.
 
     python -m experiments.toys.train toy-gptj --minutes 40 --threads 1 --lr 6e-3 --out runs/toy-gptj
-    python -m experiments.toys.train toy-qwen3 --minutes 40 --threads 1 --lr 6e-3 --out
-    runs/toy-qwen3
+    python -m experiments.toys.train toy-qwen3 --minutes 40 --threads 1 --lr 6e-3 \\
+        --out runs/toy-qwen3
 
 1. A byte-level BPE tokenizer is trained so that every object that is not a person's name is one
    token.

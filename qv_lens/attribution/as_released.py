@@ -1,9 +1,9 @@
 """The preset `ace_official`: what ACE's released notebooks compute, bugs included, for comparison
 only.
 
-All of it: norm frozen with ln_f.bias left out, base mid, target the model's own argmax, last
-position, float32; value layers by whole outputs; counts of the top 300; 30 targets for queries. As
-released, and neither the paper's reading nor our default:
+Common to all parts: norm frozen with ln_f.bias left out, base mid, target the model's own argmax,
+last position, float32; value layers by whole outputs; counts of the top 300; 30 targets for
+queries. What follows is as released; it is neither the paper's reading nor our default:
 
 1. GPT-J: heads and attention neurons from out_proj.weight cut into heads without transposing it
    (outputs, not heads).

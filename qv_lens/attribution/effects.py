@@ -7,8 +7,8 @@
 3. s = m dy/dm: to first order what y loses when the neuron is set to zero there, everything after
    it free to react.
 4. In rounds: the best neurons are taken out of the pass (masked, so that no gradient goes through
-   them either) and all others asked again without them, until enough are found. What is lost
-   without a set is not the sum of what is lost without each: asked again, a ranking says more of
+   them either) and all others asked again without them, until enough are found. The loss without a
+   set is not the sum of the losses without each neuron, so a ranking in rounds says more about
    sets.
 
 Unlike Eq. 9, which reads a neuron's vector out where it is written, s counts what later layers make
@@ -56,9 +56,9 @@ def neuron_effects(
     from there).
     `positions`: where the neurons are taken out ('all': a ranking for each token). Of a Trace only
     its facts are used.
-    `rounds`: in how many passes the `top` neurons are found, each without those found before; a
-    column `round` says in which. The scores of a round are those of the model without the earlier
-    rounds' neurons; sets keep the order of the rounds.
+    `rounds`: in how many passes the `top` neurons are found, each pass without the neurons found
+    before; the column `round` says in which one. The scores of a round are those of the model
+    without the earlier rounds' neurons; sets keep the order of the rounds.
     Raises `ConfigError` for an unknown target or way to add up, or a trace of other weights,
     `FactError` for prompts that do not tokenise.
 

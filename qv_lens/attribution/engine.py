@@ -39,8 +39,8 @@ from qv_lens.errors import ConfigError
 #: entries of a tile [neuron, vocabulary]: on a CPU what stays in its cache, on a GPU what keeps it
 #: busy
 CPU_TILE, GPU_TILE = 1 << 20, 1 << 28
-#: a spread of delta over the vocabulary (and a size) up to which exp and the sum need no shift in
-#: float32
+#: up to this spread of delta over the vocabulary (and this size of delta), exp and the sum need no
+#: shift in float32
 SAFE = 50.0
 
 
@@ -75,7 +75,7 @@ class Problems:
         )
 
     def reach(self, V: Float[Tensor, "neuron d_model"]) -> Float[Tensor, "problem neuron"]:
-        """What |delta_j| cannot exceed, times 2: a bound of its spread over the vocabulary
+        """Twice an upper bound of |delta_j|: a bound of delta's spread over the vocabulary
         (Cauchy-Schwarz, no G)."""
         bound = self.alpha.abs() * (V.norm(dim=1) * self.U.norm(dim=0).max())
         if self.beta is not None and self.b is not None:
@@ -102,8 +102,8 @@ class Problems:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device: of a CPU, what the system says (all of it where it does
-    not)."""
+    """Bytes that are free on the device: for a CPU, the free memory that the system reports (all
+    memory where it reports none)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
@@ -221,7 +221,7 @@ def log_sums_by_moments(
     tolerance: float = 1e-6,
 ) -> SeriesSums:
     """`log_sums` to `tolerance`, by moments of G under p up to an even `order`; exact where the
-    bound says no.
+    error bound exceeds `tolerance`.
 
     Frozen divisor only. Raises `ConfigError` otherwise, or for an odd order.
     """

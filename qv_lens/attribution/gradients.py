@@ -119,7 +119,7 @@ def neuron_ensemble(
 def _check_ensemble(
     share: float, parameters: Sequence[str], axis: str, reduce: str, steps: int
 ) -> None:
-    """Raise `ConfigError` for what `neuron_ensemble` cannot be asked."""
+    """Raise `ConfigError` for options that `neuron_ensemble` does not take."""
     if not 0 < share <= 1:
         raise ConfigError(
             f"share is a fraction of the neurons, above 0 and at most 1; got {share}."
@@ -214,7 +214,7 @@ def integrated_gradients(
 
     `rule='easyedit'`: what EasyEdit runs. It scales what the non-linearity reads (not m), on a grid
     from 0 to 1 with both ends; later tokens of an answer follow what the model itself would say,
-    and their scores are averaged."""
+    and the scores of all tokens of an answer are averaged."""
     if rule not in ("paper", "easyedit"):
         raise unknown("Rule", rule, ("paper", "easyedit"))
     least = 2 if rule == "easyedit" else 1
@@ -399,11 +399,11 @@ def transmission_paths(
     every node one row.
 
     `score`: 'mean_abs_z' (CTP's code), 'abs_sum' and 'sum' (Eq. 6 over the node's entries, signed),
-    'norm'. Behind a LayerNorm (GPT-J) Eq. 6 is 0 for every value node: the stream's gradient sums
-    to 0 over the model's dimension.
+    'norm'. Where a LayerNorm reads the stream (GPT-J), Eq. 6 is 0 for every value node: the
+    stream's gradient sums to 0 over the model's dimension.
     `paths`: 'ranks' takes the `top` and `bottom` nodes of each layer and kind; 'k_best' the nodes
     on the `top` paths (one node per layer and kind) with the largest sum of scores, and on the
-    `bottom` lowest.
+    `bottom` paths with the lowest.
     `gate`: a gated FFN's key node includes its column of W_gate.
     `added`: deltas in force, as `delta_hooks` takes them."""
     if score not in NODE_SCORES:
@@ -451,8 +451,8 @@ def answer_gradients(
     batch_size: int,
     added: Mapping[tuple[int, str], Added],
 ) -> dict[tuple[int, str], Tensor]:
-    """G: mini-batches' mean cross-entropy of the answers, added up, differentiated by W_in, W_out
-    (and W_gate)."""
+    """G: mini-batches' mean cross-entropy of the answers, added up, differentiated with respect to
+    W_in, W_out (and W_gate)."""
     if gate and not lens.backend_adapter.gated:
         raise ConfigError(f"gate=True, but the FFN of {lens.name} has no gate.")
     names = [
@@ -511,7 +511,8 @@ def answer_logprobs(
 
 
 def targets(records: Records) -> list[Fact]:
-    """The facts whose answers are asked for: a request's new one. Raises `ConfigError` for none."""
+    """The facts whose answers are asked for; a request counts with its new answer. Raises
+    `ConfigError` for none."""
     several = [records] if isinstance(records, (Fact, EditRequest)) else list(records)
     if not several:
         raise ConfigError("No facts were given: pass at least one Fact or EditRequest.")

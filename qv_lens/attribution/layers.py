@@ -118,7 +118,7 @@ def scores_by_layer(
     method: Method = "exact",
     count_top: int = 300,
 ) -> pd.DataFrame:
-    """`layer_scores` of what is asked. Raises `ConfigError` for a kind and a way that do not go
+    """`layer_scores` for a `Setting`. Raises `ConfigError` for a `kind` and a `how` that do not go
     together."""
     if kind == "head":
         if how != "layer_vector":

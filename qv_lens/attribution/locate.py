@@ -6,9 +6,9 @@
 2. Query layers: the query functional (Eq. 10) on the layer's whole FFN output, for the top value
    neurons of each prompt, summed over the prompts; layers above which no such neuron lies come
    last.
-3. Eq. 9 reads a neuron out where it is written, so at the subject's token it tells little of the
-   answer, which is read at the prompt's end. The effects are those of that token's neurons on that
-   answer: they can be asked where an edit is written.
+3. Eq. 9 reads a neuron out where it is written, so at the subject's token it tells little about the
+   answer, which is read at the prompt's end. The effects are those of the neurons at the subject's
+   token on that answer, so they can be computed where an edit is written.
 Source: ACE, section 5, stage 1. The prompts are multi-hop questions there; facts work as well, and
 (`prompts='single_hop'`) the questions of the chains' hops, which the release's own ranking file
 holds."""
@@ -126,7 +126,8 @@ def locate(
     frame.attrs.update(
         {**value.settings, "method": method, "position": position, "by": by, "prompts": len(facts)}
     )
-    # from there on a 0 says that nothing reads the layer, not that it feeds as much as it takes
+    # from this layer on, a 0 says that nothing reads the layer, not that it feeds as much as it
+    # takes
     reach = int(value.frame["layer"].max())
     return Layers(
         _order(by_layer), _order(by_query.where(by_query.index < reach, float("-inf"))), frame

@@ -329,7 +329,7 @@ def targets_of(
 def _traced(
     lens: Lens, facts: Facts | Trace, positions: Positions, attention: bool, reads_attention: bool
 ) -> Trace:
-    """The pass; of attention neurons at every position, from which they read."""
+    """The pass; for attention neurons at every position, since they may read at any of them."""
     if not reads_attention:
         return lens.traced(facts, positions, attention=attention)
     given = lens.traced(facts, "all", attention=attention)
@@ -341,7 +341,7 @@ def _check_same_prompts(value: NeuronSet, trace: Trace, reads_attention: bool) -
     """Raise `ConfigError` for value neurons of other prompts, or of other positions in them."""
     texts = [prompt.text for prompt in trace.prompts]
     theirs: list[str] = value.settings.get("texts") or []
-    # sets summed over prompts go with any
+    # sets summed over prompts fit any prompts
     ranked_apart = {int(p) for p in value.frame["prompt"].unique() if p >= 0}
     for p, text in enumerate(texts):
         if p in ranked_apart and p < len(theirs) and theirs[p] != text:

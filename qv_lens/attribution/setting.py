@@ -204,8 +204,8 @@ class Setting:
         """I of every v_k = m_k vectors_k (J for `first_order`), and how many `moments` had to do
         exactly.
 
-        `of` says which row a problem belongs to (all rows in order by default). What is not
-        `wanted` is not I.
+        `of` says which row a problem belongs to (all rows in order by default). Entries that are
+        not `wanted` do not hold I.
         Raises `ConfigError` for a bound with base `loo_final`, whose sign turns it round.
         """
         if method == "first_order" and self.base == "loo_final":
@@ -263,8 +263,8 @@ class Setting:
         of: Tensor,
         task: Problems,
     ) -> None:
-        """Score again the pairs that nearly cancel the stream: there the closed form subtracts what
-        is nearly equal."""
+        """Score again the pairs that nearly cancel the stream: there the closed form subtracts
+        nearly equal numbers."""
         x, sign = self.x(layer, kind), -1.0 if self.base == "loo_final" else 1.0
         for q, k in _cancels(task).nonzero().tolist():
             row = of[q : q + 1]
@@ -369,7 +369,7 @@ def setting(
 
 
 def _plain_target(target: Any) -> Target:
-    """Any integer as an int. Raises `ConfigError` for what is not a target."""
+    """The target, any integer in it as an int. Raises `ConfigError` for what is not a target."""
     if isinstance(target, tuple) and len(target) == 2:
         return _plain_target(target[0]), _plain_target(target[1])  # type: ignore[return-value]
     if isinstance(target, str):
@@ -384,7 +384,7 @@ def _plain_target(target: Any) -> Target:
 
 def _check_positions(trace: Trace, where: Positions) -> None:
     """Raise `ConfigError` for a trace of other positions than those asked for, or of an answer's
-    without being asked."""
+    positions that were not asked for."""
     where_of = [trace.positions[trace.prompt == i].tolist() for i in range(len(trace.prompts))]
     if where not in ("last", "answer") and any(
         list(p.positions(where)) != found for p, found in zip(trace.prompts, where_of, strict=True)

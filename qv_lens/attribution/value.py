@@ -50,7 +50,7 @@ from qv_lens.trace import Trace
 Unit = Literal["ffn", "attn_channel", "attn_neuron", "head", "head_position"]
 UNITS: tuple[Unit, ...] = ("ffn", "attn_channel", "attn_neuron", "head", "head_position")
 AT_POSITIONS = ("attn_neuron", "head_position")
-#: what a bound must fall short by before it ends the search: covers rounding in float32
+#: by how much a bound must fall short before it ends the search: covers rounding in float32
 SLACK = 1e-5
 
 
@@ -114,7 +114,7 @@ def best_units(
     over: Over = "prompt",
     method: Method = "exact",
 ) -> NeuronSet:
-    """`value_neurons` of what is asked. Raises `ConfigError` for attention's units at several
+    """`value_neurons` for a `Setting`. Raises `ConfigError` for attention's units at several
     positions."""
     if unit in AT_POSITIONS and (
         over != "prompt" or len(task.trace.prompt) != len(task.trace.prompts)
@@ -152,8 +152,8 @@ def best_units(
 
 
 def fast(lens: Lens) -> Method:
-    """How value neurons are found: certified best ones, or exactly all of them where logits are
-    softly capped."""
+    """The method that finds value neurons: 'topk' (the certified best), or 'exact' (all of them)
+    where logits are soft-capped."""
     return "topk" if lens.backend_adapter.logit_cap is None else "exact"
 
 
@@ -388,7 +388,7 @@ def ranked(
     last: list[int] | None = None,
 ) -> NeuronSet:
     """The highest-scored units of each group as a NeuronSet. `last`: each group is a prompt, its
-    unit axis runs over positions too, and this is the last one that exists."""
+    unit axis runs over positions too, and `last` is the last position that exists."""
     if scores.isnan().any():
         raise ConfigError(
             "Some scores are not a number: the weights, the coefficients or the value scores are "

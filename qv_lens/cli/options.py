@@ -82,8 +82,8 @@ def spelled(method: str, table: Mapping[str, object]) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work, not after it; a file that is there stays as it is. Raises
-    `ConfigError`."""
+    """Check before the work, not after it, that the file can be written; an existing file stays as
+    it is. Raises `ConfigError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()

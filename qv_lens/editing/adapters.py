@@ -99,10 +99,10 @@ class AdaLoRA(LoRA):
     """Adapters P diag(E) Q of `init_rank`, pruned to `rank` on average. Needs `pip install
     'qv_lens[lora]'`.
 
-    Defaults: alpha, dropout, lr, steps and modules EasyEdit's, all else PEFT's; pruned as in the
-    paper, which EasyEdit's release never does (it leaves the allocator uncalled). The loss is the
-    NLL plus `orth` times the mean of ||P^T P - I|| and ||Q Q^T - I||; there is no early stop, the
-    schedule needs all `steps`."""
+    Defaults: alpha, dropout, lr, steps and modules are EasyEdit's, all others PEFT's. Pruning
+    follows the paper; EasyEdit's release never prunes (it does not call the allocator). The loss is
+    the NLL plus `orth` times the mean of ||P^T P - I|| and ||Q Q^T - I||; there is no early stop,
+    because the schedule needs all `steps`."""
 
     init_rank: int = 12
     """Rank before pruning."""
@@ -165,7 +165,7 @@ class AdaLoRA(LoRA):
         return adapter["lora_A"].T, scale * adapter["lora_E"][:, 0], adapter["lora_B"].T
 
     def _allocator(self, model: torch.nn.Module) -> Any:
-        """PEFT's `RankAllocator`. Raises `EditError` where PEFT is not there."""
+        """PEFT's `RankAllocator`. Raises `EditError` where PEFT is not installed."""
         try:
             from peft import AdaLoraConfig
             from peft.tuners.adalora.layer import RankAllocator

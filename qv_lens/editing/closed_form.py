@@ -77,9 +77,9 @@ class RROME(ROME):
     """R-ROME (Gupta et al. 2024): ROME with one averaged key in both places.
 
     `values`: 'averaged' searches from the value averaged over the contexts, so that R = delta (the
-    symmetric reading of the paper); 'released' as the authors' code and EasyEdit: it searches from
-    the bare prompt's value, and R = v* minus the averaged one. The published numbers come from the
-    release."""
+    symmetric reading of the paper). 'released' does as the authors' code and EasyEdit: it searches
+    from the bare prompt's value, and R is v* minus the averaged value. The published numbers come
+    from the release."""
 
     values: Literal["averaged", "released"] = "averaged"
     """What the search starts from, and R is measured from (see above)."""
@@ -128,11 +128,11 @@ class MEMIT(ClosedForm):
 
 @dataclass(frozen=True, kw_only=True)
 class RECT(MEMIT):
-    """RECT (Gu et al. 2024): MEMIT's delta, only the `keep` share of entries that change their
-    weight most.
+    """RECT (Gu et al. 2024): MEMIT's delta, of which only a share is kept: the `keep` share of
+    entries that change their weight most.
 
-    Each batch (`edit(..., batch_size=)`) is trimmed on the weights as they are then, so that k
-    batches in one call equal k calls in a row."""
+    Each batch (`edit(..., batch_size=)`) is trimmed against the weights as that batch finds them,
+    so that k batches in one call equal k calls in a row."""
 
     keep: float = 0.4
     """Share of entries that are kept."""
@@ -143,12 +143,12 @@ class RECT(MEMIT):
 
 @dataclass(frozen=True, kw_only=True)
 class PRUNE(MEMIT):
-    """PRUNE (Ma et al. 2024): MEMIT's whole delta, singular values above the weight's own largest
-    one pulled in.
+    """PRUNE (Ma et al. 2024): MEMIT's whole delta, with singular values above the weight's own
+    largest one reduced.
 
-    Edits one after another go on from the weights as MEMIT alone would have left them; what is
-    restrained is their sum, against the weight before the first (not, as in AlphaEdit's repository,
-    each on top of the others)."""
+    Consecutive edits go on from the weights as MEMIT alone would have left them. Their sum is
+    restrained, against the weight before the first edit (AlphaEdit's repository instead restrains
+    each edit on top of the others)."""
 
     def deltas(self, job: Job) -> Deltas:
         earlier, before, out = [patch for patch in job.earlier(self) if patch.kept], {}, {}
@@ -156,7 +156,7 @@ class PRUNE(MEMIT):
         for key, whole in summed(patch.kept for patch in earlier).items():
             before[key] = whole.dense(), restrained_of[key].dense()
             job.write(*key, Delta(before[key][0] - before[key][1]))
-            job.ahead = None  # what was searched ahead was searched on other weights
+            job.ahead = None  # the z* searched ahead belong to other weights
         for key, delta in super().deltas(job).items():
             whole, restrained = before.get(key, (0.0, 0.0))
             job.kept[key] = delta
@@ -172,8 +172,8 @@ class AlphaEdit(ClosedForm):
     of the authors' release.
 
     `threshold`: eigenvalues of C0 below it span the null space. It depends on the model's scale;
-    the patch records the rank of P. Keys of a batch are kept for the batches after it (`edit(...,
-    batch_size=)`), and with the patch for edits made while it is applied."""
+    the patch records the rank of P. The keys of a batch are kept for later batches (`edit(...,
+    batch_size=)`). They are also kept with the patch, for edits made while it is applied."""
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The layers that are written."""
@@ -254,7 +254,7 @@ class IFMET(ClosedForm):
     multi-hop prompts.
 
     The second pass reads `request.via` (multi-hop prompts that end at the fact) at the last token;
-    a request without any is read on its own prompt there."""
+    a request without `via` is read at the last token of its own prompt."""
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The shallow layers, written first."""
@@ -283,17 +283,17 @@ class ACE(ClosedForm):
     hand.
 
     Defaults: GPT-J's, of the official release: one search of z* at the last value layer, on the
-    request's own prompt, then the query group and the value group, which each end with the full
-    remaining residual. Several requests are edited one after another, z* searched on the weights as
-    edited so far (`joint=True`: as one batch). With one search a query layer above the last value
-    layer cannot reach z* and is dropped with a warning; so is a value layer that the model does not
-    have. A layer in both groups is written in both.
+    request's own prompt, then the query group and the value group, each of which ends with the full
+    remaining residual. Several requests are edited one after another, and z* is searched on the
+    weights as edited so far (`joint=True`: as one batch). With one search a query layer above the
+    last value layer cannot reach z* and is dropped with a warning; so is a value layer that the
+    model does not have. A layer in both groups is written in both.
 
     The other readings: `order='value first'` (the paper's Algorithm 1: one search, value layers,
     then query layers); `passes='two'` (section 5: a search per group), with `value_prompts='via'`
-    (multi-hop prompts) and `value_token`; `groups=False` spreads over all layers as one;
-    `attention` writes W_O too; `prefix`, a text (a few-shot chain of thought) put before every
-    prompt. `ACE.algorithm_1()`, `ACE.paper()` and `ACE.official()` put them together."""
+    (multi-hop prompts) and `value_token`; `groups=False` spreads the residual over all layers as
+    one group; `attention` writes W_O too; `prefix`, a text (a few-shot chain of thought) put before
+    every prompt. `ACE.algorithm_1()`, `ACE.paper()` and `ACE.official()` combine these options."""
 
     value_layers: Group = (23, 24, 25)
     """Layers of value neurons."""
@@ -389,7 +389,8 @@ class ACE(ClosedForm):
         )
 
     def _layers(self, lens: Lens) -> tuple[Group, Group]:
-        """Query and value layers that exist and can reach z*; what is dropped is warned of."""
+        """Query and value layers that exist and can reach z*; warns of the layers that are
+        dropped."""
         if not self.value_layers:
             raise EditError("ACE needs at least one value layer: z* is searched at the last one.")
         value = tuple(layer for layer in self.value_layers if layer < lens.n_layers)

@@ -1,8 +1,8 @@
 """edit(): requests and an editor become a Patch; the lens is left as it was.
 
 Editors are frozen dataclasses of hyperparameters with one method, `deltas(job)`: what to add to
-which weight. They may write to the live weights on the way by `job.write` (a sweep reads each layer
-under those written before); whatever happens, what was written so is put back bit for bit.
+which weight. They may write to the live weights on the way with `job.write` (a sweep reads each
+layer with all earlier writes in place). Whatever happens, these weights are put back bit for bit.
 `reads_statistics`, where an editor has it, says that it needs C0."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Deltas = dict[tuple[int, str], Delta]
 MISSING = "needs C0: pass statistics= (qv_lens.editing.statistics.covariance, qv-lens stats)."
 #: ||W'|| / ||W|| above which an edit is warned of
 COLLAPSE = 5.0
-#: entropy on held-out text, after over before, outside of which an edit is warned of
+#: ratio of the entropy on held-out text, after to before: outside this range an edit is warned of
 ENTROPY = (0.5, 2.0)
 
 
@@ -41,7 +41,7 @@ class Factored:
     statistics: Statistics | None
     """C0."""
     made: dict[Hashable, Any] = field(default_factory=dict)
-    """What was made of it, by what it was made for."""
+    """The derived results, by the key given to the call."""
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gives, at the first call with this key."""
@@ -69,7 +69,7 @@ class Job:
     seed: int
     """Seed of every draw."""
     ahead: PrecomputedTargets | None = None
-    """z* that were searched before."""
+    """z* from an earlier search."""
     factored: Factored = field(default_factory=lambda: Factored(None))
     """C0, factored once."""
     losses: list[Any] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Job:
     notes: dict[str, Any] = field(default_factory=dict)
     """What else the patch records."""
     kept: Deltas = field(default_factory=dict)
-    """What later edits by the same method read of this one."""
+    """Data of this edit that later edits by the same method read."""
     saved: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     """Weights as they were, by (layer, name)."""
     used: tuple[str, ...] = ()
@@ -97,8 +97,8 @@ class Job:
         return self.used
 
     def earlier(self, editor: object) -> list[Patch]:
-        """The patches in force that an editor of the same kind made, oldest first, on the lens's
-        device (a file's are not)."""
+        """The patches in force that an editor of the same kind made, oldest first, moved to the
+        lens's device (patches from a file lie elsewhere)."""
         return [
             patch.to(self.lens.device)
             for patch in self.lens.patches
@@ -124,8 +124,8 @@ class Job:
         delta.add_to(weight)
 
     def rewrite(self, layer: int, name: str, before: Tensor, delta: Delta) -> None:
-        """Put a delta on the weight as it was at some earlier point of this edit, in the place of
-        what was added since."""
+        """Put a delta on the weight as it was at an earlier point of this edit. It replaces
+        everything added since then."""
         self.lens.parameter(layer, name).copy_(before)
         self.write(layer, name, delta)
 
@@ -171,8 +171,8 @@ def edit(
     `ahead`: z* that were searched for many edits of the same weights together
     (`layer_by_layer.search_ahead`).
     `factored`: a `Factored(statistics)` that several edits share, so that C0 is factored once for
-    all. Patches in force count as earlier edits: AlphaEdit spares their keys and PRUNE restrains
-    the sum, where they are their own.
+    all. Patches in force count as earlier edits if the same method made them: AlphaEdit spares
+    their keys, and PRUNE restrains the sum.
 
     Warns where weights or entropy leave their range: a model about to collapse.
     Raises `EditError` for layers, tokens or systems that cannot be edited or conflicting requests,
@@ -262,8 +262,8 @@ def entropy(lens: Lens, texts: Sequence[str], batch_size: int = 32) -> float:
 
 
 def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
-    """Per weight: ||dW|| / ||W||, what rounding to the weight's own dtype loses of dW, and its
-    Hugging Face module.
+    """Per weight: ||dW|| / ||W||, the part of dW lost by rounding to the weight's own dtype, and
+    its Hugging Face module.
 
     Warns where the weights grow out of their range. Raises `EditError` for a delta that is not
     finite."""
@@ -355,8 +355,8 @@ def check_editor(editor: object) -> None:
 
 
 def check_statistics(lens: Lens, editor: Any, statistics: object) -> None:
-    """Raise `EditError` for statistics that are none, or absent where the editor reads them, before
-    anything is searched."""
+    """Raise `EditError`, before anything is searched, for statistics that are not `Statistics`, or
+    that are absent although the editor reads them."""
     if statistics is not None and not isinstance(statistics, Statistics):
         raise EditError(
             "statistics= takes what covariance() gives or Statistics.load(folder), got "
@@ -369,7 +369,7 @@ def check_statistics(lens: Lens, editor: Any, statistics: object) -> None:
 
 
 def check_deltas(lens: Lens, editor: object, deltas: object) -> None:
-    """Raise `EditError` unless an editor gave what to add to which weights, in their shapes."""
+    """Raise `EditError` unless an editor gave deltas by weight, each in the shape of its weight."""
     name = type(editor).__name__
     if not isinstance(deltas, dict):
         raise EditError(

@@ -195,13 +195,14 @@ class CTP:
     """Critical transmission paths with contrastive editing, as its released code runs.
 
     `epochs` passes over the requests in shuffled mini-batches; before every `every`-th epoch T+ and
-    T- are found again on the weights as they are. Each mini-batch takes two Adam steps: (A) the new
-    answer's cross-entropy on the T+ nodes, (B) `lam` times that of what the unedited model says, on
-    the T- nodes. b_in of a key node goes with it; the whole b_out is trained in both
-    (`train_b_out`). `adam='shared'`: one state for both steps, so that nodes without gradient still
-    move by momentum (as released); 'separate': one each, fresh at each selection. `stream` takes
-    the requests one after another, each for all `epochs`. A job of one request gets `alone` = (lr,
-    steps, stop) instead, untuned: twelve steps of 1e-5 do nothing."""
+    T- are found again on the current weights. Each mini-batch takes two Adam steps: (A) the new
+    answer's cross-entropy on the T+ nodes, (B) `lam` times the cross-entropy of the tokens that the
+    unedited model predicts, on the T- nodes. A key node includes its entry of b_in; the whole b_out
+    is trained in both steps (`train_b_out`). `adam='shared'`: one state for both steps, so that
+    nodes without gradient still move by momentum (as released); 'separate': one each, fresh at each
+    selection. `stream` takes the requests one after another, each for all `epochs`. A job of one
+    request uses `alone` = (lr, steps, stop) instead (untuned), since twelve steps of 1e-5 do
+    nothing."""
 
     top: int = 15
     """Size of T+, nodes of a layer."""
@@ -248,7 +249,8 @@ class KN:
     authors' code, row +=
     |row| (`lam_new` e_new - `lam_old` e_old), e the unit vector along an answer's mean embedding.
     `rule='easyedit'`: EasyEdit's attribution, -2 emb(what the model itself says) + emb(new); for a
-    new answer of n > 1 tokens, -1 times each of n greedy tokens and +1 times each of its own.
+    new answer of n > 1 tokens, -1 times each of n greedy tokens and +1 times each token of the
+    new answer.
     `threshold`: share of the largest attribution that a neuron must exceed.
     """
 
@@ -287,7 +289,7 @@ class KN:
         return out
 
     def _move(self, lens: Lens, request: EditRequest, row: Tensor) -> Tensor:
-        """What is added to one row."""
+        """The vector added to one row."""
         embed = at_least_float32(lens.backend_adapter.embedding())
         new = list(lens.answer_ids(request.fact, request.new))
         if self.rule == "paper":
@@ -487,9 +489,9 @@ def _masks(
 
 @torch.no_grad()
 def _said(lens: Lens, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
-    """What the model says before this edit at the answer's positions, teacher forced on the new
-    answer. Of edits in a row it holds those before (the released code takes all facts in one run,
-    and asks the unedited model once)."""
+    """The model's tokens at the answer's positions before this edit, teacher forced on the new
+    answer. In a row of edits, this model already holds the earlier ones (the released code takes
+    all facts in one run, and asks the unedited model once)."""
     return [
         tuple(
             lens.logits([p.row("answer")], last=[p.last])[0, list(p.positions("answer"))]

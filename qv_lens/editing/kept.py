@@ -2,12 +2,12 @@
 next time.
 
 1. The folder is named after all that C0 depends on: the model's fingerprint, the text's hash, and a
-   hash of the settings (length of the texts, BOS, backend) with the weights as they now are: the
-   fingerprint is that of the weights as first seen. In it each layer and module has a folder of its
-   own, as `Statistics.save` writes it.
-2. Layers that are not there are computed in one pass, written under another name, and renamed:
-   whole or absent.
-3. What cannot be kept (no room, no permission) is computed all the same, with a warning.
+   hash of the settings (length of the texts, BOS, backend) and of the current weights (the
+   fingerprint is that of the weights as first seen). In it each layer and module has a folder of
+   its own, as `Statistics.save` writes it.
+2. Layers that are missing from the folder are computed in one pass, written under another name, and
+   renamed, so that each is whole or absent.
+3. Layers that cannot be kept (no room, no permission) are computed all the same, with a warning.
 
 The cache is `$QV_LENS_CACHE`, if that is set (to nothing: keep nothing), else the platform's own
 folder for caches. It may be deleted at any time."""
@@ -82,17 +82,17 @@ def kept_covariance(
 
 
 def default_text(lens: Lens) -> str:
-    """The text for C0 where none is named: the bundled world's for its own models, for others what
-    every Python has."""
+    """The text for C0 where none is named: the bundled world's for its own models, the reference
+    that comes with Python for all others."""
     return "world" if lens.name in BUNDLED else "python"
 
 
 def default_texts(
     lens: Lens, text: str = "", tokens: int | None = None, max_tokens: int | None = None
 ) -> list[str]:
-    """The texts that C0 is taken over: of a source by name (`facts.corpora.corpus`; "":
-    `default_text`) so many tokens (None: as many as C0 needs, `statistics.enough`; of the bundled
-    world always 2,000 documents)."""
+    """The texts that C0 is taken over: the given number of tokens of a named source
+    (`facts.corpora.corpus`; "": `default_text`). None takes as many as C0 needs
+    (`statistics.enough`); the bundled world always gives 2,000 documents."""
     source = text or default_text(lens)
     if source == "world" and tokens is None:
         return list(itertools.islice(corpus(source), WORLD_DOCUMENTS))
@@ -140,7 +140,7 @@ def _place(folder: Path, key: Key) -> Path:
 
 
 def _read(folder: Path, key: Key, lens: Lens) -> Statistics | None:
-    """What is kept of a layer and module; what is damaged is removed."""
+    """The C0 kept for a layer and module; a damaged one is removed."""
     place = _place(folder, key)
     if not (place / "statistics.json").exists():
         return None
@@ -177,7 +177,7 @@ def _keep(folder: Path, parts: dict[Key, Statistics]) -> None:
 
 
 def _put(folder: Path, place: Path, part: Statistics) -> None:
-    """Write under another name, then rename; who was first stays."""
+    """Write under another name, then rename; if another process was first, its files stay."""
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
         part.save(partial)

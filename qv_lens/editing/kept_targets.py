@@ -2,9 +2,9 @@
 time.
 
 A file is named after all that z* depends on: the weights and interventions as they are now, the
-kind of device, the contexts, the kind of search (`SearchKind`) and the request. The seconds are
-those of the search that found it, alone or with others. It is written under another name and
-renamed, so that it is whole or absent; one that is damaged is searched again."""
+kind of device, the contexts, the kind of search (`SearchKind`) and the request. The seconds in the
+file are those of the search that found z*, alone or with others. The file is written under another
+name and renamed, so that it is whole or absent; if it is damaged, z* is searched again."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TargetShelf:
         )
 
     def read(self, requests: Sequence[EditRequest]) -> dict[EditRequest, KeptTargets]:
-        """Those that are there, intact."""
+        """The z* found in the folder, intact."""
         found = {}
         for request in requests:
             kept = _read(self._file(request), self.device)

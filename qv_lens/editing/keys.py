@@ -52,7 +52,7 @@ class ContextRows:
 
     @cached_property
     def heads(self) -> tuple[tuple[int, ...], ...]:
-        """Each row up to its last lookup position: all that its keys and values depend on."""
+        """Each row up to its last lookup position: keys and values depend on nothing after it."""
         return tuple(
             row[: int(at.nonzero()[-1]) + 1] for row, at in zip(self.ids, self.lookup, strict=True)
         )
@@ -177,7 +177,7 @@ def read(
 ) -> dict[str, Float[Tensor, "row d"]]:
     """The activation at each site (hook name), averaged over a row's lookup positions.
 
-    `start`, the stream of `rows.heads`, and `stop` leave out the layers below and above
+    `start` (the stream of `rows.heads`) leaves out the layers below, `stop` those above
     (`Lens.stream`)."""
     kept: dict[str, Tensor] = {}
     lookup = rows.lookup[:, : max(map(len, rows.heads))]

@@ -7,8 +7,7 @@
    written so far: keys K of the fact's token, cur = the site's value at the z layer on the bare
    prompt (`measured`: or over all contexts), R = (z* - cur) / share, dW = solve(metric, K, R, eps).
    With r layers left in the layer's group, share is r for MEMIT's family and sqrt(r) for PMET's.
-3. What a batch of requests has written is trimmed before the next one is read, where the method
-   trims (RECT).
+3. Where the method trims (RECT), the delta of a batch is trimmed before the next batch is read.
 4. Facts that are each edited on the same weights share one search (`search_ahead`).
 
 Sources: MEMIT (Meng et al. 2023), PMET (Li et al. 2024) and their released code.
@@ -156,7 +155,7 @@ class ClosedForm(ABC):
     def deltas(self, job: Job) -> Deltas:
         passes = self.plan(job.lens)
         for place in _written(passes) if self.reads_statistics else ():
-            # what is missing is told before anything is searched
+            # missing statistics raise before anything is searched
             job.moments().of(job.lens, *place)
         return sweep(job, self, passes, self.solver(job))
 
@@ -238,11 +237,11 @@ def search_ahead(
     `edit(..., ahead=)`.
 
     With a `folder`, z* that an editor with the same search found on the same weights are read from
-    there, and new ones kept (`kept_targets`).
+    that folder, and new ones are kept in it (`kept_targets`).
 
     Raises `EditError` for no request, a loss that is not finite or a fact that no gradient reaches,
-    `ConfigError` for layers that do not exist, `FactError` for requests that do not tokenise. What
-    `edit` refuses it refuses then."""
+    `ConfigError` for layers that do not exist, `FactError` for requests that do not tokenise.
+    Everything else that `edit` refuses is refused when `edit` runs."""
     if not requests:
         raise EditError("There is nothing to search for: pass at least one EditRequest.")
     kind = editor.first_search(lens)
@@ -271,8 +270,8 @@ def search_ahead(
 
 @dataclass
 class _Sweep:
-    """One pass over the layers of a batch: reads each layer under those written before, and writes
-    it."""
+    """One pass over the layers of a batch: reads each layer with all earlier writes in place, then
+    writes it."""
 
     job: Job
     """The edit."""
@@ -350,9 +349,9 @@ class _Sweep:
 def _before_norm(
     lens: Lens, rows: ContextRows, layer: int, module: Module, R: Tensor, start: tuple[int, Tensor]
 ) -> Tensor:
-    """What must be written in front of the norm that follows a sublayer, so that R reaches the
-    stream after it: R sigma / gain, sigma that of the bare prompt. R itself where no norm follows.
-    A gain near zero lets nothing through and is not divided by."""
+    """The residual to write before the norm that follows a sublayer, so that R reaches the stream
+    after that norm: R sigma / gain, with sigma of the bare prompt. Where no norm follows, it is R
+    itself. A gain near zero lets nothing through and is not divided by."""
     after = lens.backend_adapter.norm_after(layer, module)
     if after is None:
         return R

@@ -10,8 +10,8 @@
     layers = [3, 4, 5]
     lam = 1536.0
 
-Every field of an editor is written, but those that are None. An editor in the user's cache goes
-before the package's."""
+Every field of an editor is written, except those that are None. An editor in the user's cache takes
+precedence over the package's."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ Entries = dict[str, dict[str, Any]]
 
 
 def files_of(model: str) -> list[Path]:
-    """The files of a model's presets that are there: the package's, then the user's, whose editors
-    take its place."""
+    """The existing files of a model's presets: the package's, then the user's, whose editors
+    replace the package's."""
     folder = cache_folder()
     places = [PACKAGE] if folder is None else [PACKAGE, folder / "presets"]
     return [file for file in (place / file_name(model) for place in places) if file.exists()]

@@ -3,7 +3,7 @@
 GPT-J-6B: the methods' own releases, or EasyEdit where a method has none for it. Qwen3-8B: ACE's
 release; for the others what their authors or EasyEdit use for Qwen2.5-7B, untuned. The bundled
 models: chosen by `experiments/toys/tune.py`. Any other model: what `qv-lens tune` found, in the
-package or in the user's cache, whose editors go before the package's."""
+package or in the user's cache; an editor in the cache takes precedence."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def has_presets(model: str) -> bool:
 
 
 def editor_of(lens: Lens, editor: Editor | str) -> Editor:
-    """An editor; of a name the model's preset, whatever its capitals. Raises `ConfigError` for a
-    model without that preset."""
+    """The editor itself or, for a name in any capitals, the model's preset of that name. Raises
+    `ConfigError` for a model without that preset."""
     if not isinstance(editor, str):
         return editor
     table = presets(lens.name)

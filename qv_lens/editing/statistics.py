@@ -5,7 +5,7 @@ in one pass.
    to `max_tokens`; documents of like length share a batch within a chunk.
 2. Keys in float32 or better (FFN: what W_out reads; attention: what W_O reads), sums in float64.
 3. With a `folder` the sums so far are kept there after every `every` documents, whole or not at
-   all; the same call with the same text goes on from them after a kill.
+   all. After a kill, the same call with the same text resumes from them.
 
 Statistics belong to the weights (fingerprint) and the text (hash) they were computed from, and are
 refused for others."""
@@ -156,9 +156,9 @@ def covariance(
 ) -> Statistics:
     """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end.
     `max_tokens`: length to which each text is cut (None: the model's context, as the releases do).
-    `total`: how many texts there are, for the progress bar. A folder that holds these very
-    statistics gives them back. Raises `EditError` for a patched lens, no text, or a folder of other
-    statistics, which stay as they are."""
+    `total`: how many texts there are, for the progress bar. If the folder already holds exactly
+    these statistics, they are returned. Raises `EditError` for a patched lens, no text, or a folder
+    of other statistics, which is left as it is."""
     layers = list(layers)
     _check_request(
         texts, layers, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every}
@@ -251,8 +251,8 @@ def _keep_partial(lens: Lens, folder: Path, progress: _Progress, length: int) ->
 def enough(
     lens: Lens, texts: Iterable[str], tokens: int | None = None, max_tokens: int | None = None
 ) -> list[str]:
-    """The first texts that hold so many tokens together (None: `ENOUGH` times d_mlp), each cut as
-    `covariance` cuts it; or, with a warning, all of them."""
+    """The first texts that together hold the given number of tokens (None: `ENOUGH` times d_mlp),
+    each cut as `covariance` cuts it. If there are too few, all of them, with a warning."""
     wanted = ENOUGH * lens.d_mlp if tokens is None else tokens
     context = lens.backend_adapter.cfg.n_ctx
     length = context if max_tokens is None else min(max_tokens, context)
@@ -274,7 +274,7 @@ def enough(
 
 
 def _check_request(texts: object, layers: list[int], sizes: dict[str, int | None]) -> None:
-    """Raise `EditError` for what holds no texts, no layer, or a size of nothing."""
+    """Raise `EditError` for an argument that holds no texts, no layers, or a size below 1."""
     if isinstance(texts, str):
         raise EditError(
             "Statistics are taken over many texts: pass a list of them, not one string."
@@ -296,7 +296,8 @@ def _check_request(texts: object, layers: list[int], sizes: dict[str, int | None
 
 
 def _checked(texts: Iterable[object]) -> Iterator[str]:
-    """The texts as they come. Raises `EditError` at the first that is none, with its number."""
+    """The texts as they come. Raises `EditError` at the first item that is not a text, with its
+    number."""
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise EditError(

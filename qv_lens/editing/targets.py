@@ -1,5 +1,5 @@
-"""Target vectors v* (z*): what a site should say at the fact's token for the model to give the new
-answer.
+"""Target vectors v* (z*): the value of a site at the fact's token with which the model gives the
+new answer.
 
 For all facts at once (one Adam; clamp and early stop per fact), delta starts at 0, is added at the
 lookup position of every prompt of its fact, the KL prompt included, and minimises (MEMIT; ACE Eq.
@@ -102,8 +102,8 @@ class Targets:
 
 @dataclass(frozen=True)
 class SearchKind:
-    """What editors have in common that search the same z*: MEMIT, RECT and AlphaEdit at one layer
-    with one clamp, say."""
+    """The settings that editors with the same search of z* have in common: for example MEMIT, RECT
+    and AlphaEdit at one layer with one clamp."""
 
     search: Search
     """The settings."""
@@ -117,10 +117,10 @@ class SearchKind:
 
 @dataclass(frozen=True)
 class PrecomputedTargets:
-    """z* of requests that are edited one by one on the same weights, searched together. It knows
-    the kind of search, the contexts, the model and the patches and interventions in force that it
-    was searched for, and serves no others. (Weights that are written past the patch stack leave no
-    trace that could be looked at in passing: search again after that.)
+    """z* of requests that are edited one by one on the same weights, searched together. The object
+    records the kind of search, the contexts, the model, and the patches and interventions in force,
+    and serves no others. (It cannot detect weights that were written without the patch stack:
+    search again after that.)
     `seconds`: each request's share of the search."""
 
     kind: SearchKind
@@ -170,8 +170,8 @@ def search(
     settings: Search,
 ) -> Targets:
     """Optimise v* of every request. Raises `EditError` if the loss is not finite, no gradient
-    reaches a site, or an intervention at each prompt's last token is in force, which the search's
-    own rows do not have."""
+    reaches a site, or an intervention at each prompt's last token is in force (the search's own
+    rows have no such token)."""
     if any(getattr(one, "positions", "all") == "last" for one in lens.interventions):
         raise EditError(
             "An intervention with positions='last' is in force: an edit is computed without it, or "
@@ -193,10 +193,10 @@ def _kl_rows(
 class _Problem:
     """The search's tensors, set up once; `run` is the loop.
 
-    Rows are those of the contexts and, after them, one KL prompt per fact. What no delta changes
-    is computed once: the stream in front of the z layer, and keys and values of the tokens in front
-    of a row's first lookup position. A fact that is done takes its rows out of the pass; logits are
-    formed where something reads them."""
+    Rows are those of the contexts and, after them, one KL prompt per fact. Everything that no delta
+    changes is computed once: the stream before the z layer, and keys and values of the tokens
+    before a row's first lookup position. The rows of a finished fact leave the pass; logits are
+    formed only where something reads them."""
 
     def __init__(
         self,

@@ -96,8 +96,8 @@ def suppress(
     activated value neurons per layer under each condition.
 
     `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10). A
-    layer's sum over all its neurons does not serve: where most are negative, layers that hardly any
-    target lies above come first.
+    layer's sum over all its neurons is not used: where most scores are negative, the layers with
+    hardly any target above them would come first.
     `counted`: whether activated value neurons are counted, which scores every neuron again under
     each condition."""
     nothing = pd.DataFrame(columns=["condition", "layer", "count", "interval", "original"])
@@ -142,9 +142,9 @@ def _best_query_neurons(
 def _activated(
     lens: Lens, value: NeuronSet, chains: Sequence[Fact], threshold: np.ndarray, condition: str
 ) -> pd.DataFrame:
-    """How many neurons' scores reach the prompt's clean threshold, by layer: mean over the prompts
-    and half its 95% interval (NaN where all prompts have as many); and how many of them did so
-    before (`original`)."""
+    """How many neurons' scores reach the prompt's clean threshold, by layer: the mean over the
+    prompts and half its 95% interval (NaN where the number is the same for all prompts), and how
+    many of these neurons also reached it before (`original`)."""
     frame = value_neurons(lens, list(chains), None).frame
     frame = frame[frame["score"].to_numpy() >= threshold[frame["prompt"].to_numpy()]]
     same = frame.merge(value.frame[["prompt", "layer", "neuron"]])

@@ -7,7 +7,7 @@ from.
 2. `look` asks them of many cases at once, teacher-forced: per probe the argmax at each answer token
    and the answer's mean log-probability. Sorted by length and batched; the numbers do not depend on
    the batch.
-3. And it continues prompts: the edited ones, the same in other words, neighbours, multi-hop
+3. The model also continues prompts: the edited prompts, their paraphrases, neighbours, multi-hop
    questions after worked examples, prompts for fluency.
 """
 
@@ -148,7 +148,7 @@ def _of_requests(case: Case) -> dict[str, list[Probe]]:
 def _of_edit(case: EditCase) -> dict[str, list[Probe]]:
     """Neighbours, multi-hop prompts and KnowEdit's groups."""
     new = case.request.new
-    # neighbours that have the new answer anyway have no wrong answer to compare with
+    # where a neighbour's own answer is the new answer, there is no wrong answer to compare with
     rivals = [fact for fact in case.neighbours if fact.answer != new]
     groups = {
         "near_old": [_probe(fact) for fact in case.neighbours],

@@ -12,7 +12,7 @@ from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.records import UNKNOWN, Case, EditCase, Fact, MultiHopCase
 from qv_lens.models.lens import Lens
 
-#: records of a file that are asked at once whether the model knows them
+#: how many records of a file are tested together for whether the model knows them
 KNOWN_AT_ONCE = 256
 
 
@@ -62,8 +62,8 @@ def draw_cases(lens: Lens, file: str, count: int, seed: int = 0, known: bool = F
 
 
 def _first_known(lens: Lens, cases: Sequence[Case], wanted: int) -> tuple[list[Case], int]:
-    """The first cases that the model knows, at least as many as are wanted where there are; how
-    many it does not know."""
+    """The first cases that the model knows, at least as many as are wanted if the file holds that
+    many, and the number of cases that it does not know."""
     kept: list[Case] = []
     passed = 0
     for start in range(0, len(cases), KNOWN_AT_ONCE):

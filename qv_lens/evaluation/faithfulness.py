@@ -5,8 +5,8 @@ growing k.
    of them together, in a real forward pass.
 2. Measured: log p of the answer's first token (natural log), and whether it is still what the model
    says.
-3. Beside the rankings, `seeds` random orders of all FFN neurons of the model. A ranking that tells
-what the model uses loses the answer with few neurons; a random one needs very many."""
+3. Beside the rankings, `seeds` random orders of all FFN neurons of the model. A ranking that finds
+   what the model uses loses the answer with few neurons; a random order needs very many."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def bounds(metric: str) -> tuple[float, float]:
 
 
 def wilson(hits: float, asked: float) -> Interval:
-    """Of a share: `hits` of `asked`, both rounded to whole numbers. Nothing is known of none."""
+    """Of a share: `hits` of `asked`, both rounded to whole numbers. With `asked` 0, nothing is
+    known."""
     count = round(asked)
     if count < 1:
         return UNKNOWN

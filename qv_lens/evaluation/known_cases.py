@@ -1,7 +1,7 @@
 """The subset that a model can be asked about (ACE, Appendix B.1): what it answers before any edit.
 
-`known` picks cases, all of whose single hops it answers; `known_edits` edits of facts that it
-answers; `known_facts` (`qv.known`) picks facts."""
+`known` picks cases whose single hops the model all answers; `known_edits` picks edits of facts that
+it answers; `known_facts` (`qv.known`) picks facts."""
 
 from __future__ import annotations
 

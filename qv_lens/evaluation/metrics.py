@@ -32,7 +32,7 @@ from qv_lens.facts.prompts import begins, matches, parse_answer
 from qv_lens.facts.records import Asked, Case, MultiHopCase
 from qv_lens.models.lens import Lens
 
-#: (case, what the model tells, what it told before, whether it is edited) -> value
+#: (case, the model's answers, its answers before the edit, whether it is edited) -> value
 Metric = Callable[[Case, CaseAnswers, CaseAnswers, bool], float]
 
 

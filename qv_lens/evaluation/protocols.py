@@ -5,8 +5,9 @@
     batch        `batch_size` cases at once: one edit of all their facts, all of them asked, weights put back
     consecutive  case after case without putting back; all of them asked at the end, or after every `every` cases
 
-What the unedited model says is asked once for all cases, and kept in `cache` if that is given; so
-are the z* of single edits, which editors with the same search share. Metrics: `metrics`."""
+The unedited model is asked once for all cases, and its answers are kept in `cache` if that is
+given. So are the z* of single edits, which editors with the same search share. Metrics:
+`metrics`."""
 
 from __future__ import annotations
 
@@ -101,8 +102,8 @@ def evaluate(
     `.attrs["skipped"]`.
 
     Warns of a metric named that none of the cases can be asked.
-    Raises `ConfigError` for an unknown metric or protocol, or no case, `EditError` for what is no
-    editor, or one that reads C0 where none is given.
+    Raises `ConfigError` for an unknown metric or protocol, or no case, `EditError` for anything
+    that is not an editor, or for an editor that reads C0 where none is given.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -224,7 +225,7 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     be NaN."""
     metric_names = list(names)
     kinds = {GENERATED[name][0] for name in metric_names if name in GENERATED}
-    # whether a metric has a value depends on what is asked alone, not on what is said
+    # whether a metric has a value depends on the questions alone, not on the answers
     any_answer = ProbeAnswer((0,), (0,), 0.0)
     fits: set[str] = set()
     for case in cases:
@@ -239,8 +240,8 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
 
 
 def usual_metrics(cases: Sequence[Case]) -> list[str]:
-    """What is measured of cases where no metrics are named: by probability, and by what is
-    generated."""
+    """The metrics measured where none are named: those by probability, and those by generated
+    text."""
     if isinstance(cases[0], MultiHopCase):
         return fitting(cases, (*FORCED, "multihop_direct", "multihop_cot", "multihop_cot_rate"))
     return fitting(cases, (*FORCED, "efficacy_gen", "paraphrase_gen", "fluency"))
@@ -349,7 +350,7 @@ class _Run:
         index: Sequence[int],
         written: Callable[[int], _Written],
     ) -> Iterator[tuple]:
-        """Ask the cases on the model as it now is; the unedited one has said it."""
+        """Ask the cases on the current model; the unedited model's answers are already known."""
         known = [before[i] for i in index]
         looks = (
             look(self.lens, [cases[i] for i in index], self.generation, self.groups)
@@ -478,8 +479,8 @@ def _bar(items: Sequence[Any], run: _Run, unit: str) -> Any:
 
 
 def _compatible(cases: Sequence[Case], good: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of up to `size` cases that do not ask different things of one prompt; a case that
-    would waits for the next."""
+    """Batches of up to `size` cases, no two of which ask different things of one prompt; a
+    conflicting case waits for the next batch."""
     waiting, chunks = list(good), []
     while waiting:
         chunk: list[int] = []

@@ -1,9 +1,9 @@
 """The atlas: facts of the real world, with phrasings, two-hop chains and edits made of them.
 
 1. The tables in `tables/` hold facts, not sentences: a row names a thing and what is known about
-   it, an empty field that there is no single sure answer. Several names of one thing are parted by
-   ";". What changes is dated: `as_of` is a year in which the holder was in office from its first
-   day to its last; headquarters are those of 2020.
+   it; an empty field means that there is no single sure answer. Several names of one thing are
+   separated by ";". What changes is dated: `as_of` is a year in which the holder was in office from
+   1 January to 31 December; headquarters are those of 2020.
 2. `atlas_relations` says which column of which table answers which Wikidata relation, and in which
    words it is asked.
 3. `atlas` makes a `Fact` of every filled field; its category is ACE's, by `categories`.
@@ -121,7 +121,7 @@ def _fact(relation: Relation, source: Source, row: Row) -> Fact:
 
 
 def _names(row: Row, column: str) -> tuple[str, ...]:
-    """The other names that a row gives for what stands in a column."""
+    """The other names that a row gives for its entry in a column."""
     names = row.get(f"{column}_aliases") or ""
     return tuple(name for name in names.split(";") if name)
 
@@ -146,7 +146,7 @@ def _country_names() -> dict[str, tuple[str, ...]]:
 
 
 def _dated(template: str, row: Row) -> str:
-    """A template with the office and the year of its row in place."""
+    """A template with the office and the year of its row filled in."""
     return template.replace("<office>", row.get("office") or "").replace(
         "<year>", row.get("as_of") or ""
     )
@@ -163,7 +163,8 @@ def _relations() -> dict[str, Relation]:
 
 
 def relation_of(fact: Fact) -> Relation:
-    """The relation of a fact of the atlas. Raises `FactError` for a fact of another relation."""
+    """The relation of a fact of the atlas. Raises `FactError` for a fact whose
+    relation is not one of the atlas."""
     relation = _relations().get(fact.relation or "")
     if relation is None:
         raise unknown("Relation", fact.relation, list(_relations()), error=FactError)
@@ -266,8 +267,8 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
 
 
 def neighbours(request: EditRequest, facts: Sequence[Fact], rng: random.Random) -> tuple[Fact, ...]:
-    """Some of the facts that must keep their answers through an edit: of other subjects, and none
-    whose answer is the new one."""
+    """Some of the facts that must keep their answers through an edit: facts about other subjects
+    whose answer is not the new one."""
     near = []
     for fact in facts:
         if fact.subject != request.fact.subject and request.new not in (fact.answer, *fact.aliases):
@@ -276,7 +277,7 @@ def neighbours(request: EditRequest, facts: Sequence[Fact], rng: random.Random) 
 
 
 def onward(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
-    """Every chain over the fact as (before, after) the edit, where the edit changes its answer."""
+    """Every chain over the fact whose answer the edit changes, as (before, after) the edit."""
     names = _country_names().get(new, ())
     pairs = []
     for chain in chains():
@@ -293,6 +294,6 @@ def onward(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
 
 
 def _same_wording(one: Fact, other: Fact) -> bool:
-    """Whether two facts ask for the same office in the same year: a king's country has no president
-    to tell of."""
+    """Whether two facts ask for the same office in the same year: a kingdom has no president to ask
+    about."""
     return one.prompt == other.prompt

@@ -1,8 +1,11 @@
-"""The relations of the atlas: which column of which table answers them, and the words in which they are asked.
+"""The relations of the atlas: which column of which table answers each, and in which words it is
+asked.
 
-Phrasings were chosen among several by how often SmolLM2-135M says the answer after them, where plain words were not much
-worse. Subjects with an article stand where their table writes it: countries ("the Netherlands") inside a sentence,
-landmarks, products and organisations ("The Louvre") at its beginning. `<office>` and `<year>` come from the row of a dated fact.
+Among several phrasings, those were chosen after which SmolLM2-135M says the answer most often;
+plain words were preferred where they did nearly as well. Subjects with an article are written as
+their table writes them: countries ("the Netherlands") inside a sentence, landmarks, products and
+organisations ("The Louvre") at its beginning. `<office>` and `<year>` come from the row of a dated
+fact.
 """
 
 from __future__ import annotations
@@ -184,7 +187,7 @@ RELATIONS: tuple[Relation, ...] = (
 
 _OF_A_COUNTRY = ("P36", "P30", "P37", "P35", "P6")
 
-#: relation of the first fact of a chain -> those that the second may have
+#: relation of a chain's first fact -> relations that its second fact may have
 PAIRS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "P27": _OF_A_COUNTRY,
     "P17": _OF_A_COUNTRY,

@@ -2,8 +2,8 @@
 
 `read` takes a JSON list, JSON lines, parquet or a dataset by name (extra `data`), `parse`
 dictionaries or a data frame; `files.py` reads them, `formats.py` knows what they hold. A record
-that cannot be used is refused with its number, line (of a file), field and reason: `read` raises,
-or with `skip=True` reports it."""
+that cannot be used is refused with its number, line (of a file), field and reason: `read` raises an
+error, or with `skip=True` reports the record."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def parse(
     source: str | Path = "records",
     skip: bool = False,
 ) -> ReadResult:
-    """As `read`, of records already in memory: dictionaries, or the rows of a data frame."""
+    """Like `read`, for records already in memory: dictionaries, or the rows of a data frame."""
     return _parsed(of_memory(records), list, format, source, skip)
 
 
@@ -111,7 +111,8 @@ def plain_facts(path: str | Path) -> list[Fact]:
 
 
 def _records(source: str | Path) -> tuple[list[Any], Where]:
-    """The records of a file or dataset, and what tells on which line of a file each begins."""
+    """The records of a file or dataset, and a function that gives the line of a file on which each
+    begins."""
     if not isinstance(source, (str, Path)):
         raise FactError(
             f"read takes a file or the name of a dataset, got a {type(source).__name__}; parse "

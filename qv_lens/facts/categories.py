@@ -2,8 +2,8 @@
 
 ACE names eight (section 4.1): Nationality, Continent, Language, Capital, Leadership, Author, Sports
 Team (here: sport, as the bundled world says), Company Founder (founder), labelled there by GPT-4o.
-Here a relation's Wikidata id decides, which needs no model and is the same every time. Who wants
-labels from a model passes `labelled` a callable; nothing here calls one by itself."""
+Here a relation's Wikidata id decides: this needs no model and gives the same label every time. To
+get labels from a model, pass `labelled` a callable; nothing here calls a model by itself."""
 
 from __future__ import annotations
 

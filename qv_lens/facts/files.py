@@ -1,7 +1,8 @@
 """Files and tables -> records and texts.
 
-1. By its suffix, in any case: JSON lines (.jsonl, .ndjson), parquet, a table (.csv, .tsv: texts
-   only), else JSON. A .json file may hold JSON lines or one record, and a .jsonl file a JSON list.
+1. A file is read by its suffix, in upper or lower case: JSON lines (.jsonl, .ndjson), parquet, a
+   table (.csv, .tsv: texts only), else JSON. A .json file may hold JSON lines or one record, and a
+   .jsonl file a JSON list.
 2. Lines end at a line feed alone: JSON may hold U+2028, U+2029 and U+0085 inside a string.
 3. Records of a data frame hold numpy arrays for lists and NaN for what is missing: `plain` makes
    them lists and None.
@@ -21,12 +22,13 @@ import pandas as pd
 
 from qv_lens.errors import ConfigError, FactError, QVLensError
 
-#: gives the line on which each record begins (none of a dataset), asked only where one is refused
+#: gives the line on which each record begins (none for a dataset); called only where a record is
+#: refused
 Where = Callable[[], list[int]]
 
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
-#: suffixes of a file: a name that ends so is not a dataset's
+#: suffixes of files: a name that ends in one of them is not a dataset's
 SUFFIXES = (".json", *JSON_LINES, ".parquet", *TABLES, ".txt", ".md")
 BOM = "\ufeff"
 
@@ -35,8 +37,8 @@ BOM = "\ufeff"
 
 
 def read_records(path: Path) -> tuple[list[Any], Where]:
-    """The records of a file, an error in the place of a line that is no JSON; and what tells where
-    each begins.
+    """The records of a file, with an error in the place of a line that is not JSON; and a function
+    that gives the line on which each begins.
 
     Raises `FactError` for a file that cannot be read or holds none.
     """
@@ -95,7 +97,7 @@ def _json(line: str) -> Any:
 
 
 def _lines(text: str) -> list[int]:
-    """Where each element of a JSON list begins; of one record its first line."""
+    """The line on which each element of a JSON list begins; for a single record, its first line."""
     start = len(text) - len(text.lstrip())
     line = 1 + text.count("\n", 0, start)
     if text[start] != "[":
@@ -155,8 +157,8 @@ def plain(value: Any) -> Any:
 
 
 def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str]:
-    """The texts of a file: each record's "text", or of a file of another kind each line that is not
-    blank.
+    """The texts of a file: the "text" of each record or, in a file of another kind, each line that
+    is not blank.
 
     Raises `error` for a file that cannot be read, or records without texts.
     """
@@ -179,8 +181,8 @@ def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str
 
 
 def _texts_of_lines(path: Path, json_lines: bool, error: type[QVLensError]) -> Iterator[str]:
-    """A line at a time, for files that are larger than memory. Lines of JSON are told by the first
-    of them."""
+    """Texts line by line, for files that are larger than memory. JSON lines are recognised by the
+    first line."""
     as_json = json_lines
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
@@ -201,7 +203,7 @@ def _texts_of(path: Path, records: list[Any], error: type[QVLensError]) -> Itera
 
 
 def _text_of(where: str, record: Any, error: type[QVLensError]) -> list[str]:
-    """A record's text, none where that is blank."""
+    """A record's text as a list, empty where the text is blank."""
     text = record.get("text") if isinstance(record, dict) else record
     if isinstance(text, str):
         return [text.lstrip(BOM)] if text.strip(BOM + " \t\r\n") else []

@@ -119,9 +119,9 @@ def _question(question: object, subject: str) -> tuple[str, ...]:
 
 
 def leading_to(fact: Fact, hops: tuple[Hop, ...], hop: int) -> tuple[str, ...]:
-    """A two-hop prompt that ends at the fact: the hop before as a noun phrase in the subject's
-    place, where its question or cloze can be put so ("What is the capital of Ghana?", "Who founded
-    Intel?"). What the case is asked is never used."""
+    """A two-hop prompt that ends at the fact: the subject is replaced by the hop before it as a
+    noun phrase, where that hop's question or cloze can be turned into one ("What is the capital of
+    Ghana?", "Who founded Intel?"). The questions of the case itself are never used."""
     if not hop:
         return ()
     before = hops[hop - 1]
@@ -172,8 +172,8 @@ def _edited(record: Record) -> tuple[int, ...]:
 
 
 def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
-    """A chain's links, each with subject and relation where the record's triples stand for them one
-    by one."""
+    """A chain's links, each with subject and relation where the record's triples match the links
+    one by one."""
     hops = [_table(hop, field) for hop in _list(record[field], field)]
     if not hops:
         raise RefusedError(field, "is empty: a chain has hops")
@@ -299,8 +299,8 @@ def _knowedit(record: Record) -> EditCase:
 
 
 def _groups(record: Record, field: str) -> Groups:
-    """KnowEdit's {name: [{prompt, ground_truth}]}; an empty or absent list is left out, a probe
-    without answer as well."""
+    """KnowEdit's {name: [{prompt, ground_truth}]}; an empty or absent list is left out, and so is a
+    probe without an answer."""
     groups = {}
     for name, probes in _table(record.get(field) or {}, field).items():
         asked = [_table(probe, field) for probe in _list(probes or [], field)]
@@ -360,7 +360,7 @@ def _text(value: Any, field: str) -> str:
 
 
 def _answer(value: Any, field: str) -> str:
-    """A text without blanks at its end, so that the same answers are the same."""
+    """A text without blanks at its end, so that equal answers compare equal."""
     return rtrimmed(_text(value, field))
 
 
@@ -381,9 +381,9 @@ def _texts(record: Record, field: str) -> tuple[str, ...]:
 
 
 def _names(record: Record, field: str) -> tuple[str, ...]:
-    """A list of texts that need not be there; empty ones are left out."""
+    """A list of texts that may be absent; empty texts are left out."""
     values = [] if record.get(field) is None else _list(record[field], field)
-    # an empty one says that there is none
+    # an empty text says that there is no name
     return tuple(_text(value, field) for value in values if value != "")
 
 
@@ -411,7 +411,7 @@ def _template(prompt: str) -> str:
 
 
 def _fact(rewrite: Record) -> Fact:
-    """That of a `requested_rewrite`."""
+    """The fact of a `requested_rewrite`."""
     prompt, subject = _text(rewrite["prompt"], "prompt"), _text(rewrite["subject"], "subject")
     return Fact(
         _template(prompt), subject, _object(rewrite, "target_true"), rewrite.get("relation_id")
@@ -426,8 +426,8 @@ def _filled(
     field: str = "prompt",
     relation: str | None = None,
 ) -> Fact:
-    """A fact from a prompt with its subject filled in: the first place where it stands as a word
-    becomes `{}`. A prompt that has its `{}` is taken as it is."""
+    """A fact from a prompt with its subject filled in: the first place where the subject stands as
+    a word becomes `{}`. A prompt that already has its `{}` is taken as it is."""
     text, subject = _text(text, field), _text(subject, "subject")
     name = trimmed(subject)
     place = best_place(text, name)

@@ -1,5 +1,5 @@
-"""Few-shot and chain-of-thought blocks in ACE's format (Appendix G.1), its own examples, and how an
-answer is read.
+"""Few-shot and chain-of-thought blocks in ACE's format (Appendix G.1), ACE's own examples, and how
+an answer is read.
 
     Question: <multi-hop question>
     Thoughts: <one sentence per hop>
@@ -57,7 +57,7 @@ G1 = (
     ),
 )
 
-#: its questions and answers after which a model is asked what it knows (Appendix G.2)
+#: ACE's questions and answers that come before a question about what a model knows (Appendix G.2)
 G2 = (
     ("What is the country of citizenship of Fernando Santos?", "Portugal"),
     ("What is the name of the current head of state in Portugal?", "Marcelo Rebelo de Sousa"),
@@ -84,14 +84,14 @@ def parse_answer(continuation: str) -> str | None:
 
 
 def answered(continuation: str) -> bool:
-    """Whether all that `parse_answer` reads is there."""
+    """Whether the continuation already holds all that `parse_answer` reads."""
     return "\n" in continuation.partition("Answer:")[2]
 
 
 def normalise(text: str) -> str:
-    """What two answers are compared by: composed, case folded, outer punctuation taken off.
+    """The form in which two answers are compared: composed, case folded, outer punctuation removed.
 
-    Signs that say something stay: C++, C#, .NET, -5, $5, 5%, #1. Full-width forms, typographic
+    Signs that carry meaning stay: C++, C#, .NET, -5, $5, 5%, #1. Full-width forms, typographic
     quotes and dashes and runs of blanks count as plain ones. A text that is all punctuation stays
     as it is."""
     plain = _unified(text)
@@ -116,9 +116,9 @@ UNIFIED = str.maketrans(
 
 
 def _unified(text: str) -> str:
-    """One way to write what may be written in several. Only full- and half-width forms are folded
-    by compatibility (NFKC): of other characters that would change what is said ("x²" would become
-    "x2")."""
+    """One spelling for what may be written in several ways. Only full- and half-width forms are
+    folded by compatibility (NFKC): for other characters, folding would change the meaning ("x²"
+    would become "x2")."""
     narrow = re.sub("[\uff00-\uffef]+", lambda part: normalize("NFKC", part[0]), text)
     folded = normalize("NFC", normalize("NFD", narrow.translate(UNIFIED)).casefold())
     return re.sub(r"(?<=\d) (?=[%‰‱])", "", " ".join(folded.split()))

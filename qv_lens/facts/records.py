@@ -18,11 +18,11 @@ from qv_lens.facts.words import blanks_around, places, rtrimmed, trimmed, word_a
 class Fact:
     """One fact as a cloze: `prompt` with one `{}` for the subject, ending right before the answer.
 
-    Blanks around the subject go to the prompt, where it has none there; those after the answer are
-    dropped.
+    Blanks around the subject move to the prompt, where the prompt has none there; blanks after the
+    answer are dropped.
 
-    Raises `FactError` if the prompt has not exactly one `{}`, or subject, prompt or answer is
-    empty.
+    Raises `FactError` if the prompt does not have exactly one `{}`, or if the subject, prompt or
+    answer is empty.
 
     >>> import qv_lens as qv
     >>> fact = qv.Fact("The capital of {} is", subject="France", answer="Paris")
@@ -161,8 +161,8 @@ UNKNOWN = "?"
 
 @dataclass(frozen=True)
 class Probe:
-    """A complete prompt with the answer that counts, and others that do as well; `space` as that of
-    a `Fact`."""
+    """A complete prompt with the answer that counts, and other answers that count as well; `space`
+    as in a `Fact`."""
 
     text: str
     """The prompt."""
@@ -298,8 +298,8 @@ def _texts(what: str, values: object) -> tuple[str, ...]:
 
 
 def _with_blanks(template: str, before: str, after: str) -> str:
-    """The template with a subject's outer blanks around its {}, where it has none there; at its
-    ends they mean nothing."""
+    """The template with a subject's outer blanks around its {}, where the template has none there;
+    at the template's ends blanks mean nothing."""
     left, _, right = template.partition("{}")
     left += before if left and not left[-1].isspace() else ""
     right = after + right if right and not right[0].isspace() else right

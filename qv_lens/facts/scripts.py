@@ -1,10 +1,10 @@
 """Where scripts set blanks, and whether one belongs between a prompt and its answer.
 
-1. After an existing blank there is none to add, nor before an answer that brings its own.
-2. After a bracket or quotation mark that opens there is none. A straight quote, and one that some
-   languages open and others close with, is told by what stands before it.
-3. After a sign that ties what follows to itself there is none: "anti-", "and/", "l'", "US$", "#".
-4. After Chinese, Japanese, Thai, Lao, Khmer, Burmese or Tibetan text there is none. Korean sets
+1. No blank is added after an existing blank, or before an answer that brings its own.
+2. No blank follows an opening bracket or quotation mark. For a straight quote, and for a mark that
+   opens in some languages and closes in others, what stands before it decides.
+3. No blank follows a sign that ties what follows to itself: "anti-", "and/", "l'", "US$", "#".
+4. No blank follows Chinese, Japanese, Thai, Lao, Khmer, Burmese or Tibetan text. Korean uses
    blanks.
 5. Everywhere else a blank is put.
 
@@ -42,7 +42,7 @@ HANGUL = ((0x1100, 0x11FF), (0x3130, 0x318F), (0xA960, 0xA97F), (0xAC00, 0xD7FF)
 CLOSING = MappingProxyType(
     {")": "(", "]": "[", "}": "{", "”": "“", "’": "‘", "»": "«", "›": "‹", '"': '"', "'": "'"}
 )
-#: a mark that may open -> the one that has opened where it closes: German „…“ and »…«
+#: a mark that may open -> where it closes instead, the mark that opened: German „…“ and »…«
 REVERSED = MappingProxyType({"“": "„", "‘": "‚", "«": "»", "‹": "›", "»": "«", "›": "‹", "”": "“"})
 
 
@@ -101,7 +101,8 @@ def ties(text: str) -> bool:
     """Whether the last character ties what follows to itself.
 
     A hyphen, dash, slash, backslash, underscore or @ does so after a word, not after a blank
-    ("Paris -" is a dash). A currency sign does where no number is before it, a # where no word is.
+    ("Paris -" is a dash). A currency sign does so where no number stands before it, a # where no
+    word does.
     """
     last = text[-1]
     before = text.rstrip(last)
@@ -135,8 +136,8 @@ def _elides(before: str, mark: str) -> bool:
 
 
 def ends_unspaced(text: str) -> bool:
-    """Whether the text ends in a script without blanks. Numbers, punctuation and what stands in
-    brackets or quotes are looked through: "北京(Beijing)" ends so, "Beijing (北京)" does not."""
+    """Whether the text ends in a script without blanks. Numbers, punctuation and text in brackets
+    or quotes are skipped: "北京(Beijing)" ends in one, "Beijing (北京)" does not."""
     at = len(text) - 1
     while at >= 0:
         char = text[at]

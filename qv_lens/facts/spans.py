@@ -4,8 +4,8 @@
 2. The answer's tokens are what the tokenizer adds when the answer follows the prompt, with a blank
    between them where one belongs (`scripts.blank_between`). If that changes a token of the prompt,
    there is no position that predicts the answer, and it is an error; but in a script without
-   blanks, where no prompt ends at a word's border for certain, the answer has then the tokens that
-   it has alone.
+   blanks, where a prompt's end need not be a word's border, the answer then has the tokens that it
+   has alone.
 3. The subject's tokens are those that cover its characters (offset mapping), so a merge across its
 border counts."""
 
@@ -27,8 +27,8 @@ from qv_lens.facts.words import rtrimmed, trimmed
 
 FactToken = Literal["subject_last", "subject_first", "last", "first_after_last"]
 FACT_TOKENS: tuple[FactToken, ...] = ("subject_last", "subject_first", "last", "first_after_last")
-#: one token of each prompt by name or index, or several: 'all' of the prompt's, 'answer' (those
-#: that predict the answer)
+#: one token of each prompt by name or index, or several tokens: 'all' of the prompt, or 'answer'
+#: (those that predict the answer)
 Positions: TypeAlias = FactToken | Literal["all", "answer"] | int
 
 
@@ -98,7 +98,7 @@ class Prompt:
         )
 
     def row(self, where: Positions) -> tuple[int, ...]:
-        """The tokens to run: the prompt's, and for 'answer' the answer's after it but for the last
+        """The tokens to run: the prompt's tokens and, for 'answer', all answer tokens but the last
         (teacher forcing)."""
         return (*self.ids, *self.answer[:-1]) if where == "answer" else self.ids
 
@@ -121,9 +121,9 @@ def encode(tokenizer: Any, text: str, bos: bool = False) -> tuple[list[int], lis
 def continuation(
     tokenizer: Any, text: str, answer: str, bos: bool = False, space: bool | None = None
 ) -> tuple[int, ...]:
-    """The tokens of `answer` as it follows `text`, without the blanks at its end.
+    """The tokens of `answer` after `text`, the blanks at the answer's end left out.
 
-    `space`: whether a blank is put between them (None: by the rule). It is never a second one.
+    `space`: whether a blank is put between them (None: by the rule). A second blank is never added.
 
     Raises `FactError` for an answer that is not text or blank, has no tokens, or changes the
     prompt's tokens."""
@@ -175,6 +175,6 @@ def tokenize(tokenizer: Any, fact: Fact | str, bos: bool = False) -> Prompt:
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "batch seq"]:
-    """Right-padded ids. What comes after a row's end is never seen by what is in it."""
+    """Right-padded ids. No token of a row ever sees what comes after the row's end."""
     length = max(len(row) for row in rows)
     return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])

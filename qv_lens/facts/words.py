@@ -91,8 +91,8 @@ def word_places(text: str, name: str, *, case: bool = False) -> list[Place]:
 
 
 def best_place(text: str, name: str) -> Place | None:
-    """The first place where `name` is a whole word: in its own case, and not part of a compound,
-    where there is such a one."""
+    """The first place where `name` is a whole word, preferably in its own case and not part of a
+    compound."""
     own_case = set(places(text, name, case=True))
     whole = word_places(text, name)
     whole.sort(key=lambda place: (place not in own_case, _in_compound(text, *place), place))

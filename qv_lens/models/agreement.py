@@ -3,9 +3,9 @@ wrapped.
 
 1. `unread`: settings of a checkpoint's config that TransformerLens's config reader passes over.
    Some of them show only on prompts longer than a probe can be (a rotary scaling for 32,768
-   tokens), so they are told from the config.
+   tokens), so they are read from the config.
 2. `probe`: logits of one row of tokens spread over the vocabulary, as long as the model's size
-   allows; None for a model too big for two passes, which then rests on 1 alone.
+   allows; None for a model too big for two passes, for which 1 alone decides.
 3. `distance`: how far two such logits lie apart, relative to their spread; `TOLERANCE` by dtype.
 """
 
@@ -30,8 +30,8 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1, torc
 
 def unread(config: Any, context: int, switches: Sequence[str]) -> list[str]:
     """What HookedTransformer would leave out of this model within `context` tokens, in words; empty
-    where nothing.
-    `switches`: what it never reads of this architecture's config."""
+    where it leaves out nothing.
+    `switches`: the settings of this architecture's config that it never reads."""
     reasons = [f"{kind} scaling of its rotary positions" for kind in _rotary_kinds(config)]
     window = getattr(config, "sliding_window", None)
     sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())

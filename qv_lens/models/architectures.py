@@ -1,5 +1,5 @@
-"""Which models are known, and in what they differ: one frozen record per architecture, read by
-everything that must know.
+"""Which models are known, and how they differ: one frozen record per architecture, read by all code
+that needs it.
 
 1. Where a layer lies in the Hugging Face model, and which module below it stores which weight.
 2. Which norms stand before and after attention and FFN, what is added to a stored gain, and what

@@ -51,8 +51,8 @@ def _set(name: str) -> Callable[[Any], bool]:
     return lambda cfg: bool(getattr(cfg, name, None))
 
 
-#: what a user's own hooked model may be that no number here would be right for: a test of its
-#: config, and why
+#: kinds of a user's own hooked model for which no number here would be right: a test of the model's
+#: config, and the reason
 UNREADABLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (
         _set("attn_only"),
@@ -252,7 +252,8 @@ class Backend:
 
     @property
     def ace_layers(self) -> tuple[int, int, int]:
-        """How many value and query layers ACE's release edits, of how many layers."""
+        """How many value and query layers ACE's release edits, and how many layers its model
+        has."""
         return (5, 3, 36) if self.record is None else self.record.ace_layers
 
     @property
@@ -278,7 +279,7 @@ class Backend:
         return weight if after is None else weight * after.gain.to(weight.dtype)
 
     def value_bias(self, layer: int) -> Float[Tensor, " d_model"]:
-        """What b_out adds to the stream, up to the division as above."""
+        """What b_out adds to the stream, up to the division by sigma (see `value_vectors`)."""
         after = self.norm_after(layer, "ffn")
         return self.b_out(layer) if after is None else self.b_out(layer) * after.gain.to(self.dtype)
 
@@ -304,8 +305,8 @@ class Backend:
         return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias
 
     def norm(self, layer: int | None, sublayer: Sublayer = "ffn") -> Norm:
-        """The norm in front of a sublayer, or the final one (`layer=None`); one that changes
-        nothing where there is none."""
+        """The norm in front of a sublayer, or the final one (`layer=None`); where there is none, a
+        norm that changes nothing."""
         if layer is None:
             return self._norm(self.model.ln_final)
         block = self.model.blocks[layer]
@@ -363,9 +364,9 @@ class Backend:
 
     @contextmanager
     def hooks(self, hooks: Sequence[Hook], shape: Sequence[int] = ()) -> Iterator[None]:
-        """Install (name, function) pairs and take away exactly these again; the user's own hooks
-        stay. `shape`: [batch, seq] of the pass, for modules that run on one long row of tokens
-        (OPT's FFN).
+        """Install (name, function) pairs and later remove exactly these; the user's own hooks stay.
+        `shape`: [batch, seq] of the pass, for modules that run on one long row of tokens (OPT's
+        FFN).
 
         Plain PyTorch handles on the hook points: `model.hooks(...)` of 3.9 ends with reset_hooks,
         which also removes what a caller added at the same level."""
@@ -393,7 +394,7 @@ class Backend:
         `past`, where it is given). Causal attention never looks at what follows, so no mask is
         needed.
 
-        A TransformerBridge can do none of this and runs in full, with the same result.
+        A TransformerBridge cannot run in part: it runs in full, with the same result.
         """
         # a tokenizer that pads on the left would make it guess a mask from the ids
         if self.name == "hooked":
@@ -449,8 +450,8 @@ class Backend:
 
 @dataclass(frozen=True)
 class Past:
-    """What the first tokens of some rows leave to later ones: keys and values by layer, aligned at
-    their ends."""
+    """What the first tokens of some rows leave for later tokens: keys and values by layer, aligned
+    at their ends."""
 
     mask: Bool[Tensor, "row past"]
     """Which positions are there."""
@@ -458,7 +459,7 @@ class Past:
     """Keys and values, by layer."""
 
     def rows(self, index: Tensor) -> Past:
-        """Those of some of the rows."""
+        """The keys and values of some of the rows."""
         chosen = {
             i: Entry(e.past_keys[index], e.past_values[index], frozen=True)
             for i, e in self.layers.items()

@@ -74,8 +74,8 @@ def capture(
 
 
 def joined(parts: Sequence[Captured]) -> Captured:
-    """Several passes' rows as one's: along the axis of rows, the keys of attention padded to the
-    longest prompt."""
+    """The rows of several passes as those of one, joined along the axis of rows; the keys of
+    attention are padded to the longest prompt."""
     columns = list(zip(*parts, strict=True))
     plain = [torch.cat(column, dim=1) for column in columns[:5]]
     return (*plain, torch.cat(columns[5]), *(_cat_padded(column) for column in columns[6:]))

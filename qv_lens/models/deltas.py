@@ -23,7 +23,7 @@ from qv_lens.models.lens import Lens
 #: D, or a function from what the weight reads to what is to be added (for factors or some of the
 #: rows)
 Added = Tensor | Callable[[Tensor], Tensor]
-#: as the pass meets them: what a weight adds must be there before another one reads the same point
+#: in the order of the pass: what one weight adds must be there before another reads the same point
 ORDER = {
     name: i
     for i, name in enumerate(

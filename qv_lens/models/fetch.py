@@ -70,7 +70,7 @@ def folder_of(name: str) -> Path:
 
 
 def fetched(name: str) -> bool:
-    """Whether it is there, whole."""
+    """Whether the model has been fetched, whole."""
     return (folder_of(name) / "config.json").exists()
 
 

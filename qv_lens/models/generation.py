@@ -1,9 +1,9 @@
 """Continuations of token rows, two ways that agree: with Hugging Face's cache, or plainly on any
 logits.
 
-1. Greedy, or sampled from the `top_k` likeliest tokens with a generator of their own. What else a
-   checkpoint's generation_config asks for (penalties, beams, time limits) is set aside: it would
-   change what "greedy" means.
+1. Greedy, or sampled from the `top_k` likeliest tokens with a random generator for each row. All
+   else that a checkpoint's generation_config asks for (penalties, beams, time limits) is set aside:
+   it would change what "greedy" means.
 2. A row ends at any of the model's end-of-text tokens (`ends_of_text`: Qwen3 has two).
 3. A row also ends where it fills the context (`continued`): one rule on both ways.
 """
@@ -52,8 +52,8 @@ def ends_of_text(tokenizer: Any, hf: Any = None) -> frozenset[int]:
 def continued(
     step: Step, rows: Sequence[Sequence[int]], tokens: int, context: int, batch_size: int
 ) -> list[list[int]]:
-    """New tokens of each row, by `step` in batches. A row ends where it fills the `context`; that
-    is warned of."""
+    """New tokens of each row, by `step` in batches. A row ends where it fills the `context`; a
+    warning says so."""
     room = [min(tokens, context - len(row)) for row in rows]
     out: dict[int, list[int]] = {i: [] for i in range(len(rows))}
     for steps in sorted({count for count in room if count > 0}):
@@ -105,8 +105,8 @@ def cached(
 
 @contextmanager
 def own_settings_aside(hf: Any) -> Iterator[Any]:
-    """The model without its own generation_config, which the block is given: `generate` would fill
-    in from it whatever a call does not say."""
+    """The model without its own generation_config, which the block receives: `generate` would take
+    from it whatever a call does not set."""
     from transformers import GenerationConfig
 
     own = hf.generation_config

@@ -28,7 +28,7 @@ def digest(said: object, parts: Iterable[bytes]) -> str:
 
 
 def content(intervention: object) -> tuple[object, ...]:
-    """All that an intervention says: of a set of neurons, which they are."""
+    """All that an intervention says; for a set of neurons, which neurons they are."""
     said = []
     for name in (
         [f.name for f in fields(intervention)]
@@ -42,7 +42,7 @@ def content(intervention: object) -> tuple[object, ...]:
 
 
 def weighted_sum(w_out: Float[Tensor, "d_mlp d_model"]) -> Tensor:
-    """Of a matrix's rows, each by a weight of its own: nearly any write changes it, at the price of
-    one pass over it."""
+    """The sum of a matrix's rows, each times a weight of its own: nearly any write to the matrix
+    changes this sum, at the price of one pass over the matrix."""
     rows = torch.linspace(1, 2, len(w_out), dtype=torch.float64, device=w_out.device)
     return rows @ w_out.sum(1, dtype=torch.float64)

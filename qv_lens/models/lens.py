@@ -163,9 +163,9 @@ class Lens:
         return self.backend_adapter.dtype
 
     def state(self) -> str:
-        """Hash of all weights as they are now and of the interventions in force: what results on
-        disk are kept by. With user-installed hooks it is unique on every call, because hooks cannot
-        be compared."""
+        """Hash of all weights as they are now and of the interventions in force: the key under
+        which results are kept on disk. With user-installed hooks it is unique on every call,
+        because hooks cannot be compared."""
         said = self.name, self.prepend_bos, [content(one) for one in self._in_force]
         unlike = [os.urandom(8)] if self._own_hooks() else []
         weights = (
@@ -227,8 +227,8 @@ class Lens:
         return tuple(name for name, reader in self._readers().items() if reader(0) is not None)
 
     def _readers(self) -> dict[str, Callable[[int], Tensor | None]]:
-        """Every weight that can be written: of a wrapped checkpoint, those that the hooked model
-        shares with it."""
+        """A reader for every weight that can be written: for a wrapped checkpoint, the weights that
+        the hooked model shares with it."""
         backend = self.backend_adapter
         attention = {f"W_{which}": partial(backend.w_qkv, which=which) for which in ("Q", "K", "V")}
         every = {"W_out": backend.w_out, "W_in": backend.w_in, "W_O": backend.w_o, **attention}
@@ -282,8 +282,8 @@ class Lens:
 
         Keeps the autograd graph if gradients are enabled and something requires them. `start`:
         (layer, the stream in front of it), to leave out the layers below, whose hooks then do not
-        run. `last`: where each row's prompt ends, for interventions at its last token (default:
-        with the row; an answer may follow)."""
+        run. `last`: where each row's prompt ends, for interventions at its last token (default: at
+        the row's end; an answer may follow the prompt)."""
         return self._forward(rows, hooks, start, None, last=last)
 
     def stream(
@@ -299,8 +299,8 @@ class Lens:
         """The stream in front of a layer (`n_layers`: after the last one); what lies after it is
         not run.
 
-        `past` (see there) leaves out first tokens as well: rows, hooks, `start` and result are then
-        those after it. `last` as for `logits`."""
+        `past` (see that method) leaves out the first tokens as well: rows, hooks, `start` and
+        result are then those of the tokens after it. `last` as for `logits`."""
         return self._forward(rows, hooks, start, layer, past, last)
 
     def past(self, start: Start, first: Int[Tensor, " row"]) -> Past | None:
@@ -447,15 +447,15 @@ class Lens:
         return texts[0] if isinstance(text, (str, Fact)) else texts
 
     def _own_hooks(self) -> bool:
-        """Whether there are user-installed hooks: between two passes no others are left. (A
-        bridge's and Hugging Face's modules carry some of their own, so there only the hook points
-        tell.)"""
+        """Whether there are user-installed hooks: between two passes there are no others. (The
+        modules of a bridge and of Hugging Face carry hooks of their own, so there only the hook
+        points count.)"""
         places = self.model.modules() if self.backend == "hooked" else self.model.hook_dict.values()
         return any(module._forward_hooks or module._forward_pre_hooks for module in places)
 
     def _shares(self) -> bool:
-        """Whether the Hugging Face model still holds the weights: a parameter put in the place of
-        another is not in it."""
+        """Whether the Hugging Face model still holds the weights: it does not hold a parameter that
+        was put in the place of another."""
         held = {p.untyped_storage().data_ptr() for p in self._hf_state.values()}
         return all(weight.untyped_storage().data_ptr() in held for weight in self._weights())
 

@@ -3,8 +3,7 @@ time.
 
 1. Passes of several threads wait for each other (`one_pass`).
 2. While a block of one thread has interventions, patches or an edit in force (`held`), passes of
-   other threads are refused: they would run under what that thread has put in force, without a
-   word.
+   other threads are refused: they would silently run under what that thread has put in force.
 """
 
 from __future__ import annotations

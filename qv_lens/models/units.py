@@ -10,14 +10,14 @@ from qv_lens.neurons import NeuronSet
 
 
 def random_neurons(lens: Lens, count: int, rng: random.Random) -> NeuronSet:
-    """So many of a model's FFN neurons at random, without scores, in the order in which `rng` draws
+    """`count` of a model's FFN neurons at random, without scores, in the order in which `rng` draws
     them."""
     places = rng.sample(range(lens.n_layers * lens.d_mlp), count)
     return NeuronSet.of([divmod(place, lens.d_mlp) for place in places])
 
 
 def warn_of_others(lens: Lens, neurons: NeuronSet) -> None:
-    """Warn where a set was found on other weights than this lens wraps."""
+    """Warn if a set was found on weights other than those that this lens wraps."""
     found_on = neurons.settings.get("fingerprint", lens.fingerprint)
     if found_on not in (lens.fingerprint, "patched"):  # found under a patch: which one is not known
         warnings.warn(

@@ -100,7 +100,8 @@ def _hooked_context(hf: Any) -> int:
 
 @torch.no_grad()
 def _other_model(hf: Any, model: Any, theirs: Tensor | None) -> str:
-    """In which way the wrapped model computes other logits than `hf`; empty where it does not."""
+    """How the wrapped model's computation differs from that of `hf`, in words; empty where it does
+    not."""
     context = _hooked_context(hf)
     if type(model).__name__ == "HookedTransformer" and (
         reasons := agreement.unread(hf.config, context, ARCHITECTURES[type(hf).__name__].unread)

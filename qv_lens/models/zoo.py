@@ -164,8 +164,8 @@ def n_layers(name: str) -> int:
 
 
 def weight_gigabytes(name: str) -> float:
-    """Size of a model's weights in GB: of a known name from its parameter count, of a folder what
-    its files take."""
+    """Size of a model's weights in GB: for a known name from its parameter count, for a folder from
+    the size of its files."""
     for entry in MODELS:
         if entry.name == name:
             return entry.gigabytes()

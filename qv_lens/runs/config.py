@@ -8,9 +8,9 @@
     layer = "layers"               # every layer of the model
     seed = [0, 1, 2]
 
-1. The experiment has settings and a grid of its own. What a TOML file says, and then what the
-   command line says (`--set key=value`, a list is varied; `--model`), takes the place of the same
-   key there, and leaves the rest.
+1. The experiment has settings and a grid of its own. A key in the TOML file replaces the
+   experiment's, and a key on the command line (`--set key=value`, a list is varied; `--model`)
+   replaces both. All other keys stay.
 2. A key is a field of the experiment's `Task`. A field that is a table (an editor's
    hyperparameters) is reached with a dot: "editor.lam" = [5, 10].
 3. A task is one combination. Its id is a hash of the experiment's name and its fields: the same
@@ -201,7 +201,7 @@ def tasks_of(config: RunConfig, n_layers: Callable[[str], int] | None = None) ->
 
 
 def _combinations(config: RunConfig, n_layers: Callable[[str], int] | None) -> list[dict[str, Any]]:
-    """Every combination of the grid, then those of what single models have besides."""
+    """Every combination of the grid, then the combinations of the extra values of single models."""
     combinations = _product(config.settings, config.grid, n_layers)
     models = config.grid.get("model", (config.settings.get("model"),))
     for model, values in config.more.items():
@@ -276,7 +276,7 @@ def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
     return task(**given)
 
 
-#: what TOML can say, and an annotation names
+#: the types that TOML can hold, as an annotation names them
 KINDS: Mapping[Any, tuple[type, ...]] = MappingProxyType({
     int: (int,), float: (int, float), str: (str,), bool: (bool,), dict: (dict,), type(None): (type(None),)
 })  # fmt: skip

@@ -21,10 +21,10 @@
 2. A field of `Task` that is itself a frozen dataclass falls into its fields: `count` names the one
    of `task.cases.count`.
 3. `rows` gets the task's model, loaded (None where a task has no field `model`). Where it takes a
-   third argument, that is `once`: `once(compute, *arguments)` gives what `compute(*arguments)`
-   gives, and remembers it for the other cells of the model.
-4. A file in a package (folders with `__init__.py`) is imported by its name from there, so that
-files can share code."""
+   third argument, that argument is `once`: `once(compute, *arguments)` returns
+   `compute(*arguments)`, and remembers the result for the other cells of the model.
+4. A file in a package (folders with `__init__.py`) is imported by its name in that package, so that
+   files can share code."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ def parts_of(task: type) -> dict[str, type]:
 
 
 def hints_of(task: type) -> dict[str, Any]:
-    """The annotations of a task's fields; none where one names what is imported for type checkers
-    alone."""
+    """The annotations of a task's fields; empty if one of them names something that is imported
+    only for type checkers."""
     try:
         return get_type_hints(task)
     except NameError:

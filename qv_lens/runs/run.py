@@ -52,8 +52,8 @@ class Shelf:
     """What was computed on it."""
 
     def lens(self, name: str) -> Lens:
-        """The model, loaded once; another one takes its place (and that of everything computed on
-        it)."""
+        """The model, loaded once; loading another model discards it, with everything computed on
+        it."""
         if name not in self.loaded:
             from qv_lens.models.zoo import load
 
@@ -65,7 +65,8 @@ class Shelf:
     def once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
         """What `compute(*arguments)` gives, kept until another model is loaded: the function and
         its arguments are the key. Raises `ConfigError` for arguments that cannot be a key, or while
-        the model is patched or intervened on: what is remembered would be of the changed model."""
+        the model is patched or intervened on, because the remembered result would be that of the
+        changed model."""
         key = (compute, arguments)
         try:
             known = key in self.known
@@ -276,8 +277,8 @@ class Worker:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would cost. `seconds` of one worker; `source` says from what; `gigabytes` of
-    weights per worker."""
+    """The cost of a run: the `seconds` of one worker, the `source` of that estimate, and the
+    `gigabytes` of weights per worker."""
 
     tasks: list[Task]
     """All tasks of the run."""

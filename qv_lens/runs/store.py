@@ -296,9 +296,9 @@ def knows_nothing(rows: pd.DataFrame) -> bool:
 
 
 def knowledge(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of a run's rows (`load_run`), per model: `tasks`, the prompts `asked` in all of them, how
-    many of these are `known`, and in how many tasks `none` is. Empty where the experiment does not
-    count them."""
+    """Counts over a run's rows (`load_run`), per model: `tasks`, the prompts `asked` in all of
+    them, how many of these are `known`, and `none`, the number of tasks in which no prompt is
+    known. Empty where the experiment does not count them."""
     import pandas as pd
 
     columns = ["model", "tasks", "asked", "known", "none"]

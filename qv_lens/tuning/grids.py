@@ -1,16 +1,16 @@
 """What `tune` tries: a grid of settings for every editor, scaled to the model.
 
 1. Depth. Editors that write at the subject's last token are tried at several depths: at fixed
-   shares of the model, and at the layer up to which half of what the subject's token contributes
-   lies (`subject_depth`). A spread editor writes the layers up to there, as many as MEMIT does on
-   GPT-J (6 of 28), scaled.
+   shares of the model, and at the layer up to which half of the subject token's contribution lies
+   (`subject_depth`). An editor that spreads over layers writes the layers up to that depth, as many
+   as MEMIT does on GPT-J (6 of 28), scaled.
 2. Search of z*. MEMIT's settings for GPT-J (short steps, much decay) and EasyEdit's for Llama and
    Qwen (long steps, little). Neither lam, threshold, trimming nor query layers change z*, so trying
    several of them costs little.
 3. lam in units of d_mlp: for a typical key k, k C0^-1 k is about d_mlp, so that lam = d_mlp halves
    the update of one fact. GPT-J's 15,000 is 0.9 d_mlp.
 4. Gradients: layers at the same depths, learning rates by factors of three around the published
-ones."""
+   ones."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from qv_lens.models.lens import Lens
 
 #: shares of the depth at which an editor's highest layer is tried
 DEPTHS = (0.15, 0.25, 0.4, 0.55)
-#: those of ACE's value layers, which lie higher
+#: shares of the depth for ACE's value layers, which lie higher
 VALUE_DEPTHS = (0.4, 0.55, 0.7)
-#: those of layers that are written at the prompt's last token
+#: shares of the depth for layers that are written at the prompt's last token
 LATE_DEPTHS = (0.7, 0.85)
 #: layers that MEMIT spreads over, as a share of GPT-J's 28
 SPREAD = 6 / 28

@@ -9,9 +9,9 @@
 4. Score: the harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms
    (every token of the answer is the argmax; the answer is likelier than the other one).
 
-What was measured is kept in the folder, a line per setting and edit, and what is there is not
-measured again: killed at any moment, the same call goes on. Searches of z* are kept there too;
-editors share them. Source: successive halving (Jamieson & Talwalkar 2016)."""
+Results are kept in the folder, a line per setting and edit, and are not measured again: after a
+kill at any moment, the same call resumes. Searches of z* are kept there too; editors share them.
+Source: successive halving (Jamieson & Talwalkar 2016)."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def known_cases(
     """Edits of atlas facts that the model knows, of as many relations as there are, with the
     phrasings and neighbours it knows.
 
-    Facts of one relation take turns with those of the others; a fact of which it knows no other
-    phrasing or no neighbour is left out. Raises `ConfigError` where the model knows too few."""
+    The relations take turns, one fact each; a fact is left out if the model knows no other phrasing
+    or no neighbour of it. Raises `ConfigError` where the model knows too few."""
     drawn = list(atlas() if facts is None else facts)
     random.Random(f"tune:{seed}").shuffle(drawn)
     known = [fact for fact, right in zip(drawn, knows(lens, drawn), strict=True) if right]
@@ -255,7 +255,7 @@ class _Log:
 
 
 def _name(case: EditCase) -> str:
-    """What an edit is known by: its words, and a hash of all that is asked about it."""
+    """The key that identifies an edit: its words, and a hash of every question asked about it."""
     asked = hashlib.blake2b(
         repr((case.request, questions(case))).encode(), digest_size=8
     ).hexdigest()

@@ -153,8 +153,8 @@ def new_object(world: World, relation: Relation, avoid: Iterable[str], rng: rand
 
 
 def cot_blocks(world: World, avoid: Iterable[str], rng: random.Random, count: int = 4) -> list[str]:
-    """`count` worked two- and three-hop examples that name as few of the entities in `avoid` as can
-    be: none, where there are such."""
+    """`count` worked two- and three-hop examples that name as few of the entities in `avoid` as
+    possible: none, where such examples exist."""
     blocked, blocks, pools = set(avoid), [], []
     for hops in (2, 3):
         shared = [(len(blocked & set(c.entities)), c) for c in world.chains(hops) if world.seen(c)]

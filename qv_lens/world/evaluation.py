@@ -48,7 +48,7 @@ def examples_of(
 
 
 def _entities(cases: Sequence[Case]) -> set[str]:
-    """Every entity that a case's edits and hops name, which worked examples should not."""
+    """Every entity that the cases' edits and hops name: worked examples should not name them."""
     names: set[str] = set()
     for case in cases:
         for request in case.requests:

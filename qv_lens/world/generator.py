@@ -4,8 +4,8 @@ model.
 1. `build(seed)` draws a `World`: entities of six kinds and the triples (subject, relation) ->
    object. Countries are real, with their real capital, continent, language and currency; all else
    is invented.
-2. `World.chains(hops)` walks the triples into multi-hop chains; `seen` says which chains, and
-   `unseen_phrasing` which wording of a fact, the training text never shows.
+2. `World.chains(hops)` walks the triples into multi-hop chains; `seen` says which chains the
+   training text may show, and `unseen_phrasing` which wording of a fact it never shows.
 3. `documents(world, rng)` writes the text: sentences, lists and profiles of one subject, latent
    two- and three-hop sentences, and chain-of-thought blocks, with the character spans of subjects
    and answers.

@@ -1,4 +1,4 @@
-"""What a study of one of the bundled world's facts asks besides it."""
+"""What a study of one fact of the bundled world asks besides that fact."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ def of_world(lens: Lens) -> bool:
 
 
 def check_world(lens: Lens) -> None:
-    """Refuse to ask about the bundled world a model that was not trained on it. Raises
-    `ConfigError`."""
+    """Refuse a model that was not trained on the bundled world, before it is asked about that
+    world. Raises `ConfigError`."""
     if not of_world(lens):
         raise ConfigError(
             f"{lens.name} was not trained on the bundled world, which is what is used where nothing "
