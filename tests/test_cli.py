@@ -26,15 +26,15 @@ def test_import_loads_no_torch():
 
 def test_help_is_quick_and_names_the_verbs():
     start = time.monotonic()
-    result = run("-m", "qv_lens.cli", "--help")
+    result = run("-m", "qv_lens", "--help")
     assert time.monotonic() - start < 10  # only an import of torch would take so long
     for verb in ("demo", "study", "models"):
         assert verb in result.stdout
-    assert "torch" not in run("-X", "importtime", "-m", "qv_lens.cli", "--help").stderr
+    assert "torch" not in run("-X", "importtime", "-m", "qv_lens", "--help").stderr
 
 
 def test_models_are_listed():
-    assert "EleutherAI/gpt-j-6B" in run("-m", "qv_lens.cli", "models", "list").stdout
+    assert "EleutherAI/gpt-j-6B" in run("-m", "qv_lens", "models", "list").stdout
 
 
 def test_attribute_prints_neurons_and_keeps_them(tmp_path):
@@ -47,7 +47,7 @@ def test_attribute_prints_neurons_and_keeps_them(tmp_path):
         "--out",
         str(tmp_path),
     )
-    result = run("-m", "qv_lens.cli", "attribute", *words)
+    result = run("-m", "qv_lens", "attribute", *words)
     assert result.returncode == 0, result.stderr
     value, query = (NeuronSet.load(tmp_path / f"{kind}.parquet") for kind in ("value", "query"))
     printed = result.stdout.split("Value neurons")[1].split("Query neurons")
@@ -66,7 +66,7 @@ def test_attribute_prints_neurons_and_keeps_them(tmp_path):
 def test_our_errors_are_one_line():
     result = run(
         "-m",
-        "qv_lens.cli",
+        "qv_lens",
         "study",
         "no braces",
         "--subject",

@@ -209,7 +209,7 @@ def test_every_method_has_a_preset_that_fits_the_model(model):
 def test_stats_and_edit_on_the_command_line(tmp_path):
     def call(*words):
         done = subprocess.run(
-            [sys.executable, "-m", "qv_lens.cli", *words],
+            [sys.executable, "-m", "qv_lens", *words],
             capture_output=True,
             text=True,
             check=False,

@@ -384,7 +384,7 @@ def test_estimates_write_nothing(tmp_path):
     run(trivial(3, wait=0.01), tmp_path / "run")
     assert estimate(trivial(3, wait=0.01), tmp_path / "run").todo == 0
     done = subprocess.run(
-        [sys.executable, "-m", "qv_lens.cli", "run", str(write(tmp_path, f'experiment = "{TRIVIAL}"\n[grid]\nn = [1, 2]')), "--dry-run"],
+        [sys.executable, "-m", "qv_lens", "run", str(write(tmp_path, f'experiment = "{TRIVIAL}"\n[grid]\nn = [1, 2]')), "--dry-run"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "2 tasks, 2 to do" in done.stdout, done.stderr

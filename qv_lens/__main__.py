@@ -1,4 +1,4 @@
-"""`python -m qv_lens.cli`."""
+"""`python -m qv_lens`, the same as `qv-lens`."""
 
 from qv_lens.cli import main
 
