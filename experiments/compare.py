@@ -28,7 +28,7 @@ import plotly.graph_objects as go
 from experiments.prompts import at_least, check_files
 from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.editing.closed_form import ACE
-from qv_lens.editing.edit import Editor
+from qv_lens.editing.edit import Editor, reads_statistics
 from qv_lens.editing.kept import default_text, default_texts, kept_covariance
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics
@@ -202,7 +202,6 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     drawn = _drawn(lens, asked, once)
     examples = once(_examples, lens, asked, once)
     editor = chosen(lens, task, once) if task.protocol.edits else None
-    needs = getattr(editor, "reads_statistics", False)
     frame = evaluate(
         lens,
         drawn.cases,
@@ -211,7 +210,7 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
         task.protocol.name,
         asked.seed,
         statistics=once(_statistics, lens, task.choice.text, task.choice.documents)
-        if needs
+        if reads_statistics(editor)
         else None,
         batch_size=task.protocol.batch_size,
         every=task.protocol.curve or None,

@@ -95,7 +95,7 @@ def invariance(frame: pd.DataFrame) -> Verdict:
         name: mean_overlap(best_layers(frame, part, 3, layers_there(frame))) for name, part in parts
     }
     fixed = min(told.values()) > 0.8
-    # that they shift is no more than that: chance would move them as well
+    # where the layers shift, chance could have moved them as well: that decides nothing
     same = HOLDS if fixed else FAILS
     verdict = same if is_gptj(frame) else FAILS if fixed else OPEN
     return ", ".join(f"best {k} layers overlap {v:.2f}" for k, v in told.items()), verdict

@@ -54,17 +54,18 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     return bars(frame, ("model", "method"), "Multi-hop accuracy of single edits (ACE, Table 2)")
 
 
+def edits_of(frame: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
+    """How many edits each case of the table has."""
+    case = table.index.names
+    return frame.drop_duplicates(case).set_index(case)["edits"].reindex(table.index)
+
+
 def above_pmet(frame: pd.DataFrame) -> Verdict:
     table = per_case(frame, "multihop_cot", "method")
     if not {"ACE", "PMET"} <= set(table):
         return NOT_MEASURED
     table = table.dropna(subset=["ACE", "PMET"])
-    edits = (
-        frame.drop_duplicates(table.index.names)
-        .set_index(table.index.names)["edits"]
-        .reindex(table.index)
-    )
-    by = table.groupby(edits)[["ACE", "PMET"]].mean()
+    by = table.groupby(edits_of(frame, table))[["ACE", "PMET"]].mean()
     told = ", ".join(f"{k}: {share(v['ACE'])} / {share(v['PMET'])}" for k, v in by.iterrows())
     gap = difference(table["ACE"], table["PMET"])
     return f"ACE − PMET {points(gap)}; ACE / PMET by edits {told}", decided(gap)
@@ -88,11 +89,7 @@ def by_edits(frame: pd.DataFrame) -> Verdict:
     table = per_case(frame, "multihop_cot", "method")
     if not {"ACE", "ROME", "MEMIT"} <= set(table):
         return NOT_MEASURED
-    edits = (
-        frame.drop_duplicates(table.index.names)
-        .set_index(table.index.names)["edits"]
-        .reindex(table.index)
-    )
+    edits = edits_of(frame, table)
     lines, falls = [], {}
     for method in ("ROME", "MEMIT", "ACE"):
         few, many = table.loc[edits == 1, method].dropna(), table.loc[edits >= 3, method].dropna()

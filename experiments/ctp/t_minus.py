@@ -12,18 +12,13 @@ import plotly.graph_objects as go
 
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
+from experiments.ctp import ONE_BATCH
 from experiments.decide import Claim, curve
 from experiments.models import TOYS
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
-SETTINGS = {
-    "method": "CTP",
-    "protocol": "batch",
-    "count": 100,
-    "batch_size": 100,
-    "metrics": ["edit_success", "generality", "ctp_locality", "ctp_score"],
-}
+SETTINGS = {"method": "CTP", **ONE_BATCH}
 GRID = {
     "model": TOYS,
     "editor.bottom": [0, 1, 5, 15],

@@ -13,22 +13,18 @@ import plotly.graph_objects as go
 
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
+from experiments.ctp import ONE_BATCH
 from experiments.decide import Claim, ahead
 from experiments.models import TOYS
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
-SETTINGS = {
-    "protocol": "batch",
-    "count": 100,
-    "batch_size": 100,
-    "metrics": ["edit_success", "generality", "ctp_locality", "ctp_score"],
-}
+RIVALS = ("FTL", "ROME", "MEMIT", "PRUNE", "RECT", "AlphaEdit")
+SETTINGS = ONE_BATCH
 GRID = {
     "model": TOYS,
-    "method": ["FTL", "ROME", "MEMIT", "PRUNE", "RECT", "AlphaEdit", "CTP"],
+    "method": [*RIVALS, "CTP"],
 }
-RIVALS = ("FTL", "ROME", "MEMIT", "PRUNE", "RECT", "AlphaEdit")
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:

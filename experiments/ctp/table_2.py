@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
+from experiments.ctp import METRICS
 from experiments.decide import (
     NOT_MEASURED,
     Claim,
@@ -27,17 +28,17 @@ from experiments.models import TOYS
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
+RIVALS = ("FTL", "ROME", "KN", "MEMIT", "PMET", "AlphaEdit", "LoRA", "EMMET", "RROME")
 SETTINGS = {
     "protocol": "consecutive",
     "count": 100,
-    "metrics": ["edit_success", "generality", "ctp_locality", "ctp_score"],
+    "metrics": METRICS,
 }
 GRID = {
     "model": TOYS,
-    "method": ["FTL", "ROME", "KN", "MEMIT", "PMET", "AlphaEdit", "LoRA", "EMMET", "RROME", "CTP"],
+    "method": [*RIVALS, "CTP"],
 }
 RESULTS = "consecutive"
-RIVALS = ("FTL", "ROME", "KN", "MEMIT", "PMET", "AlphaEdit", "LoRA", "EMMET", "RROME")
 #: editors that consecutive edits ruin
 RUINED = ("MEMIT", "PMET", "AlphaEdit")
 

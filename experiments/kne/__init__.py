@@ -1,1 +1,4 @@
 """KNE's tables and figures."""
+
+#: what all of them measure
+METRICS = ["edit_success", "portability", "locality", "fluency"]

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.decide import Claim, best, groups
+from experiments.kne import METRICS
 from experiments.models import TOYS
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "MORE", "SETTINGS", "VERSION", "Task", "figure", "rows"]
@@ -20,7 +21,7 @@ __all__ = ["CLAIMS", "GRID", "MEASURES", "MORE", "SETTINGS", "VERSION", "Task", 
 SETTINGS = {
     "method": "KNE",
     "count": 34,
-    "metrics": ["edit_success", "portability", "locality", "fluency"],
+    "metrics": METRICS,
 }
 GRID = {
     "model": TOYS,

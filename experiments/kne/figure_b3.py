@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.decide import NOT_MEASURED, Claim, Decide, Verdict, compared
+from experiments.kne import METRICS
 from experiments.models import TOYS
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
@@ -28,7 +29,7 @@ SETTINGS = {
     "protocol": "batch",
     "count": 100,
     "batch_size": 100,
-    "metrics": ["edit_success", "portability", "locality", "fluency"],
+    "metrics": METRICS,
 }
 GRID = {
     "model": TOYS,

@@ -23,8 +23,6 @@ from qv_lens.cli.options import (
     at_least,
     check_writable,
     not_empty,
-    preset_of,
-    spelled,
 )
 from qv_lens.cli.printing import print_knowledge
 from qv_lens.errors import ConfigError, unknown
@@ -126,9 +124,10 @@ def edit(
     from qv_lens.editing.edit import check_requests, check_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.layer_by_layer import ClosedForm
+    from qv_lens.editing.presets import preset_of
     from qv_lens.editing.statistics import Statistics
 
-    chosen = preset_of(method, preset or model)
+    chosen = preset_of(preset or model, method)
     editor = chosen.editor
     fact = qv.Fact(prompt, subject, answer)
     request = fact.to(new)
@@ -199,7 +198,9 @@ def evaluate(
         A CSV file for the rows, case by case.
     """
     from qv_lens import load
+    from qv_lens.editing.edit import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.presets import preset_of
     from qv_lens.evaluation.answers import Generation
     from qv_lens.evaluation.cases import edited_facts
     from qv_lens.evaluation.known_cases import knowledge
@@ -216,7 +217,7 @@ def evaluate(
     editor = (
         None
         if method is None or method.lower() == "none"
-        else preset_of(method, preset or model).editor
+        else preset_of(preset or model, method).editor
     )
     if out is not None:
         check_writable(out)
@@ -228,9 +229,7 @@ def evaluate(
             f"Before any edit {model} knows {known['prompts_known']} of the "
             f"{known['prompts_asked']} facts."
         )
-    statistics = (
-        corpus_statistics(lens, text) if getattr(editor, "reads_statistics", False) else None
-    )
+    statistics = corpus_statistics(lens, text) if reads_statistics(editor) else None
     generation = Generation(blocks=examples_of(lens, drawn.cases, seed, str(blocks or "")))
     wanted = metrics or usual_metrics(drawn.cases)
     frame = measure(
@@ -296,6 +295,7 @@ def tune(
     from qv_lens.cache import cache_folder
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.preset_files import entries_of, entry_of, file_name, write_presets
+    from qv_lens.editing.presets import spelled
     from qv_lens.tuning.grids import GRIDS, shape_of
     from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose

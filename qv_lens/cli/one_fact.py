@@ -22,7 +22,7 @@ from qv_lens.cli.options import (
     check_writable,
 )
 from qv_lens.cli.printing import print_knowledge, print_neurons, print_study
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError
 
 if TYPE_CHECKING:
     from qv_lens.facts.records import Fact
@@ -125,7 +125,7 @@ def study(
     from qv_lens.case_study import study as run
     from qv_lens.editing.closed_form import MEMIT
     from qv_lens.editing.edit import check_requests
-    from qv_lens.editing.presets import presets
+    from qv_lens.editing.presets import preset_of
     from qv_lens.material import file_material
     from qv_lens.reporting.page import report
 
@@ -139,11 +139,7 @@ def study(
         )
     ace, memit = None, None
     if preset is not None:
-        table = presets(preset)
-        for name in ("ACE", "MEMIT"):
-            if name not in table:
-                raise unknown(f"Preset of {preset} for", name, table)
-        ace, memit = table["ACE"].editor, table["MEMIT"].editor
+        ace, memit = (preset_of(preset, name).editor for name in ("ACE", "MEMIT"))
         assert isinstance(ace, ACE)
         assert isinstance(memit, MEMIT)
     material = file_material(fact, new, facts, text) if facts and text else None

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from qv_lens.editing.editors import HOMES
-from qv_lens.errors import ConfigError, unknown
-
-if TYPE_CHECKING:
-    from qv_lens.editing.presets import Preset
+from qv_lens.errors import ConfigError
 
 Cloze = Annotated[
     str, Parameter(help="A cloze with {} for the subject, ending right before the answer.")
@@ -62,23 +59,6 @@ def at_least(option: str, value: int | None, least: int) -> None:
 def not_empty(option: str, values: Sequence[object] | None) -> None:
     if values is not None and not values:
         raise ConfigError(f"{option} needs at least one value, or leave it out.")
-
-
-def preset_of(method: str, model: str) -> Preset:
-    """A method's preset for a model, whatever the capitals. Raises `ConfigError`."""
-    from qv_lens.editing.presets import presets
-
-    table = presets(model)
-    name = spelled(method, table)
-    if name not in table:
-        raise unknown(f"Preset of {model} for", name, table)
-    return table[name]
-
-
-def spelled(method: str, table: Mapping[str, object]) -> str:
-    """A method as the table spells it, whatever its capitals."""
-    spelled = {name.lower(): name for name in table}
-    return spelled.get(method.lower(), method)
 
 
 def check_writable(path: Path) -> None:

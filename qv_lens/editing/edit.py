@@ -354,6 +354,11 @@ def check_editor(editor: object) -> None:
         )
 
 
+def reads_statistics(editor: object) -> bool:
+    """Whether an editor reads C0: its `reads_statistics`, false where it has none."""
+    return getattr(editor, "reads_statistics", False)
+
+
 def check_statistics(lens: Lens, editor: Any, statistics: object) -> None:
     """Raise `EditError`, before anything is searched, for statistics that are not `Statistics`, or
     that are absent although the editor reads them."""
@@ -364,7 +369,7 @@ def check_statistics(lens: Lens, editor: Any, statistics: object) -> None:
         )
     if statistics is not None and statistics.fingerprint != lens.fingerprint:
         statistics.of(lens, 0)
-    if statistics is None and getattr(editor, "reads_statistics", False):
+    if statistics is None and reads_statistics(editor):
         raise EditError(f"{type(editor).__name__} {MISSING}")
 
 

@@ -7,6 +7,7 @@ package or in the user's cache; an editor in the cache takes precedence."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +62,20 @@ def has_presets(model: str) -> bool:
 def editor_of(lens: Lens, editor: Editor | str) -> Editor:
     """The editor itself or, for a name in any capitals, the model's preset of that name. Raises
     `ConfigError` for a model without that preset."""
-    if not isinstance(editor, str):
-        return editor
-    table = presets(lens.name)
-    by_name = {name.lower(): preset for name, preset in table.items()}
-    if editor.lower() not in by_name:
-        raise unknown(f"Preset of {lens.name} for", editor, table)
-    return by_name[editor.lower()].editor
+    return preset_of(lens.name, editor).editor if isinstance(editor, str) else editor
+
+
+def preset_of(model: str, method: str) -> Preset:
+    """A method's preset for a model, whatever the capitals. Raises `ConfigError` for a model without
+    that preset."""
+    table = presets(model)
+    name = spelled(method, table)
+    if name not in table:
+        raise unknown(f"Preset of {model} for", name, table)
+    return table[name]
+
+
+def spelled(method: str, table: Mapping[str, object]) -> str:
+    """A method as the table spells it, whatever its capitals."""
+    spellings = {name.lower(): name for name in table}
+    return spellings.get(method.lower(), method)

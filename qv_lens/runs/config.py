@@ -95,10 +95,7 @@ def read_config(
     file, over = (Path(path), {}) if is_python else _read_toml(Path(path))
     experiment = find_experiment(file)
     settings: dict[str, Any] = dict(experiment.settings)
-    grid: dict[str, Any] = {
-        key: value if isinstance(value, str) else list(value)
-        for key, value in experiment.grid.items()
-    }
+    grid = _plain(experiment.grid)
     more = {model: dict(values) for model, values in experiment.more.items()}
     replaced: dict[str, Any] = {
         key: {"varied": False, "value": value} for key, value in over.get("settings", {}).items()
@@ -166,6 +163,7 @@ def _check_grid(key: str, values: Any) -> None:
 
 
 def _plain(grid: Grid) -> dict[str, Any]:
+    """A grid with lists, as TOML and JSON hold it."""
     return {
         key: values if isinstance(values, str) else list(values) for key, values in grid.items()
     }
