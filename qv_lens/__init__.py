@@ -25,6 +25,7 @@ _HOME = {
     "Scale": "models.interventions",
     "Replace": "models.interventions",
     "Suppress": "models.interventions",
+    "MeanOver": "models.baselines",
     "Patch": "patch",
     "Lens": "models.lens",
     "load": "models.zoo",
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from qv_lens.facts.atlas import atlas
     from qv_lens.facts.benchmarks import read
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase
+    from qv_lens.models.baselines import MeanOver
     from qv_lens.models.interventions import Replace, Scale, Suppress, Zero
     from qv_lens.models.lens import Lens
     from qv_lens.models.zoo import load

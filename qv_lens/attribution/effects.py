@@ -1,41 +1,56 @@
-"""What a model loses without a neuron: s = m dy/dm, gradient times activation.
+"""What a model loses without a unit: an FFN neuron, an attention channel or a head.
 
 1. y is the log-probability of what is asked for at the prompt's end (natural log; a contrast: the
-   difference of two).
-2. One forward and one backward pass give dy/dm of every FFN neuron at the rows' positions, in all
-   layers at once.
-3. s = m dy/dm: to first order what y loses when the neuron is set to zero there, everything after
-   it free to react.
-4. In rounds: the best neurons are taken out of the pass (masked, so that no gradient goes through
+   difference of two). m is a unit's activation at the rows' positions, m' what it is set to when
+   it is taken out (`baselines`: zero, a mean, another prompt's).
+2. gradient: s = (m - m') dy/dm, from one forward and one backward pass for all layers at once: to
+   first order what y loses when the unit alone goes from m to m', everything after it free to
+   react. A head's s is the sum over its channels.
+3. relp: the same in a pass whose gradient follows the rules of RelP (`relp`).
+4. integrated: s = (m - m') mean_i dy/dm at m' + (i - 1/2)/steps (m - m'), i = 1..steps, each layer
+   moved alone with all its units: the path instead of its end.
+5. In rounds: the best units are set to m' in the pass (masked, so that no gradient goes through
    them either) and all others asked again without them, until enough are found. The loss without a
-   set is not the sum of the losses without each neuron, so a ranking in rounds says more about
-   sets.
+   set is not the sum of the losses without each unit, so a ranking in rounds says more about sets.
+6. Candidates: the best so many of a round are really taken out, one at a time beside those of the
+   earlier rounds, and the round keeps those whose measured loss is largest.
 
-Unlike Eq. 9, which reads a neuron's vector out where it is written, s counts what later layers make
-of it. Source: attribution patching (Nanda 2023) against zero; Molchanov et al. (2017)."""
+Unlike Eq. 9, which reads a vector out where it is written, s counts what later layers make of it.
+Source: attribution patching (Nanda 2023); Molchanov et al. (2017); RelP (arXiv 2508.21258);
+integrated gradients (Sundararajan et al. 2017)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any, Literal
 
 import pandas as pd
 import torch
-from einops import rearrange
+from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
+from qv_lens.attribution.relp import RULES, Rule, check_rules, read_out, relp_hooks
 from qv_lens.attribution.setting import Over, Setting, Target, TraceRows, check_over, setting
 from qv_lens.attribution.value import check_top, grouped, ranked
-from qv_lens.errors import ConfigError
-from qv_lens.facts.spans import Positions
-from qv_lens.models.lens import Facts, Lens, at_least_float32, log_probs
+from qv_lens.errors import ConfigError, unknown
+from qv_lens.facts.spans import Positions, Prompt
+from qv_lens.models.backend import Hook
+from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
+from qv_lens.models.lens import Facts, Lens, Start, at_least_float32, log_probs
+from qv_lens.models.units import UNITS_WITH_VALUES, UnitWithValue, site, units_in_layer
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 
+EffectMethod = Literal["gradient", "relp", "integrated"]
+EFFECT_METHODS: tuple[EffectMethod, ...] = ("gradient", "relp", "integrated")
 #: prompts in one pass, which holds the activations of every layer for the gradient
 TOGETHER = 16
+#: prompts, at several places of their paths, in one pass of integrated gradients
+PATH_ROWS = 64
 
 
 def neuron_effects(
@@ -43,24 +58,38 @@ def neuron_effects(
     facts: Facts | Trace,
     top: int | None = 300,
     *,
+    method: EffectMethod = "gradient",
+    unit: UnitWithValue = "ffn",
     over: Over = "prompt",
     target: Target = "answer",
     positions: Positions = "last",
+    baseline: Baseline = "zero",
     rounds: int = 1,
+    candidates: int | None = None,
+    rules: Sequence[Rule] = RULES,
+    steps: int = 20,
 ) -> NeuronSet:
-    """FFN neurons by what the answer loses without them, in nats: a positive score supports the
-    answer.
+    """Units by what the answer loses without them, in nats: a positive score supports the answer.
 
-    `top`: how many per prompt (None: all). `over='set'` adds the prompts up.
+    `top`: how many per prompt (None: all). `method`: 'gradient' predicts the loss without one unit
+    best; 'relp', with its `rules`, predicts that without a set better in one pass; 'integrated'
+    takes `steps` passes a layer.
+    `unit`: 'ffn' (neurons), 'attn_channel' (rows of W_O) or 'head'.
+    `over='set'` adds the prompts up, `over='positions'` the positions of each prompt.
     `target`: as for `value_neurons`; it is read at the prompt's end (a whole answer: token by token
     from there).
-    `positions`: where the neurons are taken out ('all': a ranking for each token). Of a Trace only
+    `positions`: where the units are taken out ('all': a ranking for each token). Of a Trace only
     its facts are used.
-    `rounds`: in how many passes the `top` neurons are found, each pass without the neurons found
+    `baseline`: what they are set to: 'zero', 'mean' (over the facts), `qv.MeanOver(other_facts)`,
+    or a list of other prompts, one for each fact (patching; s is then what the answer loses when
+    the unit is what it is there).
+    `rounds`: in how many passes the `top` units are found, each pass without the units found
     before; the column `round` says in which one. The scores of a round are those of the model
-    without the earlier rounds' neurons; sets keep the order of the rounds.
-    Raises `ConfigError` for an unknown target or way to add up, or a trace of other weights,
-    `FactError` for prompts that do not tokenise.
+    without the earlier rounds' units; sets keep the order of the rounds.
+    `candidates`: so many of each round's best are really taken out, one at a time (a forward pass
+    each), and their scores are what the answer then loses; the round keeps the best of them.
+    Raises `ConfigError` for options that do not exist or do not go together, or a trace of other
+    weights, `FactError` for prompts that do not tokenise.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -70,6 +99,7 @@ def neuron_effects(
     """
     check_top(top)
     check_over(over)
+    _check(method, unit, rules, steps)
     records = lens.traced(facts).facts if isinstance(facts, Trace) else facts
     if positions == "answer" and target != "sequence":
         raise ConfigError(
@@ -79,34 +109,64 @@ def neuron_effects(
     sizes = _sizes(top, rounds)
     task = setting(lens, records, target=target)
     trace = task.trace if positions == "last" else lens.trace(task.trace.facts, positions)
-    rows = TraceRows(lens, trace, task.sequence)
-    groups = rows.groups(over).to(trace.m.device)
-    count = torch.bincount(groups)[:, None]
+    where: Positions = "answer" if task.sequence and positions == "last" else positions
+    problem = _Problem(
+        task,
+        trace,
+        unit,
+        method,
+        baseline_values(lens, trace, baseline, where, "m" if unit == "ffn" else "z"),
+        tuple(rules) if method == "relp" else (),
+        steps,
+    )
     settings = {
         **task.attrs,
         "positions": trace.positions.tolist(),
-        "method": "gradient",
+        "method": method,
+        "unit": unit,
         "over": over,
+        "baseline": baseline_name(baseline),
         "rounds": rounds,
     }
-    taken = torch.zeros(
-        lens.n_layers, len(count), lens.d_mlp, dtype=torch.bool, device=trace.m.device
-    )
-    found = []
-    for number, size in enumerate(sizes):
-        m, gradient = _activations_and_gradients(task, trace, ~taken[:, groups])
-        scores = torch.stack([grouped(layer, groups) for layer in m * gradient])
-        scores = scores.masked_fill(taken, -torch.inf)
-        coefficients = torch.stack([grouped(layer, groups) / count for layer in m])
-        found.append(ranked(rows, "ffn", scores, coefficients, size, settings, over))
-        if len(sizes) > 1:
-            found[-1] = replace(found[-1], frame=found[-1].frame.assign(round=number))
-            taken |= _best(scores, size)
-    return found[0] if len(found) == 1 else _joined(found)
+    if method == "relp":
+        settings["rules"] = list(rules)
+    if method == "integrated":
+        settings["steps"] = steps
+    if candidates is not None:
+        _check_candidates(candidates, sizes, over, trace)
+        settings["candidates"] = candidates
+    return _in_rounds(problem, over, sizes, candidates, settings)
+
+
+def _check_candidates(
+    candidates: int, sizes: Sequence[int | None], over: Over, trace: Trace
+) -> None:
+    if sizes[0] is None or not isinstance(candidates, Integral) or candidates < sizes[0]:
+        raise ConfigError(
+            "candidates is how many units of a round are really taken out, at least as many as the "
+            f"round keeps; got {candidates}, and a round keeps {sizes[0] or 'all'}."
+        )
+    if over == "prompt" and len(trace.prompt) > len(trace.prompts):
+        raise ConfigError(
+            "candidates are taken out at all positions asked: with several positions of a prompt "
+            "use over='positions'."
+        )
+
+
+def _check(method: str, unit: str, rules: Sequence[str], steps: int) -> None:
+    if method not in EFFECT_METHODS:
+        raise unknown("Effect method", method, EFFECT_METHODS)
+    if unit not in UNITS_WITH_VALUES:
+        raise unknown("Unit with an effect", unit, UNITS_WITH_VALUES)
+    check_rules(rules)
+    if method != "relp" and tuple(rules) != RULES:
+        raise ConfigError(f"rules are those of method='relp'; the method here is {method!r}.")
+    if not isinstance(steps, Integral) or steps < 1:
+        raise ConfigError(f"steps is in how many steps the path is taken, at least 1; got {steps}.")
 
 
 def _sizes(top: int | None, rounds: int) -> list[int | None]:
-    """How many neurons each round takes: as equal as can be, the earlier ones one more."""
+    """How many units each round takes: as equal as can be, the earlier ones one more."""
     if not isinstance(rounds, Integral) or rounds < 1:
         raise ConfigError(
             f"rounds is in how many passes neurons are found, at least 1; got {rounds!r}."
@@ -121,12 +181,52 @@ def _sizes(top: int | None, rounds: int) -> list[int | None]:
     return [top // rounds + (number < top % rounds) for number in range(rounds)]
 
 
-def _best(scores: Float[Tensor, "layer group d_mlp"], size: int | None) -> Bool[Tensor, ...]:
-    """A mask of the `size` best neurons of each group, as `ranked` takes them."""
+def _in_rounds(
+    problem: _Problem,
+    over: Over,
+    sizes: Sequence[int | None],
+    candidates: int | None,
+    settings: dict[str, Any],
+) -> NeuronSet:
+    """The units of each round, one round after another."""
+    trace = problem.trace
+    rows = TraceRows(problem.task.lens, trace, problem.task.sequence)
+    groups = rows.groups(over).to(trace.m.device)
+    count = torch.bincount(groups)[:, None]
+    shape = (problem.task.lens.n_layers, len(count), problem.width)
+    taken = torch.zeros(shape, dtype=torch.bool, device=trace.m.device)
+    found = []
+    for number, size in enumerate(sizes):
+        m, effect = problem.effects(~taken[:, groups])
+        scores = torch.stack([grouped(layer, groups) for layer in effect])
+        scores = scores.masked_fill(taken, -torch.inf)
+        if candidates is not None:
+            scores = problem.measured(taken, scores, candidates, groups)
+        coefficients = torch.stack([grouped(layer, groups) / count for layer in m])
+        found.append(ranked(rows, problem.unit, scores, coefficients, size, settings, over))
+        if len(sizes) > 1:
+            found[-1] = replace(found[-1], frame=found[-1].frame.assign(round=number))
+            taken |= _best(scores, size)
+    return found[0] if len(found) == 1 else _joined(found)
+
+
+def _best(scores: Float[Tensor, "layer group unit"], size: int | None) -> Bool[Tensor, ...]:
+    """A mask of the `size` best units of each group, as `ranked` takes them."""
+    return _mask(_order(scores)[:, :size], scores)
+
+
+def _order(scores: Float[Tensor, "layer group unit"]) -> Int[Tensor, "group layer_unit"]:
+    """Each group's units, best first, by their place on the axis of layers and units."""
     flat = rearrange(scores, "l g u -> g (l u)")
-    order = flat.sort(dim=1, descending=True, stable=True).indices[:, :size]
-    mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True)
-    return rearrange(mask, "g (l u) -> l g u", l=len(scores))
+    return flat.sort(dim=1, descending=True, stable=True).indices
+
+
+def _mask(
+    places: Int[Tensor, "group some"], like: Float[Tensor, "layer group unit"]
+) -> Bool[Tensor, "layer group unit"]:
+    """Which units these are."""
+    flat = torch.zeros_like(rearrange(like, "l g u -> g (l u)"), dtype=torch.bool)
+    return rearrange(flat.scatter_(1, places, True), "g (l u) -> l g u", l=len(like))
 
 
 def _joined(found: Sequence[NeuronSet]) -> NeuronSet:
@@ -136,63 +236,277 @@ def _joined(found: Sequence[NeuronSet]) -> NeuronSet:
     return replace(found[0], frame=frame)
 
 
-def _activations_and_gradients(
-    task: Setting, trace: Trace, kept: Bool[Tensor, "layer row d_mlp"]
-) -> tuple[Float[Tensor, "layer row d_mlp"], Float[Tensor, "layer row d_mlp"]]:
-    """m and dy/dm at every row of the trace, in a pass without the neurons that are not `kept`."""
-    parts = [
-        _one_pass(task, trace, kept, begin) for begin in range(0, len(trace.prompts), TOGETHER)
-    ]
-    return torch.cat([m for m, _ in parts], dim=1), torch.cat([g for _, g in parts], dim=1)
+@dataclass(frozen=True)
+class _Problem:
+    """Whose effect is asked, on what, and how. The values of a layer at a row are the FFN's
+    activations, or attention's channels; a unit is one of them, or a head's channels together."""
+
+    task: Setting
+    trace: Trace
+    unit: UnitWithValue
+    method: EffectMethod
+    baseline: Float[Tensor, "layer row value"]
+    rules: tuple[Rule, ...]
+    steps: int
+
+    @property
+    def width(self) -> int:
+        """Units of a layer."""
+        return units_in_layer(self.task.lens, self.unit)
+
+    @property
+    def batches(self) -> list[_Batch]:
+        """The prompts, so many together as one pass takes."""
+        return [_Batch(self, begin) for begin in range(0, len(self.trace.prompts), TOGETHER)]
+
+    def site(self, layer: int) -> str:
+        """The hook point of the values."""
+        return site(self.task.lens, self.unit, layer)
+
+    def values(self, units: Bool[Tensor, "layer row unit"]) -> Bool[Tensor, "layer row value"]:
+        """The units' values: of a head, all its channels."""
+        return repeat(units, "l r u -> l r (u c)", c=self.baseline.shape[2] // self.width)
+
+    def measured(
+        self,
+        taken: Bool[Tensor, "layer group unit"],
+        scores: Float[Tensor, "layer group unit"],
+        candidates: int,
+        groups: Int[Tensor, " row"],
+    ) -> Float[Tensor, "layer group unit"]:
+        """What y really loses without each group's best candidates, one at a time beside those
+        `taken`; -inf for all other units."""
+        order = _order(scores)[:, :candidates]
+        out = [taken]
+        for place in range(order.shape[1]):
+            out.append(taken | _mask(order[:, [place]], scores))
+        kept = [self.values(~each[:, groups]) for each in out]
+        y = torch.cat([batch.y_without(kept) for batch in self.batches], dim=1)
+        owner = torch.zeros(len(self.trace.prompts), dtype=torch.long, device=y.device)
+        owner[self.trace.prompt] = groups
+        by_group = y.new_zeros(len(out), len(order)).index_add_(1, owner[self.task.trace.prompt], y)
+        losses = by_group[0] - by_group[1:]
+        flat = torch.full_like(rearrange(scores, "l g u -> g (l u)"), -torch.inf)
+        flat.scatter_(1, order, losses.T.to(flat))
+        return rearrange(flat, "g (l u) -> l g u", l=len(scores))
+
+    def effects(
+        self, kept: Bool[Tensor, "layer row unit"]
+    ) -> tuple[Float[Tensor, "layer row unit"], Float[Tensor, "layer row unit"]]:
+        """Every unit's activation (none for a head) and its effect, without the units that are not
+        `kept`."""
+        kept = self.values(kept)
+        parts = [
+            batch.along_paths(kept) if self.method == "integrated" else batch.at_once(kept)
+            for batch in self.batches
+        ]
+        values = torch.cat([value for value, _ in parts], dim=1)
+        gradients = torch.cat([gradient for _, gradient in parts], dim=1)
+        effects = (values - self.baseline.to(values)) * gradients
+        if self.unit != "head":
+            return values, effects
+        effects = reduce(effects, "l r (h c) -> l r h", "sum", h=self.width)
+        return torch.full_like(effects, torch.nan), effects
 
 
-def _one_pass(
-    task: Setting, trace: Trace, kept: Bool[Tensor, "layer row d_mlp"], begin: int
-) -> tuple[Float[Tensor, "layer row d_mlp"], Float[Tensor, "layer row d_mlp"]]:
-    """m and dy/dm at the rows of `TOGETHER` prompts from `begin` on."""
-    lens = task.lens
-    prompts = trace.prompts[begin : begin + TOGETHER]
-    read, asked = _places(task.trace, begin)
-    at, rows = _places(trace, begin)
-    dtype = task.readout.U.dtype
-    shape = (len(rows), lens.d_mlp)
-    leaves = [torch.zeros(shape, dtype=dtype, device=lens.device) for _ in range(lens.n_layers)]
-    seen: list[Tensor] = []
-    hooks = []
-    for layer, leaf in enumerate(leaves):
-        leaf.requires_grad_()
-        site = lens.backend_adapter.coefficient(layer)
-        hooks.append((site, _masked(leaf, at, kept[layer, rows], seen)))
-    ids = [prompt.row("answer" if task.sequence else "last") for prompt in prompts]
-    with torch.enable_grad():
-        stream = lens.stream(ids, lens.n_layers, hooks, last=[prompt.last for prompt in prompts])
-        logp = log_probs(lens.read_out(stream[read]))
-        y = logp.gather(1, task.token[asked, None])
+@dataclass(frozen=True)
+class _Batch:
+    """`TOGETHER` prompts of a problem from `begin` on."""
+
+    problem: _Problem
+    begin: int
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return self.problem.trace.prompts[self.begin : self.begin + TOGETHER]
+
+    def places(self, trace: Trace) -> tuple[tuple[Tensor, Tensor], Int[Tensor, " row"]]:
+        """Where the batch's rows of a trace stand in its pass (prompt, position), and which rows
+        they are."""
+        inside = (self.begin <= trace.prompt) & (trace.prompt < self.begin + TOGETHER)
+        rows = inside.nonzero()[:, 0]
+        return (trace.prompt[rows] - self.begin, trace.positions[rows]), rows
+
+    def at_once(
+        self, kept: Bool[Tensor, "layer row value"]
+    ) -> tuple[Float[Tensor, "layer row value"], Float[Tensor, "layer row value"]]:
+        """The values and dy/dm of all layers, in one pass."""
+        problem, lens = self.problem, self.problem.task.lens
+        at, rows = self.places(problem.trace)
+        shape = (len(rows), problem.baseline.shape[2])
+        dtype = problem.task.readout.U.dtype
+        leaves, seen, hooks = [], [], []
+        for layer in range(lens.n_layers):
+            leaf = torch.zeros(shape, dtype=dtype, device=lens.device, requires_grad=True)
+            leaves.append(leaf)
+            outside = problem.baseline[layer, rows]
+            hooks.append((problem.site(layer), _masked(leaf, at, kept[layer, rows], outside, seen)))
+        with torch.enable_grad():
+            y = self._y(hooks)
+            gradients = torch.autograd.grad(y.sum(), leaves)
+        return torch.stack(seen), torch.stack(gradients)
+
+    def along_paths(
+        self, kept: Bool[Tensor, "layer row value"]
+    ) -> tuple[Float[Tensor, "layer row value"], Float[Tensor, "layer row value"]]:
+        """The values, and dy/dm averaged along each layer's path from the baseline to them."""
+        problem = self.problem
+        layers = range(problem.task.lens.n_layers)
+        start: Start | None = None
+        values, gradients = [], []
+        for layer in tqdm(layers, desc="integrated", unit="layer", delay=2, leave=False):
+            start, value = self._value(layer, kept, start)
+            values.append(value)
+            gradients.append(self._path(layer, kept, start, value))
+        return torch.stack(values), torch.stack(gradients)
+
+    @torch.no_grad()
+    def _value(
+        self, layer: int, kept: Bool[Tensor, "layer row value"], start: Start | None
+    ) -> tuple[Start, Float[Tensor, "row value"]]:
+        """The stream in front of a layer, and the layer's values."""
+        lens = self.problem.task.lens
+        ids, ends = self._ids(), [prompt.last for prompt in self.prompts]
+        masks = list(self._masks(kept))
+        stream = lens.stream(ids, layer, masks, start, last=ends)
+        at, _ = self.places(self.problem.trace)
+        seen: list[Tensor] = []
+
+        def keep(m: Tensor) -> None:
+            seen.append(at_least_float32(m[at].flatten(1)))
+
+        start = layer, stream
+        hooks = [*masks, (self.problem.site(layer), keep)]
+        lens.stream(ids, layer + 1, hooks, start, last=ends)
+        return start, seen[0]
+
+    def _path(
+        self,
+        layer: int,
+        kept: Bool[Tensor, "layer row value"],
+        start: Start,
+        value: Float[Tensor, "row value"],
+    ) -> Float[Tensor, "row value"]:
+        """dy/dm of a layer, averaged over the steps of its path."""
+        problem, steps = self.problem, self.problem.steps
+        at, rows = self.places(problem.trace)
+        low = problem.baseline[layer, rows].to(value)
+        total = torch.zeros_like(value)
+        together = max(1, PATH_ROWS // len(self.prompts))
+        shares = (torch.arange(steps, device=value.device, dtype=value.dtype) + 0.5) / steps
+        for some in shares.split(together):
+            points = low + some[:, None, None] * (value - low)
+            leaf = points.flatten(0, 1).requires_grad_()
+            copies = len(some)
+            hooks = [
+                (name, _repeated(hook, copies))
+                for name, hook in self._masks(kept)
+                if name != problem.site(layer)
+            ]
+            hooks.append((problem.site(layer), _placed(leaf, self._copied(at, copies))))
+            begin = start[0], start[1].repeat(copies, 1, 1)
+            with torch.enable_grad():
+                y = self._y(hooks, begin, copies)
+                (gradient,) = torch.autograd.grad(y.sum(), leaf)
+            total += gradient.unflatten(0, (copies, len(value))).sum(0)
+        return total / steps
+
+    @torch.no_grad()
+    def y_without(
+        self, kept: Sequence[Bool[Tensor, "layer row value"]]
+    ) -> Float[Tensor, "set row"]:
+        """y at every row that is read, without what each set does not keep."""
+        problem = self.problem
+        at, rows = self.places(problem.trace)
+        together = max(1, PATH_ROWS // len(self.prompts))
+        parts = []
+        for begin in range(0, len(kept), together):
+            sets = [each[:, rows] for each in kept[begin : begin + together]]
+            places, masks = self._copied(at, len(sets)), torch.cat(sets, dim=1)
+            hooks = []
+            for layer in range(len(masks)):
+                if not masks[layer].all():
+                    outside = problem.baseline[layer, rows].repeat(len(sets), 1)
+                    hook = _masked(None, places, masks[layer], outside, [])
+                    hooks.append((problem.site(layer), hook))
+            parts.append(self._y(hooks, None, len(sets)).unflatten(0, (len(sets), -1)))
+        return torch.cat(parts)
+
+    def _masks(self, kept: Bool[Tensor, "layer row value"]) -> Iterator[Hook]:
+        """What is taken out, by layer."""
+        at, rows = self.places(self.problem.trace)
+        for layer in range(len(kept)):
+            if not kept[layer, rows].all():
+                outside = self.problem.baseline[layer, rows]
+                yield self.problem.site(layer), _masked(None, at, kept[layer, rows], outside, [])
+
+    def _y(
+        self, hooks: Sequence[Hook], start: Start | None = None, copies: int = 1
+    ) -> Float[Tensor, " row"]:
+        """y at every row that is read."""
+        task, rules = self.problem.task, self.problem.rules
+        at, rows = self.places(task.trace)
+        stream = task.lens.stream(
+            self._ids() * copies,
+            task.lens.n_layers,
+            hooks,
+            start,
+            last=[prompt.last for prompt in self.prompts] * copies,
+            under=relp_hooks(task.lens, rules),
+        )
+        logp = log_probs(read_out(task.lens, stream[self._copied(at, copies)], rules))
+        y = logp.gather(1, task.token[rows].repeat(copies)[:, None])
         if task.against is not None:
-            y = y - logp.gather(1, task.against[asked, None])
-        gradients = torch.autograd.grad(y.sum(), leaves)
-    return torch.stack(seen), torch.stack(gradients)
+            y = y - logp.gather(1, task.against[rows].repeat(copies)[:, None])
+        return y[:, 0]
 
+    def _ids(self) -> list[tuple[int, ...]]:
+        where = "answer" if self.problem.task.sequence else "last"
+        return [prompt.row(where) for prompt in self.prompts]
 
-def _places(trace: Trace, begin: int) -> tuple[tuple[Tensor, Tensor], Int[Tensor, " row"]]:
-    """Where the rows of `TOGETHER` prompts from `begin` on stand in their pass (prompt, position),
-    and which rows they are."""
-    rows = ((begin <= trace.prompt) & (trace.prompt < begin + TOGETHER)).nonzero()[:, 0]
-    return (trace.prompt[rows] - begin, trace.positions[rows]), rows
+    def _copied(self, at: tuple[Tensor, Tensor], copies: int) -> tuple[Tensor, Tensor]:
+        """Places in a pass of several copies of the batch."""
+        prompt, position = at
+        shift = torch.arange(copies, device=prompt.device) * len(self.prompts)
+        return (shift[:, None] + prompt).flatten(), position.repeat(copies)
 
 
 def _masked(
-    leaf: Float[Tensor, "row d_mlp"],
-    where: tuple[Tensor, Tensor],
-    kept: Bool[Tensor, "row d_mlp"],
+    leaf: Float[Tensor, "row value"] | None,
+    at: tuple[Tensor, Tensor],
+    kept: Bool[Tensor, "row value"],
+    outside: Float[Tensor, "row value"],
     seen: list[Tensor],
 ) -> Callable[[Tensor], Tensor]:
-    """A hook that adds the rows of `leaf` at their places, takes out what is not `kept` there, and
-    appends what is there to `seen`."""
+    """A hook that adds the rows of `leaf` at their places, sets what is not `kept` there to the
+    values `outside`, and appends what is there to `seen`."""
 
     def hook(m: Tensor) -> Tensor:
-        here = (m[where] + leaf.to(m.dtype)) * kept
+        here = m[at].flatten(1)
+        if leaf is not None:
+            here = here + leaf.to(m.dtype)
+        here = torch.where(kept, here, outside.to(m.dtype))
         seen.append(at_least_float32(here.detach()))
-        return m.index_put(where, here)
+        return m.index_put(at, here.unflatten(1, m.shape[2:]))
 
     return hook
+
+
+def _placed(
+    values: Float[Tensor, "row value"], at: tuple[Tensor, Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """A hook that puts the values at their places."""
+
+    def hook(m: Tensor) -> Tensor:
+        return m.index_put(at, values.to(m.dtype).unflatten(1, m.shape[2:]))
+
+    return hook
+
+
+def _repeated(hook: Callable[[Tensor], Tensor], copies: int) -> Callable[[Tensor], Tensor]:
+    """A hook for one batch, on each of several copies of it."""
+
+    def each(m: Tensor) -> Tensor:
+        return torch.cat([hook(part) for part in m.chunk(copies)])
+
+    return each

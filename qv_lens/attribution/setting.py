@@ -34,8 +34,8 @@ from qv_lens.trace import Trace
 Base = Literal["mid", "pre", "loo_final"]
 BASES: tuple[Base, ...] = ("mid", "pre", "loo_final")
 Kind = Literal["ffn", "attn", "head"]
-Over = Literal["prompt", "set", "category"]
-OVERS: tuple[Over, ...] = ("prompt", "set", "category")
+Over = Literal["prompt", "positions", "set", "category"]
+OVERS: tuple[Over, ...] = ("prompt", "positions", "set", "category")
 Method = Literal["exact", "topk", "moments", "first_order"]
 METHODS: tuple[Method, ...] = ("exact", "topk", "moments", "first_order")
 #: 'answer', 'predicted', 'sequence', a token id, or a pair (for, against) of answers, ids, 'answer'
@@ -61,8 +61,8 @@ class TraceRows:
     """Whether a prompt's rows belong together."""
 
     def groups(self, over: Over) -> Int[Tensor, " row"]:
-        """Which group each row is added up in: its prompt and position, the set, or its fact's
-        category.
+        """Which group each row is added up in: its prompt and position, its prompt (all positions
+        of it), the set, or its fact's category.
 
         The rows of a whole answer belong to one prompt. Raises `ConfigError` for categories that
         facts do not have."""
@@ -73,7 +73,9 @@ class TraceRows:
             return torch.tensor(
                 [names.index(_category(self.trace.facts[p])) for p in self.trace.prompt.tolist()]
             )
-        return self.trace.prompt if self.sequence else torch.arange(len(self.trace.prompt))
+        if self.sequence or over == "positions":
+            return self.trace.prompt
+        return torch.arange(len(self.trace.prompt))
 
     def categories(self) -> list[str]:
         """The categories of the facts, in order of first appearance. Raises `ConfigError` if one
@@ -88,7 +90,8 @@ class TraceRows:
         if over == "category":
             return [{"prompt": -1, "category": name} for name in self.categories()]
         t = self.trace
-        if self.sequence or len(t.prompt) == len(t.prompts):
+        whole = self.sequence or over == "positions"
+        if whole or len(t.prompt) == len(t.prompts):
             return [{"prompt": i} for i in range(len(t.prompts))]
         where = list(zip(t.prompt.tolist(), t.positions.tolist(), strict=True))
         ids = [prompt.row("answer") for prompt in t.prompts]

@@ -1,45 +1,63 @@
-"""Faithfulness of a ranking: what the answer loses when its best k neurons are taken out, for
-growing k.
+"""Faithfulness of a ranking: what the answer loses when its best k units are taken out, or keeps
+when nothing else is left, for growing k.
 
-1. For each fact, ranking and k: the k best neurons are set to zero at the prompt's last token, all
-   of them together, in a real forward pass.
+1. For each fact, ranking and k, in a real forward pass: the k best units are set to a baseline
+   (zero, a mean, another prompt's values), all of them together; or, with `keep`, all units of the
+   model's but these k.
 2. Measured: log p of the answer's first token (natural log), and whether it is still what the model
    says.
-3. Beside the rankings, `seeds` random orders of all FFN neurons of the model. A ranking that finds
-   what the model uses loses the answer with few neurons; a random order needs very many."""
+3. Beside the rankings, `seeds` random orders of all units of the model. A ranking that finds what
+   the model uses loses the answer with few units; a random order needs very many.
+4. Areas under these curves. Of what is kept, f(k) = (y(k) - y(0)) / (y(all) - y(0)); CPR is the
+   area under f over the share of units kept, CMD that between f and 1. Source: MIB
+   (arXiv 2504.13151), section 4."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from qv_lens.errors import ConfigError
+from qv_lens.evaluation.intervals import UNBOUNDED, interval
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Prompt
-from qv_lens.models.backend import Hook
-from qv_lens.models.interventions import check_ffn
+from qv_lens.models.backend import Hook, Past
+from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
+from qv_lens.models.interventions import Where, check_units
 from qv_lens.models.lens import Facts, Lens, as_list, log_probs
-from qv_lens.models.units import random_neurons
+from qv_lens.models.units import (
+    UnitWithValue,
+    random_neurons,
+    site,
+    units_in_layer,
+    values_in_layer,
+    values_of,
+)
 from qv_lens.neurons import NeuronSet
 
 SIZES = (1, 3, 10, 30, 100, 300)
 RANDOM = "random"
-#: copies of a prompt in one pass, each without another set of neurons
+#: copies of a prompt in one pass, each without another set of units
 ROWS = 64
-COLUMNS = ("ranking", "seed", "prompt", "k", "logprob", "clean", "known", "right", "said")
+COLUMNS = (
+    "ranking", "seed", "prompt", "kept", "k", "logprob", "clean", "empty", "known", "right", "said",
+)  # fmt: skip
 
 Unit = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _Removal:
-    """One set of neurons to take out of one prompt."""
+class _Selection:
+    """One set of units to take out of one prompt, or to keep in it."""
 
     ranking: str
     seed: int
@@ -54,22 +72,28 @@ def faithfulness(
     rankings: Mapping[str, NeuronSet],
     sizes: Sequence[int] = SIZES,
     *,
+    keep: bool = False,
+    baseline: Baseline = "zero",
+    positions: Where = "last",
     seeds: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What is left of each answer: `ranking, seed, prompt, k, logprob, clean, known, right, said`,
-    one row per set taken out.
+    """What is left of each answer: `ranking, seed, prompt, kept, k, logprob, clean, empty, known,
+    right, said`, one row per set taken out (or kept).
 
-    `rankings`: FFN neurons by name, best first; rows of a prompt serve the fact with that number,
-    rows of prompt -1 (`over="set"`, `union()`) every fact. A size beyond a ranking's length is left
-    out.
-    `logprob` and `clean`: log p of the answer's first token without and with them (nats); `right`:
-    whether that token is still the likeliest, `known`: whether it is with nothing taken out;
-    `said`: the likeliest token.
+    `rankings`: units of one kind by name (FFN neurons, attention channels or heads), best first;
+    rows of a prompt serve the fact with that number, rows of prompt -1 (`over="set"`, `union()`)
+    every fact. A size beyond a ranking's length is left out.
+    `keep`: all units of that kind but the k best are taken out, instead of the k best.
+    `baseline`: what is taken out is set to it (see `neuron_effects`). `positions`: at each prompt's
+    last token, or at all.
+    `logprob`, `clean` and `empty`: log p of the answer's first token (nats) in this pass, with
+    nothing taken out, and with all units taken out; `right`: whether that token is still the
+    likeliest, `known`: whether it is with nothing taken out; `said`: the likeliest token.
     `seeds`: random orders, drawn by `seed`.
 
-    Raises `ConfigError` for what is no FFN neuron of this model, a size below 1, or a ranking
-    without neurons for a fact.
+    Raises `ConfigError` for units that this model does not have, a size below 1, or a ranking
+    without units for a fact.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -80,23 +104,41 @@ def faithfulness(
     {'Eq. 9': True, 'random': True}
     """
     records = as_list(facts)
-    _check(lens, records, rankings, sizes, seeds)
-    prompts = lens.tokenize(records)
-    for name, neurons in rankings.items():
-        _check_origin(name, neurons, prompts)
+    unit = _check(lens, records, rankings, sizes, seeds, positions)
+    trace = lens.trace(records, positions)
+    prompts = trace.prompts
+    if positions == "last":
+        for name, neurons in rankings.items():
+            _check_origin(name, neurons, prompts)
+    outside = baseline_values(lens, trace, baseline, positions, "m" if unit == "ffn" else "z")
     rows = []
     for i, prompt in enumerate(tqdm(prompts, desc="removal", unit="prompt", delay=2, leave=False)):
-        removals = list(_removals(lens, rankings, sorted(set(sizes)), seeds, seed, i))
-        logp = _without(lens, prompt, [(), *(removal.units for removal in removals)])
+        selections = list(_selections(lens, rankings, sorted(set(sizes)), seeds, seed, i, unit))
+        place = _Place(lens, unit, prompt, trace.positions[trace.prompt == i])
+        values = outside[:, trace.prompt == i]
+        out = [place.out(selection.units, keep) for selection in selections]
+        everything = torch.ones_like(place.out((), False))
+        logp = place.logp([~everything, everything, *out], values)
         answer = prompt.answer[0]
-        clean = float(logp[0, answer])
+        clean, empty = (float(row[answer]) for row in logp[:2])
         known = int(logp[0].argmax()) == answer
-        for removal, row in zip(removals, logp[1:], strict=True):
+        for selection, row in zip(selections, logp[2:], strict=True):
             best = int(row.argmax())
-            measured = (float(row[answer]), clean, known, best == answer, lens.token_label(best))
-            rows.append((removal.ranking, removal.seed, i, removal.k, *measured))
+            measured = float(row[answer]), clean, empty, known, best == answer
+            which = selection.ranking, selection.seed, i, keep, selection.k
+            rows.append((*which, *measured, lens.token_label(best)))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    frame.attrs.update({**lens.label, "texts": [prompt.text for prompt in prompts], "seed": seed})
+    frame.attrs.update(
+        {
+            **lens.label,
+            "texts": [prompt.text for prompt in prompts],
+            "seed": seed,
+            "unit": unit,
+            "units": lens.n_layers * units_in_layer(lens, unit),
+            "baseline": baseline_name(baseline),
+            "positions": positions,
+        }
+    )
     return frame
 
 
@@ -109,9 +151,58 @@ def lost_at(frame: pd.DataFrame) -> pd.DataFrame:
     return lost.reindex(every).reset_index()
 
 
+def areas(frame: pd.DataFrame) -> pd.DataFrame:
+    """The area under each curve of `faithfulness`: `ranking, kept, prompts, area, low, high` and,
+    of what is kept, `cpr, cmd`; means over prompts (and seeds) with a 95% interval.
+
+    `area`: log p beside the clean one (nats), averaged over log k between the smallest and the
+    largest k: the lower, the more was lost. `cpr`, `cmd`: of f over the share of units kept, from
+    none to all (1 and 0 are perfect).
+    """
+    records = []
+    for (ranking, kept), part in frame.groupby(["ranking", "kept"], sort=False):
+        of_prompt: dict[int, list[float]] = {}
+        shares = []
+        for (prompt, _), curve in part.groupby(["prompt", "seed"], sort=False):
+            of_prompt.setdefault(int(prompt), []).append(_area(curve))
+            if kept:
+                shares.append(_shares(curve, frame.attrs["units"]))
+        values = [float(np.mean(found)) for found in of_prompt.values()]
+        low, high = interval(values, UNBOUNDED)
+        cpr, cmd = np.mean(shares, axis=0) if shares else (np.nan, np.nan)
+        row = {"ranking": ranking, "kept": kept, "prompts": len(values), "area": np.mean(values)}
+        records.append({**row, "low": low, "high": high, "cpr": cpr, "cmd": cmd})
+    return pd.DataFrame(records)
+
+
+def _area(curve: pd.DataFrame) -> float:
+    """log p beside the clean one, averaged over log k."""
+    curve = curve.sort_values("k")
+    change = (curve["logprob"] - curve["clean"]).to_numpy()
+    place = np.log(curve["k"].to_numpy(float))
+    if len(place) == 1:
+        return float(change[0])
+    return float(np.trapezoid(change, place) / (place[-1] - place[0]))
+
+
+def _shares(curve: pd.DataFrame, units: int) -> tuple[float, float]:
+    """CPR and CMD of one curve."""
+    curve = curve.sort_values("k")
+    share = np.concatenate([[0.0], curve["k"].to_numpy(float) / units, [1.0]])
+    whole = (curve["clean"] - curve["empty"]).to_numpy()
+    f = np.concatenate([[0.0], (curve["logprob"] - curve["empty"]).to_numpy() / whole, [1.0]])
+    return float(np.trapezoid(f, share)), float(np.trapezoid(np.abs(1 - f), share))
+
+
 def _check(
-    lens: Lens, records: list, rankings: Mapping[str, NeuronSet], sizes: Sequence[int], seeds: int
-) -> None:
+    lens: Lens,
+    records: list,
+    rankings: Mapping[str, NeuronSet],
+    sizes: Sequence[int],
+    seeds: int,
+    positions: str,
+) -> UnitWithValue:
+    """The one kind of unit that is taken out."""
     for record in records:
         if not isinstance(record, Fact):
             raise ConfigError(
@@ -122,6 +213,8 @@ def _check(
             "sizes are numbers of neurons, each at least 1, and seeds at least 0; got "
             f"{list(sizes)} and {seeds}."
         )
+    if positions not in ("last", "all"):
+        raise ConfigError(f"positions must be 'last' or 'all', got {positions!r}.")
     if not rankings and not seeds:
         raise ConfigError("There is nothing to take out: pass rankings, or seeds.")
     for name, neurons in rankings.items():
@@ -130,7 +223,7 @@ def _check(
                 f"The name {RANDOM!r} is that of the random orders: call your ranking something "
                 "else."
             )
-        check_ffn(lens, neurons)
+        check_units(lens, neurons)
         prompts = set(neurons.frame["prompt"])
         missing = [i for i in range(len(records)) if i not in prompts and -1 not in prompts]
         if missing:
@@ -139,6 +232,13 @@ def _check(
                 f"{records[missing[0]].text!r}: rank all of the facts, or pass a ranking that "
                 "serves every fact (over='set', or .union())."
             )
+    kinds = list(dict.fromkeys(neurons.unit for neurons in rankings.values())) or ["ffn"]
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"The rankings are of several kinds of unit ({', '.join(kinds)}): compare one kind at "
+            "a time."
+        )
+    return cast("UnitWithValue", kinds[0])
 
 
 def _check_origin(name: str, neurons: NeuronSet, prompts: Sequence[Prompt]) -> None:
@@ -168,58 +268,107 @@ def _check_origin(name: str, neurons: NeuronSet, prompts: Sequence[Prompt]) -> N
         )
 
 
-def _removals(
+def _selections(
     lens: Lens,
     rankings: Mapping[str, NeuronSet],
     sizes: Sequence[int],
     seeds: int,
     seed: int,
     prompt: int,
-) -> Iterator[_Removal]:
-    """Every set to take out of one prompt."""
+    unit: UnitWithValue,
+) -> Iterator[_Selection]:
+    """Every set to take out of one prompt, or to keep in it."""
     for name, neurons in rankings.items():
         own = neurons.where(lambda frame: frame["prompt"].isin([prompt, -1]))
         units = replace(own, frame=own.best_first()).units
         for k in sizes:
             if k <= len(units):
-                yield _Removal(name, 0, k, tuple(units[:k]))
-    largest = min(max(sizes), lens.n_layers * lens.d_mlp)
+                yield _Selection(name, 0, k, tuple(units[:k]))
+    largest = min(max(sizes), lens.n_layers * units_in_layer(lens, unit))
     for draw in range(seeds):
-        units = random_neurons(
-            lens, largest, random.Random(f"{RANDOM}:{seed}:{draw}:{prompt}")
-        ).units
+        rng = random.Random(f"{RANDOM}:{seed}:{draw}:{prompt}")
+        units = random_neurons(lens, largest, rng, unit).units
         for k in sizes:
             if k <= largest:
-                yield _Removal(RANDOM, draw, k, tuple(units[:k]))
+                yield _Selection(RANDOM, draw, k, tuple(units[:k]))
 
 
-def _without(lens: Lens, prompt: Prompt, sets: Sequence[Sequence[Unit]]) -> Tensor:
-    """log p of every token after the prompt, [set, d_vocab], each set of neurons zero at its last
-    token."""
-    parts = []
-    for begin in range(0, len(sets), ROWS):
-        chunk = sets[begin : begin + ROWS]
-        hooks = list(_hooks(lens, prompt.last, chunk))
-        stream = lens.stream([prompt.ids] * len(chunk), lens.n_layers, hooks)
-        parts.append(log_probs(lens.read_out(stream[:, prompt.last])))
-    return torch.cat(parts)
+@dataclass(frozen=True)
+class _Place:
+    """Where units are taken out: their kind, the prompt, and the positions in it."""
 
+    lens: Lens
+    unit: UnitWithValue
+    prompt: Prompt
+    positions: Tensor
 
-def _hooks(lens: Lens, last: int, sets: Sequence[Sequence[Unit]]) -> Iterator[Hook]:
-    by_layer: dict[int, tuple[list[int], list[int]]] = {}
-    for row, units in enumerate(sets):
+    def out(self, units: Sequence[Unit], keep: bool) -> Bool[Tensor, "layer value"]:
+        """Which values are taken out: those of the units, or all others."""
+        lens = self.lens
+        shape = lens.n_layers, values_in_layer(lens, self.unit)
+        chosen = torch.zeros(shape, dtype=torch.bool, device=lens.device)
+        by_layer: dict[int, list[int]] = {}
         for layer, neuron in units:
-            rows, neurons = by_layer.setdefault(layer, ([], []))
-            rows.append(row)
-            neurons.append(neuron)
-    for layer, (rows, neurons) in sorted(by_layer.items()):
-        yield lens.backend_adapter.coefficient(layer), _zeroing(rows, last, neurons)
+            by_layer.setdefault(layer, []).append(neuron)
+        for layer, neurons in by_layer.items():
+            chosen[layer, values_of(lens, self.unit, neurons)] = True
+        return ~chosen if keep else chosen
+
+    def logp(
+        self,
+        out: Sequence[Bool[Tensor, "layer value"]],
+        outside: Float[Tensor, "layer position value"],
+    ) -> Float[Tensor, "set d_vocab"]:
+        """log p of every token after the prompt, the values of each set at `outside`."""
+        tail = self._tail()
+        at = self.positions if tail is None else torch.zeros_like(self.positions)
+        parts = []
+        for begin in range(0, len(out), ROWS):
+            masks = torch.stack(list(out[begin : begin + ROWS]))
+            hooks = [
+                (site(self.lens, self.unit, layer), _hook(masks[:, layer], outside[layer], at))
+                for layer in range(self.lens.n_layers)
+                if masks[:, layer].any()
+            ]
+            stream = self._stream(len(masks), hooks, tail)
+            parts.append(log_probs(self.lens.read_out(stream)))
+        return torch.cat(parts)
+
+    def _tail(self) -> tuple[Tensor, Past] | None:
+        """The last token's stream in front of layer 0, and what the tokens before it leave: where
+        only the last token changes, the others run once. None where that is not possible."""
+        last = self.prompt.last
+        if last == 0 or self.positions.tolist() != [last]:
+            return None
+        stream = self.lens.stream([self.prompt.ids], 0)
+        past = self.lens.past((0, stream), torch.tensor([last], device=stream.device))
+        return None if past is None else (stream[:, last:], past)
+
+    def _stream(
+        self, rows: int, hooks: Sequence[Hook], tail: tuple[Tensor, Past] | None
+    ) -> Float[Tensor, "set d_model"]:
+        """The final stream at the last token, in `rows` copies of the prompt."""
+        lens = self.lens
+        if tail is None:
+            ids = [self.prompt.ids] * rows
+            return lens.stream(ids, lens.n_layers, hooks)[:, self.prompt.last]
+        stream, past = tail
+        copies = torch.zeros(rows, dtype=torch.long, device=stream.device)
+        start = 0, stream[copies]
+        ids = [self.prompt.ids[-1:]] * rows
+        return lens.stream(ids, lens.n_layers, hooks, start, past.rows(copies))[:, 0]
 
 
-def _zeroing(rows: list[int], last: int, neurons: list[int]) -> Callable[[Tensor], Tensor]:
-    def zero(m: Tensor) -> Tensor:
-        out = m.clone()
-        out[rows, last, neurons] = 0
-        return out
+def _hook(
+    out: Bool[Tensor, "set value"],
+    outside: Float[Tensor, "position value"],
+    at: Int[Tensor, " position"],
+) -> Callable[[Tensor], Tensor]:
+    def hook(values: Tensor) -> Tensor:
+        here = values[:, at].flatten(2)
+        here = torch.where(out[:, None], outside.to(values.dtype), here)
+        changed = values.clone()
+        changed[:, at] = here.unflatten(2, values.shape[2:])
+        return changed
 
-    return zero
+    return hook

@@ -345,6 +345,30 @@ class Backend:
         )
         return Norm(gain, _data(bias), float(self.cfg.eps), self.rms)
 
+    def constant_scales(self, layer: int) -> list[Hook]:
+        """Hooks for a layer's norms, those before and after its sublayers: sigma is a constant to
+        the gradient, and nothing that the norms compute changes."""
+        names = [f"blocks.{layer}.{norm}" for norm in ("ln1", "ln2", "ln1_post", "ln2_post")]
+        names = [name for name in names if f"{name}.hook_scale" in self.model.hook_dict]
+        if self.name == "hooked":
+            return [(f"{name}.hook_scale", Tensor.detach) for name in names]
+        # the bridge does not compute with its hook_scale where Hugging Face's own norm runs
+        return [hook for name in names for hook in self._constant_scale(name)]
+
+    def _constant_scale(self, name: str) -> list[Hook]:
+        norm = self._norm(self.model.get_submodule(name))
+        read: list[Tensor] = []
+
+        def keep(x: Tensor) -> None:
+            read.append(x)
+
+        def rewrite(out: Tensor) -> Tensor:
+            x = read.pop()
+            y = norm(x, norm.scale(x).detach())
+            return out.detach() + (y - y.detach()).to(out.dtype)
+
+        return [(f"{name}.hook_in", keep), (f"{name}.hook_out", rewrite)]
+
     def activation(self, x: Tensor) -> Tensor:
         """The FFN's non-linearity, as the model applies it."""
         named = None if self.record is None else self.record.activation

@@ -1,7 +1,8 @@
 """Interventions: frozen data that say what to change in a forward pass, compiled to (hook name,
 function) lists.
 
-`Zero`, `Scale` and `Replace` act on a unit for every reader. `Suppress` acts on one path only: it
+`Zero`, `Scale` and `Replace` act on a unit (an FFN neuron, a channel of attention, a head) for every
+reader. `Suppress` acts on one path only: it
 takes what query neurons write out of what chosen value neurons read, and leaves all else alone (the
 direct effect that Eq. 10 claims)."""
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,13 @@ from torch import Tensor
 from qv_lens.errors import ConfigError
 from qv_lens.models.backend import Hook
 from qv_lens.models.lens import Lens
-from qv_lens.models.units import warn_of_others
+from qv_lens.models.units import (
+    UNITS_WITH_VALUES,
+    site,
+    units_in_layer,
+    values_of,
+    warn_of_others,
+)
 from qv_lens.neurons import NeuronSet, check_set
 
 #: where an intervention acts
@@ -28,18 +35,18 @@ Where = Literal["all", "last"]
 
 @dataclass(frozen=True)
 class Scale:
-    """Multiply the coefficient m of FFN neurons by `factor`, at all positions or at each prompt's
-    last one."""
+    """Multiply the coefficient m of FFN neurons (z of channels and heads) by `factor`, at all
+    positions or at each prompt's last one."""
 
     neurons: NeuronSet
-    """Which FFN neurons."""
+    """Which units."""
     factor: float
     """What m is multiplied by."""
     positions: Where = "all"
     """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
-        check_ffn(lens, self.neurons, self.positions)
+        check_units(lens, self.neurons, self.positions)
         _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
@@ -48,16 +55,16 @@ class Scale:
 
 @dataclass(frozen=True)
 class Zero:
-    """Remove FFN neurons for every reader (m := 0); at all positions it equals zeroing their rows
-    of W_out."""
+    """Remove FFN neurons, channels or heads for every reader (m or z := 0); at all positions it
+    equals zeroing their rows of W_out or W_O."""
 
     neurons: NeuronSet
-    """Which FFN neurons."""
+    """Which units."""
     positions: Where = "all"
     """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
-        check_ffn(lens, self.neurons, self.positions)
+        check_units(lens, self.neurons, self.positions)
         _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
@@ -66,17 +73,17 @@ class Zero:
 
 @dataclass(frozen=True)
 class Replace:
-    """Set the coefficient m of FFN neurons to `value`."""
+    """Set the coefficient m of FFN neurons (z of channels and heads) to `value`."""
 
     neurons: NeuronSet
-    """Which FFN neurons."""
+    """Which units."""
     value: float
     """What m is set to."""
     positions: Where = "all"
     """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
-        check_ffn(lens, self.neurons, self.positions)
+        check_units(lens, self.neurons, self.positions)
         _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
@@ -195,22 +202,35 @@ def ffn_coefficients(
 
 def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
     """Raise `ConfigError` unless the set holds FFN neurons that exist in this model."""
+    check_set(neurons)
+    if neurons.unit != "ffn":
+        raise ConfigError(
+            f"FFN neurons are needed here (unit 'ffn'), got units {neurons.unit!r}: a column of "
+            "W_out, a head or an attention channel is not a neuron of the FFN."
+        )
+    check_units(lens, neurons, positions)
+
+
+def check_units(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
+    """Raise `ConfigError` unless the set holds units with values, of one kind, that exist in this
+    model."""
     if positions not in ("all", "last"):
         raise ConfigError(f"positions must be 'all' or 'last', got {positions!r}.")
     check_set(neurons)
     warn_of_others(lens, neurons)
-    if neurons.unit != "ffn":
+    if neurons.unit not in UNITS_WITH_VALUES:
         raise ConfigError(
-            "An intervention on coefficients needs FFN neurons (unit 'ffn'), got units "
-            f"{neurons.unit!r}: a column of W_out, a head or an attention channel is not a neuron "
-            "of the FFN."
+            "An intervention acts on FFN neurons, attention channels or heads (units 'ffn', "
+            f"'attn_channel', 'head'), got units {neurons.unit!r}."
         )
+    width = units_in_layer(lens, neurons.unit)
     for layer, indices in neurons.by_layer().items():
         lens.check_layer(int(layer))
-        if not 0 <= min(indices) <= max(indices) < lens.d_mlp:
+        if not 0 <= min(indices) <= max(indices) < width:
+            named = {"ffn": "neurons", "attn_channel": "attention channels", "head": "heads"}
             raise ConfigError(
-                f"Layer {layer} has neurons 0 to {lens.d_mlp - 1}; the set names {min(indices)} to "
-                f"{max(indices)}."
+                f"Layer {layer} has {named[neurons.unit]} 0 to {width - 1}; the set names "
+                f"{min(indices)} to {max(indices)}."
             )
 
 
@@ -222,18 +242,21 @@ def _warn_of_nothing(*sets: NeuronSet) -> None:
 
 
 def _rewrite(lens: Lens, neurons: NeuronSet, positions: Where, change) -> list[Hook]:
-    def hook_for(indices: list[int]):
-        index = torch.tensor(indices, device=lens.device)
+    unit: Any = neurons.unit
 
-        def hook(m: Float[Tensor, "prompt seq d_mlp"]) -> Tensor:
-            changed = m.clone()
-            changed[..., index] = change(m[..., index])
-            return _only(lens, positions, m, changed)
+    def hook_for(indices: list[int]):
+        index = values_of(lens, unit, indices)
+
+        def hook(values: Float[Tensor, "prompt seq *shape"]) -> Tensor:
+            flat = values.flatten(2)  # attention's come as [head, channel]
+            changed = flat.clone()
+            changed[..., index] = change(flat[..., index])
+            return _only(lens, positions, values, changed.unflatten(2, values.shape[2:]))
 
         return hook
 
     return [
-        (lens.backend_adapter.coefficient(layer), hook_for(indices))
+        (site(lens, unit, layer), hook_for(indices))
         for layer, indices in neurons.by_layer().items()
     ]
 

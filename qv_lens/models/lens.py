@@ -295,13 +295,15 @@ class Lens:
         past: Past | None = None,
         *,
         last: Sequence[int] | None = None,
+        under: Sequence[Hook] = (),
     ) -> Float[Tensor, "prompt seq d_model"]:
         """The stream in front of a layer (`n_layers`: after the last one); what lies after it is
         not run.
 
         `past` (see that method) leaves out the first tokens as well: rows, hooks, `start` and
-        result are then those of the tokens after it. `last` as for `logits`."""
-        return self._forward(rows, hooks, start, layer, past, last)
+        result are then those of the tokens after it. `last` as for `logits`. `under`: hooks that run
+        before the interventions in force, which then act on what these hooks leave."""
+        return self._forward(rows, hooks, start, layer, past, last, under)
 
     def past(self, start: Start, first: Int[Tensor, " row"]) -> Past | None:
         """Keys and values of each row's tokens in front of `first`, for passes over the tokens
@@ -315,13 +317,16 @@ class Lens:
             else None
         )
 
-    def read_out(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+    def read_out(
+        self,
+        stream: Float[Tensor, "*batch d_model"],
+        scale: Float[Tensor, "*batch 1"] | None = None,
+    ) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of final stream vectors: the final norm and the unembedding, for chosen positions
-        alone."""
+        alone. `scale`: the final norm's sigma (default: the vectors' own)."""
         weight, bias = self.backend_adapter.unembed()
-        return capped(
-            self.backend_adapter.norm(None)(stream) @ weight + bias, self.backend_adapter.logit_cap
-        )
+        normed = self.backend_adapter.norm(None)(stream, scale)
+        return capped(normed @ weight + bias, self.backend_adapter.logit_cap)
 
     def _forward(
         self,
@@ -331,6 +336,7 @@ class Lens:
         stop: int | None,
         past: Past | None = None,
         last: Sequence[int] | None = None,
+        under: Sequence[Hook] = (),
     ) -> Tensor:
         self._check_context(rows)
         if torch.is_inference_mode_enabled():
@@ -348,7 +354,7 @@ class Lens:
                     hook for intervention in self._in_force for hook in intervention.hooks(self)
                 ]
                 start = None if forced else start  # an intervention may act, or look, below
-                with self.backend_adapter.hooks([*forced, *hooks], ids.shape):
+                with self.backend_adapter.hooks([*under, *forced, *hooks], ids.shape):
                     return self.backend_adapter.run(ids, start, stop, past)
             finally:
                 self.last = outer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -241,3 +243,231 @@ def test_rounds_of_several_and_their_order(true_float64):
 def test_rounds_that_cannot_be(top, rounds, says):
     with pytest.raises(qv.QVLensError, match=says):
         qv.neuron_effects(tiny_lens("gptj"), FACTS, top, rounds=rounds)
+
+
+METHODS = ("gradient", "relp", "integrated")
+
+
+def ordered(found):
+    """Scores by prompt, then layer and unit."""
+    frame = found.frame.sort_values(["prompt", "layer", "neuron"])
+    return torch.tensor(frame["score"].to_numpy())
+
+
+@pytest.mark.parametrize("unit", ["ffn", "attn_channel", "head"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_gives_what_single_prompts_give(method, unit, monkeypatch):
+    monkeypatch.setattr(effects, "PATH_ROWS", 5)  # paths in several passes
+    lens = tiny_lens("qwen3-gqa")
+    options = {"method": method, "unit": unit, **({"steps": 4} if method == "integrated" else {})}
+    together = ordered(qv.neuron_effects(lens, FACTS, None, **options))
+    apart = [ordered(qv.neuron_effects(lens, fact, None, **options)) for fact in FACTS]
+    torch.testing.assert_close(together, torch.cat(apart), atol=1e-9, rtol=1e-6)
+
+
+def moved(lens, fact, layer, columns, share, values, name, at):
+    """log p of the answer on Hugging Face's model, some columns of a projection's input moved by a
+    share of the way to `values` at one position."""
+    prompt = lens.tokenize(fact)[0]
+    module = lens.hf.get_submodule(
+        lens.backend_adapter.stored_name(layer, name).removesuffix(".weight")
+    )
+
+    def move(_, inputs):
+        x = inputs[0].clone()
+        x[..., at, columns] += share * (values - x[..., at, columns])
+        return (x,)
+
+    handle = module.register_forward_pre_hook(move)
+    try:
+        logits = lens.hf(torch.tensor([prompt.ids])).logits[0, prompt.last]
+    finally:
+        handle.remove()
+    return float(logits.log_softmax(-1)[lens.answer_ids(fact)[0]])
+
+
+def slope_towards(lens, fact, layer, columns, values, name="W_out"):
+    """What log p loses for each share of the way."""
+    at = lens.tokenize(fact)[0].last
+    ends = [moved(lens, fact, layer, columns, share, values, name, at) for share in (STEP, -STEP)]
+    return (ends[1] - ends[0]) / (2 * STEP)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_channels_and_heads_against_hugging_face(kind, true_float64):
+    lens = tiny_lens(kind)
+    size = len(lens.parameter(0, "W_O")) // lens.backend_adapter.cfg.n_heads
+    channels = qv.neuron_effects(lens, FACTS[1], None, unit="attn_channel")
+    heads = qv.neuron_effects(lens, FACTS[1], None, unit="head")
+    assert set(heads.frame["unit"]) == {"head"}
+    assert heads.frame["coefficient"].isna().all()
+    for layer in range(lens.n_layers):
+        for head in range(4):
+            columns = list(range(head * size, (head + 1) * size))
+            wanted = slope_towards(lens, FACTS[1], layer, columns, 0.0, "W_O")
+            assert score_of(heads, 0, layer, head) == pytest.approx(wanted, abs=1e-8)
+            wanted = slope_towards(lens, FACTS[1], layer, columns[:1], 0.0, "W_O")
+            assert score_of(channels, 0, layer, columns[0]) == pytest.approx(wanted, abs=1e-8)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "mean over", "other prompts"])
+def test_baselines_against_hugging_face(baseline, true_float64):
+    lens = tiny_lens("gptj")
+    others = ["Tim Duncan plays the sport of", "Norway is a country in"]
+    own, there = lens.trace(FACTS), lens.trace(others)
+    values = {
+        "mean": own.m.mean(1, keepdim=True).expand_as(own.m),
+        "mean over": there.m.mean(1, keepdim=True).expand_as(own.m),
+        "other prompts": there.m,
+    }[baseline]
+    asked = {"mean": "mean", "mean over": qv.MeanOver(others), "other prompts": others}[baseline]
+    found = qv.neuron_effects(lens, FACTS, None, baseline=asked)
+    for i, fact in enumerate(FACTS):
+        for layer in range(lens.n_layers):
+            for neuron in ASKED:
+                wanted = slope_towards(lens, fact, layer, [neuron], values[layer, i, [neuron]])
+                assert score_of(found, i, layer, neuron) == pytest.approx(wanted, abs=1e-8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("baseline", ["zero", "other prompts"])
+def test_integrated_effects_add_up_to_the_loss_of_a_whole_layer(backend, baseline, true_float64):
+    """Completeness: a layer's scores add up to what the answer loses when the whole layer goes to
+    the baseline."""
+    lens = tiny_lens("qwen3-gqa", backend)
+    others = ["Tim Duncan plays the sport of", "Norway is a country in"]
+    there = lens.trace(others)
+    found = qv.neuron_effects(
+        lens,
+        FACTS,
+        None,
+        method="integrated",
+        steps=200,
+        baseline="zero" if baseline == "zero" else others,
+    ).frame
+    for i, fact in enumerate(FACTS):
+        at, columns = lens.tokenize(fact)[0].last, list(range(lens.d_mlp))
+        for layer in range(lens.n_layers):
+            values = 0.0 if baseline == "zero" else there.m[layer, i]
+            ends = [moved(lens, fact, layer, columns, s, values, "W_out", at) for s in (0, 1)]
+            total = found[(found["prompt"] == i) & (found["layer"] == layer)]["score"].sum()
+            assert total == pytest.approx(ends[0] - ends[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rounds_are_the_method_again_on_what_is_left(method, backend):
+    lens = tiny_lens("qwen3-gqa", backend)
+    options = {"method": method, **({"steps": 3} if method == "integrated" else {})}
+    found = qv.neuron_effects(lens, FACTS[0], 4, rounds=4, **options)
+    taken = []
+    for unit, score in zip(found.units, found.frame["score"], strict=True):
+        with lens.intervene(qv.Zero(qv.NeuronSet.of(taken), "last")) if taken else nullcontext():
+            frame = qv.neuron_effects(lens, FACTS[0], None, **options).frame
+        left = frame[[pair not in taken for pair in zip(frame.layer, frame.neuron, strict=True)]]
+        best = left.iloc[0]
+        assert (int(best["layer"]), int(best["neuron"])) == unit
+        assert best["score"] == pytest.approx(score, abs=1e-9)
+        taken.append(unit)
+
+
+def test_positions_of_a_prompt_add_up():
+    lens = tiny_lens("gptj")
+    apart = qv.neuron_effects(lens, FACTS, None, positions="all").frame
+    summed = qv.neuron_effects(lens, FACTS, None, positions="all", over="positions")
+    assert len(summed) == len(FACTS) * lens.n_layers * lens.d_mlp
+    for i in range(len(FACTS)):
+        wanted = apart[(apart.prompt == i) & (apart.layer == 1) & (apart.neuron == 5)]
+        assert score_of(summed, i, 1, 5) == pytest.approx(wanted["score"].sum(), abs=1e-12)
+    value = qv.value_neurons(lens, FACTS, None, positions="all").frame
+    both = qv.value_neurons(lens, FACTS, None, positions="all", over="positions")
+    wanted = value[(value.prompt == 1) & (value.layer == 2) & (value.neuron == 7)]["score"].sum()
+    assert score_of(both, 1, 2, 7) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_heads_and_channels_feed_what_neurons_feed():
+    """Found heads and channels are taken out by `Zero`, and read out by `vocabulary`."""
+    lens = tiny_lens("qwen3-gqa")
+    w_o = lens.parameter(1, "W_O")
+    size = len(w_o) // 4
+    head, channels = qv.NeuronSet.of([(1, 2)], "head"), range(2 * size, 3 * size)
+    with lens.intervene(qv.Zero(head)):
+        by_head = lens.logprob(FACTS)
+    with lens.intervene(qv.Zero(qv.NeuronSet.of([(1, c) for c in channels], "attn_channel"))):
+        by_channels = lens.logprob(FACTS)
+    kept = w_o[list(channels)].clone()
+    w_o[list(channels)] = 0
+    by_weights = lens.logprob(FACTS)
+    w_o[list(channels)] = kept
+    assert by_head == pytest.approx(by_weights, abs=1e-9)
+    assert by_channels == pytest.approx(by_weights, abs=1e-9)
+    assert by_weights != pytest.approx(lens.logprob(FACTS), abs=1e-4)
+    best = qv.neuron_effects(lens, FACTS[0], 3, unit="attn_channel")
+    assert len(qv.vocabulary(lens, best)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "saliency"}, "gradient, relp, integrated"),
+        ({"unit": "attn_neuron"}, "ffn, attn_channel, head"),
+        ({"steps": 0, "method": "integrated"}, "at least 1"),
+        ({"baseline": "median"}, "MeanOver"),
+        ({"baseline": ["one"]}, "2 facts and 1 other"),
+        ({"baseline": ["one", "two words more"], "positions": "all"}, "equally many tokens"),
+        ({"baseline": qv.MeanOver([])}, "No facts"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, words):
+    with pytest.raises(qv.QVLensError, match=words):
+        qv.neuron_effects(tiny_lens("gptj"), FACTS, **options)
+
+
+def test_the_mean_over_one_fact_is_refused():
+    with pytest.raises(qv.QVLensError, match="this is one fact"):
+        qv.neuron_effects(tiny_lens("gptj"), FACTS[0], baseline="mean")
+
+
+@pytest.mark.parametrize("over", ["prompt", "set"])
+@pytest.mark.parametrize("together", [1, 16])
+def test_candidates_are_really_taken_out(over, together, monkeypatch):
+    """By hand: the best by gradient, each zeroed beside what was found before, the one kept whose
+    loss is largest."""
+    monkeypatch.setattr(effects, "TOGETHER", together)
+    lens = tiny_lens("qwen3-gqa")
+    found = qv.neuron_effects(lens, FACTS, 3, rounds=3, candidates=5, over=over)
+    groups = [FACTS] if over == "set" else [[fact] for fact in FACTS]
+    for i, facts in enumerate(groups):
+        rows = found.frame[found.frame["prompt"] == (-1 if over == "set" else i)]
+        taken = []
+        units = zip(rows["layer"], rows["neuron"], strict=True)
+        for unit, score in zip(units, rows["score"], strict=True):
+            with without(lens, taken):
+                ranking = qv.neuron_effects(lens, facts, 5 + len(taken), over="set").units
+                before = sum(lens.logprob(facts))
+            losses = {}
+            for other in [pair for pair in ranking if pair not in taken][:5]:
+                with without(lens, [*taken, other]):
+                    losses[other] = before - sum(lens.logprob(facts))
+            assert max(losses, key=losses.__getitem__) == unit
+            assert score == pytest.approx(losses[unit], abs=1e-9)
+            taken.append(unit)
+
+
+def without(lens, units):
+    if not units:
+        return nullcontext()
+    return lens.intervene(qv.Zero(qv.NeuronSet.of(list(units)), "last"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"candidates": 3}, "at least as many"),
+        ({"top": None, "candidates": 3}, "at least as many"),
+        ({"top": 2, "candidates": 3, "positions": "all"}, "over='positions'"),
+    ],
+)
+def test_candidates_that_mean_nothing_are_refused(options, words):
+    with pytest.raises(qv.QVLensError, match=words):
+        qv.neuron_effects(tiny_lens("gptj"), FACTS, **options)

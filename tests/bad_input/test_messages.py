@@ -240,7 +240,22 @@ CASES = {
     "unknown query method": lambda tmp: _query("cosine"),
     "intervention on a missing layer": lambda tmp: _zero([(7, 0)]),
     "intervention on a missing neuron": lambda tmp: _zero([(1, 5000)]),
-    "intervention on heads": lambda tmp: _zero([(1, 0)], "head"),
+    "intervention on a missing head": lambda tmp: _zero([(1, 99)], "head"),
+    "intervention on columns": lambda tmp: _zero([(1, 0)], "w_out_column"),
+    "effects by no method": lambda tmp: _effects(method="saliency"),
+    "effects of no unit": lambda tmp: _effects(unit="attn_neuron"),
+    "effects by no rule": lambda tmp: _effects(method="relp", rules=("norms",)),
+    "rules of another method": lambda tmp: _effects(rules=("norm",)),
+    "no baseline": lambda tmp: _effects(baseline="median"),
+    "mean over one fact": lambda tmp: _effects(baseline="mean"),
+    "too few other prompts": lambda tmp: _effects(baseline=[]),
+    "other prompt of another length": lambda tmp: _effects(baseline=["One"], positions="all"),
+    "too few candidates": lambda tmp: _effects(candidates=3),
+    "rankings of several kinds": lambda tmp: qv.faithfulness(
+        tiny_lens("gptj"),
+        FACT,
+        {"a": qv.NeuronSet.of([(0, 1)], "head"), "b": qv.NeuronSet.of([(0, 1)])},
+    ),
     "revert without patch": lambda tmp: tiny_lens("gptj").revert(),
     "patch for another model": foreign_patch,
     "damaged patch weights": lambda tmp: damaged_patch(tmp, "patch.safetensors"),
@@ -425,6 +440,10 @@ def _statistics_under():
     lens = tiny_lens("gptj", dtype=torch.float32)
     with lens.intervene(qv.Zero(qv.NeuronSet.of([(1, 0)]))):
         covariance(lens, TEXT, [1])
+
+
+def _effects(**options):
+    return qv.neuron_effects(tiny_lens("gptj"), FACT, **options)
 
 
 def _zero(units, unit="ffn"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pandas as pd
 import pytest
 
 import qv_lens as qv
@@ -50,7 +51,7 @@ def test_random_orders_are_nested_differ_by_seed_and_repeat():
     assert frames[0].equals(frames[1])
     assert not frames[0]["logprob"].equals(frames[2]["logprob"])
     assert frames[0].groupby(["prompt", "k"])["logprob"].nunique().min() > 1
-    sets = [removal.units for removal in module._removals(lens, {}, SIZES, 1, 0, 0)]
+    sets = [removal.units for removal in module._selections(lens, {}, SIZES, 1, 0, 0, "ffn")]
     assert sets[1][:1] == sets[0]
     assert sets[2][:4] == sets[1]
 
@@ -125,7 +126,12 @@ def test_where_the_answer_is_lost():
         ((FACTS, {}, (0,)), "at least 1"),
         ((FACTS, {"random": qv.NeuronSet.of([(0, 1)])}), "random orders"),
         ((FACTS, {"mine": qv.NeuronSet.of([(99, 1)])}), "Layer 99"),
-        ((FACTS, {"mine": qv.NeuronSet.of([(0, 1)], "head")}), "FFN neurons"),
+        ((FACTS, {"mine": qv.NeuronSet.of([(0, 99)], "head")}), "heads 0 to 3"),
+        ((FACTS, {"mine": qv.NeuronSet.of([(0, 1)], "w_out_column")}), "acts on FFN neurons"),
+        (
+            (FACTS, {"a": qv.NeuronSet.of([(0, 1)], "head"), "b": qv.NeuronSet.of([(0, 1)])}),
+            "several kinds",
+        ),
     ],
 )
 def test_bad_requests_are_refused(arguments, words):
@@ -150,3 +156,65 @@ def test_rankings_in_rounds_keep_their_order():
     for k, row in frame.set_index("k").iterrows():
         with lens.intervene(qv.Zero(qv.NeuronSet.of(ranking.units[:k]), "last")):
             assert row["logprob"] == pytest.approx(lens.logprob(fact), abs=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["ffn", "attn_channel", "head"])
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_what_is_kept_and_what_is_taken_out_against_the_intervention(unit, positions):
+    lens = tiny_lens("qwen3-gqa")
+    ranking = qv.neuron_effects(lens, FACTS, 6, unit=unit)
+    width = ranking_width(lens, unit)
+    every = [(layer, neuron) for layer in range(lens.n_layers) for neuron in range(width)]
+    for keep in (False, True):
+        frame = qv.faithfulness(
+            lens, FACTS, {"gradient": ranking}, (1, 5), keep=keep, positions=positions, seeds=1
+        )
+        assert (frame["kept"] == keep).all()
+        for row in frame[frame["ranking"] == "gradient"].itertuples():
+            best = ranking.where(lambda f, i=row.prompt: f.prompt == i).top(row.k).units
+            out = [pair for pair in every if pair not in best] if keep else best
+            assert row.logprob == pytest.approx(
+                without(lens, FACTS[row.prompt], out, unit, positions), abs=1e-9
+            )
+            assert row.empty == pytest.approx(
+                without(lens, FACTS[row.prompt], every, unit, positions), abs=1e-9
+            )
+
+
+def ranking_width(lens, unit):
+    return {"ffn": lens.d_mlp, "attn_channel": len(lens.parameter(0, "W_O")), "head": 4}[unit]
+
+
+def without(lens, fact, units, unit, positions):
+    with lens.intervene(qv.Zero(qv.NeuronSet.of(units, unit), positions)):
+        return lens.logprob(fact)
+
+
+def test_what_is_taken_out_goes_to_the_baseline():
+    lens = tiny_lens("gptj")
+    mean = lens.trace(FACTS).m.mean(1)
+    best = qv.neuron_effects(lens, FACTS, 3, baseline="mean")
+    frame = qv.faithfulness(lens, FACTS, {"mean": best}, (1,), baseline="mean", seeds=0)
+    for row in frame.itertuples():
+        layer, neuron = best.where(lambda f, i=row.prompt: f.prompt == i).units[0]
+        value = float(mean[layer, neuron])
+        one = qv.Replace(qv.NeuronSet.of([(layer, neuron)]), value, "last")
+        with lens.intervene(one):
+            assert row.logprob == pytest.approx(lens.logprob(FACTS[row.prompt]), abs=1e-9)
+
+
+def test_areas_by_hand():
+    rows = [
+        ("mine", 0, 0, False, 1, -2.0, -1.0, -9.0),
+        ("mine", 0, 0, False, 100, -6.0, -1.0, -9.0),
+        ("kept", 0, 0, True, 10, -5.0, -1.0, -9.0),
+        ("kept", 0, 0, True, 50, -1.0, -1.0, -9.0),
+    ]
+    columns = ["ranking", "seed", "prompt", "kept", "k", "logprob", "clean", "empty"]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame.attrs["units"] = 100
+    table = module.areas(frame).set_index("ranking")
+    assert table.loc["mine", "area"] == pytest.approx((-1 - 5) / 2)
+    # f: 0 at 0, 1/2 at a tenth, 1 at a half, 1 at all
+    assert table.loc["kept", "cpr"] == pytest.approx(0.1 * 0.25 + 0.4 * 0.75 + 0.5)
+    assert table.loc["kept", "cmd"] == pytest.approx(0.1 * 0.75 + 0.4 * 0.25)

@@ -1,0 +1,105 @@
+"""What a unit is set to when it is taken out: zero, its mean over a set of prompts, or what it is on
+another prompt.
+
+1. zero: m' = 0.
+2. mean: m' is the unit's mean over prompts, at the same position of each (or over all positions).
+3. another prompt (patching): m' is what the unit is there, position by position, so that the two
+   prompts need as many positions as are asked for (with 'all': equal lengths)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qv_lens.errors import ConfigError
+from qv_lens.facts.records import Fact
+from qv_lens.facts.spans import Positions
+from qv_lens.models.lens import Facts, Lens, as_list, at_least_float32
+from qv_lens.trace import Trace
+
+
+@dataclass(frozen=True)
+class MeanOver:
+    """The mean over the prompts of these facts."""
+
+    facts: Facts
+    """Facts or texts."""
+
+
+#: 'zero'; 'mean' over the facts asked themselves, or over others; or other prompts, one for each
+#: fact
+Baseline: TypeAlias = Literal["zero", "mean"] | MeanOver | Facts
+Width = Literal["m", "z"]
+
+
+def baseline_values(
+    lens: Lens, trace: Trace, baseline: Baseline, positions: Positions, of: Width = "m"
+) -> Float[Tensor, "layer row width"]:
+    """m' (or z') of every unit at every row of a trace, `positions` of its prompts.
+
+    Raises `ConfigError` for an unknown baseline, for a mean over the one fact that is asked, and
+    for other prompts that do not go with the facts one by one.
+    """
+    own = at_least_float32(getattr(trace, of))
+    if isinstance(baseline, str) and baseline == "zero":
+        return torch.zeros_like(own)
+    if isinstance(baseline, str) and baseline == "mean":
+        if len(trace.facts) < 2:
+            raise ConfigError(
+                "baseline='mean' is the mean over the facts given, and this is one fact: pass "
+                "several, or qv.MeanOver(other_facts)."
+            )
+        return own.mean(1, keepdim=True).expand_as(own)
+    if isinstance(baseline, MeanOver):
+        there = at_least_float32(getattr(lens.trace(baseline.facts, positions), of))
+        return there.mean(1, keepdim=True).expand_as(own)
+    if isinstance(baseline, str):
+        raise ConfigError(
+            f"Baseline {baseline!r} not found. Available: zero, mean, qv.MeanOver(facts), or a list "
+            "of other prompts, one for each fact."
+        )
+    return _of_other_prompts(lens, trace, as_list(baseline), positions, of)
+
+
+def baseline_name(baseline: Baseline) -> str:
+    """What results call a baseline."""
+    if isinstance(baseline, str):
+        return baseline
+    if isinstance(baseline, MeanOver):
+        return f"mean over {len(as_list(baseline.facts))} prompts"
+    return "other prompts"
+
+
+def _of_other_prompts(
+    lens: Lens, trace: Trace, others: list[Fact | str], positions: Positions, of: Width
+) -> Float[Tensor, "layer row width"]:
+    """What each unit is on the prompt that stands beside the fact's."""
+    if len(others) != len(trace.facts):
+        raise ConfigError(
+            f"Patching takes another prompt for each fact; there are {len(trace.facts)} facts and "
+            f"{len(others)} other prompts."
+        )
+    if positions == "answer":  # the same answer follows
+        pairs = zip(others, trace.facts, strict=True)
+        others = [_with_answer(other, fact) for other, fact in pairs]
+    there = lens.trace(others, positions)
+    for i, fact in enumerate(trace.facts):
+        wanted, found = int((trace.prompt == i).sum()), int((there.prompt == i).sum())
+        if wanted != found:
+            text = fact if isinstance(fact, str) else fact.text
+            raise ConfigError(
+                f"The prompt {there.prompts[i].text!r} has {found} positions and {text!r} has "
+                f"{wanted}: at positions={positions!r} the two need equally many tokens."
+            )
+    return at_least_float32(getattr(there, of))
+
+
+def _with_answer(other: Fact | str, fact: Fact | str) -> Fact:
+    assert isinstance(fact, Fact)  # a whole answer is asked of facts alone
+    if isinstance(other, Fact):
+        return replace(other, answer=fact.answer)
+    return Fact("{}", other, fact.answer)
