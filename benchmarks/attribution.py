@@ -3,13 +3,16 @@ one run.
 
     python benchmarks/attribution.py                       # N=4096, d=512, V=8000, 16 prompts, CPU, 2 threads
     python benchmarks/attribution.py --growth              # 1 to 64 prompts, 1,024 to 16,384 neurons
+    python benchmarks/attribution.py --model smollm2-135m  # a real model (a name or a folder), 1 and 32 prompts
     python benchmarks/attribution.py --shape gpt-j-6b      # random weights of the real shape, on a CUDA GPU
     python benchmarks/attribution.py --shape qwen3-8b
 
 Naive: per prompt, add each neuron's vector to the base, norm, unembed, log-softmax, in chunks; the
 best of several chunk sizes counts. Ours: `qv.value_neurons` on the same Lens and Trace. Weights are
 random; the coefficients are those of the bundled model's neurons on as many prompts, scaled so that
-the scores spread as they do there."""
+the scores spread as they do there. Of a real model the weights and the prompts are real: two-hop
+prompts of the atlas; naive is timed on one prompt and counted for each; `locate` and the effects by
+gradient are timed beside one forward and backward pass of transformers."""
 
 from __future__ import annotations
 
@@ -28,6 +31,8 @@ from transformers import GPTJConfig, GPTJForCausalLM, Qwen3Config, Qwen3ForCausa
 
 import qv_lens as qv
 from qv_lens.attribution.setting import setting
+from qv_lens.facts.atlas import chains
+from qv_lens.facts.spans import pad
 from qv_lens.models.lens import at_least_float32
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
@@ -227,16 +232,77 @@ def compare(
     return frame
 
 
+def compare_real(lens: qv.Lens, prompts: int, repeats: int) -> pd.DataFrame:
+    """Every method on a real model, on so many two-hop prompts."""
+    chosen = chains()[:: max(1, len(chains()) // prompts)][:prompts]
+    facts = [qv.Fact("{}", chain.cloze, chain.second.answer) for chain in chosen]
+    trace = lens.trace(facts)
+    lens.fingerprint  # noqa: B018 - hashed once per model, not part of any method
+    one = lens.trace(facts[:1])
+    layers = range(lens.n_layers)
+    with torch.no_grad():
+        trials = {
+            chunk: timed(lambda c=chunk: naive(lens, one, c, range(1), range(1)), 1, "cpu")[0]
+            for chunk in CHUNKS
+        }
+        best = min(trials, key=trials.__getitem__)
+        seconds, peak = timed(lambda: naive(lens, one, best, layers, range(1)), 1, "cpu")
+    rows = {"naive": (seconds * prompts, peak, f"chunks of {best}, one prompt timed")}
+    for name, options in METHODS.items():
+        if name == "exact" and prompts > 1:
+            continue
+        run = lambda o=options: qv.value_neurons(lens, trace, **o)  # noqa: E731
+        seconds, peak = timed(run, repeats, "cpu")
+        settings = run().settings if name != "exact" else {}
+        note = f"fallback {settings['fallback']:.2%}" if "fallback" in settings else ""
+        note = f"scored {max(settings['scored'])}" if "scored" in settings else note
+        rows[name] = (seconds, peak, note)
+    for name, run in {
+        "layer_scores": lambda: qv.layer_scores(lens, trace),
+        "locate": lambda: qv.locate(lens, facts),
+        "effects": lambda: qv.neuron_effects(lens, facts),
+        "effects, RelP": lambda: qv.neuron_effects(lens, facts, method="relp"),
+        "transformers": lambda: there_and_back(lens, facts),
+    }.items():
+        seconds, peak = timed(run, repeats, "cpu")
+        rows[name] = (seconds, peak, "")
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "peak_MB", "note"])
+    frame.insert(1, "ratio", frame.loc["naive", "seconds"] / frame["seconds"])
+    return frame
+
+
+def there_and_back(lens: qv.Lens, facts: list[qv.Fact]) -> None:
+    """One forward and backward pass of transformers to the embeddings, prompts right-padded."""
+    rows = [prompt.ids for prompt in lens.tokenize(facts)]
+    last = torch.tensor([len(row) - 1 for row in rows])
+    ids = pad(rows)
+    token = torch.tensor([lens.answer_ids(fact)[0] for fact in facts])
+    with torch.enable_grad():
+        embedded = lens.hf.get_input_embeddings()(ids).detach().requires_grad_()
+        hidden = lens.hf.base_model(inputs_embeds=embedded).last_hidden_state
+        logits = lens.hf.get_output_embeddings()(hidden[torch.arange(len(rows)), last])
+        logits.log_softmax(-1)[torch.arange(len(rows)), token].sum().backward()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--model")
     parser.add_argument("--prompts", type=int)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()
+    if arguments.model:
+        lens = qv.load(arguments.model)
+        print(f"{arguments.model}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        for count in (1, arguments.prompts or 32):
+            frame = compare_real(lens, count, 1 if count > 1 else arguments.repeats)
+            print(f"\n{count} prompts")
+            print(frame.round({"seconds": 2, "ratio": 1, "peak_MB": 0}).to_string(), flush=True)
+        return
     device = "cpu" if arguments.shape == "small" else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"--shape {arguments.shape} needs a CUDA GPU; torch sees none here.")

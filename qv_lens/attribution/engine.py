@@ -9,19 +9,17 @@ by
 
 and I = delta_t - log sum_j p_j exp(delta_j).
 
-1. `log_sums`      the second term exactly: tiles of G; per problem one exp in place and one matrix-vector product, or
-                   on a CUDA GPU the fused kernel (`kernel.py`), which keeps G on the chip.
-2. `log_sums_by_moments`  the same by a Taylor series in alpha: with a centre g_k that no prompt decides (the mean of
-                   G_kj over the vocabulary),
-                   E_p[e^{alpha G}] = e^{alpha g} sum_r alpha^r / r! * (p @ (G - g)^r): products with p for all
-                   problems together. The remainder is bounded by alpha^order E_p[|G - g|^order] * |alpha| rho
-                   e^{|alpha| rho} / (order + 1)!, rho = max_j |G_kj - g_k|; pairs above the tolerance are done exactly.
-3. `bounds`        Jensen: I <= J = delta_t - E_p[delta], from two matrix-vector products per problem.
+1. `log_sums`   the second term exactly: G in blocks of neurons and tokens that a cache holds; per
+                problem one exp in place and one matrix-vector product, or on a CUDA GPU the fused
+                kernel (`kernel.py`), which keeps G on the chip.
+2. `bounds`     Jensen: I <= J = delta_t - E_p[delta], from two matrix-vector products per problem.
+
+`moments` has the second term to a tolerance, from fewer products.
 
 Where the logits are soft-capped (c tanh(z / c)), delta_j is what the cap leaves of it; then only
 `log_sums` holds.
 
-Nothing of the size problems x neurons x vocabulary is ever held; `tile_rows` sizes the tiles.
+Nothing of the size problems x neurons x vocabulary is ever held; `tile_shape` sizes the blocks.
 """
 
 from __future__ import annotations
@@ -39,6 +37,8 @@ from qv_lens.errors import ConfigError
 #: entries of a tile [neuron, vocabulary]: on a CPU what stays in its cache, on a GPU what keeps it
 #: busy
 CPU_TILE, GPU_TILE = 1 << 20, 1 << 28
+#: tokens of a block on a CPU
+CPU_TOKENS = 4096
 #: up to this spread of delta over the vocabulary (and this size of delta), exp and the sum need no
 #: shift in float32
 SAFE = 50.0
@@ -67,6 +67,10 @@ class Problems:
     """The soft cap of the logits."""
     z: Float[Tensor, "base d_vocab"] | None = None
     """The base's logits before it."""
+    length: Float[Tensor, " d_vocab"] | None = None
+    """|u| of every token, where it is known already."""
+    mean: Float[Tensor, "base d_model"] | None = None
+    """E_p[u], where it is known already."""
 
     def of_neurons(self, some: Int[Tensor, " some"]) -> Problems:
         """The same problems for some of the neurons."""
@@ -77,7 +81,8 @@ class Problems:
     def reach(self, V: Float[Tensor, "neuron d_model"]) -> Float[Tensor, "problem neuron"]:
         """Twice an upper bound of |delta_j|: a bound of delta's spread over the vocabulary
         (Cauchy-Schwarz, no G)."""
-        bound = self.alpha.abs() * (V.norm(dim=1) * self.U.norm(dim=0).max())
+        length = self.U.norm(dim=0) if self.length is None else self.length
+        bound = self.alpha.abs() * (V.norm(dim=1) * length.max())
         if self.beta is not None and self.b is not None:
             bound = bound + self.beta.abs() * self.b.abs().amax(1)[self.of][:, None]
         return 2 * bound
@@ -127,6 +132,22 @@ def tile_rows(U: Tensor, budget: int | None = None) -> int:
     return max(1, min(preferred, allowed // row))
 
 
+def tile_shape(U: Tensor, budget: int | None = None) -> tuple[int, int]:
+    """Neurons and tokens of a block of G, whose two buffers fit `budget` bytes: on a CPU what its
+    cache holds, on a GPU all tokens. Raises as `tile_rows`."""
+    rows = tile_rows(U, budget)
+    if U.is_cuda:
+        return rows, U.shape[1]
+    tokens = min(CPU_TOKENS, U.shape[1])
+    room = CPU_TILE if budget is None else budget // (2 * U.element_size())
+    return max(1, min(CPU_TILE, room) // tokens), tokens
+
+
+def blocks(size: int, width: int) -> list[slice]:
+    """The places from 0 to `size`, `width` at a time."""
+    return [slice(i, min(i + width, size)) for i in range(0, size, width)]
+
+
 def log_sums(
     V: Float[Tensor, "neuron d_model"],
     task: Problems,
@@ -140,7 +161,7 @@ def log_sums(
         if len(some):
             out[:, some] = log_sums(V[some], task.of_neurons(some), budget, wanted[:, some])
         return out
-    rows = tile_rows(task.U, budget)
+    shape = tile_shape(task.U, budget)
     if (
         wanted is None
         and task.cap is None
@@ -151,119 +172,69 @@ def log_sums(
         from qv_lens.attribution import kernel
 
         return kernel.log_sums(V, task.U, task.log_p, task.of, task.alpha, task.beta, task.b)
+    far = (task.reach(V) >= SAFE).any(0)
     out = torch.zeros_like(task.alpha)
-    p = task.log_p.exp()
-    sums = _Sums(
-        task,
-        p,
-        torch.mv(p, p.new_ones(p.shape[1])),
-        V.new_empty(min(rows, len(V)), task.U.shape[1]),
-        task.reach(V),
-    )
-    for i in range(0, len(V), rows):
-        tile = slice(i, i + rows)
-        sums.add(V[tile] @ task.U, tile, None if wanted is None else wanted[:, tile], out)
+    for shifted in (False, True):
+        some = (far == shifted).nonzero()[:, 0]
+        if len(some):
+            each = None if wanted is None else wanted[:, some]
+            out[:, some] = _sums(V[some], task.of_neurons(some), shape, shifted, each)
     return out
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """The exact sums of one tile after another, through one buffer."""
-
-    task: Problems
-    p: Float[Tensor, "base d_vocab"]
-    whole: Float[Tensor, " base"]  # sum of p, 1 but for rounding: the same rounding as in the sums
-    buffer: Float[Tensor, "tile d_vocab"]
-    reach: Float[Tensor, "problem neuron"]
-
-    def add(
-        self, G: Float[Tensor, "tile d_vocab"], tile: slice, wanted: Tensor | None, out: Tensor
-    ) -> None:
-        for q, base in enumerate(self.task.of.tolist()):
-            keep = slice(None) if wanted is None else wanted[q].nonzero()[:, 0]
-            part = G[keep]
-            if not len(part):
-                continue
-            alpha = self.task.alpha[q, tile][keep]
-            delta = torch.mul(part, alpha[:, None], out=self.buffer[: len(part)])
-            if self.task.beta is not None and self.task.b is not None:
-                delta.addcmul_(self.task.beta[q, tile][keep][:, None], self.task.b[base][None])
-            if self.task.z is not None:
-                delta = self.task.capped(delta, self.task.z[base])
-            if float(self.reach[q, tile][keep].max()) < SAFE or _spread(delta) < SAFE:
-                value = (torch.mv(delta.exp_(), self.p[base]) / self.whole[base]).log_()
-            else:
-                value = torch.logsumexp(delta.add_(self.task.log_p[base]), dim=1)
-            out[q, tile][keep] = value
-
-
-def _spread(delta: Tensor) -> float:
-    """The largest size of delta, and its range: what exp in float32 has to bear without a shift."""
-    low, high = delta.aminmax()
-    return float(max(high, -low, high - low))
-
-
-@dataclass(frozen=True)
-class SeriesSums:
-    """Result of `log_sums_by_moments`: the sums, and which pairs had to be done exactly."""
-
-    value: Float[Tensor, "problem neuron"]
-    """log E_p[e^delta] of every pair."""
-    fallback: Bool[Tensor, "problem neuron"]
-    """Which pairs were done exactly."""
-
-
-def log_sums_by_moments(
+def _sums(
     V: Float[Tensor, "neuron d_model"],
     task: Problems,
-    budget: int | None = None,
-    order: int = 4,
-    tolerance: float = 1e-6,
-) -> SeriesSums:
-    """`log_sums` to `tolerance`, by moments of G under p up to an even `order`; exact where the
-    error bound exceeds `tolerance`.
-
-    Frozen divisor only. Raises `ConfigError` otherwise, or for an odd order.
-    """
-    if task.beta is not None:
-        raise ConfigError(
-            "method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'."
-        )
-    if order < 2 or order % 2:
-        raise ConfigError(f"The order of the moments must be even and at least 2, got {order}.")
-    rows = tile_rows(task.U, budget)
-    value, error = torch.empty_like(task.alpha), torch.empty_like(task.alpha)
+    shape: tuple[int, int],
+    shifted: bool,
+    wanted: Bool[Tensor, "problem neuron"] | None,
+) -> Float[Tensor, "problem neuron"]:
+    """The exact sums, block by block; `shifted`: by log-sum-exp, which any delta bears."""
+    neurons, tokens = blocks(len(V), shape[0]), blocks(task.U.shape[1], shape[1])
+    of = list(enumerate(task.of.tolist()))
     p = task.log_p.exp()
-    p = p / p.sum(1, keepdim=True)
-    for i in range(0, len(V), rows):
-        tile = slice(i, i + rows)
-        G = V[tile] @ task.U
-        g = G.mean(1)
-        G -= g[:, None]
-        low, high = G.aminmax(dim=1)
-        rho = torch.maximum(high, -low)
-        power, alpha = G.clone(), task.alpha[:, tile]
-        term, series = alpha.clone(), torch.zeros_like(alpha)
-        for r in range(1, order + 1):
-            moment = (power @ p.T).T[task.of]
-            series += term * moment
-            if r < order:
-                power *= G
-                term = term * alpha / (r + 1)
-            else:  # the last moment is even: E|G - g|^order itself
-                y = alpha.abs() * rho
-                error[:, tile] = (term * moment).abs() * y / (order + 1) * y.exp()
-        value[:, tile] = torch.log1p(series.clamp_min(-0.999)) + alpha * g
-    fallback = ~(error < tolerance) | (error.isnan())
-    if fallback.any():
-        value = torch.where(fallback, log_sums(V, task, budget, fallback), value)
-    return SeriesSums(value, fallback)
+    total = torch.full_like(task.alpha, -torch.inf if shifted else 0.0)
+    buffer = V.new_empty(min(shape[0], len(V)), shape[1])
+    for columns in tokens:
+        u = task.U[:, columns]
+        for rows in neurons:
+            G = V[rows] @ u
+            for q, base in of:
+                keep = slice(None) if wanted is None else wanted[q, rows].nonzero()[:, 0]
+                delta = _delta(G[keep], task, q, rows, keep, columns, buffer)
+                if shifted:
+                    new = torch.logsumexp(delta.add_(task.log_p[base, columns]), dim=1)
+                    total[q, rows][keep] = torch.logaddexp(total[q, rows][keep], new)
+                else:
+                    total[q, rows][keep] += torch.mv(delta.exp_(), p[base, columns])
+    if not shifted:
+        # the sum of p is 1 but for rounding, the same rounding as in the sums
+        total = (total / torch.mv(p, p.new_ones(p.shape[1]))[task.of][:, None]).log_()
+    return total if wanted is None else total.masked_fill(~wanted, 0.0)
+
+
+def _delta(
+    G: Float[Tensor, "some token"],
+    task: Problems,
+    problem: int,
+    rows: slice,
+    keep: Tensor | slice,
+    columns: slice,
+    buffer: Float[Tensor, "tile token"],
+) -> Float[Tensor, "some token"]:
+    """How a block's logits move for one problem."""
+    base = int(task.of[problem])
+    out = buffer[: len(G), : G.shape[1]]
+    delta = torch.mul(G, task.alpha[problem, rows][keep][:, None], out=out)
+    if task.beta is not None and task.b is not None:
+        delta.addcmul_(task.beta[problem, rows][keep][:, None], task.b[base, columns][None])
+    return delta if task.z is None else task.capped(delta, task.z[base, columns])
 
 
 def bounds(V: Float[Tensor, "neuron d_model"], task: Problems) -> Float[Tensor, "problem neuron"]:
     """E_p[delta] <= log sum_j p_j exp(delta_j), of every pair, without G."""
-    p = task.log_p.exp()
-    mean = task.alpha * (V @ (p @ task.U.T).T).T[task.of]
+    u = task.log_p.exp() @ task.U.T if task.mean is None else task.mean
+    mean = task.alpha * (V @ u.T).T[task.of]
     if task.beta is None or task.b is None:
         return mean
-    return mean + task.beta * (p * task.b).sum(1)[task.of][:, None]
+    return mean + task.beta * (task.log_p.exp() * task.b).sum(1)[task.of][:, None]

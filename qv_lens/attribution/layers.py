@@ -32,7 +32,14 @@ from qv_lens.attribution.setting import (
     check_over,
     setting,
 )
-from qv_lens.attribution.value import Unit, check_top, grouped, scored
+from qv_lens.attribution.value import (
+    Unit,
+    check_top,
+    every_score,
+    for_every_unit,
+    grouped,
+    scored,
+)
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
@@ -62,7 +69,7 @@ def layer_scores(
     over: Over = "prompt",
     norm: NormMode = "frozen",
     base: Base = "mid",
-    method: Method = "exact",
+    method: Method | None = None,
     target: Target = "answer",
     positions: Positions = "last",
     count_top: int = 300,
@@ -76,8 +83,8 @@ def layer_scores(
     vector and a column `head`. `over='set'` or 'category' adds the prompts up (prompt -1).
     `positions='all'` (Table 5) gives a row per token, with `position` and `token`.
     `count_top`: how many are the best ('count', 'neuron_sum_top').
-    `method`: 'exact' or 'moments'; raises `ConfigError` for the others, which do not score every
-    neuron.
+    `method`: 'exact', 'moments' (each neuron to 1e-6), or None for moments where they hold; raises
+    `ConfigError` for the others, which do not score every neuron.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -91,13 +98,14 @@ def layer_scores(
     if kind not in ("ffn", "attn", "head"):
         raise unknown("kind", kind, ("ffn", "attn", "head"))
     check_over(over)
-    if method not in ("exact", "moments"):
+    if method not in (None, "exact", "moments"):
         raise ConfigError(
             f"Layer sums need the score of every neuron; method={method!r} gives "
             f"{'the best k alone' if method == 'topk' else 'bounds, not scores'}: use 'exact' or "
             "'moments'."
         )
-    check_moments(method, norm)
+    if method is not None:
+        check_moments(method, norm)
     task = setting(
         lens,
         facts,
@@ -115,7 +123,7 @@ def scores_by_layer(
     kind: Kind,
     how: How = "neuron_sum",
     over: Over = "prompt",
-    method: Method = "exact",
+    method: Method | None = None,
     count_top: int = 300,
 ) -> pd.DataFrame:
     """`layer_scores` for a `Setting`. Raises `ConfigError` for a `kind` and a `how` that do not go
@@ -147,9 +155,10 @@ def scores_by_layer(
 
 
 def _sums(
-    task: Setting, over: Over, kind: Kind, how: How, unit: Unit, method: Method
+    task: Setting, over: Over, kind: Kind, how: How, unit: Unit, method: Method | None
 ) -> pd.DataFrame:
     groups = task.rows.groups(over)
+    method = for_every_unit(task, unit) if method is None else method
     parts = [layer.score for layer in scored(task, unit, method)]
     if how == "neuron_sum_positive":
         positive = torch.stack(
@@ -189,12 +198,12 @@ def _wholes(task: Setting, kind: Kind, over: Over) -> Float[Tensor, "layer group
     return torch.stack([grouped(score, task.rows.groups(over))[:, 0] for score in scores])
 
 
-def _best(task: Setting, unit: Unit, top: int, over: Over, method: Method) -> tuple[Tensor, Tensor]:
+def _best(
+    task: Setting, unit: Unit, top: int, over: Over, method: Method | None
+) -> tuple[Tensor, Tensor]:
     """Scores [layer, group, unit], and a mask (0 or 1) of each group's `top` best units of the
     model."""
-    scores = torch.stack(
-        [grouped(layer.score, task.rows.groups(over)) for layer in scored(task, unit, method)]
-    )
+    scores, _ = every_score(task, unit, over, method)
     layers, groups, width = scores.shape
     flat = scores.transpose(0, 1).reshape(groups, -1)
     mask = torch.zeros_like(flat).scatter_(

@@ -22,11 +22,10 @@ from typing import Any, Literal
 import pandas as pd
 
 from qv_lens.attribution.effects import neuron_effects
-from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.projection import NormMode
 from qv_lens.attribution.query import Method, query_layers
-from qv_lens.attribution.setting import Base
-from qv_lens.attribution.value import value_neurons
+from qv_lens.attribution.setting import Base, setting
+from qv_lens.attribution.value import best_of, every_score
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact, MultiHopCase
 from qv_lens.facts.spans import FactToken
@@ -112,8 +111,10 @@ def locate(
         value = neuron_effects(lens, trace, top, positions=position)
         by_layer = _positive(lens, value)
     else:
-        value = value_neurons(lens, trace, top, norm=norm, base=base)
-        by_layer = layer_scores(lens, trace, norm=norm, base=base).groupby("layer")["score"].sum()
+        task = setting(lens, trace, norm=norm, base=base)
+        scores, settings = every_score(task)
+        value = best_of(task, scores, top, "ffn", "prompt", settings)
+        by_layer = pd.Series(scores.double().sum((1, 2)).tolist(), name="score")
     queries = query_layers(lens, trace, value, method=method)
     by_query = queries[queries["kind"] == "ffn"].groupby("layer")["score"].sum()
     frame = pd.concat(

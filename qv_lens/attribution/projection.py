@@ -50,6 +50,8 @@ class Readout:
     """What is added to the logits."""
     sigma: Float[Tensor, "row 1"]
     """The pass's own divisors."""
+    length: Float[Tensor, " d_vocab"]
+    """|u| of every token."""
     cap: float | None = None
     """The soft cap of the logits."""
 
@@ -78,7 +80,7 @@ class Readout:
             U = weight * at_least_float32(norm.gain)[:, None]
         if cap is None:
             U, c = U - U.mean(1, keepdim=True), c - c.mean()
-        return cls(mode, norm, U, c, sigma, cap)
+        return cls(mode, norm, U, c, sigma, U.norm(dim=0), cap)
 
     def centre(self, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return y if self.mode == "none" else self.norm.center(y)

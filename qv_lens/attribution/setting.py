@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.engine import Problems, bounds, log_sums, log_sums_by_moments, tile_rows
+from qv_lens.attribution.engine import Problems, bounds, log_sums, tile_rows
+from qv_lens.attribution.moments import HeadAndTail, log_sums_by_moments
 from qv_lens.attribution.projection import NormMode, Readout
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
@@ -45,7 +46,8 @@ Target = str | int | tuple[str | int, str | int]
 CHUNK = 2048
 #: how far the divisor of a base may shrink, norm recomputed, before the closed form is left
 CANCELS = 30.0
-MOMENTS_ORDER, MOMENTS_TOLERANCE = 4, 1e-6
+#: rows of layers that are read out in one product
+READ_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,16 @@ class TraceRows:
             {"prompt": i, "position": p, "token": self.lens.token_label(ids[i][p])}
             for i, p in where
         ]
+
+
+@dataclass(frozen=True)
+class Bases:
+    """What the vectors of one layer are added to, read out."""
+
+    log_p: Float[Tensor, "row d_vocab"]
+    """The distribution at every row."""
+    mean: Float[Tensor, "row d_model"] | None = None
+    """E_p[u], where bounds are asked."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +171,22 @@ class Setting:
             else pre
         )
 
+    def bases(self, kind: Kind = "ffn", mean: bool = False) -> Iterator[Bases]:
+        """The bases of every layer in turn, a few layers read out together: one product with the
+        unembedding costs hardly more than one row of it."""
+        layers = list(range(self.lens.n_layers))
+        rows = len(self.trace.prompt)
+        together = max(1, READ_TOGETHER // rows)
+        for begin in range(0, len(layers), together):
+            some = layers[begin : begin + together]
+            x = torch.cat([self.x(layer, kind) for layer in some])
+            of = torch.arange(rows, device=x.device).repeat(len(some))
+            log_p = self.readout.logits(x, of).log_softmax(-1)
+            means = log_p.exp() @ self.readout.U.T if mean else None
+            for place in range(len(some)):
+                part = slice(place * rows, (place + 1) * rows)
+                yield Bases(log_p[part], None if means is None else means[part])
+
     def gain(
         self, y: Float[Tensor, "row d_model"], rows: Tensor | slice = slice(None)
     ) -> Float[Tensor, " row"]:
@@ -203,12 +231,13 @@ class Setting:
         of: Int[Tensor, " problem"] | None = None,
         method: Method = "exact",
         wanted: Bool[Tensor, "problem unit"] | None = None,
+        bases: Bases | None = None,
     ) -> tuple[Float[Tensor, "problem unit"], int]:
         """I of every v_k = m_k vectors_k (J for `first_order`), and how many `moments` had to do
         exactly.
 
         `of` says which row a problem belongs to (all rows in order by default). Entries that are
-        not `wanted` do not hold I.
+        not `wanted` do not hold I. `bases`: the layer's, where they were read out already.
         Raises `ConfigError` for a bound with base `loo_final`, whose sign turns it round.
         """
         if method == "first_order" and self.base == "loo_final":
@@ -223,16 +252,17 @@ class Setting:
         of = torch.arange(len(m), device=m.device) if of is None else of.to(m.device)
         sign = -1.0 if self.base == "loo_final" else 1.0  # I = -(log p(x - v) - log p(x))
         x = self.x(layer, kind)
-        x_c, sigma_0, log_p = (
-            self.readout.centre(x),
-            self.readout.scale(x),
-            self.readout.logits(x).log_softmax(-1),
-        )
+        x_c, sigma_0 = self.readout.centre(x), self.readout.scale(x)
+        if bases is None:
+            bases = Bases(self.readout.logits(x).log_softmax(-1))
         out, fallback = torch.empty(m.shape, dtype=x.dtype, device=x.device), 0
+        split = None
+        if method == "moments":
+            split = HeadAndTail.of(self.readout.U, bases.log_p, len(vectors), self.readout.length)
         for i in range(0, len(vectors), CHUNK):
             chunk = slice(i, i + CHUNK)
             V = self.readout.centre(at_least_float32(vectors[chunk]))
-            task = self._problems(V, x_c, sigma_0, log_p, of, sign * at_least_float32(m[:, chunk]))
+            task = self._problems(V, x_c, sigma_0, bases, of, sign * at_least_float32(m[:, chunk]))
             delta = task.delta(V, self.token)
             if self.against is not None:
                 out[:, chunk] = sign * (delta - task.delta(V, self.against))
@@ -241,9 +271,7 @@ class Setting:
             if method == "first_order":
                 sums = bounds(V, task)
             elif method == "moments":
-                moments = log_sums_by_moments(
-                    V, task, self.memory_budget, MOMENTS_ORDER, MOMENTS_TOLERANCE
-                )
+                moments = log_sums_by_moments(V, task, split, self.memory_budget)
                 sums, fallback = moments.value, fallback + int(moments.fallback.sum())
             else:
                 sums = log_sums(
@@ -275,12 +303,15 @@ class Setting:
             out[q, k] = (sign * (self.gain(x[row] + v, row) - self.gain(x[row], row)))[0]
 
     def _problems(
-        self, V: Tensor, x_c: Tensor, sigma_0: Tensor, log_p: Tensor, of: Tensor, m: Tensor
+        self, V: Tensor, x_c: Tensor, sigma_0: Tensor, bases: Bases, of: Tensor, m: Tensor
     ) -> Problems:
         out = self.readout
         cap, z = out.cap, None if out.cap is None else x_c @ out.U / sigma_0 + out.c
         if out.mode != "full":
-            return Problems(out.U, log_p, of, m / sigma_0[of], cap=cap, z=z)
+            alpha = m / sigma_0[of]
+            return Problems(
+                out.U, bases.log_p, of, alpha, cap=cap, z=z, length=out.length, mean=bases.mean
+            )
         # sigma of x + m_k v_k, without forming the sums
         wide, base, c = (V.double(), x_c.double(), m.double())
         cross = 2 * c * (wide @ base.T).T[of] / V.shape[1]
@@ -288,7 +319,7 @@ class Setting:
         sigma = (square.clamp_min(0) + out.norm.eps).sqrt().type_as(m)
         return Problems(
             out.U,
-            log_p,
+            bases.log_p,
             of,
             m / sigma,
             1 / sigma - 1 / sigma_0[of],
@@ -296,6 +327,8 @@ class Setting:
             sigma_0[of],
             cap,
             z,
+            out.length,
+            bases.mean,
         )
 
 

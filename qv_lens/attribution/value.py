@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat as repeat_forever
 from numbers import Integral
 from typing import Any, Literal
 
@@ -25,12 +26,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from qv_lens.attribution.moments import TOLERANCE
 from qv_lens.attribution.projection import NormMode
 from qv_lens.attribution.setting import (
     METHODS,
-    MOMENTS_ORDER,
-    MOMENTS_TOLERANCE,
     Base,
+    Bases,
     Kind,
     Method,
     Over,
@@ -76,7 +77,7 @@ def value_neurons(
     'head_position'.
     `method`: 'exact' scores every unit; 'topk' only as many as its certificate needs (the same
     result, `settings` say how many); 'moments' scores every FFN neuron or channel to 1e-6 beside
-    float32's rounding (order 4; `settings` give the share that had to be done exactly);
+    float32's rounding (`settings` give the share that had to be done exactly);
     'first_order' gives the upper bound J instead of I: a ranking, not the score.
     `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see
     `setting`).
@@ -123,18 +124,42 @@ def best_units(
             f"unit={unit!r} ranks the positions that one token of one prompt reads: use "
             "over='prompt', one position and a target of one token."
         )
-    settings = {**task.attrs, "unit": unit, "over": over, "method": method}
-    groups = task.rows.groups(over)
+    settings: dict[str, Any] = {"method": method}
     if method == "topk" and top is not None:
         scores, settings["scored"] = certified_top(task, unit, top, over)
     else:
-        layers = list(scored(task, unit, method))
-        scores = torch.stack([grouped(layer.score, groups) for layer in layers])
-        if method == "moments":
-            share = sum(layer.fallback for layer in layers) / sum(
-                layer.score.numel() for layer in layers
-            )
-            settings |= {"order": MOMENTS_ORDER, "tolerance": MOMENTS_TOLERANCE, "fallback": share}
+        scores, settings = every_score(task, unit, over, method)
+    return best_of(task, scores, top, unit, over, settings)
+
+
+def every_score(
+    task: Setting, unit: Unit = "ffn", over: Over = "prompt", method: Method | None = None
+) -> tuple[Float[Tensor, "layer group unit"], dict[str, Any]]:
+    """I of every unit, summed by group, and how it came about. `method=None`: the fastest that
+    holds here."""
+    method = for_every_unit(task, unit) if method is None else method
+    groups = task.rows.groups(over)
+    layers = list(scored(task, unit, method))
+    scores = torch.stack([grouped(layer.score, groups) for layer in layers])
+    settings: dict[str, Any] = {"method": method}
+    if method == "moments":
+        share = sum(layer.fallback for layer in layers) / sum(
+            layer.score.numel() for layer in layers
+        )
+        settings |= {"tolerance": TOLERANCE, "fallback": share}
+    return scores, settings
+
+
+def best_of(
+    task: Setting,
+    scores: Float[Tensor, "layer group unit"],
+    top: int | None,
+    unit: Unit,
+    over: Over,
+    settings: dict[str, Any],
+) -> NeuronSet:
+    """The best units of each group by these scores."""
+    groups = task.rows.groups(over)
     m = torch.stack(
         [grouped(units.coefficients, groups) for units in every_unit(task.lens, task.trace, unit)]
     )
@@ -145,10 +170,19 @@ def best_units(
         scores,
         m / torch.bincount(groups)[:, None].to(m),
         top,
-        settings,
+        {**task.attrs, "unit": unit, "over": over, **settings},
         over,
         last,
     )
+
+
+def for_every_unit(task: Setting, unit: Unit = "ffn") -> Method:
+    """The fastest method that scores every unit: 'moments' where it holds."""
+    heads = unit in ("head", "head_position")
+    other = task.base == "loo_final" or task.against is not None
+    if heads or other or task.readout.mode == "full" or task.readout.cap is not None:
+        return "exact"
+    return "moments"
 
 
 def fast(lens: Lens) -> Method:
@@ -286,7 +320,11 @@ def scored(
     layers = tqdm(
         range(task.lens.n_layers), desc=f"{unit} scores", unit="layer", delay=2, leave=False
     )
-    for layer in layers:
+    bases: Iterator[Bases | None] = repeat_forever(None)
+    if unit not in ("head", "head_position"):
+        kind: Kind = "ffn" if unit == "ffn" else "attn"
+        bases = task.bases(kind, mean=method == "first_order")
+    for layer, base in zip(layers, bases, strict=False):
         some = None if wanted is None else wanted[layer]
         if some is not None and not some.any():
             yield LayerScores(
@@ -305,7 +343,7 @@ def scored(
             m = rearrange(units.m, "r (k u) -> (r k) u", **split)
             mask = None if some is None else rearrange(some, "r (k u) -> (r k) u", **split)
             score, fallback = task.increase_of_units(
-                layer, units.kind, m, units.vectors, of, method, mask
+                layer, units.kind, m, units.vectors, of, method, mask, base
             )
             score = rearrange(score, "(r k) u -> r (k u)", **split)
         if unit in AT_POSITIONS:

@@ -68,8 +68,10 @@ def test_layers_are_ranked_by_the_sums_of_their_neurons(
     queries = qv.query_layers(lens, FACTS, best, method=method, positions=position)
     by_query = queries[queries["kind"] == "ffn"].groupby("layer")["score"].sum()
     scores = {name: rows.set_index("layer")["score"] for name, rows in found.frame.groupby("kind")}
-    assert (scores["value"] - by_layer).abs().max() < 1e-9
-    assert (scores["query"] - by_query).abs().max() < 1e-9
+    exactly = norm == "full" or base == "loo_final"
+    tolerance = 1e-9 if exactly else 1e-6 * lens.d_mlp * len(FACTS)
+    assert (scores["value"] - by_layer).abs().max() < tolerance
+    assert (scores["query"] - by_query).abs().max() < tolerance
     assert found.frame.index.tolist() == list(range(8))
     assert found.value == tuple(sorted(by_layer.index, key=lambda layer: -by_layer[layer]))
     assert found.query == (

@@ -3,6 +3,7 @@ kind of model."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution import engine
+from qv_lens.attribution import engine, moments
 from qv_lens.attribution.layers import HOWS
 from qv_lens.attribution.setting import setting
 from tests.attribution.test_value import FACTS, final_sigma, log_prob
@@ -251,7 +252,7 @@ def test_moments_keep_their_tolerance(kind, true_float64):
     close = quick.frame.sort_values(["prompt", "layer", "neuron"])
     assert abs(exact["score"].to_numpy() - close["score"].to_numpy()).max() < 1e-6
     assert 0 < quick.settings["fallback"] < 1
-    assert quick.settings["order"] == 4
+    assert quick.settings["tolerance"] == 1e-6
     sums = (
         qv.layer_scores(lens, FACTS, method="moments")["score"]
         - qv.layer_scores(lens, FACTS)["score"]
@@ -326,9 +327,12 @@ def test_parts_of_the_log_sums():
         )
 
 
-def test_moments_are_exact_where_their_bound_says_no():
+@pytest.mark.parametrize("many", [False, True])
+def test_moments_are_exact_where_their_bound_says_no(many, monkeypatch):
     """Of made-up problems with small and large coefficients: within the tolerance, and exact beyond
-    the bound's reach."""
+    the bound's reach; with the tail as a matrix, and as products of G."""
+    monkeypatch.setattr(engine, "CPU_TOKENS", 100)  # several blocks, the last one smaller
+    monkeypatch.setattr(moments, "CPU_TOKENS", 100)
     V, task = random_problem(torch.float64)
     task = replace(
         task,
@@ -338,31 +342,61 @@ def test_moments_are_exact_where_their_bound_says_no():
         alpha=task.alpha * torch.logspace(-5, 0, 150, dtype=torch.float64),
     )
     exact = by_definition(V, task)
+    split = moments.HeadAndTail.of(task.U, task.log_p, 10**9 if not many else 1)
+    assert (split.S is None) == many
     shares = []
-    for order, tolerance in ((2, 1e-6), (4, 1e-6), (4, 1e-9), (6, 1e-6)):
-        got = engine.log_sums_by_moments(V, task, None, order, tolerance)
+    for tolerance in (1e-4, 1e-6, 1e-9):
+        got = moments.log_sums_by_moments(V, task, split, tolerance=tolerance)
         error = (got.value - exact).abs()
         assert error.max() < tolerance
         assert error[got.fallback].max() < 1e-12
+        assert (error[~got.fallback] > 1e-15).any()
         shares.append(got.fallback.double().mean().item())
-    # more moments reach further, and less tolerance less far
-    assert 1 > shares[0] > shares[1] > shares[3] > 0
-    assert shares[2] > shares[1]
-    tiles = engine.log_sums_by_moments(V, task, 2 * 333 * 8 * 7)
-    assert torch.equal(tiles.fallback, engine.log_sums_by_moments(V, task).fallback)
-    torch.testing.assert_close(
-        tiles.value, engine.log_sums_by_moments(V, task).value, atol=1e-12, rtol=0
-    )
-    g = (V @ task.U - (V @ task.U).mean(1, keepdim=True)).abs()  # the bound, written out
-    p = task.log_p.exp()[task.of]
-    y = task.alpha.abs() * g.amax(1)
-    bound = task.alpha.abs() ** 4 / 24 * (p @ (g**4).T) * y * y.exp() / 5
-    assert torch.equal(engine.log_sums_by_moments(V, task).fallback, bound >= 1e-6)
-    for order in (0, 1, 3, -2):
-        with pytest.raises(qv.QVLensError, match="even and at least 2"):
-            engine.log_sums_by_moments(V, task, None, order)
+    assert 0 < shares[0] < shares[1] < shares[2] < 1
+    tiles = moments.log_sums_by_moments(V, task, split, 2 * 333 * 8 * 7)
+    whole = moments.log_sums_by_moments(V, task, split)
+    assert torch.equal(tiles.fallback, whole.fallback)
+    torch.testing.assert_close(tiles.value, whole.value, atol=1e-12, rtol=0)
     with pytest.raises(qv.QVLensError, match="frozen"):
-        engine.log_sums_by_moments(*random_problem())
+        moments.log_sums_by_moments(*random_problem())
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_bound_of_what_moments_leave_out(many):
+    """Written out token by token: the head's sum, the tail's moments, and what is left out."""
+    V, task = random_problem(torch.float64)
+    task = replace(
+        task, log_p=task.log_p.log_softmax(1), beta=None, b=None, alpha=task.alpha * 0.05
+    )
+    split = moments.HeadAndTail.of(task.U, task.log_p, 10**9 if not many else 1)
+    p = task.log_p.exp()
+    for base in range(3):
+        head = set(split.head[base].tolist())
+        tail = torch.tensor([j not in head for j in range(333)])
+        assert set(task.U.norm(dim=0).topk(len(split.longest)).indices.tolist()) <= head
+        assert torch.equal(split.p_tail[base] > 0, tail)
+        if not many:
+            S = (task.U * torch.where(tail, p[base], 0.0)) @ task.U.T
+            torch.testing.assert_close(split.S[base], S)
+    order = 4 if many else 2
+    parts = moments._by_products if many else moments._by_matrix
+    series, error = parts(V, task, split)
+    G = V @ task.U
+    for q, base in enumerate(task.of.tolist()):
+        delta = task.alpha[q, :, None] * G
+        weight = split.p_tail[base]
+        terms = sum(delta**r / math.factorial(r) for r in range(1, order + 1))
+        torch.testing.assert_close(series[q], terms @ weight)
+        left = ((delta.exp() - 1 - terms) @ weight).abs()
+        assert (left <= error[q] + 1e-15).all()
+        assert (error[q] < 1e6 * left + 1e-9).all()  # a bound, and not anything
+
+
+def test_the_second_moment_of_any_size():
+    g = torch.Generator().manual_seed(0)
+    for size in (1, 3, 7, 48):
+        U, p = torch.randn(size, 500, generator=g).double(), torch.rand(500, generator=g).double()
+        torch.testing.assert_close(moments.second_moment(U, p), (U * p) @ U.T)
 
 
 def test_what_nobody_wants_is_not_computed():
@@ -450,7 +484,7 @@ def test_every_sum_of_a_layer_from_its_neurons(kind, over, true_float64):
     for part, unit in (("ffn", "ffn"), ("attn", "attn_channel")):
         single = qv.value_neurons(lens, trace, None, unit=unit).frame
         ways = {
-            how: qv.layer_scores(lens, trace, part, how, over=over, count_top=9)
+            how: qv.layer_scores(lens, trace, part, how, over=over, count_top=9, method="exact")
             for how in HOWS
             if how != "head_sum" or part == "attn"
         }
