@@ -22,8 +22,10 @@ class Setup:
     """The model's fingerprint."""
     patches: tuple[object, ...]
     """The patches applied."""
-    weights: tuple[float, ...]
-    """A number for each weight."""
+    sums: tuple[float, ...]
+    """A weighted sum of each W_out."""
+    bits: tuple[int, ...]
+    """The sum of each weight's bits."""
     interventions: tuple[object, ...]
     """The interventions in force."""
 
@@ -33,11 +35,12 @@ class Setup:
         same = len(self.patches) == len(other.patches) and all(
             a is b for a, b in zip(self.patches, other.patches, strict=True)
         )
-        sums = zip(self.weights, other.weights, strict=False)
+        sums = zip(self.sums, other.sums, strict=False)
         close = all(
             isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) or (isnan(a) and isnan(b)) for a, b in sums
         )
-        return self.fingerprint == other.fingerprint and same and close
+        bits = self.bits == other.bits
+        return self.fingerprint == other.fingerprint and same and close and bits
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from qv_lens.attribution.layers import scores_by_layer
-from qv_lens.attribution.projection import Readout, projected, written
+from qv_lens.attribution.projection import projected, written
 from qv_lens.attribution.query import layers_of, queries_of, targets_of
 from qv_lens.attribution.setting import Setting
 from qv_lens.attribution.value import best_units, ranked, values_by_head
@@ -76,9 +76,7 @@ def ace_official(lens: Lens, facts: Facts) -> ReleasedResults:
             "qv.value_neurons and qv.query_neurons."
         )
     trace = lens.trace(facts, attention=True)
-    task = Setting(
-        lens, trace, trace.logits.argmax(-1), Readout.of(lens, trace, "frozen", final_bias=False)
-    )
+    task = Setting(lens, trace, trace.logits.argmax(-1), final_bias=False)
     value = best_units(task, COUNTED)
     gptj = record.model == NOTEBOOKS[0]
     layers = [scores_by_layer(task, kind, "layer_vector") for kind in ("ffn", "attn")]

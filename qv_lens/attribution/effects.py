@@ -334,7 +334,7 @@ class _Batch:
         problem, lens = self.problem, self.problem.task.lens
         at, rows = self.places(problem.trace)
         shape = (len(rows), problem.baseline.shape[2])
-        dtype = problem.task.readout.U.dtype
+        dtype = problem.task.dtype
         leaves, seen, hooks = [], [], []
         for layer in range(lens.n_layers):
             leaf = torch.zeros(shape, dtype=dtype, device=lens.device, requires_grad=True)

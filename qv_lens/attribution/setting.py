@@ -17,6 +17,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from qv_lens.attribution.engine import Problems, bounds, log_sums, tile_rows
 from qv_lens.attribution.moments import HeadAndTail, log_sums_by_moments
-from qv_lens.attribution.projection import NormMode, Readout
+from qv_lens.attribution.projection import NORM_MODES, NormMode, Readout
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
@@ -124,8 +125,8 @@ class Setting:
     """Its captured pass."""
     token: Int[Tensor, " row"]
     """The token asked for at each row."""
-    readout: Readout
-    """How the stream is read out."""
+    norm: NormMode = "frozen"
+    """How the final norm is taken."""
     base: Base = "mid"
     """What a vector is added to."""
     against: Int[Tensor, " row"] | None = None
@@ -134,6 +135,18 @@ class Setting:
     """Whether a whole answer is asked for."""
     memory_budget: int | None = None
     """Bytes for the largest intermediate (None: half of what is free)."""
+    final_bias: bool = True
+    """Whether the final norm's bias counts (the released codes leave it out)."""
+
+    @cached_property
+    def readout(self) -> Readout:
+        """How the stream is read out."""
+        return Readout.of(self.lens, self.trace, self.norm, self.final_bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of scores: the weights', in float32 or better."""
+        return torch.promote_types(self.lens.dtype, torch.float32)
 
     @property
     def rows(self) -> TraceRows:
@@ -146,10 +159,10 @@ class Setting:
         label = self.lens.token_label
         attrs = {
             **self.lens.label,
-            "norm": self.readout.mode,
+            "norm": self.norm,
             "base": self.base,
             "texts": [p.text for p in self.trace.prompts],
-            "dtype": str(self.readout.U.dtype).removeprefix("torch."),
+            "dtype": str(self.dtype).removeprefix("torch."),
             "targets": [label(int(t)) for t in self.token],
             "positions": self.trace.positions.tolist(),
             "target_is_argmax": (self.trace.logits.argmax(-1) == self.token).tolist(),
@@ -372,6 +385,8 @@ def setting(
     a token id, or a pair for a contrast."""
     if base not in BASES:
         raise unknown("Base", base, BASES)
+    if norm not in NORM_MODES:
+        raise unknown("Norm mode", norm, NORM_MODES)
     target = _plain_target(target)
     if isinstance(target, str) and target not in ("answer", "predicted", "sequence"):
         raise unknown(
@@ -399,9 +414,7 @@ def setting(
             f"A contrast compares two first tokens; both of {target} begin with "
             f"{lens.token_label(int(token[same][0]))!r} after {text!r}."
         )
-    return Setting(
-        lens, trace, token, Readout.of(lens, trace, norm), base, against, sequence, memory_budget
-    )
+    return Setting(lens, trace, token, norm, base, against, sequence, memory_budget)
 
 
 def _plain_target(target: Any) -> Target:

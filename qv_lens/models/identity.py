@@ -46,3 +46,11 @@ def weighted_sum(w_out: Float[Tensor, "d_mlp d_model"]) -> Tensor:
     changes this sum, at the price of one pass over the matrix."""
     rows = torch.linspace(1, 2, len(w_out), dtype=torch.float64, device=w_out.device)
     return rows @ w_out.sum(1, dtype=torch.float64)
+
+
+def bit_sum(weight: Tensor) -> Tensor:
+    """The sum of a tensor's bits, eight bytes at a time: any write to one place changes this sum,
+    on every device, at the price of one pass over the tensor."""
+    data = weight.detach().contiguous().flatten().view(torch.uint8)
+    whole = len(data) - len(data) % 8
+    return data[:whole].view(torch.int64).sum() + data[whole:].sum()

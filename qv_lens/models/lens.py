@@ -33,7 +33,7 @@ from qv_lens.models.generation import (
     own_settings_aside,
     plain,
 )
-from qv_lens.models.identity import checksum, content, digest, weighted_sum
+from qv_lens.models.identity import bit_sum, checksum, content, digest, weighted_sum
 from qv_lens.models.norms import capped
 from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import plain_tokenizer, wrap
@@ -529,15 +529,17 @@ class Lens:
 
     @property
     def setup(self) -> Setup:
-        """What a trace is taken on. W_out by weighted sums, every parameter by its norm: nearly any
-        write changes them."""
+        """What a trace is taken on: every parameter by the sum of its bits, W_out by a weighted sum
+        too, which rows that change places change."""
         sums = [weighted_sum(self.w_out(layer)) for layer in range(self.n_layers)]
-        norms = [
-            torch.linalg.vector_norm(weight, dtype=torch.float64)
-            for weight in self.model.parameters()
-        ]
-        numbers = torch.stack([number.to(self.device) for number in (*sums, *norms)])
-        return Setup(self.fingerprint, self.patches, tuple(numbers.tolist()), self.interventions)
+        bits = [bit_sum(weight) for weight in self.model.parameters()]
+        return Setup(
+            self.fingerprint,
+            self.patches,
+            tuple(number.item() for number in sums),
+            tuple(int(number) for number in bits),
+            self.interventions,
+        )
 
     def traced(
         self, facts: Facts | Trace, positions: Positions = "last", *, attention: bool = False
