@@ -1,126 +1,242 @@
-"""Causal truth: how well each score predicts what log p of the answer really loses when a neuron is
-zeroed.
+"""Causal truth: which score predicts what a model really loses, of one neuron and of sets.
 
-    python benchmarks/causal.py            # both bundled models, 12 prompts each, every neuron of every layer
+    python benchmarks/causal.py smollm2-135m               # 50 known facts: hours on one core
+    python benchmarks/causal.py toy-gptj --facts 12        # and any other model, name or folder
+    python benchmarks/causal.py smollm2-135m --part sets --chains
 
-1. Zero each FFN neuron alone, at the last token, in a real forward pass: truth = log p(clean) - log
-   p(zeroed).
-2. Rank the neurons of each prompt by each score; Spearman's rho over all neurons and overlap of the
-   100 best, averaged over the prompts.
-3. `Suppress`: take each of the 200 best query neurons (and 200 others) out of what the 30 best
-   value neurons read, alone, and compare the loss of log p with its query score.
+Facts: of the atlas (bundled models: of their world), those that the model knows, drawn by a seed;
+`--chains`: its two-hop prompts instead.
+
+single  Every FFN neuron of three layers, and 1,000 others, zeroed alone at the last token in a real
+        pass: truth = log p(clean) - log p(zeroed). Spearman's rho, Pearson's r and the overlap of
+        the 100 best, of every score over these neurons; mean and standard error over the facts.
+sets    `qv.faithfulness`: the best 1, 3, ... of each ranking taken out together; mean change of
+        log p, and the share of facts whose answer is lost. And what is left when only the best are
+        kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import time
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
 
 import qv_lens as qv
+from qv_lens.evaluation.faithfulness import areas
+from qv_lens.evaluation.known_cases import knows
+from qv_lens.facts.atlas import chains
+from qv_lens.models.zoo import BUNDLED
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
-TOP = 100
+TOP, OTHERS, TOGETHER = 100, 1000, 256
+SIZES = (1, 3, 10, 30, 100)
+KEPT = (100, 1000, 5000, 20000)
+RANDOM_SEEDS = 2
+Ranking = Callable[[qv.Lens, qv.Fact], qv.NeuronSet]
 
 
-def zeroed(lens: qv.Lens, fact: qv.Fact) -> torch.Tensor:
-    """log p lost by zeroing each neuron at the last token, [layer * d_mlp]."""
+def known(lens: qv.Lens, count: int, two_hop: bool, seed: int) -> list[qv.Fact]:
+    """Facts whose answer the model gives."""
+    if lens.name in BUNDLED:
+        world = generator.build(0)
+        pool = [world_cases.as_fact(world, chain) for chain in world.facts()]
+    elif two_hop:
+        pool = [qv.Fact("{}", chain.cloze, chain.second.answer) for chain in chains()]
+    else:
+        pool = list(qv.atlas())
+    random.Random(seed).shuffle(pool)
+    found: list[qv.Fact] = []
+    for begin in range(0, len(pool), 32):
+        some = pool[begin : begin + 32]
+        found += [fact for fact, right in zip(some, knows(lens, some), strict=True) if right]
+        if len(found) >= count:
+            break
+    return found[:count]
+
+
+def neurons_asked(lens: qv.Lens, fact: qv.Fact) -> dict[int, list[int]]:
+    """Every neuron of three layers, and others at random, by layer."""
+    whole = [round(share * (lens.n_layers - 1)) for share in (0.25, 0.5, 1.0)]
+    units = [(layer, neuron) for layer in whole for neuron in range(lens.d_mlp)]
+    rest = [
+        (layer, neuron)
+        for layer in range(lens.n_layers)
+        if layer not in whole
+        for neuron in range(lens.d_mlp)
+    ]
+    units += random.Random(fact.text).sample(rest, min(OTHERS, len(rest)))
+    return qv.NeuronSet.of(units).by_layer()
+
+
+@torch.no_grad()
+def zeroed(lens: qv.Lens, fact: qv.Fact, asked: dict[int, list[int]]) -> pd.Series:
+    """log p lost without each neuron at the last token, by (layer, neuron)."""
     prompt = lens.tokenize(fact)[0]
-    clean, token, lost = lens.logprob(fact), prompt.answer[0], []
-    rows = [prompt.ids] * lens.d_mlp
-    each = torch.arange(lens.d_mlp)
+    token, last, lost = lens.answer_ids(fact)[0], prompt.last, {}
+    clean = lens.logprob(fact)
+    for layer, neurons in asked.items():
+        stream = lens.stream([prompt.ids], layer)
+        past = lens.past((layer, stream), torch.tensor([last])) if last else None
+        first = 0 if past is None else last
+        for begin in range(0, len(neurons), TOGETHER):
+            some = neurons[begin : begin + TOGETHER]
+            copies = torch.zeros(len(some), dtype=torch.long)
+            each = torch.arange(len(some))
 
-    def zero(m: torch.Tensor) -> torch.Tensor:
-        out = m.clone()
-        out[each, prompt.last, each] = 0
-        return out
+            def zero(m: torch.Tensor, some=some, each=each, at=last - first) -> torch.Tensor:
+                out = m.clone()
+                out[each, at, some] = 0
+                return out
 
-    for layer in range(lens.n_layers):
-        with torch.no_grad():
-            logits = lens.logits(rows, [(lens.backend_adapter.coefficient(layer), zero)])[
-                :, prompt.last
-            ]
-        lost.append(clean - logits.log_softmax(-1)[:, token])
-    return torch.cat(lost)
+            final = lens.stream(
+                [prompt.ids[first:]] * len(some),
+                lens.n_layers,
+                [(lens.backend_adapter.coefficient(layer), zero)],
+                (layer, stream[copies, first:]),
+                None if past is None else past.rows(copies),
+            )
+            logp = lens.read_out(final[:, -1]).log_softmax(-1)[:, token]
+            lost |= {(layer, k): clean - float(v) for k, v in zip(some, logp.tolist(), strict=True)}
+    return pd.Series(lost)
 
 
 def scores(lens: qv.Lens, fact: qv.Fact) -> dict[str, pd.Series]:
-    """Every score of every neuron of one prompt, in order of (layer, neuron)."""
+    """Every score of every neuron of one fact, by (layer, neuron)."""
     trace = lens.trace(fact)
-    value = qv.value_neurons(lens, trace)
-    found = {
-        "frozen": qv.value_neurons(lens, trace, None),
-        "full": qv.value_neurons(lens, trace, None, norm="full"),
-        "first_order": qv.value_neurons(lens, trace, None, method="first_order"),
-        "leave-one-out": qv.value_neurons(lens, trace, None, norm="full", base="loo_final"),
-        "query grad": qv.query_neurons(lens, trace, value, None),
-        "integrated gradients": qv.integrated_gradients(lens, fact, None),
+    value = qv.value_neurons(lens, trace, None, method="moments")
+    best = value.top(300)
+    sets = {
+        "Eq. 9": value,
+        "its first order J": qv.value_neurons(lens, trace, None, method="first_order"),
+        "Eq. 10": qv.query_neurons(lens, trace, best, None),
+        "gradient": qv.neuron_effects(lens, fact, None),
+        "RelP": qv.neuron_effects(lens, fact, None, method="relp"),
+        "integrated, 8 steps": qv.neuron_effects(lens, fact, None, method="integrated", steps=8),
     }
-    ordered = {
-        name: neurons.frame.sort_values(["layer", "neuron"])["score"].reset_index(drop=True)
-        for name, neurons in found.items()
+    return {
+        name: found.frame.set_index(["layer", "neuron"])["score"] for name, found in sets.items()
     }
-    shuffled = list(range(lens.n_layers * lens.d_mlp))
-    random.Random(fact.text).shuffle(shuffled)
-    return {**ordered, "random": pd.Series(shuffled)}
 
 
-def suppressed(lens: qv.Lens, fact: qv.Fact) -> float:
-    """Spearman's rho of query score against the loss of log p when Suppress takes the neuron from
-    the value neurons."""
-    trace = lens.trace(fact)
-    value = qv.value_neurons(lens, trace, 30)
-    frame = qv.query_neurons(lens, trace, value, None).frame
-    below = frame[frame["layer"] < value.frame["layer"].max()].reset_index(drop=True)
-    chosen = [*range(200), *random.Random(fact.text).sample(range(200, len(below)), 200)]
-    clean, lost = lens.logprob(fact), []
-    for layer, neuron in below.loc[chosen, ["layer", "neuron"]].itertuples(index=False):
-        with lens.intervene(
-            qv.Suppress(qv.NeuronSet.of([(layer, neuron)]), value, positions="last")
-        ):
-            lost.append(clean - lens.logprob(fact))
-    return float(
-        below.loc[chosen, "score"].reset_index(drop=True).rank().corr(pd.Series(lost).rank())
-    )
-
-
-def table(name: str, prompts: int, seed: int = 0) -> pd.DataFrame:
-    lens, world = qv.load(name), generator.build(0)
-    pool = [world_cases.as_fact(world, chain) for chain in world.facts()]
-    rows, rhos = [], []
-    for fact in random.Random(seed).sample(pool, prompts):
-        truth = pd.Series(zeroed(lens, fact).numpy())
+def single(lens: qv.Lens, facts: Sequence[qv.Fact]) -> pd.DataFrame:
+    """How each score agrees with single zeroing."""
+    rows = []
+    for fact in facts:
+        truth = zeroed(lens, fact, neurons_asked(lens, fact))
         best = set(truth.nlargest(TOP).index)
-        for score, values in scores(lens, fact).items():
+        found = scores(lens, fact)
+        shuffled = truth.index.to_list()
+        random.Random(fact.text).shuffle(shuffled)
+        found["random"] = pd.Series(range(len(shuffled)), pd.MultiIndex.from_tuples(shuffled))
+        for name, values in found.items():
+            values = values.reindex(truth.index).fillna(0.0)
             overlap = len(best & set(values.nlargest(TOP).index)) / TOP
-            rows.append((score, values.rank().corr(truth.rank()), overlap))
-        rhos.append(suppressed(lens, fact))
-    frame = pd.DataFrame(rows, columns=["score", "spearman", "top-100 overlap"])
-    frame = frame.groupby("score", sort=False).agg(["mean", "sem"])
-    print(
-        f"\n{name}, {prompts} prompts: every neuron zeroed alone at the last token\n{frame.round(3).to_string()}"
-    )
-    rho = pd.Series(rhos)
-    print(
-        f"Suppress against the query score: Spearman {rho.mean():.3f} ± {rho.sem():.3f} (400 "
-        "neurons per prompt)",
-        flush=True,
-    )
-    return frame
+            agreement = values.rank().corr(truth.rank()), values.corr(truth), overlap
+            rows.append((name, *agreement))
+    frame = pd.DataFrame(rows, columns=["score", "Spearman", "Pearson", "top-100 overlap"])
+    return frame.groupby("score", sort=False).agg(["mean", "sem"])
+
+
+RANKINGS: dict[str, Ranking] = {
+    "Eq. 9": lambda lens, fact: qv.value_neurons(lens, fact, 100, method="topk"),
+    "Eq. 9, norm full": lambda lens, fact: qv.value_neurons(
+        lens, fact, 100, norm="full", method="topk"
+    ),
+    "Eq. 10": lambda lens, fact: qv.query_neurons(
+        lens, fact, qv.value_neurons(lens, fact, 300, method="topk"), 100
+    ),
+    "gradient": lambda lens, fact: qv.neuron_effects(lens, fact, 100),
+    "RelP": lambda lens, fact: qv.neuron_effects(lens, fact, 100, method="relp"),
+    "integrated, 8 steps": lambda lens, fact: qv.neuron_effects(
+        lens, fact, 100, method="integrated", steps=8
+    ),
+    "gradient, rounds of 10": lambda lens, fact: qv.neuron_effects(lens, fact, 100, rounds=10),
+    "gradient, rounds of 1": lambda lens, fact: qv.neuron_effects(lens, fact, 30, rounds=30),
+    "RelP, rounds of 10": lambda lens, fact: qv.neuron_effects(
+        lens, fact, 100, method="relp", rounds=10
+    ),
+    "RelP, rounds of 1": lambda lens, fact: qv.neuron_effects(
+        lens, fact, 30, method="relp", rounds=30
+    ),
+    "integrated, rounds of 10": lambda lens, fact: qv.neuron_effects(
+        lens, fact, 30, method="integrated", steps=4, rounds=3
+    ),
+    "integrated, rounds of 3, 16 candidates": lambda lens, fact: qv.neuron_effects(
+        lens, fact, 30, method="integrated", steps=2, rounds=10, candidates=16
+    ),
+    "gradient, rounds of 1, 16 candidates": lambda lens, fact: qv.neuron_effects(
+        lens, fact, 30, rounds=30, candidates=16
+    ),
+}
+
+
+def sets(lens: qv.Lens, facts: Sequence[qv.Fact], rankings: dict[str, Ranking]) -> None:
+    """Removal and keep curves of the rankings."""
+    parts, seconds = [], dict.fromkeys(rankings, 0.0)
+    for number, fact in enumerate(facts):
+        found = {}
+        for name, rank in rankings.items():
+            start = time.perf_counter()
+            found[name] = rank(lens, fact)
+            seconds[name] += time.perf_counter() - start
+        frame = qv.faithfulness(lens, fact, found, SIZES, seeds=RANDOM_SEEDS)
+        every = {
+            "Eq. 9": qv.value_neurons(lens, fact, None, method="moments"),
+            "gradient": qv.neuron_effects(lens, fact, None),
+            "RelP": qv.neuron_effects(lens, fact, None, method="relp"),
+        }
+        kept = qv.faithfulness(lens, fact, every, KEPT, keep=True, seeds=RANDOM_SEEDS)
+        parts += [frame.assign(prompt=number), kept.assign(prompt=number)]
+    table = pd.concat(parts, ignore_index=True)
+    table.attrs["units"] = lens.n_layers * lens.d_mlp
+    table["change"] = table["logprob"] - table["clean"]
+    table["lost"] = table["known"] & ~table["right"]
+    removed, kept = table[~table["kept"]], table[table["kept"]]
+    print("\nTaken out: mean change of log p (nats)")
+    print(_by_size(removed, "change"))
+    print("\nTaken out: share of the facts whose answer is lost")
+    print(_by_size(removed, "lost"))
+    print("\nKept alone: mean change of log p (nats)")
+    print(_by_size(kept, "change"))
+    print("\nAreas")
+    print(areas(table).round(3).to_string(index=False))
+    print("\nSeconds a fact")
+    print((pd.Series(seconds) / len(facts)).round(1).to_string(), flush=True)
+
+
+def _by_size(table: pd.DataFrame, column: str) -> str:
+    wide = table.pivot_table(index="ranking", columns="k", values=column, sort=False)
+    return wide.round(2).to_string()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prompts", type=int, default=12)
-    parser.add_argument("--models", nargs="+", default=["toy-gptj", "toy-qwen3"])
+    parser.add_argument("model")
+    parser.add_argument("--facts", type=int, default=50)
+    parser.add_argument("--chains", action="store_true")
+    parser.add_argument("--part", choices=("single", "sets", "both"), default="both")
+    parser.add_argument("--skip", default="", help="rankings whose name begins so")
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    for name in arguments.models:
-        table(name, arguments.prompts)
+    lens = qv.load(arguments.model)
+    facts = known(lens, arguments.facts, arguments.chains, arguments.seed)
+    kind = "two-hop prompts" if arguments.chains else "facts"
+    print(f"{arguments.model}: {len(facts)} {kind} that it knows", flush=True)
+    if arguments.part != "sets":
+        table = single(lens, facts).round(3).to_string()
+        print(f"\nEach neuron zeroed alone\n{table}", flush=True)
+    if arguments.part != "single":
+        rankings = dict(RANKINGS)
+        if arguments.skip:
+            rankings = {k: v for k, v in RANKINGS.items() if not k.startswith(arguments.skip)}
+        sets(lens, facts, rankings)
 
 
 if __name__ == "__main__":
