@@ -33,5 +33,7 @@ SETTINGS = {
 }
 GRID = {
     "model": ["smollm2-135m"],
-    "method": ["MEMIT", "RECT", "AlphaEdit", "EMMET", "PRUNE", "ROME", "FT", "ACE"],
+    "method": [
+        "MEMIT", "RECT", "AlphaEdit", "EMMET", "PRUNE", "ROME", "PMET", "FT", "FTL", "ACE",
+    ],  # fmt: skip
 }
