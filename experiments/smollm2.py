@@ -34,6 +34,15 @@ SETTINGS = {
 GRID = {
     "model": ["smollm2-135m"],
     "method": [
-        "MEMIT", "RECT", "AlphaEdit", "EMMET", "PRUNE", "ROME", "PMET", "FT", "FTL", "ACE",
+        "MEMIT",
+        "RECT",
+        "AlphaEdit",
+        "EMMET",
+        "PRUNE",
+        "ROME",
+        "PMET",
+        "FT",
+        "FTL",
+        "ACE",
     ],  # fmt: skip
 }

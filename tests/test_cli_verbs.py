@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+import qv_lens as qv
 from qv_lens import case_study, cli
 from qv_lens.editing import kept
 from qv_lens.errors import ModelError
@@ -195,6 +196,28 @@ def test_verbs_say_whether_the_model_knows_the_fact(call, answer, says):
         code, said, _ = call(verb[0], *SPORT[:4], answer, *verb[1:])
         assert code == 0
         assert said.startswith(f"toy-gptj {says}")
+
+
+def test_the_curve_is_printed_and_drawn(call, tmp_path):
+    """What is printed is what `faithfulness` measures of the same rankings."""
+    picture = tmp_path / "curve.html"
+    code, said, _ = call(
+        "ablate", *SPORT, "--curve", "--top", "12", "--draws", "2", "--out", str(picture)
+    )
+    assert code == 0
+    lens = qv.load("toy-gptj")
+    fact = qv.Fact(SPORT[0], SPORT[2], SPORT[4])
+    best = qv.neuron_effects(lens, fact, 12, rounds=12)
+    frame = qv.faithfulness(lens, fact, {"gradient in rounds": best}, (1, 3, 10, 12), seeds=0)
+    line = next(line for line in said.splitlines() if " gradient in rounds " in line)
+    assert [float(word) for word in line.split()[-4:]] == pytest.approx(
+        frame["logprob"].tolist(), abs=0.01
+    )
+    assert "by random" in said
+    assert "plotly" in picture.read_text()
+    code, _, told = call("ablate", *SPORT, "--out", str(picture))
+    assert code == 2
+    assert "--curve" in told
 
 
 def test_a_warning_is_one_line(call, monkeypatch):

@@ -21,11 +21,15 @@ from qv_lens.cli.options import (
     at_least,
     check_writable,
 )
-from qv_lens.cli.printing import print_knowledge, print_neurons, print_study
+from qv_lens.cli.printing import print_knowledge, print_neurons, print_removal, print_study
 from qv_lens.errors import ConfigError
 
 if TYPE_CHECKING:
     from qv_lens.facts.records import Fact
+    from qv_lens.models.lens import Lens
+
+#: the most rounds in which the curve's neurons are found
+ROUNDS = 30
 
 
 def demo(
@@ -213,11 +217,13 @@ def ablate(
     top: int = 30,
     model: Model = "toy-gptj",
     draws: int = 5,
+    curve: bool = False,
+    out: Path | None = None,
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
 ) -> None:
     """Zero a fact's best value neurons, those of them that promote the answer, its best query
-    neurons, and random ones.
+    neurons, and random ones; or (--curve) the best 1, 3, 10, ... of several rankings.
 
     Parameters
     ----------
@@ -225,6 +231,11 @@ def ablate(
         How many neurons of each kind.
     draws
         How many random sets.
+    curve
+        What is left of the answer, by how many neurons are zeroed at the last token, best first by
+        Eq. 9, gradient, RelP, and gradient in rounds; and beside them random ones.
+    out
+        A file for the picture of the curve (.html).
     """
     import random
 
@@ -232,6 +243,10 @@ def ablate(
     from qv_lens.models.units import random_neurons
 
     at_least("--draws", draws, 0)
+    if out is not None:
+        if not curve:
+            raise ConfigError("--out takes the picture of the curve: it goes with --curve.")
+        check_writable(out)
     fact = qv.Fact(prompt, subject, answer)
     lens = qv.load(model, **asdict(loading))
     if not 0 < top <= lens.n_layers * lens.d_mlp:
@@ -240,6 +255,8 @@ def ablate(
             f"got {top}."
         )
     print_knowledge(lens, fact)
+    if curve:
+        return _curve(lens, fact, top, draws, seed, out)
     value = qv.value_neurons(lens, fact, top)
     query = qv.query_neurons(lens, fact, value, top)
     telling = value.where(lambda frame: qv.interpretable(lens, value, answer))
@@ -259,3 +276,26 @@ def ablate(
                     f"{name:<28} {len(neurons):>4} zeroed: log p {lens.logprob(fact):.4f}, says "
                     f"{said.strip()!r}"
                 )
+
+
+def _curve(lens: Lens, fact: Fact, top: int, draws: int, seed: int, out: Path | None) -> None:
+    """The removal curve of four rankings, printed and drawn."""
+    import qv_lens as qv
+    from qv_lens.attribution.value import fast
+    from qv_lens.evaluation.faithfulness import SIZES
+
+    trace = lens.trace(fact)
+    rankings = {
+        "Eq. 9": qv.value_neurons(lens, trace, top, method=fast(lens)),
+        "gradient": qv.neuron_effects(lens, trace, top),
+        "RelP": qv.neuron_effects(lens, trace, top, method="relp"),
+        "gradient in rounds": qv.neuron_effects(lens, trace, top, rounds=min(top, ROUNDS)),
+    }
+    sizes = [size for size in SIZES if size < top] + [top]
+    frame = qv.faithfulness(lens, fact, rankings, sizes, seeds=draws, seed=seed)
+    frame["text"] = f"{fact.text} {fact.answer}"
+    print(f"log p of the answer, by how many of {frame.attrs['units']:,} neurons are zeroed")
+    print_removal(frame)
+    if out is not None:
+        qv.plots.removal_curve(frame).write_html(out, include_plotlyjs=True)
+        print(out)

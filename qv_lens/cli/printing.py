@@ -28,9 +28,26 @@ def print_knowledge(lens: Lens, fact: Fact) -> None:
         )
 
 
+def print_removal(removal: pd.DataFrame) -> None:
+    """log p by how many units are taken out (columns of `faithfulness`, and `text`), and at how
+    many the answer is lost."""
+    from qv_lens.evaluation.faithfulness import lost_at
+
+    curve = removal.groupby(["text", "ranking", "k"], sort=False)["logprob"].mean().unstack("k")
+    print(curve.round(2).to_string())
+    of = removal.groupby("prompt").agg(text=("text", "first"), known=("known", "all"))
+    lost = lost_at(removal).groupby(["prompt", "ranking"], sort=False)["k"]
+    for (prompt, ranking), draws in lost:  # pyright: ignore[reportGeneralTypeIssues]
+        asked, known = len(draws), of.loc[prompt, "known"]
+        answer = "not lost" if known else "not known before"
+        if draws.count():
+            answer = f"lost at {draws.median():.0f}"
+        share = f" ({draws.count()} of {asked} draws)" if asked > 1 else ""
+        print(f"  {of.loc[prompt, 'text']}, by {ranking}: {answer}{share}")
+
+
 def print_study(study: Study) -> None:
     from qv_lens.evaluation.ablation import DROP
-    from qv_lens.evaluation.faithfulness import lost_at
 
     fact = study.request.fact
     knows = (
@@ -49,29 +66,7 @@ def print_study(study: Study) -> None:
     print(
         f"\nThe best of {study.settings['neurons']:,} neurons zeroed at the last token: log p, by how many"
     )
-    curve = (
-        study.removal.groupby(["text", "ranking", "k"], sort=False)["logprob"].mean().unstack("k")
-    )
-    print(curve.round(2).to_string())
-    lost = (
-        lost_at(study.removal)
-        .groupby(["prompt", "ranking"], sort=False)["k"]
-        .agg(["median", "count", "size"])
-    )
-    for (prompt, ranking), row in lost.iterrows():  # pyright: ignore[reportGeneralTypeIssues]
-        text = study.removal.loc[study.removal["prompt"] == prompt, "text"].iloc[0]
-        known = study.removal.loc[study.removal["prompt"] == prompt, "known"].all()
-        answer = (
-            f"lost at {row['median']:.0f}"
-            if row["count"]
-            else "not lost"
-            if known
-            else "not known before"
-        )
-        print(
-            f"  {text}, by {ranking}: {answer}"
-            + (f" ({row['count']:.0f} of {row['size']:.0f} draws)" if row["size"] > 1 else "")
-        )
+    print_removal(study.removal)
     print(
         f"\nLayers by effect at the subject, strongest first: value {study.layers.value[:8]}, query {study.layers.query[:8]}"
     )
