@@ -44,5 +44,5 @@ GRID = {
         "FT",
         "FTL",
         "ACE",
-    ],  # fmt: skip
+    ],
 }

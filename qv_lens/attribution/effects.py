@@ -367,7 +367,7 @@ class _Batch:
         """The stream in front of a layer, and the layer's values."""
         lens = self.problem.task.lens
         ids, ends = self._ids(), [prompt.last for prompt in self.prompts]
-        masks = list(self._masks(kept))
+        masks = list(self._masks([kept]))
         stream = lens.stream(ids, layer, masks, start, last=ends)
         at, _ = self.places(self.problem.trace)
         seen: list[Tensor] = []
@@ -398,12 +398,9 @@ class _Batch:
             points = low + some[:, None, None] * (value - low)
             leaf = points.flatten(0, 1).requires_grad_()
             copies = len(some)
-            hooks = [
-                (name, _repeated(hook, copies))
-                for name, hook in self._masks(kept)
-                if name != problem.site(layer)
-            ]
-            hooks.append((problem.site(layer), _placed(leaf, self._copied(at, copies))))
+            own = problem.site(layer)
+            hooks = [(name, hook) for name, hook in self._masks([kept] * copies) if name != own]
+            hooks.append((own, _placed(leaf, self._copied(at, copies))))
             begin = start[0], start[1].repeat(copies, 1, 1)
             with torch.enable_grad():
                 y = self._y(hooks, begin, copies)
@@ -416,29 +413,24 @@ class _Batch:
         self, kept: Sequence[Bool[Tensor, "layer row value"]]
     ) -> Float[Tensor, "set row"]:
         """y at every row that is read, without what each set does not keep."""
-        problem = self.problem
-        at, rows = self.places(problem.trace)
         together = max(1, PATH_ROWS // len(self.prompts))
         parts = []
         for begin in range(0, len(kept), together):
-            sets = [each[:, rows] for each in kept[begin : begin + together]]
-            places, masks = self._copied(at, len(sets)), torch.cat(sets, dim=1)
-            hooks = []
-            for layer in range(len(masks)):
-                if not masks[layer].all():
-                    outside = problem.baseline[layer, rows].repeat(len(sets), 1)
-                    hook = _masked(None, places, masks[layer], outside, [])
-                    hooks.append((problem.site(layer), hook))
-            parts.append(self._y(hooks, None, len(sets)).unflatten(0, (len(sets), -1)))
+            sets = kept[begin : begin + together]
+            y = self._y(list(self._masks(sets)), None, len(sets))
+            parts.append(y.unflatten(0, (len(sets), -1)))
         return torch.cat(parts)
 
-    def _masks(self, kept: Bool[Tensor, "layer row value"]) -> Iterator[Hook]:
-        """What is taken out, by layer."""
+    def _masks(self, kept: Sequence[Bool[Tensor, "layer row value"]]) -> Iterator[Hook]:
+        """What is taken out, by layer, in a pass of several copies of the batch: of each copy what
+        its set does not keep."""
         at, rows = self.places(self.problem.trace)
-        for layer in range(len(kept)):
-            if not kept[layer, rows].all():
-                outside = self.problem.baseline[layer, rows]
-                yield self.problem.site(layer), _masked(None, at, kept[layer, rows], outside, [])
+        places = self._copied(at, len(kept))
+        for layer in range(len(kept[0])):
+            here = torch.cat([each[layer, rows] for each in kept])
+            if not here.all():
+                outside = self.problem.baseline[layer, rows].repeat(len(kept), 1)
+                yield self.problem.site(layer), _masked(None, places, here, outside, [])
 
     def _y(
         self, hooks: Sequence[Hook], start: Start | None = None, copies: int = 1
@@ -501,12 +493,3 @@ def _placed(
         return m.index_put(at, values.to(m.dtype).unflatten(1, m.shape[2:]))
 
     return hook
-
-
-def _repeated(hook: Callable[[Tensor], Tensor], copies: int) -> Callable[[Tensor], Tensor]:
-    """A hook for one batch, on each of several copies of it."""
-
-    def each(m: Tensor) -> Tensor:
-        return torch.cat([hook(part) for part in m.chunk(copies)])
-
-    return each

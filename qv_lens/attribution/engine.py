@@ -201,7 +201,7 @@ def _sums(
             G = V[rows] @ u
             for q, base in of:
                 keep = slice(None) if wanted is None else wanted[q, rows].nonzero()[:, 0]
-                delta = _delta(G[keep], task, q, rows, keep, columns, buffer)
+                delta = _delta(G[keep], task, q, base, rows, keep, columns, buffer)
                 if shifted:
                     new = torch.logsumexp(delta.add_(task.log_p[base, columns]), dim=1)
                     total[q, rows][keep] = torch.logaddexp(total[q, rows][keep], new)
@@ -217,13 +217,13 @@ def _delta(
     G: Float[Tensor, "some token"],
     task: Problems,
     problem: int,
+    base: int,
     rows: slice,
     keep: Tensor | slice,
     columns: slice,
     buffer: Float[Tensor, "tile token"],
 ) -> Float[Tensor, "some token"]:
-    """How a block's logits move for one problem."""
-    base = int(task.of[problem])
+    """How a block's logits move for one problem, which starts from `base`."""
     out = buffer[: len(G), : G.shape[1]]
     delta = torch.mul(G, task.alpha[problem, rows][keep][:, None], out=out)
     if task.beta is not None and task.b is not None:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.engine import CPU_TILE, CPU_TOKENS, Problems, blocks, log_sums
+from qv_lens.attribution.engine import CPU_TOKENS, Problems, blocks, log_sums, tile_shape
 from qv_lens.errors import ConfigError
 
 TOLERANCE = 1e-6
@@ -124,8 +124,12 @@ def log_sums_by_moments(
             "method='moments' expands in the coefficient alone: it needs norm='frozen' or 'none'."
         )
     split = HeadAndTail.of(task.U, task.log_p, len(V)) if split is None else split
-    tail, error = (_by_matrix if split.S is not None else _by_products)(V, task, split)
-    series = _heads(V, task, split) + tail
+    shape = tile_shape(task.U, budget)
+    if split.S is None:
+        tail, error = _by_products(V, task, split, shape)
+    else:
+        tail, error = _by_matrix(V, task, split)
+    series = _heads(V, task, split, shape[0]) + tail
     error = error / (1 + series)
     fallback = ~((error >= 0) & (error < tolerance))  # NaN and infinity too
     value = torch.log1p(series.clamp_min(-0.999))
@@ -135,15 +139,15 @@ def log_sums_by_moments(
 
 
 def _heads(
-    V: Float[Tensor, "neuron d_model"], task: Problems, split: HeadAndTail
+    V: Float[Tensor, "neuron d_model"], task: Problems, split: HeadAndTail, together: int
 ) -> Float[Tensor, "problem neuron"]:
-    """sum_head p (e^delta - 1) of every pair."""
+    """sum_head p (e^delta - 1) of every pair, so many neurons together."""
     sums = torch.empty_like(task.alpha)
     columns = split.U.T
     for base, (head, p) in enumerate(zip(split.head, split.p_head, strict=True)):
         problems = (task.of == base).nonzero()[:, 0]
         u = columns[head]
-        for neurons in blocks(len(V), CPU_TILE // CPU_TOKENS):
+        for neurons in blocks(len(V), together):
             G = V[neurons] @ u.T
             for q in problems.tolist():
                 delta = G * task.alpha[q, neurons, None]
@@ -172,17 +176,18 @@ def _by_matrix(
 
 
 def _by_products(
-    V: Float[Tensor, "neuron d_model"], task: Problems, split: HeadAndTail
+    V: Float[Tensor, "neuron d_model"], task: Problems, split: HeadAndTail, shape: tuple[int, int]
 ) -> tuple[Float[Tensor, "problem neuron"], Float[Tensor, "problem neuron"]]:
-    """The tail to fourth order, from powers of G; and the bound of what is left out."""
+    """The tail to fourth order, from powers of G in blocks of a shape (neurons, tokens); and the
+    bound of what is left out."""
     d_vocab = split.U.shape[1]
     moments = V.new_zeros(4, len(split.p_tail), len(V))
     largest = V.new_zeros(len(V))
     beside = torch.ones(d_vocab, dtype=V.dtype, device=V.device)
     beside[split.longest] = 0.0
-    for tokens in blocks(d_vocab, CPU_TOKENS):
+    for tokens in blocks(d_vocab, shape[1]):
         u, p = split.U[:, tokens] * beside[tokens], split.p_tail[:, tokens]
-        for neurons in blocks(len(V), CPU_TILE // CPU_TOKENS):
+        for neurons in blocks(len(V), shape[0]):
             G = V[neurons] @ u
             low, high = G.aminmax(dim=1)
             largest[neurons] = torch.maximum(largest[neurons], torch.maximum(high, -low))

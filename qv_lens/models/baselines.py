@@ -33,11 +33,12 @@ class MeanOver:
 #: 'zero'; 'mean' over the facts asked themselves, or over others; or other prompts, one for each
 #: fact
 Baseline: TypeAlias = Literal["zero", "mean"] | MeanOver | Facts
-Width = Literal["m", "z"]
+#: which values of a trace: the FFN's or attention's
+Values = Literal["m", "z"]
 
 
 def baseline_values(
-    lens: Lens, trace: Trace, baseline: Baseline, positions: Positions, of: Width = "m"
+    lens: Lens, trace: Trace, baseline: Baseline, positions: Positions, of: Values = "m"
 ) -> Float[Tensor, "layer row width"]:
     """m' (or z') of every unit at every row of a trace, `positions` of its prompts.
 
@@ -75,7 +76,7 @@ def baseline_name(baseline: Baseline) -> str:
 
 
 def _of_other_prompts(
-    lens: Lens, trace: Trace, others: list[Fact | str], positions: Positions, of: Width
+    lens: Lens, trace: Trace, others: list[Fact | str], positions: Positions, of: Values
 ) -> Float[Tensor, "layer row width"]:
     """What each unit is on the prompt that stands beside the fact's."""
     if len(others) != len(trace.facts):

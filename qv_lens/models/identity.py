@@ -52,5 +52,7 @@ def bit_sum(weight: Tensor) -> Tensor:
     """The sum of a tensor's bits, eight bytes at a time: any write to one place changes this sum,
     on every device, at the price of one pass over the tensor."""
     data = weight.detach().contiguous().flatten().view(torch.uint8)
+    if data.storage_offset() % 8:  # a part of a larger tensor
+        data = data.clone()
     whole = len(data) - len(data) % 8
     return data[:whole].view(torch.int64).sum() + data[whole:].sum()

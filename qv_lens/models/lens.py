@@ -533,11 +533,14 @@ class Lens:
         too, which rows that change places change."""
         sums = [weighted_sum(self.w_out(layer)) for layer in range(self.n_layers)]
         bits = [bit_sum(weight) for weight in self.model.parameters()]
+        numbers = [
+            torch.stack([each.to(self.device) for each in kind]).tolist() for kind in (sums, bits)
+        ]
         return Setup(
             self.fingerprint,
             self.patches,
-            tuple(number.item() for number in sums),
-            tuple(int(number) for number in bits),
+            tuple(numbers[0]),
+            tuple(numbers[1]),
             self.interventions,
         )
 

@@ -380,7 +380,7 @@ def test_the_bound_of_what_moments_leave_out(many):
             torch.testing.assert_close(split.S[base], S)
     order = 4 if many else 2
     parts = moments._by_products if many else moments._by_matrix
-    series, error = parts(V, task, split)
+    series, error = parts(V, task, split, *([engine.tile_shape(task.U)] if many else []))
     G = V @ task.U
     for q, base in enumerate(task.of.tolist()):
         delta = task.alpha[q, :, None] * G
