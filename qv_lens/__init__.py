@@ -34,7 +34,8 @@ _HOME = {
     "layer_scores": "attribution.layers",
     "query_neurons": "attribution.query",
     "query_layers": "attribution.query",
-    "qv_graph": "attribution.query",
+    "qv_graph": "attribution.edges",
+    "edge_effects": "attribution.edges",
     "vocabulary": "attribution.projection",
     "interpretable": "attribution.projection",
     "neuron_ensemble": "attribution.gradients",
@@ -56,6 +57,7 @@ _HOME = {
     "study": "case_study",
     "Study": "case_study",
     "report": "reporting.page",
+    "save_graph": "reporting.graph_file",
     "load_run": "runs.store",
     "compare_runs": "runs.store",
     "QVLensError": "errors",
@@ -68,6 +70,7 @@ _THERE = {"known": "known_facts"}
 if TYPE_CHECKING:
     from qv_lens import plots
     from qv_lens.attribution.as_released import ace_official
+    from qv_lens.attribution.edges import edge_effects, qv_graph
     from qv_lens.attribution.effects import neuron_effects
     from qv_lens.attribution.gradients import (
         integrated_gradients,
@@ -77,7 +80,7 @@ if TYPE_CHECKING:
     from qv_lens.attribution.layers import layer_scores
     from qv_lens.attribution.locate import locate
     from qv_lens.attribution.projection import interpretable, vocabulary
-    from qv_lens.attribution.query import query_layers, query_neurons, qv_graph
+    from qv_lens.attribution.query import query_layers, query_neurons
     from qv_lens.attribution.value import value_neurons
     from qv_lens.case_study import Study, study
     from qv_lens.editing.edit import edit
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
     from qv_lens.models.zoo import load
     from qv_lens.neurons import NeuronSet
     from qv_lens.patch import Patch
+    from qv_lens.reporting.graph_file import save_graph
     from qv_lens.reporting.page import report
     from qv_lens.runs.store import compare_runs, load_run
     from qv_lens.trace import Trace

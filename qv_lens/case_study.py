@@ -31,11 +31,12 @@ from typing import Any
 
 import pandas as pd
 
+from qv_lens.attribution.edges import Graph, edge_effects, qv_graph
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.layers import by_token, layer_scores
 from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.attribution.projection import vocabulary
-from qv_lens.attribution.query import query_neurons, qv_graph
+from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.setting import Kind
 from qv_lens.attribution.value import fast, value_neurons
 from qv_lens.editing.closed_form import ACE, MEMIT
@@ -54,7 +55,7 @@ from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions
 from qv_lens.material import Material, atlas_material
 from qv_lens.models.interventions import Zero
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Facts, Lens, as_list
 from qv_lens.models.units import random_neurons
 from qv_lens.models.zoo import BUNDLED
 from qv_lens.neurons import NeuronSet
@@ -435,19 +436,20 @@ def _layer_line(lens: Lens, fact: Fact, state: str) -> pd.DataFrame:
 
 
 def pathway(
-    lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count: int = 18
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The Q-V graph of the best neurons; nodes with the tokens they promote and `effect`, what
-    zeroing one alone does to the answer's log-probability."""
-    graph = qv_graph(lens, trace, value.top(count), query.top(count), targets=count)
-    nodes = graph.nodes.reset_index(drop=True)
+    lens: Lens, facts: Facts | Trace, value: NeuronSet, query: NeuronSet, count: int = 18
+) -> Graph:
+    """The Q-V graph of one fact's best neurons, its edges tested; nodes with the tokens they
+    promote and `effect`, what zeroing one alone does to the answer's log-probability."""
+    drawn = qv_graph(lens, facts, value.top(count), query.top(count), targets=count)
+    graph = edge_effects(lens, facts, drawn)
+    nodes = graph.nodes
     units = NeuronSet(
         nodes[["layer", "neuron", "coefficient"]].assign(prompt=0, unit="ffn", score=0.0)
     )
     promoted = vocabulary(lens, units, 8)["promoted"].tolist()
-    fact = trace.facts[0]
+    fact = facts.facts[0] if isinstance(facts, Trace) else as_list(facts)[0]
     clean, effects = lens.logprob(fact), []
     for layer, neuron in nodes[["layer", "neuron"]].itertuples(index=False):
         with lens.intervene(Zero(NeuronSet.of([(int(layer), int(neuron))]))):
             effects.append(lens.logprob(fact) - clean)
-    return nodes.assign(promoted=promoted, effect=effects), graph.edges
+    return Graph(nodes.assign(promoted=promoted, effect=effects), graph.edges)

@@ -49,13 +49,19 @@ def pathway(
     edges: pd.DataFrame,
     title: str = "Query neurons and the value neurons they feed",
 ) -> go.Figure:
-    """The Q-V graph of one prompt (`qv_graph`): layers across, strongest neurons on top, width is
-    the edge's weight. Of more than 120 edges the strongest are drawn."""
+    """The Q-V graph of one prompt (`qv_graph`): layers across, strongest neurons on top; of neurons
+    at several tokens, tokens across and layers upwards. Width is the edge's weight. Of more than 120
+    edges the strongest are drawn; what a test of them showed (`edge_effects`) stands below the
+    title."""
     nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1))
-    nodes = nodes.sort_values("size", ascending=False).assign(
-        y=lambda f: -f.groupby("layer").cumcount()
-    )
-    at = {row.id: (row.layer, row.y) for row in nodes.itertuples()}
+    nodes = nodes.sort_values("size", ascending=False)
+    tokens = _tokens_across(nodes, edges)
+    if tokens is None:
+        nodes = nodes.assign(x=nodes["layer"], y=-nodes.groupby("layer").cumcount())
+    else:
+        place = nodes.groupby(["position", "layer"]).cumcount()
+        nodes = nodes.assign(x=nodes["position"] + 0.06 * place, y=nodes["layer"])
+    at = {row.id: (row.x, row.y) for row in nodes.itertuples()}
     figure, largest = go.Figure(), float(edges["weight"].abs().max()) if len(edges) else 1.0
     for edge in edges.sort_values("weight", key=abs).tail(120).itertuples():
         (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
@@ -75,11 +81,11 @@ def pathway(
     for role, colour in (("query", ORANGE), ("value", BLUE), ("shared", VIOLET)):
         rows = nodes[nodes["role"] == role]
         text = [
-            f"{row.id}<br>score {row.size:.4f}<br>m {row.coefficient:.2f}"
+            f"{row.id}<br>score {row.size:.4f} nats<br>m {row.coefficient:.2f}"
             for row in rows.itertuples()
         ]
         figure.add_scatter(
-            x=rows["layer"],
+            x=rows["x"],
             y=rows["y"],
             mode="markers",
             name=role,
@@ -88,9 +94,23 @@ def pathway(
             customdata=rows["id"],
             marker={"color": colour, "size": 10, "line": {"color": "white", "width": 1}},
         )
-    figure.update_xaxes(title="layer", dtick=1)
-    figure.update_yaxes(visible=False)
-    return _layout(figure, title, height=520)
+    if tokens is None:
+        figure.update_xaxes(title="layer", dtick=1)
+        figure.update_yaxes(visible=False)
+    else:
+        figure.update_xaxes(title="token", tickvals=list(range(len(tokens))), ticktext=tokens)
+        figure.update_yaxes(title="layer", dtick=1)
+    tested = edges.attrs.get("tested")
+    whole = title if tested is None else f"{title}<br><sup>{tested}</sup>"
+    return _layout(figure, whole, height=520)
+
+
+def _tokens_across(nodes: pd.DataFrame, edges: pd.DataFrame) -> list[str] | None:
+    """The prompt's tokens, for a graph whose neurons lie at any of them."""
+    if edges.attrs.get("through") != "attention":
+        return None
+    prompt = int(nodes["prompt"].iloc[0])
+    return [repr(token)[1:-1] for token in edges.attrs["prompts"][prompt]["tokens"]]
 
 
 def before_after(

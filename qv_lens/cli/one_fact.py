@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from qv_lens.facts.records import Fact
     from qv_lens.models.lens import Lens
 
+#: value and query neurons in a graph
+DRAWN = 30
 #: the most rounds in which the curve's neurons are found
 ROUNDS = 30
 
@@ -169,6 +171,7 @@ def attribute(
     norm: Literal["frozen", "full", "none"] = "frozen",
     top: int = 300,
     out: Path | None = None,
+    graph: Path | None = None,
     loading: Loading = AS_IT_IS,
 ) -> None:
     """Value and query neurons of one fact, with their tokens, and the layers they lie in.
@@ -183,10 +186,16 @@ def attribute(
         How many neurons of each kind are kept.
     out
         Folder for value.parquet and query.parquet.
+    graph
+        A JSON file for the graph of the thirty neurons with the largest effects and those that feed
+        them from every token, each edge tested; the viewers of circuit-tracer and Neuronpedia read
+        it.
     """
     import qv_lens as qv
 
     at_least("--top", top, 1)
+    if graph is not None:
+        check_writable(graph)
     if out is not None:
         check_writable(out / "value.parquet")
     fact = qv.Fact(prompt, subject, answer)
@@ -207,6 +216,20 @@ def attribute(
         print(f"{layer:>5} {len(value.layer(layer)):>6} {len(query.layer(layer)):>6}")
     if out is not None:
         print(f"\n{value.save(out / 'value.parquet')}\n{query.save(out / 'query.parquet')}")
+    if graph is not None:
+        _write_graph(lens, fact, graph)
+
+
+def _write_graph(lens: Lens, fact: Fact, file: Path) -> None:
+    """The tested graph of a fact's largest effects, and what its edges are worth."""
+    import qv_lens as qv
+    from qv_lens.case_study import pathway
+
+    value = qv.neuron_effects(lens, fact, DRAWN)
+    query = qv.query_neurons(lens, fact, value, DRAWN, targets=DRAWN, through="attention")
+    graph = pathway(lens, fact, value, query, DRAWN)
+    print(f"\nA graph of {len(graph.nodes)} neurons. {graph.edges.attrs['tested']}")
+    print(qv.save_graph(graph, file))
 
 
 def ablate(

@@ -248,7 +248,8 @@ def _attribution(study: Study) -> Iterable[str]:
         ("Neurons of the largest effect on this prompt", study.effect_tokens),
     ):
         yield f"<p class=note>{title}</p>" + _card(_neurons(table))
-    yield "<h3>The pathway</h3><p class=note>Query neurons (orange) and the value neurons (blue) they feed; violet: both.</p>"
+    yield "<h3>The pathway</h3><p class=note>Query neurons (orange) and the value neurons (blue) they feed; violet: both. "
+    yield f"{study.edges.attrs['tested']}</p>"
     yield _card(graph.svg(study.nodes, study.edges)) + graph.cards(study.nodes, _code(study))
 
 

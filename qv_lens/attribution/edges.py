@@ -1,0 +1,391 @@
+"""The Q-V graph: which query neuron feeds which value neuron, and whether that is so.
+
+1. An edge is a term of Eq. 10's sum (ACE): what the query neuron's vector v_q adds, to first order,
+   to the value neuron's coefficient m_j, times I_j / m_j. With value neurons and scores of
+   `neuron_effects`, whose I_j is m_j dy/dm_j, the weight is the loss of the answer's log p along
+   that edge, to first order.
+2. Queries found with `through="attention"` lie at any token of the prompt; their edges go through
+   the values of heads (see `readers`).
+3. An edge is tested by taking it out (`edge_effects`): m_j is computed again without v_q, while all
+   else that j reads stays as it was (through the stream: `Suppress` of this query for this target;
+   through attention: FFN outputs and attention patterns held). Then m_j, and nothing else, is set
+   to that value in a real pass, and the answer's log p read.
+4. Pearson's r and Spearman's rho over a prompt's edges, of the predicted and the real loss of m_j,
+   and of the weight and the real loss of log p, say what the graph is worth (`agreement`)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy.stats import pearsonr, spearmanr
+from torch import Tensor
+
+from qv_lens.attribution.query import settings_of
+from qv_lens.attribution.readers import (
+    Method,
+    PatternReader,
+    Reader,
+    Subkey,
+    Through,
+    rows_of,
+    targets_of,
+)
+from qv_lens.attribution.setting import Target, setting
+from qv_lens.attribution.value import units_of
+from qv_lens.errors import ConfigError
+from qv_lens.facts.spans import Positions
+from qv_lens.models.alone import logp_with_each
+from qv_lens.models.interventions import check_ffn, ffn_coefficients
+from qv_lens.models.lens import Facts, Lens, at_least_float32
+from qv_lens.neurons import NeuronSet
+from qv_lens.trace import Trace
+
+COLUMNS = ("prompt", "source", "target", "source_layer", "target_layer", "weight")
+#: copies of a prompt in one pass, each without another query neuron
+TOGETHER = 32
+
+
+class Graph(NamedTuple):
+    """The Q-V graph. `nodes`: prompt, id, layer, neuron, position, role ('value', 'query',
+    'shared'), value_score, query_score, coefficient. `edges`: prompt, source, target,
+    source_layer, target_layer, weight (nats); tested ones also predicted_m, lost_m (in units of
+    m_j), lost_logprob (nats)."""
+
+    nodes: pd.DataFrame
+    edges: pd.DataFrame
+
+
+@torch.no_grad()
+def qv_graph(
+    lens: Lens,
+    facts: Facts | Trace,
+    value: NeuronSet,
+    query: NeuronSet,
+    *,
+    method: Method = "grad",
+    targets: int = 30,
+    subkey: Subkey | None = None,
+    positions: Positions = "last",
+) -> Graph:
+    """Which query FFN neuron feeds which value FFN neuron: the terms of Eq. 10's sum, prompt by
+    prompt.
+
+    An edge weight is what query_neurons adds up over the targets. Queries that were found with
+    `through='attention'` are drawn at the tokens at which they lie. `edges` is what networkx takes:
+    `nx.from_pandas_edgelist(edges, "source", "target", "weight", create_using=nx.DiGraph)`.
+    """
+    check_ffn(lens, value)
+    check_ffn(lens, query)
+    through: Through = query.settings.get("through", "stream")
+    reader = targets_of(lens, facts, value, method, targets, subkey, positions, through=through)
+    if through == "stream" and len(reader.trace.prompt) != len(reader.trace.prompts):
+        raise ConfigError(
+            "The graph is drawn for one position of each prompt: trace at one, not at several."
+        )
+    named = _ids if reader.by_position else _short_ids
+    below = [_below(reader, query, prompt) for prompt in range(len(reader.trace.prompts))]
+    targets_at, sources = _at_tokens(reader), pd.concat(below, ignore_index=True)
+    targets_at, sources = (frame.assign(id=named(frame)) for frame in (targets_at, sources))
+    nodes = [
+        _nodes(*(frame[frame["prompt"] == prompt] for frame in (targets_at, sources)))
+        for prompt in range(len(below))
+    ]
+    edges = _edges(reader, targets_at, sources)
+    graph = Graph(pd.concat(nodes, ignore_index=True), edges)
+    settings = settings_of(lens, reader, method, targets, value)
+    prompts = [_about(lens, reader, prompt) for prompt in range(len(below))]
+    for frame in graph:
+        frame.attrs.update(settings, through=through, prompts=prompts, n_layers=lens.n_layers)
+    return graph
+
+
+def _about(lens: Lens, reader: Reader, number: int) -> dict[str, Any]:
+    """The prompt as tokens, and the answer's first one (the model's own where the prompt has none)
+    with its probability at the last row that was read."""
+    prompt = reader.trace.prompts[number]
+    row = int((reader.trace.prompt == number).nonzero()[-1])
+    logits = at_least_float32(reader.trace.logits[row])
+    answer = prompt.answer[0] if prompt.answer else int(logits.argmax())
+    return {
+        "text": prompt.text,
+        "ids": list(prompt.ids),
+        "tokens": [lens.token_label(token) for token in prompt.ids],
+        "answer_id": answer,
+        "answer": lens.token_label(answer),
+        "probability": float(logits.softmax(-1)[answer]),
+    }
+
+
+def _at_tokens(reader: Reader) -> pd.DataFrame:
+    """The targets, and the token at which each is read."""
+    rows = torch.tensor(reader.table["row"].to_numpy())
+    at = reader.positions if isinstance(reader, PatternReader) else reader.trace.positions[rows]
+    return reader.table.assign(position=at.tolist())
+
+
+def _below(reader: Reader, query: NeuronSet, prompt: int) -> pd.DataFrame:
+    """The query neurons of one prompt, the tokens at which they lie, and their rows of the
+    trace."""
+    rows = (reader.trace.prompt == prompt).nonzero()[:, 0].tolist()
+    found = rows_of(query, reader.trace, prompt).assign(prompt=prompt)
+    if not reader.by_position:
+        found = found.assign(position=int(reader.trace.positions[rows[0]]))
+    at = {int(reader.trace.positions[row]): row for row in rows}
+    return found.assign(row=[at[position] for position in found["position"]])
+
+
+def _edges(reader: Reader, targets: pd.DataFrame, sources: pd.DataFrame) -> pd.DataFrame:
+    """The edges from every query neuron to every target above it."""
+    layers, rows = (torch.tensor(sources[name].to_numpy()) for name in ("layer", "row"))
+    v = written_by(reader.lens, reader.trace, sources)
+    weights = reader.weights(layers.to(v.device), rows.to(v.device), v).cpu()
+    edges = []
+    for a in sources.itertuples():
+        above = targets[(targets["layer"] > a.layer) & (targets["prompt"] == a.prompt)]
+        edges += [
+            (a.prompt, a.id, b.id, a.layer, b.layer, weights[a.Index, b.Index].item())
+            for b in above.itertuples()
+        ]
+    return pd.DataFrame(edges, columns=list(COLUMNS)).sort_values(
+        ["prompt", "source_layer"], kind="stable", ignore_index=True
+    )
+
+
+def written_by(lens: Lens, trace: Trace, sources: pd.DataFrame) -> Float[Tensor, "source d_model"]:
+    """What FFN neurons (columns `layer, neuron, row`) write into the stream."""
+    like = at_least_float32(trace.resid)
+    out = like.new_zeros(len(sources), lens.d_model)
+    layers = sources["layer"].to_numpy()
+    for layer in sorted(set(layers.tolist())):
+        mine = torch.tensor((layers == layer).nonzero()[0])
+        q, rows = (torch.tensor(sources[name].to_numpy())[mine] for name in ("neuron", "row"))
+        units = units_of(lens, trace, "ffn", layer)
+        out[mine] = units.m[rows, q][:, None] * at_least_float32(units.vectors[q])
+    return out
+
+
+def _short_ids(nodes: pd.DataFrame) -> list[str]:
+    return [f"f{node.layer}-{node.neuron}" for node in nodes.itertuples()]
+
+
+def _ids(nodes: pd.DataFrame) -> list[str]:
+    """The same neuron at two tokens is two nodes."""
+    return [f"f{node.layer}-{node.neuron}@{node.position}" for node in nodes.itertuples()]
+
+
+def _nodes(value: pd.DataFrame, query: pd.DataFrame) -> pd.DataFrame:
+    keys = ["prompt", "id", "layer", "neuron", "position"]
+    value = value[[*keys, "score", "coefficient"]].rename(columns={"score": "value_score"})
+    query = query[[*keys, "score", "coefficient"]].rename(columns={"score": "query_score"})
+    merged = value.merge(query, on=keys, how="outer", suffixes=("", "_query"))
+    merged["coefficient"] = merged["coefficient"].fillna(merged.pop("coefficient_query"))
+    role = merged["query_score"].isna().map({True: "value", False: "shared"})
+    return merged.assign(role=role.where(merged["value_score"].notna(), "query"))
+
+
+# ------------------------------------------------------------------ tested
+
+
+@torch.no_grad()
+def edge_effects(
+    lens: Lens, facts: Facts | Trace, graph: Graph, *, target: Target = "answer"
+) -> Graph:
+    """The graph with every edge taken out in turn: `predicted_m`, what the edge's weight says of
+    m_j's loss; `lost_m`, what m_j really loses without the edge; `lost_logprob`, what the answer
+    (`target`, as for `value_neurons`) then loses, in nats. Both losses are positive where the edge
+    supports.
+
+    `facts`: those of the graph. The edges' attribute `agreement` holds `agreement(edges)`, `tested`
+    says so in words, and `qv.plots.pathway` prints it.
+    Raises `ConfigError` for other facts.
+    """
+    task = setting(lens, facts, target=target)
+    texts = [prompt.text for prompt in task.trace.prompts]
+    if texts != graph.edges.attrs.get("texts"):
+        raise ConfigError(
+            f"This graph was drawn for {graph.edges.attrs.get('texts')!r:.100}, asked is "
+            f"{texts!r:.100}: give both the same facts."
+        )
+    if task.sequence:
+        raise ConfigError("Edges are tested on the next token: use another target than 'sequence'.")
+    every = lens.trace(list(task.trace.facts), "all")
+    parts = []
+    for prompt in range(len(texts)):
+        edges = graph.edges[graph.edges["prompt"] == prompt]
+        test = _Test(lens, every, prompt, graph.nodes[graph.nodes["prompt"] == prompt], edges)
+        without = test.coefficients(graph.edges.attrs["through"])
+        against = None if task.against is None else int(task.against[prompt])
+        parts.append(test.measured(without, int(task.token[prompt]), against))
+    edges = pd.concat(parts)
+    edges.attrs.update(graph.edges.attrs)
+    found = agreement(edges)
+    edges.attrs.update(agreement=found.to_dict(), tested=_in_words(len(edges), found))
+    return Graph(graph.nodes, edges)
+
+
+def agreement(edges: pd.DataFrame) -> pd.Series:
+    """How tested edges agree with their weights: Pearson's r and Spearman's rho of the predicted
+    and the real loss of m_j (`pearson_m`, `spearman_m`), and of the weight and the real loss of
+    log p (`pearson_logprob`, `spearman_logprob`); means over the prompts."""
+    found = []
+    for _, some in edges.groupby("prompt"):
+        pairs = {
+            "m": (some["predicted_m"], some["lost_m"]),
+            "logprob": (some["weight"], some["lost_logprob"]),
+        }
+        found.append(
+            {
+                f"{name}_{of}": float(measure(*pair).statistic)
+                for of, pair in pairs.items()
+                for name, measure in (("pearson", pearsonr), ("spearman", spearmanr))
+            }
+        )
+    return pd.DataFrame(found).mean()
+
+
+def _in_words(edges: int, found: pd.Series) -> str:
+    return (
+        f"Each of the {edges} edges was taken out: its weight agrees with what the value neuron's "
+        f"coefficient lost with Spearman's rho {found['spearman_m']:.2f}, and with what the "
+        f"answer's log p lost with {found['spearman_logprob']:.2f}."
+    )
+
+
+class _Test(NamedTuple):
+    """The edges of one prompt, and what a pass over it computed at every token."""
+
+    lens: Lens
+    trace: Trace
+    prompt: int
+    nodes: pd.DataFrame
+    edges: pd.DataFrame
+
+    @property
+    def rows(self) -> Tensor:
+        """The prompt's rows of the trace, by position."""
+        return (self.trace.prompt == self.prompt).nonzero()[:, 0]
+
+    def ends(self, side: str) -> pd.DataFrame:
+        """The node at one side of every edge, and its row of the trace."""
+        nodes = self.nodes.set_index("id").loc[self.edges[side]].reset_index()
+        return nodes.assign(row=[int(self.rows[position]) for position in nodes["position"]])
+
+    def coefficients(self, through: Through) -> Float[Tensor, " edge"]:
+        """m of every edge's target without the edge."""
+        if through == "stream":
+            return self._without_in_stream()
+        return self._without_through_attention()
+
+    def _without_in_stream(self) -> Float[Tensor, " edge"]:
+        lens, targets = self.lens, self.ends("target")
+        v = written_by(lens, self.trace, self.ends("source"))
+        out = v.new_zeros(len(self.edges))
+        for (layer, position), group in targets.groupby(["layer", "position"]):
+            row, index = self.rows[int(position)], torch.tensor(group.index.to_numpy())
+            x = at_least_float32(self.trace.resid[int(layer), row])
+            if not lens.backend_adapter.parallel:
+                x = x + at_least_float32(self.trace.attn[int(layer), row])
+            neurons = torch.tensor(group["neuron"].to_numpy())
+            m = ffn_coefficients(lens, int(layer), x - v[index], neurons)
+            out[index] = m.diagonal()
+        return out
+
+    def _without_through_attention(self) -> Float[Tensor, " edge"]:
+        """One copy of the prompt for each query neuron: its output lacks v_q, all FFNs write what
+        they wrote, heads look where they looked."""
+        targets, ends = self.ends("target"), self.edges["source"]
+        sources = self.ends("source").drop_duplicates("id").reset_index(drop=True)
+        v = written_by(self.lens, self.trace, sources)
+        place = {name: number for number, name in enumerate(sources["id"])}
+        copy = torch.tensor([place[name] for name in ends])
+        out = v.new_zeros(len(self.edges))
+        for some in torch.arange(len(sources)).split(TOGETHER):
+            mine = ((copy >= some[0]) & (copy <= some[-1])).nonzero()[:, 0]
+            m = self._held(sources.iloc[some.tolist()], v[some.to(v.device)])
+            for edge in mine.tolist():
+                target = targets.iloc[edge]
+                where = int(copy[edge] - some[0]), int(target["position"]), int(target["neuron"])
+                out[edge] = m[int(target["layer"])][where]
+        return out
+
+    def _held(
+        self, sources: pd.DataFrame, v: Float[Tensor, "source d_model"]
+    ) -> dict[int, Float[Tensor, "source seq d_mlp"]]:
+        """m by layer, in a copy for each query neuron without what it writes."""
+        lens, backend = self.lens, self.lens.backend_adapter
+        ids, top = self.trace.prompts[self.prompt].ids, int(self.edges["target_layer"].max())
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str):
+            def hook(x: Tensor) -> None:
+                seen[name] = x
+
+            return hook
+
+        looked = [backend.qkv(layer, which) for layer in range(top + 1) for which in "QK"]
+        lens.stream([ids], top + 1, [(name, keep(name)) for name in looked])
+        layers = torch.tensor(sources["layer"].to_numpy())
+        position = torch.tensor(sources["position"].to_numpy())
+
+        def again(name: str):
+            clean = seen[name]
+            return lambda x: clean.expand_as(x).clone()
+
+        def without(layer: int):
+            wrote = self.trace.ffn[layer][self.rows]
+            mine = (layers == layer).nonzero()[:, 0]
+
+            def hook(x: Tensor) -> Tensor:
+                out = wrote.to(x.dtype).expand_as(x).clone()
+                out[mine, position[mine]] -= v[mine].to(x.dtype)
+                return out
+
+            return hook
+
+        m: dict[int, Tensor] = {}
+        hooks = [(name, again(name)) for name in looked]
+        hooks += [(backend.mlp_out(layer), without(layer)) for layer in range(top)]
+        hooks += [
+            (backend.coefficient(layer), _kept(m, layer))
+            for layer in sorted(self.edges["target_layer"].unique())
+        ]
+        lens.stream([ids] * len(sources), top + 1, hooks)
+        return m
+
+    def measured(
+        self, without: Float[Tensor, " edge"], token: int, against: int | None
+    ) -> pd.DataFrame:
+        """The edges with their losses."""
+        lens, targets = self.lens, self.ends("target")
+        prompt = self.trace.prompts[self.prompt]
+        asked = torch.tensor([token] if against is None else [token, against]).to(lens.device)
+        clean = lens.read_out(self.trace.resid[-1, self.rows[prompt.last]]).log_softmax(-1)[asked]
+        lost = torch.zeros(len(self.edges), dtype=clean.dtype)
+        m = torch.zeros_like(lost)
+        for (layer, position), group in targets.groupby(["layer", "position"]):
+            index = torch.tensor(group.index.to_numpy())
+            neurons = torch.tensor(group["neuron"].to_numpy())
+            m[index] = self.trace.m[int(layer), self.rows[int(position)], neurons].to(m)
+            now = logp_with_each(
+                lens, prompt, int(layer), int(position), neurons, without[index], asked
+            )
+            fell = clean - now
+            lost[index] = (fell[:, 0] if against is None else fell[:, 0] - fell[:, 1]).to(lost)
+        weight, score = self.edges["weight"].to_numpy(), targets["value_score"].to_numpy()
+        literal = self.edges.attrs.get("method") == "inner_product"
+        predicted = weight if literal else weight * m.numpy() / score
+        return self.edges.assign(
+            predicted_m=predicted,
+            lost_m=(m - without.cpu().to(m)).numpy(),
+            lost_logprob=lost.numpy(),
+        )
+
+
+def _kept(read: dict[int, Tensor], layer: int):
+    def hook(m: Tensor) -> None:
+        read[int(layer)] = m
+
+    return hook

@@ -1,0 +1,473 @@
+"""What value neurons read, as keys: the vectors by which Eq. 10 (ACE) scores all that is written
+below them.
+
+1. Of each prompt the K best value neurons j are asked, with importance I_j and coefficient m_j, at
+   the row at which they are read.
+2. A key of j says what a vector v, added to the stream, does to m_j, times I_j / m_j. `grad` takes
+   the gradient of m_j, `share` and `inner_product` a subkey (see `query`).
+3. Through the stream (`StreamReader`): v is written at j's own token, and j's FFN or head reads the
+   stream there. One key for each j.
+4. Through attention too (`PatternReader`): v may be written at any token. Its key is the gradient
+   of m_j with respect to what a sublayer writes there, in a pass whose attention patterns and FFN
+   outputs are constants: of all that v does, what reaches j through the stream and the values of
+   heads, and through no other neuron. At j's own token it adds to the stream's path the heads that
+   look at that token. Source: the linear attribution of Ameisen et al. (2025), for neurons."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import pandas as pd
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qv_lens.errors import ConfigError, unknown
+from qv_lens.facts.spans import Positions
+from qv_lens.models.backend import Hook
+from qv_lens.models.interventions import check_ffn
+from qv_lens.models.lens import Facts, Lens, at_least_float32
+from qv_lens.neurons import NeuronSet
+from qv_lens.trace import Trace
+
+Method = Literal["grad", "share", "inner_product"]
+METHODS: tuple[Method, ...] = ("grad", "share", "inner_product")
+Subkey = Literal["linear", "gate", "up"]
+Through = Literal["stream", "attention"]
+THROUGH: tuple[Through, ...] = ("stream", "attention")
+#: what writes into the stream
+Writer = Literal["ffn", "attn", "embed"]
+#: (layer, neurons) -> a vector each
+KeyOf = Callable[[int, Tensor], Tensor]
+#: a value neuron whose coefficient, or whose share's denominator, is smaller than this has no
+#: defined weight
+SMALL = 1e-6
+#: targets asked in one pass, each in its own copy of the prompt
+TOGETHER = 32
+
+
+@dataclass(frozen=True)
+class Reader(ABC):
+    """The value neurons that queries are scored by."""
+
+    lens: Lens
+    """The model."""
+    trace: Trace
+    """The pass whose outputs are scored."""
+    table: pd.DataFrame
+    """`prompt, row, layer, neuron, score, coefficient` of every target."""
+    by_position: bool
+    """Whether what is scored lies at every token, not at the targets' own alone."""
+
+    @abstractmethod
+    def below(self, writer: Writer) -> Float[Tensor, "layer row d_model"]:
+        """What an output of each layer is scored by: the keys of all targets that it reaches, added
+        up (of the embedding, one layer)."""
+
+    @abstractmethod
+    def weights(
+        self,
+        layers: Int[Tensor, " vector"],
+        rows: Int[Tensor, " vector"],
+        vectors: Float[Tensor, "vector d_model"],
+    ) -> Float[Tensor, "vector target"]:
+        """What vectors that FFNs of these layers write at these rows add to the score of each
+        target; 0 for one that they do not reach."""
+
+
+@dataclass(frozen=True)
+class StreamReader(Reader):
+    """Targets that read the stream at their own row: a weighted key each, and its sum by layer, row
+    and sublayer."""
+
+    keys: Float[Tensor, "target d_model"]
+    """The weighted key of every target."""
+    own: dict[str, Float[Tensor, "layer row d_model"]]
+    """The sum of the keys, by sublayer that reads."""
+
+    def below(self, writer: Writer) -> Float[Tensor, "layer row d_model"]:
+        # all targets in the layers above and, for attention in front of a sequential FFN, its own
+        # layer's FFN targets
+        written = self.own["ffn"] + self.own["attn"]
+        if writer == "embed":
+            return written.sum(0, keepdim=True)
+        above = written.flip(0).cumsum(0).flip(0) - written
+        same = writer == "attn" and not self.lens.backend_adapter.parallel
+        return above + self.own["ffn"] if same else above
+
+    def weights(
+        self,
+        layers: Int[Tensor, " vector"],
+        rows: Int[Tensor, " vector"],
+        vectors: Float[Tensor, "vector d_model"],
+    ) -> Float[Tensor, "vector target"]:
+        layer, row = (_column(self.table, name, vectors.device) for name in ("layer", "row"))
+        reached = (layer > layers[:, None]) & (row == rows[:, None])
+        return (vectors @ self.keys.T).masked_fill(~reached, 0.0)
+
+
+@dataclass(frozen=True)
+class PatternReader(Reader):
+    """Targets whose keys are gradients, at every token of their prompt."""
+
+    positions: Int[Tensor, " target"]
+    """At which token each target is read."""
+
+    def below(self, writer: Writer) -> Float[Tensor, "layer row d_model"]:
+        return self._sums[writer]
+
+    @cached_property
+    def _sums(self) -> dict[str, Float[Tensor, "layer row d_model"]]:
+        resid = self.trace.resid
+        whole = torch.zeros_like(resid[:-1], dtype=at_least_float32(resid).dtype)
+        sums = {"ffn": whole, "attn": whole.clone(), "embed": whole[:1].clone()}
+        for targets, gradients in self._gradients():
+            for place, target in enumerate(targets):
+                rows = self._rows(target)
+                for writer, of in gradients.items():
+                    found = of[:, place, self.trace.positions[rows]]
+                    sums[writer][: len(found), rows] += found
+        return sums
+
+    def weights(
+        self,
+        layers: Int[Tensor, " vector"],
+        rows: Int[Tensor, " vector"],
+        vectors: Float[Tensor, "vector d_model"],
+    ) -> Float[Tensor, "vector target"]:
+        out = vectors.new_zeros(len(vectors), len(self.table))
+        prompt, position = self.trace.prompt[rows], self.trace.positions[rows]
+        for targets, gradients in self._gradients():
+            keys = gradients["ffn"]
+            inside = position.clamp_max(keys.shape[2] - 1), layers.clamp_max(len(keys) - 1)
+            found = einsum(vectors, keys[inside[1], :, inside[0]], "v d, v t d -> v t")
+            own = _column(self.table.iloc[targets], "prompt", vectors.device)
+            reached = (own == prompt[:, None]) & (layers[:, None] < len(keys))
+            out[:, targets] = found.masked_fill(~reached, 0.0)
+        return out
+
+    def _rows(self, target: int) -> Int[Tensor, " row"]:
+        """The rows of a target's prompt."""
+        return (self.trace.prompt == int(self.table["prompt"].iloc[target])).nonzero()[:, 0]
+
+    def _gradients(self) -> Iterator[tuple[list[int], dict[str, Float[Tensor, ...]]]]:
+        """Some targets at a time, and their keys [layer, target, position, d_model] by writer; no
+        layer above the highest target is among them."""
+        for begin in range(0, len(self.table), TOGETHER):
+            targets = list(range(begin, min(begin + TOGETHER, len(self.table))))
+            yield targets, self._pass(targets)
+
+    def _pass(self, targets: list[int]) -> dict[str, Float[Tensor, "layer target seq d_model"]]:
+        """The keys of some targets, each asked in its own copy of its prompt."""
+        lens, backend, some = self.lens, self.lens.backend_adapter, self.table.iloc[targets]
+        ids = [self.trace.prompts[prompt].ids for prompt in some["prompt"]]
+        shape = len(ids), max(map(len, ids)), lens.d_model
+        dtype = at_least_float32(self.trace.resid).dtype
+        top = int(some["layer"].max())
+        leaves: dict[str, list[Tensor]] = {"ffn": [], "attn": [], "embed": []}
+
+        def leaf(writer: Writer) -> Tensor:
+            made = torch.zeros(shape, dtype=dtype, device=lens.device, requires_grad=True)
+            leaves[writer].append(made)
+            return made
+
+        hooks: list[Hook] = [(backend.resid_pre(0), _added(leaf("embed")))]
+        for layer in range(top):
+            hooks.append((backend.mlp_out(layer), _added(leaf("ffn"), constant=True)))
+        for layer in range(top if backend.parallel else top + 1):
+            hooks.append((backend.attn_out(layer), _added(leaf("attn"))))
+        read: dict[int, Tensor] = {}
+        hooks += [
+            (backend.coefficient(layer), _kept(read, layer)) for layer in some["layer"].unique()
+        ]
+        with torch.enable_grad():
+            last = [len(row) - 1 for row in ids]
+            lens.stream(ids, top + 1, hooks, last=last, under=self._constant_patterns(top))
+            total = torch.zeros((), dtype=dtype, device=lens.device)
+            m = torch.tensor(some["coefficient"].to_numpy(), dtype=dtype)
+            weight = _safe(torch.tensor(some["score"].to_numpy(), dtype=dtype), m).tolist()
+            for place, row in enumerate(some.itertuples()):
+                value = read[row.layer][place, self.positions[targets[place]], row.neuron]
+                total = total + weight[place] * value.to(dtype)
+            flat = [each for of in leaves.values() for each in of]
+            found = iter(torch.autograd.grad(total, flat, allow_unused=True))
+        return {
+            writer: torch.stack([_or_zero(next(found), each) for each in of])
+            if of
+            else torch.zeros(0, *shape, dtype=dtype, device=lens.device)
+            for writer, of in leaves.items()
+        }
+
+    def _constant_patterns(self, top: int) -> list[Hook]:
+        backend = self.lens.backend_adapter
+        return [
+            (backend.qkv(layer, which), Tensor.detach) for layer in range(top + 1) for which in "QK"
+        ]
+
+
+def targets_of(
+    lens: Lens,
+    facts: Facts | Trace,
+    value: NeuronSet,
+    method: Method,
+    targets: int,
+    subkey: Subkey | None = None,
+    positions: Positions = "last",
+    attention: bool = False,
+    key_of: KeyOf | None = None,
+    through: Through = "stream",
+) -> Reader:
+    """The weighted keys of the best value neurons of each prompt; `key_of` puts other vectors in
+    the place of subkeys.
+
+    Raises `ConfigError` for an unknown method, a prompt without value neurons, or value neurons
+    that were computed elsewhere in the prompt."""
+    _check_options(method, targets, subkey, through)
+    reads_attention = value.unit == "attn_neuron"
+    if not reads_attention:
+        check_ffn(lens, value)
+    elif through == "attention":
+        raise ConfigError("through='attention' asks FFN neurons; the targets are attention's.")
+    trace = _traced(lens, facts, positions, attention, reads_attention)
+    _check_same_prompts(value, trace, reads_attention)
+    best = [_best(value, trace, p, targets) for p in range(len(trace.prompts))]
+    table = pd.concat(best, ignore_index=True)
+    if through == "attention":
+        return _through_attention(lens, trace, table)
+    dtype = at_least_float32(trace.resid).dtype
+    keys = torch.zeros(len(table), lens.d_model, dtype=dtype, device=trace.resid.device)
+    own = {name: torch.zeros_like(trace.resid[:-1], dtype=dtype) for name in ("ffn", "attn")}
+    written_by = own["attn" if reads_attention else "ffn"]
+    for layer, group in table.groupby("layer"):
+        index = torch.tensor(group.index.to_numpy(), device=keys.device)
+        rows = torch.tensor(group["row"].to_numpy(), device=keys.device)
+        keys[index] = _keys(
+            lens, trace, int(layer), rows, group, method, subkey, reads_attention, key_of
+        )
+        written_by[int(layer)].index_add_(0, rows, keys[index])
+    return StreamReader(lens, trace, table, reads_attention, keys, own)
+
+
+def _through_attention(lens: Lens, trace: Trace, table: pd.DataFrame) -> PatternReader:
+    """The targets asked at every token of their prompts."""
+    at = trace.positions[torch.tensor(table["row"].to_numpy())]
+    ends = torch.tensor([trace.prompts[prompt].last for prompt in table["prompt"]])
+    if (at.cpu() > ends).any():
+        raise ConfigError(
+            "through='attention' follows the tokens of the prompt; these value neurons are read in "
+            "the answer."
+        )
+    return PatternReader(lens, lens.trace(list(trace.facts), "all"), table, True, at)
+
+
+def _check_options(method: str, targets: int, subkey: str | None, through: str) -> None:
+    """Raise `ConfigError` for options that do not exist or do not go together."""
+    if method not in METHODS:
+        raise unknown("Query method", method, METHODS)
+    if through not in THROUGH:
+        raise unknown("through", through, THROUGH)
+    if through == "attention" and method != "grad":
+        raise ConfigError(
+            "through='attention' follows the gradient of a value neuron's coefficient: use "
+            f"method='grad', not {method!r}."
+        )
+    if targets < 1:
+        raise ConfigError(
+            f"targets is how many value neurons of a prompt are asked, at least 1; got {targets}."
+        )
+    if subkey not in (None, "linear", "gate", "up"):
+        raise unknown("Subkey", subkey, ("linear", "gate", "up"))
+    if method == "grad" and subkey is not None:
+        raise ConfigError(
+            "method='grad' goes through gate and up as they are: subkey= is for 'share' and "
+            "'inner_product'."
+        )
+
+
+def _column(table: pd.DataFrame, name: str, device: torch.device) -> Int[Tensor, " target"]:
+    return torch.tensor(table[name].to_numpy(), device=device)
+
+
+def _added(leaf: Tensor, constant: bool = False) -> Callable[[Tensor], Tensor]:
+    """A hook that adds a leaf of zeros to an output, which `constant` takes out of the graph."""
+
+    def hook(output: Tensor) -> Tensor:
+        return (output.detach() if constant else output) + leaf.to(output.dtype)
+
+    return hook
+
+
+def _kept(read: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
+    def hook(m: Tensor) -> None:
+        read[layer] = m
+
+    return hook
+
+
+def _or_zero(gradient: Tensor | None, leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if gradient is None else gradient
+
+
+def _traced(
+    lens: Lens, facts: Facts | Trace, positions: Positions, attention: bool, reads_attention: bool
+) -> Trace:
+    """The pass; for attention neurons at every position, since they may read at any of them."""
+    if not reads_attention:
+        return lens.traced(facts, positions, attention=attention)
+    given = lens.traced(facts, "all", attention=attention)
+    every = [place for prompt in given.prompts for place in prompt.positions("all")]
+    return given if given.positions.tolist() == every else lens.trace(list(given.facts), "all")
+
+
+def _check_same_prompts(value: NeuronSet, trace: Trace, reads_attention: bool) -> None:
+    """Raise `ConfigError` for value neurons of other prompts, or of other positions in them."""
+    texts = [prompt.text for prompt in trace.prompts]
+    theirs: list[str] = value.settings.get("texts") or []
+    # sets summed over prompts fit any prompts
+    ranked_apart = {int(p) for p in value.frame["prompt"].unique() if p >= 0}
+    for p, text in enumerate(texts):
+        if p in ranked_apart and p < len(theirs) and theirs[p] != text:
+            raise ConfigError(
+                f"The value neurons of prompt {p} were computed for {theirs[p]!r}, asked is "
+                f"{text!r}: give both the same facts, or ask for one set everywhere "
+                "(value.union())."
+            )
+    if reads_attention:
+        return
+    here = trace.positions.tolist()
+    computed = value.settings.get("positions")
+    same_prompts = theirs[: len(texts)] == texts
+    if computed is not None and same_prompts and computed[: len(here)] != here:
+        raise ConfigError(
+            f"The value neurons were computed at positions {computed}, the queries are asked for at "
+            f"{here}: give both the same trace, or the same positions=."
+        )
+    several = len(trace.prompt) != len(trace.prompts)
+    if several and value.settings.get("ranked") != "positions":
+        raise ConfigError(
+            "The trace holds several positions of a prompt, the value neurons belong to none of "
+            "them (a whole answer, a set): trace at one position, or rank the value neurons with "
+            "positions='all'."
+        )
+
+
+def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataFrame:
+    """The best value neurons of one prompt, with the row of the trace at which each is read."""
+    frame = rows_of(value, trace, prompt)
+    if frame.empty:
+        raise ConfigError(
+            f"The value neurons hold no row for prompt {prompt}: compute them for the same facts."
+        )
+    if frame["score"].isna().any():
+        raise ConfigError(
+            "Value neurons without a score (a set made by hand) have no weight here: give them "
+            "scores, or use value_neurons."
+        )
+    rows = (trace.prompt == prompt).nonzero()[:, 0].tolist()
+    if value.unit != "attn_neuron" and len(rows) == 1:
+        return frame.nlargest(targets, "score").assign(prompt=prompt, row=rows[0])
+    ordered = frame.sort_values("score", ascending=False, kind="stable")
+    best = (
+        ordered.head(targets)
+        if value.unit == "attn_neuron"
+        else ordered.groupby("position", sort=False).head(targets)
+    )
+    by_position = {int(trace.positions[row]): row for row in rows}
+    return best.assign(prompt=prompt, row=[by_position[p] for p in best["position"]])
+
+
+def rows_of(neurons: NeuronSet, trace: Trace, prompt: int) -> pd.DataFrame:
+    """The rows of a set that are about one prompt: its own, those summed over the set, or over its
+    fact's category."""
+    frame = neurons.frame[neurons.frame["prompt"].isin((prompt, -1))]
+    if "category" in frame:
+        frame = frame[frame["category"] == getattr(trace.facts[prompt], "category", None)]
+    return frame
+
+
+def _keys(
+    lens: Lens,
+    trace: Trace,
+    layer: int,
+    rows: Int[Tensor, " target"],
+    group: pd.DataFrame,
+    method: Method,
+    subkey: Subkey | None,
+    attention: bool,
+    key_of: KeyOf | None,
+) -> Float[Tensor, "target d_model"]:
+    """The weighted key of each target in one layer."""
+    backend = lens.backend_adapter
+    pre = attention or backend.parallel
+    h = at_least_float32(
+        trace.resid[layer][rows] if pre else trace.resid[layer][rows] + trace.attn[layer][rows]
+    )
+    j = torch.tensor(group["neuron"].to_numpy(), device=h.device)
+    I = torch.tensor(group["score"].to_numpy(), dtype=h.dtype, device=h.device)
+    norm = backend.norm(layer, "attn" if attention else "ffn")
+    if attention:
+        channels, per_kv = (
+            trace.z.shape[2] // backend.cfg.n_heads,
+            backend.cfg.n_heads // backend.n_kv_heads,
+        )
+        key = at_least_float32(
+            backend.w_qkv(layer, "V").T[j // channels // per_kv * channels + j % channels]
+        )
+        # the attention weight cancels in grad m_j / m_j: both are a times that of val
+        m = torch.ones_like(I)
+        linear = key
+        if method == "grad":
+            m = (norm(h) * key).sum(1)
+    else:
+        m = at_least_float32(trace.m[layer][rows, j])
+        linear, key = _subkeys(
+            lens, layer, norm(h), j, subkey or ("gate" if method == "inner_product" else "linear")
+        )
+    key = key if key_of is None else at_least_float32(key_of(layer, j))
+    if method == "inner_product":
+        return key
+    if method == "grad":
+        return _safe(I, m)[:, None] * norm.gradient(h, linear)
+    keys = norm.gain.to(h.dtype) * key
+    return _safe(I, (h * keys).sum(1))[:, None] * keys
+
+
+def _subkeys(
+    lens: Lens,
+    layer: int,
+    n: Float[Tensor, "target d_model"],
+    j: Int[Tensor, " target"],
+    subkey: Subkey,
+) -> tuple[Float[Tensor, "target d_model"], Float[Tensor, "target d_model"]]:
+    """grad of m_j with respect to the normed stream n, and the key asked for (fc1's row where there
+    is no gate)."""
+    backend = lens.backend_adapter
+    up = at_least_float32(backend.w_in(layer).T[j])
+    bias, weight = backend.b_in(layer), backend.w_gate(layer)
+    z_u = (n * up).sum(1) + (0 if bias is None else at_least_float32(bias[j]))
+    if weight is None:
+        return _slope(lens, z_u)[:, None] * up, up
+    gate = at_least_float32(weight.T[j])
+    z_g = (n * gate).sum(1)
+    linear = (_slope(lens, z_g) * z_u)[:, None] * gate + lens.backend_adapter.activation(z_g)[
+        :, None
+    ] * up
+    return linear, {"linear": linear, "gate": gate, "up": up}[subkey]
+
+
+def _slope(lens: Lens, z: Tensor) -> Tensor:
+    """s'(z) of the FFN's non-linearity."""
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_(True)
+        return torch.autograd.grad(lens.backend_adapter.activation(leaf).sum(), leaf)[0]
+
+
+def _safe(I: Tensor, divisor: Tensor) -> Tensor:
+    """I / divisor; 0 where the divisor vanishes and the weight has no meaning."""
+    vanishes = divisor.abs() < SMALL
+    return torch.where(vanishes, 0.0, I / torch.where(vanishes, 1.0, divisor))
