@@ -13,6 +13,9 @@ single  Every FFN neuron of three layers, and 1,000 others, zeroed alone at the 
 sets    `qv.faithfulness`: the best 1, 3, ... of each ranking taken out together; mean change of
         log p, and the share of facts whose answer is lost. And what is left when only the best are
         kept.
+edges   `qv.qv_graph` of 30 value and 30 query neurons, each edge taken out alone: how its weight
+        agrees with what the value neuron's coefficient, and the answer, then really lose; value
+        neurons by Eq. 9 and by the gradient, queries at the last token and at any.
 """
 
 from __future__ import annotations
@@ -29,11 +32,14 @@ import qv_lens as qv
 from qv_lens.evaluation.faithfulness import areas
 from qv_lens.evaluation.known_cases import knows
 from qv_lens.facts.atlas import chains
+from qv_lens.models.alone import logp_with_each
 from qv_lens.models.zoo import BUNDLED
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
-TOP, OTHERS, TOGETHER = 100, 1000, 256
+TOP, OTHERS = 100, 1000
+#: value and query neurons of a graph whose edges are tested
+DRAWN = 30
 SIZES = (1, 3, 10, 30, 100)
 KEPT = (100, 1000, 5000, 20000)
 RANDOM_SEEDS = 2
@@ -73,35 +79,15 @@ def neurons_asked(lens: qv.Lens, fact: qv.Fact) -> dict[int, list[int]]:
     return qv.NeuronSet.of(units).by_layer()
 
 
-@torch.no_grad()
 def zeroed(lens: qv.Lens, fact: qv.Fact, asked: dict[int, list[int]]) -> pd.Series:
     """log p lost without each neuron at the last token, by (layer, neuron)."""
-    prompt = lens.tokenize(fact)[0]
-    token, last, lost = lens.answer_ids(fact)[0], prompt.last, {}
-    clean = lens.logprob(fact)
+    prompt, token = lens.tokenize(fact)[0], torch.tensor(lens.answer_ids(fact)[:1])
+    clean, lost = lens.logprob(fact), {}
     for layer, neurons in asked.items():
-        stream = lens.stream([prompt.ids], layer)
-        past = lens.past((layer, stream), torch.tensor([last])) if last else None
-        first = 0 if past is None else last
-        for begin in range(0, len(neurons), TOGETHER):
-            some = neurons[begin : begin + TOGETHER]
-            copies = torch.zeros(len(some), dtype=torch.long)
-            each = torch.arange(len(some))
-
-            def zero(m: torch.Tensor, some=some, each=each, at=last - first) -> torch.Tensor:
-                out = m.clone()
-                out[each, at, some] = 0
-                return out
-
-            final = lens.stream(
-                [prompt.ids[first:]] * len(some),
-                lens.n_layers,
-                [(lens.backend_adapter.coefficient(layer), zero)],
-                (layer, stream[copies, first:]),
-                None if past is None else past.rows(copies),
-            )
-            logp = lens.read_out(final[:, -1]).log_softmax(-1)[:, token]
-            lost |= {(layer, k): clean - float(v) for k, v in zip(some, logp.tolist(), strict=True)}
+        some = torch.tensor(neurons)
+        zero = torch.zeros(len(some))
+        now = logp_with_each(lens, prompt, layer, prompt.last, some, zero, token)[:, 0].tolist()
+        lost |= {(layer, k): clean - value for k, value in zip(neurons, now, strict=True)}
     return pd.Series(lost)
 
 
@@ -209,6 +195,33 @@ def sets(lens: qv.Lens, facts: Sequence[qv.Fact], rankings: dict[str, Ranking]) 
     print((pd.Series(seconds) / len(facts)).round(1).to_string(), flush=True)
 
 
+def edges(lens: qv.Lens, facts: Sequence[qv.Fact]) -> pd.DataFrame:
+    """How the weights of edges agree with what is lost without them."""
+    rows = []
+    for fact in facts:
+        trace = lens.trace(fact)
+        found = {
+            "Eq. 9": qv.value_neurons(lens, trace, DRAWN, method="topk"),
+            "gradient": qv.neuron_effects(lens, trace, DRAWN),
+        }
+        for name, value in found.items():
+            for through in ("stream", "attention"):
+                query = qv.query_neurons(lens, trace, value, DRAWN, through=through)
+                graph = qv.edge_effects(lens, trace, qv.qv_graph(lens, trace, value, query))
+                elsewhere = (graph.nodes["position"] < graph.nodes["position"].max()).mean()
+                rows.append(
+                    {
+                        "value neurons by": name,
+                        "through": through,
+                        **graph.edges.attrs["agreement"],
+                        "edges": len(graph.edges),
+                        "neurons elsewhere": elsewhere,
+                    }
+                )
+    frame = pd.DataFrame(rows).groupby(["value neurons by", "through"], sort=False)
+    return frame.agg(["mean", "sem"])
+
+
 def _by_size(table: pd.DataFrame, column: str) -> str:
     wide = table.pivot_table(index="ranking", columns="k", values=column, sort=False)
     return wide.round(2).to_string()
@@ -221,7 +234,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--facts", type=int, default=50)
     parser.add_argument("--chains", action="store_true")
-    parser.add_argument("--part", choices=("single", "sets", "both"), default="both")
+    parser.add_argument("--part", choices=("single", "sets", "edges", "all"), default="all")
     parser.add_argument("--skip", default="", help="rankings whose name begins so")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -229,10 +242,12 @@ def main() -> None:
     facts = known(lens, arguments.facts, arguments.chains, arguments.seed)
     kind = "two-hop prompts" if arguments.chains else "facts"
     print(f"{arguments.model}: {len(facts)} {kind} that it knows", flush=True)
-    if arguments.part != "sets":
+    if arguments.part in ("single", "all"):
         table = single(lens, facts).round(3).to_string()
         print(f"\nEach neuron zeroed alone\n{table}", flush=True)
-    if arguments.part != "single":
+    if arguments.part in ("edges", "all"):
+        print(f"\nEdges taken out alone\n{edges(lens, facts).round(3).T.to_string()}", flush=True)
+    if arguments.part in ("sets", "all"):
         rankings = dict(RANKINGS)
         if arguments.skip:
             rankings = {k: v for k, v in RANKINGS.items() if not k.startswith(arguments.skip)}

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from qv_lens.attribution.query import settings_of
@@ -44,6 +43,8 @@ from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 
 COLUMNS = ("prompt", "source", "target", "source_layer", "target_layer", "weight")
+#: of what `agreement` gives
+MEASURES = ("pearson_m", "spearman_m", "pearson_logprob", "spearman_logprob")
 #: copies of a prompt in one pass, each without another query neuron
 TOGETHER = 32
 
@@ -149,9 +150,10 @@ def _edges(reader: Reader, targets: pd.DataFrame, sources: pd.DataFrame) -> pd.D
             (a.prompt, a.id, b.id, a.layer, b.layer, weights[a.Index, b.Index].item())
             for b in above.itertuples()
         ]
-    return pd.DataFrame(edges, columns=list(COLUMNS)).sort_values(
-        ["prompt", "source_layer"], kind="stable", ignore_index=True
-    )
+    found = pd.DataFrame(edges, columns=list(COLUMNS))
+    if reader.by_position:  # FFNs that read before attention hear of another token a layer later
+        found = found[found["weight"] != 0]
+    return found.sort_values(["prompt", "source_layer"], kind="stable", ignore_index=True)
 
 
 def written_by(lens: Lens, trace: Trace, sources: pd.DataFrame) -> Float[Tensor, "source d_model"]:
@@ -232,18 +234,15 @@ def agreement(edges: pd.DataFrame) -> pd.Series:
     log p (`pearson_logprob`, `spearman_logprob`); means over the prompts."""
     found = []
     for _, some in edges.groupby("prompt"):
-        pairs = {
-            "m": (some["predicted_m"], some["lost_m"]),
-            "logprob": (some["weight"], some["lost_logprob"]),
-        }
+        pairs = {"m": ("predicted_m", "lost_m"), "logprob": ("weight", "lost_logprob")}
         found.append(
             {
-                f"{name}_{of}": float(measure(*pair).statistic)
-                for of, pair in pairs.items()
-                for name, measure in (("pearson", pearsonr), ("spearman", spearmanr))
+                f"{method}_{name}": some[one].corr(some[other], method=method)
+                for name, (one, other) in pairs.items()
+                for method in ("pearson", "spearman")
             }
         )
-    return pd.DataFrame(found).mean()
+    return pd.DataFrame(found, columns=list(MEASURES)).mean()
 
 
 def _in_words(edges: int, found: pd.Series) -> str:

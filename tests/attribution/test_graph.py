@@ -1,0 +1,291 @@
+"""The Q-V graph's edges against Hugging Face's own modules: attention weights replayed, FFN outputs
+put in by hand, one neuron's vector left out; and the graph as a file."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import qv_lens as qv
+from tests.models import BACKENDS, KINDS, TINY, tiny_lens, tiny_of, tokenizer
+
+FACTS = [
+    qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin"),
+    qv.Fact("The capital of {} is the city of", "Norway", "Oslo"),
+]
+
+
+class Twin:
+    """A Hugging Face model in which attention weights, what FFNs add to the stream, and single
+    activations can be set."""
+
+    def __init__(self, hf, lens, ids, monkeypatch):
+        self.hf, self.ids, self.patch = hf, torch.tensor([ids]), monkeypatch
+        names = [lens.backend_adapter.stored_name(i, "W_out") for i in range(lens.n_layers)]
+        self.down = [hf.get_submodule(name.removesuffix(".weight")) for name in names]
+        self.added = [self._last_of_ffn(name) for name in names]
+        self.clean = self.run()
+
+    def _last_of_ffn(self, name):
+        block = self.hf.get_submodule(".".join(name.split(".")[:3]))
+        after = getattr(block, "post_feedforward_layernorm", None)
+        return self.hf.get_submodule(name.removesuffix(".weight")) if after is None else after
+
+    def run(self, patterns=None, added=None, put=None):
+        """A pass: `patterns` are replayed, `added` is what FFNs add, `put` (layer, position,
+        neuron, value) sets one activation. Returns patterns, what FFNs added, activations,
+        log-probabilities."""
+        seen = {"patterns": [], "added": {}, "m": {}}
+        softmax, replay = nn.functional.softmax, iter(patterns or ())
+
+        def attend(*args, **kwargs):
+            out = softmax(*args, **kwargs) if patterns is None else next(replay)
+            seen["patterns"].append(out)
+            return out
+
+        def write(layer):
+            def hook(_module, _inputs, output):
+                out = output if added is None else added[layer].reshape(output.shape)
+                seen["added"][layer] = out.reshape(len(self.ids[0]), -1).clone()
+                return out.clone()  # Falcon adds to it in place
+
+            return hook
+
+        def activate(layer):
+            def hook(_module, inputs):
+                m = inputs[0].clone()
+                if put is not None and put[0] == layer:
+                    m.view(len(self.ids[0]), -1)[put[1], put[2]] = put[3]
+                seen["m"][layer] = m.reshape(len(self.ids[0]), -1)
+                return (m,)
+
+            return hook
+
+        with ExitStack() as stack:
+            for layer, (down, last) in enumerate(zip(self.down, self.added, strict=True)):
+                stack.callback(down.register_forward_pre_hook(activate(layer)).remove)
+                stack.callback(last.register_forward_hook(write(layer)).remove)
+            with self.patch.context() as patch:
+                patch.setattr(nn.functional, "softmax", attend)
+                patch.setattr(torch, "softmax", attend)
+                logits = self.hf(self.ids).logits[0, -1]
+        return {**seen, "logp": logits.log_softmax(-1)}
+
+    def without(self, layer, position, v, share=1.0):
+        """Activations by layer when an FFN writes v less at a position, attention looks where it
+        looked and all FFNs write what they wrote."""
+        added = {i: wrote.clone() for i, wrote in self.clean["added"].items()}
+        added[layer][position] -= share * v
+        return self.run(self.clean["patterns"], added)["m"]
+
+
+def at_every_token(lens, value, each, **options):
+    """The best query neurons of each token of each prompt."""
+    query = qv.query_neurons(lens, FACTS, value, None, through="attention", **options)
+    return query.where(lambda frame: frame.groupby(["prompt", "position"]).cumcount() < each)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", TINY)
+def test_every_edge_is_what_hugging_face_gives(name, backend, true_float64, monkeypatch):
+    twin = tiny_of(name, torch.float64)
+    twin.config._attn_implementation = "eager"
+    try:
+        lens = qv.Lens.from_hf(tiny_of(name, torch.float64), tokenizer(), backend=backend)
+    except qv.QVLensError:
+        pytest.skip(f"no {backend} of {name}")
+    value = qv.neuron_effects(lens, FACTS, 12)
+    query = at_every_token(lens, value, 2)
+    graph = qv.edge_effects(lens, FACTS, qv.qv_graph(lens, FACTS, value, query))
+    nodes, edges = (frame.set_index("prompt") for frame in graph)
+    assert set(nodes["position"]) > {lens.tokenize(FACTS[0])[0].last}
+    for number, fact in enumerate(FACTS):
+        prompt, trace = lens.tokenize(fact)[0], lens.trace(fact, "all")
+        hf = Twin(twin, lens, prompt.ids, monkeypatch)
+        clean, token = hf.clean["m"], lens.answer_ids(fact)[0]
+        places = nodes.loc[number].set_index("id")
+        for source, some in edges.loc[number].groupby("source"):
+            q = places.loc[source]
+            weight = lens.backend_adapter.value_vectors(int(q.layer))[int(q.neuron)]
+            scale = trace.scale_of("ffn", int(q.layer))
+            v = trace.m[q.layer, q.position, q.neuron] * weight
+            v = v if scale is None else v * scale[q.position]
+            lacks = hf.without(q.layer, q.position, v)
+            less, more = (hf.without(q.layer, q.position, v, s) for s in (1e-5, -1e-5))
+            for edge in some.itertuples():
+                j = places.loc[edge.target]
+                at = j.position, j.neuron
+                slope = (more[j.layer][at] - less[j.layer][at]).item() / 2e-5
+                lost = (clean[j.layer][at] - lacks[j.layer][at]).item()
+                assert edge.predicted_m == pytest.approx(slope, rel=1e-4, abs=1e-7)
+                assert edge.lost_m == pytest.approx(lost, rel=1e-5, abs=1e-7)
+                assert edge.weight == pytest.approx(
+                    slope * j.value_score / j.coefficient, rel=1e-4, abs=1e-7
+                )
+            put = j.layer, j.position, j.neuron, lacks[j.layer][at]
+            now = hf.run(put=put)["logp"][token]
+            assert edge.lost_logprob == pytest.approx(
+                (hf.clean["logp"][token] - now).item(), rel=1e-5, abs=1e-7
+            )
+    assert (edges["weight"] != 0).all()
+    assert edges["lost_m"].abs().max() > 1e-3
+    assert edges["lost_logprob"].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_edge_through_the_stream_is_suppress_of_one_for_one(kind, true_float64):
+    lens = tiny_lens(kind)
+    value = qv.value_neurons(lens, FACTS, 10)
+    query = qv.query_neurons(lens, FACTS, value, 6, targets=10)
+    graph = qv.edge_effects(lens, FACTS, qv.qv_graph(lens, FACTS, value, query, targets=10))
+    places = graph.nodes.set_index(["prompt", "id"])
+    clean, before = lens.trace(FACTS).m, lens.logprob(FACTS)
+    for edge in graph.edges[::7].itertuples():
+        q, j = places.loc[edge.prompt, edge.source], places.loc[edge.prompt, edge.target]
+        one, other = (qv.NeuronSet.of([(int(n.layer), int(n.neuron))]) for n in (q, j))
+        with lens.intervene(qv.Suppress(one, other, positions="last")):
+            now, after = lens.trace(FACTS).m, lens.logprob(FACTS)
+        m = clean[j.layer, edge.prompt, j.neuron] - now[j.layer, edge.prompt, j.neuron]
+        assert edge.lost_m == pytest.approx(m.item(), rel=1e-8, abs=1e-10)
+        lost = before[edge.prompt] - after[edge.prompt]
+        assert edge.lost_logprob == pytest.approx(lost, rel=1e-8, abs=1e-10)
+    assert set(graph.edges.attrs["agreement"]) == {
+        "pearson_m", "spearman_m", "pearson_logprob", "spearman_logprob",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edges_through_attention_add_up_to_query_scores(kind, true_float64):
+    lens = tiny_lens(kind)
+    value = qv.neuron_effects(lens, FACTS, 10)
+    query = at_every_token(lens, value, 4, targets=10)
+    edges = qv.qv_graph(lens, FACTS, value, query, targets=10).edges
+    sums = edges.groupby(["prompt", "source"])["weight"].sum()
+    assert query.frame["position"].nunique() > 2
+    for row in query.frame.itertuples():
+        name = f"f{row.layer}-{row.neuron}@{row.position}"
+        assert sums.get((row.prompt, name), 0.0) == pytest.approx(row.score, abs=1e-9)
+    layers = qv.query_layers(lens, FACTS, value, targets=10, through="attention")
+    every = qv.query_neurons(lens, FACTS, value, None, targets=10, through="attention").frame
+    whole = layers[layers["kind"] == "ffn"].set_index(["prompt", "layer"])["score"]
+    bias = [lens.backend_adapter.b_out(layer).abs().max() for layer in range(lens.n_layers)]
+    if max(bias) == 0:
+        summed = every.groupby(["prompt", "layer"])["score"].sum()
+        assert (summed - whole).abs().max() < 1e-9
+
+
+def test_prompts_together_are_what_they_are_alone(true_float64):
+    lens = tiny_lens("gptj")
+    value = qv.neuron_effects(lens, FACTS, 10)
+    together = qv.query_neurons(lens, FACTS, value, 20, through="attention").frame
+    for number, fact in enumerate(FACTS):
+        own = qv.neuron_effects(lens, fact, 10)
+        alone = qv.query_neurons(lens, fact, own, 20, through="attention").frame
+        mine = together[together["prompt"] == number].reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine.drop(columns="prompt"), alone.drop(columns="prompt"))
+
+
+def test_the_answer_of_an_edge_may_be_any_token_or_a_contrast():
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    fact = FACTS[1]
+    value = qv.neuron_effects(lens, fact, 5, target=("Oslo", "Paris"))
+    graph = qv.qv_graph(lens, fact, value, qv.query_neurons(lens, fact, value, 5))
+    oslo, paris = (lens.answer_ids(fact, answer)[0] for answer in ("Oslo", "Paris"))
+    losses = [
+        qv.edge_effects(lens, fact, graph, target=target).edges["lost_logprob"]
+        for target in (oslo, paris, ("Oslo", "Paris"))
+    ]
+    assert (losses[0] - losses[1] - losses[2]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda lens, value, graph: qv.edge_effects(lens, FACTS[1], graph), "drawn for"),
+        (lambda lens, value, graph: qv.edge_effects(lens, FACTS[0], graph, target="sequence"), "next token"),
+        (lambda lens, value, graph: qv.query_neurons(lens, FACTS[0], value, 5, through="heads"), "through"),
+        (lambda lens, value, graph: qv.query_neurons(lens, FACTS[0], value, 5, through="attention", method="share"), "method='grad'"),
+        (lambda lens, value, graph: qv.query_neurons(lens, FACTS[0], value, 5, through="attention", over="set"), "over='prompt'"),
+        (lambda lens, value, graph: qv.save_graph(graph, "graph.json", prompt=1), "prompts 0 to 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_refused(call, says):
+    lens = tiny_lens("gptj")
+    value = qv.value_neurons(lens, FACTS[0], 5)
+    graph = qv.qv_graph(lens, FACTS[0], value, qv.query_neurons(lens, FACTS[0], value, 5))
+    with pytest.raises(qv.QVLensError, match=says):
+        call(lens, value, graph)
+
+
+def test_the_file_has_every_node_and_link_once(tmp_path):
+    """The fields are those of circuit-tracer 0.5 and of Neuronpedia's schema."""
+    lens = tiny_lens("gptj")
+    value = qv.neuron_effects(lens, FACTS, 10)
+    query = qv.query_neurons(lens, FACTS, value, 10, through="attention")
+    graph = qv.edge_effects(lens, FACTS, qv.qv_graph(lens, FACTS, value, query))
+    file = json.loads(qv.save_graph(graph, tmp_path / "graph.json", prompt=1).read_text())
+    prompt = lens.tokenize(FACTS[1])[0]
+    assert set(file) == {"metadata", "qParams", "nodes", "links"}
+    assert {"slug", "scan", "prompt_tokens", "prompt"} <= set(file["metadata"])
+    assert file["metadata"]["prompt_tokens"] == lens.str_tokens(FACTS[1])
+    fields = {
+        "node_id": str, "feature": int, "layer": str, "ctx_idx": int, "feature_type": str,
+        "jsNodeId": str, "clerp": str,
+    }  # fmt: skip
+    for node in file["nodes"]:
+        assert all(isinstance(node[name], kind) for name, kind in fields.items())
+    by_id = {node["node_id"]: node for node in file["nodes"]}
+    assert len(by_id) == len(file["nodes"])
+    kinds = pd.Series([node["feature_type"] for node in file["nodes"]]).value_counts()
+    drawn = graph.nodes[graph.nodes["prompt"] == 1]
+    assert kinds.to_dict() == {
+        "cross layer transcoder": len(drawn), "embedding": len(prompt.ids), "logit": 1,
+    }  # fmt: skip
+    (answer,) = [node for node in file["nodes"] if node["feature_type"] == "logit"]
+    assert answer["token_prob"] == pytest.approx(2.718281828 ** lens.logprob(FACTS[1]), rel=1e-5)
+    assert answer["feature"] == lens.answer_ids(FACTS[1])[0]
+    into_answer = {
+        link["source"]: link["weight"]
+        for link in file["links"]
+        if link["target"] == answer["node_id"]
+    }
+    best = value.frame[value.frame["prompt"] == 1]
+    expected = {f"{row.layer}_{row.neuron}_{prompt.last}": row.score for row in best.itertuples()}
+    assert into_answer == pytest.approx(expected)
+    others = [link for link in file["links"] if link["target"] != answer["node_id"]]
+    edges = graph.edges[graph.edges["prompt"] == 1]
+    assert sum(link["weight"] for link in others) == pytest.approx(edges["weight"].sum())
+    assert [link["lost_logprob"] for link in others] == edges["lost_logprob"].tolist()
+    assert all({link["source"], link["target"]} <= set(by_id) for link in file["links"])
+    shares = [node["influence"] for node in file["nodes"] if node["influence"] is not None]
+    assert max(shares) == pytest.approx(1.0)
+    assert min(shares) > 0
+    numbers = {(node["layer"], node["feature"]) for node in file["nodes"] if node["activation"]}
+    assert (
+        len({feature for _, feature in numbers})
+        == drawn[["layer", "neuron"]].drop_duplicates().shape[0]
+    )
+
+
+def test_the_picture_puts_neurons_at_their_tokens_and_says_what_edges_are_worth():
+    lens = tiny_lens("gptj")
+    value = qv.neuron_effects(lens, FACTS[1], 10)
+    query = qv.query_neurons(lens, FACTS[1], value, 10, through="attention")
+    graph = qv.edge_effects(lens, FACTS[1], qv.qv_graph(lens, FACTS[1], value, query))
+    figure = qv.plots.pathway(graph.nodes, graph.edges)
+    assert list(figure.layout.xaxis.ticktext) == lens.str_tokens(FACTS[1])
+    assert f"{graph.edges.attrs['agreement']['spearman_logprob']:.2f}" in figure.layout.title.text
+    drawn = {
+        name: (x, y)
+        for trace in figure.data
+        if trace.customdata is not None
+        for name, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
+    }
+    for node in graph.nodes.itertuples():
+        assert drawn[node.id][1] == node.layer
+        assert node.position <= drawn[node.id][0] < node.position + 1
