@@ -66,6 +66,10 @@ RANDOM_SEEDS = 5
 SHARE = 0.01
 #: numbers of neurons taken out, for the curve
 CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+#: shares of all neurons that are kept alone
+KEPT = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)
+#: in how many passes the curve's hundred neurons are found, and what that ranking is called
+ROUNDS, IN_ROUNDS = 20, "gradient, in rounds of 5"
 #: facts of the kind over which layers are located
 LOCATED = 16
 METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
@@ -105,6 +109,8 @@ class Study:
     """What the ten neurons of the largest effect promote."""
     removal: pd.DataFrame
     """`faithfulness` of the rankings, on the facts named in `whose` and `text`."""
+    kept: pd.DataFrame
+    """The same of this fact when nothing but the best neurons of each ranking is left."""
     profile: pd.DataFrame
     """Layers by importance and by effect: `kind, layer, score`."""
     layers: Layers
@@ -172,6 +178,12 @@ def study(
     layers = locate(lens, kind, "subject_last", by="effects")
     edited = edit_variants(lens, about, layers, ace, memit, edits, seed)
     nodes, edges = pathway(lens, trace, value, query)
+    rankings = {
+        "Eq. 9": value,
+        "gradient": effects,
+        "RelP": neuron_effects(lens, trace, CURVE[-1], method="relp"),
+        IN_ROUNDS: neuron_effects(lens, trace, CURVE[-1], rounds=ROUNDS),
+    }
     return Study(
         request=fact.to(new),
         logprob=lens.logprob(fact),
@@ -184,7 +196,8 @@ def study(
         value_tokens=vocabulary(lens, value.top(10)),
         query_tokens=vocabulary(lens, query.top(10)),
         effect_tokens=vocabulary(lens, effects.top(10)),
-        removal=removal(lens, fact, about, {"Eq. 9": value, "gradient": effects}, seed),
+        removal=removal(lens, fact, about, rankings, seed),
+        kept=kept_alone(lens, trace, seed),
         profile=profile(lens, kind),
         layers=layers,
         ablation=without_the_best(lens, about, seed),
@@ -246,10 +259,30 @@ def removal(
     whose = [WHOSE[0], *WHOSE[1:2][: len(material.same)], *WHOSE[2:][: len(material.other)]]
     union = {name: neurons.union() for name, neurons in rankings.items()}
     frame = faithfulness(lens, facts, union, CURVE, seeds=RANDOM_SEEDS, seed=seed)
-    texts = [f"{each.text} {each.answer}" for each in facts]
+    texts = [prompt_answer(each) for each in facts]
     return frame.assign(
         whose=[whose[i] for i in frame["prompt"]], text=[texts[i] for i in frame["prompt"]]
     )
+
+
+def kept_alone(lens: Lens, trace: Trace, seed: int = 0) -> pd.DataFrame:
+    """`faithfulness` of one fact with `keep`: growing shares of all neurons, best first by each
+    score, and nothing else at the last token."""
+    every = {
+        "Eq. 9": value_neurons(lens, trace, None, method=fast(lens, every=True)),
+        "gradient": neuron_effects(lens, trace, None),
+        "RelP": neuron_effects(lens, trace, None, method="relp"),
+    }
+    units = lens.n_layers * lens.d_mlp
+    sizes = sorted({max(1, round(share * units)) for share in KEPT})
+    facts = list(trace.facts)
+    frame = faithfulness(lens, facts, every, sizes, keep=True, seeds=RANDOM_SEEDS, seed=seed)
+    return frame.assign(text=[prompt_answer(facts[i]) for i in frame["prompt"]])
+
+
+def prompt_answer(fact: Fact | str) -> str:
+    """A fact in words."""
+    return f"{fact.text} {fact.answer}" if isinstance(fact, Fact) else fact
 
 
 def profile(lens: Lens, facts: Sequence[Fact]) -> pd.DataFrame:

@@ -359,8 +359,8 @@ def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Fi
 def removal_curve(
     frame: pd.DataFrame, title: str = "What is left of the answer", by: str = "text"
 ) -> go.Figure:
-    """log p of the answer against how many neurons are taken out, one line per ranking, the random
-    orders as their mean with their range; a panel for each value of column `by`
+    """log p of the answer against how many neurons are taken out, or are kept alone, one line per
+    ranking, the random orders as their mean with their range; a panel for each value of column `by`
     (`evaluation.faithfulness`; by prompt where there is none). A hollow mark: the model says
     something else."""
     by = by if by in frame else "prompt"
@@ -387,7 +387,9 @@ def removal_curve(
         figure.add_hline(
             y=clean, line={"color": GREY, "dash": "dot", "width": 1}, row=1, col=column
         )  # pyright: ignore[reportArgumentType]
-    figure.update_xaxes(title="neurons taken out", type="log", dtick=1)
+    kept = "kept" in frame and bool(frame["kept"].all())
+    counted = "neurons kept, all others zero" if kept else "neurons taken out"
+    figure.update_xaxes(title=counted, type="log", dtick=1)
     figure.update_yaxes(title="log p of the answer, nats", col=1)
     return _layout(figure, title, height=430)
 

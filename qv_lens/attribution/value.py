@@ -185,10 +185,12 @@ def for_every_unit(task: Setting, unit: Unit = "ffn") -> Method:
     return "moments"
 
 
-def fast(lens: Lens) -> Method:
-    """The method that finds value neurons: 'topk' (the certified best), or 'exact' (all of them)
-    where logits are soft-capped."""
-    return "topk" if lens.backend_adapter.logit_cap is None else "exact"
+def fast(lens: Lens, *, every: bool = False) -> Method:
+    """The method that finds value neurons quickest: 'topk' (the certified best), or 'moments'
+    where all of them are wanted; 'exact' where logits are soft-capped."""
+    if lens.backend_adapter.logit_cap is not None:
+        return "exact"
+    return "moments" if every else "topk"
 
 
 def check_top(top: int | None) -> None:

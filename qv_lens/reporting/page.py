@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from qv_lens import plots
-from qv_lens.case_study import LOCATED_VARIANT, Study
+from qv_lens.case_study import IN_ROUNDS, LOCATED_VARIANT, Study
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.ablation import DROP
 from qv_lens.evaluation.faithfulness import RANDOM, lost_at
@@ -175,12 +175,13 @@ def _curve(study: Study) -> Iterable[str]:
         for name, told in (
             ("Eq. 9", "Eq. 9 (value neurons)"),
             ("gradient", "gradient times activation"),
+            (IN_ROUNDS, "the gradient asked again after every five"),
         )
     ]
     most = int(study.removal["k"].max())
     lost = f"{random.notna().sum()} of {len(random)} random draws of up to {most} lose it"
     answer = f"<b>{escape(fact.answer)}</b>"
-    outcome = f"The answer {answer} is lost after {' and '.join(parts)}; {lost}."
+    outcome = f"The answer {answer} is lost after {', '.join(parts[:-1])} and {parts[-1]}; {lost}."
     if not study.removal.loc[study.removal["prompt"] == 0, "known"].all():
         outcome = (
             f"The answer {answer} is not what the model says to begin with: the curves show its "
@@ -195,6 +196,15 @@ def _curve(study: Study) -> Iterable[str]:
     told = _removal_table(study, table)
     yield _figure(plots.removal_curve(study.removal, "What is left of the answer"), told)
     yield _card(told)
+    yield (
+        f"<p>The other way round: only the best neurons are kept, all others of the {total:,} are "
+        "zero at the last token. A score that finds what the model uses brings the answer back "
+        "with few.</p>"
+    )
+    kept = study.kept.groupby(["ranking", "k"], sort=False)["logprob"].mean().unstack("k")
+    kept.columns = [f"{count:,} kept" for count in kept.columns]
+    told = _table(kept.round(2).reset_index())
+    yield _figure(plots.removal_curve(study.kept, "What comes back of the answer"), told)
 
 
 def _count(own: pd.DataFrame, ranking: str) -> str:
