@@ -42,7 +42,7 @@ def test_the_page_in_a_browser(study, tmp_path):
         pytest.skip("no Chromium on this machine: the page is not opened")
     page = qv.report(study[1], tmp_path / "study.html").read_text()
     assert len(page) < 6e6
-    assert page.count("<noscript>") == 4
+    assert page.count("<noscript>") == 5
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
     watched = tmp_path / "watched.html"
     watched.write_text(
