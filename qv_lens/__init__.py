@@ -48,6 +48,7 @@ _HOME = {
     "Statistics": "editing.statistics",
     "presets": "editing.presets",
     "edit": "editing.edit",
+    "norm_anchor": "editing.anchor",
     **HOMES,
     "read": "facts.benchmarks",
     "evaluate": "evaluation.protocols",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from qv_lens.attribution.query import query_layers, query_neurons
     from qv_lens.attribution.value import value_neurons
     from qv_lens.case_study import Study, study
+    from qv_lens.editing.anchor import norm_anchor
     from qv_lens.editing.edit import edit
     from qv_lens.editing.editors import *
     from qv_lens.editing.kept import corpus_statistics

@@ -1,9 +1,11 @@
-"""ROME, R-ROME, EMMET, MEMIT, PMET, AlphaEdit, RECT, PRUNE, IFMET and ACE: choices of passes,
+"""ROME, R-ROME, EMMET, MEMIT, PMET, AlphaEdit, SPHERE, BetaEdit, ENCORE, RECT, PRUNE, IFMET and ACE: choices of passes,
 metric and eps (`layer_by_layer`).
 
    ROME       one layer, eps 0, K averaged over contexts, K_read of the bare prompt (R-ROME: one averaged key for both)
    EMMET      eps 0.1 (0 for one fact): equality constraints         MEMIT  metric C0^-1, eps lambda
    AlphaEdit  metric (P Kp Kp^T P + L2 I)^-1 P, eps 1, P the null space of C0, Kp the keys of earlier batches
+   SPHERE     AlphaEdit, damped along W's spectrum          BetaEdit  AlphaEdit's metric with lam C0 inside, P renewed
+   ENCORE     metric (lam C0 + lam_n I + Kp Kp^T)^-1, eps 1
    PMET       one group; attention written by option                 RECT, PRUNE  MEMIT's delta, trimmed by batch or as a sum
    IFMET      two passes: shallow layers on the request, then deep ones on multi-hop prompts at the last token
    ACE        two groups, query layers and value layers: one search and query layers first (official release), one search and
@@ -27,6 +29,7 @@ from qv_lens.editing.keys import Prompts
 from qv_lens.editing.layer_by_layer import ClosedForm, Group, Pass, Solver, inverses
 from qv_lens.editing.solve import (
     InverseMetric,
+    held_metric,
     identity,
     null_space,
     null_space_metric,
@@ -138,7 +141,7 @@ class RECT(MEMIT):
     """Share of entries that are kept."""
 
     def trim(self, W: Tensor, delta: Tensor) -> Tensor:
-        return rect(W, delta, self.keep)
+        return rect(W, super().trim(W, delta), self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,25 +200,118 @@ class AlphaEdit(ClosedForm):
                 f"No eigenvalue of C0 lies below threshold={self.threshold}: nothing could be "
                 "written. Raise it."
             )
-        earlier = summed(patch.kept for patch in job.earlier(self))
-
-        def learn(keys: dict[int, list[Tensor]]) -> None:
-            for layer, found in keys.items():
-                K = torch.cat(found, 1)
-                now = Delta(K, K.T.clone())  # cloned: a file holds no two views of one tensor
-                job.kept.update(summed([job.kept, {(layer, "W_out"): now}]))
+        seen = _Seen(job, self)
 
         def metric(layer: int, module: str) -> InverseMetric:
-            return null_space_metric(
-                P[layer], summed([earlier, job.kept]).get((layer, "W_out")), self.L2
-            )
+            return null_space_metric(P[layer], seen.keys(layer), self.L2)
 
-        return Solver(metric, lambda n: 1.0, learn)
+        return Solver(metric, lambda n: 1.0, seen.learn)
 
     def _null_space(self, job: Job, C0: Tensor, layer: int) -> Tensor:
         """P of a layer, computed once for all edits that share their statistics."""
         make = partial(null_space, C0.to(job.lens.device), self.threshold)
         return job.factored.once(("null space", layer, self.threshold), make)
+
+
+class _Seen:
+    """The keys of earlier facts: those of the method's patches in force, and those of this edit's
+    batches so far, which the patch keeps."""
+
+    def __init__(self, job: Job, editor: ClosedForm) -> None:
+        self.job = job
+        self.earlier = summed(patch.kept for patch in job.earlier(editor))
+
+    def keys(self, layer: int) -> Delta | None:
+        """K K^T of the layer's, K with a column for each fact in the order of their edits."""
+        return summed([self.earlier, self.job.kept]).get((layer, "W_out"))
+
+    def learn(self, keys: dict[int, list[Tensor]]) -> None:
+        """Take in a batch's keys."""
+        for layer, found in keys.items():
+            K = torch.cat(found, 1)
+            now = Delta(K, K.T.clone())  # cloned: a file holds no two views of one tensor
+            self.job.kept.update(summed([self.job.kept, {(layer, "W_out"): now}]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPHERE(AlphaEdit):
+    """SPHERE (EasyEdit's release, 2025): AlphaEdit whose delta loses half of what it has along the
+    weight's own principal directions. With `damp=` every other closed form does the same.
+
+    As released, the layers above are written on the whole delta, and each batch is damped at its
+    end, against the weights as that batch finds them."""
+
+    damp: float = 0.5
+    """How much of a delta along the weight's own principal directions is taken out, from 0
+    (nothing) to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaEdit(AlphaEdit):
+    """BetaEdit (2025): AlphaEdit with C0 inside the system, and a null space renewed from the keys
+    of the facts edited so far. Defaults: GPT-J's, of the authors' release.
+
+    The keys are kept with the patch, as AlphaEdit's are, and so is the number of facts at which the
+    null space was last renewed. Raises `EditError` where an update is larger than `limit` a fact;
+    the release then leaves the lower layers written."""
+
+    lam: float = 3000.0
+    """lambda_1: weight of C0 beside the earlier keys."""
+    renew: int = 1000
+    """tau: after how many facts the null space is renewed."""
+    limit: float = 20.0
+    """Largest ||dW|| / sqrt(n) of a batch of n facts."""
+
+    def solver(self, job: Job) -> Solver:
+        if self.renew < 1:
+            raise EditError(f"renew is a number of facts, at least 1; got {self.renew}.")
+        base, lens, C0 = super().solver(job), job.lens, job.moments()
+        seen, made = _Seen(job, self), {}
+        renewed = [patch.info["renewed"] for patch in job.earlier(self)][-1:] or [0]
+
+        def metric(layer: int, module: str) -> InverseMetric:
+            earlier, moment = seen.keys(layer), C0.of(lens, layer).to(lens.device).double()
+            count = 0 if earlier is None else earlier.left.shape[1]
+            if count - renewed[0] >= self.renew:
+                renewed[0] = count
+            job.notes["renewed"] = renewed[0]
+            if earlier is None or not renewed[0]:
+                P = self._null_space(job, moment, layer)
+            else:
+                K = earlier.left[:, : renewed[0]]
+                mixed = (K @ K.T / renewed[0] + self.lam * moment) / (self.lam + 1)
+                if (layer, renewed[0]) not in made:
+                    made[layer, renewed[0]] = null_space(mixed, self.threshold)
+                P = made[layer, renewed[0]]
+                job.notes["rank_of_P"][str(layer)] = round(float(P.trace()))
+            return null_space_metric(P, earlier, self.L2, self.lam * moment)
+
+        return replace(base, metric=metric, learn=seen.learn, limit=self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ENCORE(MEMIT):
+    """ENCORE (Gupta et al. 2025): MEMIT with a penalty on the update's norm, the keys of earlier
+    facts held, and a search that stops a few steps after the answer is given everywhere (MPES).
+    Defaults: GPT2-XL's of the authors' release, which has none for GPT-J, at GPT-J's layers."""
+
+    hits: int = 4
+    """MPES: the search of a fact ends when this many of its steps gave the new answer in every
+    prefixed prompt (0: not asked)."""
+    lam: float = 20000.0
+    """Multiplies the mean second moment C0."""
+    norm: float = 10.0
+    """lambda_n: weight of the norm of the update."""
+
+    def solver(self, job: Job) -> Solver:
+        seen, C0 = _Seen(job, self), job.moments()
+
+        def metric(layer: int, module: str) -> InverseMetric:
+            earlier = seen.keys(layer)
+            moment = C0.of(job.lens, layer).to(job.lens.device)
+            return held_metric(moment, earlier and earlier.left, self.lam, self.norm)
+
+        return Solver(metric, lambda n: 1.0, seen.learn)
 
 
 @dataclass(frozen=True, kw_only=True)

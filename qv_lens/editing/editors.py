@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the same names for type checkers
     from qv_lens.editing.closed_form import (
         ACE,
         EMMET,
+        ENCORE,
         IFMET,
         MEMIT,
         PMET,
@@ -20,13 +21,15 @@ if TYPE_CHECKING:  # the same names for type checkers
         RECT,
         ROME,
         RROME,
+        SPHERE,
         AlphaEdit,
+        BetaEdit,
     )
     from qv_lens.editing.fine_tuning import CTP, FT, FTL, KN, KNE
 
 __all__ = [
-    "ACE", "CTP", "EMMET", "FT", "FTL", "IFMET", "KN", "KNE", "MEMIT", "PMET", "PRUNE", "RECT", "ROME", "RROME", "AdaLoRA", "AlphaEdit",
-    "LoRA",
+    "ACE", "CTP", "EMMET", "ENCORE", "FT", "FTL", "IFMET", "KN", "KNE", "MEMIT", "PMET", "PRUNE", "RECT", "ROME", "RROME", "SPHERE", "AdaLoRA",
+    "AlphaEdit", "BetaEdit", "LoRA",
 ]  # fmt: skip
 
 #: the module of each; "ACE.paper" and "ACE.official" are settings of ACE
@@ -34,6 +37,7 @@ HOMES: Mapping[str, str] = MappingProxyType({
     "ROME": "editing.closed_form", "RROME": "editing.closed_form", "EMMET": "editing.closed_form",
     "MEMIT": "editing.closed_form", "PMET": "editing.closed_form", "AlphaEdit": "editing.closed_form",
     "RECT": "editing.closed_form", "PRUNE": "editing.closed_form", "IFMET": "editing.closed_form", "ACE": "editing.closed_form",
+    "SPHERE": "editing.closed_form", "BetaEdit": "editing.closed_form", "ENCORE": "editing.closed_form",
     "FT": "editing.fine_tuning", "FTL": "editing.fine_tuning", "KNE": "editing.fine_tuning", "CTP": "editing.fine_tuning",
     "KN": "editing.fine_tuning", "LoRA": "editing.adapters", "AdaLoRA": "editing.adapters",
 })  # fmt: skip

@@ -7,7 +7,7 @@
    written so far: keys K of the fact's token, cur = the site's value at the z layer on the bare
    prompt (`measured`: or over all contexts), R = (z* - cur) / share, dW = solve(metric, K, R, eps).
    With r layers left in the layer's group, share is r for MEMIT's family and sqrt(r) for PMET's.
-3. Where the method trims (RECT), the delta of a batch is trimmed before the next batch is read.
+3. Where the method trims (RECT; SPHERE's `damp`), the delta of a batch is trimmed before the next batch is read.
 4. Facts that are each edited on the same weights share one search (`search_ahead`).
 
 Sources: MEMIT (Meng et al. 2023), PMET (Li et al. 2024) and their released code.
@@ -20,7 +20,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +40,7 @@ from qv_lens.editing.keys import (
     rows_of,
     values,
 )
-from qv_lens.editing.solve import InverseMetric, inverse_of, solve
+from qv_lens.editing.solve import InverseMetric, damped, inverse_of, solve
 from qv_lens.editing.statistics import Module
 from qv_lens.editing.targets import PrecomputedTargets, Search, SearchKind, Targets, search
 from qv_lens.errors import EditError, unknown
@@ -94,6 +94,8 @@ class Solver:
     """eps for a batch of n facts."""
     learn: Callable[[dict[int, list[Tensor]]], None] = lambda keys: None
     """Takes in a batch's keys."""
+    limit: float = inf
+    """Largest ||dW|| / sqrt(n) of a batch of n facts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,16 @@ class ClosedForm(ABC):
     """Largest ||delta|| / ||init||."""
     kl: float = 0.0625
     """mu: weight of the KL at "{subject} is a"."""
+    hits: int = 0
+    """MPES: the search of a fact ends when this many of its steps gave the new answer in every
+    prefixed prompt (0: not asked)."""
+    anchor: float = 0.0
+    """NAS: the length that the FFN's part of z* is scaled to (`norm_anchor`; 0: as it is)."""
+    damp: float = 0.0
+    """SPHERE: how much of a delta along the weight's own principal directions is taken out, from 0
+    (nothing) to 1."""
+    spectrum: float = 0.5
+    """SPHERE's eta: the share of the weight's spectrum that counts as principal."""
     fact_token: FactToken = "subject_last"
     """Where the fact is written."""
     batch = None  # how many requests are edited together where `edit` does not say (None: all)
@@ -148,9 +160,14 @@ class ClosedForm(ABC):
         return SearchKind(first.search, first.fact_token, first.prompts, self.prefix)
 
     def trim(self, W: Tensor, delta: Tensor) -> Tensor:
-        """What of a batch's dense delta of one weight W is kept: all of it, unless an editor says
-        otherwise (RECT)."""
-        return delta
+        """What of a batch's dense delta of one weight W is kept: all of it, unless `damp` or an
+        editor (RECT) says otherwise."""
+        return damped(W, delta, self.spectrum, self.damp) if self.damp else delta
+
+    @property
+    def trims(self) -> bool:
+        """Whether `trim` changes anything."""
+        return self.damp > 0 or type(self).trim is not ClosedForm.trim
 
     def deltas(self, job: Job) -> Deltas:
         passes = self.plan(job.lens)
@@ -162,7 +179,16 @@ class ClosedForm(ABC):
     def at(self, *sites: str, drop: bool = False) -> Search:
         if self.fact_token not in FACT_TOKENS:
             raise unknown("Fact token", self.fact_token, FACT_TOKENS, error=EditError)
-        return Search(sites, self.steps, self.lr, self.weight_decay, self.clamp, self.kl, drop)
+        if self.hits < 0 or self.anchor < 0:
+            raise EditError(f"hits and anchor are at least 0; got {self.hits} and {self.anchor}.")
+        if not 0 <= self.damp <= 1 or not 0 <= self.spectrum <= 1:
+            raise EditError(
+                f"damp and spectrum are shares, from 0 to 1; got {self.damp} and {self.spectrum}."
+            )
+        return Search(
+            sites, self.steps, self.lr, self.weight_decay, self.clamp, self.kl, drop,
+            hits=self.hits, anchor=self.anchor,
+        )  # fmt: skip
 
     def spread(self, lens: Lens, layers: Group) -> Pass:
         """MEMIT's pass: z* in the stream, the residual shared out linearly."""
@@ -187,13 +213,12 @@ def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver
     """Run the passes over the batches; writes as it goes and returns the sum of the deltas by
     weight."""
     templates = tuple(editor.prefix + template for template in job.prefixes(editor.style))
-    trims = type(editor).trim is not ClosedForm.trim
     parts: dict[tuple[int, str], list[Delta]] = {}
     for requests in job.batches(editor.batch):
         keys: dict[int, list[Tensor]] = {}
         written: dict[tuple[int, str], list[Delta]] = {}
         names = [(layer, _weight(module)) for layer, module in _written(passes)]
-        before = {key: job.lens.parameter(*key).clone() for key in names} if trims else {}
+        before = {key: job.lens.parameter(*key).clone() for key in names} if editor.trims else {}
         for plan in passes:
             rows = rows_of(job.lens, requests, templates, plan.fact_token, plan.prompts)
             if job.ahead is not None and not parts and not written:  # nothing is changed yet
@@ -203,7 +228,7 @@ def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver
             _Sweep(job, rows, targets, plan, solver, written, keys).run()
         solver.learn(keys)
         for key, deltas in written.items():
-            if trims:
+            if editor.trims:
                 kept = Delta(editor.trim(before[key], Delta.total(deltas).dense()))
                 job.rewrite(*key, before[key], kept)
                 deltas = [kept]
@@ -319,10 +344,20 @@ class _Sweep:
                 bare if self.plan.read_clean else None,
             )
             name = _weight(module)
+            self._check_size(layer, name, delta)
             self.job.write(layer, name, delta)
             self.deltas.setdefault((layer, name), []).append(delta)
             if module == "ffn":
                 self.keys.setdefault(layer, []).append(mean)
+
+    def _check_size(self, layer: int, name: str, delta: Delta) -> None:
+        size = delta.norm() / sqrt(len(self.rows.clean))
+        if size > self.solver.limit:
+            raise EditError(
+                f"The edit of {name}[{layer}] has the size {size:.3g} a fact, more than "
+                f"{self.solver.limit:g}: nothing was kept. Edit fewer facts at once, or give the "
+                "update's norm more weight."
+            )
 
     def _keys(self, layer: int, module: Module, start: Start) -> tuple[Tensor, Tensor]:
         """K, a column per fact: over the contexts, and of the bare prompt."""

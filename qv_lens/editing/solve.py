@@ -67,15 +67,51 @@ def null_space(C0: Float[Tensor, "d_mlp d_mlp"], threshold: float) -> Float[Tens
 
 
 def null_space_metric(
-    P: Float[Tensor, "d_mlp d_mlp"], earlier: Delta | None, L2: float
+    P: Float[Tensor, "d_mlp d_mlp"],
+    earlier: Delta | None,
+    L2: float,
+    held: Float[Tensor, "d_mlp d_mlp"] | None = None,
 ) -> InverseMetric:
-    """K -> (P Kp Kp^T P + L2 I)^-1 P K; `earlier`: Kp Kp^T, Kp the keys of earlier facts
-    (AlphaEdit)."""
+    """K -> (P (Kp Kp^T + H) P + L2 I)^-1 P K; `earlier`: Kp Kp^T, Kp the keys of earlier facts
+    (AlphaEdit). `held`: H, lam C0 (BetaEdit; with P P = P what it has is this: its update lies in
+    the range of P)."""
     system = L2 * torch.eye(len(P), dtype=P.dtype, device=P.device)
     if earlier is not None:
         system = system + (P @ earlier.left) @ (P if earlier.right is None else earlier.right @ P)
+    if held is not None:
+        system = system + P @ held.to(P) @ P
     factor = torch.linalg.cholesky(system)
     return lambda K: torch.cholesky_solve(P @ K.double(), factor)
+
+
+def held_metric(
+    C0: Float[Tensor, "d_mlp d_mlp"],
+    earlier: Float[Tensor, "d_mlp n"] | None,
+    lam: float,
+    norm: float,
+) -> InverseMetric:
+    """K -> (lam C0 + norm I + Kp Kp^T)^-1 K, Kp the keys of earlier facts (ENCORE)."""
+    system = lam * C0.double()
+    system = system + norm * torch.eye(len(system), dtype=system.dtype, device=system.device)
+    if earlier is not None:
+        system = system + earlier @ earlier.T
+    factor = torch.linalg.cholesky(system)
+    return lambda K: torch.cholesky_solve(K.double(), factor)
+
+
+def damped(
+    W: Float[Tensor, "d_mlp d_model"],
+    delta: Float[Tensor, "d_mlp d_model"],
+    share: float,
+    alpha: float,
+) -> Float[Tensor, "d_mlp d_model"]:
+    """(I - alpha U U^T) dW (SPHERE): U the fewest top eigenvectors, on the side of the keys, that
+    hold more than `share` of the spectrum of W's normalised columns."""
+    columns = W.double() / (W.double().norm(dim=0, keepdim=True) + 1e-8)
+    U, s, _ = torch.linalg.svd(columns, full_matrices=False)
+    held = s.square().cumsum(0) / s.square().sum()
+    top = U[:, : int((held <= share).sum()) + 1]
+    return delta - alpha * top @ (top.T @ delta)
 
 
 def rect(W: Float[Tensor, "a b"], delta: Float[Tensor, "a b"], keep: float) -> Float[Tensor, "a b"]:

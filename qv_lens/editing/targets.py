@@ -15,10 +15,18 @@ lookup position of every prompt of its fact, the KL prompt included, and minimis
    answer is the argmax at every position of every prompt, phi is 0.1 in the NEXT step (else 1
    again), as the release sets it once the loss of a step is computed; and the fact then also stops
    if mu * KL <= 0.01.
+4. MPES (`hits`): a forward in which the new answer is the argmax at every position of every
+   prefixed prompt is a hit; at so many hits, which need not follow one another, the fact stops
+   before anything else is asked. Source: ENCORE (Gupta et al. 2025); its release counts right
+   tokens, which is this rule for answers of one token and five prefixes alone.
+5. NAS (`anchor` = mu): of v*, the part that the FFN writes is v = v0 + delta, v0 its output on the
+   bare prompt. v is scaled to the length mu; a fact whose v is longer than 2 mu is skipped: its v*
+   is init. (`anchor.norm_anchor` measures mu.)
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,11 +40,13 @@ from qv_lens.editing.keys import ContextRows, Prompts, read, values
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import FactToken, tokenize
-from qv_lens.models.lens import Intervention, Lens, log_probs
+from qv_lens.models.lens import Intervention, Lens, Start, log_probs
 from qv_lens.patch import Patch
 
 STOP = 0.05  # L below which a fact is done (MEMIT)
 KL_STOP = 0.01
+#: times mu above which NAS skips a fact
+TOO_LONG = 2.0
 # rows above which a pass is split by length: measured, even at 12 facts of 7 rows one pass is
 # faster
 APART = 128
@@ -62,6 +72,11 @@ class Search:
     """PMET's: whether phi drops once the new answer is the argmax everywhere."""
     mean: bool = False
     """Whether init is the mean over the contexts (R-ROME), not the bare prompt's."""
+    hits: int = 0
+    """MPES: forwards that give the new answer everywhere, after which a fact stops (0: not
+    asked)."""
+    anchor: float = 0.0
+    """NAS: mu, the length that the FFN's part of v* is scaled to (0: as it is)."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +205,39 @@ def _kl_rows(
     return [p.ids for p in prompts], [p.position(token) for p in prompts]
 
 
+def ffn_part(
+    lens: Lens, rows: ContextRows, settings: Search, start: Start
+) -> Float[Tensor, "fact d_model"]:
+    """v0: what the z layer's FFN adds at the fact's token of the bare prompt; of a search at the
+    FFN's own output, that output."""
+    backend, site = lens.backend_adapter, settings.sites[0]
+    layer = int(site.split(".")[1])
+    if site == backend.resid_post(layer):
+        site = backend.mlp_out(layer)
+    found = read(lens, rows, (site,), start, layer + 1)[site]
+    return values(rows, found, settings.mean)
+
+
+def _anchored(
+    z: Float[Tensor, "fact d_model"],
+    init: Float[Tensor, "fact d_model"],
+    v0: Float[Tensor, "fact d_model"],
+    mu: float,
+) -> Float[Tensor, "fact d_model"]:
+    """NAS: v* with the FFN's part scaled to mu, or init where that part is too long."""
+    v = z - init + v0
+    length = v.norm(dim=1, keepdim=True)
+    long = length > TOO_LONG * mu
+    if long.any():
+        warnings.warn(
+            f"{int(long.sum())} of {len(z)} facts are skipped: their v* is longer than twice the "
+            f"anchor of {mu:.3g} (the largest is {float(length.max()):.3g}).",
+            stacklevel=4,
+        )
+    scaled = torch.where(length > 0, v * mu / length.clamp_min(1e-30), v)
+    return torch.where(long, init, init - v0 + scaled)
+
+
 class _Problem:
     """The search's tensors, set up once; `run` is the loop.
 
@@ -229,6 +277,11 @@ class _Problem:
         inits = read(lens, rows, settings.sites, start, self.z_layer + 1)
         self.inits = [values(rows, inits[site], settings.mean) for site in settings.sites]
         self.deltas = [torch.zeros_like(init, requires_grad=True) for init in self.inits]
+        self.ffn = None if not settings.anchor else ffn_part(lens, rows, settings, start)
+        self.prefixed = torch.ones(len(self.ids), dtype=torch.bool, device=device)
+        for bare in rows.clean:
+            if rows.fact.count(rows.fact[bare[0]]) > len(bare):  # else the bare prompt alone counts
+                self.prefixed[list(bare)] = False
         self.kl_start: Tensor | None = None
 
     def _lookups(self, rows: ContextRows, contexts: int) -> Tensor:
@@ -245,10 +298,10 @@ class _Problem:
         adam = torch.optim.Adam(self.deltas, lr=s.lr)
         active = torch.ones(self.n, dtype=torch.bool, device=self.owner.device)
         total = nll = kl = torch.zeros(self.n, device=self.owner.device)
-        dropped = torch.zeros_like(active)
+        dropped, hits = torch.zeros_like(active), torch.zeros_like(total, dtype=torch.long)
         for step in tqdm(range(s.steps), desc="target vectors", unit="step", delay=2, leave=False):
             with torch.enable_grad():
-                now, now_nll, now_kl, known = self._loss(active, dropped)
+                now, now_nll, now_kl, known, told = self._loss(active, dropped)
                 if step == 0:
                     self._check_reach(now_nll)
             total, nll, kl = (
@@ -262,6 +315,9 @@ class _Problem:
                     "clamp."
                 )
             done = total < STOP
+            if s.hits:
+                hits += active & told
+                done |= hits >= s.hits
             if s.drop:
                 done |= known & (kl <= KL_STOP)
                 dropped = known
@@ -271,11 +327,13 @@ class _Problem:
             with torch.enable_grad():  # also under a caller's torch.no_grad()
                 self._update(adam, now, going)
             active = going
-        z_of = tuple(
+        z_of = [
             (init + delta).detach().double()
             for init, delta in zip(self.inits, self.deltas, strict=True)
-        )
-        return Targets(z_of, tuple(losses))
+        ]
+        if self.ffn is not None:
+            z_of[0] = _anchored(z_of[0], self.inits[0].double(), self.ffn.double(), s.anchor)
+        return Targets(tuple(z_of), tuple(losses))
 
     def _check_reach(self, nll: Tensor) -> None:
         """Raise `EditError` where the probability of a fact's new answer does not depend on its
@@ -312,25 +370,27 @@ class _Problem:
                 )
                 delta.copy_(torch.where(active[:, None], delta, old))
 
-    def _loss(self, active: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Per fact: L (phi 0.1 where `dropped`), its NLL and KL terms, and whether the new answer
-        is the argmax everywhere; 0 for facts not active."""
+    def _loss(
+        self, active: Tensor, dropped: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Per fact: L (phi 0.1 where `dropped`), its NLL and KL terms, whether the new answer is
+        the argmax everywhere, and everywhere in the prefixed prompts; 0 for facts not active."""
         live = active[self.owner].nonzero()[:, 0]
         place = torch.full((len(self.ids),), -1, device=live.device)
         place[live] = torch.arange(len(live), device=live.device)
         stream = self._stream(live)
-        nll, known = self._nll(stream, place)
+        nll, known, told = self._nll(stream, place)
         kl = self._kl(stream, place, nll)
         decay = sum(
             delta.norm(dim=1) / init.norm(dim=1).square()
             for delta, init in zip(self.deltas, self.inits, strict=True)
         )
         phi = torch.where(dropped, 0.1, 1.0)
-        return phi * nll + kl + self.settings.weight_decay * decay, nll, kl, known
+        return phi * nll + kl + self.settings.weight_decay * decay, nll, kl, known, told
 
-    def _nll(self, stream: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Per fact: the mean over its prompts of the NLL of the new answer, and whether that is the
-        argmax everywhere."""
+    def _nll(self, stream: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Per fact: the mean over its prompts of the NLL of the new answer, whether that is the
+        argmax everywhere, and everywhere in the prefixed prompts."""
         kept = place[self.asked[0]] >= 0
         rows, positions = self.asked[:, kept]
         labels = self.labels[kept]
@@ -342,7 +402,11 @@ class _Problem:
         owners = self.owner[rows.unique()]
         prompts = zeros.index_add(0, owners, torch.ones_like(owners, dtype=logp.dtype))
         nll = zeros.index_add(0, self.owner[rows], per_token) / prompts.clamp_min(1)
-        return nll, zeros.index_add(0, self.owner[rows], wrong) == 0
+        known, told = (
+            zeros.index_add(0, self.owner[rows], missed) == 0
+            for missed in (wrong, wrong * self.prefixed[rows])
+        )
+        return nll, known, told
 
     def _kl(self, stream: Tensor, place: Tensor, like: Tensor) -> Tensor:
         """mu KL(p_edited || p_original) after the KL prompt, per fact."""
