@@ -25,6 +25,7 @@ from qv_lens.editing.adapters import AdaLoRA, LoRA
 from qv_lens.editing.closed_form import (
     ACE,
     EMMET,
+    ENCORE,
     IFMET,
     MEMIT,
     PMET,
@@ -32,7 +33,9 @@ from qv_lens.editing.closed_form import (
     RECT,
     ROME,
     RROME,
+    SPHERE,
     AlphaEdit,
+    BetaEdit,
 )
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.fine_tuning import CTP, FT, FTL, KN, KNE
@@ -151,9 +154,17 @@ def _emmet(shape: Shape) -> Iterable[Editor]:
         yield EMMET(layers=(end,), **search)
 
 
-def _alphaedit(shape: Shape) -> Iterable[Editor]:
+def _alphaedit(
+    shape: Shape, kind: Callable[..., Editor] = AlphaEdit, **settings: Any
+) -> Iterable[Editor]:
     for end, threshold, L2 in itertools.product(shape.ends, (2e-2, 2e-3), (1.0, 10.0)):
-        yield AlphaEdit(layers=shape.window(end), threshold=threshold, L2=L2, **LLAMA)
+        options = {**LLAMA, **settings}
+        yield kind(layers=shape.window(end), threshold=threshold, L2=L2, **options)
+
+
+def _betaedit(shape: Shape) -> Iterable[Editor]:
+    for lam in _lams(shape):
+        yield from _alphaedit(shape, BetaEdit, lam=lam)
 
 
 def _pmet(shape: Shape) -> Iterable[Editor]:
@@ -244,6 +255,9 @@ GRIDS: Mapping[str, Callable[[Shape], Iterable[Editor]]] = MappingProxyType({
     "MEMIT": lambda shape: _spread(MEMIT, shape),
     "PMET": _pmet,
     "AlphaEdit": _alphaedit,
+    "SPHERE": lambda shape: _alphaedit(shape, SPHERE),
+    "BetaEdit": _betaedit,
+    "ENCORE": lambda shape: _spread(ENCORE, shape, (LLAMA,)),
     "RECT": lambda shape: _spread(RECT, shape, (LLAMA,)),
     "PRUNE": lambda shape: _spread(PRUNE, shape, (LLAMA,)),
     "IFMET": _ifmet,
