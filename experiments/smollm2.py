@@ -44,5 +44,9 @@ GRID = {
         "FT",
         "FTL",
         "ACE",
+        "CTP",
+        "KNE",
+        "LoRA",
+        "KN",
     ],
 }
