@@ -47,6 +47,7 @@ GRID = {
         "CTP",
         "KNE",
         "LoRA",
+        "AdaLoRA",
         "KN",
     ],
 }
