@@ -192,10 +192,15 @@ def test_rounding_and_collapse_are_told():
         )
 
 
+#: editors of 2025, whose releases have settings for some models
+NEWER = {"SPHERE", "BetaEdit", "ENCORE"}
+
+
 @pytest.mark.parametrize("model", [entry.name for entry in MODELS if entry.name not in FETCHABLE])
 def test_every_method_has_a_preset_that_fits_the_model(model):
     table, layers = presets(model), next(entry.n_layers for entry in MODELS if entry.name == model)
-    assert set(table) == {type(editor).__name__ for editor in EVERY} | {"ACE.paper", "ACE.official"}
+    every = {type(editor).__name__ for editor in EVERY} | {"ACE.paper", "ACE.official"}
+    assert every - NEWER <= set(table) <= every
     for preset in table.values():
         source = preset.source
         assert source

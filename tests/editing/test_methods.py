@@ -36,6 +36,8 @@ EVERY = [
     qv.FT(layer=1, lr=1e-2, **QUICK), qv.FTL(layer=1, lr=1e-2, clamp=1e-3, **QUICK), qv.KNE(lr=1e-2, steps_ig=2, share=0.1, **QUICK),
     qv.KNE(lr=1e-2, steps_ig=2, share=0.1, axis="row", together=True, **QUICK), qv.LoRA(**QUICK), qv.AdaLoRA(lr=1e-2, steps=6),
     qv.CTP(epochs=2, top=5, lr=1e-3), qv.CTP(epochs=2, top=5, lr=1e-3, stream=True, adam="separate", paths="k_best"), qv.KN(steps=3),
+    qv.SPHERE(layers=(0, 1), threshold=1.0, L2=0.1, **QUICK), qv.BetaEdit(layers=(0, 1), threshold=1.0, L2=0.1, lam=1.0, **QUICK),
+    qv.ENCORE(layers=(0, 1), lam=1.0, norm=0.1, hits=2, **QUICK),
 ]  # fmt: skip
 
 
