@@ -24,7 +24,7 @@ import pandas as pd
 from scipy.stats import hmean
 
 import qv_lens as qv
-from qv_lens.evaluation.known_cases import knows
+from qv_lens.evaluation.known_cases import known_edits
 
 METRICS = ("efficacy_success", "paraphrase_success", "specificity_success", "efficacy_acc")
 SCORED = METRICS[:3]
@@ -37,9 +37,7 @@ def known(lens: qv.Lens, file: str, count: int) -> list[qv.EditCase]:
     cases = [case for case in qv.read(file).cases if isinstance(case, qv.EditCase)]
     found: list[qv.EditCase] = []
     for begin in range(0, len(cases), 64):
-        some = cases[begin : begin + 64]
-        right = knows(lens, [case.request.fact for case in some])
-        found += [case for case, knew in zip(some, right, strict=True) if knew]
+        found += known_edits(lens, cases[begin : begin + 64])
         if len(found) >= count:
             break
     return found[:count]

@@ -55,7 +55,7 @@ from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions
 from qv_lens.material import Material, atlas_material
 from qv_lens.models.interventions import Zero
-from qv_lens.models.lens import Facts, Lens, as_list
+from qv_lens.models.lens import Lens
 from qv_lens.models.units import random_neurons
 from qv_lens.models.zoo import BUNDLED
 from qv_lens.neurons import NeuronSet
@@ -66,6 +66,8 @@ RANDOM_SEEDS = 5
 SHARE = 0.01
 #: numbers of neurons taken out, for the curve
 CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+#: how many neurons of the largest effect a study keeps
+BEST = 300
 #: shares of all neurons that are kept alone
 KEPT = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)
 #: in how many passes the curve's hundred neurons are found, and what that ranking is called
@@ -173,7 +175,12 @@ def study(
     trace = lens.trace(fact)
     value = value_neurons(lens, trace, method=fast(lens))
     query = query_neurons(lens, trace, value)
-    effects = neuron_effects(lens, trace)
+    every = {
+        "Eq. 9": value_neurons(lens, trace, None, method=fast(lens, every=True)),
+        "gradient": neuron_effects(lens, trace, None),
+        "RelP": neuron_effects(lens, trace, None, method="relp"),
+    }
+    effects = every["gradient"].top(BEST)
     kind = [fact, *about.same[:LOCATED]]
     layers = locate(lens, kind, "subject_last", by="effects")
     edited = edit_variants(lens, about, layers, ace, memit, edits, seed)
@@ -181,7 +188,7 @@ def study(
     rankings = {
         "Eq. 9": value,
         "gradient": effects,
-        "RelP": neuron_effects(lens, trace, CURVE[-1], method="relp"),
+        "RelP": every["RelP"].top(CURVE[-1]),
         IN_ROUNDS: neuron_effects(lens, trace, CURVE[-1], rounds=ROUNDS),
     }
     return Study(
@@ -197,7 +204,7 @@ def study(
         query_tokens=vocabulary(lens, query.top(10)),
         effect_tokens=vocabulary(lens, effects.top(10)),
         removal=removal(lens, fact, about, rankings, seed),
-        kept=kept_alone(lens, trace, seed),
+        kept=kept_alone(lens, fact, every, seed),
         profile=profile(lens, kind),
         layers=layers,
         ablation=without_the_best(lens, about, seed),
@@ -259,30 +266,25 @@ def removal(
     whose = [WHOSE[0], *WHOSE[1:2][: len(material.same)], *WHOSE[2:][: len(material.other)]]
     union = {name: neurons.union() for name, neurons in rankings.items()}
     frame = faithfulness(lens, facts, union, CURVE, seeds=RANDOM_SEEDS, seed=seed)
-    texts = [prompt_answer(each) for each in facts]
+    texts = [_in_words(each) for each in facts]
     return frame.assign(
         whose=[whose[i] for i in frame["prompt"]], text=[texts[i] for i in frame["prompt"]]
     )
 
 
-def kept_alone(lens: Lens, trace: Trace, seed: int = 0) -> pd.DataFrame:
+def kept_alone(
+    lens: Lens, fact: Fact, every: Mapping[str, NeuronSet], seed: int = 0
+) -> pd.DataFrame:
     """`faithfulness` of one fact with `keep`: growing shares of all neurons, best first by each
-    score, and nothing else at the last token."""
-    every = {
-        "Eq. 9": value_neurons(lens, trace, None, method=fast(lens, every=True)),
-        "gradient": neuron_effects(lens, trace, None),
-        "RelP": neuron_effects(lens, trace, None, method="relp"),
-    }
+    ranking, and nothing else at the last token."""
     units = lens.n_layers * lens.d_mlp
     sizes = sorted({max(1, round(share * units)) for share in KEPT})
-    facts = list(trace.facts)
-    frame = faithfulness(lens, facts, every, sizes, keep=True, seeds=RANDOM_SEEDS, seed=seed)
-    return frame.assign(text=[prompt_answer(facts[i]) for i in frame["prompt"]])
+    frame = faithfulness(lens, fact, every, sizes, keep=True, seeds=RANDOM_SEEDS, seed=seed)
+    return frame.assign(text=_in_words(fact))
 
 
-def prompt_answer(fact: Fact | str) -> str:
-    """A fact in words."""
-    return f"{fact.text} {fact.answer}" if isinstance(fact, Fact) else fact
+def _in_words(fact: Fact) -> str:
+    return f"{fact.text} {fact.answer}"
 
 
 def profile(lens: Lens, facts: Sequence[Fact]) -> pd.DataFrame:
@@ -468,19 +470,17 @@ def _layer_line(lens: Lens, fact: Fact, state: str) -> pd.DataFrame:
     return scores.assign(state=f"{state} ({fact.answer})")
 
 
-def pathway(
-    lens: Lens, facts: Facts | Trace, value: NeuronSet, query: NeuronSet, count: int = 18
-) -> Graph:
+def pathway(lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count: int = 18) -> Graph:
     """The Q-V graph of one fact's best neurons, its edges tested; nodes with the tokens they
     promote and `effect`, what zeroing one alone does to the answer's log-probability."""
-    drawn = qv_graph(lens, facts, value.top(count), query.top(count), targets=count)
-    graph = edge_effects(lens, facts, drawn)
+    drawn = qv_graph(lens, trace, value.top(count), query.top(count), targets=count)
+    graph = edge_effects(lens, trace, drawn)
     nodes = graph.nodes
     units = NeuronSet(
         nodes[["layer", "neuron", "coefficient"]].assign(prompt=0, unit="ffn", score=0.0)
     )
     promoted = vocabulary(lens, units, 8)["promoted"].tolist()
-    fact = facts.facts[0] if isinstance(facts, Trace) else as_list(facts)[0]
+    fact = trace.facts[0]
     clean, effects = lens.logprob(fact), []
     for layer, neuron in nodes[["layer", "neuron"]].itertuples(index=False):
         with lens.intervene(Zero(NeuronSet.of([(int(layer), int(neuron))]))):

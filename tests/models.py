@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 
+import pytest
 import torch
 import transformers
+from torch import nn
 from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from qv_lens.errors import QVLensError
 from qv_lens.models.lens import Lens
 from qv_lens.models.wrap import hooked_available
 from qv_lens.models.zoo import WEIGHTS
@@ -87,6 +90,18 @@ def tiny_lens(
 ) -> Lens:
     hf, tok = tiny_hf(kind, dtype, **options), tokenizer()
     return Lens.from_hf(hf, tok, backend=backend, name=f"tiny-{kind}")
+
+
+def lens_and_twin(name: str, backend: str) -> tuple[Lens, nn.Module]:
+    """A tiny model of an architecture in float64, wrapped, and the same as Hugging Face has it, with
+    attention in the open; skips the test where there is no such wrapper."""
+    twin = tiny_of(name, torch.float64)
+    twin.config._attn_implementation = "eager"
+    try:
+        lens = Lens.from_hf(tiny_of(name, torch.float64), tokenizer(), backend=backend)
+    except QVLensError:
+        pytest.skip(f"no {backend} of {name}")
+    return lens, twin
 
 
 def texts(count: int) -> list[str]:

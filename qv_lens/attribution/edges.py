@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -29,6 +31,7 @@ from qv_lens.attribution.readers import (
     Reader,
     Subkey,
     Through,
+    Written,
     rows_of,
     targets_of,
 )
@@ -37,8 +40,9 @@ from qv_lens.attribution.value import units_of
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
 from qv_lens.models.alone import logp_with_each
+from qv_lens.models.backend import keeper
 from qv_lens.models.interventions import check_ffn, ffn_coefficients
-from qv_lens.models.lens import Facts, Lens, at_least_float32
+from qv_lens.models.lens import Facts, Lens, at_least_float32, log_probs
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 
@@ -140,9 +144,7 @@ def _below(reader: Reader, query: NeuronSet, prompt: int) -> pd.DataFrame:
 
 def _edges(reader: Reader, targets: pd.DataFrame, sources: pd.DataFrame) -> pd.DataFrame:
     """The edges from every query neuron to every target above it."""
-    layers, rows = (torch.tensor(sources[name].to_numpy()) for name in ("layer", "row"))
-    v = written_by(reader.lens, reader.trace, sources)
-    weights = reader.weights(layers.to(v.device), rows.to(v.device), v).cpu()
+    weights = reader.weights(written_by(reader.lens, reader.trace, sources)).cpu()
     edges = []
     for a in sources.itertuples():
         above = targets[(targets["layer"] > a.layer) & (targets["prompt"] == a.prompt)]
@@ -156,7 +158,7 @@ def _edges(reader: Reader, targets: pd.DataFrame, sources: pd.DataFrame) -> pd.D
     return found.sort_values(["prompt", "source_layer"], kind="stable", ignore_index=True)
 
 
-def written_by(lens: Lens, trace: Trace, sources: pd.DataFrame) -> Float[Tensor, "source d_model"]:
+def written_by(lens: Lens, trace: Trace, sources: pd.DataFrame) -> Written:
     """What FFN neurons (columns `layer, neuron, row`) write into the stream."""
     like = at_least_float32(trace.resid)
     out = like.new_zeros(len(sources), lens.d_model)
@@ -166,7 +168,9 @@ def written_by(lens: Lens, trace: Trace, sources: pd.DataFrame) -> Float[Tensor,
         q, rows = (torch.tensor(sources[name].to_numpy())[mine] for name in ("neuron", "row"))
         units = units_of(lens, trace, "ffn", layer)
         out[mine] = units.m[rows, q][:, None] * at_least_float32(units.vectors[q])
-    return out
+    where = sources[["layer", "row"]].to_numpy().T
+    at_layers, at_rows = torch.tensor(where, device=out.device)
+    return Written(at_layers, at_rows, out)
 
 
 def _short_ids(nodes: pd.DataFrame) -> list[str]:
@@ -253,7 +257,8 @@ def _in_words(edges: int, found: pd.Series) -> str:
     )
 
 
-class _Test(NamedTuple):
+@dataclass(frozen=True)
+class _Test:
     """The edges of one prompt, and what a pass over it computed at every token."""
 
     lens: Lens
@@ -262,15 +267,24 @@ class _Test(NamedTuple):
     nodes: pd.DataFrame
     edges: pd.DataFrame
 
-    @property
-    def rows(self) -> Tensor:
+    @cached_property
+    def rows(self) -> list[int]:
         """The prompt's rows of the trace, by position."""
-        return (self.trace.prompt == self.prompt).nonzero()[:, 0]
+        return (self.trace.prompt == self.prompt).nonzero()[:, 0].tolist()
 
-    def ends(self, side: str) -> pd.DataFrame:
-        """The node at one side of every edge, and its row of the trace."""
+    @cached_property
+    def sources(self) -> pd.DataFrame:
+        """The query neuron of every edge, and its row of the trace."""
+        return self._ends("source")
+
+    @cached_property
+    def targets(self) -> pd.DataFrame:
+        """The value neuron of every edge, and its row of the trace."""
+        return self._ends("target")
+
+    def _ends(self, side: str) -> pd.DataFrame:
         nodes = self.nodes.set_index("id").loc[self.edges[side]].reset_index()
-        return nodes.assign(row=[int(self.rows[position]) for position in nodes["position"]])
+        return nodes.assign(row=[self.rows[position] for position in nodes["position"]])
 
     def coefficients(self, through: Through) -> Float[Tensor, " edge"]:
         """m of every edge's target without the edge."""
@@ -279,14 +293,14 @@ class _Test(NamedTuple):
         return self._without_through_attention()
 
     def _without_in_stream(self) -> Float[Tensor, " edge"]:
-        lens, targets = self.lens, self.ends("target")
-        v = written_by(lens, self.trace, self.ends("source"))
+        lens = self.lens
+        v = written_by(lens, self.trace, self.sources).vectors
         out = v.new_zeros(len(self.edges))
-        for (layer, position), group in targets.groupby(["layer", "position"]):
-            row, index = self.rows[int(position)], torch.tensor(group.index.to_numpy())
-            x = at_least_float32(self.trace.resid[int(layer), row])
+        for (layer, row), group in self.targets.groupby(["layer", "row"]):
+            index = torch.tensor(group.index.to_numpy())
+            x = at_least_float32(self.trace.resid[int(layer), int(row)])
             if not lens.backend_adapter.parallel:
-                x = x + at_least_float32(self.trace.attn[int(layer), row])
+                x = x + at_least_float32(self.trace.attn[int(layer), int(row)])
             neurons = torch.tensor(group["neuron"].to_numpy())
             m = ffn_coefficients(lens, int(layer), x - v[index], neurons)
             out[index] = m.diagonal()
@@ -295,17 +309,16 @@ class _Test(NamedTuple):
     def _without_through_attention(self) -> Float[Tensor, " edge"]:
         """One copy of the prompt for each query neuron: its output lacks v_q, all FFNs write what
         they wrote, heads look where they looked."""
-        targets, ends = self.ends("target"), self.edges["source"]
-        sources = self.ends("source").drop_duplicates("id").reset_index(drop=True)
-        v = written_by(self.lens, self.trace, sources)
+        sources = self.sources.drop_duplicates("id").reset_index(drop=True)
+        v = written_by(self.lens, self.trace, sources).vectors
         place = {name: number for number, name in enumerate(sources["id"])}
-        copy = torch.tensor([place[name] for name in ends])
+        copy = torch.tensor([place[name] for name in self.sources["id"]])
         out = v.new_zeros(len(self.edges))
         for some in torch.arange(len(sources)).split(TOGETHER):
             mine = ((copy >= some[0]) & (copy <= some[-1])).nonzero()[:, 0]
             m = self._held(sources.iloc[some.tolist()], v[some.to(v.device)])
             for edge in mine.tolist():
-                target = targets.iloc[edge]
+                target = self.targets.iloc[edge]
                 where = int(copy[edge] - some[0]), int(target["position"]), int(target["neuron"])
                 out[edge] = m[int(target["layer"])][where]
         return out
@@ -317,15 +330,8 @@ class _Test(NamedTuple):
         lens, backend = self.lens, self.lens.backend_adapter
         ids, top = self.trace.prompts[self.prompt].ids, int(self.edges["target_layer"].max())
         seen: dict[str, Tensor] = {}
-
-        def keep(name: str):
-            def hook(x: Tensor) -> None:
-                seen[name] = x
-
-            return hook
-
         looked = [backend.qkv(layer, which) for layer in range(top + 1) for which in "QK"]
-        lens.stream([ids], top + 1, [(name, keep(name)) for name in looked])
+        lens.stream([ids], top + 1, [(name, keeper(seen, name)) for name in looked])
         layers = torch.tensor(sources["layer"].to_numpy())
         position = torch.tensor(sources["position"].to_numpy())
 
@@ -348,7 +354,7 @@ class _Test(NamedTuple):
         hooks = [(name, again(name)) for name in looked]
         hooks += [(backend.mlp_out(layer), without(layer)) for layer in range(top)]
         hooks += [
-            (backend.coefficient(layer), _kept(m, layer))
+            (backend.coefficient(layer), keeper(m, layer))
             for layer in sorted(self.edges["target_layer"].unique())
         ]
         lens.stream([ids] * len(sources), top + 1, hooks)
@@ -358,13 +364,12 @@ class _Test(NamedTuple):
         self, without: Float[Tensor, " edge"], token: int, against: int | None
     ) -> pd.DataFrame:
         """The edges with their losses."""
-        lens, targets = self.lens, self.ends("target")
-        prompt = self.trace.prompts[self.prompt]
+        lens, prompt = self.lens, self.trace.prompts[self.prompt]
         asked = torch.tensor([token] if against is None else [token, against]).to(lens.device)
-        clean = lens.read_out(self.trace.resid[-1, self.rows[prompt.last]]).log_softmax(-1)[asked]
+        clean = log_probs(self.trace.logits[self.rows[prompt.last]])[asked]
         lost = torch.zeros(len(self.edges), dtype=clean.dtype)
         m = torch.zeros_like(lost)
-        for (layer, position), group in targets.groupby(["layer", "position"]):
+        for (layer, position), group in self.targets.groupby(["layer", "position"]):
             index = torch.tensor(group.index.to_numpy())
             neurons = torch.tensor(group["neuron"].to_numpy())
             m[index] = self.trace.m[int(layer), self.rows[int(position)], neurons].to(m)
@@ -373,7 +378,7 @@ class _Test(NamedTuple):
             )
             fell = clean - now
             lost[index] = (fell[:, 0] if against is None else fell[:, 0] - fell[:, 1]).to(lost)
-        weight, score = self.edges["weight"].to_numpy(), targets["value_score"].to_numpy()
+        weight, score = self.edges["weight"].to_numpy(), self.targets["value_score"].to_numpy()
         literal = self.edges.attrs.get("method") == "inner_product"
         predicted = weight if literal else weight * m.numpy() / score
         return self.edges.assign(
@@ -381,10 +386,3 @@ class _Test(NamedTuple):
             lost_m=(m - without.cpu().to(m)).numpy(),
             lost_logprob=lost.numpy(),
         )
-
-
-def _kept(read: dict[int, Tensor], layer: int):
-    def hook(m: Tensor) -> None:
-        read[int(layer)] = m
-
-    return hook

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
-from qv_lens.models.backend import Hook
+from qv_lens.models.backend import Hook, keeper
 from qv_lens.models.interventions import check_ffn
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
@@ -51,6 +51,14 @@ SMALL = 1e-6
 TOGETHER = 32
 
 
+class Written(NamedTuple):
+    """What FFN neurons write into the stream, each at a layer and a row of the pass."""
+
+    layers: Int[Tensor, " vector"]
+    rows: Int[Tensor, " vector"]
+    vectors: Float[Tensor, "vector d_model"]
+
+
 @dataclass(frozen=True)
 class Reader(ABC):
     """The value neurons that queries are scored by."""
@@ -70,14 +78,8 @@ class Reader(ABC):
         up (of the embedding, one layer)."""
 
     @abstractmethod
-    def weights(
-        self,
-        layers: Int[Tensor, " vector"],
-        rows: Int[Tensor, " vector"],
-        vectors: Float[Tensor, "vector d_model"],
-    ) -> Float[Tensor, "vector target"]:
-        """What vectors that FFNs of these layers write at these rows add to the score of each
-        target; 0 for one that they do not reach."""
+    def weights(self, written: Written) -> Float[Tensor, "vector target"]:
+        """What the vectors add to the score of each target; 0 for one that they do not reach."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,10 @@ class StreamReader(Reader):
         same = writer == "attn" and not self.lens.backend_adapter.parallel
         return above + self.own["ffn"] if same else above
 
-    def weights(
-        self,
-        layers: Int[Tensor, " vector"],
-        rows: Int[Tensor, " vector"],
-        vectors: Float[Tensor, "vector d_model"],
-    ) -> Float[Tensor, "vector target"]:
-        layer, row = (_column(self.table, name, vectors.device) for name in ("layer", "row"))
-        reached = (layer > layers[:, None]) & (row == rows[:, None])
-        return (vectors @ self.keys.T).masked_fill(~reached, 0.0)
+    def weights(self, written: Written) -> Float[Tensor, "vector target"]:
+        layer, row = (_column(self.table, name, self.keys.device) for name in ("layer", "row"))
+        reached = (layer > written.layers[:, None]) & (row == written.rows[:, None])
+        return (written.vectors @ self.keys.T).masked_fill(~reached, 0.0)
 
 
 @dataclass(frozen=True)
@@ -134,20 +131,18 @@ class PatternReader(Reader):
                     sums[writer][: len(found), rows] += found
         return sums
 
-    def weights(
-        self,
-        layers: Int[Tensor, " vector"],
-        rows: Int[Tensor, " vector"],
-        vectors: Float[Tensor, "vector d_model"],
-    ) -> Float[Tensor, "vector target"]:
-        out = vectors.new_zeros(len(vectors), len(self.table))
-        prompt, position = self.trace.prompt[rows], self.trace.positions[rows]
+    def weights(self, written: Written) -> Float[Tensor, "vector target"]:
+        out = written.vectors.new_zeros(len(written.vectors), len(self.table))
+        prompt = self.trace.prompt[written.rows]
+        position = self.trace.positions[written.rows]
         for targets, gradients in self._gradients():
             keys = gradients["ffn"]
-            inside = position.clamp_max(keys.shape[2] - 1), layers.clamp_max(len(keys) - 1)
-            found = einsum(vectors, keys[inside[1], :, inside[0]], "v d, v t d -> v t")
-            own = _column(self.table.iloc[targets], "prompt", vectors.device)
-            reached = (own == prompt[:, None]) & (layers[:, None] < len(keys))
+            # what lies above these targets, or in a longer prompt, reaches none of them
+            layer = written.layers.clamp_max(len(keys) - 1)
+            token = position.clamp_max(keys.shape[2] - 1)
+            found = einsum(written.vectors, keys[layer, :, token], "v d, v t d -> v t")
+            own = _column(self.table.iloc[targets], "prompt", out.device)
+            reached = (own == prompt[:, None]) & (written.layers[:, None] < len(keys))
             out[:, targets] = found.masked_fill(~reached, 0.0)
         return out
 
@@ -183,11 +178,12 @@ class PatternReader(Reader):
             hooks.append((backend.attn_out(layer), _added(leaf("attn"))))
         read: dict[int, Tensor] = {}
         hooks += [
-            (backend.coefficient(layer), _kept(read, layer)) for layer in some["layer"].unique()
+            (backend.coefficient(layer), keeper(read, layer)) for layer in some["layer"].unique()
         ]
+        constant = [hook for layer in range(top + 1) for hook in backend.constant_pattern(layer)]
         with torch.enable_grad():
             last = [len(row) - 1 for row in ids]
-            lens.stream(ids, top + 1, hooks, last=last, under=self._constant_patterns(top))
+            lens.stream(ids, top + 1, hooks, last=last, under=constant)
             total = torch.zeros((), dtype=dtype, device=lens.device)
             m = torch.tensor(some["coefficient"].to_numpy(), dtype=dtype)
             weight = _safe(torch.tensor(some["score"].to_numpy(), dtype=dtype), m).tolist()
@@ -202,12 +198,6 @@ class PatternReader(Reader):
             else torch.zeros(0, *shape, dtype=dtype, device=lens.device)
             for writer, of in leaves.items()
         }
-
-    def _constant_patterns(self, top: int) -> list[Hook]:
-        backend = self.lens.backend_adapter
-        return [
-            (backend.qkv(layer, which), Tensor.detach) for layer in range(top + 1) for which in "QK"
-        ]
 
 
 def targets_of(
@@ -298,13 +288,6 @@ def _added(leaf: Tensor, constant: bool = False) -> Callable[[Tensor], Tensor]:
 
     def hook(output: Tensor) -> Tensor:
         return (output.detach() if constant else output) + leaf.to(output.dtype)
-
-    return hook
-
-
-def _kept(read: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
-    def hook(m: Tensor) -> None:
-        read[layer] = m
 
     return hook
 

@@ -16,14 +16,14 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from qv_lens.errors import unknown
-from qv_lens.models.backend import Hook
+from qv_lens.models.backend import Hook, keeper
 from qv_lens.models.lens import Lens
 
 Rule = Literal["norm", "activation", "product", "attention"]
@@ -48,8 +48,7 @@ def relp_hooks(lens: Lens, rules: Collection[Rule]) -> list[Hook]:
         if "norm" in rules:
             hooks += backend.constant_scales(layer)
         if "attention" in rules:
-            # not at the pattern itself, which some bridges only show
-            hooks += [(backend.qkv(layer, which), Tensor.detach) for which in "QK"]
+            hooks += backend.constant_pattern(layer)
         if "activation" in rules or ("product" in rules and backend.gated):
             hooks += _ffn_hooks(lens, layer, rules)
     return hooks
@@ -68,12 +67,6 @@ def _ffn_hooks(lens: Lens, layer: int, rules: Collection[Rule]) -> list[Hook]:
     backend = lens.backend_adapter
     read: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[Tensor], None]:
-        def hook(x: Tensor) -> None:
-            read[name] = x
-
-        return hook
-
     def rewrite(m: Tensor) -> Tensor:
         x = read["pre"]
         act = backend.activation(x)
@@ -86,7 +79,7 @@ def _ffn_hooks(lens: Lens, layer: int, rules: Collection[Rule]) -> list[Hook]:
                 act = act / 2
         return m.detach() + (act - act.detach())  # the value stays what the model computes
 
-    hooks: list[Hook] = [(backend.pre(layer), keep("pre"))]
+    hooks: list[Hook] = [(backend.pre(layer), keeper(read, "pre"))]
     if backend.gated:
-        hooks.append((backend.pre_linear(layer), keep("linear")))
+        hooks.append((backend.pre_linear(layer), keeper(read, "linear")))
     return [*hooks, (backend.coefficient(layer), rewrite)]

@@ -27,6 +27,7 @@ from qv_lens.errors import ConfigError
 if TYPE_CHECKING:
     from qv_lens.facts.records import Fact
     from qv_lens.models.lens import Lens
+    from qv_lens.trace import Trace
 
 #: value and query neurons in a graph
 DRAWN = 30
@@ -217,17 +218,17 @@ def attribute(
     if out is not None:
         print(f"\n{value.save(out / 'value.parquet')}\n{query.save(out / 'query.parquet')}")
     if graph is not None:
-        _write_graph(lens, fact, graph)
+        _write_graph(lens, trace, graph)
 
 
-def _write_graph(lens: Lens, fact: Fact, file: Path) -> None:
+def _write_graph(lens: Lens, trace: Trace, file: Path) -> None:
     """The tested graph of a fact's largest effects, and what its edges are worth."""
     import qv_lens as qv
     from qv_lens.case_study import pathway
 
-    value = qv.neuron_effects(lens, fact, DRAWN)
-    query = qv.query_neurons(lens, fact, value, DRAWN, targets=DRAWN, through="attention")
-    graph = pathway(lens, fact, value, query, DRAWN)
+    value = qv.neuron_effects(lens, trace, DRAWN)
+    query = qv.query_neurons(lens, trace, value, DRAWN, targets=DRAWN, through="attention")
+    graph = pathway(lens, trace, value, query, DRAWN)
     print(f"\nA graph of {len(graph.nodes)} neurons. {graph.edges.attrs['tested']}")
     print(qv.save_graph(graph, file))
 

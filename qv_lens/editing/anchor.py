@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from qv_lens.editing.keys import read, rows_of, values
 from qv_lens.editing.layer_by_layer import ClosedForm
@@ -22,9 +22,6 @@ from qv_lens.editing.targets import ffn_part, search
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
 from qv_lens.models.lens import Lens
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: facts searched together, and the share of the longest that is left out
 TOGETHER, LONGEST = 16, 0.05
@@ -56,12 +53,12 @@ def norm_anchor(
         some = distinct[begin : begin + TOGETHER]
         rows = rows_of(lens, some, ("{}",), kind.token, kind.prompts)
         found = search(lens, some, rows, kind.token, settings)
-        layer = int(kind.search.sites[0].split(".")[1])
+        layer = settings.z_layer
         with torch.no_grad():
             start = (layer, lens.stream(rows.heads, layer))
-            site = kind.search.sites[0]
+            site = settings.sites[0]
             init = values(rows, read(lens, rows, (site,), start, layer + 1)[site], False)
-            v0 = ffn_part(lens, rows, kind.search, start)
+            v0 = ffn_part(lens, rows, settings, start)
         lengths.append((found.z - init.double() + v0.double()).norm(dim=1))
     ordered = torch.cat(lengths).sort().values
     return float(ordered[: len(ordered) - int(LONGEST * len(ordered))].mean())

@@ -1,5 +1,5 @@
-"""ROME, R-ROME, EMMET, MEMIT, PMET, AlphaEdit, SPHERE, BetaEdit, ENCORE, RECT, PRUNE, IFMET and ACE: choices of passes,
-metric and eps (`layer_by_layer`).
+"""ROME, R-ROME, EMMET, MEMIT, PMET, AlphaEdit, SPHERE, BetaEdit, ENCORE, RECT, PRUNE, IFMET and
+ACE: choices of passes, metric and eps (`layer_by_layer`).
 
    ROME       one layer, eps 0, K averaged over contexts, K_read of the bare prompt (R-ROME: one averaged key for both)
    EMMET      eps 0.1 (0 for one fact): equality constraints         MEMIT  metric C0^-1, eps lambda
@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qv_lens.editing.edit import Deltas, Job
+from qv_lens.editing.edit import Deltas, Factored, Job
 from qv_lens.editing.keys import Prompts
 from qv_lens.editing.layer_by_layer import ClosedForm, Group, Pass, Solver, inverses
 from qv_lens.editing.solve import (
@@ -223,7 +223,10 @@ class _Seen:
 
     def keys(self, layer: int) -> Delta | None:
         """K K^T of the layer's, K with a column for each fact in the order of their edits."""
-        return summed([self.earlier, self.job.kept]).get((layer, "W_out"))
+        parts = [
+            of[layer, "W_out"] for of in (self.earlier, self.job.kept) if (layer, "W_out") in of
+        ]
+        return Delta.total(parts) if parts else None
 
     def learn(self, keys: dict[int, list[Tensor]]) -> None:
         """Take in a batch's keys."""
@@ -266,27 +269,30 @@ class BetaEdit(AlphaEdit):
         if self.renew < 1:
             raise EditError(f"renew is a number of facts, at least 1; got {self.renew}.")
         base, lens, C0 = super().solver(job), job.lens, job.moments()
-        seen, made = _Seen(job, self), {}
-        renewed = [patch.info["renewed"] for patch in job.earlier(self)][-1:] or [0]
+        seen, spaces = _Seen(job, self), Factored(None)
+        earlier = job.earlier(self)
+        job.notes["renewed"] = earlier[-1].info["renewed"] if earlier else 0
 
         def metric(layer: int, module: str) -> InverseMetric:
-            earlier, moment = seen.keys(layer), C0.of(lens, layer).to(lens.device).double()
-            count = 0 if earlier is None else earlier.left.shape[1]
-            if count - renewed[0] >= self.renew:
-                renewed[0] = count
-            job.notes["renewed"] = renewed[0]
-            if earlier is None or not renewed[0]:
+            keys, moment = seen.keys(layer), C0.of(lens, layer).to(lens.device).double()
+            count = 0 if keys is None else keys.left.shape[1]
+            if count - job.notes["renewed"] >= self.renew:
+                job.notes["renewed"] = count
+            since = job.notes["renewed"]
+            if keys is None or not since:
                 P = self._null_space(job, moment, layer)
             else:
-                K = earlier.left[:, : renewed[0]]
-                mixed = (K @ K.T / renewed[0] + self.lam * moment) / (self.lam + 1)
-                if (layer, renewed[0]) not in made:
-                    made[layer, renewed[0]] = null_space(mixed, self.threshold)
-                P = made[layer, renewed[0]]
+                make = partial(self._renewed, keys.left[:, :since], moment)
+                P = spaces.once((layer, since), make)
                 job.notes["rank_of_P"][str(layer)] = round(float(P.trace()))
-            return null_space_metric(P, earlier, self.L2, self.lam * moment)
+            return null_space_metric(P, keys, self.L2, self.lam * moment)
 
         return replace(base, metric=metric, learn=seen.learn, limit=self.limit)
+
+    def _renewed(self, K: Tensor, C0: Tensor) -> Tensor:
+        """P from the keys of all facts edited so far, and C0."""
+        mixed = (K @ K.T / K.shape[1] + self.lam * C0) / (self.lam + 1)
+        return null_space(mixed, self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,9 +313,9 @@ class ENCORE(MEMIT):
         seen, C0 = _Seen(job, self), job.moments()
 
         def metric(layer: int, module: str) -> InverseMetric:
-            earlier = seen.keys(layer)
+            keys = seen.keys(layer)
             moment = C0.of(job.lens, layer).to(job.lens.device)
-            return held_metric(moment, earlier and earlier.left, self.lam, self.norm)
+            return held_metric(moment, None if keys is None else keys.left, self.lam, self.norm)
 
         return Solver(metric, lambda n: 1.0, seen.learn)
 

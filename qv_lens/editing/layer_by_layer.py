@@ -7,7 +7,8 @@
    written so far: keys K of the fact's token, cur = the site's value at the z layer on the bare
    prompt (`measured`: or over all contexts), R = (z* - cur) / share, dW = solve(metric, K, R, eps).
    With r layers left in the layer's group, share is r for MEMIT's family and sqrt(r) for PMET's.
-3. Where the method trims (RECT; SPHERE's `damp`), the delta of a batch is trimmed before the next batch is read.
+3. Where the method trims (RECT; SPHERE's `damp`), the delta of a batch is trimmed before the next
+   batch is read.
 4. Facts that are each edited on the same weights share one search (`search_ahead`).
 
 Sources: MEMIT (Meng et al. 2023), PMET (Li et al. 2024) and their released code.

@@ -27,8 +27,10 @@ lookup position of every prompt of its fact, the KL prompt included, and minimis
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,11 @@ class Search:
     asked)."""
     anchor: float = 0.0
     """NAS: mu, the length that the FFN's part of v* is scaled to (0: as it is)."""
+
+    @property
+    def z_layer(self) -> int:
+        """The layer of the sites."""
+        return int(self.sites[0].split(".")[1])
 
 
 @dataclass(frozen=True)
@@ -210,8 +217,7 @@ def ffn_part(
 ) -> Float[Tensor, "fact d_model"]:
     """v0: what the z layer's FFN adds at the fact's token of the bare prompt; of a search at the
     FFN's own output, that output."""
-    backend, site = lens.backend_adapter, settings.sites[0]
-    layer = int(site.split(".")[1])
+    backend, site, layer = lens.backend_adapter, settings.sites[0], settings.z_layer
     if site == backend.resid_post(layer):
         site = backend.mlp_out(layer)
     found = read(lens, rows, (site,), start, layer + 1)[site]
@@ -236,6 +242,21 @@ def _anchored(
         )
     scaled = torch.where(length > 0, v * mu / length.clamp_min(1e-30), v)
     return torch.where(long, init, init - v0 + scaled)
+
+
+class _Step(NamedTuple):
+    """What one forward gives, per fact."""
+
+    total: Tensor
+    """L."""
+    nll: Tensor
+    """Its NLL term, without phi."""
+    kl: Tensor
+    """Its KL term."""
+    known: Tensor
+    """Whether the new answer is the argmax everywhere."""
+    told: Tensor
+    """Whether it is everywhere in the prefixed prompts."""
 
 
 class _Problem:
@@ -266,7 +287,7 @@ class _Problem:
         self.where = self._lookups(rows, contexts)
         self.asked = torch.stack(rows.answer.nonzero(as_tuple=True))
         self.labels = rows.labels
-        self.z_layer = int(settings.sites[0].split(".")[1])
+        self.z_layer = settings.z_layer
         with torch.no_grad():  # nothing below the z layer changes during the search
             self.below = lens.stream(self.ids, self.z_layer)
             first = self.where.int().argmax(1)
@@ -279,8 +300,9 @@ class _Problem:
         self.deltas = [torch.zeros_like(init, requires_grad=True) for init in self.inits]
         self.ffn = None if not settings.anchor else ffn_part(lens, rows, settings, start)
         self.prefixed = torch.ones(len(self.ids), dtype=torch.bool, device=device)
-        for bare in rows.clean:
-            if rows.fact.count(rows.fact[bare[0]]) > len(bare):  # else the bare prompt alone counts
+        contexts_of = Counter(rows.fact)
+        for fact, bare in enumerate(rows.clean):
+            if contexts_of[fact] > len(bare):  # else the bare prompt alone counts
                 self.prefixed[list(bare)] = False
         self.kl_start: Tensor | None = None
 
@@ -301,12 +323,12 @@ class _Problem:
         dropped, hits = torch.zeros_like(active), torch.zeros_like(total, dtype=torch.long)
         for step in tqdm(range(s.steps), desc="target vectors", unit="step", delay=2, leave=False):
             with torch.enable_grad():
-                now, now_nll, now_kl, known, told = self._loss(active, dropped)
+                now = self._loss(active, dropped)
                 if step == 0:
-                    self._check_reach(now_nll)
+                    self._check_reach(now.nll)
             total, nll, kl = (
                 torch.where(active, a.detach(), b)
-                for a, b in ((now, total), (now_nll, nll), (now_kl, kl))
+                for a, b in ((now.total, total), (now.nll, nll), (now.kl, kl))
             )
             losses.append(tuple(zip(total.tolist(), nll.tolist(), kl.tolist(), strict=True)))
             if not torch.isfinite(total).all():
@@ -316,16 +338,16 @@ class _Problem:
                 )
             done = total < STOP
             if s.hits:
-                hits += active & told
+                hits += active & now.told
                 done |= hits >= s.hits
             if s.drop:
-                done |= known & (kl <= KL_STOP)
-                dropped = known
+                done |= now.known & (kl <= KL_STOP)
+                dropped = now.known
             going = active & ~done
             if step == s.steps - 1 or not going.any():
                 break
             with torch.enable_grad():  # also under a caller's torch.no_grad()
-                self._update(adam, now, going)
+                self._update(adam, now.total, going)
             active = going
         z_of = [
             (init + delta).detach().double()
@@ -370,11 +392,8 @@ class _Problem:
                 )
                 delta.copy_(torch.where(active[:, None], delta, old))
 
-    def _loss(
-        self, active: Tensor, dropped: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Per fact: L (phi 0.1 where `dropped`), its NLL and KL terms, whether the new answer is
-        the argmax everywhere, and everywhere in the prefixed prompts; 0 for facts not active."""
+    def _loss(self, active: Tensor, dropped: Tensor) -> _Step:
+        """One forward, phi 0.1 where `dropped`; 0 for facts not active."""
         live = active[self.owner].nonzero()[:, 0]
         place = torch.full((len(self.ids),), -1, device=live.device)
         place[live] = torch.arange(len(live), device=live.device)
@@ -386,7 +405,7 @@ class _Problem:
             for delta, init in zip(self.deltas, self.inits, strict=True)
         )
         phi = torch.where(dropped, 0.1, 1.0)
-        return phi * nll + kl + self.settings.weight_decay * decay, nll, kl, known, told
+        return _Step(phi * nll + kl + self.settings.weight_decay * decay, nll, kl, known, told)
 
     def _nll(self, stream: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per fact: the mean over its prompts of the NLL of the new answer, whether that is the

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.facts.spans import Prompt
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, log_probs
 
 #: copies of a prompt in one pass
 TOGETHER = 256
@@ -54,6 +54,6 @@ def logp_with_each(
             None if past is None else past.rows(copies),
             last=[prompt.last - first] * len(some),
         )
-        logp = lens.read_out(final[:, -1]).log_softmax(-1)
+        logp = log_probs(lens.read_out(final[:, -1]))
         found.append(logp if tokens is None else logp[:, tokens])
     return torch.cat(found)

@@ -9,7 +9,7 @@ d_head, d_model], W_U [d_model, d_vocab]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -345,6 +345,11 @@ class Backend:
         )
         return Norm(gain, _data(bias), float(self.cfg.eps), self.rms)
 
+    def constant_pattern(self, layer: int) -> list[Hook]:
+        """Hooks that make a layer's attention weights constants to the gradient, and change nothing
+        that it computes. Not at the pattern itself, which some bridges only show."""
+        return [(self.qkv(layer, which), Tensor.detach) for which in "QK"]
+
     def constant_scales(self, layer: int) -> list[Hook]:
         """Hooks for a layer's norms, those before and after its sublayers: sigma is a constant to
         the gradient, and nothing that the norms compute changes."""
@@ -489,6 +494,15 @@ class Past:
             for i, e in self.layers.items()
         }
         return Past(self.mask[index], chosen)
+
+
+def keeper(kept: dict[Any, Tensor], name: Hashable) -> Callable[[Tensor], None]:
+    """A hook that keeps what it sees under a name."""
+
+    def hook(x: Tensor) -> None:
+        kept[name] = x
+
+    return hook
 
 
 def _adapt(function: Callable[..., Any], shape: Sequence[int]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import qv_lens as qv
-from tests.models import BACKENDS, KINDS, TINY, tiny_lens, tiny_of, tokenizer
+from tests.models import BACKENDS, KINDS, TINY, lens_and_twin, tiny_lens
 
 FACTS = [
     qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin"),
@@ -93,12 +93,7 @@ def at_every_token(lens, value, each, **options):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", TINY)
 def test_every_edge_is_what_hugging_face_gives(name, backend, true_float64, monkeypatch):
-    twin = tiny_of(name, torch.float64)
-    twin.config._attn_implementation = "eager"
-    try:
-        lens = qv.Lens.from_hf(tiny_of(name, torch.float64), tokenizer(), backend=backend)
-    except qv.QVLensError:
-        pytest.skip(f"no {backend} of {name}")
+    lens, twin = lens_and_twin(name, backend)
     value = qv.neuron_effects(lens, FACTS, 12)
     query = at_every_token(lens, value, 2)
     graph = qv.edge_effects(lens, FACTS, qv.qv_graph(lens, FACTS, value, query))

@@ -11,7 +11,7 @@ from torch import nn
 
 import qv_lens as qv
 from qv_lens.attribution.relp import RULES, read_out, relp_hooks
-from tests.models import BACKENDS, KINDS, TINY, tiny_hf, tiny_lens, tiny_of, tokenizer
+from tests.models import BACKENDS, KINDS, TINY, lens_and_twin, tiny_hf, tiny_lens
 
 FACTS = [
     qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin"),
@@ -184,12 +184,7 @@ def scores(lens, facts, **options):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", TINY)
 def test_every_architecture_by_hugging_face(name, backend, true_float64, monkeypatch):
-    twin = tiny_of(name, torch.float64)
-    twin.config._attn_implementation = "eager"
-    try:
-        lens = qv.Lens.from_hf(tiny_of(name, torch.float64), tokenizer(), backend=backend)
-    except qv.QVLensError:
-        pytest.skip(f"no {backend} of {name}")
+    lens, twin = lens_and_twin(name, backend)
     for rules in (RULES, *((rule,) for rule in RULES)):
         found = scores(lens, FACTS, method="relp", rules=rules)
         for fact, own in zip(FACTS, found, strict=True):
