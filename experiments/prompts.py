@@ -1,13 +1,17 @@
-"""The prompts that the papers' tables are measured on, by category: of the bundled world, or of a
-file."""
+"""The prompts that the papers' tables are measured on, by category: of a file, or where none is
+named of the bundled world for the bundled models, and of the atlas for any other model: those that
+it knows."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from qv_lens.errors import ConfigError, unknown
+from qv_lens.evaluation.known_cases import knows
+from qv_lens.facts.atlas import Chain, atlas, chains
 from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.categories import CATEGORIES, of_relation
 from qv_lens.facts.files import check_there
@@ -16,12 +20,23 @@ from qv_lens.facts.words import word_places
 from qv_lens.models.lens import Lens
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
-from qv_lens.world.models import check_world
+from qv_lens.world.models import of_world
+
+#: the source of prompts about the real world
+ATLAS = "atlas"
+#: prompts asked at once whether the model knows them
+CHUNK = 32
+
+
+def usual(lens: Lens, source: str) -> str:
+    """The source of a model's prompts where none is named: the bundled world ('') for a model that
+    was trained on it, else the atlas."""
+    return source or ("" if of_world(lens) else ATLAS)
 
 
 def pool(source: str = "", hops: int = 1) -> list[Fact]:
-    """Every prompt, with its category, each once. `source`: '' is the bundled world, else a file or
-    dataset of facts or of MQuAKE's cases (of which every unedited hop is a single fact, as in ACE's
+    """Every prompt, with its category, each once. `source`: '' is the bundled world, 'atlas' the
+    atlas, else a file or dataset of facts or of MQuAKE's cases (of which every unedited hop is a single fact, as in ACE's
     section 4.1). `hops`: 1 single facts; 2 or more prompts over chains of that length: of a file
     each case's first question, of the category of the chain's end.
 
@@ -34,9 +49,11 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
             if hops == 1
             else [world_cases.as_fact(world, c) for c in world.chains(hops)]
         )
+    if source == ATLAS:
+        return list(atlas()) if hops == 1 else [_chained(chain) for chain in chains()]
     got = read(source, skip=True)
     warn_of(got.refused)
-    chains = [case for case in got.cases if isinstance(case, MultiHopCase)]
+    asked_chains = [case for case in got.cases if isinstance(case, MultiHopCase)]
     if hops == 1:
         edits = [
             request.fact
@@ -44,15 +61,23 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
             if isinstance(case, EditCase)
             for request in case.requests
         ]
-        facts = [*got.facts, *edits, *(_link(hop) for case in chains for hop in case.hops)]
+        facts = [*got.facts, *edits, *(_link(hop) for case in asked_chains for hop in case.hops)]
     else:
         facts = [
             Fact("{}", c.questions[0], c.answer, c.hops[-1].relation)
-            for c in chains
+            for c in asked_chains
             if len(c.hops) == hops
         ]
     facts = list({(fact.text, fact.answer): fact for fact in facts}.values())
     return [replace(fact, category=fact.category or of_relation(fact)) for fact in facts]
+
+
+def _chained(chain: Chain) -> Fact:
+    """A chain of the atlas as one prompt, of the category of its end."""
+    end = chain.second
+    return Fact(
+        "{}", chain.cloze, end.answer, end.relation, category=end.category, aliases=end.aliases
+    )
 
 
 def _link(hop: Hop) -> Fact:
@@ -68,8 +93,7 @@ def _link(hop: Hop) -> Fact:
 
 
 class Asks(Protocol):
-    """What tasks that draw prompts have in common. `facts`: a file or dataset (default: the bundled
-    world)."""
+    """What tasks that draw prompts have in common. `facts`: a file or dataset (default: `usual`)."""
 
     @property
     def category(self) -> str: ...
@@ -82,11 +106,27 @@ class Asks(Protocol):
 
 
 def asked(lens: Lens, task: Asks, hops: int = 1) -> list[Fact]:
-    """A task's prompts. Raises `ConfigError` for a category that is not there, or the bundled world
-    with another model."""
-    if not task.facts:
-        check_world(lens)
-    return of_category(task.category, task.prompts, task.seed, task.facts, hops)
+    """A task's prompts; of the atlas those that the model knows. Raises `ConfigError` for a category
+    that is not there, or of which the model knows nothing."""
+    source = usual(lens, task.facts)
+    if source != ATLAS:
+        return of_category(task.category, task.prompts, task.seed, source, hops)
+    drawn = of_category(task.category, len(pool(source, hops)), task.seed, source, hops)
+    return first_known(lens, drawn, task.prompts)
+
+
+def first_known(lens: Lens, facts: Sequence[Fact], count: int) -> list[Fact]:
+    """The first `count` of the facts that the model knows; all of them where there are fewer. Raises
+    `ConfigError` where it knows none."""
+    found: list[Fact] = []
+    for i in range(0, len(facts), CHUNK):
+        chunk = facts[i : i + CHUNK]
+        found += [fact for fact, right in zip(chunk, knows(lens, chunk), strict=True) if right]
+        if len(found) >= count:
+            return found[:count]
+    if not found:
+        raise ConfigError(f"{lens.name} knows the answer of none of {len(facts)} prompts.")
+    return found
 
 
 # ------------------------------------------------------------------ what can be refused when a run

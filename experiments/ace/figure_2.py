@@ -9,7 +9,8 @@ not.
    on one half of the category, accuracy is measured on the other (`held_out=false`: ranked and
    measured on all of it, as the paper seems to).
 2. Value neurons by I summed over the ranking prompts (Eq. 9), query neurons by Eq. 10 summed,
-   random ones by the seed; `fraction` of the layer (or of the whole model, layer "all").
+   random ones by the seed; beside them neurons by their effect on log p (`neuron_effects`, ours);
+   `fraction` of the layer (or of the whole model, layer "all").
 3. Zero them at all positions; accuracy, its drop in points and relative to the prompts that were
    right, change of log p.
 
@@ -39,7 +40,8 @@ from experiments.decide import (
     together,
 )
 from experiments.models import TOYS
-from experiments.prompts import check_asked, pool
+from experiments.prompts import ATLAS, check_asked, first_known, pool, usual
+from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
 from qv_lens.errors import ConfigError
@@ -49,7 +51,6 @@ from qv_lens.models.lens import Lens
 from qv_lens.neurons import NeuronSet
 from qv_lens.plots import sweep_heatmap
 from qv_lens.runs.experiment import Once, directly
-from qv_lens.world.models import check_world
 
 SETTINGS = {"fraction": 0.01, "prompts": 200}  # all that exist where there are fewer
 GRID = {
@@ -57,7 +58,7 @@ GRID = {
     # each category's most important layer (--set layer=24: a layer by number), and the whole model
     "layer": ["top", "all"],
     "category": ["nationality", "continent", "capital", "language"],
-    "neurons": ["top", "random", "query"],
+    "neurons": ["top", "effects", "random", "query"],
     # the ranking prompts are also the prompts asked (as in the paper, it seems), or one half ranks
     # and the other half is asked
     "held_out": [False, True],
@@ -72,8 +73,9 @@ class Task:
 
     model: str
     """The model's name."""
-    neurons: Literal["top", "random", "query"]
-    """Value neurons by importance, random ones, or query neurons."""
+    neurons: Literal["top", "effects", "random", "query"]
+    """Value neurons by importance, neurons by their effect on log p, random ones, or query
+    neurons."""
     layer: int | Literal["top", "all"] = "all"
     """A number, "top" (where the ranking prompts' importance is largest), or "all" for the whole
     model."""
@@ -128,8 +130,7 @@ def draw(lens: Lens, task: Task, once: Once = directly) -> Drawn:
 
 
 def _draw(lens: Lens, category: str, prompts: int, held_out: bool, source: str, seed: int) -> Drawn:
-    if not source:
-        check_world(lens)
+    source = usual(lens, source)
     facts = pool(source)
     inside = [fact for fact in facts if fact.category == category]
     outside = [fact for fact in facts if fact.category != category]
@@ -140,8 +141,12 @@ def _draw(lens: Lens, category: str, prompts: int, held_out: bool, source: str, 
             f"{', '.join(names)}."
         )
     rng = random.Random(f"ablation:{seed}")
-    inside = rng.sample(inside, min(prompts, len(inside)))
-    outside = rng.sample(outside, min(prompts, len(outside)))
+    if source == ATLAS:
+        inside = first_known(lens, rng.sample(inside, len(inside)), prompts)
+        outside = first_known(lens, rng.sample(outside, len(outside)), prompts)
+    else:
+        inside = rng.sample(inside, min(prompts, len(inside)))
+        outside = rng.sample(outside, min(prompts, len(outside)))
     ranking = inside[::2] if held_out else inside
     measured = inside[1::2] if held_out else inside
     groups = {"in category": tuple(measured), "off category": tuple(outside)}
@@ -164,12 +169,20 @@ def choose(lens: Lens, task: Task, once: Once = directly) -> NeuronSet:
     if task.neurons == "random":
         places = random.Random(f"random:{task.seed}:{task.layer}").sample(range(len(scope)), count)
         return replace(scope, frame=scope.frame.iloc[sorted(places)].reset_index(drop=True))
+    if task.neurons == "effects":
+        effects = once(_effects, lens, ranking)
+        return (effects if layer == "all" else effects.layer(int(layer))).top(count)
     query = once(_query, lens, ranking)
     return (query if layer == "all" else query.layer(int(layer))).top(count)
 
 
 def _value(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:
     return value_neurons(lens, list(facts), None, over="set")
+
+
+def _effects(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:
+    """Every neuron's effect on log p of the answers, summed over the tokens and prompts."""
+    return neuron_effects(lens, list(facts), None, over="set", positions="all")
 
 
 def _query(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:

@@ -200,7 +200,7 @@ class AlphaEdit(ClosedForm):
                 f"No eigenvalue of C0 lies below threshold={self.threshold}: nothing could be "
                 "written. Raise it."
             )
-        seen = _Seen(job, self)
+        seen = EarlierKeys(job, self)
 
         def metric(layer: int, module: str) -> InverseMetric:
             return null_space_metric(P[layer], seen.keys(layer), self.L2)
@@ -213,7 +213,7 @@ class AlphaEdit(ClosedForm):
         return job.factored.once(("null space", layer, self.threshold), make)
 
 
-class _Seen:
+class EarlierKeys:
     """The keys of earlier facts: those of the method's patches in force, and those of this edit's
     batches so far, which the patch keeps."""
 
@@ -269,7 +269,7 @@ class BetaEdit(AlphaEdit):
         if self.renew < 1:
             raise EditError(f"renew is a number of facts, at least 1; got {self.renew}.")
         base, lens, C0 = super().solver(job), job.lens, job.moments()
-        seen, spaces = _Seen(job, self), Factored(None)
+        seen, spaces = EarlierKeys(job, self), Factored(None)
         earlier = job.earlier(self)
         job.notes["renewed"] = earlier[-1].info["renewed"] if earlier else 0
 
@@ -310,7 +310,7 @@ class ENCORE(MEMIT):
     """lambda_n: weight of the norm of the update."""
 
     def solver(self, job: Job) -> Solver:
-        seen, C0 = _Seen(job, self), job.moments()
+        seen, C0 = EarlierKeys(job, self), job.moments()
 
         def metric(layer: int, module: str) -> InverseMetric:
             keys = seen.keys(layer)

@@ -8,7 +8,8 @@ layer with all earlier writes in place). Whatever happens, these weights are put
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Protocol
 
@@ -132,6 +133,24 @@ class Job:
     def original(self, layer: int, name: str) -> Tensor:
         """The weight as it was before this edit."""
         return self.saved.get((layer, name), self.lens.parameter(layer, name))
+
+    @contextmanager
+    def before(self, editor: object | None) -> Iterator[None]:
+        """The weights as they were before this edit and every patch in force since the first one by
+        an editor of the same kind; the weights as they are for None. They are back, bit for bit,
+        behind the block."""
+        method = type(editor).__name__
+        patches = [patch.info.get("method") for patch in self.lens.patches]
+        first = patches.index(method) if method in patches else len(patches)
+        earlier = {} if editor is None else {**self.saved, **self.lens.before_patches(first)}
+        now = {key: self.lens.parameter(*key).clone() for key in earlier}
+        try:
+            for key, weight in earlier.items():
+                self.lens.parameter(*key).copy_(weight)
+            yield
+        finally:
+            for key, weight in now.items():
+                self.lens.parameter(*key).copy_(weight)
 
     def restore(self) -> None:
         """Put every written weight back, bit for bit."""

@@ -26,10 +26,14 @@ if TYPE_CHECKING:  # the same names for type checkers
         BetaEdit,
     )
     from qv_lens.editing.fine_tuning import CTP, FT, FTL, KN, KNE
+    from qv_lens.editing.locft import LocFT
+    from qv_lens.editing.nse import NSE
+    from qv_lens.editing.simie import SimIE
+    from qv_lens.editing.ultraedit import UltraEdit
 
 __all__ = [
-    "ACE", "CTP", "EMMET", "ENCORE", "FT", "FTL", "IFMET", "KN", "KNE", "MEMIT", "PMET", "PRUNE", "RECT", "ROME", "RROME", "SPHERE", "AdaLoRA",
-    "AlphaEdit", "BetaEdit", "LoRA",
+    "ACE", "CTP", "EMMET", "ENCORE", "FT", "FTL", "IFMET", "KN", "KNE", "MEMIT", "NSE", "PMET", "PRUNE", "RECT", "ROME", "RROME", "SPHERE", "AdaLoRA",
+    "AlphaEdit", "BetaEdit", "LoRA", "LocFT", "SimIE", "UltraEdit",
 ]  # fmt: skip
 
 #: the module of each; "ACE.paper" and "ACE.official" are settings of ACE
@@ -40,6 +44,7 @@ HOMES: Mapping[str, str] = MappingProxyType({
     "SPHERE": "editing.closed_form", "BetaEdit": "editing.closed_form", "ENCORE": "editing.closed_form",
     "FT": "editing.fine_tuning", "FTL": "editing.fine_tuning", "KNE": "editing.fine_tuning", "CTP": "editing.fine_tuning",
     "KN": "editing.fine_tuning", "LoRA": "editing.adapters", "AdaLoRA": "editing.adapters",
+    "LocFT": "editing.locft", "UltraEdit": "editing.ultraedit", "SimIE": "editing.simie", "NSE": "editing.nse",
 })  # fmt: skip
 
 

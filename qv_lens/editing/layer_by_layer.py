@@ -226,7 +226,7 @@ def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver
                 targets = job.ahead.of(requests)
             else:
                 targets = search(job.lens, requests, rows, plan.fact_token, plan.search)
-            _Sweep(job, rows, targets, plan, solver, written, keys).run()
+            Sweep(job, rows, targets, plan, solver, written, keys).run()
         solver.learn(keys)
         for key, deltas in written.items():
             if editor.trims:
@@ -295,7 +295,7 @@ def search_ahead(
 
 
 @dataclass
-class _Sweep:
+class Sweep:
     """One pass over the layers of a batch: reads each layer with all earlier writes in place, then
     writes it."""
 

@@ -11,7 +11,7 @@ shapes are those of `Lens.parameter`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -102,3 +102,33 @@ def zeros_like_parameters(
             weight.shape, dtype=wide, device=weight.device, requires_grad=True
         )
     return leaves
+
+
+class Tap:
+    """A D that adds zeros and keeps what its weight reads; the gradient of the zeros is that of
+    what the weight gives."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self.read: Tensor | None = None
+        self.given: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.read = x.detach()
+        wide = torch.promote_types(x.dtype, torch.float32)
+        self.given = torch.zeros(
+            *x.shape[:-1], self.columns, dtype=wide, device=x.device, requires_grad=True
+        )
+        return self.given
+
+
+def taps(lens: Lens, names: Iterable[tuple[int, str]]) -> dict[tuple[int, str], Tap]:
+    """A tap for each named weight. Raises `ConfigError` for an unknown weight or a bias, which
+    reads nothing."""
+    made = {}
+    for layer, name in names:
+        weight = lens.parameter(layer, name)
+        if weight.ndim != 2:
+            raise ConfigError(f"{name}[{layer}] is no weight that reads something.")
+        made[layer, name] = Tap(weight.shape[1])
+    return made

@@ -437,7 +437,6 @@ class Lens:
         rows = [list(prompt.ids) for prompt in self.tokenize(text)]
         self._check_context(rows)
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
-        eos = ends_of_text(self.tokenizer, self.hf or getattr(self.model, "original_model", None))
         sample = None if top_k is None else Sampling(top_k, seed)
         done = None if enough is None else lambda ids: enough(decode(ids))
         bare = (
@@ -446,11 +445,16 @@ class Lens:
             and self._shares()
         )
         way = partial(cached, self.hf) if bare else partial(plain, self.logits)
-        step = partial(way, eos=eos, sampling=sample, enough=done)
+        step = partial(way, eos=self.ends_of_text, sampling=sample, enough=done)
         with self.turn.one_pass():
             new = continued(step, rows, max_new_tokens, self.backend_adapter.cfg.n_ctx, batch_size)
         texts = [decode(ids) for ids in new]
         return texts[0] if isinstance(text, (str, Fact)) else texts
+
+    @property
+    def ends_of_text(self) -> frozenset[int]:
+        """Every token that ends a text."""
+        return ends_of_text(self.tokenizer, self.hf or getattr(self.model, "original_model", None))
 
     def _own_hooks(self) -> bool:
         """Whether there are user-installed hooks: between two passes there are no others. (The
@@ -656,6 +660,14 @@ class Lens:
     def patches(self) -> tuple[Patch, ...]:
         """The patches applied at present, oldest first."""
         return tuple(applied.patch for applied in self._stack)
+
+    def before_patches(self, first: int = 0) -> dict[tuple[int, str], Tensor]:
+        """Every weight that the patches from the `first` on have changed, as it was before them."""
+        found: dict[tuple[int, str], Tensor] = {}
+        for applied in self._stack[first:]:
+            for key, weight in applied.saved.items():
+                found.setdefault(key, weight)
+        return found
 
     @contextmanager
     def patched(self, *patches: Patch) -> Iterator[Lens]:

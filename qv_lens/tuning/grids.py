@@ -39,6 +39,10 @@ from qv_lens.editing.closed_form import (
 )
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.fine_tuning import CTP, FT, FTL, KN, KNE
+from qv_lens.editing.locft import LocFT
+from qv_lens.editing.nse import NSE
+from qv_lens.editing.simie import SimIE
+from qv_lens.editing.ultraedit import UltraEdit
 from qv_lens.errors import unknown
 from qv_lens.facts.records import Fact
 from qv_lens.models.lens import Lens
@@ -167,6 +171,28 @@ def _betaedit(shape: Shape) -> Iterable[Editor]:
         yield from _alphaedit(shape, BetaEdit, lam=lam)
 
 
+def _nse(shape: Shape) -> Iterable[Editor]:
+    """The distances between which a fact is written depend on the model: here every fact is."""
+    for end, share in itertools.product(shape.ends, (0.8, 1.0)):
+        search = {**LLAMA, "near": 0.0, "far": 1e9}
+        yield NSE(layers=shape.window(end), lam=float(shape.d_mlp), share=share, **search)
+
+
+def _simie(shape: Shape) -> Iterable[Editor]:
+    for lam in (1.0, 100.0, 10000.0):
+        yield SimIE(editor="ROME", lam=lam)
+
+
+def _ultraedit(shape: Shape) -> Iterable[Editor]:
+    for end, lr in itertools.product((*shape.ends[1:], *shape.late_ends), (1e-6, 1e-5, 1e-4)):
+        yield UltraEdit(layers=shape.window(end), lr=lr)
+
+
+def _locft(shape: Shape) -> Iterable[Editor]:
+    for layer, lr in itertools.product((*shape.ends, shape.late_ends[0]), (5e-4, 1.5e-3, 5e-3)):
+        yield LocFT(layer=layer, lr=lr, epochs=50)
+
+
 def _pmet(shape: Shape) -> Iterable[Editor]:
     for end, search, lam in itertools.product(
         shape.ends, (SHORT, LLAMA), _lams(shape, (0.3, 1.0, 3.0))
@@ -260,6 +286,10 @@ GRIDS: Mapping[str, Callable[[Shape], Iterable[Editor]]] = MappingProxyType({
     "ENCORE": lambda shape: _spread(ENCORE, shape, (LLAMA,)),
     "RECT": lambda shape: _spread(RECT, shape, (LLAMA,)),
     "PRUNE": lambda shape: _spread(PRUNE, shape, (LLAMA,)),
+    "NSE": _nse,
+    "SimIE": _simie,
+    "UltraEdit": _ultraedit,
+    "LocFT": _locft,
     "IFMET": _ifmet,
     "ACE": _ace,
     "ACE.paper": _ace_paper,

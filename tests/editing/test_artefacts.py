@@ -193,7 +193,7 @@ def test_rounding_and_collapse_are_told():
 
 
 #: editors of 2025, whose releases have settings for some models
-NEWER = {"SPHERE", "BetaEdit", "ENCORE"}
+NEWER = {"SPHERE", "BetaEdit", "ENCORE", "LocFT", "NSE", "SimIE", "UltraEdit"}
 
 
 @pytest.mark.parametrize("model", [entry.name for entry in MODELS if entry.name not in FETCHABLE])

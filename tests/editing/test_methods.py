@@ -38,6 +38,8 @@ EVERY = [
     qv.CTP(epochs=2, top=5, lr=1e-3), qv.CTP(epochs=2, top=5, lr=1e-3, stream=True, adam="separate", paths="k_best"), qv.KN(steps=3),
     qv.SPHERE(layers=(0, 1), threshold=1.0, L2=0.1, **QUICK), qv.BetaEdit(layers=(0, 1), threshold=1.0, L2=0.1, lam=1.0, **QUICK),
     qv.ENCORE(layers=(0, 1), lam=1.0, norm=0.1, hits=2, **QUICK),
+    qv.LocFT(layer=1, lr=1e-2, epochs=4), qv.UltraEdit(layers=(0, 1), lr=1e-3), qv.NSE(layers=(0, 1), lam=1.0, near=0.0, far=1e9, **QUICK),
+    qv.SimIE(editor=qv.MEMIT(layers=(0, 1), lam=1.0, **QUICK), lam=1.0),
 ]  # fmt: skip
 
 

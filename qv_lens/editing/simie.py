@@ -1,0 +1,138 @@
+"""SimIE: edits in a row as one least-squares problem on what the edited weights give.
+
+For every weight that the wrapped editor writes, in TransformerLens layout [k, d]; W_0 is the weight
+before the first edit by this editor in force, W the weight as it is, A = lam I + sum K K^T over the
+facts edited so far. Facts are taken one at a time:
+
+1. K [k, m]: what the weight reads at every token of prompt and new answer, on the base model: W_0
+   (`unedited`) or W.
+2. The editor edits the base model, and gives W_e.
+3. A += K K^T, W += A^-1 K K^T (W_e - W).
+
+After T facts this is the ridge regression W_T = (lam I + sum K K^T)^-1 (lam W_0 + sum K K^T W_e):
+the weight that gives each fact's tokens what its own edit would have given them.
+
+Source: SimIE (2025), released code; lam and the base model as released."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from qv_lens.editing.edit import Deltas, Editor, Job, check_editor, reads_statistics
+from qv_lens.editing.editors import editors
+from qv_lens.editing.presets import editor_of
+from qv_lens.errors import EditError
+from qv_lens.facts.records import EditRequest
+from qv_lens.models.deltas import delta_hooks, taps
+from qv_lens.models.lens import Lens
+from qv_lens.patch import Delta, summed
+
+Key = tuple[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimIE:
+    """SimIE (2025): any editor that writes weights, made to last over many facts.
+
+    The keys are kept with the patch, for edits made while it is applied. An editor with a memory of
+    its own (AlphaEdit) starts from none at every fact."""
+
+    editor: Any = "ROME"
+    """The editor for each fact, or the name of the model's preset of one."""
+    lam: float = 1e4
+    """How strongly the weight is held at W_0."""
+    unedited: bool = True
+    """Whether each fact is edited on the model as it was before all edits by this editor."""
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether the wrapped editor reads C0."""
+        if isinstance(self.editor, str):
+            kinds = {name.lower(): kind for name, kind in editors().items()}
+            kind = kinds.get(self.editor.split(".")[0].lower())
+            return kind is not None and kind is not SimIE and reads_statistics(kind())
+        return reads_statistics(self.editor)
+
+    def deltas(self, job: Job) -> Deltas:
+        editor = editor_of(job.lens, self.editor)
+        check_editor(editor)
+        if self.lam <= 0:
+            raise EditError(f"lam is above 0; got {self.lam}.")
+        job.notes["wrapped"] = type(editor).__name__
+        earlier = [patch.kept for patch in job.earlier(self)]
+        parts: list[Deltas] = []
+        for request in tqdm(job.requests, desc="SimIE", unit="fact", delay=2, leave=False):
+            moved, K = self._edited(job, editor, request)
+            grams = {key: _gram(read) for key, read in K.items()}
+            job.kept.update(summed([job.kept, grams]))
+            seen = summed([*earlier, job.kept])
+            shift = {
+                key: _shift(job.lens.parameter(*key), target, K[key], seen[key], self.lam)
+                for key, target in moved.items()
+            }
+            for key, delta in shift.items():
+                job.write(*key, delta)
+            parts.append(shift)
+        return summed(parts)
+
+    def _edited(
+        self, job: Job, editor: Editor, request: EditRequest
+    ) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+        """W_e of every weight that the editor writes, and K."""
+        alone = Job(
+            job.lens, [request], None, job.statistics, job.templates, job.seed,
+            factored=job.factored,
+        )  # fmt: skip
+        with job.before(self if self.unedited else None):
+            try:
+                deltas = editor.deltas(alone)
+            finally:
+                alone.restore()
+            job.used, job.losses = alone.used, [*job.losses, *alone.losses]
+            moved = {}
+            for key, delta in deltas.items():
+                weight = job.lens.parameter(*key)
+                if weight.ndim != 2:
+                    raise EditError(
+                        f"{type(editor).__name__} writes {key[1]}[{key[0]}], which reads nothing: "
+                        "SimIE takes editors that write weights alone."
+                    )
+                moved[key] = weight.double() + delta.dense()
+            return moved, _keys(job.lens, request, list(moved))
+
+
+@torch.no_grad()
+def _keys(
+    lens: Lens, request: EditRequest, names: list[Key]
+) -> dict[Key, Float[Tensor, "k token"]]:
+    """What each weight reads at every token of prompt and new answer."""
+    (prompt,) = lens.tokenize([request.target])
+    tapped = taps(lens, names)
+    lens.logits([(*prompt.ids, *prompt.answer)], delta_hooks(lens, dict(tapped)))
+    return {key: tap.read[0].double().T for key, tap in tapped.items() if tap.read is not None}
+
+
+def _gram(K: Float[Tensor, "k token"]) -> Delta:
+    """K K^T; as its factors where they are smaller."""
+    if 2 * K.shape[1] >= K.shape[0]:
+        return Delta(K @ K.T)
+    return Delta(K.contiguous(), K.T.clone())  # cloned: a file holds no two views of one tensor
+
+
+def _shift(
+    W: Float[Tensor, "k d"],
+    target: Float[Tensor, "k d"],
+    K: Float[Tensor, "k token"],
+    seen: Delta,
+    lam: float,
+) -> Delta:
+    """A^-1 K K^T (W_e - W)."""
+    A = seen.dense() + lam * torch.eye(len(W), dtype=K.dtype, device=K.device)
+    left = torch.cholesky_solve(K, torch.linalg.cholesky(A))
+    return Delta(left, K.T @ (target - W.double()))

@@ -1,0 +1,354 @@
+"""SimIE, NSE, UltraEdit and LocFT-BF against formulas written out here, with keys read from Hugging
+Face's modules."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.editing.nse import largest
+from qv_lens.editing.statistics import covariance
+from tests.editing.test_methods import REQUESTS, TEXTS
+from tests.models import tiny_lens
+
+TEMPLATES = ("{}", "A city. {}")
+#: answers of several tokens
+LONGER = [request.fact.to(f"{request.new} Vane") for request in REQUESTS]
+ROME = qv.ROME(layer=1, steps=4, mom2_adjustment=False)
+
+
+def down(lens, layer):
+    """Hugging Face's module of W_out."""
+    block = getattr(lens.hf, "transformer", None) or lens.hf.model
+    mlp = (block.h if hasattr(block, "h") else block.layers)[layer].mlp
+    return mlp.fc_out if hasattr(mlp, "fc_out") else mlp.down_proj
+
+
+def read(lens, layer, ids):
+    """What W_out of a layer reads at every token: [k, token]."""
+    kept = []
+    handle = down(lens, layer).register_forward_pre_hook(lambda _, x: kept.append(x[0][0]))
+    try:
+        lens.hf(torch.tensor([ids]))
+    finally:
+        handle.remove()
+    return kept[0].detach().double().T
+
+
+def tokens_of(lens, request):
+    (prompt,) = lens.tokenize([request.target])
+    return [*prompt.ids, *prompt.answer]
+
+
+def close(a, b, within):
+    error = float((a - b).norm() / b.norm())
+    assert error <= within
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+@pytest.mark.parametrize("lam", [1.0, 100.0])
+def test_simie_is_the_ridge_regression_of_its_docstring(kind, lam):
+    """The closed form over all facts, not the recursion: in one edit, and in a row of edits."""
+    lens = tiny_lens(kind)
+    requests = [*REQUESTS, qv.Fact("The capital of {} is", "Norway", "Oslo").to("Quorix")]
+    W_0 = lens.w_out(1).double().clone()
+    system = lam * torch.eye(len(W_0), dtype=torch.float64)
+    right = lam * W_0
+    for request in requests:
+        K = read(lens, 1, tokens_of(lens, request))
+        moved = qv.edit(lens, request, ROME, templates=TEMPLATES).deltas[1, "W_out"].dense()
+        system, right = system + K @ K.T, right + K @ K.T @ (W_0 + moved)
+    expected = torch.linalg.solve(system, right) - W_0
+    editor = qv.SimIE(editor=ROME, lam=lam)
+    whole = qv.edit(lens, requests, editor, templates=TEMPLATES)
+    close(whole.deltas[1, "W_out"].dense(), expected, 1e-5)
+    patches = []
+    for request in requests:
+        patches.append(qv.edit(lens, request, editor, templates=TEMPLATES))
+        lens.apply(patches[-1])
+    for _ in patches:
+        lens.revert()
+    close(sum(p.deltas[1, "W_out"].dense() for p in patches), expected, 1e-5)
+    assert torch.equal(lens.w_out(1).double(), W_0)
+
+
+def test_simie_on_the_edited_model():
+    """`unedited=False`: every fact is edited, and its keys are read, on the weights as they are."""
+    lens = tiny_lens("gptj")
+    editor = qv.SimIE(editor=ROME, lam=1.0, unedited=False)
+    whole = qv.edit(lens, REQUESTS, editor, templates=TEMPLATES)
+    W_0 = lens.w_out(1).double().clone()
+    W, A = W_0.clone(), torch.eye(len(W_0), dtype=torch.float64)
+    for request in REQUESTS:
+        patch = qv.Patch({(1, "W_out"): qv.patch.Delta(W - W_0)}, lens.fingerprint)
+        with lens.patched(patch):
+            K = read(lens, 1, tokens_of(lens, request))
+            moved = qv.edit(lens, request, ROME, templates=TEMPLATES).deltas[1, "W_out"].dense()
+        A = A + K @ K.T
+        W = W + torch.linalg.solve(A, K @ K.T @ moved)
+    close(whole.deltas[1, "W_out"].dense(), W - W_0, 1e-6)
+
+
+def test_simie_lifts_only_its_own_patches():
+    """An earlier edit by another editor belongs to W_0."""
+    lens = tiny_lens("gptj")
+    editor = qv.SimIE(editor=ROME, lam=1.0)
+    other = qv.edit(lens, REQUESTS[0], ROME, templates=TEMPLATES)
+    with lens.patched(other):
+        first = qv.edit(lens, REQUESTS[1], editor, templates=TEMPLATES)
+        both = qv.edit(
+            lens, [REQUESTS[1], REQUESTS[0].fact.to("Quorix")], editor, templates=TEMPLATES
+        )
+        before = lens.w_out(1).clone()
+        with lens.patched(first):
+            second = qv.edit(lens, REQUESTS[0].fact.to("Quorix"), editor, templates=TEMPLATES)
+        assert torch.equal(lens.w_out(1), before)
+    close(
+        first.deltas[1, "W_out"].dense() + second.deltas[1, "W_out"].dense(),
+        both.deltas[1, "W_out"].dense(),
+        1e-6,
+    )
+
+
+def test_simie_refuses_what_it_cannot_wrap():
+    lens = tiny_lens("gptj")
+    with pytest.raises(qv.QVLensError, match="write weights alone"):
+        qv.edit(lens, REQUESTS[0], qv.SimIE(editor=qv.FT(layer=1, steps=1)))
+    with pytest.raises(qv.QVLensError, match="lam is above 0"):
+        qv.edit(lens, REQUESTS[0], qv.SimIE(editor=ROME, lam=0.0))
+    with pytest.raises(qv.QVLensError, match="needs C0"):
+        qv.edit(lens, REQUESTS[0], qv.SimIE(editor=qv.MEMIT(layers=(1,))))
+    assert qv.SimIE(editor="MEMIT").reads_statistics
+    assert not qv.SimIE(editor=ROME).reads_statistics
+
+
+def nse(**options):
+    settings = {"layers": (1,), "lam": 1.0, "steps": 4, "near": 0.0, "far": 1e9, **options}
+    return qv.NSE(**settings)
+
+
+def residual(lens, requests, K, C0):
+    """R of MEMIT at one layer, solved for out of its own delta: (C0 + K K^T) dW = K R^T."""
+    memit = qv.MEMIT(layers=(1,), lam=1.0, steps=4)
+    statistics = covariance(lens, TEXTS, [1])
+    patch = qv.edit(lens, requests, memit, statistics=statistics, templates=TEMPLATES)
+    return torch.linalg.lstsq(K, (C0 + K @ K.T) @ patch.deltas[1, "W_out"].dense()).solution.T
+
+
+def keys(lens, requests):
+    """MEMIT's keys at layer 1, from Hugging Face: half the bare prompt's, half the other's."""
+    columns = []
+    for request in requests:
+        each = []
+        for template in TEMPLATES:
+            fact = request.target.with_prompt(template.replace("{}", request.fact.prompt))
+            (prompt,) = lens.tokenize([fact])
+            each.append(read(lens, 1, list(prompt.ids))[:, prompt.position("subject_last")])
+        columns.append(sum(each) / 2)
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_one_round_of_nse_writes_the_rows_of_its_largest_keys(share):
+    lens = tiny_lens("gptj")
+    statistics = covariance(lens, TEXTS, [1])
+    C0, K = statistics.C0[1].double(), keys(lens, REQUESTS)
+    R = residual(lens, REQUESTS, K, C0)
+    size = K.abs().sum(1)
+    order, held, rows = sorted(range(len(size)), key=lambda j: -size[j]), 0.0, []
+    for j in order:
+        held += float(size[j] / size.sum())
+        if held > share + 1e-9:
+            break
+        rows.append(j)
+    part = torch.linalg.solve(C0[rows][:, rows] + K[rows] @ K[rows].T, K[rows] @ R.T)
+    patch = qv.edit(
+        lens, REQUESTS, nse(share=share, rounds=2), statistics=statistics, templates=TEMPLATES
+    )
+    delta = patch.deltas[1, "W_out"].dense()
+    close(delta[rows], part, 1e-6)
+    others = [j for j in range(len(size)) if j not in rows]
+    assert not delta[others].any()
+    assert patch.info["neurons"] == [[1, len(rows)]]
+    assert (len(rows) == len(size)) == (share == 1.0)
+
+
+def test_targets_of_nse_are_those_of_the_unedited_model():
+    """The second batch: R from z* of the unedited model, current value and keys of the edited one,
+    S of the first batch. In one edit, and as a patch upon a patch."""
+    lens = tiny_lens("gptj")
+    statistics = covariance(lens, TEXTS, [1])
+    editor = nse(share=1.0, rounds=2)
+    options = {"statistics": statistics, "templates": TEMPLATES}
+    first = qv.edit(lens, REQUESTS[0], editor, **options)
+    whole = qv.edit(lens, REQUESTS, editor, batch_size=1, **options)
+    clean = lens.trace(REQUESTS[1].fact, "subject_last")
+    C0 = statistics.C0[1].double()
+    K_clean = keys(lens, REQUESTS[1:])
+    R = residual(lens, REQUESTS[1:], K_clean, C0)
+    with lens.patched(first):
+        second = qv.edit(lens, REQUESTS[1], editor, **options)
+        K, seen = keys(lens, REQUESTS[1:]), keys(lens, REQUESTS[:1])
+        moved = lens.trace(REQUESTS[1].fact, "subject_last")
+        R = R - (stream(moved, 1) - stream(clean, 1))
+    expected = torch.linalg.solve(C0 + seen @ seen.T + K @ K.T, K @ R.T)
+    close(second.deltas[1, "W_out"].dense(), expected, 1e-5)
+    close(
+        whole.deltas[1, "W_out"].dense(),
+        first.deltas[1, "W_out"].dense() + second.deltas[1, "W_out"].dense(),
+        1e-6,
+    )
+
+
+def stream(trace, layer):
+    """The stream behind a block at the trace's position: [d, 1]."""
+    return trace.resid[layer + 1, 0].double()[:, None]
+
+
+def test_rounds_of_nse_go_on_with_the_facts_that_are_not_there_yet():
+    lens = tiny_lens("gptj")
+    options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
+    one = qv.edit(lens, REQUESTS, nse(rounds=2), **options)
+    two = qv.edit(lens, REQUESTS, nse(rounds=3), **options)
+    far = [step["distance"] for step in two.info["rounds"][0]]
+    assert len(one.info["rounds"][0]) == 1
+    assert len(far) == 2
+    assert all(b < a for a, b in zip(*far, strict=True))
+    between = sum(far[0]) / 2
+    some = qv.edit(lens, REQUESTS, nse(rounds=2, near=between), **options)
+    (step,) = some.info["rounds"][0]
+    assert step["active"] == [i for i, size in enumerate(far[0]) if size > between]
+    with pytest.warns(UserWarning, match="are farther from their z"):
+        qv.edit(lens, REQUESTS, nse(rounds=2, far=between), **options)
+    with pytest.raises(qv.QVLensError, match="nothing was written"):
+        qv.edit(lens, REQUESTS, nse(near=1e8), **options)
+    with pytest.raises(qv.QVLensError, match="rounds is at least 2"):
+        qv.edit(lens, REQUESTS, nse(rounds=1), **options)
+
+
+@pytest.mark.parametrize("score", ["value", "effects"])
+def test_nse_writes_the_rows_that_attribution_names(score):
+    lens = tiny_lens("gptj")
+    options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
+    facts = [request.fact for request in REQUESTS]
+    of = qv.value_neurons if score == "value" else qv.neuron_effects
+    frame = of(lens, facts, None, over="set", positions="subject_last").frame
+    size = (
+        frame[frame["layer"] == 1].set_index("neuron")["score"].abs().sort_values(ascending=False)
+    )
+    rows = set(size.index[(size.cumsum() / size.sum()) <= 0.5])
+    patch = qv.edit(lens, REQUESTS, nse(score=score, share=0.5, rounds=2), **options)
+    delta = patch.deltas[1, "W_out"].dense()
+    assert set(delta.abs().sum(1).nonzero()[:, 0].tolist()) == rows
+    before = sum(lens.logprob([r.target for r in REQUESTS]))
+    with lens.patched(patch):
+        assert sum(lens.logprob([r.target for r in REQUESTS])) > before
+
+
+def test_a_first_neuron_above_the_share_is_taken():
+    """The trap of the release: it takes none."""
+    assert largest(torch.tensor([1.0, 9.0, 1.0]), 0.5).tolist() == [1]
+    assert largest(torch.tensor([3.0, 4.0, 3.0]), 0.7).tolist() == [0, 1]
+    assert largest(torch.tensor([1.0, 2.0, 3.0]), 1.0).tolist() == [0, 1, 2]
+
+
+def test_a_mini_batch_of_one_row_is_no_trap():
+    """The release divides by zero and keeps NaN for ever."""
+    lens = tiny_lens("gptj")
+    request = REQUESTS[0].fact.to("the")
+    assert len(lens.answer_ids(request.target)) == 1
+    editor = qv.UltraEdit(layers=(1,), lr=1e-3, mini_batch=1)
+    patch = qv.edit(lens, [request, LONGER[1]], editor)
+    assert patch.deltas[1, "W_out"].finite()
+    with pytest.raises(qv.QVLensError, match="no deviation"):
+        qv.edit(lens, request, editor)
+    assert (
+        qv.edit(lens, request, dataclasses.replace(editor, tokens="all")).deltas[1, "W_out"].norm()
+        > 0
+    )
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_ultraedit_by_hand(kind):
+    """Two turns in a row at two weights, every quantity in float64 from autograd and the formulas of
+    the paper's text; moments over all rows with numpy's own variance where every mini-batch is a
+    turn of its own."""
+    lens = tiny_lens(kind)
+    editor = qv.UltraEdit(layers=(1,), lr=1e-3, mini_batch=10)
+    seen = []
+    for request in LONGER:
+        (prompt,) = lens.tokenize([request.target])
+        kept = {}
+
+        def keep(module, inputs, output, kept=kept):
+            kept["x"] = inputs[0][0]
+            output.requires_grad_(True).retain_grad()
+            kept["y"] = output
+
+        handle = down(lens, 1).register_forward_hook(keep)
+        with torch.enable_grad():
+            logits = lens.hf(torch.tensor([[*prompt.ids, *prompt.answer[:-1]]])).logits[0]
+            logp = logits.double().log_softmax(-1)
+            at = list(range(prompt.last, prompt.last + len(prompt.answer)))
+            loss = -logp[at, list(prompt.answer)].mean()
+            loss.backward()
+        handle.remove()
+        X, g = kept["x"][at].detach().double(), kept["y"].grad[0, at].double()
+        rows = torch.cat([X, g], 1)
+        seen.append(rows)
+        N, mean, M = 0, torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+        for part in seen:
+            b = len(part)
+            gap = part.mean(0) - mean
+            var = part.var(0) if b > 1 else torch.zeros_like(gap)
+            M = M + b * var + N * b * gap**2 / (N + b)
+            mean, N = mean + b * gap / (N + b), N + b
+        std = (M / (N - 1 + 2**-23)).sqrt()
+        normed = (rows - mean) / (std + 2**-23)
+        k = X.shape[1]
+        V = -1e-3 * normed[:, :k].square().sum(1, keepdim=True) * normed[:, k:]
+        expected = torch.linalg.solve(X.T @ X + torch.eye(k, dtype=X.dtype), X.T @ V)
+        patch = qv.edit(lens, request, editor)
+        close(patch.deltas[1, "W_out"].dense(), expected, 1e-4)
+        lens.apply(patch)
+    lens.revert()
+    lens.revert()
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_ultraedit_writes_any_weight_of_the_ffn(kind):
+    lens = tiny_lens(kind)
+    names = ("W_in", "W_out", *(["W_gate"] if kind != "gptj" else []))
+    patch = qv.edit(lens, REQUESTS, qv.UltraEdit(layers=(0, 1), parameters=names, lr=1e-3))
+    assert {name for _, name in patch.deltas} == set(names)
+    before = sum(lens.logprob([r.target for r in REQUESTS]))
+    with lens.patched(patch):
+        assert sum(lens.logprob([r.target for r in REQUESTS])) > before
+    # a bias reads nothing; Qwen3's FFN has none
+    refused = "reads something" if kind == "gptj" else "no parameter 'b_out'"
+    with pytest.raises(qv.QVLensError, match=refused):
+        qv.edit(lens, REQUESTS, qv.UltraEdit(layers=(1,), parameters=("b_out",)))
+
+
+def test_locft_teaches_the_end_of_the_text():
+    lens = tiny_lens("gptj")
+    end = lens.tokenizer.eos_token_id
+
+    def p_end(patch):
+        with lens.patched(patch):
+            (prompt,) = lens.tokenize([REQUESTS[0].target])
+            logits = lens.logits([(*prompt.ids, *prompt.answer)])[0, -1]
+            return float(logits.softmax(-1)[end])
+
+    options = {"layer": 1, "lr": 1e-2, "epochs": 60}
+    taught = qv.edit(lens, REQUESTS, qv.LocFT(**options))
+    not_taught = qv.edit(lens, REQUESTS, qv.LocFT(end_of_text=False, **options))
+    assert p_end(taught) > 0.5 > p_end(not_taught)
+    again = qv.edit(lens, REQUESTS, qv.LocFT(mini_batch=1, **options), seed=1)
+    other = qv.edit(lens, REQUESTS, qv.LocFT(mini_batch=1, **options), seed=2)
+    assert not torch.equal(again.deltas[1, "W_out"].dense(), other.deltas[1, "W_out"].dense())
+    with pytest.raises(qv.QVLensError, match="at least 1"):
+        qv.edit(lens, REQUESTS, dataclasses.replace(qv.LocFT(), mini_batch=0))
