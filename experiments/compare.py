@@ -2,7 +2,8 @@
 by case.
 
 1. `Cases`: what is asked. 'facts' (single edits with paraphrases, neighbours, multi-hop prompts,
-   portability, locality, prompts for fluency) or 'multihop' (MQuAKE's chains of 2 to 4 hops with 1
+   portability, locality, prompts for fluency; for any other model of facts of the atlas that it
+   knows) or 'multihop' (MQuAKE's chains of 2 to 4 hops with 1
    to 4 edits, after worked examples: ACE, Appendix G.1) of the bundled world, or a file in any
    format of `facts.benchmarks`; each seed takes others of it.
 2. `Protocol`: one of `evaluation.protocols`; "none" asks the unedited model.
@@ -25,7 +26,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.prompts import at_least, check_files
+from experiments.prompts import ATLAS, at_least, check_files, first_known, usual
 from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import Editor, reads_statistics
@@ -45,6 +46,7 @@ from qv_lens.evaluation.protocols import (
     usual_metrics,
 )
 from qv_lens.evaluation.protocols import Protocol as ProtocolName
+from qv_lens.facts.atlas import atlas, edit_case
 from qv_lens.facts.corpora import corpus
 from qv_lens.models.lens import Lens
 from qv_lens.plots import method_bars, seconds_bars
@@ -232,7 +234,22 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
 
 
 def _drawn(lens: Lens, asked: Cases, once: Once) -> DrawnCases:
+    if asked.data == "facts" and usual(lens, "") == ATLAS:
+        return once(_of_atlas, lens, asked.count, asked.seed)
     return once(cases_of, lens, asked.data, asked.count, asked.seed, asked.known)
+
+
+def _of_atlas(lens: Lens, count: int, seed: int) -> DrawnCases:
+    """Edits of facts of the atlas that the model knows; each seed takes others."""
+    facts = random.Random("editors").sample(atlas(), len(atlas()))
+    upto = (seed + 1) * count
+    known = first_known(lens, facts, upto)
+    if len(known) <= upto - count:
+        raise ConfigError(
+            f"{lens.name} knows {len(known)} facts of the atlas, none of them for seed {seed}: each "
+            f"seed takes {count} others. Take a lower seed or a smaller count."
+        )
+    return DrawnCases([edit_case(fact, seed) for fact in known[upto - count :]])
 
 
 def _examples(lens: Lens, asked: Cases, once: Once) -> tuple[str, ...]:
@@ -389,15 +406,12 @@ def figure(
 
     `by`: the columns that were varied; those of `VARIED` and the changes to the editor where none
     are named."""
-    names = (
-        by
-        or [
-            name
-            for name in (*VARIED, "editor")
-            if name in frame and frame[name].astype(str).nunique() > 1
-        ]
-        or ["method"]
-    )
+    varied = [
+        name
+        for name in (by or (*VARIED, "editor"))
+        if name in frame and frame[name].astype(str).nunique() > 1
+    ]
+    names = varied or list(by[-1:]) or ["method"]
     values = frame[list(names)].astype(str).apply(lambda column: column.str.strip("[]'"))
     frame = frame.assign(what=values.agg(" · ".join, axis=1))
     if (frame["batch_size"] == 1).all() and (frame["protocol"] == "single").all():

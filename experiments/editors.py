@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from experiments.compare import MEASURES, VERSION, Task, figure, rows
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
@@ -23,7 +23,7 @@ SETTINGS = {
     "curve": 25,
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "data": ["facts", "multihop"],
     "protocol": ["single", "batch", "consecutive"],
     "seed": [0, 1, 2],

@@ -1,18 +1,28 @@
-"""The models of the experiments: the bundled toys, and ACE's two models that they stand for."""
+"""The models of the experiments: small pretrained ones that are measured here, and ACE's two."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-TOYS = ("toy-gptj", "toy-qwen3")
-REAL = ("EleutherAI/gpt-j-6B", "Qwen/Qwen3-8B")
+#: what a file runs on where no model is named
+STUDIED = ("smollm2-135m",)
+#: ACE's own
+ACES = ("EleutherAI/gpt-j-6B", "Qwen/Qwen3-8B")
+#: the ledger's columns: a model's name and what it is called
+COLUMNS = {
+    "smollm2-135m": "SmolLM2-135M",
+    "Qwen/Qwen2.5-Coder-0.5B": "Qwen2.5-Coder-0.5B",
+    "EleutherAI/gpt-j-6B": "GPT-J-6B",
+    "Qwen/Qwen3-8B": "Qwen3-8B",
+}
 #: layers of ACE's models
 GPTJ_LAYERS = 28
 QWEN_LAYERS = 36
 
 
 def is_gptj(frame: pd.DataFrame) -> bool:
-    """Which of the paper's two models the rows' model stands for."""
+    """Which of the paper's two models the rows' model is compared with: GPT-J, or any other with
+    Qwen3, whose blocks are as those of SmolLM2 and Qwen2.5."""
     return "gpt" in str(frame["model"].iloc[0]).lower()
 
 

@@ -1,5 +1,5 @@
-"""Every table and figure of the ledger but the comparison of editors, on both bundled models side
-by side.
+"""Every table and figure of the ledger but the comparison of editors, on the models measured
+here.
 
     python -m experiments.run_all runs                     # killed at any moment, the same command goes on where it stopped
     python -m experiments.run_all runs experiments/editors.py      # or single files: the comparison of editors (hours)
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from experiments import editors
 from experiments.ledger import experiments, results_of
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 
 def files() -> list[Path]:
@@ -34,7 +34,7 @@ def files() -> list[Path]:
 
 def run(model: str, chosen: Sequence[Path], out: Path) -> bool:
     """Run one model's files one after another; whether all went well."""
-    threads = max(1, (os.cpu_count() or 1) // len(TOYS))
+    threads = max(1, (os.cpu_count() or 1) // len(STUDIED))
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     command = Path(sys.executable).with_name("qv-lens")
     all_well = True
@@ -64,8 +64,8 @@ def main() -> None:
         parser.error(f"no such file: {', '.join(missing)}")
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = args.files or files()
-    with ThreadPoolExecutor(len(TOYS)) as pool:
-        went = list(pool.map(lambda model: run(model, chosen, args.out), TOYS))
+    with ThreadPoolExecutor(len(STUDIED)) as pool:
+        went = list(pool.map(lambda model: run(model, chosen, args.out), STUDIED))
     sys.exit(0 if all(went) else 1)
 
 

@@ -31,7 +31,7 @@ from experiments.decide import (
     share,
     together,
 )
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from qv_lens.editing.presets import presets
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "SETTINGS", "VERSION", "Task", "figure", "rows"]
@@ -41,7 +41,7 @@ SETTINGS = {
     "metrics": ["efficacy_acc", "paraphrase_acc", "specificity_acc", "multihop_acc"],
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "seed": [0, 1, 2, 3, 4],
     "method": ["MEMIT", "PMET", "ACE"],
     "edited": [1, 2, 3, 4, 6],

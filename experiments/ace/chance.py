@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, Verdict, per_case, share
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
@@ -27,7 +27,7 @@ SETTINGS = {
     "metrics": ["efficacy_acc", "paraphrase_acc", "specificity_acc", "portability", "multihop_acc"],
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "seed": [0, 1, 2],
     "layers": [
         "located",

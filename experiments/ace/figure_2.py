@@ -39,7 +39,7 @@ from experiments.decide import (
     lost,
     together,
 )
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from experiments.prompts import ATLAS, check_asked, first_known, pool, usual
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.query import query_neurons
@@ -54,7 +54,7 @@ from qv_lens.runs.experiment import Once, directly
 
 SETTINGS = {"fraction": 0.01, "prompts": 200}  # all that exist where there are fewer
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     # each category's most important layer (--set layer=24: a layer by number), and the whole model
     "layer": ["top", "all"],
     "category": ["nationality", "continent", "capital", "language"],

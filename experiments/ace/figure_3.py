@@ -28,7 +28,7 @@ from experiments.decide import (
     nearer,
     share,
 )
-from experiments.models import TOYS, is_gptj, layers_there
+from experiments.models import STUDIED, is_gptj, layers_there
 from qv_lens.evaluation.intervals import DIFFERENCE
 from qv_lens.plots import category_heatmap
 
@@ -37,7 +37,7 @@ __all__ = ["CLAIMS", "GRID", "MEASURES", "SETTINGS", "Task", "figure", "rows"]
 SETTINGS = {"hops": 2, "prompts": 100}
 #: no chain of the bundled world ends in an author
 CATEGORIES = ("nationality", "continent", "language", "capital", "leadership", "sport", "founder")
-GRID = {"model": TOYS, "category": CATEGORIES}
+GRID = {"model": STUDIED, "category": CATEGORIES}
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:

@@ -30,7 +30,7 @@ from experiments.decide import (
     share,
     together,
 )
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.projection import interpretable as holds_answer
 from qv_lens.attribution.projection import surface_forms
@@ -43,7 +43,7 @@ from qv_lens.neurons import NeuronSet
 from qv_lens.plots import set_bars
 
 SETTINGS = {"prompts": 100}
-GRID = {"model": TOYS, "category": ["sport", "capital"]}
+GRID = {"model": STUDIED, "category": ["sport", "capital"]}
 MEASURES = ("sampled", "probability", "argmax")
 #: rows of an earlier version counted the answer's own first token alone
 VERSION = 2

@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 
 from experiments.ace import NO_CODE
 from experiments.decide import FAILS, HOLDS, OPEN, Claim, Verdict, lost
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.evaluation.ablation import suppress
 from qv_lens.evaluation.known_cases import knowledge
@@ -26,7 +26,7 @@ from qv_lens.models.lens import Lens
 from qv_lens.plots import counts
 
 SETTINGS = {"prompts": 100}
-GRID = {"model": TOYS, "category": ["all", "nationality", "continent", "capital", "language"]}
+GRID = {"model": STUDIED, "category": ["all", "nationality", "continent", "capital", "language"]}
 RESULTS = "ace_suppression"
 MEASURES = ("count", "interval", "original", "accuracy", "drop_points", "drop_relative")
 

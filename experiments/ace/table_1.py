@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from experiments.ace import NO_CODE
 from experiments.ace.overlap import best_layers, mean_overlap, overlap
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, Estimate, Verdict, decided
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.query import query_layers
@@ -42,7 +42,7 @@ CATEGORIES = (
     "founder",
 )
 SETTINGS = {"prompts": 100}  # all that exist where there are fewer
-GRID = {"model": TOYS, "category": CATEGORIES}
+GRID = {"model": STUDIED, "category": CATEGORIES}
 MEASURES = ("score", "interval", "rank")
 #: value neurons per prompt that count (ACE's notebooks)
 TOP = 300

@@ -31,7 +31,7 @@ from experiments.decide import (
     together,
     two_samples,
 )
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
@@ -41,7 +41,7 @@ SETTINGS = {
     "metrics": ["multihop_cot", "multihop_cot_rate", "instance_wise"],
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "seed": [0, 1, 2],
     "method": ["FT", "ROME", "MEMIT", "PMET", "ACE", "ACE.paper", "ACE.official"],
 }

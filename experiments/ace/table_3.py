@@ -15,7 +15,7 @@ from experiments.ace import RELEASED, RIVALS
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.decide import Claim, ahead, beats
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
@@ -33,7 +33,7 @@ SETTINGS = {
     ],
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "seed": [0, 1, 2],
     "method": ["FT", "ROME", "MEMIT", "PMET", "ACE"],
 }

@@ -33,7 +33,7 @@ from experiments.decide import (
     together,
     two_samples,
 )
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from qv_lens.evaluation.intervals import DIFFERENCE
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "SETTINGS", "VERSION", "Task", "figure", "rows"]
@@ -44,7 +44,7 @@ SETTINGS = {
     "metrics": ["efficacy_acc", "paraphrase_acc", "specificity_acc", "multihop_acc"],
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "seed": [0, 1, 2, 3, 4],
     "skip": ["", "q", "qq", "v", "vv"],
 }

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from experiments.ace import NO_CODE
 from experiments.decide import Claim, Verdict, decided, difference, together
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from experiments.prompts import asked, check_asked
 from qv_lens.attribution.layers import by_token
 from qv_lens.evaluation.intervals import UNBOUNDED
@@ -28,7 +28,7 @@ from qv_lens.plots import token_bars
 
 # all that exist where there are fewer; the figure shows the first
 SETTINGS = {"category": "sport", "prompts": 100}
-GRID = {"model": TOYS, "seed": [0]}
+GRID = {"model": STUDIED, "seed": [0]}
 MEASURES = ("ffn", "attn")
 
 

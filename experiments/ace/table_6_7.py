@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from experiments.ace import NO_CODE
 from experiments.decide import Claim, Decide, Verdict, decided, difference, points, share
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.projection import interpretable, vocabulary
 from qv_lens.attribution.query import query_neurons
@@ -26,7 +26,7 @@ from qv_lens.models.lens import Lens
 from qv_lens.plots import vocabulary_table
 
 SETTINGS = {"category": "sport", "prompts": 100, "top": 10}
-GRID = {"model": TOYS, "seed": [0]}
+GRID = {"model": STUDIED, "seed": [0]}
 MEASURES = ("coefficient", "score", "interpretable")
 #: neurons of each role per prompt that count (ACE's notebooks)
 TOP = 300

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.decide import NOT_MEASURED, Claim, Decide, Verdict, decided, difference, together
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from qv_lens.evaluation.intervals import UNBOUNDED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "SETTINGS", "VERSION", "Task", "figure", "rows"]
@@ -25,7 +25,7 @@ SETTINGS = {
     "metrics": ["efficacy_acc"],
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "seed": [0, 1, 2],
     "method": [
         "FT",

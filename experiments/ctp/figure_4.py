@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from experiments.decide import FAILS, HOLDS, Claim, Verdict, share
-from experiments.models import TOYS
+from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked, pool
 from qv_lens.attribution.gradients import NodeScore, transmission_paths
 from qv_lens.errors import ConfigError
@@ -25,7 +25,7 @@ from qv_lens.plots import node_lines
 
 SETTINGS = {"prompts": 100}
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "category": ["all", "sport", "capital"],
     # as CTP's code (z-scored within each layer); the gradient's own size, which compares layers
     "score": ["mean_abs_z", "norm"],

@@ -16,13 +16,13 @@ from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.ctp import ONE_BATCH
 from experiments.decide import Claim, curve
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "MORE", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
 SETTINGS = {"method": "CTP", **ONE_BATCH}
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "editor.top": [1, 5, 15, 50, 150],
 }
 #: the * of the figure: all nodes of a layer but the one of T-

@@ -14,13 +14,13 @@ from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.ctp import ONE_BATCH
 from experiments.decide import Claim, beats, compared, curve
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
 SETTINGS = {"method": "CTP", **ONE_BATCH}
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "editor.lam": [0.0, 0.01, 0.1, 0.5, 1.0],
 }
 #: what lambda = 0 changes besides

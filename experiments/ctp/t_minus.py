@@ -14,13 +14,13 @@ from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.ctp import ONE_BATCH
 from experiments.decide import Claim, curve
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
 SETTINGS = {"method": "CTP", **ONE_BATCH}
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "editor.bottom": [0, 1, 5, 15],
 }
 RESULTS = "ctp_tminus"

@@ -15,14 +15,14 @@ from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.ctp import ONE_BATCH
 from experiments.decide import Claim, ahead
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
 RIVALS = ("FTL", "ROME", "MEMIT", "PRUNE", "RECT", "AlphaEdit")
 SETTINGS = ONE_BATCH
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "method": [*RIVALS, "CTP"],
 }
 

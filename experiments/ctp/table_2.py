@@ -24,7 +24,7 @@ from experiments.decide import (
     share,
     together,
 )
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
@@ -35,7 +35,7 @@ SETTINGS = {
     "metrics": METRICS,
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "method": [*RIVALS, "CTP"],
 }
 RESULTS = "consecutive"

@@ -20,7 +20,7 @@ from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.decide import NOT_MEASURED, Claim, Decide, Verdict, compared
 from experiments.kne import METRICS
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
@@ -32,7 +32,7 @@ SETTINGS = {
     "metrics": METRICS,
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "editor.located": [10, 25, 50, 100],
 }
 RESULTS = "kne_figureB3"

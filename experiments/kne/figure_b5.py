@@ -14,7 +14,7 @@ from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.decide import Claim, curve
 from experiments.kne import METRICS
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
@@ -25,7 +25,7 @@ SETTINGS = {
     "metrics": METRICS,
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "batch_size": [1, 5, 20, 100],
 }
 RESULTS = "kne_figureB5"

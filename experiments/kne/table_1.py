@@ -14,7 +14,7 @@ from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.decide import Claim, ahead, reaches
 from experiments.kne import METRICS
-from experiments.models import TOYS
+from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
@@ -24,7 +24,7 @@ SETTINGS = {
     "metrics": METRICS,
 }
 GRID = {
-    "model": TOYS,
+    "model": STUDIED,
     "seed": [0, 1, 2],
     "method": ["FT", "FTL", "AdaLoRA", "ROME", "MEMIT", "KNE"],
 }

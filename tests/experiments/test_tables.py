@@ -4,6 +4,7 @@ files; the ledger."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,10 @@ import pytest
 import torch
 
 import qv_lens as qv
-from experiments import compare, editors, ledger
+from experiments import compare, editors, ledger, prompts
 from experiments.ace import neurons_27, section_4_2, table_1, table_5, table_6_7
 from experiments.ctp import figure_4
-from experiments.prompts import asked, of_category, pool
+from experiments.prompts import asked, of_category, pool, usual
 from qv_lens.facts.categories import CATEGORIES
 from qv_lens.runs.config import read_config
 from qv_lens.runs.run import all_tasks
@@ -244,8 +245,28 @@ def test_the_bundled_world_is_asked_of_its_own_models_alone(lens, tmp_path):
     saved = qv.load(tmp_path / "saved")
     assert len(table_5.rows(table_5.Task(saved.name, prompts=1), saved))
     other = SimpleNamespace(name="other", tokenizer=SimpleNamespace(get_vocab=lambda: {"a": 0}))
+    assert usual(other, "") == "atlas"
+    assert usual(other, "facts.csv") == usual(saved, "facts.csv") == "facts.csv"
     with pytest.raises(qv.QVLensError, match="was not trained on the bundled world"):
-        asked(other, table_5.Task("other"))
+        cases_of(other, "multihop", 1)
+
+
+def test_prompts_of_the_atlas_are_those_that_the_model_knows(monkeypatch):
+    """The first so many in the seed's order; single facts of a category, and chains of its end."""
+    other = SimpleNamespace(name="other", tokenizer=SimpleNamespace(get_vocab=lambda: {"a": 0}))
+    for hops in (1, 2):
+        every = of_category("capital", 10_000, 0, "atlas", hops)
+        assert {fact.category for fact in every} == {"capital"}
+        known = every[1::3]
+        monkeypatch.setattr(
+            prompts, "knows", lambda lens, facts, known=known: [f in known for f in facts]
+        )
+        task = table_5.Task("other", category="capital", prompts=7)
+        assert asked(other, task, hops) == known[:7]
+        assert asked(other, replace(task, prompts=10_000), hops) == known
+    monkeypatch.setattr(prompts, "knows", lambda lens, facts: [False for _ in facts])
+    with pytest.raises(qv.QVLensError, match="knows the answer of none of"):
+        asked(other, task)
 
 
 def test_the_committed_ledger_is_what_the_command_writes():

@@ -88,7 +88,7 @@ def test_bad_files_are_refused(tmp_path, text, changes, says):
         (
             "ace/figure_2.py",
             ["neurons=bottom"],
-            "neurons 'bottom' not found. Available: top, random, query",
+            "neurons 'bottom' not found. Available: top, effects, random, query",
         ),
         ("ace/figure_2.py", ['neurons=["top", "best"]'], "neurons 'best' not found"),
         (
