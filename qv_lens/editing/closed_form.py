@@ -41,6 +41,9 @@ from qv_lens.facts.spans import FactToken
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, summed
 
+#: what BetaEdit keeps K K^T of its last renewal under, beside the keys
+RENEWAL = "renewal"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ROME(ClosedForm):
@@ -228,6 +231,11 @@ class EarlierKeys:
         ]
         return Delta.total(parts) if parts else None
 
+    def gram(self, layer: int) -> Tensor | None:
+        """K K^T itself. (A long row of edits keeps no K: it would have more columns than rows.)"""
+        keys = self.keys(layer)
+        return None if keys is None else keys.dense()
+
     def learn(self, keys: dict[int, list[Tensor]]) -> None:
         """Take in a batch's keys."""
         for layer, found in keys.items():
@@ -271,28 +279,40 @@ class BetaEdit(AlphaEdit):
         base, lens, C0 = super().solver(job), job.lens, job.moments()
         seen, spaces = EarlierKeys(job, self), Factored(None)
         earlier = job.earlier(self)
-        job.notes["renewed"] = earlier[-1].info["renewed"] if earlier else 0
+        before = summed(patch.kept for patch in earlier)
+        last = earlier[-1].info if earlier else {"renewed": 0, "edited": 0}
+        job.notes.update(renewed=last["renewed"], edited=last["edited"])
 
         def metric(layer: int, module: str) -> InverseMetric:
-            keys, moment = seen.keys(layer), C0.of(lens, layer).to(lens.device).double()
-            count = 0 if keys is None else keys.left.shape[1]
+            moment = C0.of(lens, layer).to(lens.device).double()
+            count, gram, key = job.notes["edited"], seen.gram(layer), (layer, RENEWAL)
             if count - job.notes["renewed"] >= self.renew:
                 job.notes["renewed"] = count
             since = job.notes["renewed"]
-            if keys is None or not since:
+            if gram is None or not since:
                 P = self._null_space(job, moment, layer)
             else:
-                make = partial(self._renewed, keys.left[:, :since], moment)
+                held = summed([before, job.kept]).get(key)
+                if since == count:  # renewed in this batch: the patch keeps what is new in the sum
+                    old = 0.0 if held is None else held.dense()
+                    fresh = Delta(gram - old)
+                    job.kept.update(summed([job.kept, {key: fresh}]))
+                    held = Delta(gram)
+                assert held is not None
+                make = partial(self._renewed, held.dense() / since, moment)
                 P = spaces.once((layer, since), make)
                 job.notes["rank_of_P"][str(layer)] = round(float(P.trace()))
-            return null_space_metric(P, keys, self.L2, self.lam * moment)
+            return null_space_metric(P, seen.keys(layer), self.L2, self.lam * moment)
 
-        return replace(base, metric=metric, learn=seen.learn, limit=self.limit)
+        def learn(keys: dict[int, list[Tensor]]) -> None:
+            seen.learn(keys)
+            job.notes["edited"] += next(iter(keys.values()))[0].shape[1]
 
-    def _renewed(self, K: Tensor, C0: Tensor) -> Tensor:
-        """P from the keys of all facts edited so far, and C0."""
-        mixed = (K @ K.T / K.shape[1] + self.lam * C0) / (self.lam + 1)
-        return null_space(mixed, self.threshold)
+        return replace(base, metric=metric, learn=learn, limit=self.limit)
+
+    def _renewed(self, moment: Tensor, C0: Tensor) -> Tensor:
+        """P from the mean second moment of the keys of all facts edited so far, and C0."""
+        return null_space((moment + self.lam * C0) / (self.lam + 1), self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,9 +333,8 @@ class ENCORE(MEMIT):
         seen, C0 = EarlierKeys(job, self), job.moments()
 
         def metric(layer: int, module: str) -> InverseMetric:
-            keys = seen.keys(layer)
             moment = C0.of(job.lens, layer).to(job.lens.device)
-            return held_metric(moment, None if keys is None else keys.left, self.lam, self.norm)
+            return held_metric(moment, seen.gram(layer), self.lam, self.norm)
 
         return Solver(metric, lambda n: 1.0, seen.learn)
 

@@ -95,12 +95,12 @@ class NSE(ClosedForm):
 
         def metric(layer: int, module: str) -> InverseMetric:
             moment = C0.of(job.lens, layer).to(job.lens.device).double()
-            keys = earlier.keys(layer)
+            seen = earlier.gram(layer)
 
             def of(K: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
                 chosen = largest(scores.get(layer, K.abs().sum(1)), self.share)
                 job.notes["neurons"].append([layer, len(chosen)])
-                return some_rows(self.lam * moment, keys, chosen, K)
+                return some_rows(self.lam * moment, seen, chosen, K)
 
             return of
 
@@ -206,16 +206,15 @@ class NSE(ClosedForm):
 
 def some_rows(
     held: Float[Tensor, "k k"],
-    keys: Delta | None,
+    seen: Float[Tensor, "k k"] | None,
     chosen: Int[Tensor, " chosen"],
     K: Float[Tensor, "k n"],
 ) -> Float[Tensor, "k n"]:
-    """Y with (H + Kp Kp^T)[I, I] Y[I] = K[I], 0 elsewhere: H is lam C0, Kp the earlier keys, I the
+    """Y with (H + S)[I, I] Y[I] = K[I], 0 elsewhere: H is lam C0, S K K^T of the earlier keys, I the
     chosen neurons."""
     system = held[chosen][:, chosen]
-    if keys is not None:
-        seen = keys.left[chosen]
-        system = system + seen @ seen.T
+    if seen is not None:
+        system = system + seen[chosen][:, chosen]
     Y = torch.zeros_like(K)
     Y[chosen] = torch.cholesky_solve(K[chosen], torch.linalg.cholesky(system))
     return Y

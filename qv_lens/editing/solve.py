@@ -86,15 +86,16 @@ def null_space_metric(
 
 def held_metric(
     C0: Float[Tensor, "d_mlp d_mlp"],
-    earlier: Float[Tensor, "d_mlp n"] | None,
+    earlier: Float[Tensor, "d_mlp d_mlp"] | None,
     lam: float,
     norm: float,
 ) -> InverseMetric:
-    """K -> (lam C0 + norm I + Kp Kp^T)^-1 K, Kp the keys of earlier facts (ENCORE)."""
+    """K -> (lam C0 + norm I + Kp Kp^T)^-1 K; `earlier`: Kp Kp^T, Kp the keys of earlier facts
+    (ENCORE)."""
     system = lam * C0.double()
     system = system + norm * torch.eye(len(system), dtype=system.dtype, device=system.device)
     if earlier is not None:
-        system = system + earlier @ earlier.T
+        system = system + earlier
     factor = torch.linalg.cholesky(system)
     return lambda K: torch.cholesky_solve(K.double(), factor)
 

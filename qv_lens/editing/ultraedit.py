@@ -72,13 +72,18 @@ class Moments:
         return (self.squares / (self.count - 1 + EPS)).sqrt()
 
     def stored(self) -> Delta:
-        """As a patch keeps them: N, mean and M below each other."""
-        return Delta(torch.stack([torch.full_like(self.mean, self.count), self.mean, self.squares]))
+        """As a patch keeps them: N, the sums and the sums of squares, so that those of several
+        patches add up."""
+        total = self.count * self.mean
+        squares = self.squares + total * self.mean
+        return Delta(torch.stack([torch.full_like(total, self.count), total, squares]))
 
     @classmethod
     def read(cls, stored: Delta) -> Moments:
-        count, mean, squares = stored.left
-        return cls(float(count[0]), mean, squares)
+        """Those that `stored` gave, of one patch or of a sum of several."""
+        count, total, squares = stored.left
+        mean = total / count
+        return cls(float(count[0]), mean, (squares - total * mean).clamp_min(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +107,8 @@ class UltraEdit:
 
     def deltas(self, job: Job) -> Deltas:
         names = self._names(job.lens)
-        earlier = [patch.kept for patch in job.earlier(self)]
-        seen: dict[Key, Moments] = {}
-        for kept in earlier:
-            seen = _together(seen, {key: Moments.read(stored) for key, stored in kept.items()})
+        earlier = summed(patch.kept for patch in job.earlier(self))
+        seen = {key: Moments.read(stored) for key, stored in earlier.items()}
         own: dict[Key, Moments] = {}
         parts: list[Deltas] = []
         for requests in job.batches(None):

@@ -87,17 +87,21 @@ covariance(lens, slow(), (1, 2), folder=sys.argv[1], every=20, modules=("ffn", "
 """
 
 
+#: each costs the start of a process
+KILLS = 3
+
+
 def test_statistics_survive_kills(tmp_path):
     lens, rng = tiny_lens("gptj", dtype=torch.float32), random.Random(0)
     whole = covariance(lens, TEXTS, (1, 2), modules=("ffn", "attn"))
-    for attempt in range(6):
+    for attempt in range(KILLS + 1):
         process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(tmp_path / "C0")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         assert process.stdout.readline().strip() == b"ready"
-        if attempt < 5:
+        if attempt < KILLS:
             time.sleep(rng.uniform(0.05, 0.5))
             os.kill(process.pid, signal.SIGKILL)
             process.wait()

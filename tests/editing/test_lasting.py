@@ -11,6 +11,7 @@ import torch
 import qv_lens as qv
 from qv_lens.editing.nse import largest
 from qv_lens.editing.statistics import covariance
+from qv_lens.evaluation.protocols import total
 from tests.editing.test_methods import REQUESTS, TEXTS
 from tests.models import tiny_lens
 
@@ -352,3 +353,31 @@ def test_locft_teaches_the_end_of_the_text():
     assert not torch.equal(again.deltas[1, "W_out"].dense(), other.deltas[1, "W_out"].dense())
     with pytest.raises(qv.QVLensError, match="at least 1"):
         qv.edit(lens, REQUESTS, dataclasses.replace(qv.LocFT(), mini_batch=0))
+
+
+ROW = [
+    qv.UltraEdit(layers=(1,), lr=1e-3, tokens="all"), qv.SimIE(editor=ROME, lam=1.0),
+    qv.NSE(layers=(1,), lam=1.0, steps=4, near=0.0, far=1e9), qv.ENCORE(layers=(1,), lam=1.0, norm=0.1, steps=4),
+    qv.BetaEdit(layers=(1,), threshold=1.0, L2=0.1, lam=1.0, renew=2, steps=4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("editor", ROW, ids=lambda editor: type(editor).__name__)
+def test_a_sum_of_patches_is_remembered_as_its_parts(editor):
+    """`evaluate` keeps one patch in force, the sum of all edits so far."""
+    lens = tiny_lens("gptj")
+    options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
+    third = qv.Fact("The capital of {} is", "Norway", "Oslo").to("Quorix Vane")
+    patches = []
+    for request in LONGER:
+        patches.append(qv.edit(lens, request, editor, **options))
+        lens.apply(patches[-1])
+    apart = qv.edit(lens, third, editor, **options)
+    for _ in patches:
+        lens.revert()
+    whole = total(patches)
+    # a long row of edits keeps K K^T, not K
+    dense = {key: qv.patch.Delta(kept.dense()) for key, kept in whole.kept.items()}
+    with lens.patched(dataclasses.replace(whole, kept=dense)):
+        together = qv.edit(lens, third, editor, **options)
+    close(together.deltas[1, "W_out"].dense(), apart.deltas[1, "W_out"].dense(), 1e-6)
