@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
-from math import exp
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
-import torch
 
 import qv_lens as qv
 from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.statistics import Statistics, covariance, enough
+from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.protocols import evaluate, summary, total
 from qv_lens.facts.atlas import edit_case
 from qv_lens.facts.corpora import python_reference
@@ -53,19 +52,6 @@ EDITORS = {
 }
 MULTIPLES = (1, 3, 10, 30)
 SUMMED = 10
-
-
-@torch.no_grad()
-def perplexity(lens: qv.Lens, rows: Sequence[Sequence[int]]) -> float:
-    """exp of the mean loss of every token but each row's first."""
-    loss = 0.0
-    count = 0
-    for row in rows:
-        logp = lens.logits([row])[0, :-1].float().log_softmax(-1)
-        told = logp.gather(1, torch.tensor(row[1:])[:, None])
-        loss -= float(told.sum())
-        count += len(told)
-    return exp(loss / count)
 
 
 def known_cases(lens: qv.Lens, count: int, seed: int) -> list[qv.EditCase]:
@@ -109,9 +95,8 @@ def main() -> None:
     lens = qv.load(arguments.model)
     cases = known_cases(lens, arguments.facts, arguments.seed)
     held_out = enough(lens, list(read_texts(arguments.held_out, qv.QVLensError)), 8_000)
-    rows = [prompt.ids for prompt in lens.tokenize(held_out) if len(prompt.ids) > 1]
     print(
-        f"{lens.name}: {len(cases)} edits; perplexity {perplexity(lens, rows):.3f} before",
+        f"{lens.name}: {len(cases)} edits; perplexity {perplexity(lens, held_out):.3f} before",
         flush=True,
     )
     results = []
@@ -126,7 +111,7 @@ def main() -> None:
                     for request in requests
                 ]
                 with lens.patched(total(patches)):
-                    after = perplexity(lens, rows)
+                    after = perplexity(lens, held_out)
                 means = summary(frame).set_index("metric")["after"]
                 results.append(
                     {

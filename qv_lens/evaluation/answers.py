@@ -90,6 +90,8 @@ class Generation:
     """Worked examples in front of multi-hop questions (ACE, Appendix G.1)."""
     answer_tokens: int = 12
     """Tokens of an answer."""
+    whole_tokens: int = 40
+    """Tokens of an answer that is read to the end of text (`_exact`, `_contains`, `_judged`)."""
     thought_tokens: int = 100
     """Tokens of a chain of thought."""
     fluency_tokens: int = 100
@@ -101,9 +103,10 @@ class Generation:
 
 
 #: continuations that are prompts of a group of probes: kind -> group
-WRITTEN: Mapping[str, str] = MappingProxyType(
-    {"rewrite": "rewrite_new", "paraphrase": "paraphrase_new", "near": "near_old"}
-)
+WRITTEN: Mapping[str, str] = MappingProxyType({
+    "rewrite": "rewrite_new", "paraphrase": "paraphrase_new", "near": "near_old",
+    "rewrite_whole": "rewrite_new", "paraphrase_whole": "paraphrase_new", "near_whole": "near_old",
+})  # fmt: skip
 
 
 def questions(case: Case, beginning: Collection[str] = ("",)) -> dict[str, list[Probe]]:
@@ -260,8 +263,7 @@ def look(
 
 
 def _prompts(case: Case, kind: str, generation: Generation) -> list[str]:
-    """The prompts of one kind of continuation: 'rewrite', 'paraphrase', 'near', 'cot', 'direct' or
-    'fluency'."""
+    """The prompts of one kind of continuation: those of `WRITTEN`, 'cot', 'direct' or 'fluency'."""
     if kind in WRITTEN:
         return [probe.text for probe in questions(case).get(WRITTEN[kind], ())]
     if isinstance(case, MultiHopCase):
@@ -280,7 +282,10 @@ def _continued(lens: Lens, prompts: Sequence[str], kind: str, generation: Genera
         )
     if kind == "cot":
         return lens.generate(list(prompts), generation.thought_tokens, enough=answered)
-    return lens.generate(list(prompts), generation.answer_tokens)
+    whole = kind.endswith("_whole")
+    return lens.generate(
+        list(prompts), generation.whole_tokens if whole else generation.answer_tokens
+    )
 
 
 def first_sentences(lens: Lens, texts: Sequence[str], tokens: int = 8) -> list[str]:

@@ -22,8 +22,8 @@ SHARE = (0.0, 1.0)
 #: differences of two shares
 DIFFERENCE = (-1.0, 1.0)
 UNBOUNDED = (-inf, inf)
-#: metrics that are not shares: entropies in bits
-ENTROPIES = ("fluency",)
+#: metrics that are not shares: entropies in bits, and perplexity
+ENTROPIES = ("fluency", "perplexity")
 
 
 class Interval(NamedTuple):

@@ -5,6 +5,10 @@
     paraphrase     so it does in other words                      `_success`  the right answer is likelier than the other one
     specificity    neighbours keep their own answer                           (mean log-probability of their tokens)
     multihop       prompts over the edited fact                   `_gen`      the greedy continuation begins with the answer
+                                                                  `_exact`    the whole of it (to the end of text, or 40
+                                                                              tokens) is the answer and nothing more
+                                                                  `_contains` it holds the answer somewhere
+                                                                  `_judged`   what `judge` says of it
 
     edit_success   share of the new answer's tokens that are the argmax; `generality`: the same in other words (ZsRE, KnowEdit)
     portability    mean over its groups of that share; locality: share of tokens whose argmax is what it was (KnowEdit)
@@ -16,7 +20,8 @@
     ctp_score      mean of edit_success, generality and `ctp_locality`: that of neighbours and the groups of locality (CTP, EasyEdit)
 
 Aliases count in continuations (`_gen`, `_cot`, `multihop_direct`), not under teacher forcing, which
-asks for one answer's tokens. Teacher forcing flatters: an answer counted by `_acc` need not be what
+asks for one answer's tokens. `evaluate(held_out=)` adds the perplexity of ordinary text. Teacher
+forcing flatters: an answer counted by `_acc` need not be what
 the model would write; `_gen` tells."""
 
 from __future__ import annotations
@@ -28,8 +33,8 @@ from math import log2, nan
 from types import MappingProxyType
 
 from qv_lens.evaluation.answers import WRITTEN, CaseAnswers, ProbeAnswer, questions, tell
-from qv_lens.facts.prompts import begins, matches, parse_answer
-from qv_lens.facts.records import Asked, Case, MultiHopCase
+from qv_lens.facts.prompts import begins, contains, matches, parse_answer
+from qv_lens.facts.records import Asked, Case, MultiHopCase, Probe
 from qv_lens.models.lens import Lens
 
 #: (case, the model's answers, its answers before the edit, whether it is edited) -> value
@@ -130,16 +135,25 @@ def _portability(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool
 
 
 def _generated(kind: str) -> Metric:
+    """Of the beginning of the continuation."""
+    return _continuations(kind, begins)
+
+
+def _continuations(kind: str, says: Callable[[str, Sequence[str]], bool]) -> Metric:
+    """Of the continuations of a kind: the share of which `says` so."""
+
     def metric(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
-        said, asked = now.texts.get(kind, ()), questions(case).get(WRITTEN[kind], ())
         return mean(
-            [
-                begins(text, [probe.answer, *probe.aliases])
-                for text, probe in zip(said, asked, strict=False)
-            ]
+            [says(text, [probe.answer, *probe.aliases]) for text, probe in _said(case, now, kind)]
         )
 
     return metric
+
+
+def _said(case: Case, now: CaseAnswers, kind: str) -> list[tuple[str, Probe]]:
+    """The continuations of a kind, each with what was asked."""
+    asked = questions(case).get(WRITTEN[kind], ())
+    return list(zip(now.texts.get(kind, ()), asked, strict=False))
 
 
 def _accepted(case: MultiHopCase, edited: bool) -> list[str]:
@@ -209,15 +223,49 @@ GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
     "efficacy_gen": ("rewrite", _generated("rewrite")), "paraphrase_gen": ("paraphrase", _generated("paraphrase")),
     "specificity_gen": ("near", _generated("near")), "multihop_cot": ("cot", _thoughts(True)), "multihop_cot_rate": ("cot", _thoughts(False)),
     "multihop_direct": ("direct", _directly), "fluency": ("fluency", _fluency),
+    "efficacy_exact": ("rewrite_whole", _continuations("rewrite_whole", matches)),
+    "paraphrase_exact": ("paraphrase_whole", _continuations("paraphrase_whole", matches)),
+    "specificity_exact": ("near_whole", _continuations("near_whole", matches)),
+    "efficacy_contains": ("rewrite_whole", _continuations("rewrite_whole", contains)),
+    "paraphrase_contains": ("paraphrase_whole", _continuations("paraphrase_whole", contains)),
+    "specificity_contains": ("near_whole", _continuations("near_whole", contains)),
+})  # fmt: skip
+#: what a model or a person says of a continuation: (prompt, continuation, accepted answers) -> a
+#: value from 0 to 1
+Judge = Callable[[str, str, Sequence[str]], float]
+#: metrics of a judge, and which continuations it is shown
+JUDGED: Mapping[str, str] = MappingProxyType({
+    "efficacy_judged": "rewrite_whole", "paraphrase_judged": "paraphrase_whole", "specificity_judged": "near_whole",
 })  # fmt: skip
 
 
+def _judgement(case: Case, now: CaseAnswers, kind: str, judge: Judge | None) -> float:
+    if judge is None:
+        return nan
+    return mean(
+        [
+            float(judge(probe.text, text, [probe.answer, *probe.aliases]))
+            for text, probe in _said(case, now, kind)
+        ]
+    )
+
+
 def measured(
-    case: Case, names: Sequence[str], now: CaseAnswers, before: CaseAnswers, edited: bool
+    case: Case,
+    names: Sequence[str],
+    now: CaseAnswers,
+    before: CaseAnswers,
+    edited: bool,
+    judge: Judge | None = None,
 ) -> dict[str, float]:
     """The named metrics, and portability and locality by group."""
     table = {name: metric for name, (_, metric) in (*FORCED.items(), *GENERATED.items())}
-    values = {name: table[name](case, now, before, edited) for name in names}
+    values = {
+        name: table[name](case, now, before, edited)
+        if name in table
+        else _judgement(case, now, JUDGED[name], judge)
+        for name in names
+    }
     if "portability" in names:
         values.update(
             {name: mean([t.share for t in now[name]]) for name in _groups("portability_")(now)}

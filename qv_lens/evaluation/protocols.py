@@ -33,6 +33,7 @@ from qv_lens.editing.edit import (
     check_editor,
     check_requests,
     check_statistics,
+    checked_texts,
     edit,
 )
 from qv_lens.editing.layer_by_layer import ClosedForm, search_ahead
@@ -49,7 +50,8 @@ from qv_lens.evaluation.answers import (
     questions,
 )
 from qv_lens.evaluation.intervals import bounds, interval
-from qv_lens.evaluation.metrics import FORCED, GENERATED, harmonic, measured
+from qv_lens.evaluation.metrics import FORCED, GENERATED, JUDGED, Judge, harmonic, measured
+from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -84,6 +86,8 @@ def evaluate(
     batch_size: int = 32,
     every: int | None = None,
     generation: Generation | None = None,
+    judge: Judge | None = None,
+    held_out: Sequence[str] = (),
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
     """One row per case and metric: `case, subject, edits, hops, step, metric, before, after`, the
@@ -91,7 +95,10 @@ def evaluate(
     fact; of a search for several cases each case's share (`batch_size=1`: every edit timed alone).
 
     `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases) and
-    `metrics.GENERATED`, whose settings are `generation`.
+    `metrics.GENERATED`, whose settings are `generation`, and of `metrics.JUDGED`: these are what
+    `judge(prompt, continuation, accepted answers)` gives, a value from 0 to 1 of a model or a
+    person. None is called unless it is passed.
+    `held_out`: texts whose perplexity before and with the edits in force is a row of every case.
     `editor`: one with its settings, or the name of one of the model's presets; None asks the
     unedited model alone (`after` is `before`).
     `step`: how many cases had been edited.
@@ -113,6 +120,10 @@ def evaluate(
     [[0.0, 1.0]]
     """
     check_metrics(metrics)
+    if judge is None and any(name in JUDGED for name in metrics or ()):
+        raise ConfigError(
+            "A judged metric needs judge=, a function of prompt, continuation and accepted answers."
+        )
     if protocol not in PROTOCOLS:
         raise unknown("Protocol", protocol, PROTOCOLS)
     _check_cases(cases, batch_size)
@@ -132,7 +143,10 @@ def evaluate(
         seed,
         None if cache is None else Path(cache),
         Factored(statistics),
+        judge,
+        checked_texts(held_out),
     )
+    run.clean = perplexity(lens, run.held_out) if run.held_out else nan
     good = run.readable(cases)
     looks = _before(lens, [cases[i] for i in good], run.generation, run.groups, cache)
     before = dict(zip(good, looks, strict=True))
@@ -194,8 +208,13 @@ def _groups(wanted: Sequence[str]) -> list[str]:
 
 def _continued(generation: Generation | None, wanted: Sequence[str], seed: int) -> Generation:
     """The settings of the continuations, and which of them the metrics read."""
-    kinds = dict.fromkeys(GENERATED[name][0] for name in wanted if name in GENERATED)
+    kinds = dict.fromkeys(kind for name in wanted if (kind := _kind(name)))
     return replace(generation or Generation(), kinds=tuple(kinds), seed=seed)
+
+
+def _kind(name: str) -> str | None:
+    """The continuations that a metric reads."""
+    return GENERATED[name][0] if name in GENERATED else JUDGED.get(name)
 
 
 def _warn_of_nothing(frame: pd.DataFrame) -> None:
@@ -216,8 +235,8 @@ def check_metrics(metrics: Sequence[str] | None) -> None:
             f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=."
         )
     for name in metrics or ():
-        if name not in FORCED and name not in GENERATED:
-            raise unknown("Metric", name, [*FORCED, *GENERATED])
+        if name not in FORCED and name not in GENERATED and name not in JUDGED:
+            raise unknown("Metric", name, [*FORCED, *GENERATED, *JUDGED])
 
 
 def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
@@ -274,6 +293,9 @@ class _Run:
     seed: int
     folder: Path | None
     factored: Factored
+    judge: Judge | None = None
+    held_out: Sequence[str] = ()
+    clean: float = nan
     skipped: dict[int, str] = field(default_factory=dict)
 
     def readable(self, cases: Sequence[Case]) -> list[int]:
@@ -357,11 +379,19 @@ class _Run:
             if self.editor
             else known
         )
+        surprised = self.clean
+        if self.held_out and self.editor is not None:
+            surprised = perplexity(self.lens, self.held_out)
         for i, now in zip(index, looks, strict=True):
-            was = measured(cases[i], self.metrics, before[i], before[i], edited=False)
+            was = measured(cases[i], self.metrics, before[i], before[i], False, self.judge)
             values = measured(
-                cases[i], self.metrics, now, before[i], edited=self.editor is not None
+                cases[i], self.metrics, now, before[i], self.editor is not None, self.judge
             )
+            if self.held_out:
+                was, values = (
+                    {**table, "perplexity": value}
+                    for table, value in ((was, self.clean), (values, surprised))
+                )
             for name, value in values.items():
                 after = nan if i in self.skipped else value
                 yield _row(

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from unicodedata import category, normalize
 
-from qv_lens.facts.words import sign_follows, word_ends
+from qv_lens.facts.words import sign_follows, word_ends, word_places
 
 
 def cot_block(question: str, thoughts: str, answer: str) -> str:
@@ -152,3 +152,10 @@ def begins(text: str, accepted: Iterable[str]) -> bool:
         ):
             return True
     return False
+
+
+def contains(text: str, accepted: Iterable[str]) -> bool:
+    """Whether a continuation holds one of the answers somewhere, as words of its own."""
+    said = normalise(text)
+    wanted = [normalise(answer) for answer in accepted]
+    return any(answer and word_places(said, answer) for answer in wanted)

@@ -289,4 +289,34 @@ def test_questions_say_what_is_asked():
         "multihop_cot_rate",
         "multihop_direct",
         "fluency",
+        *(
+            f"{of}_{how}"
+            for of in ("efficacy", "paraphrase", "specificity")
+            for how in ("exact", "contains")
+        ),
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "begins_so", "exact", "holds"),
+    [
+        (" football", True, True, True),
+        (" football.\n", True, True, True),
+        (" football and also basketball in the", True, False, True),  # it runs on
+        (" the sport of football.", False, False, True),
+        (" footballer", False, False, False),
+        ("", False, False, False),
+    ],
+)
+def test_what_a_continuation_says(text, begins_so, exact, holds):
+    answers = CaseAnswers({}, {"rewrite": (text,), "rewrite_whole": (text,)})
+    names = ["efficacy_gen", "efficacy_exact", "efficacy_contains", "efficacy_judged"]
+    asked = []
+
+    def judge(prompt, said, accepted):
+        asked.append((prompt, said, list(accepted)))
+        return 0.25
+
+    found = measured(CASE, names, answers, answers, True, judge)
+    assert list(found.values()) == [float(begins_so), float(exact), float(holds), 0.25]
+    assert asked == [(CASE.request.fact.text, text, ["football"])]

@@ -20,6 +20,7 @@ from qv_lens.evaluation import answers, protocols
 from qv_lens.evaluation.answers import Generation
 from qv_lens.evaluation.known_cases import known
 from qv_lens.evaluation.metrics import GENERATED
+from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.protocols import _compatible, evaluate, total
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.records import Hop
@@ -384,3 +385,51 @@ def _no_search(*args, **options):
 
 def _no_memory(*args, **options):
     raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def by_hand(lens, texts):
+    """exp of Hugging Face's own loss over the texts, weighed by their tokens."""
+    loss = count = 0
+    for text in texts:
+        ids = torch.tensor([lens.tokenizer(text)["input_ids"]])
+        loss += float(lens.hf(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    return math.exp(loss / count)
+
+
+def test_perplexity_of_ordinary_text_stands_in_every_row(tiny):
+    lens, _ = tiny
+    texts = ["The capital of Norway is a city.", "Olga Pelodan works for", "A"]
+    clean = by_hand(lens, texts[:2])  # of a single token nothing is predicted
+    assert perplexity(lens, texts) == pytest.approx(clean, rel=1e-5)
+    editor = qv.FT(layer=1, lr=1e-2, steps=3)
+    frame = evaluate(lens, CASES[:2], ["efficacy_acc"], editor, held_out=texts)
+    rows = frame[frame["metric"] == "perplexity"]
+    assert rows["before"].tolist() == pytest.approx([clean, clean], rel=1e-5)
+    for case, after in zip(CASES[:2], rows["after"], strict=True):
+        with lens.patched(qv.edit(lens, case.request, editor)):
+            assert after == pytest.approx(by_hand(lens, texts[:2]), rel=1e-5)
+    assert "perplexity" not in set(evaluate(lens, CASES[:1], ["efficacy_acc"], editor)["metric"])
+    table = protocols.summary(frame).reset_index()
+    assert table.loc[table["metric"] == "perplexity", "after"].item() > 1
+    with pytest.raises(qv.QVLensError, match="several texts"):
+        evaluate(lens, CASES[:1], ["efficacy_acc"], editor, held_out="one text")
+    with pytest.raises(qv.QVLensError, match="no text to measure"):
+        perplexity(lens, ["A"])
+
+
+def test_a_judge_is_asked_only_where_it_is_passed(tiny):
+    lens, _ = tiny
+    asked = []
+
+    def judge(prompt, said, accepted):
+        asked.append(prompt)
+        return "x" in said
+
+    with pytest.raises(qv.QVLensError, match="needs judge="):
+        evaluate(lens, CASES[:1], ["efficacy_judged"])
+    evaluate(lens, CASES[:1], ["efficacy_acc", "efficacy_exact"], judge=judge)
+    assert not asked
+    frame = evaluate(lens, CASES[:1], ["efficacy_judged"], judge=judge)
+    assert set(asked) == {CASES[0].request.fact.text}
+    assert frame["after"].isin([0.0, 1.0]).all()

@@ -1,0 +1,39 @@
+"""How well a model predicts ordinary text: what edits should leave as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp
+
+import torch
+
+from qv_lens.errors import ConfigError
+from qv_lens.models.lens import Lens, log_probs
+
+#: tokens of a text that are read, and texts in one pass
+LONGEST, TOGETHER = 512, 8
+
+
+@torch.no_grad()
+def perplexity(lens: Lens, texts: Sequence[str]) -> float:
+    """exp of the mean loss (nats) of every token of the texts but each one's first, on the weights
+    as they now are, interventions in force included; of a text the first 512 tokens.
+
+    Raises `ConfigError` for a single string, or texts of fewer than two tokens."""
+    if isinstance(texts, str):
+        raise ConfigError(f"perplexity takes several texts, got the one text {texts!r:.60}.")
+    longest = min(LONGEST, lens.backend_adapter.cfg.n_ctx)
+    rows = [list(prompt.ids)[:longest] for prompt in lens.tokenize(list(texts))]
+    rows = sorted((row for row in rows if len(row) > 1), key=len)
+    if not rows:
+        raise ConfigError("There is no text to measure perplexity on: each has at most one token.")
+    loss, count = 0.0, 0
+    for i in range(0, len(rows), TOGETHER):
+        chunk = rows[i : i + TOGETHER]
+        logits = lens.logits(chunk)
+        for logit, row in zip(logits, chunk, strict=True):
+            logp = log_probs(logit[: len(row) - 1])
+            wanted = torch.tensor(row[1:], device=logp.device)
+            loss -= float(logp.gather(1, wanted[:, None]).double().sum())
+            count += len(row) - 1
+    return exp(loss / count)
