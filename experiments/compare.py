@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import Editor, reads_statistics
 from qv_lens.editing.kept import default_text, default_texts, kept_covariance
-from qv_lens.editing.presets import presets
+from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.answers import Generation
@@ -171,12 +171,7 @@ class Choice:
         table = presets(self.preset or model)
         if self.method not in table:
             raise unknown("Method", self.method, table)
-        editor: Any = table[self.method].editor
-        settings = {each.name for each in fields(editor)}
-        for name in self.editor or ():
-            if name not in settings:
-                raise unknown(f"Setting of {self.method}:", name, sorted(settings))
-        return replace(editor, **(self.editor or {}))
+        return with_settings(table[self.method].editor, self.editor or {})
 
 
 @dataclass(frozen=True)

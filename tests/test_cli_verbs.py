@@ -61,12 +61,12 @@ def no_statistics(monkeypatch):
         (("study", *SPORT, "--new", "golf", "--edits", "0"), "--edits must be at least 1, got 0."),
         (("edit", *SPORT, "--new", "fencing"), "The new answer of 'Elena Morefeld plays the sport of' is the old one, 'fencing': "
                                                "there is nothing to edit."),
-        (("edit", *SPORT, "--new", "golf", "--method", "MEMITT"), "Preset of toy-gptj for 'MEMITT' not found."),
+        (("edit", *SPORT, "--new", "golf", "--editor", "MEMITT"), "Preset of toy-gptj for 'MEMITT' not found."),
         (("edit", *SPORT, "--new", "golf", "--out", "/proc/patch"), "Cannot write to /proc/patch/patch.json"),
-        (("evaluate", "--method", "rome", "--metric", "multihop_direkt"), "Metric 'multihop_direkt' not found."),
-        (("evaluate", "--method", "rome", "--text", "nowhere.txt"), "text: there is no file nowhere.txt."),
-        (("evaluate", "--method", "rome", "--out", "/proc/rows.csv"), "Cannot write to /proc/rows.csv"),
-        (("evaluate", "none.json", "--method", "none"), "data: there is no file none.json."),
+        (("evaluate", "--editor", "rome", "--metric", "multihop_direkt"), "Metric 'multihop_direkt' not found."),
+        (("evaluate", "--editor", "rome", "--text", "nowhere.txt"), "text: there is no file nowhere.txt."),
+        (("evaluate", "--editor", "rome", "--out", "/proc/rows.csv"), "Cannot write to /proc/rows.csv"),
+        (("evaluate", "none.json", "--editor", "none"), "data: there is no file none.json."),
     ],
     ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, tuple) else "",
 )  # fmt: skip
@@ -79,7 +79,7 @@ def test_cheap_refusals_come_first(call, no_statistics, words, says):
 
 
 def test_an_editor_without_c0_needs_none(call, no_statistics):
-    code, said, _ = call("edit", *SPORT, "--new", "golf", "--method", "ftl")
+    code, said, _ = call("edit", *SPORT, "--new", "golf", "--editor", "ftl")
     assert code == 0
     assert said.startswith("FTL(")
     assert "toy-gptj knows the fact" in said
@@ -90,7 +90,7 @@ def test_c0_is_computed_once_and_kept(call, tmp_path, monkeypatch):
     computed, real = [], kept.covariance
     monkeypatch.setattr(kept, "WORLD_DOCUMENTS", 40)
     monkeypatch.setattr(kept, "covariance", lambda *a, **k: computed.append(1) or real(*a, **k))
-    outputs = [call("edit", *SPORT, "--new", "golf", "--method", "rome") for _ in range(2)]
+    outputs = [call("edit", *SPORT, "--new", "golf", "--editor", "rome") for _ in range(2)]
     assert outputs[0] == outputs[1]
     assert outputs[0][0] == 0
     assert computed == [1]
@@ -117,7 +117,7 @@ def test_lists_are_given_as_people_write_them(call, tmp_path, monkeypatch):
         "--metric",
         "efficacy_acc",
         "specificity_acc",
-        "--method",
+        "--editor",
         "none",
     )
     assert code == 0
@@ -149,7 +149,7 @@ def test_evaluate_without_an_editor(call):
     """`--method none` is what leaving it out is."""
     outputs = [
         call("evaluate", "--count", "3", "--metric", "specificity_acc", *words)
-        for words in ((), ("--method", "None"))
+        for words in ((), ("--editor", "None"))
     ]
     assert outputs[0] == outputs[1]
     code, said, told = outputs[0]
@@ -165,7 +165,7 @@ def test_a_file_of_facts_holds_no_edits(call, tmp_path):
     file.write_text(
         json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in facts])
     )
-    for words in ((), ("--method", "FT")):
+    for words in ((), ("--editor", "FT")):
         code, _, told = call("evaluate", file, *words)
         assert code == 2
         assert "holds 20 facts and no edits" in told
@@ -321,3 +321,76 @@ def test_a_run_loads_models_as_asked(call, monkeypatch, tmp_path):
     call("run", file, "--dry-run", *words)
     assert [(shelf.dtype, shelf.device) for shelf in seen] == [("float64", "cpu")] * 2
     assert seen[0].lens("toy-gptj").dtype == torch.float64
+
+
+EDIT = ("edit", *SPORT, "--new", "golf", "--editor", "ft")
+
+
+def test_an_edited_model_is_saved_and_a_patch_is_shown_applied_and_exported(call, tmp_path):
+    patch, saved, adapter = tmp_path / "patch", tmp_path / "saved", tmp_path / "adapter"
+    code, said, _ = call(
+        *EDIT, "--set", "objective=target_new", "steps=10", "--out", patch, "--save", saved
+    )
+    assert code == 0
+    assert "objective='target_new'" in said
+    assert "steps=10" in said
+    fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    lens = qv.load("toy-gptj")
+    with lens.patched(qv.Patch.load(patch)):
+        edited = lens.logprob([fact, fact.to("golf").target])
+    assert qv.load(saved).logprob([fact, fact.to("golf").target]) == pytest.approx(edited, abs=1e-4)
+    code, said, _ = call("patch", "show", patch)
+    assert code == 0
+    assert "Elena Morefeld plays the sport of: fencing -> golf" in said
+    assert "steps = 10" in said
+    code, said, _ = call(
+        "patch", "apply", patch, "--model", "toy-gptj", "--out", tmp_path / "again"
+    )
+    assert code == 0
+    again = qv.load(tmp_path / "again").logprob([fact, fact.to("golf").target])
+    assert again == pytest.approx(edited, abs=1e-4)
+    for words, says in (
+        ((*EDIT, "--save", saved), "Choose another --save"),
+        (("patch", "apply", patch, "--model", "toy-gptj", "--out", saved), "Choose another --out"),
+        (("patch", "show", tmp_path / "none"), "none"),
+        (("patch", "export", patch, "--out", adapter), "Use lens.save instead"),
+    ):
+        code, _, told = call(*words)
+        assert code == 2
+        assert says in told
+    assert not adapter.exists()
+
+
+def test_a_patch_becomes_an_adapter(call, tmp_path):
+    words = ("edit", *SPORT, "--new", "golf", "--editor", "rome", "--set", "steps=2")
+    code, _, _ = call(*words, "--out", tmp_path / "patch", "--lora", tmp_path / "one")
+    assert code == 0
+    code, _, _ = call("patch", "export", tmp_path / "patch", "--out", tmp_path / "two")
+    assert code == 0
+    for name in ("one", "two"):
+        assert (tmp_path / name / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("lrr=1", "Setting of FT: 'lrr' not found"),
+        ("lr=high", "a value of another kind than 'high'"),
+        ("layer=[1,2]", "a value of another kind than [1, 2]"),
+        ("lr", "--set takes key=value"),
+    ],
+)
+def test_a_setting_that_an_editor_does_not_take_is_refused(call, no_statistics, change, says):
+    code, _, told = call(*EDIT, "--set", change)
+    assert code == 2
+    assert says in told
+
+
+def test_perplexity_is_asked_for_on_the_command_line(call, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Elena Morefeld plays the sport of fencing.\n")
+    code, said, _ = call(
+        "evaluate", "--count", "2", "--editor", "ft", "--metric", "efficacy_acc", "--held-out", text
+    )
+    assert code == 0
+    assert "perplexity" in said

@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from qv_lens import __version__
 from qv_lens.cli import edits, experiments, one_fact
 from qv_lens.cli.models import models
+from qv_lens.cli.patches import patch
 from qv_lens.errors import QVLensError
 
 app = App(
@@ -22,6 +23,7 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 app.command(models)
+app.command(patch)
 for verb in (
     one_fact.demo,
     one_fact.study,

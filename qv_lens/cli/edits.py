@@ -12,23 +12,28 @@ from qv_lens.cli.options import (
     AS_IT_IS,
     Answer,
     Cloze,
+    EditorName,
     Loading,
-    Method,
     Model,
     New,
     PresetOf,
     Seed,
+    Settings,
     Several,
     Subject,
     at_least,
     check_writable,
     not_empty,
+    settings_of,
 )
 from qv_lens.cli.printing import print_knowledge
 from qv_lens.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: tokens of the text on which perplexity is measured
+HELD_OUT = 8_000
 
 
 def stats(
@@ -102,15 +107,18 @@ def edit(
     subject: Subject,
     answer: Answer,
     new: New,
-    method: Method = "MEMIT",
+    editor: EditorName = "MEMIT",
+    settings: Settings = None,
     model: Model = "toy-gptj",
     statistics: Path | None = None,
     out: Path | None = None,
+    save: Path | None = None,
+    lora: Path | None = None,
     preset: PresetOf = None,
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
 ) -> None:
-    """Edit one fact with a method's preset, and probe it before and after.
+    """Edit one fact with an editor's preset, and probe it before and after.
 
     Parameters
     ----------
@@ -119,16 +127,20 @@ def edit(
         $QV_LENS_CACHE or the user's cache).
     out
         Folder for the patch.
+    save
+        Folder for the edited model, a checkpoint that transformers alone loads.
+    lora
+        Folder for the edit as a PEFT adapter of the model.
     """
     import qv_lens as qv
-    from qv_lens.editing.edit import check_requests, check_statistics
+    from qv_lens.editing.edit import check_requests, check_statistics, reads_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.layer_by_layer import ClosedForm
-    from qv_lens.editing.presets import preset_of
+    from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics
 
-    chosen = preset_of(preset or model, method)
-    editor = chosen.editor
+    chosen = preset_of(preset or model, editor)
+    used = with_settings(chosen.editor, settings_of(settings))
     fact = qv.Fact(prompt, subject, answer)
     request = fact.to(new)
     check_requests([request])
@@ -136,20 +148,28 @@ def edit(
         raise ConfigError(f"{out} holds a patch already. Choose another --out.")
     if out is not None:
         check_writable(out / "patch.json")
+    for option, folder in (("--save", save), ("--lora", lora)):
+        if folder is not None and folder.exists():
+            raise ConfigError(f"{folder} is there already. Choose another {option}.")
     C0 = Statistics.load(statistics) if statistics is not None else None
     lens = qv.load(model, **asdict(loading))
     lens.tokenize([request.target, fact])
     if C0 is not None:
-        check_statistics(lens, editor, C0)
-    print(f"{editor}   ({chosen.source})")
+        check_statistics(lens, used, C0)
+    source = "the preset, changed" if settings else chosen.source
+    print(f"{used}   ({source})")
     print_knowledge(lens, fact)
-    if C0 is None and isinstance(editor, ClosedForm) and editor.reads_statistics:
-        layers, modules = editor.written(lens)
+    if C0 is None and isinstance(used, ClosedForm) and used.reads_statistics:
+        layers, modules = used.written(lens)
         C0 = corpus_statistics(lens, layers=layers, modules=modules)
-    patch = qv.edit(lens, request, editor, statistics=C0, seed=seed)
+    elif C0 is None and reads_statistics(used):
+        C0 = corpus_statistics(lens)
+    patch = qv.edit(lens, request, used, statistics=C0, seed=seed)
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):
         after, said = lens.logprob([request.target, fact]), lens.generate(fact.text, 8)
+        if save is not None:
+            lens.save(save)
     print(
         f"log p({new}) {before[0]:.3f} -> {after[0]:.3f}, log p({answer}) {before[1]:.3f} -> "
         f"{after[1]:.3f}; {fact.text} {said!r}"
@@ -157,31 +177,37 @@ def edit(
     print(patch.frame().round(4).to_string(index=False))
     if out is not None:
         print(patch.save(out))
+    if lora is not None:
+        print(patch.to_lora(lora))
+    if save is not None:
+        print(save)
 
 
 def evaluate(
     cases: str = "facts",
     *,
     model: Model = "toy-gptj",
-    method: str | None = None,
+    editor: str | None = None,
+    settings: Settings = None,
     protocol: Literal["single", "batch", "consecutive"] = "single",
     metrics: Annotated[list[str] | None, Parameter(name="--metric", consume_multiple=True)] = None,
     count: int = 16,
     text: str = "",
+    held_out: Path | None = None,
     blocks: Path | None = None,
     out: Path | None = None,
     preset: PresetOf = None,
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
 ) -> None:
-    """What a model answers about cases, before and after a method's edits.
+    """What a model answers about cases, before and after an editor's edits.
 
     Parameters
     ----------
     cases
         facts or multihop (the bundled world), or a file in MQuAKE's, CounterFact's, ZsRE's or
         KnowEdit's format.
-    method
+    editor
         An editor by name, at the model's preset; none (the default) asks the unedited model alone.
     protocol
         One case at a time, batches of 32, or one after another without putting back.
@@ -191,6 +217,9 @@ def evaluate(
         How many cases (0: 34 single edits, a batch, 100 one after another).
     text
         Text for C0, as qv-lens stats takes it.
+    held_out
+        A file of texts whose perplexity is measured before and after every edit (its first 8,000
+        tokens).
     blocks
         A file of worked examples for multi-hop questions, separated by empty lines (default: the
         bundled world's for its own models, else ACE's five).
@@ -200,24 +229,31 @@ def evaluate(
     from qv_lens import load
     from qv_lens.editing.edit import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
-    from qv_lens.editing.presets import preset_of
+    from qv_lens.editing.presets import preset_of, with_settings
+    from qv_lens.editing.statistics import enough
     from qv_lens.evaluation.answers import Generation
     from qv_lens.evaluation.cases import edited_facts
     from qv_lens.evaluation.known_cases import knowledge
     from qv_lens.evaluation.protocols import check_metrics, summary, usual_count, usual_metrics
     from qv_lens.evaluation.protocols import evaluate as measure
-    from qv_lens.facts.files import check_there
+    from qv_lens.facts.files import check_there, read_texts
     from qv_lens.world.evaluation import cases_of, examples_of
 
     not_empty("--metric", metrics)
     at_least("--count", count, 0)
     check_metrics(metrics or ())
-    for what, name in (("data", cases), ("text", text), ("blocks", str(blocks or ""))):
+    for what, name in (
+        ("data", cases),
+        ("text", text),
+        ("blocks", str(blocks or "")),
+        ("held-out", str(held_out or "")),
+    ):
         check_there(what, name)
-    editor = (
+    changes = settings_of(settings)
+    used = (
         None
-        if method is None or method.lower() == "none"
-        else preset_of(preset or model, method).editor
+        if editor is None or editor.lower() == "none"
+        else with_settings(preset_of(preset or model, editor).editor, changes)
     )
     if out is not None:
         check_writable(out)
@@ -229,18 +265,20 @@ def evaluate(
             f"Before any edit {model} knows {known['prompts_known']} of the "
             f"{known['prompts_asked']} facts."
         )
-    statistics = corpus_statistics(lens, text) if reads_statistics(editor) else None
+    statistics = corpus_statistics(lens, text) if reads_statistics(used) else None
+    ordinary = [] if held_out is None else enough(lens, read_texts(held_out), HELD_OUT)
     generation = Generation(blocks=examples_of(lens, drawn.cases, seed, str(blocks or "")))
     wanted = metrics or usual_metrics(drawn.cases)
     frame = measure(
         lens,
         drawn.cases,
         wanted,
-        editor,
+        used,
         protocol,
         seed,
         statistics=statistics,
         generation=generation,
+        held_out=ordinary,
     )
     print(summary(frame).round(3).to_string(index=False))
     skipped = frame.attrs["skipped"]
@@ -263,7 +301,7 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
 def tune(
     model: Model,
     *,
-    method: Annotated[list[str] | None, Several] = None,
+    editor: Annotated[list[str] | None, Several] = None,
     text: str = "python",
     facts: int = 32,
     folder: Path | None = None,
@@ -276,7 +314,7 @@ def tune(
 
     Parameters
     ----------
-    method
+    editor
         Which editors (default: all).
     text
         Text for C0, as qv-lens stats takes it.
@@ -286,7 +324,7 @@ def tune(
     folder
         Where trials and searches are kept (default: runs/tune- and the model's name).
     out
-        The file of presets (default: in the user's cache, where presets(model) and --method find
+        The file of presets (default: in the user's cache, where presets(model) and --editor find
         it).
     """
     from datetime import date
@@ -300,9 +338,9 @@ def tune(
     from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose
 
-    not_empty("--method", method)
+    not_empty("--editor", editor)
     at_least("--facts", facts, 2 * RUNGS[-1])
-    names = [spelled(name, GRIDS) for name in method or GRIDS]
+    names = [spelled(name, GRIDS) for name in editor or GRIDS]
     for name in names:
         if name not in GRIDS:
             raise unknown("Editor to tune", name, GRIDS)

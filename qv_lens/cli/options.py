@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -27,7 +27,15 @@ Model = Annotated[
         )
     ),
 ]
-Method = Annotated[str, Parameter(help=f"{', '.join(HOMES)} (in capitals or not).")]
+EditorName = Annotated[str, Parameter(help=f"{', '.join(HOMES)} (in capitals or not).")]
+Settings = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        consume_multiple=True,
+        help="Changes to the editor's settings, as lr=0.1 layers=[3,4].",
+    ),
+]
 #: a list: its values follow one another, or each has the option's name in front
 Several = Parameter(consume_multiple=True)
 PresetOf = Annotated[
@@ -49,6 +57,20 @@ class Loading:
 
 
 AS_IT_IS = Loading()
+
+
+def settings_of(changes: Sequence[str] | None) -> dict[str, Any]:
+    """The values by name of key=value words. Raises `ConfigError` for a word without =."""
+    from qv_lens.runs.config import value_of
+
+    not_empty("--set", changes)
+    found = {}
+    for word in changes or ():
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set takes key=value, as lr=0.1; got {word!r}.")
+        found[name.strip()] = value_of(value.strip())
+    return found
 
 
 def at_least(option: str, value: int | None, least: int) -> None:

@@ -8,8 +8,9 @@ package or in the user's cache; an editor in the cache takes precedence."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.editors import editors
@@ -63,6 +64,34 @@ def editor_of(lens: Lens, editor: Editor | str) -> Editor:
     """The editor itself or, for a name in any capitals, the model's preset of that name. Raises
     `ConfigError` for a model without that preset."""
     return preset_of(lens.name, editor).editor if isinstance(editor, str) else editor
+
+
+def with_settings(editor: Editor, settings: Mapping[str, Any]) -> Editor:
+    """The editor with some settings changed; a list is taken as a tuple. Raises `ConfigError` for a
+    setting that it does not have, or a value of another kind than it takes."""
+    name, changed = type(editor).__name__, {}
+    known = {each.name: getattr(editor, each.name) for each in fields(editor)}  # pyright: ignore[reportArgumentType]
+    for key, value in settings.items():
+        if key not in known:
+            raise unknown(f"Setting of {name}:", key, sorted(known))
+        taken = tuple(value) if isinstance(value, list) else value
+        if not _alike(taken, known[key]):
+            raise ConfigError(
+                f"{key} of {name} is {known[key]!r}, a value of another kind than {value!r}."
+            )
+        changed[key] = taken
+    return replace(editor, **changed)  # pyright: ignore[reportArgumentType]
+
+
+def _alike(value: object, now: object) -> bool:
+    """Whether a value can stand where another one stands."""
+    if now is None or value is None:
+        return now is None or type(now) in (int, float)
+    if isinstance(now, bool) or isinstance(value, bool):
+        return isinstance(now, bool) and isinstance(value, bool)
+    if isinstance(now, float):
+        return isinstance(value, (int, float))
+    return isinstance(value, type(now))
 
 
 def preset_of(model: str, method: str) -> Preset:

@@ -147,7 +147,7 @@ def _change(change: str) -> tuple[str, Any]:
     key, found, text = change.partition("=")
     if not found:
         raise ConfigError(f"--set takes key=value, got {change!r}.")
-    return key.strip().removeprefix("settings.").removeprefix("grid."), _value(text.strip())
+    return key.strip().removeprefix("settings.").removeprefix("grid."), value_of(text.strip())
 
 
 def _check_grid(key: str, values: Any) -> None:
@@ -309,7 +309,7 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:

@@ -1,0 +1,78 @@
+"""patch show, patch apply, patch export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from cyclopts import App
+
+from qv_lens.cli.options import AS_IT_IS, Loading, Model
+from qv_lens.errors import ConfigError
+
+patch = App(name="patch", help="What an edit wrote: look at it, save the edited model, export it.")
+
+
+@patch.command
+def show(folder: Path) -> None:
+    """What a patch changes, how it came about and how large it is.
+
+    Parameters
+    ----------
+    folder
+        What qv-lens edit --out wrote.
+    """
+    import qv_lens as qv
+
+    found = qv.Patch.load(folder)
+    info = found.info
+    print(f"{info.get('method', 'a patch')} on {info.get('model', 'a model')}")
+    for fact in info.get("facts", ()):
+        print(f"  {fact['prompt'].replace('{}', fact['subject'])}: {fact['old']} -> {fact['new']}")
+    for name, value in info.get("hyperparameters", {}).items():
+        print(f"  {name} = {value}")
+    print(found.frame().round(4).to_string(index=False))
+
+
+@patch.command
+def apply(folder: Path, *, model: Model, out: Path, loading: Loading = AS_IT_IS) -> None:
+    """Write the model with a patch applied, as a checkpoint that transformers alone loads.
+
+    Parameters
+    ----------
+    folder
+        What qv-lens edit --out wrote.
+    out
+        A folder for the edited model.
+    """
+    import qv_lens as qv
+
+    _check_new(out)
+    found = qv.Patch.load(folder)
+    lens = qv.load(model, **asdict(loading))
+    with lens.patched(found):
+        lens.save(out)
+    print(out)
+
+
+@patch.command
+def export(folder: Path, *, out: Path) -> None:
+    """Write a patch as a PEFT adapter of its model.
+
+    Parameters
+    ----------
+    folder
+        What qv-lens edit --out wrote.
+    out
+        A folder for the adapter.
+    """
+    import qv_lens as qv
+
+    _check_new(out)
+    print(qv.Patch.load(folder).to_lora(out))
+
+
+def _check_new(out: Path) -> None:
+    """Raise `ConfigError` for a folder that is there already."""
+    if out.exists():
+        raise ConfigError(f"{out} is there already. Choose another --out.")
