@@ -364,7 +364,7 @@ CASES = {
     "presets of an unknown setting": lambda tmp: presets(
         str(written(tmp / "mine.toml", '[MEMIT]\nsource = "me"\n[MEMIT.settings]\nlambda = 3\n'))
     ),
-    "an editor that cannot be tuned": lambda tmp: edits.tune("toy-gptj", method=["ROMEO"]),
+    "an editor that cannot be tuned": lambda tmp: edits.tune("toy-gptj", editor=["ROMEO"]),
     "too few facts to tune on": lambda tmp: edits.tune("toy-gptj", facts=8),
     "a model that knows too little to be tuned": lambda tmp: known_cases(tiny_lens("gptj"), 32, facts=qv.atlas("capital")[:3]),
     "no GPU": lambda tmp: qv.load("toy-gptj", device="cuda") if not torch.cuda.is_available() else no_gpu(),
