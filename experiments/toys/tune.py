@@ -1,9 +1,9 @@
 """Every editor on a bundled model: settings chosen on some facts, reported on others, single edits.
 
     python -m experiments.toys.tune toy-gptj --tune 8 --test 50 --threads 1 \\
-        --out runs/toys
+        --out experiments/results
     python -m experiments.toys.tune toy-qwen3 --tune 8 --test 50 --threads 1 \\
-        --out runs/toys
+        --out experiments/results
 
 For each method and position (subject's last token; prompt's last token where a method has a
 position) every setting of the grid is tried on `--tune` facts; the one with the best sum of

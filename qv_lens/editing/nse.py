@@ -2,7 +2,7 @@
 
 1. z* of every fact is searched on the weights as they were before the first edit by this editor in
    force (MEMIT's search), whatever is written afterwards.
-2. A batch is written in up to `rounds` - 1 rounds. In a round the distance of a fact is
+2. A batch is written in up to `rounds` rounds. In a round the distance of a fact is
    ||z* - current|| on its bare prompt; facts whose distance lies between `near` and `far` take
    part, and where there are none the batch is done.
 3. A round is MEMIT's sweep over these facts. At each layer neurons are scored, by sum |K| over the
@@ -62,8 +62,8 @@ class NSE(ClosedForm):
     """The layers that are written."""
     lam: float = 15000.0
     """Multiplies the mean second moment C0."""
-    rounds: int = 3
-    """One more than the rounds that are written."""
+    rounds: int = 2
+    """How many rounds are written at most (the release's max_iterations, less one)."""
     near: float = 15.0
     """alpha: facts nearer to their z* than this are done."""
     far: float = 100.0
@@ -77,9 +77,9 @@ class NSE(ClosedForm):
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         if self.score not in SCORES:
             raise unknown("NSE's score", self.score, SCORES, error=EditError)
-        if self.rounds < 2 or not 0 < self.share <= 1 or not 0 <= self.near < self.far:
+        if self.rounds < 1 or not 0 < self.share <= 1 or not 0 <= self.near < self.far:
             raise EditError(
-                "rounds is at least 2 (one more than are written), share above 0 and at most 1, "
+                "rounds is at least 1, share above 0 and at most 1, "
                 f"near at least 0 and below far; got rounds={self.rounds}, share={self.share}, "
                 f"near={self.near}, far={self.far}."
             )
@@ -117,7 +117,10 @@ class NSE(ClosedForm):
         for requests, targets in zip(batches, found, strict=True):
             rows = rows_of(job.lens, requests, templates, plan.fact_token)
             history = []
-            for _ in range(self.rounds - 1):
+            for i in range(len(requests)):
+                job.losses.append([list(step[i]) for step in targets.losses])
+            searched = len(job.losses)
+            for _ in range(self.rounds):
                 distance = self._distance(job.lens, plan, rows, targets)
                 active = [i for i, far in enumerate(distance) if self.near < far < self.far]
                 history.append({"distance": distance, "active": active})
@@ -128,6 +131,7 @@ class NSE(ClosedForm):
                 some = rows_of(job.lens, part, templates, plan.fact_token)
                 deltas: dict[tuple[int, str], list[Delta]] = {}
                 Sweep(job, some, targets.rows(active), plan, solver, deltas).run()
+                del job.losses[searched:]  # a round searches nothing
                 written.append({key: Delta.total(parts) for key, parts in deltas.items()})
             self._warn_of_far(self._distance(job.lens, plan, rows, targets))
             job.notes["rounds"].append(history)

@@ -167,7 +167,7 @@ def test_one_round_of_nse_writes_the_rows_of_its_largest_keys(share):
         rows.append(j)
     part = torch.linalg.solve(C0[rows][:, rows] + K[rows] @ K[rows].T, K[rows] @ R.T)
     patch = qv.edit(
-        lens, REQUESTS, nse(share=share, rounds=2), statistics=statistics, templates=TEMPLATES
+        lens, REQUESTS, nse(share=share, rounds=1), statistics=statistics, templates=TEMPLATES
     )
     delta = patch.deltas[1, "W_out"].dense()
     close(delta[rows], part, 1e-6)
@@ -182,7 +182,7 @@ def test_targets_of_nse_are_those_of_the_unedited_model():
     S of the first batch. In one edit, and as a patch upon a patch."""
     lens = tiny_lens("gptj")
     statistics = covariance(lens, TEXTS, [1])
-    editor = nse(share=1.0, rounds=2)
+    editor = nse(share=1.0, rounds=1)
     options = {"statistics": statistics, "templates": TEMPLATES}
     first = qv.edit(lens, REQUESTS[0], editor, **options)
     whole = qv.edit(lens, REQUESTS, editor, batch_size=1, **options)
@@ -212,22 +212,22 @@ def stream(trace, layer):
 def test_rounds_of_nse_go_on_with_the_facts_that_are_not_there_yet():
     lens = tiny_lens("gptj")
     options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
-    one = qv.edit(lens, REQUESTS, nse(rounds=2), **options)
-    two = qv.edit(lens, REQUESTS, nse(rounds=3), **options)
+    one = qv.edit(lens, REQUESTS, nse(rounds=1), **options)
+    two = qv.edit(lens, REQUESTS, nse(rounds=2), **options)
     far = [step["distance"] for step in two.info["rounds"][0]]
     assert len(one.info["rounds"][0]) == 1
     assert len(far) == 2
     assert all(b < a for a, b in zip(*far, strict=True))
     between = sum(far[0]) / 2
-    some = qv.edit(lens, REQUESTS, nse(rounds=2, near=between), **options)
+    some = qv.edit(lens, REQUESTS, nse(rounds=1, near=between), **options)
     (step,) = some.info["rounds"][0]
     assert step["active"] == [i for i, size in enumerate(far[0]) if size > between]
     with pytest.warns(UserWarning, match="are farther from their z"):
-        qv.edit(lens, REQUESTS, nse(rounds=2, far=between), **options)
+        qv.edit(lens, REQUESTS, nse(rounds=1, far=between), **options)
     with pytest.raises(qv.QVLensError, match="nothing was written"):
         qv.edit(lens, REQUESTS, nse(near=1e8), **options)
-    with pytest.raises(qv.QVLensError, match="rounds is at least 2"):
-        qv.edit(lens, REQUESTS, nse(rounds=1), **options)
+    with pytest.raises(qv.QVLensError, match="rounds is at least 1"):
+        qv.edit(lens, REQUESTS, nse(rounds=0), **options)
 
 
 @pytest.mark.parametrize("score", ["value", "effects"])
@@ -241,7 +241,7 @@ def test_nse_writes_the_rows_that_attribution_names(score):
         frame[frame["layer"] == 1].set_index("neuron")["score"].abs().sort_values(ascending=False)
     )
     rows = set(size.index[(size.cumsum() / size.sum()) <= 0.5])
-    patch = qv.edit(lens, REQUESTS, nse(score=score, share=0.5, rounds=2), **options)
+    patch = qv.edit(lens, REQUESTS, nse(score=score, share=0.5, rounds=1), **options)
     delta = patch.deltas[1, "W_out"].dense()
     assert set(delta.abs().sum(1).nonzero()[:, 0].tolist()) == rows
     before = sum(lens.logprob([r.target for r in REQUESTS]))

@@ -121,7 +121,7 @@ EDITORS = {
         layer=5, steps=8, lr=0.5, clamp=4.0, weight_decay=1e-3, mom2_adjustment=False
     ),
     "trained": qv.FT(layer=6, lr=5e-3, steps=6),
-    "knowledge neurons": qv.KN(rule="easyedit", steps=1),
+    "knowledge neurons": qv.KN(rule="easyedit", steps=2),
 }
 
 
