@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pandas as pd
+
+from qv_lens.errors import QVLensError
+from qv_lens.models.fetch import get
 
 #: what a file runs on where no model is named
 STUDIED = ("smollm2-135m",)
@@ -29,3 +34,16 @@ def is_gptj(frame: pd.DataFrame) -> bool:
 def layers_there(frame: pd.DataFrame) -> int:
     """How many layers the paper's model has that the rows' model stands for."""
     return GPTJ_LAYERS if is_gptj(frame) else QWEN_LAYERS
+
+
+def usual_model() -> str:
+    """The model of the notebooks: `QV_MODEL`, else SmolLM2-135M, fetched where it is not there yet,
+    else (saying why) a bundled toy, whose numbers say nothing about language models."""
+    if named := os.environ.get("QV_MODEL"):
+        return named
+    try:
+        get("smollm2-135m")
+    except QVLensError as error:
+        print(error)
+        return "toy-gptj"
+    return "smollm2-135m"

@@ -40,6 +40,7 @@ GRID = {
         "EMMET",
         "PRUNE",
         "ROME",
+        "RROME",
         "PMET",
         "FT",
         "FTL",
