@@ -35,7 +35,7 @@ from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.answers import Generation
-from qv_lens.evaluation.cases import DrawnCases, edited_facts
+from qv_lens.evaluation.cases import DrawnCases, edited_facts, of_seed
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.evaluation.protocols import (
     PROTOCOLS,
@@ -237,14 +237,9 @@ def _drawn(lens: Lens, asked: Cases, once: Once) -> DrawnCases:
 def _of_atlas(lens: Lens, count: int, seed: int) -> DrawnCases:
     """Edits of facts of the atlas that the model knows; each seed takes others."""
     facts = random.Random("editors").sample(atlas(), len(atlas()))
-    upto = (seed + 1) * count
-    known = first_known(lens, facts, upto)
-    if len(known) <= upto - count:
-        raise ConfigError(
-            f"{lens.name} knows {len(known)} facts of the atlas, none of them for seed {seed}: each "
-            f"seed takes {count} others. Take a lower seed or a smaller count."
-        )
-    return DrawnCases([edit_case(fact, seed) for fact in known[upto - count :]])
+    known = first_known(lens, facts, (seed + 1) * count)
+    mine = of_seed(known, count, seed, f"{lens.name} knows {len(known)} facts of the atlas")
+    return DrawnCases([edit_case(fact, seed) for fact in mine])
 
 
 def _examples(lens: Lens, asked: Cases, once: Once) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from qv_lens.evaluation.intervals import (
     DIFFERENCE,
-    ENTROPIES,
+    NOT_SHARES,
     SHARE,
     UNBOUNDED,
     bounds,
@@ -103,7 +103,7 @@ ENOUGH = 6
 
 def differences(metric: str) -> tuple[float, float]:
     """Between which values two cases' difference in a metric lies."""
-    return UNBOUNDED if metric in ENTROPIES else DIFFERENCE
+    return UNBOUNDED if metric in NOT_SHARES else DIFFERENCE
 
 
 def difference(a: pd.Series, b: pd.Series, within: tuple[float, float] = DIFFERENCE) -> Estimate:

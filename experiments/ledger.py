@@ -104,12 +104,12 @@ IN_SHORT = (
     "and do not say the answer: of 20 sports none of the ten best holds it among its tokens.",
     "5. Editors that locate and solve (MEMIT, AlphaEdit, PRUNE, RECT, EMMET, ROME) give the new "
     "answer to 98 or 99 of 100 facts, on a model a fiftieth of GPT-J's size as well.",
-    "6. ACE is not the best of them here: 84, behind ROME and MEMIT, at layers and settings tuned "
-    "like theirs.",
+    "6. ACE reaches 84 of the 100 and is behind ROME and MEMIT, although its layers and settings were "
+    "tuned in the same way.",
     "7. KNE and CTP give every new answer, and give it to most neighbours too.",
-    "8. Ten query neurons of a peak layer, zeroed, cost 1 and 6 of 19 two-hop answers; the value "
-    "neurons behind them do not fall silent. Multi-hop answers after an edit, sweeps over layers and "
-    "sizes, and batches were not run on a real model yet: their cells are empty.",
+    "8. Zeroing ten query neurons of a peak layer costs 1 and 6 of 19 two-hop answers, and the value "
+    "neurons of later layers stay active. Cells are empty where nothing was run on a real model yet: "
+    "multi-hop answers after an edit, sweeps over layers and sizes, batches.",
     "9. A claim about 6 billion parameters that fails at 0.1 may hold there, and the other way "
     "round; no trend over sizes can be told from one model.",
     "10. Every row is a test of its own, at 95%; of sixty such tests three would hold or fail by "
@@ -235,7 +235,7 @@ def decided_on(claim: Claim, frame: pd.DataFrame, model: str) -> tuple[str, str]
         return "", ""
     try:
         statistic, verdict = claim.decide(rows)
-    except (KeyError, ValueError):  # rows of a run that was stopped, or varied something else
+    except KeyError:  # rows of a run that was stopped, or varied something else
         return "", ""
     return ("", "") if (statistic, verdict) == NOT_MEASURED else (statistic, verdict)
 

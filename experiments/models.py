@@ -6,8 +6,7 @@ import os
 
 import pandas as pd
 
-from qv_lens.errors import QVLensError
-from qv_lens.models.fetch import get
+from qv_lens.models.fetch import real_or_toy
 
 #: what a file runs on where no model is named
 STUDIED = ("smollm2-135m",)
@@ -41,9 +40,7 @@ def usual_model() -> str:
     else (saying why) a bundled toy, whose numbers say nothing about language models."""
     if named := os.environ.get("QV_MODEL"):
         return named
-    try:
-        get("smollm2-135m")
-    except QVLensError as error:
-        print(error)
-        return "toy-gptj"
-    return "smollm2-135m"
+    name, why = real_or_toy()
+    if why:
+        print(why)
+    return name

@@ -36,8 +36,8 @@ def usual(lens: Lens, source: str) -> str:
 
 def pool(source: str = "", hops: int = 1) -> list[Fact]:
     """Every prompt, with its category, each once. `source`: '' is the bundled world, 'atlas' the
-    atlas, else a file or dataset of facts or of MQuAKE's cases (of which every unedited hop is a single fact, as in ACE's
-    section 4.1). `hops`: 1 single facts; 2 or more prompts over chains of that length: of a file
+    atlas, else a file or dataset of facts or of MQuAKE's cases (of which every unedited hop is a
+    single fact, as in ACE's section 4.1). `hops`: 1 single facts; 2 or more prompts over chains of that length: of a file
     each case's first question, of the category of the chain's end.
 
     Records that cannot be read are left out with a warning.
@@ -109,10 +109,18 @@ def asked(lens: Lens, task: Asks, hops: int = 1) -> list[Fact]:
     """A task's prompts; of the atlas those that the model knows. Raises `ConfigError` for a category
     that is not there, or of which the model knows nothing."""
     source = usual(lens, task.facts)
+    found = _in_category(task.category, source, hops)
+    return drawn(lens, source, found, task.prompts, _rng(task.seed))
+
+
+def drawn(
+    lens: Lens, source: str, facts: Sequence[Fact], count: int, rng: random.Random
+) -> list[Fact]:
+    """`count` of a source's facts, by chance; of the atlas such as the model knows. All where there
+    are fewer."""
     if source != ATLAS:
-        return of_category(task.category, task.prompts, task.seed, source, hops)
-    drawn = of_category(task.category, len(pool(source, hops)), task.seed, source, hops)
-    return first_known(lens, drawn, task.prompts)
+        return rng.sample(facts, min(count, len(facts)))
+    return first_known(lens, rng.sample(facts, len(facts)), count)
 
 
 def first_known(lens: Lens, facts: Sequence[Fact], count: int) -> list[Fact]:
@@ -163,6 +171,16 @@ def of_category(
 ) -> list[Fact]:
     """`count` prompts of a category ('all': of any), drawn by the seed; all where there are fewer.
     Raises `ConfigError`."""
+    found = _in_category(category, source, hops)
+    return _rng(seed).sample(found, min(count, len(found)))
+
+
+def _rng(seed: int) -> random.Random:
+    return random.Random(f"prompts:{seed}")
+
+
+def _in_category(category: str, source: str, hops: int) -> list[Fact]:
+    """The prompts of a category ('all': of any). Raises `ConfigError` for none."""
     facts = pool(source, hops)
     found = [fact for fact in facts if category in ("all", fact.category)]
     if not found:
@@ -173,4 +191,4 @@ def of_category(
             f"{source or 'the bundled world'}. Categories: {', '.join(names)}; {none} of "
             f"{len(facts)} prompts have none (their relation is not one of ACE's)."
         )
-    return random.Random(f"prompts:{seed}").sample(found, min(count, len(found)))
+    return found

@@ -40,7 +40,7 @@ from experiments.decide import (
     together,
 )
 from experiments.models import STUDIED
-from experiments.prompts import ATLAS, check_asked, first_known, pool, usual
+from experiments.prompts import check_asked, drawn, pool, usual
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
@@ -90,7 +90,7 @@ class Task:
     held_out: bool = True
     """Whether the facts asked differ from those that rank the neurons."""
     facts: str = ""
-    """A file of facts or edits (default: the bundled world)."""
+    """A file of facts or edits (default: `prompts.usual`)."""
 
     def __post_init__(self) -> None:
         check_asked(self, every=False)
@@ -141,12 +141,8 @@ def _draw(lens: Lens, category: str, prompts: int, held_out: bool, source: str, 
             f"{', '.join(names)}."
         )
     rng = random.Random(f"ablation:{seed}")
-    if source == ATLAS:
-        inside = first_known(lens, rng.sample(inside, len(inside)), prompts)
-        outside = first_known(lens, rng.sample(outside, len(outside)), prompts)
-    else:
-        inside = rng.sample(inside, min(prompts, len(inside)))
-        outside = rng.sample(outside, min(prompts, len(outside)))
+    inside = drawn(lens, source, inside, prompts, rng)
+    outside = drawn(lens, source, outside, prompts, rng)
     ranking = inside[::2] if held_out else inside
     measured = inside[1::2] if held_out else inside
     groups = {"in category": tuple(measured), "off category": tuple(outside)}

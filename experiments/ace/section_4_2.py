@@ -46,7 +46,7 @@ class Task:
     seed: int = 0
     """Which prompts."""
     facts: str = ""
-    """A file or dataset of chains (default: the bundled world)."""
+    """A file or dataset of chains (default: `prompts.usual`)."""
 
     def __post_init__(self) -> None:
         check_asked(self)

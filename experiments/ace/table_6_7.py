@@ -47,7 +47,7 @@ class Task:
     seed: int = 0
     """Which ones."""
     facts: str = ""
-    """A file or dataset of facts or chains (default: the bundled world)."""
+    """A file or dataset of facts or chains (default: `prompts.usual`)."""
 
     def __post_init__(self) -> None:
         check_asked(self)

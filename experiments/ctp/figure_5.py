@@ -29,6 +29,7 @@ GRID = {
 MORE = {
     "toy-gptj": {"editor.top": [511]},
     "toy-qwen3": {"editor.top": [383]},
+    "smollm2-135m": {"editor.top": [1535]},
     "EleutherAI/gpt-j-6B": {"editor.top": [16383]},
 }
 

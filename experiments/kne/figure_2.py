@@ -31,6 +31,7 @@ GRID = {
 #: what a gated FFN has besides
 MORE = {
     "toy-qwen3": {"editor.parameters": [["W_gate"]]},
+    "smollm2-135m": {"editor.parameters": [["W_gate"]]},
     "Qwen/Qwen3-8B": {"editor.parameters": [["W_gate"]]},
 }
 MAPPING = ("['W_in']", "['W_gate']", "['W_Q']")

@@ -22,6 +22,7 @@ from qv_lens.cli.options import (
     Several,
     Subject,
     at_least,
+    check_new,
     check_writable,
     not_empty,
     settings_of,
@@ -133,10 +134,11 @@ def edit(
         Folder for the edit as a PEFT adapter of the model.
     """
     import qv_lens as qv
-    from qv_lens.editing.edit import check_requests, check_statistics, reads_statistics
+    from qv_lens.editing.edit import check_requests, check_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.layer_by_layer import ClosedForm
     from qv_lens.editing.presets import preset_of, with_settings
+    from qv_lens.editing.simie import SimIE
     from qv_lens.editing.statistics import Statistics
 
     chosen = preset_of(preset or model, editor)
@@ -148,9 +150,8 @@ def edit(
         raise ConfigError(f"{out} holds a patch already. Choose another --out.")
     if out is not None:
         check_writable(out / "patch.json")
-    for option, folder in (("--save", save), ("--lora", lora)):
-        if folder is not None and folder.exists():
-            raise ConfigError(f"{folder} is there already. Choose another {option}.")
+    check_new("--save", save)
+    check_new("--lora", lora)
     C0 = Statistics.load(statistics) if statistics is not None else None
     lens = qv.load(model, **asdict(loading))
     lens.tokenize([request.target, fact])
@@ -159,11 +160,9 @@ def edit(
     source = "the preset, changed" if settings else chosen.source
     print(f"{used}   ({source})")
     print_knowledge(lens, fact)
-    if C0 is None and isinstance(used, ClosedForm) and used.reads_statistics:
+    if C0 is None and isinstance(used, (ClosedForm, SimIE)) and used.reads_statistics:
         layers, modules = used.written(lens)
         C0 = corpus_statistics(lens, layers=layers, modules=modules)
-    elif C0 is None and reads_statistics(used):
-        C0 = corpus_statistics(lens)
     patch = qv.edit(lens, request, used, statistics=C0, seed=seed)
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):

@@ -75,20 +75,17 @@ def demo(
 
 
 def _real_or_toy() -> str:
-    """The real model, fetched where it is not there; a bundled toy where that cannot be."""
-    from qv_lens.errors import ModelError
-    from qv_lens.models.fetch import get
+    """The real model, or a bundled toy, saying so."""
+    from qv_lens.models.fetch import real_or_toy
 
-    try:
-        get("smollm2-135m")
-    except ModelError as error:
+    name, why = real_or_toy()
+    if why:
         print(
-            f"qv-lens: {error}\nThe demo runs on the bundled toy-gptj instead: 12 layers, trained on an invented world. What it shows "
+            f"qv-lens: {why}\nThe demo runs on the bundled toy-gptj instead: 12 layers, trained on an invented world. What it shows "
             "says nothing about language models.",
             file=sys.stderr,
         )
-        return "toy-gptj"
-    return "smollm2-135m"
+    return name
 
 
 def _fact_of_atlas() -> tuple[Fact, str]:

@@ -61,16 +61,10 @@ AS_IT_IS = Loading()
 
 def settings_of(changes: Sequence[str] | None) -> dict[str, Any]:
     """The values by name of key=value words. Raises `ConfigError` for a word without =."""
-    from qv_lens.runs.config import value_of
+    from qv_lens.runs.config import assigned
 
     not_empty("--set", changes)
-    found = {}
-    for word in changes or ():
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--set takes key=value, as lr=0.1; got {word!r}.")
-        found[name.strip()] = value_of(value.strip())
-    return found
+    return dict(assigned(change) for change in changes or ())
 
 
 def at_least(option: str, value: int | None, least: int) -> None:
@@ -81,6 +75,12 @@ def at_least(option: str, value: int | None, least: int) -> None:
 def not_empty(option: str, values: Sequence[object] | None) -> None:
     if values is not None and not values:
         raise ConfigError(f"{option} needs at least one value, or leave it out.")
+
+
+def check_new(option: str, folder: Path | None) -> None:
+    """Raise `ConfigError` for a folder that is there already."""
+    if folder is not None and folder.exists():
+        raise ConfigError(f"{folder} is there already. Choose another {option}.")
 
 
 def check_writable(path: Path) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from qv_lens.cli.options import AS_IT_IS, Loading, Model
-from qv_lens.errors import ConfigError
+from qv_lens.cli.options import AS_IT_IS, Loading, Model, check_new
 
 patch = App(name="patch", help="What an edit wrote: look at it, save the edited model, export it.")
 
@@ -47,7 +46,7 @@ def apply(folder: Path, *, model: Model, out: Path, loading: Loading = AS_IT_IS)
     """
     import qv_lens as qv
 
-    _check_new(out)
+    check_new("--out", out)
     found = qv.Patch.load(folder)
     lens = qv.load(model, **asdict(loading))
     with lens.patched(found):
@@ -68,11 +67,5 @@ def export(folder: Path, *, out: Path) -> None:
     """
     import qv_lens as qv
 
-    _check_new(out)
+    check_new("--out", out)
     print(qv.Patch.load(folder).to_lora(out))
-
-
-def _check_new(out: Path) -> None:
-    """Raise `ConfigError` for a folder that is there already."""
-    if out.exists():
-        raise ConfigError(f"{out} is there already. Choose another --out.")

@@ -285,24 +285,23 @@ class BetaEdit(AlphaEdit):
 
         def metric(layer: int, module: str) -> InverseMetric:
             moment = C0.of(lens, layer).to(lens.device).double()
-            count, gram, key = job.notes["edited"], seen.gram(layer), (layer, RENEWAL)
+            count, keys, key = job.notes["edited"], seen.keys(layer), (layer, RENEWAL)
             if count - job.notes["renewed"] >= self.renew:
                 job.notes["renewed"] = count
             since = job.notes["renewed"]
-            if gram is None or not since:
+            if keys is None or not since:
                 P = self._null_space(job, moment, layer)
             else:
                 held = summed([before, job.kept]).get(key)
                 if since == count:  # renewed in this batch: the patch keeps what is new in the sum
-                    old = 0.0 if held is None else held.dense()
-                    fresh = Delta(gram - old)
+                    old, held = held, Delta(keys.dense())
+                    fresh = Delta(held.left - (0.0 if old is None else old.dense()))
                     job.kept.update(summed([job.kept, {key: fresh}]))
-                    held = Delta(gram)
                 assert held is not None
                 make = partial(self._renewed, held.dense() / since, moment)
                 P = spaces.once((layer, since), make)
                 job.notes["rank_of_P"][str(layer)] = round(float(P.trace()))
-            return null_space_metric(P, seen.keys(layer), self.L2, self.lam * moment)
+            return null_space_metric(P, keys, self.L2, self.lam * moment)
 
         def learn(keys: dict[int, list[Tensor]]) -> None:
             seen.learn(keys)

@@ -135,14 +135,13 @@ class Job:
         return self.saved.get((layer, name), self.lens.parameter(layer, name))
 
     @contextmanager
-    def before(self, editor: object | None) -> Iterator[None]:
+    def before(self, editor: object) -> Iterator[None]:
         """The weights as they were before this edit and every patch in force since the first one by
-        an editor of the same kind; the weights as they are for None. They are back, bit for bit,
-        behind the block."""
+        an editor of the same kind. After the block they are as they are now, bit for bit."""
         method = type(editor).__name__
         patches = [patch.info.get("method") for patch in self.lens.patches]
         first = patches.index(method) if method in patches else len(patches)
-        earlier = {} if editor is None else {**self.saved, **self.lens.before_patches(first)}
+        earlier = {**self.saved, **self.lens.before_patches(first)}
         now = {key: self.lens.parameter(*key).clone() for key in earlier}
         try:
             for key, weight in earlier.items():

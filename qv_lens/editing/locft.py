@@ -46,7 +46,7 @@ class LocFT:
     stop: float = 1e-2
     """Loss (nats) below which a mini-batch takes no step, and below whose mean training ends."""
     end_of_text: bool = True
-    """Whether the end of the text is trained behind the answer."""
+    """Whether the end of the text is trained after the answer."""
 
     def deltas(self, job: Job) -> Deltas:
         if self.mini_batch < 1 or self.epochs < 1:

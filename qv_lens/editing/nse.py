@@ -94,13 +94,13 @@ class NSE(ClosedForm):
         C0 = job.moments()
 
         def metric(layer: int, module: str) -> InverseMetric:
-            moment = C0.of(job.lens, layer).to(job.lens.device).double()
+            moment = C0.of(job.lens, layer).to(job.lens.device)
             seen = earlier.gram(layer)
 
             def of(K: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
                 chosen = largest(scores.get(layer, K.abs().sum(1)), self.share)
                 job.notes["neurons"].append([layer, len(chosen)])
-                return some_rows(self.lam * moment, seen, chosen, K)
+                return some_rows(moment, self.lam, seen, chosen, K)
 
             return of
 
@@ -209,14 +209,15 @@ class NSE(ClosedForm):
 
 
 def some_rows(
-    held: Float[Tensor, "k k"],
+    C0: Float[Tensor, "k k"],
+    lam: float,
     seen: Float[Tensor, "k k"] | None,
     chosen: Int[Tensor, " chosen"],
     K: Float[Tensor, "k n"],
 ) -> Float[Tensor, "k n"]:
-    """Y with (H + S)[I, I] Y[I] = K[I], 0 elsewhere: H is lam C0, S K K^T of the earlier keys, I the
+    """Y with (lam C0 + S)[I, I] Y[I] = K[I], 0 elsewhere: S is K K^T of the earlier keys, I the
     chosen neurons."""
-    system = held[chosen][:, chosen]
+    system = lam * C0[chosen][:, chosen].double()
     if seen is not None:
         system = system + seen[chosen][:, chosen]
     Y = torch.zeros_like(K)

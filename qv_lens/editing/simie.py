@@ -16,6 +16,7 @@ Source: SimIE (2025), released code; lam and the base model as released."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,9 @@ from tqdm import tqdm
 
 from qv_lens.editing.edit import Deltas, Editor, Job, check_editor, reads_statistics
 from qv_lens.editing.editors import editors
+from qv_lens.editing.layer_by_layer import ClosedForm
 from qv_lens.editing.presets import editor_of
+from qv_lens.editing.statistics import Module
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
 from qv_lens.models.deltas import delta_hooks, taps
@@ -59,27 +62,41 @@ class SimIE:
             return kind is not None and kind is not SimIE and reads_statistics(kind())
         return reads_statistics(self.editor)
 
+    def written(self, lens: Lens) -> tuple[tuple[int, ...], tuple[Module, ...]]:
+        """The layers and modules that the wrapped editor, a closed form, writes. Raises `EditError`
+        for another one."""
+        editor = editor_of(lens, self.editor)
+        if not isinstance(editor, ClosedForm):
+            raise EditError(f"{type(editor).__name__} reads no C0.")
+        return editor.written(lens)
+
     def deltas(self, job: Job) -> Deltas:
         editor = editor_of(job.lens, self.editor)
         check_editor(editor)
         if self.lam <= 0:
             raise EditError(f"lam is above 0; got {self.lam}.")
         job.notes["wrapped"] = type(editor).__name__
-        earlier = [patch.kept for patch in job.earlier(self)]
+        earlier = summed(patch.kept for patch in job.earlier(self))
+        A: dict[Key, Tensor] = {}
         parts: list[Deltas] = []
         for request in tqdm(job.requests, desc="SimIE", unit="fact", delay=2, leave=False):
             moved, K = self._edited(job, editor, request)
+            shift: Deltas = {}
+            for key, target in moved.items():
+                if key not in A:
+                    A[key] = self._held(K[key], earlier.get(key))
+                A[key] = A[key] + K[key] @ K[key].T
+                shift[key] = _shift(job.lens.parameter(*key), target, K[key], A[key])
+                job.write(*key, shift[key])
             grams = {key: _gram(read) for key, read in K.items()}
             job.kept.update(summed([job.kept, grams]))
-            seen = summed([*earlier, job.kept])
-            shift = {
-                key: _shift(job.lens.parameter(*key), target, K[key], seen[key], self.lam)
-                for key, target in moved.items()
-            }
-            for key, delta in shift.items():
-                job.write(*key, delta)
             parts.append(shift)
         return summed(parts)
+
+    def _held(self, like: Float[Tensor, "k token"], earlier: Delta | None) -> Tensor:
+        """A before this edit's facts."""
+        lam = self.lam * torch.eye(len(like), dtype=like.dtype, device=like.device)
+        return lam if earlier is None else lam + earlier.dense()
 
     def _edited(
         self, job: Job, editor: Editor, request: EditRequest
@@ -89,7 +106,7 @@ class SimIE:
             job.lens, [request], None, job.statistics, job.templates, job.seed,
             factored=job.factored,
         )  # fmt: skip
-        with job.before(self if self.unedited else None):
+        with job.before(self) if self.unedited else nullcontext():
             try:
                 deltas = editor.deltas(alone)
             finally:
@@ -129,10 +146,8 @@ def _shift(
     W: Float[Tensor, "k d"],
     target: Float[Tensor, "k d"],
     K: Float[Tensor, "k token"],
-    seen: Delta,
-    lam: float,
+    A: Float[Tensor, "k k"],
 ) -> Delta:
     """A^-1 K K^T (W_e - W)."""
-    A = seen.dense() + lam * torch.eye(len(W), dtype=K.dtype, device=K.device)
     left = torch.cholesky_solve(K, torch.linalg.cholesky(A))
     return Delta(left, K.T @ (target - W.double()))

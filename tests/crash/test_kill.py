@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 
 import qv_lens as qv
+from qv_lens.models import fetch
 from qv_lens.runs.config import RunConfig
 from qv_lens.runs.run import run
 
@@ -62,3 +64,24 @@ def test_thirty_kills(tmp_path):
     # a task ran again only if a kill came before its rows were written: at most one per kill
     assert len(log.read_text().split()) <= 200 + kills
     assert len(list((out / "shards").glob("*.parquet"))) == 200
+
+
+def test_a_model_that_another_process_has_brought_meanwhile_stays(tmp_path, monkeypatch):
+    """Two commands fetch at once: what the first one moved into place may be open already."""
+    made, target = tmp_path / "made", tmp_path / "target"
+
+    class Model:
+        config = SimpleNamespace()
+
+        def save_pretrained(self, folder):
+            folder.mkdir(exist_ok=True)
+            (folder / "config.json").write_text("ours")
+            target.mkdir(exist_ok=True)
+            (target / "config.json").write_text("theirs")
+
+    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+        monkeypatch.setattr(
+            f"transformers.{name}", SimpleNamespace(from_pretrained=lambda *a, **k: Model())
+        )
+    fetch._convert(tmp_path / "model.gguf", made, target)
+    assert (target / "config.json").read_text() == "theirs"

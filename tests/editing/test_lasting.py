@@ -123,6 +123,9 @@ def test_simie_refuses_what_it_cannot_wrap():
     with pytest.raises(qv.QVLensError, match="needs C0"):
         qv.edit(lens, REQUESTS[0], qv.SimIE(editor=qv.MEMIT(layers=(1,))))
     assert qv.SimIE(editor="MEMIT").reads_statistics
+    assert qv.SimIE(editor=qv.MEMIT(layers=(0, 1))).written(lens) == ((0, 1), ("ffn",))
+    with pytest.raises(qv.QVLensError, match="FT reads no C0"):
+        qv.SimIE(editor=qv.FT(layer=1)).written(lens)
     assert not qv.SimIE(editor=ROME).reads_statistics
 
 
