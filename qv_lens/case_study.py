@@ -1,8 +1,8 @@
 """study(): one fact from attribution to edit, as one object.
 
 1. Attribute: top value neurons (Eq. 9), top query neurons (Eq. 10) and the neurons that the answer
-   loses most without (gradient), each with what they promote; every token, head and layer; the
-   pathway.
+   loses most without (gradient), each with what they promote; every token, head and layer; what
+   the model would say at each layer; the pathway, with query neurons at every token.
 2. Remove: log p of the answer with the best k neurons zeroed at the prompt's last token, by Eq. 9,
    by the gradient and at random; the same neurons taken from another fact of the kind, and from one
    of another (`faithfulness`).
@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -35,7 +35,7 @@ from qv_lens.attribution.edges import Graph, edge_effects, qv_graph
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.layers import by_token, layer_scores
 from qv_lens.attribution.locate import Layers, layer_counts, locate
-from qv_lens.attribution.projection import vocabulary
+from qv_lens.attribution.projection import logit_lens, vocabulary
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.setting import Kind
 from qv_lens.attribution.value import fast, value_neurons
@@ -72,6 +72,8 @@ BEST = 300
 KEPT = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)
 #: in how many passes the curve's hundred neurons are found, and what that ranking is called
 ROUNDS, IN_ROUNDS = 20, "gradient, in rounds of 5"
+#: value and query neurons in the pathway
+DRAWN = 18
 #: facts of the kind over which layers are located
 LOCATED = 16
 METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
@@ -125,10 +127,15 @@ class Study:
     """Summaries of the edits by `variant` and `layers`."""
     tokens: pd.DataFrame
     """Importance by token, before the edit."""
+    beliefs: pd.DataFrame
+    """What the model would say at each layer and token (`logit_lens`)."""
     heads: pd.DataFrame
     """Importance of attention heads."""
+    attention: pd.DataFrame
+    """Where each head looks from the last token: `layer, head, position, token, weight`."""
     nodes: pd.DataFrame
-    """Neurons of the pathway."""
+    """Neurons of the pathway, with what they promote, their scores by other methods, and what
+    zeroing each alone does."""
     edges: pd.DataFrame
     """Who feeds whom."""
     states: pd.DataFrame
@@ -184,7 +191,8 @@ def study(
     kind = [fact, *about.same[:LOCATED]]
     layers = locate(lens, kind, "subject_last", by="effects")
     edited = edit_variants(lens, about, layers, ace, memit, edits, seed)
-    nodes, edges = pathway(lens, trace, value, query)
+    drawn = query_neurons(lens, trace, value, DRAWN, targets=DRAWN, through="attention")
+    nodes, edges = pathway(lens, trace, value, drawn, DRAWN)
     rankings = {
         "Eq. 9": value,
         "gradient": effects,
@@ -211,8 +219,10 @@ def study(
         suppression=suppress(lens, about.chains, counted=False)[0],
         edits=edited.table,
         tokens=by_token(lens, fact),
+        beliefs=logit_lens(lens, fact),
         heads=layer_scores(lens, trace, "head", "layer_vector"),
-        nodes=nodes,
+        attention=attention(lens, fact),
+        nodes=other_scores(lens, trace, nodes),
         edges=edges,
         states=edited.states,
         probes=edited.probes,
@@ -268,8 +278,20 @@ def removal(
     frame = faithfulness(lens, facts, union, CURVE, seeds=RANDOM_SEEDS, seed=seed)
     texts = [_in_words(each) for each in facts]
     return frame.assign(
-        whose=[whose[i] for i in frame["prompt"]], text=[texts[i] for i in frame["prompt"]]
+        whose=[whose[i] for i in frame["prompt"]],
+        text=[texts[i] for i in frame["prompt"]],
+        went=[_went(union.get(row.ranking), row.k) for row in frame.itertuples()],
     )
+
+
+def _went(ranking: NeuronSet | None, k: int) -> str:
+    """The neurons that a curve's step to k takes out and the step before it leaves; of a random
+    order nothing is told."""
+    if ranking is None:
+        return ""
+    before = max((size for size in CURVE if size < k), default=0)
+    new = ranking.frame.iloc[before:k]
+    return ", ".join(f"f{row.layer}-{row.neuron}" for row in new.itertuples())
 
 
 def kept_alone(
@@ -470,19 +492,50 @@ def _layer_line(lens: Lens, fact: Fact, state: str) -> pd.DataFrame:
     return scores.assign(state=f"{state} ({fact.answer})")
 
 
-def pathway(lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count: int = 18) -> Graph:
+def attention(lens: Lens, fact: Fact) -> pd.DataFrame:
+    """Where each head looks from the prompt's last token: `layer, head, position, token,
+    weight`."""
+    pattern = lens.trace(fact, attention=True).pattern
+    assert pattern is not None
+    layers, _, heads, keys = pattern.shape
+    index = pd.MultiIndex.from_product(
+        [range(layers), range(heads), range(keys)], names=["layer", "head", "position"]
+    )
+    weights = pattern[:, 0].flatten().float().tolist()
+    frame = pd.DataFrame({"weight": weights}, index=index).reset_index()
+    tokens = lens.str_tokens(fact)
+    return frame.assign(token=[tokens[position] for position in frame["position"]])
+
+
+def other_scores(lens: Lens, trace: Trace, nodes: pd.DataFrame) -> pd.DataFrame:
+    """The pathway's nodes with `gradient` and `relp`: each neuron's effect at its own token, by
+    both methods (nats)."""
+    places = pd.MultiIndex.from_frame(nodes[["layer", "neuron", "position"]])
+    methods: tuple[Literal["gradient", "relp"], ...] = ("gradient", "relp")
+    for method in methods:
+        every = neuron_effects(lens, trace, None, method=method, positions="all").frame
+        scores = every.set_index(["layer", "neuron", "position"])["score"]
+        nodes = nodes.assign(**{method: scores.reindex(places).to_numpy()})
+    return nodes
+
+
+def pathway(
+    lens: Lens, trace: Trace, value: NeuronSet, query: NeuronSet, count: int = DRAWN
+) -> Graph:
     """The Q-V graph of one fact's best neurons, its edges tested; nodes with the tokens they
-    promote and `effect`, what zeroing one alone does to the answer's log-probability."""
+    promote and suppress, and `effect`, what zeroing one alone at every token does to the answer's
+    log-probability."""
     drawn = qv_graph(lens, trace, value.top(count), query.top(count), targets=count)
     graph = edge_effects(lens, trace, drawn)
     nodes = graph.nodes
     units = NeuronSet(
         nodes[["layer", "neuron", "coefficient"]].assign(prompt=0, unit="ffn", score=0.0)
     )
-    promoted = vocabulary(lens, units, 8)["promoted"].tolist()
+    words = vocabulary(lens, units, 8)[["promoted", "suppressed"]]
     fact = trace.facts[0]
     clean, effects = lens.logprob(fact), []
     for layer, neuron in nodes[["layer", "neuron"]].itertuples(index=False):
         with lens.intervene(Zero(NeuronSet.of([(int(layer), int(neuron))]))):
             effects.append(lens.logprob(fact) - clean)
-    return Graph(nodes.assign(promoted=promoted, effect=effects), graph.edges)
+    told = {name: words[name].tolist() for name in words}
+    return Graph(nodes.assign(**told, effect=effects), graph.edges)

@@ -1,16 +1,22 @@
-"""Frames -> plotly figures. Nothing here computes or shows anything."""
+"""Frames -> plotly figures. Nothing here computes or shows anything.
+
+`paper` styles a figure for print, `save` writes it as a page or a picture."""
 
 from __future__ import annotations
 
 import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+
+from qv_lens.errors import ConfigError
+from qv_lens.files import whole
 
 INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
 VIOLET = "#8e5ea2"
@@ -95,7 +101,7 @@ def pathway(
             marker={"color": colour, "size": 10, "line": {"color": "white", "width": 1}},
         )
     if tokens is None:
-        figure.update_xaxes(title="layer", dtick=1)
+        _layers_across(figure, nodes["layer"])
         figure.update_yaxes(visible=False)
     else:
         figure.update_xaxes(title="token", tickvals=list(range(len(tokens))), ticktext=tokens)
@@ -119,14 +125,8 @@ def before_after(
     """One line per `state`: which layers write the answer that the model gives then."""
     figure = go.Figure()
     for colour, state, rows in _coloured(frame, "state", first=GREY):
-        figure.add_scatter(
-            x=rows["layer"],
-            y=rows["score"],
-            name=str(state),
-            mode="lines+markers",
-            line={"color": colour},
-        )
-    figure.update_xaxes(title="layer", dtick=1)
+        figure.add_scatter(**_line(rows["layer"], rows["score"], state, colour, LAYER_NATS))
+    _layers_across(figure, frame["layer"])
     figure.update_yaxes(title="nats")
     return _layout(figure, title)
 
@@ -162,8 +162,8 @@ def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go
             part.removesuffix("_vector"),
             rows["layer"] + (0.5 if part == "ffn_vector" else 0.0),
         )
-        figure.add_scatter(x=at, y=rows["score"], name=f"{model} {kind}", mode="lines+markers")
-    figure.update_xaxes(title="layer", dtick=1)
+        figure.add_scatter(**_line(at, rows["score"], f"{model} {kind}", None, LAYER_NATS))
+    _layers_across(figure, frame["layer"], end=0.5)
     figure.update_yaxes(title="nats")
     return _layout(figure, title)
 
@@ -182,7 +182,9 @@ def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Fi
             name=f"{model} {kind}",
             marker_color=colour,
             hovertext=rows["promoted"],
+            hovertemplate=f"{model} {kind} at %{{x}}: %{{y:.3f}} nats<br>next: %{{hovertext}}<extra></extra>",
         )
+    figure.update_xaxes(title="token", type="category")
     figure.update_yaxes(title="nats")
     return _layout(figure, title)
 
@@ -214,10 +216,10 @@ def node_lines(
         rows = rows.groupby("layer", as_index=False)["importance"].mean()
         # scores of different kinds differ by orders of magnitude
         share = rows["importance"] / rows["importance"].max()
-        figure.add_scatter(
-            x=rows["layer"], y=share, name=f"{model} {kind}, {score}", mode="lines+markers"
-        )
-    figure.update_xaxes(title="layer", dtick=1)
+        told = "layer %{x}: %{y:.1%} of the largest layer's"
+        figure.add_scatter(**_line(rows["layer"], share, f"{model} {kind}, {score}", None, told))
+    _layers_across(figure, shown["layer"])
+    figure.update_yaxes(title="share of the largest layer's", tickformat=".0%")
     return _layout(figure, title)
 
 
@@ -232,7 +234,10 @@ def set_bars(
         .reset_index(),
     )
     for name in ("sampled", "probability"):
-        figure.add_bar(x=table["model"] + " · " + table["set"], y=table[name], name=name)
+        told = f"{name}, %{{x}}: %{{y:.1%}}<extra></extra>"
+        at = table["model"] + " · " + table["set"]
+        figure.add_bar(x=at, y=table[name], name=name, hovertemplate=told)
+    figure.update_xaxes(type="category")
     figure.update_yaxes(range=[0, 1.05], tickformat=".0%")
     return _layout(figure, title)
 
@@ -296,18 +301,13 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
     """Shares before and after by metric, with their intervals; one colour per value of column `by`,
     the unedited model in grey."""
     first = frame.drop_duplicates("metric")
-    figure = go.Figure(
-        go.Bar(x=first["metric"], y=first["before"], name="before", marker_color=GREY)
-    )
+    figure = go.Figure(_shares(first["metric"], first["before"], "before", GREY))
     for colour, name, rows in _coloured(frame, by):
-        figure.add_bar(
-            x=rows["metric"],
-            y=rows["after"],
-            name=name,
-            marker_color=colour,
-            error_y=_error(rows, "after", 1.0),
+        figure.add_trace(
+            _shares(rows["metric"], rows["after"], name, colour, _error(rows, "after", 1.0))
         )
-    figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(range=[0, 1.08], tickformat=".0%", title="share of the prompts")
     return _layout(figure, title)
 
 
@@ -316,15 +316,18 @@ def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
     `evaluation.protocols.summary`."""
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "metric"):
-        figure.add_bar(
-            x=rows[by],
-            y=rows["after"],
-            name=name,
-            marker_color=colour,
-            error_y=_error(rows, "after", 1.0),
-        )
-    figure.update_yaxes(range=[0, 1.08], tickformat=".0%")
+        figure.add_trace(_shares(rows[by], rows["after"], name, colour, _error(rows, "after", 1.0)))
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(range=[0, 1.08], tickformat=".0%", title="share of the prompts")
     return _layout(figure, title)
+
+
+def _shares(
+    x: pd.Series, y: pd.Series, name: str, colour: str, error: dict[str, Any] | None = None
+) -> go.Bar:
+    """Bars of shares."""
+    told = f"{name}, %{{x}}: %{{y:.1%}}<extra></extra>"
+    return go.Bar(x=x, y=y, name=name, marker_color=colour, error_y=error, hovertemplate=told)
 
 
 def seconds_bars(
@@ -339,6 +342,7 @@ def seconds_bars(
             for name, rows in each.groupby(by, sort=False, dropna=False)
         ]
     )
+    figure.update_xaxes(type="category")
     figure.update_yaxes(title="seconds")
     figure.update_layout(showlegend=False)
     return _layout(figure, title)
@@ -349,9 +353,10 @@ def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Fi
     condition."""
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "condition", first=GREY):
-        line = {"name": name, "mode": "lines+markers", "line": {"color": colour}}
-        figure.add_scatter(x=rows["layer"], y=rows["count"], error_y=_error(rows, "count"), **line)
-    figure.update_xaxes(title="layer", dtick=1)
+        told = "layer %{x}: %{y:.1f} neurons per prompt"
+        line = _line(rows["layer"], rows["count"], name, colour, told)
+        figure.add_scatter(**line, error_y=_error(rows, "count"))
+    _layers_across(figure, frame["layer"])
     figure.update_yaxes(title="neurons per prompt")
     return _layout(figure, title)
 
@@ -362,12 +367,13 @@ def removal_curve(
     """log p of the answer against how many neurons are taken out, or are kept alone, one line per
     ranking, the random orders as their mean with their range; a panel for each value of column `by`
     (`evaluation.faithfulness`; by prompt where there is none). A hollow mark: the model says
-    something else."""
+    something else. A column `went` names the neurons that a step takes out; hovering tells them."""
     by = by if by in frame else "prompt"
     panels = list(dict.fromkeys(frame[by]))
-    figure = make_subplots(
-        1, len(panels), shared_yaxes=True, subplot_titles=[_broken(str(name)) for name in panels]
-    )
+    names = [_broken(str(name)) for name in panels]
+    if len(panels) == 1:
+        title, names = f"{title}<br><sup>{names[0]}</sup>", [""]
+    figure = make_subplots(1, len(panels), shared_yaxes=True, subplot_titles=names)
     colours = dict(
         zip(
             dict.fromkeys(frame["ranking"]),
@@ -391,7 +397,7 @@ def removal_curve(
     counted = "neurons kept, all others zero" if kept else "neurons taken out"
     figure.update_xaxes(title=counted, type="log", dtick=1)
     figure.update_yaxes(title="log p of the answer, nats", col=1)
-    return _layout(figure, title, height=430)
+    return _layout(figure, title, height=430).update_layout(margin_t=80)
 
 
 def _removal_lines(
@@ -418,7 +424,7 @@ def _removal_lines(
         "circle" if right else "circle-open" for right in rows.groupby("k")["right"].mean() >= 0.5
     ]
     words = [
-        f"{k} neurons by {ranking}: log p {p:.2f}; says {first.loc[k, 'said']!r}"
+        f"{k} neurons by {ranking}: log p {p:.2f} nats; says {first.loc[k, 'said']!r}{_went(first, k)}"
         for k, p in table["mean"].items()
     ]
     yield go.Scatter(
@@ -435,6 +441,12 @@ def _removal_lines(
     )
 
 
+def _went(rows: pd.DataFrame, k: Any) -> str:
+    """Which neurons this step takes out, where the frame says it; of many the first."""
+    went = str(rows.loc[k, "went"]) if "went" in rows else ""
+    return f"<br>went: {_broken(textwrap.shorten(went, 150, placeholder=' …'), 60)}" if went else ""
+
+
 def _broken(text: str, width: int = 34) -> str:
     """A text on several lines."""
     return "<br>".join(textwrap.wrap(text, width))
@@ -444,14 +456,9 @@ def layer_profile(frame: pd.DataFrame, title: str = "Layers") -> go.Figure:
     """Layers across, a line for each `kind`, in nats."""
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "kind"):
-        figure.add_scatter(
-            x=rows["layer"],
-            y=rows["score"],
-            name=name,
-            mode="lines+markers",
-            line={"color": colour},
-        )
-    figure.update_xaxes(title="layer", dtick=1)
+        told = "layer %{x}: %{y:.3f} nats per fact"
+        figure.add_scatter(**_line(rows["layer"], rows["score"], name, colour, told))
+    _layers_across(figure, frame["layer"])
     figure.update_yaxes(title="nats per fact")
     return _layout(figure, title)
 
@@ -505,13 +512,34 @@ def _heatmap(table: pd.DataFrame, title: str, x: str, y: str, unit: str = "nats"
         "x": _whole(table.columns),
         "y": [str(name) for name in _whole(table.index)],
     }
-    figure = go.Figure(
-        go.Heatmap(**heat, zmin=-limit, zmax=limit, colorscale=DIVERGING, colorbar={"title": unit})
-    )
+    told = f"{x} %{{x}}, {y} %{{y}}: %{{z:.4f}} {unit}<extra></extra>"
+    scale = {"zmin": -limit, "zmax": limit, "colorscale": DIVERGING, "colorbar": {"title": unit}}
+    figure = go.Figure(go.Heatmap(**heat, **scale, hovertemplate=told, hoverongaps=False))
     figure.update_xaxes(title=x, dtick=1)
     figure.update_yaxes(title=y, autorange="reversed", type="category")
     figure = _layout(figure, title, height=170 + 40 * len(table))
     return figure if there.size == values.size else figure.update_layout(plot_bgcolor=GROUND)
+
+
+#: what hovering over a layer's score says
+LAYER_NATS = "layer %{x}: %{y:.3f} nats"
+#: layers up to which each has its number on the axis
+EACH = 40
+
+
+def _line(x: pd.Series, y: pd.Series, name: str, colour: str | None, told: str) -> dict[str, Any]:
+    """A line with marks, and what hovering over a mark says."""
+    line = {"x": x, "y": y, "name": name, "mode": "lines+markers"}
+    line["hovertemplate"] = f"{name}, {told}<extra></extra>"
+    return line if colour is None else {**line, "line": {"color": colour}}
+
+
+def _layers_across(figure: go.Figure, layers: pd.Series, end: float = 0.0) -> None:
+    """The axis of layers: from the first to the last, no further, each or every fifth with its
+    number."""
+    low, high = float(layers.min()), float(layers.max()) + end
+    each = 1 if high - low <= EACH else 5
+    figure.update_xaxes(title="layer", dtick=each, tick0=0, range=[low - 0.5, high + 0.5])
 
 
 def _whole(names: pd.Index) -> list[Any]:
@@ -529,3 +557,58 @@ def _layout(figure: go.Figure, title: str, height: int = 380) -> go.Figure:
         margin={"l": 60, "r": 30, "t": 60, "b": 50},
         barmode="group",
     )
+
+
+#: a column's width in print, and the height that goes with it, in pixels of 1/96 inch
+COLUMN, PRINTED = 330, 240
+
+
+def paper(figure: go.Figure, columns: int = 1) -> go.Figure:
+    """The figure as it goes into a paper: as wide as so many columns (3.4 inches each), a serif
+    type of 9 points, no title (that is the caption's), the legend above, black axes. The figure
+    itself stays as it is."""
+    printed = go.Figure(figure)
+    axis = {"showline": True, "linecolor": "black", "linewidth": 1, "ticks": "outside"}
+    printed.update_xaxes(**axis, showgrid=False)
+    printed.update_yaxes(**axis, gridcolor="#e5e5e5")
+    rows = max(1.0, (figure.layout.height or 0) / 430)  # pyright: ignore[reportAttributeAccessIssue]
+    return printed.update_layout(
+        template="simple_white",
+        title=None,
+        width=COLUMN * columns,
+        height=int(PRINTED * rows),
+        font={"family": "Times New Roman, Times, serif", "size": 12, "color": "black"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "title": None},
+        margin={"l": 48, "r": 8, "t": 36, "b": 40},
+    )
+
+
+#: what `save` writes, by the end of the file's name
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def save(figure: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
+    """Write a figure: .html as a page that needs nothing else, .png, .svg or .pdf as a picture
+    (`pip install kaleido`, and a Chrome or Chromium; `scale`: pixels of a PNG per pixel of the
+    figure). Raises `ConfigError` for another ending, and where a picture cannot be drawn."""
+    file = Path(path)
+    if file.suffix not in (".html", *PICTURES):
+        raise ConfigError(
+            f"A figure is written as .html, {', '.join(PICTURES)}; {file.name} ends otherwise."
+        )
+    with whole(file) as partial:
+        if file.suffix == ".html":
+            figure.write_html(partial, include_plotlyjs=True)
+        else:
+            partial.write_bytes(_drawn(figure, file.suffix.removeprefix("."), scale))
+    return file
+
+
+def _drawn(figure: go.Figure, kind: str, scale: float) -> bytes:
+    try:
+        return figure.to_image(format=kind, scale=scale)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"A .{kind} cannot be drawn here: {str(error).strip().splitlines()[0]} It needs `pip "
+            "install kaleido` and a Chrome or Chromium; .html needs nothing."
+        ) from error

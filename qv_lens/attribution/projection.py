@@ -8,6 +8,8 @@
 2. A neuron's projection is U^T (gain * centre(fc2_k)): a positive factor and the bias are left out,
    so ranks are those of what it adds. A neuron with a negative coefficient promotes the other end
    of its list.
+3. The logit lens reads the stream above each layer in the same way, at its own sigma: what the
+   model would say at each token if it ended there (nostalgebraist, 2020).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.errors import ConfigError, unknown
+from qv_lens.facts.records import Fact
 from qv_lens.facts.scripts import unspaced
 from qv_lens.models.lens import Lens, at_least_float32
 from qv_lens.models.norms import Norm, capped
@@ -130,6 +133,44 @@ def vocabulary(
         [[lens.token_label(i) for i in row] for row in end.tolist()] for end in ids
     )
     return frame.assign(promoted=list(promoted), suppressed=list(suppressed))
+
+
+@torch.no_grad()
+def logit_lens(lens: Lens, fact: Fact, top: int = 5) -> pd.DataFrame:
+    """What the model would say if it ended at a layer: `layer, position, token, promoted,
+    probability, answer`, one row per layer and token of the prompt.
+
+    `promoted`: the `top` likeliest tokens of the stream above the layer, `probability` that of the
+    likeliest, `answer` that of the fact's first answer token. In the last layer these are the
+    model's own.
+    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+
+    >>> import qv_lens as qv
+    >>> from qv_lens.attribution.projection import logit_lens
+    >>> lens = qv.load("toy-gptj")
+    >>> fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    >>> logit_lens(lens, fact).iloc[-1]["promoted"][0]
+    ' fencing'
+    """
+    trace = lens.trace(fact, "all")
+    readout = Readout.of(lens, trace, "full")
+    answer, tokens = trace.prompts[0].answer[0], lens.str_tokens(fact)
+    frames = []
+    for layer in range(lens.n_layers):
+        stream = at_least_float32(trace.resid[layer + 1])
+        p = readout.logits(stream).softmax(-1)
+        best = p.topk(top)
+        said = [[lens.token_label(token) for token in row] for row in best.indices.tolist()]
+        columns = {
+            "layer": layer,
+            "position": trace.positions.tolist(),
+            "token": tokens,
+            "promoted": said,
+            "probability": best.values[:, 0].tolist(),
+            "answer": p[:, answer].tolist(),
+        }
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
 
 
 def interpretable(

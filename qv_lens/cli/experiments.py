@@ -16,6 +16,7 @@ from qv_lens.cli.options import (
     check_writable,
     not_empty,
 )
+from qv_lens.errors import ConfigError
 
 
 def run(
@@ -121,27 +122,34 @@ def _run_name(file: Path) -> str:
     return f"{file.parent.name}-{file.stem}" if in_package else file.stem
 
 
-def report(folder: Path, *, out: Path | None = None) -> None:
-    """A run folder as one page that needs nothing else: its settings, its figure, its rows.
+def report(folders: list[Path], *, out: Path | None = None) -> None:
+    """A run folder as one page that needs nothing else: its figure, its means, its settings; or
+    several runs of one experiment side by side.
 
     Parameters
     ----------
-    folder
-        What qv-lens run wrote.
+    folders
+        What qv-lens run wrote; of several runs the names of their folders head the columns.
     out
-        The HTML file (default: report.html in the folder).
+        The HTML file (default: report.html in the folder, of several runs in the first).
     """
-    from qv_lens.reporting.page import run_page
+    from qv_lens.reporting.document import write
+    from qv_lens.reporting.runs import run_page, runs_page
     from qv_lens.runs.experiment import find_experiment
     from qv_lens.runs.store import load_run
 
-    frame = load_run(folder)
-    target = out or folder / "report.html"
-    experiment = find_experiment(frame.attrs["file"])
-    finished = frame[frame["status"] == "finished"]
+    not_empty("FOLDERS", folders)
+    frames = {folder.name: load_run(folder) for folder in folders}
+    if len(frames) < len(folders):
+        raise ConfigError("Runs are told apart by their folders' names: two of these are the same.")
+    target = out or folders[0] / "report.html"
     check_writable(target)
-    figure = (
-        experiment.figure(finished) if experiment.figure is not None and len(finished) else None
-    )
-    target.write_text(run_page(experiment.name, frame, figure), encoding="utf-8")
-    print(target)
+    frame, *others = frames.values()
+    if others:
+        page = runs_page(frames)
+    else:
+        experiment = find_experiment(frame.attrs["file"])
+        finished = frame[frame["status"] == "finished"]
+        draw = experiment.figure if len(finished) else None
+        page = run_page(experiment.name, frame, draw(finished) if draw else None)
+    print(write(page, target))

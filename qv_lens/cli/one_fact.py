@@ -256,7 +256,7 @@ def ablate(
         What is left of the answer, by how many neurons are zeroed at the last token, best first by
         Eq. 9, gradient, RelP, and gradient in rounds; and beside them random ones.
     out
-        A file for the picture of the curve (.html).
+        A file for the picture of the curve: .html, or .png, .svg and .pdf with kaleido.
     """
     import random
 
@@ -318,5 +318,4 @@ def _curve(lens: Lens, fact: Fact, top: int, draws: int, seed: int, out: Path | 
     print(f"log p of the answer, by how many of {frame.attrs['units']:,} neurons are zeroed")
     print_removal(frame)
     if out is not None:
-        qv.plots.removal_curve(frame).write_html(out, include_plotlyjs=True)
-        print(out)
+        print(qv.plots.save(qv.plots.removal_curve(frame), out))

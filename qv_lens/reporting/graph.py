@@ -1,78 +1,227 @@
-"""The Q-V pathway as an SVG that needs no script: a click on a neuron opens its card (CSS :target).
+"""The Q-V pathway as a drawing: where nodes and edges lie, and what each node's card says.
 
-Layers across, the strongest neurons of each layer on top; orange query, blue value, violet shared
-neurons; an edge is as wide as its term of Eq. 10's sum. A card holds the tokens a neuron promotes,
-its scores, what zeroing it alone does to the answer's log-probability, and the code that reproduces
-it."""
+1. Tokens across, layers upwards; of the layers those in which a node lies.
+2. A token's column is as wide as the most of its nodes that one layer holds; within it they stand
+   side by side, the strongest first, at most `SIDE` in a line.
+3. An edge is as wide as its share of the largest weight; of many the strongest are drawn."""
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
-from qv_lens.plots import BLUE, ORANGE, VIOLET
+from qv_lens.reporting.tables import fixed, shown_tokens
 
-COLOUR = {"query": ORANGE, "value": BLUE, "shared": VIOLET}
-WIDTH, STEP_Y, RADIUS, EDGES = 900, 40, 9, 80
+#: pixels: of a node with its name, of a token without nodes, of a row, beside the columns
+NODE, EMPTY, ROW, MARGIN = 64, 44, 46, 64
+#: nodes side by side
+SIDE = 7
+#: edges that are drawn; of those of one node how many its card names
+EDGES, NAMED = 150, 6
+#: characters of a token that fit the width of a node
+LETTERS = 7
 
 
-def svg(nodes: pd.DataFrame, edges: pd.DataFrame) -> str:
-    """The drawing. Every node is a link to its card, `#neuron-<id>`."""
-    nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1)).sort_values(
-        "size", ascending=False
-    )
-    nodes = nodes.assign(place=nodes.groupby("layer").cumcount())
-    layers = sorted(nodes["layer"].unique())
-    step = max(76, (WIDTH - 96) // max(1, len(layers) - 1))
+@dataclass(frozen=True)
+class Tie:
+    """An edge as a card names it."""
+
+    id: str
+    """The other node."""
+    weight: str
+    """In nats."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A neuron at a token."""
+
+    id: str
+    """As the graph names it: f12-34@5."""
+    x: float
+    """Its middle, in pixels."""
+    y: float
+    """Its middle, in pixels."""
+    role: str
+    """query, value or shared."""
+    layer: int
+    """Its layer."""
+    neuron: int
+    """Its number in the layer."""
+    token: str
+    """The token at which it lies."""
+    coefficient: str
+    """m."""
+    scores: tuple[tuple[str, str], ...]
+    """By method, nats."""
+    effect: str
+    """What zeroing it alone does to the answer's log p, nats."""
+    promoted: tuple[str, ...]
+    """Tokens."""
+    suppressed: tuple[str, ...]
+    """Tokens."""
+    feeds: tuple[Tie, ...]
+    """Its strongest edges upwards."""
+    fed_by: tuple[Tie, ...]
+    """Its strongest edges from below."""
+
+    @property
+    def name(self) -> str:
+        return f"f{self.layer}-{self.neuron}"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """From a query neuron to a value neuron."""
+
+    source: str
+    """The lower node."""
+    target: str
+    """The upper node."""
+    path: str
+    """As SVG writes it."""
+    sign: str
+    """plus or minus."""
+    width: float
+    """Pixels."""
+    share: float
+    """Of the largest weight."""
+    told: str
+    """Its weight, and what a test of it found."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A token or a layer beside the drawing."""
+
+    x: float
+    """Pixels."""
+    y: float
+    """Pixels."""
+    text: str
+    """What is read."""
+    whole: str
+    """The whole of it."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Everything that is drawn."""
+
+    width: float
+    """Pixels."""
+    height: float
+    """Pixels."""
+    nodes: tuple[Node, ...]
+    """In the order in which the keyboard walks them: upwards, then across."""
+    edges: tuple[Edge, ...]
+    """The weakest first."""
+    tokens: tuple[Label, ...]
+    """Across."""
+    layers: tuple[Label, ...]
+    """Upwards."""
+    edges_in_all: int
+    """Drawn or not."""
+
+
+#: scores of a node's card: column, name
+SCORES = (
+    ("value_score", "Eq. 9, value"),
+    ("query_score", "Eq. 10, query"),
+    ("gradient", "gradient"),
+    ("relp", "RelP"),
+)
+
+
+def drawing(nodes: pd.DataFrame, edges: pd.DataFrame, tokens: Sequence[str]) -> Drawing:
+    """The drawing of a study's `nodes` and `edges` over the tokens of its prompt."""
+    size = nodes[["value_score", "query_score"]].abs().max(axis=1)
+    nodes = nodes.assign(size=size).sort_values("size", ascending=False)
+    nodes = nodes.assign(place=nodes.groupby(["position", "layer"]).cumcount())
+    layers = sorted(nodes["layer"].unique(), reverse=True)
+    most = nodes.groupby(["position", "layer"]).size()
+    counts, lines = most.groupby("position").max(), (most.groupby("layer").max() - 1) // SIDE + 1
+    widths = [NODE * min(int(counts.get(i, 0)), SIDE) or EMPTY for i in range(len(tokens))]
+    left = [MARGIN + sum(widths[:i]) for i in range(len(tokens))]
+    top = {layer: ROW * sum(int(lines[l]) for l in layers if l > layer) for layer in layers}
     at = {
-        n.id: (48 + step * layers.index(n.layer), 34 + STEP_Y * n.place) for n in nodes.itertuples()
+        n.id: (
+            left[n.position] + NODE * (n.place % SIDE + 0.5),
+            top[n.layer] + ROW * (n.place // SIDE + 0.6),
+        )
+        for n in nodes.itertuples()
     }
-    width, height = 96 + step * (len(layers) - 1), 70 + STEP_Y * int(nodes["place"].max())
+    bottom = ROW * int(lines.sum()) + 24
+    columns = [
+        Label(x + width / 2, bottom, _short(token, width), token)
+        for x, width, token in zip(left, widths, tokens, strict=True)
+    ]
+    rows = [
+        Label(8, top[layer] + ROW * 0.6 + 4, f"layer {layer}", f"layer {layer}") for layer in layers
+    ]
+    ordered = nodes.sort_values(["layer", "position", "place"])
+    return Drawing(
+        MARGIN + sum(widths) + 8,
+        bottom + 14,
+        tuple(_node(node, at[node.id], edges, tokens) for node in ordered.itertuples()),
+        tuple(_drawn(edges, at)),
+        tuple(columns),
+        tuple(rows),
+        len(edges),
+    )
+
+
+def _short(token: str, width: float) -> str:
+    """As much of a token as its column holds."""
+    text, most = token.strip() or repr(token), int(LETTERS * width / NODE)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _drawn(edges: pd.DataFrame, at: dict[str, tuple[float, float]]) -> list[Edge]:
     largest = float(edges["weight"].abs().max()) if len(edges) else 1.0
-    lines = []
+    drawn = []
     for edge in edges.sort_values("weight", key=abs).tail(EDGES).itertuples():
         (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
-        colour, stroke = (BLUE if edge.weight > 0 else ORANGE), 0.4 + 4 * abs(edge.weight) / largest
-        middle = (x0 + x1) / 2
-        lines.append(
-            f'<path d="M{x0},{y0} C{middle},{y0} {middle},{y1} {x1},{y1}" stroke="{colour}" stroke-width="{stroke:.2f}" '
-            f'fill="none" opacity="0.35"><title>{edge.source} → {edge.target}: {edge.weight:.5f}</title></path>'
+        middle = (y0 + y1) / 2
+        share = abs(edge.weight) / largest
+        told = (
+            f"{edge.source} → {edge.target}: weight {edge.weight:+.4f} nats; without this edge log p "
+            f"of the answer really falls by {edge.lost_logprob:+.4f}"
         )
-    dots = [
-        f'<a href="#neuron-{n.id}"><circle cx="{at[n.id][0]}" cy="{at[n.id][1]}" r="{RADIUS}" fill="{COLOUR[n.role]}">'
-        f"<title>{n.id}, {n.role} neuron, score {n.size:.4f}</title></circle></a>"
-        for n in nodes.itertuples()
+        path = f"M{x0:.0f},{y0:.0f} C{x0:.0f},{middle:.0f} {x1:.0f},{middle:.0f} {x1:.0f},{y1:.0f}"
+        sign = "plus" if edge.weight > 0 else "minus"
+        drawn.append(
+            Edge(edge.source, edge.target, path, sign, round(0.5 + 4 * share, 2), share, told)
+        )
+    return drawn
+
+
+def _node(node, at: tuple[float, float], edges: pd.DataFrame, tokens: Sequence[str]) -> Node:
+    scores = [
+        (name, f"{getattr(node, column):+.4f}")
+        for column, name in SCORES
+        if getattr(node, column) == getattr(node, column)
     ]
-    names = [
-        f'<text x="{48 + step * i}" y="{height - 6}" text-anchor="middle">layer {layer}</text>'
-        for i, layer in enumerate(layers)
-    ]
-    return (
-        f'<svg id="pathway" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'aria-label="Query neurons and the value neurons they feed">{"".join(lines)}{"".join(dots)}{"".join(names)}</svg>'
+    return Node(
+        id=node.id,
+        x=at[0],
+        y=at[1],
+        role=node.role,
+        layer=int(node.layer),
+        neuron=int(node.neuron),
+        token=str(tokens[node.position]),
+        coefficient=fixed(node.coefficient, 2),
+        scores=tuple(scores),
+        effect=f"{node.effect:+.4f}",
+        promoted=shown_tokens(node.promoted, 8),
+        suppressed=shown_tokens(node.suppressed, 8),
+        feeds=_ties(edges[edges["source"] == node.id], "target"),
+        fed_by=_ties(edges[edges["target"] == node.id], "source"),
     )
 
 
-def cards(nodes: pd.DataFrame, code: str) -> str:
-    """One card per node, hidden until it is the page's target; `code` gets the node's layer and
-    neuron."""
-    return (
-        "".join(_card(node, code) for node in nodes.itertuples())
-        + "<p class='note hint'>Click a neuron.</p>"
-    )
-
-
-def _card(node, code: str) -> str:
-    scores = [(name, getattr(node, f"{name}_score")) for name in ("value", "query")]
-    scores_text = ", ".join(f"{name} score {value:.4f}" for name, value in scores if value == value)
-    chips = "".join(
-        f"<span class=tok>{escape(token.strip() or repr(token))}</span>" for token in node.promoted
-    )
-    snippet = code.format(layer=node.layer, neuron=node.neuron)
-    return (
-        f"<div class='card neuron' id='neuron-{node.id}'><b><code>{node.id}</code></b> {node.role} "
-        f"neuron, layer {node.layer}: {scores_text}, m = {node.coefficient:.2f}<p>promotes "
-        f"{chips}</p><p>Zeroed alone, it changes the answer's log-probability by "
-        f"<b>{node.effect:+.4f}</b> nats.</p><pre>{escape(snippet)}</pre></div>"
-    )
+def _ties(edges: pd.DataFrame, other: str) -> tuple[Tie, ...]:
+    strongest = edges.sort_values("weight", key=abs, ascending=False).head(NAMED)
+    return tuple(Tie(getattr(e, other), f"{e.weight:+.4f}") for e in strongest.itertuples())

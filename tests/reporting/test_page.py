@@ -1,13 +1,11 @@
-"""The study's page, opened in a real browser: no console errors, nothing fetched, a click on a
-neuron shows its card."""
+"""The study's page, opened in a real browser, at two widths and in both colours: real clicks and
+keys, what is downloaded, what is left without scripts."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import json
-import re
 import shutil
-import subprocess
 
 import pytest
 
@@ -18,15 +16,7 @@ from qv_lens.world import generator
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-WATCH = """<script>window.failures=[];addEventListener('error',e=>failures.push(e.message));
-const old=console.error;console.error=(...a)=>{failures.push(a.join(' '));old(...a)};</script>"""
-CLICK = """<script>addEventListener('load',()=>setTimeout(()=>{
-const link=document.querySelector('#pathway a'), id=link.getAttribute('href').slice(1), card=document.getElementById(id);
-const shown=()=>getComputedStyle(card).display;
-const before=shown(); link.dispatchEvent(new MouseEvent('click',{bubbles:true,cancelable:true}));
-setTimeout(()=>{const found={before,after:shown(),failures,fetched:performance.getEntriesByType('resource').map(e=>e.name),
-figures:document.querySelectorAll('.plotly-graph-div svg').length};
-document.body.innerHTML='<pre id=result>'+JSON.stringify(found)+'</pre>'},300)},1500))</script>"""
+WIDE, NARROW = (1300, 900), (500, 900)
 
 
 @pytest.fixture(scope="module")
@@ -37,36 +27,227 @@ def study():
     return lens, qv.study(lens, fact, new, edits=1)
 
 
-def test_the_page_in_a_browser(study, tmp_path):
+@pytest.fixture(scope="module")
+def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: the page is not opened")
-    page = qv.report(study[1], tmp_path / "study.html").read_text()
-    assert len(page) < 6e6
-    assert page.count("<noscript>") == 5
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
-    watched = tmp_path / "watched.html"
-    watched.write_text(
-        page.replace("<style>", WATCH + "<style>", 1).replace("</body>", CLICK + "</body>")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(quiet))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def file(study, tmp_path_factory):
+    return qv.report(study[1], tmp_path_factory.mktemp("page") / "study.html", "qv-lens demo")
+
+
+@pytest.fixture
+def opened(browser, file):
+    """Opens the page, and says afterwards what the console told and what was requested."""
+    contexts = []
+
+    def at(size=WIDE, scheme="light", scripts=True):
+        width, height = size
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,
+            java_script_enabled=scripts,
+            accept_downloads=True,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.told, page.asked = [], []
+        page.on("console", lambda message: page.told.append(message.text))
+        page.on("pageerror", lambda error: page.told.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(file.as_uri())
+        return page
+
+    yield at
+    for context in contexts:
+        context.close()
+
+
+def scrolled(page):
+    return page.evaluate("[scrollX, scrollY]")
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_requested_nothing_scrolls_sideways_everything_can_be_read(
+    opened, file, size, scheme
+):
+    from axe_core_python.sync_playwright import Axe
+
+    page = opened(size, scheme)
+    page.wait_for_selector("#figure-edits .bars")
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    page.locator("#pathway-drawing .node").first.click()
+    found = Axe().run(page)["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    assert page.told == []
+    assert page.asked == [file.as_uri()]
+    assert file.stat().st_size < 6e6
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_a_click_opens_the_card_and_moves_nothing(opened, size):
+    page = opened(size)
+    page.locator("#graph").scroll_into_view_if_needed()
+    node = page.locator("#pathway-drawing .node").nth(3)
+    name = node.get_attribute("data-node")
+    node.scroll_into_view_if_needed()
+    before = scrolled(page)
+    node.click()
+    card = page.locator(f'[id="neuron-{name}"]')
+    assert card.is_visible()
+    assert scrolled(page) == before
+    drawing, beside = page.locator(".drawing").bounding_box(), card.bounding_box()
+    if size == WIDE:
+        assert beside["x"] >= drawing["x"] + drawing["width"]
+        assert beside["y"] < size[1]
+    assert "selected" in node.get_attribute("class")
+    lit = page.eval_on_selector_all(
+        "#pathway-drawing .lit", "all => all.map(e => [e.dataset.source, e.dataset.target])"
     )
-    options = (
-        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-        "--disable-component-update"
+    assert lit
+    assert all(name in pair for pair in lit)
+    card.locator(".close").click()
+    assert not card.is_visible()
+    assert page.locator("#pathway-drawing .selected").count() == 0
+
+
+def test_the_keyboard_walks_through_the_pathway(opened):
+    page = opened()
+    page.locator("#graph").scroll_into_view_if_needed()
+    page.locator("#pathway-drawing .node").first.focus()
+    before = scrolled(page)
+    page.keyboard.press("Enter")
+    first = page.locator("#pathway-drawing .selected")
+    y, name = float(first.get_attribute("data-y")), first.get_attribute("data-node")
+    page.keyboard.press("ArrowUp")
+    above = page.locator("#pathway-drawing .selected")
+    assert float(above.get_attribute("data-y")) < y
+    assert page.locator(f'[id="neuron-{above.get_attribute("data-node")}"]').is_visible()
+    assert scrolled(page) == before
+    page.keyboard.press("Escape")
+    assert page.locator(".neuron.shown").count() == 0
+    assert name
+
+
+def test_edges_and_nodes_are_filtered(opened, study):
+    page = opened()
+    shown = "#pathway-drawing .edge:not(.gone)"
+    page.locator("#least").fill("0")
+    every = page.locator(shown).count()
+    page.locator("#least").fill("0.5")
+    shares = page.eval_on_selector_all(shown, "all => all.map(e => Number(e.dataset.share))")
+    assert 0 < len(shares) < every
+    assert min(shares) >= 0.5
+    page.locator("#least").fill("0")
+    page.locator(".role[value=query]").uncheck()
+    roles = page.eval_on_selector_all(
+        "#pathway-drawing .node:not(.gone)", "all => all.map(e => e.dataset.role)"
     )
-    command = [
-        CHROMIUM,
-        *options.split(),
-        f"--user-data-dir={tmp_path / 'chr'}",
-        "--virtual-time-budget=12000",
-        "--dump-dom",
-        watched.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout)
-    assert found, done.stderr[-2000:]
-    got = json.loads(found.group(1).replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
-    assert (got["before"], got["after"]) == ("none", "block")
-    assert got["failures"] == got["fetched"] == []
-    assert got["figures"] >= 4
+    assert "query" not in roles
+    assert "value" in roles
+    page.locator(".role[value=query]").check()
+    layers = sorted(set(study[1].nodes["layer"]))
+    page.locator("#lowest").fill(str(layers[1]))
+    left = page.eval_on_selector_all(
+        "#pathway-drawing .node:not(.gone)", "all => all.map(e => Number(e.dataset.layer))"
+    )
+    assert sorted(set(left)) == layers[1:]
+
+
+def test_tables_lead_to_nodes_and_cards_back_to_tables(opened):
+    page = opened()
+    link = page.locator("td a[data-node]").first
+    name = link.get_attribute("data-node")
+    link.click()
+    assert page.locator(f'[id="neuron-{name}"]').is_visible()
+    box = page.locator("#pathway-drawing").bounding_box()
+    assert -50 < box["y"] < WIDE[1]
+    page.locator(f'[id="neuron-{name}"] .rows a').first.click()
+    target = page.evaluate("document.querySelector(':target').getBoundingClientRect().top")
+    assert 0 <= target < WIDE[1]
+
+
+def test_pinned_nodes_are_copied_as_python(opened, study):
+    page = opened()
+    for place in (0, 2):
+        page.locator("#pathway-drawing .node").nth(place).click()
+        page.locator(".neuron.shown .pin").click()
+    code = page.locator("#pinned-code").inner_text()
+    pinned = eval(code, {"qv": qv})
+    names = page.locator("#pinned").inner_text()
+    assert len(pinned) == 2
+    for layer, neuron in pinned.frame[["layer", "neuron"]].itertuples(index=False):
+        assert f"f{layer}-{neuron}@" in names
+
+
+def test_tables_and_pictures_are_downloaded(opened, study, tmp_path):
+    page = opened()
+
+    def download(button):
+        with page.expect_download() as got:
+            page.get_by_role("button", name=button, exact=True).click()
+        target = tmp_path / got.value.suggested_filename
+        got.value.save_as(target)
+        return target
+
+    rows = list(csv.DictReader(download("Download the table value-neurons").open()))
+    scores = study[1].value_tokens["score"]
+    assert [float(row["score, nats"]) for row in rows] == pytest.approx(scores.tolist(), rel=1e-12)
+    assert rows[0]["neuron"] == "f{layer}-{neuron}".format(**study[1].value_tokens.iloc[0])
+    assert download("Download the pathway").read_text().startswith("<svg")
+    assert "<svg" in download("Download the picture edits").read_text()
+
+
+def test_heads_are_looked_at_on_demand(opened, study):
+    page = opened()
+    page.get_by_text("Where the attention heads look").click()
+    page.locator("#attention-layer").select_option("3")
+    page.locator("#attention-head").select_option("1")
+    shown = page.locator("#attention-strip small").all_inner_texts()
+    table = study[1].attention
+    wanted = table[(table["layer"] == 3) & (table["head"] == 1)]["weight"]
+    assert [float(text.removesuffix("%")) for text in shown] == pytest.approx(
+        (100 * wanted).tolist(), abs=0.06
+    )
+    assert wanted.sum() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_without_scripts_the_page_is_read_all_the_same(opened):
+    page = opened(scripts=False)
+    assert page.locator('.figure table[data-name="layers"]').is_visible()
+    assert page.locator("#pathway-drawing .node").count() > 5
+    name = page.locator("#pathway-drawing .node").first.get_attribute("data-node")
+    page.locator("#pathway-drawing .node").first.click()
+    assert page.locator(f'[id="neuron-{name}"]').is_visible()
+    assert not page.locator(".filters").is_visible()
+
+
+def test_the_logit_lens_ends_with_what_the_model_says(study):
+    lens, found = study
+    last = found.beliefs[found.beliefs["layer"] == lens.n_layers - 1].iloc[-1]
+    logits = lens.next_token_logits(found.request.fact)[0].double().softmax(-1)
+    assert last["promoted"][0] == lens.token_label(int(logits.argmax()))
+    assert last["probability"] == pytest.approx(float(logits.max()), rel=1e-4)
+    answer = lens.answer_ids(found.request.fact.text, found.request.fact.answer)[0]
+    assert last["answer"] == pytest.approx(float(logits[answer]), rel=1e-4)
+
+
+def test_steps_of_the_curve_name_the_neurons_that_went(study):
+    steps = study[1].removal.query("prompt == 0 and ranking == 'Eq. 9'").sort_values("k")
+    named = [name for went in steps["went"] for name in went.split(", ")]
+    best = study[1].value.frame.head(int(steps["k"].max()))
+    assert named == [f"f{row.layer}-{row.neuron}" for row in best.itertuples()]
 
 
 def test_cards_tell_what_an_intervention_measures(study):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from qv_lens import plots
+from qv_lens.errors import ConfigError
 
 NAMES = [f"group {i}" for i in range(11)]  # more than there are colours
 
@@ -143,3 +144,75 @@ def test_tables_are_as_high_as_their_rows():
         promoted=", ".join(f"'word{i}'" for i in range(40)),
     )
     assert plots.vocabulary_table(rows).layout.height >= 138 + 6 * 5 * 16
+
+
+HOVERED = {
+    "before_after": (
+        {"state": "before", "layer": [0, 1], "score": 1.0}, "before, layer %{x}: %{y:.3f} nats"),
+    "layer_profile": (
+        {"kind": "ffn", "layer": [0, 1], "score": 1.0}, "ffn, layer %{x}: %{y:.3f} nats per fact"),
+    "counts": (
+        {"condition": "clean", "layer": [0, 1], "count": 1.0}, "clean, layer %{x}: %{y:.1f} neurons per prompt"),
+    "head_heatmap": (
+        {"head": [0, 1], "layer": [0, 1], "score": 1.0}, "layer %{x}, head %{y}: %{z:.4f} nats"),
+    "method_bars": (
+        {"metric": "efficacy", "method": ["A", "B"], "after": 0.5}, "efficacy, %{x}: %{y:.1%}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOVERED)
+def test_hovering_says_what_and_in_which_unit(name):
+    columns, told = HOVERED[name]
+    figure = getattr(plots, name)(pd.DataFrame(columns))
+    assert figure.data[-1].hovertemplate == f"{told}<extra></extra>"
+
+
+def test_layers_end_where_the_model_ends():
+    frame = pd.DataFrame({"kind": "ffn", "layer": range(30), "score": 1.0})
+    assert plots.layer_profile(frame).layout.xaxis.range == (-0.5, 29.5)
+    assert plots.layer_profile(frame).layout.xaxis.dtick == 1
+    many = pd.DataFrame({"kind": "ffn", "layer": range(80), "score": 1.0})
+    assert plots.layer_profile(many).layout.xaxis.dtick == 5
+
+
+def test_names_that_look_like_numbers_are_categories():
+    frame = pd.DataFrame({"metric": "efficacy", "method": ["10", "2"], "after": 0.5})
+    assert plots.method_bars(frame).layout.xaxis.type == "category"
+
+
+def test_the_curve_names_the_neurons_that_went():
+    rows = {"ranking": "Eq. 9", "seed": 0, "prompt": 0, "k": [1, 3], "logprob": [-1.0, -2.0],
+            "clean": -0.5, "right": True, "said": " Paris", "text": "a", "kept": False}  # fmt: skip
+    frame = pd.DataFrame(rows).assign(went=["f1-2", "f3-4, f5-6"])
+    told = plots.removal_curve(frame).data[0].hovertext
+    assert told[1].endswith("went: f3-4, f5-6")
+    assert "went" not in plots.removal_curve(frame.drop(columns="went")).data[0].hovertext[0]
+
+
+def test_a_figure_for_print_leaves_the_figure_as_it_is():
+    figure = plots.layer_profile(pd.DataFrame({"kind": "ffn", "layer": [0, 1], "score": 1.0}))
+    before = figure.to_json()
+    printed = plots.paper(figure, columns=2)
+    assert figure.to_json() == before
+    assert printed.layout.width == 2 * plots.COLUMN
+    assert printed.layout.title.text is None
+    assert printed.layout.xaxis.title.text == "layer"
+    assert list(printed.data[0].y) == [1.0, 1.0]
+
+
+def test_figures_are_written_by_the_end_of_their_name(tmp_path, monkeypatch):
+    figure = plots.layer_profile(pd.DataFrame({"kind": "ffn", "layer": [0, 1], "score": 1.0}))
+    page = plots.save(figure, tmp_path / "new" / "a.html")
+    assert "plotly" in page.read_text()
+    with pytest.raises(ConfigError, match=r"\.html, \.png, \.svg, \.pdf; a\.jpeg ends otherwise"):
+        plots.save(figure, tmp_path / "a.jpeg")
+
+    def nothing(*_, **__):
+        raise ValueError("Image export requires kaleido.\nMore lines.")
+
+    monkeypatch.setattr(type(figure), "to_image", nothing)
+    with pytest.raises(ConfigError, match=r"cannot be drawn here: Image export .*pip install kal"):
+        plots.save(figure, tmp_path / "a.svg")
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
+    monkeypatch.setattr(type(figure), "to_image", lambda *_, **told: str(told).encode())
+    assert plots.save(figure, tmp_path / "a.svg").read_text() == "{'format': 'svg', 'scale': 2.0}"

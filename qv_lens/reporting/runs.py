@@ -1,0 +1,158 @@
+"""A run folder as a page, and several of the same experiment side by side.
+
+1. What was varied are the columns in front, sorted; what was measured are means over everything
+   else.
+2. A measure that is the same in every row is named and left out: a column of zeros says nothing.
+3. Side by side: the rows that the runs have in common by what was varied, a column for each measure
+   and run, and the settings in which the runs differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from qv_lens.errors import ConfigError
+from qv_lens.reporting.document import document, picture
+from qv_lens.reporting.tables import Column, Table, table
+
+#: rows of a page's table
+MOST = 400
+#: a column with more values than this is not one that was varied
+VALUES = 40
+#: columns that tell rows apart, or say something of one row
+SINGLE = frozenset((
+    "task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted",
+    "prompts_known", "error",
+))  # fmt: skip
+#: what a page shows of how a run was made
+SHOWN = ("experiment", "settings", "grid", "models", "versions", "machine", "command")
+
+
+def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None) -> str:
+    """A run (`runs.store.load_run`) as a page: its figure, its means, its settings."""
+    done = frame[frame["status"] == "finished"]
+    varied, measures = _varied(done), _measures(done)
+    same = [measure for measure in measures if done[measure].nunique() < 2 and len(done) > 1]
+    kept = [measure for measure in measures if measure not in same]
+    means = _means(done, varied, kept)
+    settings = {key: frame.attrs.get(key) for key in SHOWN}
+    return document(
+        "run.html.j2",
+        title=name,
+        tasks=frame["task"].nunique(),
+        failed=int((frame["status"] == "failed").sum()),
+        rows=len(done),
+        complete=frame.attrs["complete"],
+        figure=None if figure is None else picture("run", figure),
+        failures=_failures(frame),
+        shown=min(len(means), MOST),
+        combinations=len(means),
+        same=[f"{measure} ({_only(done[measure])})" for measure in same],
+        results=table("results", means.head(MOST), _columns(varied, kept)),
+        settings=json.dumps(settings, indent=1),
+    )
+
+
+def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
+    """Runs of one experiment side by side, by name. Raises `ConfigError` for runs of different
+    experiments, or with nothing in common."""
+    files = {frame.attrs["file"] for frame in frames.values()}
+    if len(files) > 1:
+        raise ConfigError(
+            f"These runs are of different experiments: {', '.join(sorted(files))}. Compare runs of "
+            "one."
+        )
+    done = {name: frame[frame["status"] == "finished"] for name, frame in frames.items()}
+    varied = [
+        column
+        for column in next(iter(done.values()))
+        if any(column in _varied(rows) for rows in done.values())
+        and all(column in rows for rows in done.values())
+    ]
+    measures = [
+        measure
+        for measure in _measures(next(iter(done.values())))
+        if all(measure in _measures(rows) for rows in done.values())
+    ]
+    parts = [
+        _means(rows, varied, measures).set_index(varied).add_suffix(f" · {name}")
+        for name, rows in done.items()
+    ]
+    if not varied or not measures:
+        raise ConfigError("These runs have no rows in common: there is nothing to compare.")
+    joined = pd.concat(parts, axis=1).reset_index()
+    numbers = [f"{measure} · {name}" for measure in measures for name in done]
+    settings = _differences(frames)
+    return document(
+        "runs.html.j2",
+        title=" and ".join(frames),
+        runs=list(frames),
+        settings=settings,
+        results=table("comparison", joined.head(MOST), _columns(varied, numbers)),
+    )
+
+
+def _varied(done: pd.DataFrame) -> list[str]:
+    """Columns of which the rows hold several values, but not one each."""
+    measures = _measures(done)
+    return [
+        column
+        for column in done
+        if column not in SINGLE
+        and column not in measures
+        and 1 < done[column].astype(str).nunique() <= VALUES
+    ]
+
+
+def _measures(done: pd.DataFrame) -> list[str]:
+    return [m for m in done.attrs["measures"] if m in done and done[m].dtype.kind in "fiub"]
+
+
+def _means(done: pd.DataFrame, varied: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    """Means by what was varied, in its order; of the whole where nothing was."""
+    if not varied:
+        return done[list(measures)].mean().to_frame().T
+    keyed = done.assign(**{column: done[column].map(_plain) for column in varied})
+    return keyed.groupby(list(varied), dropna=False)[list(measures)].mean().reset_index()
+
+
+def _plain(value: Any) -> Any:
+    """What groupby can take and order."""
+    return value if isinstance(value, (int, float, str)) else str(value)
+
+
+def _only(column: pd.Series) -> str:
+    left = column.dropna()
+    return "missing" if left.empty else f"{float(left.iloc[0]):g}"
+
+
+def _columns(varied: Sequence[str], measures: Sequence[str]) -> dict[str, Column]:
+    heads = {name: Column(name.replace("_", " ")) for name in varied}
+    return heads | {name: Column(name.replace("_", " "), number=True) for name in measures}
+
+
+def _failures(frame: pd.DataFrame) -> Table | None:
+    """Which tasks failed, by what was varied, and each one's last line."""
+    failed = frame[frame["status"] == "failed"]
+    if failed.empty:
+        return None
+    names = [name for name in frame.attrs["grid"] if name in failed]
+    last = [str(error).strip().splitlines()[-1] for error in failed["error"]]
+    return table("failed", failed[names].assign(error=last), _columns([*names, "error"], ()))
+
+
+def _differences(frames: Mapping[str, pd.DataFrame]) -> Table:
+    """Settings in which the runs differ."""
+    settings = {name: {**f.attrs["settings"], **f.attrs["grid"]} for name, f in frames.items()}
+    keys = dict.fromkeys(key for each in settings.values() for key in each)
+    rows = [
+        {"setting": key} | {name: str(each.get(key, "–")) for name, each in settings.items()}
+        for key in keys
+        if len({str(each.get(key)) for each in settings.values()}) > 1
+    ]
+    columns = ["setting", *frames]
+    return table("settings", pd.DataFrame(rows, columns=columns), _columns(columns, ()))

@@ -1,0 +1,97 @@
+"""Frames -> the tables of a page: what is read in a cell, and the whole number that a download
+gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Column:
+    """The head of a column."""
+
+    name: str
+    """What is read."""
+    meaning: str = ""
+    """A sentence that says what is counted, in which unit."""
+    number: bool = False
+    """Whether its cells are numbers."""
+    share: bool = False
+    """Whether they are shown as percentages."""
+    digits: int = 3
+    """Decimals that are shown."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell."""
+
+    text: str = ""
+    """What is read."""
+    value: str = ""
+    """What a download gets."""
+    tokens: tuple[str, ...] = ()
+    """Tokens, each drawn as a chip."""
+    node: str = ""
+    """The node of the pathway that it names."""
+    anchor: str = ""
+    """By which the rest of the page finds this cell."""
+    changed: bool = False
+    """Whether it differs from what was before."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page."""
+
+    name: str
+    """Of the file that a download writes."""
+    columns: tuple[Column, ...]
+    """Heads."""
+    rows: tuple[tuple[Cell, ...], ...]
+    """Cells by row."""
+
+
+def table(name: str, frame: pd.DataFrame, columns: Mapping[str, Column]) -> Table:
+    """The named columns of a frame, in that order."""
+    heads = tuple(columns.values())
+    rows = frame[list(columns)].itertuples(index=False, name=None)
+    return Table(
+        name,
+        heads,
+        tuple(tuple(cell(v, c) for v, c in zip(row, heads, strict=True)) for row in rows),
+    )
+
+
+def cell(value: Any, column: Column) -> Cell:
+    """A value as its column shows it; a dash for what is missing."""
+    if not column.number:
+        return Cell(str(value), str(value))
+    if value != value:
+        return Cell("–")
+    shown = f"{fixed(100 * value, 1)}%" if column.share else fixed(value, column.digits)
+    return Cell(shown, repr(value))
+
+
+def fixed(value: float, digits: int) -> str:
+    """With so many decimals, and no minus in front of zeros."""
+    text = f"{value:,.{digits}f}"
+    return text if float(text.replace(",", "")) else text.removeprefix("-")
+
+
+def by_layer(name: str, frame: pd.DataFrame, rows: str, value: str = "score") -> Table:
+    """A row for each value of column `rows`, layers across, sums of `value` in nats."""
+    wide = frame.pivot_table(index=rows, columns="layer", values=value, aggfunc="sum", sort=False)
+    columns = {rows: Column(rows)}
+    columns |= {layer: Column(f"layer {layer}", "nats", number=True) for layer in wide.columns}
+    return table(name, wide.reset_index(), columns)
+
+
+def shown_tokens(tokens: Sequence[str], most: int) -> tuple[str, ...]:
+    """Tokens as chips: without their blanks, or as Python writes them where nothing else is
+    left."""
+    return tuple(token.strip() or repr(token) for token in tokens[:most])

@@ -1,0 +1,75 @@
+"""The page of a run, and of several: what is averaged, in which order, and what is left out."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+
+from qv_lens.errors import ConfigError
+from qv_lens.reporting.runs import run_page, runs_page
+
+
+def run(drop, seeds=(0, 1), **settings):
+    """A run as `load_run` gives it: layers 2 and 10, in the order in which they finished."""
+    rows = [
+        {"task": i, "status": "finished", "layer": layer, "zeroed_layer": layer, "seed": seed,
+         "drop": drop(layer, seed), "nothing": 0.0, "error": None}
+        for i, (layer, seed) in enumerate((layer, seed) for layer in (10, 2) for seed in seeds)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame.attrs.update(
+        measures=["drop", "nothing"], complete=True, grid={"layer": [10, 2]}, file="e.py",
+        settings=settings, experiment="e", models={}, versions={}, machine={}, command="",
+    )  # fmt: skip
+    return frame
+
+
+def cells(page, name):
+    """The rows of a table as text."""
+    table = re.search(rf'<table data-name="{name}".*?</table>', page, re.S).group(0)
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.S)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
+
+
+def test_what_was_varied_is_sorted_and_never_averaged():
+    page = run_page("e", run(lambda layer, seed: layer + seed), None)
+    rows = cells(page, "results")
+    assert rows[0] == ["layer", "zeroed layer", "seed", "drop"]
+    assert [row[:2] for row in rows[1:]] == [["2", "2"], ["2", "2"], ["10", "10"], ["10", "10"]]
+    assert [row[3] for row in rows[1:]] == ["2.000", "3.000", "10.000", "11.000"]
+    assert "left out: nothing (0)" in " ".join(page.split())
+
+
+def test_one_row_is_no_reason_to_leave_a_measure_out():
+    page = run_page("e", run(lambda layer, seed: 0.0, seeds=(0,)).head(1), None)
+    assert cells(page, "results")[0] == ["drop", "nothing"]
+
+
+def test_a_failed_task_shows_what_was_varied_and_its_last_line():
+    frame = run(lambda layer, seed: 1.0)
+    frame.loc[0, ["status", "error"]] = ["failed", "Traceback\n  deep\nValueError: <b>no</b>"]
+    page = run_page("e", frame, None)
+    assert cells(page, "failed")[1:] == [["10", "ValueError: &lt;b&gt;no&lt;/b&gt;"]]
+    assert "1 failed" in page
+
+
+def test_runs_stand_side_by_side():
+    frames = {
+        "small": run(lambda layer, seed: layer, lam=1),
+        "large": run(lambda layer, seed: 2 * layer, lam=5),
+    }
+    page = runs_page(frames)
+    rows = cells(page, "comparison")
+    assert rows[0][-4:-2] == ["drop · small", "drop · large"]
+    assert rows[1][:3] == ["2", "2", "0"]
+    assert rows[1][3:5] == ["2.000", "4.000"]
+    assert cells(page, "settings")[1:] == [["lam", "1", "5"]]
+
+
+def test_runs_of_different_experiments_are_not_compared():
+    other = run(lambda layer, seed: 1.0)
+    other.attrs["file"] = "f.py"
+    with pytest.raises(ConfigError, match=r"different experiments: e\.py, f\.py"):
+        runs_page({"a": run(lambda layer, seed: 1.0), "b": other})
