@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from qv_lens.neurons import NeuronSet
 
 
@@ -81,3 +83,48 @@ def test_our_errors_are_one_line():
     assert result.returncode == 2
     assert result.stderr.startswith("qv-lens: The prompt 'no braces' has no {}")
     assert "Traceback" not in result.stderr
+
+
+#: runs a command in a Python that refuses to import PyTorch, and everything that needs it
+LIGHT = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "transformer_lens", "plotly"):
+            raise RuntimeError("imported " + name)
+sys.meta_path.insert(0, Refuse())
+from qv_lens.cli import main
+main(sys.argv[1:])
+"""
+CAPITAL = ("The capital of {} is", "--subject", "France", "--answer", "Paris")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("edit", *CAPITAL, "--new", "Rome", "--editor", "foo"), "Editor 'foo' not found."),
+        (("edit", *CAPITAL, "--new", "Paris"), "The new answer of"),
+        (("edit", *CAPITAL, "--new", "Rome", "--save", "."), ". is there already."),
+        (("edit", *CAPITAL, "--new", "Rome", "--set", "lr"), "--set takes key=value"),
+        (("edit", "no subject", *CAPITAL[1:], "--new", "Rome"), "The prompt 'no subject' has no {}"),
+        (("evaluate", "nowhere.json"), "data: there is no file nowhere.json."),
+        (("evaluate", "--count", "-1"), "--count must be at least 0"),
+        (("evaluate", "--editor", "foo"), "Editor 'foo' not found."),
+        (("tune", "toy-gptj", "--editor", "foo"), "Editor 'foo' not found."),
+        (("attribute", "nowhere.json"), "facts: there is no file nowhere.json."),
+        (("attribute", "The capital of {} is"), "A prompt needs --subject and --answer"),
+        (("ablate", *CAPITAL, "--out", "a.html"), "--out takes the picture of the curve"),
+        (("study", *CAPITAL, "--new", "Rome", "--facts", "a.json"), "--facts and --text go together"),
+        (("stats", "--text", "nowhere.txt"), "text: there is no file nowhere.txt."),
+        (("run", "nowhere.toml"), "Cannot read the run file nowhere.toml"),
+        (("report", "nowhere"), "nowhere is not a run folder"),
+        (("patch", "apply", "a", "--model", "b", "--out", "."), ". is there already."),
+        (("models", "get", "foo"), "Model to fetch 'foo' not found."),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_refusals_import_no_torch(words, says):
+    result = run("-c", LIGHT, *words)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(f"qv-lens: {says}")
+    assert result.stderr.count("\n") == 1

@@ -61,7 +61,7 @@ def no_statistics(monkeypatch):
         (("study", *SPORT, "--new", "golf", "--edits", "0"), "--edits must be at least 1, got 0."),
         (("edit", *SPORT, "--new", "fencing"), "The new answer of 'Elena Morefeld plays the sport of' is the old one, 'fencing': "
                                                "there is nothing to edit."),
-        (("edit", *SPORT, "--new", "golf", "--editor", "MEMITT"), "Preset of toy-gptj for 'MEMITT' not found."),
+        (("edit", *SPORT, "--new", "golf", "--editor", "MEMITT"), "Editor 'MEMITT' not found."),
         (("edit", *SPORT, "--new", "golf", "--out", "/proc/patch"), "Cannot write to /proc/patch/patch.json"),
         (("evaluate", "--editor", "rome", "--metric", "multihop_direkt"), "Metric 'multihop_direkt' not found."),
         (("evaluate", "--editor", "rome", "--text", "nowhere.txt"), "text: there is no file nowhere.txt."),
@@ -222,11 +222,18 @@ def test_the_curve_is_printed_and_drawn(call, tmp_path):
 
 def test_a_warning_is_one_line(call, monkeypatch):
     before = warnings.showwarning
-    monkeypatch.setattr(
-        cli,
-        "app",
-        lambda _: [warnings.warn("first\nsecond", stacklevel=1) for _ in range(3)] and sys.exit(0),
-    )
+    meta = cli.app.meta
+
+    class Warns:
+        def __init__(self):
+            self.meta = meta
+
+        def __call__(self, _):
+            for _ in range(3):
+                warnings.warn("first\nsecond", stacklevel=1)
+            sys.exit(0)
+
+    monkeypatch.setattr(cli, "app", Warns())
     _, _, told = call()
     assert told == "qv-lens: warning: first second\n"
     assert warnings.showwarning is before
@@ -394,3 +401,60 @@ def test_perplexity_is_asked_for_on_the_command_line(call, tmp_path):
     )
     assert code == 0
     assert "perplexity" in said
+
+
+def test_many_facts_from_a_file(call, tmp_path):
+    world = generator.build(0)
+    facts = world_cases.facts(world, "P641")[:3]
+    file = tmp_path / "facts.json"
+    records = [{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in facts]
+    file.write_text(json.dumps(records))
+    code, told, _ = call("attribute", file, "--top", "20", "--out", tmp_path / "out")
+    assert code == 0
+    lens = qv.load("toy-gptj")
+    value = qv.value_neurons(lens, facts, 20)
+    kept_value = qv.NeuronSet.load(tmp_path / "out" / "value.parquet")
+    pd.testing.assert_frame_equal(kept_value.frame, value.frame, rtol=1e-4)
+    lines = [line for line in told.splitlines() if line.startswith("  ")]
+    for line, fact, best in zip(lines, facts, value.top(1).frame.itertuples(), strict=False):
+        assert f"{fact.text} {fact.answer}: " in line
+        assert f"value f{best.layer}-{best.neuron} (" in line
+    assert "knows 3 of them" in told
+    code, _, told = call("attribute", file, "--graph", tmp_path / "g.json")
+    assert code == 2
+    assert "--graph draws one fact; " in told
+    code, _, told = call("attribute", file, "--subject", "Elena")
+    assert "is a file of facts: --subject and --answer go with a prompt." in told
+
+
+def test_quiet_leaves_results_and_errors(call, monkeypatch):
+    """A warning is a line without --quiet and nothing with it; errors are told in both."""
+
+    def warned(*_, **__):
+        warnings.warn("something to know", stacklevel=1)
+        raise ModelError("something is wrong")
+
+    monkeypatch.setattr("qv_lens.models.zoo.load", warned)
+    monkeypatch.delitem(vars(qv), "load", raising=False)
+    _, _, loud = call("attribute", *SPORT)
+    monkeypatch.delitem(vars(qv), "load", raising=False)
+    _, _, quiet = call("--quiet", "attribute", *SPORT)
+    monkeypatch.delitem(vars(qv), "load", raising=False)
+    assert "warning: something to know" in loud
+    assert quiet == "qv-lens: something is wrong\n"
+
+
+def test_bars_are_drawn_where_somebody_looks(monkeypatch):
+    from qv_lens.progress import progress_bar, seen
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    assert not seen()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert seen()
+    with progress_bar(of="outer", unit="step", total=3):
+        assert not seen()  # one line: an inner bar is not drawn
+        assert list(progress_bar(range(3), of="inner", unit="step")) == [0, 1, 2]
+    assert seen()
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert not seen()

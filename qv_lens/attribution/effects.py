@@ -31,7 +31,6 @@ import torch
 from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.attribution.relp import RULES, Rule, check_rules, read_out, relp_hooks
 from qv_lens.attribution.setting import Over, Setting, Target, TraceRows, check_over, setting
@@ -43,6 +42,7 @@ from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
 from qv_lens.models.lens import Facts, Lens, Start, at_least_float32, log_probs
 from qv_lens.models.units import UNITS_WITH_VALUES, UnitWithValue, site, units_in_layer
 from qv_lens.neurons import NeuronSet
+from qv_lens.progress import progress_bar
 from qv_lens.trace import Trace
 
 EffectMethod = Literal["gradient", "relp", "integrated"]
@@ -354,7 +354,7 @@ class _Batch:
         layers = range(problem.task.lens.n_layers)
         start: Start | None = None
         values, gradients = [], []
-        for layer in tqdm(layers, desc="integrated", unit="layer", delay=2, leave=False):
+        for layer in progress_bar(layers, of="integrated", unit="layer"):
             start, value = self._value(layer, kept, start)
             values.append(value)
             gradients.append(self._path(layer, kept, start, value))

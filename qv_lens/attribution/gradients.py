@@ -31,7 +31,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.attribution.value import check_top
 from qv_lens.errors import ConfigError, unknown
@@ -41,6 +40,7 @@ from qv_lens.models.backend import Hook
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
 from qv_lens.models.lens import Lens, Start, at_least_float32, log_probs
 from qv_lens.neurons import NeuronSet
+from qv_lens.progress import progress_bar
 
 Records = Fact | EditRequest | Sequence[Fact | EditRequest]
 #: token rows in one pass of integrated gradients, of weights or of activations
@@ -83,7 +83,7 @@ def neuron_ensemble(
     names = [(layer, name) for name in parameters for layer in range(lens.n_layers)]
     groups = [names] if together else [[name] for name in names]
     attributions: dict[tuple[int, str], Tensor] = {}
-    for group in tqdm(groups, desc="neuron ensemble", unit="matrix", delay=2, leave=False):
+    for group in progress_bar(groups, of="neuron ensemble", unit="matrix"):
         attributions |= weight_attributions(lens, facts, group, steps)
     frames = []
     for (layer, name), entries in attributions.items():
@@ -230,7 +230,7 @@ def integrated_gradients(
     frames = []
     start: Start | None = None
     layers = range(lens.n_layers)
-    for layer in tqdm(layers, desc="integrated gradients", unit="layer", delay=2, leave=False):
+    for layer in progress_bar(layers, of="integrated gradients", unit="layer"):
         site = site_of(layer)
         with torch.no_grad():  # scaling a layer changes nothing in front of it
             stream = lens.stream(asked.rows, layer, start=start, last=asked.ends)

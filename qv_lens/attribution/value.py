@@ -24,7 +24,6 @@ import torch
 from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.attribution.moments import TOLERANCE
 from qv_lens.attribution.projection import NormMode
@@ -46,6 +45,7 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, at_least_float32
 from qv_lens.neurons import NeuronSet
+from qv_lens.progress import progress_bar
 from qv_lens.trace import Trace
 
 Unit = Literal["ffn", "attn_channel", "attn_neuron", "head", "head_position"]
@@ -319,9 +319,7 @@ def scored(
     wanted: Bool[Tensor, "layer row unit"] | None = None,
 ) -> Iterator[LayerScores]:
     """The scores of every layer; where `wanted` is given, of these units (all others -inf)."""
-    layers = tqdm(
-        range(task.lens.n_layers), desc=f"{unit} scores", unit="layer", delay=2, leave=False
-    )
+    layers = progress_bar(range(task.lens.n_layers), of=f"{unit} scores", unit="layer")
     bases: Iterator[Bases | None] = repeat_forever(None)
     if unit not in ("head", "head_position"):
         kind: Kind = "ffn" if unit == "ffn" else "attn"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from cyclopts import App, Parameter
 from qv_lens import __version__
 from qv_lens.cli import edits, experiments, one_fact
 from qv_lens.cli.models import models
+from qv_lens.cli.options import QUIET
 from qv_lens.cli.patches import patch
 from qv_lens.errors import QVLensError
 
@@ -37,6 +39,36 @@ for verb in (
     experiments.run,
 ):
     app.command(verb)
+app.register_install_completion_command(add_to_startup=False)
+
+
+@app.meta.default
+def start(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], quiet: bool = False
+) -> None:
+    """Run a verb.
+
+    Parameters
+    ----------
+    quiet
+        No progress bars and no warnings: results and errors alone.
+    """
+    with _quiet() if quiet else _warnings_as_lines():
+        app(words)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no warnings; afterwards as before."""
+    before = dict(os.environ)
+    os.environ.update({"TQDM_DISABLE": "1", QUIET: "1"})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager
@@ -67,8 +99,7 @@ def main(arguments: Annotated[list[str] | None, Parameter(parse=False)] = None) 
     """Entry point: an error of ours is one line and exit code 2, never a traceback; a warning is
     one line too."""
     try:
-        with _warnings_as_lines():
-            app(arguments)
+        app.meta(arguments)
     except QVLensError as error:
         print(f"qv-lens: {error}", file=sys.stderr)
         sys.exit(2)

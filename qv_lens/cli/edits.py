@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,14 +20,18 @@ from qv_lens.cli.options import (
     Settings,
     Several,
     Subject,
+    announce,
     at_least,
     check_new,
     check_writable,
+    loaded,
     not_empty,
+    requested,
     settings_of,
 )
 from qv_lens.cli.printing import print_knowledge
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.editing.editors import check_name, spelled
+from qv_lens.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,19 +73,23 @@ def stats(
         A folder for them (default: the user's cache, where commands look that take the default
         text; each layer is computed once).
     """
-    import qv_lens as qv
-    from qv_lens.editing.kept import default_text, default_texts, kept_covariance
-    from qv_lens.editing.statistics import covariance
-    from qv_lens.facts.corpora import corpus
+    from qv_lens.facts.files import check_there
 
     at_least("--tokens", tokens, 0)
     at_least("--max-tokens", max_tokens, 1)
     not_empty("--layers", layers)
+    check_there("text", text)
     if out is not None and out.exists() and not out.is_dir():
         raise ConfigError(
             f"--out {out} is a file: the statistics go into a folder. Choose another one."
         )
-    lens = qv.load(model, **asdict(loading))
+    announce(model)
+
+    from qv_lens.editing.kept import default_text, default_texts, kept_covariance
+    from qv_lens.editing.statistics import covariance
+    from qv_lens.facts.corpora import corpus
+
+    lens = loaded(model, loading)
     source = text or default_text(lens)
     texts = corpus(source) if tokens == 0 else default_texts(lens, source, tokens, max_tokens)
     modules = ("ffn", "attn") if attention else ("ffn",)
@@ -133,8 +140,20 @@ def edit(
     lora
         Folder for the edit as a PEFT adapter of the model.
     """
+    check_name(editor)
+    changes = settings_of(settings)
+    request = requested(prompt, subject, answer, new)
+    fact = request.fact
+    if out is not None and (out / "patch.json").exists():
+        raise ConfigError(f"{out} holds a patch already. Choose another --out.")
+    if out is not None:
+        check_writable(out / "patch.json")
+    check_new("--save", save)
+    check_new("--lora", lora)
+    announce(model)
+
     import qv_lens as qv
-    from qv_lens.editing.edit import check_requests, check_statistics
+    from qv_lens.editing.edit import check_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.layer_by_layer import ClosedForm
     from qv_lens.editing.presets import preset_of, with_settings
@@ -142,18 +161,9 @@ def edit(
     from qv_lens.editing.statistics import Statistics
 
     chosen = preset_of(preset or model, editor)
-    used = with_settings(chosen.editor, settings_of(settings))
-    fact = qv.Fact(prompt, subject, answer)
-    request = fact.to(new)
-    check_requests([request])
-    if out is not None and (out / "patch.json").exists():
-        raise ConfigError(f"{out} holds a patch already. Choose another --out.")
-    if out is not None:
-        check_writable(out / "patch.json")
-    check_new("--save", save)
-    check_new("--lora", lora)
+    used = with_settings(chosen.editor, changes)
     C0 = Statistics.load(statistics) if statistics is not None else None
-    lens = qv.load(model, **asdict(loading))
+    lens = loaded(model, loading)
     lens.tokenize([request.target, fact])
     if C0 is not None:
         check_statistics(lens, used, C0)
@@ -225,7 +235,25 @@ def evaluate(
     out
         A CSV file for the rows, case by case.
     """
-    from qv_lens import load
+    from qv_lens.facts.files import check_there, read_texts
+
+    not_empty("--metric", metrics)
+    at_least("--count", count, 0)
+    for what, name in (
+        ("data", cases),
+        ("text", text),
+        ("blocks", str(blocks or "")),
+        ("held-out", str(held_out or "")),
+    ):
+        check_there(what, name)
+    changes = settings_of(settings)
+    named = None if editor is None or editor.lower() == "none" else editor
+    if named is not None:
+        check_name(named)
+    if out is not None:
+        check_writable(out)
+    announce(model)
+
     from qv_lens.editing.edit import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
@@ -235,28 +263,13 @@ def evaluate(
     from qv_lens.evaluation.known_cases import knowledge
     from qv_lens.evaluation.protocols import check_metrics, summary, usual_count, usual_metrics
     from qv_lens.evaluation.protocols import evaluate as measure
-    from qv_lens.facts.files import check_there, read_texts
     from qv_lens.world.evaluation import cases_of, examples_of
 
-    not_empty("--metric", metrics)
-    at_least("--count", count, 0)
     check_metrics(metrics or ())
-    for what, name in (
-        ("data", cases),
-        ("text", text),
-        ("blocks", str(blocks or "")),
-        ("held-out", str(held_out or "")),
-    ):
-        check_there(what, name)
-    changes = settings_of(settings)
-    used = (
-        None
-        if editor is None or editor.lower() == "none"
-        else with_settings(preset_of(preset or model, editor).editor, changes)
-    )
-    if out is not None:
-        check_writable(out)
-    lens = load(model, **asdict(loading))
+    used = None
+    if named is not None:
+        used = with_settings(preset_of(preset or model, named).editor, changes)
+    lens = loaded(model, loading)
     drawn = cases_of(lens, cases, count or usual_count(protocol), seed)
     known = knowledge(lens, edited_facts(drawn.cases))
     if known["prompts_asked"]:
@@ -328,30 +341,33 @@ def tune(
     """
     from datetime import date
 
-    import qv_lens as qv
     from qv_lens.cache import cache_folder
-    from qv_lens.editing.kept import corpus_statistics
-    from qv_lens.editing.preset_files import entries_of, entry_of, file_name, write_presets
-    from qv_lens.editing.presets import spelled
-    from qv_lens.tuning.grids import GRIDS, shape_of
-    from qv_lens.tuning.tune import RUNGS, known_cases
-    from qv_lens.tuning.tune import tune as choose
 
     not_empty("--editor", editor)
-    at_least("--facts", facts, 2 * RUNGS[-1])
-    names = [spelled(name, GRIDS) for name in editor or GRIDS]
-    for name in names:
-        if name not in GRIDS:
-            raise unknown("Editor to tune", name, GRIDS)
+    for name in editor or ():
+        check_name(name)
+    at_least("--facts", facts, 1)
     place = cache_folder()
     if out is None and place is None:
         raise ConfigError(
             "No cache is kept (QV_LENS_CACHE is empty): say with --out where the presets go."
         )
+    if out is not None:
+        check_writable(out)
+    announce(model)
+
+    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.preset_files import entries_of, entry_of, file_name, write_presets
+    from qv_lens.tuning.grids import GRIDS, shape_of
+    from qv_lens.tuning.tune import RUNGS, known_cases
+    from qv_lens.tuning.tune import tune as choose
+
+    at_least("--facts", facts, 2 * RUNGS[-1])
+    names = [spelled(name, GRIDS) for name in editor or GRIDS]
     target = out or place / "presets" / file_name(model)  # pyright: ignore[reportOptionalOperand]
     check_writable(target)
     work = folder or Path("runs") / f"tune-{file_name(model).removesuffix('.toml')}"
-    lens = qv.load(model, **asdict(loading))
+    lens = loaded(model, loading)
     cases = known_cases(lens, facts, seed)
     choosing, held = cases[: RUNGS[-1]], cases[RUNGS[-1] :]
     shape = shape_of(lens, [case.request.fact for case in choosing])

@@ -133,8 +133,6 @@ def report(folders: list[Path], *, out: Path | None = None) -> None:
     out
         The HTML file (default: report.html in the folder, of several runs in the first).
     """
-    from qv_lens.reporting.document import write
-    from qv_lens.reporting.runs import run_page, runs_page
     from qv_lens.runs.experiment import find_experiment
     from qv_lens.runs.store import load_run
 
@@ -144,6 +142,10 @@ def report(folders: list[Path], *, out: Path | None = None) -> None:
         raise ConfigError("Runs are told apart by their folders' names: two of these are the same.")
     target = out or folders[0] / "report.html"
     check_writable(target)
+
+    from qv_lens.reporting.document import write
+    from qv_lens.reporting.runs import run_page, runs_page
+
     frame, *others = frames.values()
     if others:
         page = runs_page(frames)

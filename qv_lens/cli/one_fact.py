@@ -6,7 +6,9 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from qv_lens.cli.options import (
     AS_IT_IS,
@@ -18,10 +20,19 @@ from qv_lens.cli.options import (
     PresetOf,
     Seed,
     Subject,
+    announce,
     at_least,
     check_writable,
+    loaded,
+    requested,
 )
-from qv_lens.cli.printing import print_knowledge, print_neurons, print_removal, print_study
+from qv_lens.cli.printing import (
+    print_facts,
+    print_knowledge,
+    print_neurons,
+    print_removal,
+    print_study,
+)
 from qv_lens.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -125,29 +136,34 @@ def study(
     edits
         How many facts of the kind are edited, this one first.
     """
-    from qv_lens import ACE, Fact, load
-    from qv_lens.case_study import study as run
-    from qv_lens.editing.closed_form import MEMIT
-    from qv_lens.editing.edit import check_requests
-    from qv_lens.editing.presets import preset_of
-    from qv_lens.material import file_material
-    from qv_lens.reporting.page import report
-
     at_least("--edits", edits, 1)
     check_writable(out)
-    fact = Fact(prompt, subject, answer)
-    check_requests([fact.to(new)])
+    fact = requested(prompt, subject, answer, new).fact
     if (facts is None) != (text is None):
         raise ConfigError(
             "--facts and --text go together: one gives the comparison, the other the statistics."
         )
+    if facts and text:
+        from qv_lens.facts.files import check_there
+
+        check_there("facts", facts)
+        check_there("text", text)
+    announce(model)
+
+    from qv_lens import ACE
+    from qv_lens.case_study import study as run
+    from qv_lens.editing.closed_form import MEMIT
+    from qv_lens.editing.presets import preset_of
+    from qv_lens.material import file_material
+    from qv_lens.reporting.page import report
+
     ace, memit = None, None
     if preset is not None:
         ace, memit = (preset_of(preset, name).editor for name in ("ACE", "MEMIT"))
         assert isinstance(ace, ACE)
         assert isinstance(memit, MEMIT)
     material = file_material(fact, new, facts, text) if facts and text else None
-    lens = load(model, **asdict(loading))
+    lens = loaded(model, loading)
     walk = run(lens, fact, new, material=material, editor=ace, rival=memit, edits=edits, seed=seed)
     words = ["qv-lens", "study", prompt, "--subject", subject, "--answer", answer, "--new", new]
     words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
@@ -160,10 +176,18 @@ def study(
 
 
 def attribute(
-    prompt: Cloze,
+    prompt: Annotated[
+        str,
+        Parameter(
+            help=(
+                "A cloze with {} for the subject, ending right before the answer; or a JSON file of "
+                'facts, a list of {"prompt", "subject", "answer"}.'
+            )
+        ),
+    ],
     *,
-    subject: Subject,
-    answer: Answer,
+    subject: Subject | None = None,
+    answer: Answer | None = None,
     model: Model = "toy-gptj",
     method: Literal["exact", "topk", "moments", "first_order"] = "exact",
     norm: Literal["frozen", "full", "none"] = "frozen",
@@ -172,7 +196,8 @@ def attribute(
     graph: Path | None = None,
     loading: Loading = AS_IT_IS,
 ) -> None:
-    """Value and query neurons of one fact, with their tokens, and the layers they lie in.
+    """Value and query neurons of a fact, or of every fact of a file, with their tokens, and the
+    layers they lie in.
 
     Parameters
     ----------
@@ -187,28 +212,36 @@ def attribute(
     graph
         A JSON file for the graph of the thirty neurons with the largest effects and those that feed
         them from every token, each edge tested; the viewers of circuit-tracer and Neuronpedia read
-        it.
+        it. Of one fact.
     """
-    import qv_lens as qv
-
     at_least("--top", top, 1)
+    facts = _asked(prompt, subject, answer)
     if graph is not None:
+        if len(facts) > 1:
+            raise ConfigError(f"--graph draws one fact; {prompt} holds {len(facts)}.")
         check_writable(graph)
     if out is not None:
         check_writable(out / "value.parquet")
-    fact = qv.Fact(prompt, subject, answer)
-    lens = qv.load(model, **asdict(loading))
-    print_knowledge(lens, fact)
-    trace = lens.trace(fact)
+    announce(model)
+
+    import qv_lens as qv
+
+    lens = loaded(model, loading)
+    trace = lens.trace(facts)
     value = qv.value_neurons(lens, trace, top, method=method, norm=norm)
     query = qv.query_neurons(lens, trace, value, top)
-    print(
-        f"{fact.text} {answer}   (log p of the answer {lens.logprob(fact):.3f}; {model}, "
-        f"{lens.backend}, norm {norm}, {method})"
-    )
-    print_neurons("Value neurons", qv.vocabulary(lens, value.top(10)))
-    print_neurons("Query neurons", qv.vocabulary(lens, query.top(10)))
-    print(f"\nHow many of the {top} best value and query neurons lie in each layer")
+    told = f"({model}, {lens.backend}, norm {norm}, {method})"
+    if len(facts) == 1:
+        fact = facts[0]
+        print_knowledge(lens, fact)
+        print(f"{fact.text} {fact.answer}   log p of the answer {lens.logprob(fact):.3f} {told}")
+        print_neurons("Value neurons", qv.vocabulary(lens, value.top(10)))
+        print_neurons("Query neurons", qv.vocabulary(lens, query.top(10)))
+    else:
+        print(f"{len(facts)} facts {told}")
+        print_facts(lens, facts, value, query)
+    of = "" if len(facts) == 1 else " of each fact"
+    print(f"\nHow many of the {top} best value and query neurons{of} lie in each layer")
     print("layer  value  query")
     for layer in range(lens.n_layers):
         print(f"{layer:>5} {len(value.layer(layer)):>6} {len(query.layer(layer)):>6}")
@@ -216,6 +249,29 @@ def attribute(
         print(f"\n{value.save(out / 'value.parquet')}\n{query.save(out / 'query.parquet')}")
     if graph is not None:
         _write_graph(lens, trace, graph)
+
+
+def _asked(prompt: str, subject: str | None, answer: str | None) -> list[Fact]:
+    """The fact of the options, or those of a file."""
+    from qv_lens.facts.benchmarks import plain_facts
+    from qv_lens.facts.files import SUFFIXES, check_there
+    from qv_lens.facts.records import Fact
+
+    if Path(prompt).suffix.lower() in SUFFIXES and "{}" not in prompt:
+        if subject is not None or answer is not None:
+            raise ConfigError(
+                f"{prompt} is a file of facts: --subject and --answer go with a prompt."
+            )
+        check_there("facts", prompt)
+        facts = plain_facts(prompt)
+        if not facts:
+            raise ConfigError(f"{prompt} holds no facts.")
+        return facts
+    if subject is None or answer is None:
+        raise ConfigError(
+            "A prompt needs --subject and --answer; or give a JSON file of facts instead."
+        )
+    return [Fact(prompt, subject, answer)]
 
 
 def _write_graph(lens: Lens, trace: Trace, file: Path) -> None:
@@ -258,18 +314,22 @@ def ablate(
     out
         A file for the picture of the curve: .html, or .png, .svg and .pdf with kaleido.
     """
-    import random
-
-    import qv_lens as qv
-    from qv_lens.models.units import random_neurons
+    from qv_lens.facts.records import Fact
 
     at_least("--draws", draws, 0)
     if out is not None:
         if not curve:
             raise ConfigError("--out takes the picture of the curve: it goes with --curve.")
         check_writable(out)
-    fact = qv.Fact(prompt, subject, answer)
-    lens = qv.load(model, **asdict(loading))
+    fact = Fact(prompt, subject, answer)
+    announce(model)
+
+    import random
+
+    import qv_lens as qv
+    from qv_lens.models.units import random_neurons
+
+    lens = loaded(model, loading)
     if not 0 < top <= lens.n_layers * lens.d_mlp:
         raise ConfigError(
             f"--top must lie between 1 and {lens.n_layers * lens.d_mlp}, all neurons of {model}; "

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from qv_lens.editing.editors import HOMES
 from qv_lens.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qv_lens.facts.records import EditRequest
+    from qv_lens.models.lens import Lens
 
 Cloze = Annotated[
     str, Parameter(help="A cloze with {} for the subject, ending right before the answer.")
@@ -57,6 +63,31 @@ class Loading:
 
 
 AS_IT_IS = Loading()
+#: set while --quiet is in force
+QUIET = "QV_LENS_QUIET"
+
+
+def announce(model: str) -> None:
+    """Say on a terminal what takes the time, before anything heavy is imported."""
+    if sys.stderr.isatty() and not os.environ.get(QUIET):
+        print(f"qv-lens: loading PyTorch, TransformerLens and {model} …", file=sys.stderr)
+
+
+def loaded(model: str, loading: Loading) -> Lens:
+    """The model as the options ask for it."""
+    import qv_lens as qv
+
+    return qv.load(model, **asdict(loading))
+
+
+def requested(prompt: str, subject: str, answer: str, new: str) -> EditRequest:
+    """The edit that the options ask for. Raises `FactError` for what is no fact, `EditError` where
+    there is nothing to edit."""
+    from qv_lens.facts.records import Fact, check_requests
+
+    request = Fact(prompt, subject, answer).to(new)
+    check_requests([request])
+    return request
 
 
 def settings_of(changes: Sequence[str] | None) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from cyclopts import App
 
-from qv_lens.cli.options import AS_IT_IS, Loading, Model, check_new
+from qv_lens.cli.options import AS_IT_IS, Loading, Model, announce, check_new, loaded
 
 patch = App(name="patch", help="What an edit wrote: look at it, save the edited model, export it.")
 
@@ -44,11 +43,13 @@ def apply(folder: Path, *, model: Model, out: Path, loading: Loading = AS_IT_IS)
     out
         A folder for the edited model.
     """
+    check_new("--out", out)
+    announce(model)
+
     import qv_lens as qv
 
-    check_new("--out", out)
     found = qv.Patch.load(folder)
-    lens = qv.load(model, **asdict(loading))
+    lens = loaded(model, loading)
     with lens.patched(found):
         lens.save(out)
     print(out)
@@ -65,7 +66,8 @@ def export(folder: Path, *, out: Path) -> None:
     out
         A folder for the adapter.
     """
+    check_new("--out", out)
+
     import qv_lens as qv
 
-    check_new("--out", out)
     print(qv.Patch.load(folder).to_lora(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from qv_lens.case_study import Study
     from qv_lens.facts.records import Fact
     from qv_lens.models.lens import Lens
+    from qv_lens.neurons import NeuronSet
 
 
 def print_knowledge(lens: Lens, fact: Fact) -> None:
@@ -25,6 +27,29 @@ def print_knowledge(lens: Lens, fact: Fact) -> None:
             f"{lens.name} does not know the fact: it says {said.strip()!r}, not {fact.answer!r} "
             f"(log p {lens.logprob(fact):.3f}). What follows is about an answer that it does not "
             "give."
+        )
+
+
+def print_facts(
+    lens: Lens, facts: Sequence[Fact], value: NeuronSet, query: NeuronSet, tokens: int = 4
+) -> None:
+    """A line for each fact: whether it is known, log p of its answer, its best value neuron with
+    what it promotes, and its best query neuron."""
+    from qv_lens.attribution.projection import vocabulary
+    from qv_lens.evaluation.metrics import correct
+
+    known, logprobs = correct(lens, facts), lens.logprob(facts)
+    print(f"{lens.name} knows {sum(known)} of them.")
+    words = vocabulary(lens, value.top(1))
+    best = query.top(1).frame.set_index("prompt")
+    for row in words.itertuples():
+        fact, right = facts[row.prompt], "known" if known[row.prompt] else "not known"
+        promoted = " ".join(token.strip() for token in row.promoted[:tokens])
+        fed = best.loc[row.prompt] if row.prompt in best.index else None
+        by = "" if fed is None else f"; query f{fed['layer']:.0f}-{fed['neuron']:.0f}"
+        print(
+            f"  {fact.text} {fact.answer}: {right}, log p {logprobs[row.prompt]:.3f}; value "
+            f"f{row.layer}-{row.neuron} ({promoted}){by}"
         )
 
 

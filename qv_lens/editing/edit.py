@@ -21,7 +21,7 @@ from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
 from qv_lens.errors import EditError
-from qv_lens.facts.records import EditRequest, Fact
+from qv_lens.facts.records import EditRequest, Fact, check_requests
 from qv_lens.models.backend import versions
 from qv_lens.models.lens import Lens, log_probs
 from qv_lens.patch import Delta, Patch
@@ -343,24 +343,6 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
             f"held_out= takes several texts, got the one text {texts!r:.60}: pass a list."
         )
     return list(texts)
-
-
-def check_requests(batch: Sequence[EditRequest]) -> None:
-    """Raise `EditError` for two requests that ask different things of one prompt, or one that asks
-    for the old answer."""
-    answers: dict[str, str] = {}
-    for request in batch:
-        text = request.fact.text
-        if request.new.strip() == request.fact.answer.strip():
-            raise EditError(
-                f"The new answer of {text!r} is the old one, {request.new!r}: there is nothing to "
-                "edit."
-            )
-        if answers.setdefault(text, request.new.strip()) != request.new.strip():
-            raise EditError(
-                f"Two requests of one batch conflict: {text!r} is asked to become both {answers[text]!r} and "
-                f"{request.new!r}."
-            )
 
 
 def check_editor(editor: object) -> None:

@@ -3,10 +3,12 @@ them, tests go through them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from qv_lens.errors import unknown
 
 if TYPE_CHECKING:  # the same names for type checkers
     from qv_lens.editing.adapters import AdaLoRA, LoRA
@@ -36,7 +38,7 @@ __all__ = [
     "AlphaEdit", "BetaEdit", "LoRA", "LocFT", "SimIE", "UltraEdit",
 ]  # fmt: skip
 
-#: the module of each; "ACE.paper" and "ACE.official" are settings of ACE
+#: the module of each
 HOMES: Mapping[str, str] = MappingProxyType({
     "ROME": "editing.closed_form", "RROME": "editing.closed_form", "EMMET": "editing.closed_form",
     "MEMIT": "editing.closed_form", "PMET": "editing.closed_form", "AlphaEdit": "editing.closed_form",
@@ -47,7 +49,23 @@ HOMES: Mapping[str, str] = MappingProxyType({
     "LocFT": "editing.locft", "UltraEdit": "editing.ultraedit", "SimIE": "editing.simie", "NSE": "editing.nse",
 })  # fmt: skip
 
+#: settings of ACE that have a name of their own
+VARIANTS = ("ACE.paper", "ACE.official")
+
 
 def editors() -> dict[str, type]:
     """Every editor's class by name."""
     return {name: getattr(import_module(f"qv_lens.{home}"), name) for name, home in HOMES.items()}
+
+
+def spelled(method: str, table: Iterable[str]) -> str:
+    """A method as the table spells it, whatever its capitals."""
+    spellings = {name.lower(): name for name in table}
+    return spellings.get(method.lower(), method)
+
+
+def check_name(method: str) -> None:
+    """Raise `ConfigError` for what is no editor's name, in any capitals; imports no torch."""
+    names = (*HOMES, *VARIANTS)
+    if spelled(method, names) not in names:
+        raise unknown("Editor", method, names)

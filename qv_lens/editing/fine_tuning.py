@@ -22,7 +22,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.attribution.gradients import (
     IGRule,
@@ -39,6 +38,7 @@ from qv_lens.facts.spans import Prompt
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
 from qv_lens.models.lens import Lens, at_least_float32, log_probs
 from qv_lens.patch import Delta
+from qv_lens.progress import progress_bar
 
 Key = tuple[int, str]
 Objective = Literal["last_token", "target_new"]
@@ -318,7 +318,7 @@ def train(
         torch.optim.Adam(leaves, lr=lr),
         [],
     )
-    for step in tqdm(range(steps), desc="fine-tuning", unit="step", delay=2, leave=False):
+    for step in progress_bar(range(steps), of="fine-tuning", unit="step"):
         adam.zero_grad()
         with torch.enable_grad():
             value = loss(prompts)

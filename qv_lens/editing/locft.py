@@ -19,7 +19,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.attribution.gradients import answer_logprobs
 from qv_lens.editing.edit import Deltas, Job
@@ -28,6 +27,7 @@ from qv_lens.facts.spans import Prompt
 from qv_lens.models.deltas import delta_hooks, zeros_like_parameters
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta
+from qv_lens.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def _train(
     """Train the leaf; the mean loss of every epoch."""
     adam, order, shuffled = torch.optim.Adam([leaf], lr=editor.lr), random.Random(seed), [*prompts]
     means: list[list[float]] = []
-    for _ in tqdm(range(editor.epochs), desc="fine-tuning", unit="epoch", delay=2, leave=False):
+    for _ in progress_bar(range(editor.epochs), of="fine-tuning", unit="epoch"):
         order.shuffle(shuffled)
         total = 0.0
         for i in range(0, len(shuffled), editor.mini_batch):

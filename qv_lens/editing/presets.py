@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qv_lens.editing.edit import Editor
-from qv_lens.editing.editors import editors
+from qv_lens.editing.editors import editors, spelled
 from qv_lens.editing.preset_files import PACKAGE, files_of, model_of, read_presets
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.models.lens import Lens
@@ -102,9 +102,3 @@ def preset_of(model: str, method: str) -> Preset:
     if name not in table:
         raise unknown(f"Preset of {model} for", name, table)
     return table[name]
-
-
-def spelled(method: str, table: Mapping[str, object]) -> str:
-    """A method as the table spells it, whatever its capitals."""
-    spellings = {name.lower(): name for name in table}
-    return spellings.get(method.lower(), method)

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.editing.edit import Deltas, Editor, Job, check_editor, reads_statistics
 from qv_lens.editing.editors import editors
@@ -35,6 +34,7 @@ from qv_lens.facts.records import EditRequest
 from qv_lens.models.deltas import delta_hooks, taps
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, summed
+from qv_lens.progress import progress_bar
 
 Key = tuple[int, str]
 
@@ -79,7 +79,7 @@ class SimIE:
         earlier = summed(patch.kept for patch in job.earlier(self))
         A: dict[Key, Tensor] = {}
         parts: list[Deltas] = []
-        for request in tqdm(job.requests, desc="SimIE", unit="fact", delay=2, leave=False):
+        for request in progress_bar(job.requests, of="SimIE", unit="fact"):
             moved, K = self._edited(job, editor, request)
             shift: Deltas = {}
             for key, target in moved.items():

@@ -26,12 +26,12 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.spans import encode
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.progress import progress_bar
 
 Module = Literal["ffn", "attn"]
 KeyMoments = dict[tuple[int, str], Tensor]
@@ -190,13 +190,11 @@ def covariance(
             f"{folder} holds statistics begun on another text. Give the same text, or another "
             "folder."
         )
-    bar = tqdm(
-        desc="statistics",
+    bar = progress_bar(
+        of="statistics",
         unit="text",
         total=_count(texts, total),
         initial=progress.documents,
-        delay=2,
-        leave=False,
     )
     with bar:
         for chunk in _chunks(stream, every):

@@ -36,7 +36,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.editing.keys import ContextRows, Prompts, read, values
 from qv_lens.errors import EditError
@@ -44,6 +43,7 @@ from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import FactToken, tokenize
 from qv_lens.models.lens import Intervention, Lens, Start, log_probs
 from qv_lens.patch import Patch
+from qv_lens.progress import progress_bar
 
 STOP = 0.05  # L below which a fact is done (MEMIT)
 KL_STOP = 0.01
@@ -321,7 +321,7 @@ class _Problem:
         active = torch.ones(self.n, dtype=torch.bool, device=self.owner.device)
         total = nll = kl = torch.zeros(self.n, device=self.owner.device)
         dropped, hits = torch.zeros_like(active), torch.zeros_like(total, dtype=torch.long)
-        for step in tqdm(range(s.steps), desc="target vectors", unit="step", delay=2, leave=False):
+        for step in progress_bar(range(s.steps), of="target vectors", unit="step"):
             with torch.enable_grad():
                 now = self._loss(active, dropped)
                 if step == 0:

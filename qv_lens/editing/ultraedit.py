@@ -25,7 +25,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.attribution.gradients import answer_logprobs
 from qv_lens.editing.edit import Deltas, Job
@@ -35,6 +34,7 @@ from qv_lens.facts.records import EditRequest
 from qv_lens.models.deltas import delta_hooks, taps
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, summed
+from qv_lens.progress import progress_bar
 
 Key = tuple[int, str]
 #: added to N - 1 and to the deviations (float32's epsilon, as released)
@@ -163,7 +163,7 @@ def _rows(
     """x and g of every row of a turn, by mini-batch and weight."""
     out = []
     starts = range(0, len(requests), editor.mini_batch)
-    for i in tqdm(starts, desc="gradients", unit="mini-batch", delay=2, leave=False):
+    for i in progress_bar(starts, of="gradients", unit="mini-batch"):
         chunk = requests[i : i + editor.mini_batch]
         prompts = lens.tokenize([request.target for request in chunk])
         tapped = taps(lens, names)

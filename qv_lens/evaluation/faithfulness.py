@@ -24,7 +24,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.intervals import UNBOUNDED, interval
@@ -43,6 +42,7 @@ from qv_lens.models.units import (
     values_of,
 )
 from qv_lens.neurons import NeuronSet
+from qv_lens.progress import progress_bar
 
 SIZES = (1, 3, 10, 30, 100, 300)
 RANDOM = "random"
@@ -112,7 +112,7 @@ def faithfulness(
             _check_origin(name, neurons, prompts)
     outside = baseline_values(lens, trace, baseline, positions, "m" if unit == "ffn" else "z")
     rows = []
-    for i, prompt in enumerate(tqdm(prompts, desc="removal", unit="prompt", delay=2, leave=False)):
+    for i, prompt in enumerate(progress_bar(prompts, of="removal", unit="prompt")):
         selections = list(_selections(lens, rankings, sorted(set(sizes)), seeds, seed, i, unit))
         place = _Place(lens, unit, prompt, trace.positions[trace.prompt == i])
         values = outside[:, trace.prompt == i]

@@ -24,14 +24,12 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from qv_lens.editing.edit import (
     Deltas,
     Editor,
     Factored,
     check_editor,
-    check_requests,
     check_statistics,
     checked_texts,
     edit,
@@ -52,10 +50,11 @@ from qv_lens.evaluation.answers import (
 from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.evaluation.metrics import FORCED, GENERATED, JUDGED, Judge, harmonic, measured
 from qv_lens.evaluation.perplexity import perplexity
-from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase
+from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase, check_requests
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, Patch, summed
+from qv_lens.progress import progress_bar
 
 Protocol = Literal["single", "batch", "consecutive"]
 PROTOCOLS = ("single", "batch", "consecutive")
@@ -504,9 +503,7 @@ _STEPS: dict[
 
 
 def _bar(items: Sequence[Any], run: _Run, unit: str) -> Any:
-    return tqdm(
-        items, desc=f"evaluate {type(run.editor).__name__}", unit=unit, delay=2, leave=False
-    )
+    return progress_bar(items, of=f"evaluate {type(run.editor).__name__}", unit=unit)
 
 
 def _compatible(cases: Sequence[Case], good: Sequence[int], size: int) -> list[list[int]]:

@@ -7,10 +7,10 @@ of them edited (MQuAKE); an `EditCase` is one edit with its probes. Positions in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from qv_lens.errors import FactError
+from qv_lens.errors import EditError, FactError
 from qv_lens.facts.words import blanks_around, places, rtrimmed, trimmed, word_around, word_places
 
 
@@ -312,3 +312,21 @@ def _not_once(text: str, subject: str, count: int) -> str:
         return f"occurs {count} times"
     inside = places(text, subject, case=True)
     return f"occurs only inside {word_around(text, *inside[0])!r}" if inside else "does not occur"
+
+
+def check_requests(batch: Sequence[EditRequest]) -> None:
+    """Raise `EditError` for two requests that ask different things of one prompt, or one that asks
+    for the old answer."""
+    answers: dict[str, str] = {}
+    for request in batch:
+        text = request.fact.text
+        if request.new.strip() == request.fact.answer.strip():
+            raise EditError(
+                f"The new answer of {text!r} is the old one, {request.new!r}: there is nothing to "
+                "edit."
+            )
+        if answers.setdefault(text, request.new.strip()) != request.new.strip():
+            raise EditError(
+                f"Two requests of one batch conflict: {text!r} is asked to become both {answers[text]!r} and "
+                f"{request.new!r}."
+            )

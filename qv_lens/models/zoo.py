@@ -12,6 +12,7 @@ from typing import Any
 from qv_lens.errors import ConfigError, ModelError, unknown
 from qv_lens.models.fetch import FETCHABLE, fetched, folder_of, plain
 from qv_lens.models.lens import Lens
+from qv_lens.progress import seen
 
 #: the folders of the bundled models
 WEIGHTS = Path(__file__).parents[1] / "world" / "weights"
@@ -129,7 +130,7 @@ def _weights(name: str, source: str, where: dict[str, str], dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _bar(name not in BUNDLED):
+        with _bar(name not in BUNDLED and seen()):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **where
             )

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from qv_lens.errors import ConfigError, QVLensError, unknown
+from qv_lens.progress import progress_bar
 from qv_lens.runs.config import RunConfig, Task, tasks_of
 from qv_lens.runs.experiment import Experiment, find_experiment
 from qv_lens.runs.store import Store, knows_nothing, remaining
@@ -150,12 +150,11 @@ def run(
             if inline
             else _on_ray(config, todo, workers, address, dtype)
         )
-        bar = tqdm(
-            desc=experiment.name.rpartition("experiments.")[2],
+        bar = progress_bar(
+            of=experiment.name.rpartition("experiments.")[2],
             total=len(tasks),
             initial=len(tasks) - len(todo),
             unit="task",
-            delay=2 if len(todo) < 20 else 0,
         )
         ignorant = []
         with bar:

@@ -24,7 +24,6 @@ from math import inf
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.statistics import Statistics
@@ -36,6 +35,7 @@ from qv_lens.evaluation.protocols import evaluate
 from qv_lens.facts.atlas import atlas, edit_case, neighbours
 from qv_lens.facts.records import EditCase, Fact
 from qv_lens.models.lens import Lens
+from qv_lens.progress import progress_bar
 from qv_lens.tuning.grids import Shape, grid
 
 #: how many edits the settings still in the race are tried on
@@ -93,7 +93,7 @@ def tune(
     log = _Log.open(Path(folder), lens, statistics)
     race = grid(method, shape)
     rows = []
-    with tqdm(desc=f"tuning {method}", unit="setting", delay=2, leave=False) as bar:
+    with progress_bar(of=f"tuning {method}", unit="setting") as bar:
         for rung, count in enumerate(rungs):
             bar.total = (bar.total or 0) + len(race)
             scored = []
