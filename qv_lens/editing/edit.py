@@ -7,6 +7,8 @@ layer with all earlier writes in place). Whatever happens, these weights are put
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ from qv_lens.models.lens import Lens, log_probs
 from qv_lens.patch import Delta, Patch
 
 Deltas = dict[tuple[int, str], Delta]
+logger = logging.getLogger(__name__)
+
 MISSING = "needs C0: pass statistics= (qv_lens.editing.statistics.covariance, qv-lens stats)."
 #: ||W'|| / ||W|| above which an edit is warned of
 COLLAPSE = 5.0
@@ -235,6 +239,7 @@ def edit(
         else Factored(statistics)
     )
     job = Job(lens, batch, batch_size, statistics, templates, seed, ahead, shared)
+    start = time.perf_counter()
     with lens.turn.held():
         try:
             check_statistics(lens, editor, statistics)
@@ -243,6 +248,13 @@ def edit(
         finally:
             job.restore()
     deltas = dict(sorted(deltas.items()))
+    logger.info(
+        "%s: %d facts, %d matrices, %.1f s",
+        type(editor).__name__,
+        len(batch),
+        len(deltas),
+        time.perf_counter() - start,
+    )
     patch = Patch(deltas, fingerprint, {**_info(job, editor), **_measured(lens, deltas)}, job.kept)
     return (
         replace(patch, info={**patch.info, "entropy": _entropies(lens, patch, held_out)})

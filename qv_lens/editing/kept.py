@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +32,8 @@ from qv_lens.errors import EditError
 from qv_lens.facts.corpora import corpus
 from qv_lens.models.lens import Lens
 from qv_lens.models.zoo import BUNDLED
+
+logger = logging.getLogger(__name__)
 
 #: changes when C0 is computed differently
 FORMAT = 1
@@ -64,6 +67,7 @@ def kept_covariance(
         if part is not None:
             parts_kept[key] = part
     missing = [key for key in keys if key not in parts_kept]
+    logger.info("C0: %d matrices from %s, %d to compute", len(parts_kept), folder, len(missing))
     if missing:
         asked: tuple[Module, ...] = tuple(
             module for module in modules if module in {of for _, of in missing}

@@ -3,6 +3,7 @@ file of a known architecture."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from qv_lens.errors import ConfigError, ModelError, unknown
 from qv_lens.models.fetch import FETCHABLE, fetched, folder_of, plain
 from qv_lens.models.lens import Lens
 from qv_lens.progress import seen
+
+logger = logging.getLogger(__name__)
 
 #: the folders of the bundled models
 WEIGHTS = Path(__file__).parents[1] / "world" / "weights"
@@ -102,7 +105,9 @@ def load(
             f"{broken[0]!r}. Every number computed from them would be NaN: load an intact "
             "checkpoint."
         )
-    return Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
+    lens = Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
+    logger.info("%s: %d layers, %s, on %s", name, lens.n_layers, lens.backend, lens.device)
+    return lens
 
 
 def _tokenizer(name: str, source: str, where: dict[str, str]) -> Any:

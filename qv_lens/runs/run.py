@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 import warnings
@@ -27,6 +28,8 @@ from qv_lens.progress import progress_bar
 from qv_lens.runs.config import RunConfig, Task, tasks_of
 from qv_lens.runs.experiment import Experiment, find_experiment
 from qv_lens.runs.store import Store, knows_nothing, remaining
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,6 +164,7 @@ def run(
             for outcome in outcomes:
                 task = tasks[outcome.index]
                 _keep(store, task, outcome)
+                logger.info("task %d of %d is finished", task.index, len(tasks))
                 if outcome.rows is not None and knows_nothing(outcome.rows):
                     ignorant.append(task)
                 bar.update()
