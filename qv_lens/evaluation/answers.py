@@ -3,7 +3,9 @@ from.
 
 1. `questions` turns a case into named groups of probes: the edited prompt with the new and with the
    old answer, the same in other words, neighbours, multi-hop prompts, hops, portability and
-   locality.
+   locality. Where they are asked for by name, also what the edit must not change or should imply:
+   the prompt denied, the subject alone and in other relations, neighbours with the edit in front,
+   the fact the other way round.
 2. `look` asks them of many cases at once, teacher-forced: per probe the argmax at each answer token
    and the answer's mean log-probability. Sorted by length and batched; the numbers do not depend on
    the batch.
@@ -19,6 +21,7 @@ from types import MappingProxyType
 
 import torch
 
+from qv_lens.facts import relations
 from qv_lens.facts.prompts import answered, cot_prompt
 from qv_lens.facts.records import UNKNOWN, Asked, Case, EditCase, Hop, MultiHopCase, Probe
 from qv_lens.facts.spans import continuation
@@ -109,14 +112,21 @@ WRITTEN: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 
 
+#: groups that are asked only by name: no usual metric reads them
+BESIDE = ("denied_", "alone_", "unrelated_", "distracted_", "reversed_")
+
+
 def questions(case: Case, beginning: Collection[str] = ("",)) -> dict[str, list[Probe]]:
     """Named groups of probes. `_new` and `_old`: the same prompts with the answer after and before
     the edit.
 
-    `beginning`: only the groups whose names begin so."""
+    `beginning`: only the groups whose names begin so; those of `BESIDE` only where one of them is
+    named."""
     groups = _of_requests(case)
     groups |= _of_edit(case) if isinstance(case, EditCase) else _of_chain(case)
     beginnings = tuple(beginning)
+    if any(name.startswith(BESIDE) for name in beginnings):
+        groups |= _beside(case)
     return {
         name: probes for name, probes in groups.items() if probes and name.startswith(beginnings)
     }
@@ -164,6 +174,29 @@ def _of_edit(case: EditCase) -> dict[str, list[Probe]]:
         groups[f"portability_{name}"] = list(probes)
     for name, probes in case.locality:
         groups[f"locality_{name}"] = list(probes)
+    return groups
+
+
+def _beside(case: Case) -> dict[str, list[Probe]]:
+    """What an edit should not change, or should imply beyond its own prompt."""
+    groups: dict[str, list[Probe]] = {f"{name}new": [] for name in BESIDE}
+    for request, names in zip(case.requests, _aliases(case), strict=True):
+        fact, new = request.fact, request.new
+        groups["denied_new"].append(Probe(relations.denied(fact.text), new, names, fact.space))
+        groups["alone_new"].append(Probe(fact.subject, new, names))
+        groups["unrelated_new"] += [Probe(text, new, names) for text in relations.others(fact)]
+        back = relations.reversed_prompt(fact, new)
+        if back is not None:
+            groups["reversed_new"].append(Probe(back, fact.subject))
+    groups["distracted_old"] = []
+    if isinstance(case, EditCase):
+        # where a neighbour's own answer is the new answer, there is no wrong answer to compare with
+        rivals = [fact for fact in case.neighbours if fact.answer != case.request.new]
+        stated = f"{case.request.target.text} {case.request.new}."
+        for fact in rivals:
+            text = f"{stated} {fact.text}"
+            groups["distracted_old"].append(Probe(text, fact.answer, space=fact.space))
+            groups["distracted_new"].append(Probe(text, case.request.new, space=fact.space))
     return groups
 
 

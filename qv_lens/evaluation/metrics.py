@@ -17,6 +17,11 @@
     fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams of the prompt and 100 more tokens (ROME:
                    100 tokens with the prompt; longer texts have more entropy; papers print it times
                    100)
+    denied_acc     behind "It is not true that" the new answer is not given
+    reversal_acc   asked from the new answer, the subject is given ("Rome is the capital of"), where the relation allows it
+    overfit_*      probability of the new answer where it does not belong: after the subject `alone`, after other relations of
+                   the subject (`relation`), after neighbours with the edit in front (`neighbour`)
+    distracted_acc neighbours keep their answer with the edit in front; `_success`: it is likelier than the new one (CounterFact+)
     ctp_score      mean of edit_success, generality and `ctp_locality`: that of neighbours and the groups of locality (CTP, EasyEdit)
 
 Aliases count in continuations (`_gen`, `_cot`, `multihop_direct`), not under teacher forcing, which
@@ -29,7 +34,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from math import log2, nan
+from math import exp, log2, nan
 from types import MappingProxyType
 
 from qv_lens.evaluation.answers import WRITTEN, CaseAnswers, ProbeAnswer, questions, tell
@@ -90,6 +95,17 @@ def _share(group: str) -> Metric:
 
 def _right(group: str) -> Metric:
     return lambda case, now, before, edited: mean([told.right for told in now[group]])
+
+
+def _not_right(group: str) -> Metric:
+    return lambda case, now, before, edited: mean([not told.right for told in now[group]])
+
+
+def _probability(group: str) -> Metric:
+    """The answers' probabilities: products over their tokens."""
+    return lambda case, now, before, edited: mean(
+        [exp(told.logprob * len(told.asked)) for told in now[group]]
+    )
 
 
 def _likelier(group: str, other: str) -> Metric:
@@ -213,6 +229,16 @@ FORCED: Mapping[str, tuple[tuple[str, ...], Metric]] = MappingProxyType({
     "ctp_locality": (("near_old", "locality_"), _kept),
     "ctp_score": (("rewrite_new", "paraphrase_new", "near_old", "locality_"), _ctp),
 })  # fmt: skip
+#: teacher-forced metrics that are measured only where they are named
+NAMED: Mapping[str, tuple[tuple[str, ...], Metric]] = MappingProxyType({
+    "denied_acc": (("denied_new",), _not_right("denied_new")),
+    "reversal_acc": (("reversed_new",), _right("reversed_new")),
+    "overfit_alone": (("alone_new",), _probability("alone_new")),
+    "overfit_relation": (("unrelated_new",), _probability("unrelated_new")),
+    "overfit_neighbour": (("distracted_new",), _probability("distracted_new")),
+    "distracted_acc": (("distracted_old",), _right("distracted_old")),
+    "distracted_success": (("distracted_",), _likelier("distracted_old", "distracted_new")),
+})  # fmt: skip
 #: metrics that read continuations, and which kind
 GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
     "efficacy_gen": ("rewrite", _continuations("rewrite", begins)), "paraphrase_gen": ("paraphrase", _continuations("paraphrase", begins)),
@@ -254,7 +280,9 @@ def measured(
     judge: Judge | None = None,
 ) -> dict[str, float]:
     """The named metrics, and portability and locality by group."""
-    table = {name: metric for name, (_, metric) in (*FORCED.items(), *GENERATED.items())}
+    table = {
+        name: metric for name, (_, metric) in (*FORCED.items(), *NAMED.items(), *GENERATED.items())
+    }
     values = {
         name: table[name](case, now, before, edited)
         if name in table

@@ -40,6 +40,7 @@ from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
 from qv_lens.errors import ConfigError, EditError, FactError, unknown
 from qv_lens.evaluation.answers import (
+    BESIDE,
     CaseAnswers,
     Generation,
     ProbeAnswer,
@@ -48,7 +49,7 @@ from qv_lens.evaluation.answers import (
     questions,
 )
 from qv_lens.evaluation.intervals import bounds, interval
-from qv_lens.evaluation.metrics import FORCED, GENERATED, JUDGED, Judge, harmonic, measured
+from qv_lens.evaluation.metrics import FORCED, GENERATED, JUDGED, NAMED, Judge, harmonic, measured
 from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase, check_requests
 from qv_lens.files import whole
@@ -93,8 +94,8 @@ def evaluate(
     largest ||dW|| / ||W|| of what was written (`relative_norm`), and the seconds of the edit per
     fact; of a search for several cases each case's share (`batch_size=1`: every edit timed alone).
 
-    `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases) and
-    `metrics.GENERATED`, whose settings are `generation`, and of `metrics.JUDGED`: these are what
+    `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases), of
+    `metrics.NAMED` (denial, reversal, overfit), of `metrics.GENERATED`, whose settings are `generation`, and of `metrics.JUDGED`: these are what
     `judge(prompt, continuation, accepted answers)` gives, a value from 0 to 1 of a model or a
     person. None is called unless it is passed.
     `held_out`: texts whose perplexity before and with the edits in force is a row of every case.
@@ -199,11 +200,8 @@ def _check_cases(cases: Sequence[Case], batch_size: int) -> None:
 
 def _groups(wanted: Sequence[str]) -> list[str]:
     """The groups of probes that the metrics read."""
-    groups: set[str] = set()
-    for name in wanted:
-        if name in FORCED:
-            groups.update(FORCED[name][0])
-    return sorted(groups)
+    forced = {**FORCED, **NAMED}
+    return sorted({group for name in wanted if name in forced for group in forced[name][0]})
 
 
 def _continued(generation: Generation | None, wanted: Sequence[str], seed: int) -> Generation:
@@ -235,8 +233,8 @@ def check_metrics(metrics: Sequence[str] | None) -> None:
             f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=."
         )
     for name in metrics or ():
-        if name not in FORCED and name not in GENERATED and name not in JUDGED:
-            raise unknown("Metric", name, [*FORCED, *GENERATED, *JUDGED])
+        if not any(name in table for table in (FORCED, NAMED, GENERATED, JUDGED)):
+            raise unknown("Metric", name, [*FORCED, *NAMED, *GENERATED, *JUDGED])
 
 
 def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
@@ -250,7 +248,11 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     for case in cases:
         texts = {kind: tuple("a b c" for _ in _prompts(case, kind, Generation())) for kind in kinds}
         anything = CaseAnswers(
-            {group: (any_answer,) * len(probes) for group, probes in questions(case).items()}, texts
+            {
+                group: (any_answer,) * len(probes)
+                for group, probes in questions(case, ("", *BESIDE)).items()
+            },
+            texts,
         )
         for edited in (False, True):
             values = measured(case, metric_names, anything, anything, edited)

@@ -19,7 +19,7 @@ import pandas as pd
 from qv_lens.errors import FactError, QVLensError, unknown
 from qv_lens.facts.files import SUFFIXES, Where, of_memory, read_records
 from qv_lens.facts.formats import READERS, Record, RefusedError, recognised
-from qv_lens.facts.records import Case, EditRequest, Fact
+from qv_lens.facts.records import Case, EditRequest, Fact, MultiHopCase
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ReadResult:
 
 
 def read(source: str | Path, format: str | None = None, *, skip: bool = False) -> ReadResult:
-    """Every record of a file or dataset ("name", "name:config"). `format`: 'mquake', 'counterfact',
+    """Every record of a file or dataset ("name", "name:config"). `format`: 'mquake', 'counterfact', 'ripple',
     'flat', 'zsre', 'knowedit', 'known' or 'plain' (None: by its keys).
 
     Raises `FactError` for what cannot be read, or, unless `skip`, a record that is refused.
@@ -168,3 +168,20 @@ def warn_of(refused: pd.DataFrame) -> None:
             f"{row['reason']}.",
             stacklevel=3,
         )
+
+
+def uncontaminated(case: MultiHopCase, edits: Iterable[EditRequest]) -> list[EditRequest]:
+    """Those of the edits that leave a case's right path as it is: dropped is an edit with subject
+    and relation of one of its steps and another object.
+
+    The steps are those after its own edits. Of a case that is not edited itself pass
+    `replace(case, new_hops=case.hops)`.
+    Source: MQuAKE-Remastered (its loader); of many edits together some answer another case's step
+    differently, and its question then has another right answer.
+    """
+    path = {(hop.subject, hop.relation): hop.answer for hop in case.new_hops}
+    return [
+        edit
+        for edit in edits
+        if path.get((edit.fact.subject, edit.fact.relation), edit.new) == edit.new
+    ]

@@ -1,6 +1,8 @@
 """The formats of benchmarks: one reader per format, from a record to a case or a fact.
 
-    mquake        MQuAKE-CF, CF-3k, v2, T and ACE's filteredQA: `requested_rewrite` is a list      -> MultiHopCase
+    mquake        MQuAKE-CF, CF-3k, v2, T, ACE's filteredQA: `requested_rewrite` is a list; so is MQuAKE-Remastered's,
+                  whose objects stand in `target_new_str` and `target_true_str`                    -> MultiHopCase
+    ripple        RippleEdits: `edit` and tests by axis; its subject is what their prompts share   -> EditCase
     counterfact   ROME's CounterFact: `requested_rewrite` is one dictionary                        -> EditCase
     flat          CounterFact in EasyEdit's layout: `rephrase_prompt`, `locality_prompt`           -> EditCase
     zsre          MEND's ZsRE: `src`, `alt`, `loc`                                                 -> EditCase
@@ -42,6 +44,7 @@ def recognised(records: list[Any], source: str | Path) -> str:
         marks = (
             ("mquake", isinstance(rewrite, list)),
             ("counterfact", isinstance(rewrite, dict)),
+            ("ripple", {"edit", "Relation_Specificity"} <= keys),
             ("zsre", {"src", "alt"} <= keys),
             ("flat", {"locality_prompt", "target_new"} <= keys),
             (
@@ -149,7 +152,7 @@ def _rewrites(record: Record) -> list[Record]:
 
 def _edited(record: Record) -> tuple[int, ...]:
     """Which hop of the new chain each edit belongs to: as the record says, or by its triple."""
-    orig, count = _table(record.get("orig") or {}, "orig"), len(_rewrites(record))
+    orig, count = _origin(record), len(_rewrites(record))
     index, hops = orig.get("edit_triples_idx"), len(record["new_single_hops"])
     if index is None:
         triples = [list(t) for t in orig.get("new_triples") or ()]
@@ -171,13 +174,24 @@ def _edited(record: Record) -> tuple[int, ...]:
     return tuple(index[:count])
 
 
+def _origin(record: Record) -> Record:
+    """The triples of a case: MQuAKE's `orig`; in MQuAKE-Remastered they are the record's own, the
+    old ones as `orig_triples`."""
+    if record.get("orig"):
+        return _table(record["orig"], "orig")
+    renamed = {
+        key.removeprefix("orig_"): value for key, value in record.items() if "triples" in key
+    }
+    return renamed
+
+
 def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:
     """A chain's links, each with subject and relation where the record's triples match the links
     one by one."""
     hops = [_table(hop, field) for hop in _list(record[field], field)]
     if not hops:
         raise RefusedError(field, "is empty: a chain has hops")
-    orig = _table(record.get("orig") or {}, "orig")
+    orig = _origin(record)
     ids, names = (orig.get(key) or [] for key in (triples, f"{triples}_labeled"))
     cases = []
     for i, hop in enumerate(hops):
@@ -298,6 +312,84 @@ def _knowedit(record: Record) -> EditCase:
     )
 
 
+#: axes of RippleEdits: what must follow from the edit, and what must not change
+FOLLOWS = (
+    "Logical_Generalization",
+    "Subject_Aliasing",
+    "Compositionality_I",
+    "Compositionality_II",
+)
+STAYS = ("Relation_Specificity", "Forgetfulness")
+
+
+def _ripple(record: Record) -> EditCase:
+    """RippleEdits names its subject by a Wikidata id alone: it is the longest run of words that the
+    edit's prompt shares with the prompts of `Relation_Specificity`, which are about the same
+    subject."""
+    edit = _table(record["edit"], "edit")
+    new_text = _text(edit["prompt"], "prompt").rstrip(". ")
+    previous = edit.get("previous_fact")
+    old_text = (
+        _text(_table(previous, "previous_fact")["prompt"], "prompt").rstrip(". ")
+        if previous
+        else ""
+    )
+    follows = {axis: _ripple_probes(record, axis) for axis in FOLLOWS}
+    stays = {axis: _ripple_probes(record, axis) for axis in STAYS}
+    prompt, new, old = _two_answers(new_text, old_text)
+    subject = _shared(prompt, [probe.text for probe in stays["Relation_Specificity"]])
+    request = _filled(prompt, subject, old).to(new)
+    return EditCase(
+        request,
+        portability=tuple((axis, probes) for axis, probes in follows.items() if probes),
+        locality=tuple((axis, probes) for axis, probes in stays.items() if probes),
+        extra=_extra(record, "edit", *FOLLOWS, *STAYS),
+    )
+
+
+def _ripple_probes(record: Record, axis: str) -> tuple[Probe, ...]:
+    """The test queries of an axis that have an answer."""
+    probes = []
+    for test in _list(record.get(axis) or [], axis):
+        for query in _list(_table(test, axis)["test_queries"], "test_queries"):
+            answers = [_table(a, "answers") for a in _list(query["answers"], "answers")]
+            names = [n for a in answers for n in (a["value"], *(a.get("aliases") or ())) if n]
+            if names:
+                probes.append(Probe(_text(query["prompt"], "prompt"), names[0], tuple(names[1:])))
+    return tuple(probes)
+
+
+def _two_answers(new_text: str, old_text: str) -> tuple[str, str, str]:
+    """The prompt, the new and the old answer: the sentences are alike up to the answer. Without an
+    old sentence the answer is what stands behind the last " is "."""
+    if not old_text:
+        prompt, verb, new = new_text.rpartition(" is ")
+        return (prompt + verb).rstrip(), new, UNKNOWN
+    new_words, old_words = new_text.split(" "), old_text.split(" ")
+    alike = 0
+    while alike < min(len(new_words), len(old_words)) - 1 and new_words[alike] == old_words[alike]:
+        alike += 1
+    return " ".join(new_words[:alike]), " ".join(new_words[alike:]), " ".join(old_words[alike:])
+
+
+def _shared(prompt: str, others: list[str]) -> str:
+    """The longest run of words of the prompt that stands in every one of the others; its first and
+    its last word are not written small, and it is more than an article."""
+    words = prompt.split(" ")
+    runs = [words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+    names = [" ".join(run) for run in runs if not run[0].islower() and not run[-1].islower()]
+    shared = [
+        name for name in names
+        if others and name not in ("The", "In") and all(name in text for text in others)
+    ]  # fmt: skip
+    if not shared:
+        raise RefusedError(
+            "Relation_Specificity",
+            f"shares no name with {prompt!r}: RippleEdits' subject stands nowhere else",
+        )
+    return max(shared, key=len).removesuffix("'s")
+
+
 def _groups(record: Record, field: str) -> Groups:
     """KnowEdit's {name: [{prompt, ground_truth}]}; an empty or absent list is left out, and so is a
     probe without an answer."""
@@ -343,6 +435,7 @@ READERS: Mapping[str, Callable[[Record], Case | Fact]] = {
     "mquake": _mquake,
     "counterfact": _counterfact,
     "flat": _flat,
+    "ripple": _ripple,
     "zsre": _zsre,
     "knowedit": _knowedit,
     "known": _known,
@@ -397,8 +490,10 @@ def _number(record: Record, field: str) -> int:
 
 
 def _object(rewrite: Record, field: str) -> str:
-    """MQuAKE's and CounterFact's {"str": "football"}."""
-    value = rewrite[field]
+    """MQuAKE's and CounterFact's {"str": "football"}; MQuAKE-Remastered's `target_new_str`."""
+    value = rewrite[field] if field in rewrite else rewrite.get(f"{field}_str")
+    if value is None:
+        raise KeyError(field)
     return _answer(value.get("str") if isinstance(value, dict) else value, field)
 
 

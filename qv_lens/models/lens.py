@@ -683,12 +683,21 @@ class Lens:
                 while len(self._stack) > depth:  # also what was applied inside and left
                     self.revert()
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the model as it now is, patches included, as a checkpoint that transformers alone
-        can load.
+    def plain_model(self) -> Any:
+        """The Hugging Face model behind the lens. Its weights are the lens's own, patches included;
+        interventions it does not see.
 
-        Raises `ModelError` without a Hugging Face model behind the lens, or where it no longer
-        holds the weights; `ConfigError` for a folder in use."""
+        Raises `ModelError` where there is none, or it no longer holds the weights; `ConfigError`
+        while interventions or hooks are in force."""
+        if self._in_force or self._own_hooks():
+            raise ConfigError(
+                "Interventions or hooks are in force, which the Hugging Face model behind the lens "
+                "does not see: leave them first, or write the change as a patch."
+            )
+        return self._holder()
+
+    def _holder(self) -> Any:
+        """The Hugging Face model that holds the weights. Raises `ModelError` where there is none."""
         if self.hf is None:
             raise ModelError(
                 "This Lens has no Hugging Face model behind it: build it with qv.load or "
@@ -700,6 +709,15 @@ class Lens:
                 "behind it holds other weights. Write in place (parameter.data.copy_(...)) or apply "
                 "a patch; nothing was written."
             )
+        return self.hf
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model as it now is, patches included, as a checkpoint that transformers alone
+        can load.
+
+        Raises `ModelError` without a Hugging Face model behind the lens, or where it no longer
+        holds the weights; `ConfigError` for a folder in use."""
+        hf = self._holder()
         target = Path(folder)
         if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
             raise ConfigError(
@@ -710,8 +728,8 @@ class Lens:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as whole:
                 # transformers refuses to write some that it reads
-                with own_settings_aside(self.hf) as own:
-                    self.hf.save_pretrained(whole, state_dict=state)
+                with own_settings_aside(hf) as own:
+                    hf.save_pretrained(whole, state_dict=state)
                 own.to_json_file(Path(whole) / "generation_config.json")
                 self.tokenizer.save_pretrained(whole)
                 Path(whole).chmod(0o755)

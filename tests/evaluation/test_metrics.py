@@ -12,9 +12,18 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.evaluation.answers import CaseAnswers, ProbeAnswer, questions, tell
-from qv_lens.evaluation.metrics import FORCED, GENERATED, begins, harmonic, measured, ngram_entropy
+from qv_lens.evaluation.answers import BESIDE, CaseAnswers, ProbeAnswer, questions, tell
+from qv_lens.evaluation.metrics import (
+    FORCED,
+    GENERATED,
+    NAMED,
+    begins,
+    harmonic,
+    measured,
+    ngram_entropy,
+)
 from qv_lens.evaluation.protocols import summary
+from qv_lens.facts import relations
 from qv_lens.facts.records import Hop, MultiHopCase, Probe
 from tests.models import BACKENDS, PROMPTS, tiny_lens
 
@@ -320,3 +329,66 @@ def test_what_a_continuation_says(text, begins_so, exact, holds):
     found = measured(CASE, names, answers, answers, True, judge)
     assert list(found.values()) == [float(begins_so), float(exact), float(holds), 0.25]
     assert asked == [(CASE.request.fact.text, text, ["football"])]
+
+
+CAPITAL = qv.EditCase(
+    qv.Fact("The capital of {} is", "France", "Paris", relation="P36").to("Rome"),
+    neighbours=(
+        Probe("The capital of Norway is", "Oslo"),
+        Probe("The capital of Italy is", "Rome"),
+    ),
+)
+
+
+def test_what_is_asked_beside_an_edit():
+    asked = questions(CAPITAL, (*BESIDE, "near_"))
+    texts = {name: [(probe.text, probe.answer) for probe in asked[name]] for name in asked}
+    assert texts["denied_new"] == [("It is not true that the capital of France is", "Rome")]
+    assert texts["alone_new"] == [("France", "Rome")]
+    assert texts["reversed_new"] == [("Rome is the capital of", "France")]
+    # the neighbour whose own answer is the new one has no wrong answer
+    stated = "The capital of France is Rome. The capital of Norway is"
+    assert texts["distracted_old"] == [(stated, "Oslo")]
+    assert texts["distracted_new"] == [(stated, "Rome")]
+    unrelated = [text for text, _ in texts["unrelated_new"]]
+    assert "In France, the official language is" in unrelated
+    assert not any("twin city" in text for text in unrelated)  # a place answers it too
+    assert not set(questions(CAPITAL)) & set(texts).difference({"near_old"})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "id"),
+    [("The mother tongue of {} is", "P103"), ("{} is a citizen of", "P27"), ("What is the twin city of {}? It is", "P190"),
+     ("{}, who plays the position", "P413"), ("The colour of {} is", None)],
+)  # fmt: skip
+def test_relations_are_known_by_their_words(prompt, id):
+    found = relations.relation_of(qv.Fact(prompt, "X", "y"))
+    assert (found.id if found else None) == id
+
+
+def test_metrics_beside_an_edit_against_hugging_face():
+    """From whole forward passes of the plain model."""
+    lens = qv.load("toy-gptj")
+    names = [*NAMED]
+    frame = qv.evaluate(lens, [CAPITAL], names).set_index("metric")["before"]
+    hf, tokenizer = lens.hf, lens.tokenizer
+
+    def logp(text, answer):
+        ids = tokenizer(text)["input_ids"]
+        more = tokenizer(f" {answer}")["input_ids"]
+        logits = hf(torch.tensor([ids + more])).logits[0].log_softmax(-1)
+        rows = logits[len(ids) - 1 : -1]
+        total = sum(float(rows[i, token]) for i, token in enumerate(more))
+        return total, [int(row.argmax()) for row in rows] == more
+
+    stated = "The capital of France is Rome. The capital of Norway is"
+    assert frame["denied_acc"] == (
+        not logp("It is not true that the capital of France is", "Rome")[1]
+    )
+    assert frame["overfit_alone"] == pytest.approx(math.exp(logp("France", "Rome")[0]), rel=1e-3)
+    assert frame["overfit_neighbour"] == pytest.approx(math.exp(logp(stated, "Rome")[0]), rel=1e-3)
+    assert frame["reversal_acc"] == logp("Rome is the capital of", "France")[1]
+    assert frame["distracted_acc"] == logp(stated, "Oslo")[1]
+    unrelated = relations.others(CAPITAL.request.fact)
+    wanted = sum(math.exp(logp(text, "Rome")[0]) for text in unrelated) / len(unrelated)
+    assert frame["overfit_relation"] == pytest.approx(wanted, rel=1e-3)

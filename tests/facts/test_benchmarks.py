@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import qv_lens as qv
-from qv_lens.facts.benchmarks import named, parse, plain_facts, read
+from qv_lens.facts.benchmarks import named, parse, plain_facts, read, uncontaminated
 from qv_lens.facts.categories import labelled, of_relation
 from qv_lens.facts.corpora import corpus
 from qv_lens.facts.formats import leading_to
@@ -362,3 +362,82 @@ def test_a_files_chains_lead_to_their_edits():
         )
         == ()
     )
+
+
+def remastered(**changes):
+    """A record of MQuAKE-Remastered as its loader reads it, by hand."""
+    hop = {"question": "Of which country is Ada Lovelace a citizen?", "cloze": "Ada Lovelace is a citizen of",
+           "answer": "England", "answer_alias": []}  # fmt: skip
+    capital = {"question": "What is the capital of England?", "cloze": "The capital of England is",
+               "answer": "London", "answer_alias": []}  # fmt: skip
+    new = {**hop, "answer": "Norway"}
+    oslo = {
+        **capital,
+        "question": "What is the capital of Norway?",
+        "cloze": "The capital of Norway is",
+        "answer": "Oslo",
+    }
+    rewrite = {"prompt": "{} is a citizen of", "subject": "Ada Lovelace", "relation_id": "P27",
+               "target_new_str": "Norway", "target_true_str": "England", "question": hop["question"]}  # fmt: skip
+    return {
+        "case_id": 7, "requested_rewrite": [rewrite], "questions": ["What is the capital of Ada Lovelace's country?"],
+        "answer": "London", "new_answer": "Oslo", "answer_alias": ["Greater London"], "new_answer_alias": ["Christiania"],
+        "single_hops": [hop, capital], "new_single_hops": [new, oslo],
+        "orig_triples": [["Q1", "P27", "Q2"], ["Q2", "P36", "Q3"]],
+        "orig_triples_labeled": [["Ada Lovelace", "citizen", "England"], ["England", "capital", "London"]],
+        "new_triples": [["Q1", "P27", "Q4"], ["Q4", "P36", "Q5"]],
+        "new_triples_labeled": [["Ada Lovelace", "citizen", "Norway"], ["Norway", "capital", "Oslo"]],
+        "split": {"1": ["edited"]}, **changes,
+    }  # fmt: skip
+
+
+def test_mquake_remastered_and_what_contaminates_a_case():
+    (case,) = parse([remastered()]).cases
+    assert (case.edits[0].new, case.edits[0].fact.answer) == ("Norway", "England")
+    assert case.edited == (0,)
+    assert [(hop.subject, hop.relation) for hop in case.new_hops] == [
+        ("Ada Lovelace", "P27"),
+        ("Norway", "P36"),
+    ]
+    assert case.new_aliases == ("Christiania",)
+    norway = qv.Fact("The capital of {} is", "Norway", "Oslo", relation="P36")
+    edits = [
+        case.edits[0],
+        norway.to("Bergen"),  # another object on a step of the right path
+        norway.to("Oslo"),
+        qv.Fact("The capital of {} is", "Sweden", "Stockholm", relation="P36").to("Lund"),
+        qv.Fact("{} is on the continent of", "Norway", "Europe", relation="P30").to("Asia"),
+    ]
+    kept = uncontaminated(case, edits)
+    assert kept == [edits[0], *edits[2:]]
+
+
+RIPPLE = {
+    "example_type": "popular",
+    "edit": {
+        "prompt": "The name of the mother of Princess Maria is Anna Borg.", "subject_id": "Q1", "relation": "MOTHER", "target_id": "Q2",
+        "previous_fact": {"prompt": "The name of the mother of Princess Maria is Queen Sofia.", "subject_id": "Q1", "relation": "MOTHER", "target_id": "Q3"},
+    },
+    "Relation_Specificity": [
+        {"test_queries": [{"prompt": "The name of the father of Princess Maria is", "answers": [{"value": "King Leo", "aliases": ["Leo"]}]}]},
+        {"test_queries": [{"prompt": "The country of citizenship of Princess Maria is", "answers": []}]},
+    ],
+    "Logical_Generalization": [
+        {"test_queries": [{"prompt": "The name of the child of Anna Borg is", "answers": [{"value": "Princess Maria", "aliases": []}]}]}
+    ],
+    "Subject_Aliasing": [], "Compositionality_I": [], "Compositionality_II": [], "Forgetfulness": [],
+}  # fmt: skip
+
+
+def test_ripple_edits_by_hand():
+    """No sample of it can be had here: its data are kept where only its authors' link leads."""
+    (case,) = parse([RIPPLE]).cases
+    fact = case.request.fact
+    assert (fact.prompt, fact.subject) == ("The name of the mother of {} is", "Princess Maria")
+    assert (fact.answer, case.request.new) == ("Queen Sofia", "Anna Borg")
+    assert dict(case.portability)["Logical_Generalization"][0].answer == "Princess Maria"
+    ((axis, (probe,)),) = case.locality
+    assert (axis, probe.answer, probe.aliases) == ("Relation_Specificity", "King Leo", ("Leo",))
+    strange = {**RIPPLE, "Relation_Specificity": []}
+    with pytest.raises(qv.QVLensError, match=r"'Relation_Specificity': shares no name with"):
+        parse([strange])

@@ -1,0 +1,95 @@
+"""General ability: lm-eval's tasks on the model as it now is.
+
+1. lm-eval asks the Hugging Face model behind the lens, whose weights are the lens's own: patches in
+   force count, and those of `patches` are applied on entry and taken off on exit.
+2. Interventions and hooks live in the hooked model alone, where lm-eval would not see them: they
+   are refused.
+
+Needs the extra `ability` (`pip install 'qv_lens[ability]'`: lm-eval, EleutherAI)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import pandas as pd
+
+from qv_lens.errors import ConfigError
+from qv_lens.models.lens import Lens
+from qv_lens.patch import Patch
+
+#: a task by its name in lm-eval, or its configuration (the keys of lm-eval's task files)
+Task = str | Mapping[str, Any]
+
+
+def ability(
+    lens: Lens,
+    tasks: Sequence[Task],
+    patches: Sequence[Patch] = (),
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """lm-eval's tasks on the model as it now is: `task, metric, value, error, questions`.
+
+    `tasks`: names (`"arc_easy"`; their data are downloaded by lm-eval), or configurations of tasks
+    of one's own. `patches`: applied while it is asked. `limit`: questions of each task (None: all).
+    `shots`: worked examples in front (None: the task's own number). `error`: lm-eval's standard
+    error; NaN where it gives none.
+
+    Raises `ConfigError` without lm-eval, for interventions or hooks in force, or no task;
+    `ModelError` where no Hugging Face model holds the weights.
+    """
+    if isinstance(tasks, (str, Mapping)) or not tasks:
+        raise ConfigError(f"tasks= takes a list of tasks, as ['arc_easy'], got {tasks!r:.100}.")
+    try:
+        run = import_module("lm_eval").simple_evaluate
+        wrapper = import_module("lm_eval.models.huggingface").HFLM
+    except ImportError as error:
+        raise ConfigError(
+            "General ability is measured by lm-eval, which is not installed: pip install "
+            "'qv_lens[ability]'."
+        ) from error
+    with lens.patched(*patches):
+        wrapped = wrapper(
+            pretrained=lens.plain_model(), tokenizer=lens.tokenizer, batch_size=batch_size
+        )
+        found = run(
+            model=wrapped,
+            tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
+            limit=limit,
+            num_fewshot=shots,
+            bootstrap_iters=0,
+            log_samples=False,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    return _table(found)
+
+
+def _table(found: Mapping[str, Any]) -> pd.DataFrame:
+    """lm-eval's results, whose keys are "metric,filter" and "metric_stderr,filter"."""
+    rows = []
+    for task, values in found["results"].items():
+        questions = found["n-samples"].get(task, {}).get("effective")
+        for key, value in values.items():
+            metric, _, sieve = key.partition(",")
+            if not sieve or metric.endswith("_stderr"):
+                continue
+            error = values.get(f"{metric}_stderr,{sieve}")
+            name = metric if sieve == "none" else f"{metric}, {sieve}"
+            rows.append(
+                {
+                    "task": task,
+                    "metric": name,
+                    "value": float(value),
+                    "error": error if isinstance(error, float) else float("nan"),
+                    "questions": questions,
+                }
+            )
+    return pd.DataFrame(rows, columns=["task", "metric", "value", "error", "questions"])

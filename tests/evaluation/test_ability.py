@@ -1,0 +1,85 @@
+"""lm-eval on the model as it is, with ten made-up questions, offline."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import qv_lens as qv
+from qv_lens.evaluation.ability import ability
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'qv_lens[ability]')")
+
+FACTS = world_cases.facts(generator.build(0), "P641")[:10]
+SPORTS = sorted({fact.answer for fact in FACTS})
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Which sport, of those that occur."""
+    file = tmp_path / "questions.jsonl"
+    rows = [{"question": fact.text, "gold": SPORTS.index(fact.answer)} for fact in FACTS]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return {
+        "task": "sports",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": SPORTS,
+        "doc_to_target": "gold",
+        "num_fewshot": 0,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+@torch.no_grad()
+def whole(lens, text, answer):
+    """log p of all of an answer's tokens."""
+    ids, more = (lens.tokenizer(part)["input_ids"] for part in (text, f" {answer}"))
+    rows = lens.hf(torch.tensor([ids + more])).logits[0].log_softmax(-1)[len(ids) - 1 : -1]
+    return sum(float(rows[i, token]) for i, token in enumerate(more))
+
+
+def best(lens):
+    """The share of facts whose own sport is the likeliest of all, by plain passes."""
+    right = []
+    for fact in FACTS:
+        scores = [whole(lens, fact.text, sport) for sport in SPORTS]
+        right.append(SPORTS[scores.index(max(scores))] == fact.answer)
+    return sum(right) / len(right)
+
+
+def test_ten_questions_before_with_and_after_a_patch(task):
+    lens = qv.load("toy-gptj")
+    state = lens.state()
+    first = FACTS[0]
+    new = next(sport for sport in SPORTS if sport != first.answer)
+    patch = qv.edit(lens, first.to(new), "FT")
+    plain = ability(lens, [task])
+    patched = ability(lens, [task], [patch])
+    assert lens.state() == state
+    assert plain[["task", "metric", "questions"]].to_numpy().tolist() == [["sports", "acc", 10]]
+    assert plain["value"][0] == pytest.approx(best(lens))
+    with lens.patched(patch):
+        assert patched["value"][0] == pytest.approx(best(lens))
+        assert ability(lens, [task])["value"][0] == patched["value"][0]
+    assert (
+        patched["value"][0] < plain["value"][0]
+    )  # the edited question's gold answer is the old one
+
+
+def test_what_lm_eval_would_not_see_is_refused(task):
+    lens = qv.load("toy-gptj")
+    with (
+        lens.intervene(qv.Zero(qv.NeuronSet.of([(3, 1)]))),
+        pytest.raises(qv.QVLensError, match="does not see"),
+    ):
+        ability(lens, [task])
+    with pytest.raises(qv.QVLensError, match="takes a list of tasks"):
+        ability(lens, "arc_easy")
