@@ -206,7 +206,7 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
         editor,
         task.protocol.name,
         asked.seed,
-        statistics=once(_statistics, lens, task.choice.text, task.choice.documents)
+        statistics=once(statistics_of, lens, task.choice.text, task.choice.documents)
         if reads_statistics(editor)
         else None,
         batch_size=task.protocol.batch_size,
@@ -250,7 +250,8 @@ def _knowledge(lens: Lens, asked: Cases, once: Once) -> dict[str, int]:
     return knowledge(lens, edited_facts(_drawn(lens, asked, once).cases))
 
 
-def _statistics(lens: Lens, text: str, documents: int) -> Statistics:
+def statistics_of(lens: Lens, text: str, documents: int) -> Statistics:
+    """C0 over a text, as `Choice.text` and `Choice.documents` name it."""
     source = text or default_text(lens)
     if source == "world":
         check_world(lens)

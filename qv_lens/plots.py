@@ -276,6 +276,34 @@ def neuron_table(frame: pd.DataFrame, title: str = "Neurons") -> go.Figure:
     return _table(["neuron", "m", "score", "promotes"], cells, [1, 1, 1, 6], title)
 
 
+def lasting(
+    frame: pd.DataFrame, metric: str = "efficacy_gen", title: str = "Edits in a row"
+) -> go.Figure:
+    """How many edits of each group still hold (`evaluation.sequence`), against their number, a line
+    per method; last the perplexity of ordinary text."""
+    panels = [group for group in ("newest", "first", "drawn") if (frame["group"] == group).any()]
+    names = [f"{group} edits: {metric}" for group in panels]
+    if (frame["metric"] == "perplexity").any():
+        panels, names = [*panels, "model"], [*names, "perplexity of ordinary text"]
+    figure = make_subplots(1, len(panels), subplot_titles=[_broken(name, 24) for name in names])
+    colours = {name: colour for colour, name, _ in _coloured(frame, "method")}
+    for column, group in enumerate(panels, 1):
+        wanted = "perplexity" if group == "model" else metric
+        told = "%{x} edits: %{y:.1f}" if group == "model" else "%{x} edits: %{y:.1%}"
+        shown = frame[(frame["group"] == group) & (frame["metric"] == wanted) & (frame["step"] > 0)]
+        for name, rows in shown.groupby("method", sort=False):
+            line = _line(rows["step"], rows["after"], str(name), colours[str(name)], told)
+            figure.add_scatter(
+                **line, legendgroup=str(name), showlegend=column == 1, row=1, col=column
+            )
+        if group == "model":
+            figure.update_yaxes(type="log", row=1, col=column)
+        else:
+            figure.update_yaxes(range=[0, 1.05], tickformat=".0%", row=1, col=column)
+    figure.update_xaxes(title="edits", type="log")
+    return _layout(figure, title, height=430).update_layout(margin_t=90)
+
+
 #: a table's pixels: of the narrowest figure that is usual, per character and line, and beside the
 #: rows
 WIDTH, CHARACTER, LINE, CELL, FRAME = 600, 8.0, 18, 8, 150

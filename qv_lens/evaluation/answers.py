@@ -109,6 +109,7 @@ class Generation:
 WRITTEN: Mapping[str, str] = MappingProxyType({
     "rewrite": "rewrite_new", "paraphrase": "paraphrase_new", "near": "near_old",
     "rewrite_whole": "rewrite_new", "paraphrase_whole": "paraphrase_new", "near_whole": "near_old",
+    "onward": "onward_new",
 })  # fmt: skip
 
 

@@ -13,6 +13,8 @@
     edit_success   share of the new answer's tokens that are the argmax; `generality`: the same in other words (ZsRE, KnowEdit)
     portability    mean over its groups of that share; locality: share of tokens whose argmax is what it was (KnowEdit)
     instance_wise  all hops of the new chain are right (MQuAKE); its edit-wise accuracy is efficacy_acc
+    multihop_gen   of the multi-hop prompts that the unedited model continued with the old answer, the share that is now
+                   continued with the new one; `multihop_known`: of all of them, the share that was
     multihop_cot   any of a case's questions is answered right after worked examples; `_cot_rate`: share of the questions
     fluency        mean of 2/3 H2 and 4/3 H3, entropies in bits of word n-grams of the prompt and 100 more tokens (ROME:
                    100 tokens with the prompt; longer texts have more entropy; papers print it times
@@ -187,6 +189,25 @@ def _directly(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -
     return float(any(begins(text, _accepted(case, edited)) for text in now.texts["direct"]))
 
 
+def _onward(case: Case, before: CaseAnswers) -> list[int]:
+    """Which multi-hop prompts the unedited model continued with the old answer."""
+    asked = questions(case).get("onward_old", ())
+    said = zip(before.texts.get("onward", ()), asked, strict=False)
+    return [i for i, (text, old) in enumerate(said) if begins(text, [old.answer, *old.aliases])]
+
+
+def _hopped(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
+    asked = questions(case).get("onward_new" if edited else "onward_old", ())
+    texts = now.texts.get("onward", ())
+    known = [i for i in _onward(case, before) if i < len(texts)]
+    return mean([begins(texts[i], [asked[i].answer, *asked[i].aliases]) for i in known])
+
+
+def _hops_known(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
+    asked = before.texts.get("onward", ())
+    return len(_onward(case, before)) / len(asked) if asked else nan
+
+
 def _fluency(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
     entropies = [
         ngram_entropy(prompt + text)
@@ -243,7 +264,7 @@ NAMED: Mapping[str, tuple[tuple[str, ...], Metric]] = MappingProxyType({
 GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
     "efficacy_gen": ("rewrite", _continuations("rewrite", begins)), "paraphrase_gen": ("paraphrase", _continuations("paraphrase", begins)),
     "specificity_gen": ("near", _continuations("near", begins)), "multihop_cot": ("cot", _thoughts(True)), "multihop_cot_rate": ("cot", _thoughts(False)),
-    "multihop_direct": ("direct", _directly), "fluency": ("fluency", _fluency),
+    "multihop_direct": ("direct", _directly), "multihop_gen": ("onward", _hopped), "multihop_known": ("onward", _hops_known), "fluency": ("fluency", _fluency),
     "efficacy_exact": ("rewrite_whole", _continuations("rewrite_whole", matches)),
     "paraphrase_exact": ("paraphrase_whole", _continuations("paraphrase_whole", matches)),
     "specificity_exact": ("near_whole", _continuations("near_whole", matches)),

@@ -136,7 +136,7 @@ def evaluate(
     run = _Run(
         lens,
         wanted,
-        _groups(wanted),
+        groups_of(wanted),
         _continued(generation, wanted, seed),
         editor,
         statistics,
@@ -198,7 +198,7 @@ def _check_cases(cases: Sequence[Case], batch_size: int) -> None:
             )
 
 
-def _groups(wanted: Sequence[str]) -> list[str]:
+def groups_of(wanted: Sequence[str]) -> list[str]:
     """The groups of probes that the metrics read."""
     forced = {**FORCED, **NAMED}
     return sorted({group for name in wanted if name in forced for group in forced[name][0]})
@@ -364,7 +364,7 @@ class _Run:
             while len(self.lens.patches) > depth:
                 self.lens.revert()
         seconds = (time.perf_counter() - start) / len(case.requests)
-        return total(patches), _Written(_largest(self.lens, patches), seconds)
+        return total(patches), _Written(largest(self.lens, patches), seconds)
 
     def rows(
         self,
@@ -469,7 +469,7 @@ def _batch(
             yield len(chunk), chunk, lambda i: _Written(nan, nan)
             continue
         seconds = (time.perf_counter() - start) / len(requests)
-        written = _Written(_largest(run.lens, [patch]), seconds)
+        written = _Written(largest(run.lens, [patch]), seconds)
         with run.lens.patched(patch):
             yield len(chunk), chunk, lambda i, written=written: written
 
@@ -491,7 +491,7 @@ def _consecutive(
         except EditError as error:
             run.skipped[i], written[i] = str(error), _Written(nan, nan)
         if count == len(good) or (every and count % every == 0):
-            norm = _largest(run.lens, patches, applied=True)
+            norm = largest(run.lens, patches, applied=True)
             yield count, good[:count], lambda i, norm=norm: _Written(norm, written[i].seconds)
 
 
@@ -542,7 +542,7 @@ def total(patches: Sequence[Patch]) -> Patch:
     return Patch(deltas, patches[0].fingerprint, patches[-1].info, kept)
 
 
-def _largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> float:
+def largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> float:
     """The largest ||dW|| / ||W|| of all that the patches write together, W the weights without them
     (`applied`: they are in the weights now)."""
     if not patches:

@@ -3,6 +3,7 @@ definition is public."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from dataclasses import replace
@@ -297,6 +298,8 @@ def test_questions_say_what_is_asked():
         "multihop_cot",
         "multihop_cot_rate",
         "multihop_direct",
+        "multihop_gen",
+        "multihop_known",
         "fluency",
         *(
             f"{of}_{how}"
@@ -392,3 +395,23 @@ def test_metrics_beside_an_edit_against_hugging_face():
     unrelated = relations.others(CAPITAL.request.fact)
     wanted = sum(math.exp(logp(text, "Rome")[0]) for text in unrelated) / len(unrelated)
     assert frame["overfit_relation"] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_two_hops_count_where_the_model_knew_them():
+    """Three prompts; the model knew two of them, and one of these has the new answer now."""
+    probes = [
+        (Probe(text, "Oslo", ("Christiania",)), Probe(text, "Rome")) for text in ("a", "b", "c")
+    ]
+    case = dataclasses.replace(CAPITAL, onward=tuple(probes))
+    before = CaseAnswers({}, {"onward": (" Oslo, of course", " Bergen", " Christiania")})
+    now = CaseAnswers({}, {"onward": (" Rome", " Rome", " Oslo")})
+    names = ["multihop_gen", "multihop_known"]
+    assert measured(case, names, now, before, edited=True) == {
+        "multihop_gen": 0.5,
+        "multihop_known": pytest.approx(2 / 3),
+    }
+    assert measured(case, names, before, before, edited=False)["multihop_gen"] == 1.0
+    nothing = CaseAnswers({}, {"onward": (" x", " y", " z")})
+    got = measured(case, names, now, nothing, edited=True)
+    assert math.isnan(got["multihop_gen"])
+    assert got["multihop_known"] == 0.0

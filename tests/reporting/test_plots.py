@@ -216,3 +216,17 @@ def test_figures_are_written_by_the_end_of_their_name(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
     monkeypatch.setattr(type(figure), "to_image", lambda *_, **told: str(told).encode())
     assert plots.save(figure, tmp_path / "a.svg").read_text() == "{'format': 'svg', 'scale': 2.0}"
+
+
+def test_edits_in_a_row_are_drawn_by_group():
+    rows = [
+        {"method": method, "step": step, "group": group, "metric": metric, "after": step / 10}
+        for method in ("A", "B") for step in (0, 1, 10)
+        for group, metric in (("newest", "efficacy_gen"), ("first", "efficacy_gen"), ("model", "perplexity"))
+    ]  # fmt: skip
+    figure = plots.lasting(pd.DataFrame(rows))
+    assert [trace.name for trace in figure.data] == ["A", "B"] * 3
+    assert [trace.showlegend for trace in figure.data] == [True, True, *[False] * 4]
+    assert list(figure.data[2].x) == [1, 10]
+    assert list(figure.data[2].y) == [0.1, 1.0]
+    assert figure.layout.xaxis3.title.text == "edits"

@@ -1,0 +1,103 @@
+"""A thousand edits in a row: the newest, the first and some drawn from all, neighbours, ordinary
+text.
+
+    qv-lens run experiments/sequence.py --set data=counterfact.json --set held_out=wikitext-2.txt
+    qv-lens run experiments/sequence.py --set data=counterfact.json --set 'method=["UltraEdit"]' --set count=10000
+
+CounterFact facts that the model knows, in a row that a seed draws; checkpoints at 1, 10, 100, 300,
+1,000 and so on. Killed at any moment, the same command goes on within a row: the patch in force is
+kept in the user's cache. Source: the consecutive protocol of ROME's and MEMIT's successors; MPES and
+ENCORE, UltraEdit and SimIE go to 10,000 and more."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from experiments.compare import statistics_of
+from experiments.prompts import at_least, check_files
+from qv_lens.cache import cache_folder
+from qv_lens.editing.edit import reads_statistics
+from qv_lens.editing.presets import preset_of
+from qv_lens.editing.statistics import enough
+from qv_lens.evaluation.sequence import sequence
+from qv_lens.facts.files import read_texts
+from qv_lens.models.lens import Lens
+from qv_lens.plots import lasting
+from qv_lens.runs.experiment import Once, directly
+from qv_lens.world.evaluation import cases_of
+
+__all__ = ["GRID", "MEASURES", "Task", "figure", "rows"]
+
+#: tokens of the text whose perplexity is measured
+TOKENS = 4_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of edits."""
+
+    model: str
+    """The model's name."""
+    method: str
+    """The editor's preset."""
+    data: str = "facts"
+    """A file of edits ('facts': the bundled world's)."""
+    count: int = 1_000
+    """How many edits."""
+    sample: int = 50
+    """How many are asked of each group."""
+    known: bool = True
+    """Of a file: only facts that the model answers."""
+    held_out: str = ""
+    """A file of ordinary text whose perplexity is measured ('': none)."""
+    text: str = ""
+    """Text for C0 ('': the default of the model)."""
+    seed: int = 0
+    """Which cases, in which order."""
+
+    def __post_init__(self) -> None:
+        at_least(self, count=1, sample=1, seed=0)
+        check_files(self, "data", "held_out", "text")
+        preset_of(self.model, self.method)
+
+
+GRID = {
+    "model": ["smollm2-135m"],
+    "method": [
+        "MEMIT", "AlphaEdit", "EMMET", "PRUNE", "RECT", "PMET", "ROME", "RROME", "ENCORE", "SPHERE",
+        "BetaEdit", "UltraEdit", "SimIE", "NSE", "LocFT", "FT",
+    ],
+}  # fmt: skip
+MEASURES = ("before", "after")
+
+
+def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
+    """The rows of `sequence`."""
+    known = task.known and task.data != "facts"
+    drawn = once(cases_of, lens, task.data, task.count, task.seed, known)
+    editor = preset_of(task.model, task.method).editor
+    texts = enough(lens, read_texts(Path(task.held_out)), TOKENS) if task.held_out else ()
+    C0 = once(statistics_of, lens, task.text, 0) if reads_statistics(editor) else None
+    options = {"statistics": C0, "sample": task.sample, "held_out": texts, "seed": task.seed}
+    place = cache_folder()
+    if place is None:
+        with TemporaryDirectory() as folder:
+            return sequence(lens, drawn.cases, editor, folder, **options)
+    return sequence(lens, drawn.cases, editor, _folder(place, task), **options)
+
+
+def _folder(place: Path, task: Task) -> Path:
+    """Where a row of edits keeps its progress."""
+    name = hashlib.blake2b(repr(task).encode(), digest_size=8).hexdigest()
+    return place / "sequences" / f"{task.method}-{name}"
+
+
+def figure(frame: pd.DataFrame) -> go.Figure:
+    """Each group's curve, and the perplexity."""
+    return lasting(frame)

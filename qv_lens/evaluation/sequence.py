@@ -1,0 +1,216 @@
+"""Thousands of edits in a row: what is left of the first ones, and of the model.
+
+1. Cases are edited one after another; one patch is in force, the sum of all edits so far, so that
+   memory does not grow with their number.
+2. At each checkpoint are asked: the newest edits, the first ones, and some drawn from all so far
+   (`GROUPS`, `sample` of each), with their paraphrases and neighbours, each beside what the
+   unedited model says; and the perplexity of ordinary text, and the largest ||dW|| / ||W||.
+3. Every `save_every` edits, and at each checkpoint, the patch in force and the rows so far are
+   written to the folder. Killed at any moment, the same call goes on from there and gives the same
+   rows: contexts and draws depend on the seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from qv_lens.editing.edit import Editor, Factored, check_editor, check_statistics, edit
+from qv_lens.editing.keys import contexts
+from qv_lens.editing.presets import editor_of
+from qv_lens.editing.statistics import Statistics
+from qv_lens.errors import ConfigError, EditError
+from qv_lens.evaluation.answers import Generation, look
+from qv_lens.evaluation.metrics import GENERATED, measured
+from qv_lens.evaluation.perplexity import perplexity
+from qv_lens.evaluation.protocols import check_metrics, groups_of, largest, total
+from qv_lens.facts.records import EditCase
+from qv_lens.files import whole
+from qv_lens.models.lens import Lens
+from qv_lens.patch import Patch
+from qv_lens.progress import progress_bar
+
+CHECKPOINTS = (1, 10, 100, 300, 1_000, 3_000, 10_000)
+GROUPS = ("newest", "first", "drawn")
+METRICS = (
+    "efficacy_gen", "efficacy_acc", "efficacy_success", "paraphrase_gen", "paraphrase_acc", "specificity_gen", "specificity_acc",
+)  # fmt: skip
+COLUMNS = ("step", "group", "metric", "before", "after", "cases")
+RECORD = "sequence.json"
+
+
+@dataclass
+class _Progress:
+    """How far a sequence has come; written to its folder."""
+
+    key: str
+    done: int
+    seconds: float
+    refused: int
+    rows: list[list[Any]]
+    patch: str | None = None
+
+
+def sequence(
+    lens: Lens,
+    cases: Sequence[EditCase],
+    editor: Editor | str,
+    folder: str | Path,
+    *,
+    statistics: Statistics | None = None,
+    metrics: Sequence[str] = METRICS,
+    checkpoints: Sequence[int] = CHECKPOINTS,
+    sample: int = 50,
+    held_out: Sequence[str] = (),
+    save_every: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Edit the cases in a row and ask at the checkpoints, and at the end: `step, group, metric,
+    before, after, cases`, means over the cases of a group.
+
+    The group `model` holds the model's own: `perplexity` of the texts `held_out`, `relative_norm`
+    (the largest ||dW|| / ||W||), `seconds` per edit and `refused`, the number of edits that could
+    not be made. `folder`: where progress is kept; another call with the same arguments goes on from
+    it. The lens is left as it was.
+
+    Raises `ConfigError` for a folder that holds another sequence, no cases, or an unknown metric;
+    what the editor raises for its statistics.
+    """
+    check_metrics(metrics)
+    if not cases or sample < 1 or save_every < 1:
+        raise ConfigError(
+            "A sequence needs at least one case, a sample and a save_every of at least 1."
+        )
+    editor = editor_of(lens, editor)
+    check_editor(editor)
+    check_statistics(lens, editor, statistics)
+    room = Path(folder)
+    key = _key(lens, cases, editor, metrics, sample, held_out, seed, statistics)
+    done = _resumed(room, key)
+    wanted = sorted({at for at in checkpoints if at <= len(cases)} | {len(cases)})
+    templates, factored = contexts(lens, seed), Factored(statistics)
+    patch = None if done.patch is None else Patch.load(room / done.patch)
+    if done.done == 0 and not done.rows and held_out:
+        done.rows.append([0, "model", "perplexity", *[perplexity(lens, held_out)] * 2, 1])
+    with progress_bar(of=type(editor).__name__, unit="edit", total=len(cases)) as bar:
+        bar.update(done.done)
+        while done.done < len(cases):
+            with lens.patched(*([] if patch is None else [patch])):
+                start = time.perf_counter()
+                try:
+                    new = edit(
+                        lens,
+                        cases[done.done].request,
+                        editor,
+                        statistics=statistics,
+                        templates=templates,
+                        seed=seed,
+                        factored=factored,
+                    )
+                except EditError:
+                    new = None
+                    done.refused += 1
+                done.seconds += time.perf_counter() - start
+            if new is not None:
+                patch = new if patch is None else total([patch, new])
+            done.done += 1
+            bar.update()
+            if done.done in wanted:
+                done.rows += _asked(lens, cases, done, patch, metrics, sample, list(held_out), seed)
+            if done.done in wanted or done.done % save_every == 0:
+                _save(room, done, patch)
+    frame = pd.DataFrame(done.rows, columns=list(COLUMNS))
+    frame.attrs.update({**lens.label, "editor": repr(editor), "seed": seed})
+    return frame
+
+
+def _key(lens: Lens, *asked: object) -> str:
+    """What a sequence is about: the weights, the cases, the editor and every setting."""
+    *others, statistics = asked
+    corpus = None if statistics is None else statistics.corpus  # pyright: ignore[reportAttributeAccessIssue]
+    said = repr((lens.state(), *others, corpus))
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+
+def _resumed(room: Path, key: str) -> _Progress:
+    """What the folder holds. Raises `ConfigError` for another sequence."""
+    try:
+        found = _Progress(**json.loads((room / RECORD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return _Progress(key, 0, 0.0, 0, [])
+    if found.key != key:
+        raise ConfigError(
+            f"{room} holds another sequence (other weights, cases, editor or settings). Name "
+            "another folder, or remove it."
+        )
+    found.rows = [[nan if value is None else value for value in row] for row in found.rows]
+    return found
+
+
+def _save(room: Path, done: _Progress, patch: Patch | None) -> None:
+    """The patch first, then the record that names it; what it replaces goes last."""
+    before = done.patch
+    if patch is not None:
+        done.patch = f"patch-{done.done}"
+        shutil.rmtree(room / done.patch, ignore_errors=True)  # what a killed process left
+        patch.save(room / done.patch)
+    rows = [[None if value != value else value for value in row] for row in done.rows]
+    with whole(room / RECORD) as file:
+        file.write_text(json.dumps(replace(done, rows=rows).__dict__), encoding="utf-8")
+    if before is not None and before != done.patch:
+        shutil.rmtree(room / before, ignore_errors=True)
+
+
+def _asked(
+    lens: Lens,
+    cases: Sequence[EditCase],
+    done: _Progress,
+    patch: Patch | None,
+    metrics: Sequence[str],
+    sample: int,
+    held_out: list[str],
+    seed: int,
+) -> list[list[Any]]:
+    """The rows of one checkpoint."""
+    step = done.done
+    every = list(range(step))
+    drawn = random.Random(f"{seed}:{step}").sample(every, min(sample, step))
+    members = {"newest": every[-sample:], "first": every[:sample], "drawn": sorted(drawn)}
+    asked = sorted(set().union(*members.values()))
+    about = [cases[i] for i in asked]
+    kinds = tuple(dict.fromkeys(GENERATED[name][0] for name in metrics if name in GENERATED))
+    generation, groups = Generation(kinds=kinds, seed=seed), groups_of(metrics)
+    before = look(lens, about, generation, groups)
+    with lens.patched(*([] if patch is None else [patch])):
+        now = look(lens, about, generation, groups)
+        surprised = perplexity(lens, held_out) if held_out else nan
+    values = {}
+    for i, case, was, told in zip(asked, about, before, now, strict=True):
+        values[i] = (
+            measured(case, metrics, was, was, False),
+            measured(case, metrics, told, was, True),
+        )
+    rows: list[list[Any]] = []
+    for group, index in members.items():
+        for metric in metrics:
+            pairs = pd.DataFrame([[values[i][k][metric] for k in (0, 1)] for i in index])
+            rows.append([step, group, metric, *pairs.mean().tolist(), len(index)])
+    norm = 0.0 if patch is None else largest(lens, [patch])
+    own = {
+        "relative_norm": (0.0, norm),
+        "seconds": (nan, done.seconds / step),
+        "refused": (0, done.refused),
+    }
+    if held_out:
+        clean = next(row[4] for row in done.rows if row[2] == "perplexity")
+        own["perplexity"] = (clean, surprised)
+    return [*rows, *([step, "model", name, *pair, 1] for name, pair in own.items())]

@@ -1,0 +1,99 @@
+"""Edits in a row: the same as `evaluate`'s consecutive protocol, killed or not."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+import qv_lens as qv
+from qv_lens.evaluation import sequence as sequences
+from qv_lens.evaluation.sequence import sequence
+from qv_lens.facts.benchmarks import parse
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+
+WORLD = generator.build(0)
+CASES = list(parse(world_cases.counterfact(WORLD, 6)).cases)
+TEXTS = ["Elena Morefeld plays the sport of fencing.", "The capital of a country is a city."]
+OPTIONS = {
+    "checkpoints": (1, 3),
+    "sample": 2,
+    "held_out": TEXTS,
+    "save_every": 2,
+    "metrics": ("efficacy_acc", "efficacy_gen", "specificity_acc"),
+}
+EDITOR = qv.FT(layer=4, lr=1e-3, steps=6)
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return qv.load("toy-gptj")
+
+
+@pytest.fixture(scope="module")
+def whole(lens, tmp_path_factory):
+    return sequence(lens, CASES, EDITOR, tmp_path_factory.mktemp("whole"), **OPTIONS)
+
+
+def value(frame, step, group, metric, column="after"):
+    rows = frame[(frame["step"] == step) & (frame["group"] == group) & (frame["metric"] == metric)]
+    return rows[column].item()
+
+
+def test_the_rows_are_those_of_edits_made_by_hand(lens, whole):
+    """evaluate's consecutive protocol shares no loop with it."""
+    state = lens.state()
+    for step in (1, 3, 6):
+        frame = qv.evaluate(
+            lens, CASES[:step], OPTIONS["metrics"], EDITOR, "consecutive", held_out=TEXTS
+        )
+        wide = frame.pivot_table(index="case", columns="metric", values="after", dropna=False)
+        for group, index in (
+            ("first", range(min(2, step))),
+            ("newest", range(max(0, step - 2), step)),
+        ):
+            for metric in OPTIONS["metrics"]:
+                wanted = wide.loc[list(index), metric].mean()
+                assert value(whole, step, group, metric) == pytest.approx(wanted, nan_ok=True)
+        assert value(whole, step, "model", "perplexity") == pytest.approx(
+            wide["perplexity"][0], rel=1e-4
+        )
+        norm = frame["relative_norm"].iloc[-1]
+        assert value(whole, step, "model", "relative_norm") == pytest.approx(norm, rel=1e-4)
+    assert value(whole, 6, "model", "perplexity", "before") == value(
+        whole, 0, "model", "perplexity"
+    )
+    assert lens.state() == state
+
+
+@pytest.mark.parametrize("killed", [1, 2, 5])
+def test_killed_at_any_moment_it_goes_on_and_gives_the_same(
+    lens, whole, tmp_path, monkeypatch, killed
+):
+    made, edit = [], sequences.edit
+
+    def dying(*words, **options):
+        if len(made) == killed:
+            raise KeyboardInterrupt
+        made.append(1)
+        return edit(*words, **options)
+
+    monkeypatch.setattr(sequences, "edit", dying)
+    state = lens.state()
+    with pytest.raises(KeyboardInterrupt):
+        sequence(lens, CASES, EDITOR, tmp_path, **OPTIONS)
+    assert lens.state() == state
+    monkeypatch.setattr(sequences, "edit", lambda *w, **o: made.append(1) or edit(*w, **o))
+    frame = sequence(lens, CASES, EDITOR, tmp_path, **OPTIONS)
+    assert len(made) <= len(CASES) + 1  # at most one edit is made twice: save_every is 2
+    seconds = frame["metric"] == "seconds"
+    pd.testing.assert_frame_equal(frame[~seconds], whole[~seconds])
+    assert len(list(tmp_path.glob("patch-*"))) == 1
+
+
+def test_another_sequences_folder_is_refused(lens, tmp_path):
+    sequence(lens, CASES[:2], EDITOR, tmp_path, **OPTIONS)
+    with pytest.raises(qv.QVLensError, match="holds another sequence"):
+        sequence(lens, CASES[:3], EDITOR, tmp_path, **OPTIONS)
+    with pytest.raises(qv.QVLensError, match="at least one case"):
+        sequence(lens, [], EDITOR, tmp_path)
