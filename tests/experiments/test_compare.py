@@ -272,4 +272,4 @@ def test_ablate_and_report_on_the_command_line(call, tmp_path):
     assert call("report", tmp_path / "run")[0] == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count(">capital</td>") > 10
-    assert '"prompts": 2' in page.replace("&quot;", '"')
+    assert '"prompts": 2' in page.replace("&#34;", '"')
