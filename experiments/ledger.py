@@ -219,7 +219,7 @@ def written() -> str:
             lines += [
                 "",
                 f"{COLUMNS[model]}: of {claims} claims {total} were decided on it: "
-                f"{verdicts[HOLDS]} hold, {verdicts[FAILS]} fail, {verdicts[OPEN]} are undecided.",
+                f"{verdicts[HOLDS]} held, {verdicts[FAILS]} failed, {verdicts[OPEN]} stayed undecided.",
             ]
     return "\n".join([*lines, ""])
 

@@ -50,5 +50,8 @@ GRID = {
         "LoRA",
         "AdaLoRA",
         "KN",
+        "IFMET",
+        "ACE.official",
+        "ACE.paper",
     ],
 }

@@ -22,6 +22,7 @@ left out: its frame is empty."""
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ from qv_lens.editing.presets import Preset, has_presets, presets
 from qv_lens.editing.statistics import Module, Statistics
 from qv_lens.evaluation.ablation import DROP, ablate, answers, suppress
 from qv_lens.evaluation.answers import first_sentences
-from qv_lens.evaluation.faithfulness import faithfulness
+from qv_lens.evaluation.faithfulness import faithfulness, lost_at
 from qv_lens.evaluation.metrics import correct
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
@@ -62,6 +63,8 @@ from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 from qv_lens.tuning.grids import LLAMA
 
+logger = logging.getLogger(__name__)
+
 RANDOM_SEEDS = 5
 SHARE = 0.01
 #: numbers of neurons taken out, for the curve
@@ -72,6 +75,8 @@ BEST = 300
 KEPT = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)
 #: in how many passes the curve's hundred neurons are found, and what that ranking is called
 ROUNDS, IN_ROUNDS = 20, "gradient, in rounds of 5"
+#: tokens that are read without the neurons
+WORDS = 12
 #: value and query neurons in the pathway
 DRAWN = 18
 #: facts of the kind over which layers are located
@@ -106,13 +111,16 @@ class Study:
     effects: NeuronSet
     """The neurons that the answer loses most without, by the gradient."""
     value_tokens: pd.DataFrame
-    """What the ten best value neurons promote."""
+    """What the ten best value neurons promote, and `alone`: the change of log p without each."""
     query_tokens: pd.DataFrame
     """What the ten best query neurons promote."""
     effect_tokens: pd.DataFrame
     """What the ten neurons of the largest effect promote."""
     removal: pd.DataFrame
     """`faithfulness` of the rankings, on the facts named in `whose` and `text`."""
+    without: pd.DataFrame
+    """How the model goes on without the neurons: `ranking, k, said`, greedy text with the best k zero
+    at every token, at the k that loses the first token and at the largest."""
     kept: pd.DataFrame
     """The same of this fact when nothing but the best neurons of each ranking is left."""
     profile: pd.DataFrame
@@ -180,6 +188,7 @@ def study(
     assert isinstance(ace, ACE)
     assert isinstance(memit, MEMIT)
     trace = lens.trace(fact)
+    logger.info("neurons of the fact, by Eq. 9, Eq. 10, gradient and RelP")
     value = value_neurons(lens, trace, method=fast(lens))
     query = query_neurons(lens, trace, value)
     every = {
@@ -189,8 +198,13 @@ def study(
     }
     effects = every["gradient"].top(BEST)
     kind = [fact, *about.same[:LOCATED]]
+    logger.info("layers to edit, over %d facts of the kind", len(kind))
     layers = locate(lens, kind, "subject_last", by="effects")
+    logger.info(
+        "edits of %d facts by three editors, C0 where it is not kept", len(about.cases[:edits])
+    )
     edited = edit_variants(lens, about, layers, ace, memit, edits, seed)
+    logger.info("the pathway, each edge tested; then what is left without the neurons")
     drawn = query_neurons(lens, trace, value, DRAWN, targets=DRAWN, through="attention")
     nodes, edges = pathway(lens, trace, value, drawn, DRAWN)
     rankings = {
@@ -199,6 +213,7 @@ def study(
         "RelP": every["RelP"].top(CURVE[-1]),
         IN_ROUNDS: neuron_effects(lens, trace, CURVE[-1], rounds=ROUNDS),
     }
+    lost = removal(lens, fact, about, rankings, seed)
     return Study(
         request=fact.to(new),
         logprob=lens.logprob(fact),
@@ -208,10 +223,11 @@ def study(
         value=value,
         query=query,
         effects=effects,
-        value_tokens=vocabulary(lens, value.top(10)),
-        query_tokens=vocabulary(lens, query.top(10)),
-        effect_tokens=vocabulary(lens, effects.top(10)),
-        removal=removal(lens, fact, about, rankings, seed),
+        value_tokens=alone(lens, fact, vocabulary(lens, value.top(10))),
+        query_tokens=alone(lens, fact, vocabulary(lens, query.top(10))),
+        effect_tokens=alone(lens, fact, vocabulary(lens, effects.top(10))),
+        removal=lost,
+        without=without(lens, fact, rankings, lost),
         kept=kept_alone(lens, fact, every, seed),
         profile=profile(lens, kind),
         layers=layers,
@@ -292,6 +308,30 @@ def _went(ranking: NeuronSet | None, k: int) -> str:
     before = max((size for size in CURVE if size < k), default=0)
     new = ranking.frame.iloc[before:k]
     return ", ".join(f"f{row.layer}-{row.neuron}" for row in new.itertuples())
+
+
+def without(
+    lens: Lens, fact: Fact, rankings: Mapping[str, NeuronSet], lost: pd.DataFrame
+) -> pd.DataFrame:
+    """Whether the fact is gone or only its first token: what the model says with a ranking's best
+    neurons zero at every token."""
+    own, rows = lost_at(lost[lost["prompt"] == 0]).set_index("ranking")["k"], []
+    for name, neurons in rankings.items():
+        counts = {CURVE[-1]} | ({int(own[name])} if own[name] == own[name] else set())
+        for k in sorted(counts):
+            with lens.intervene(Zero(neurons.union().top(k))):
+                rows.append((name, k, lens.generate(fact.text, WORDS)))
+    return pd.DataFrame(rows, columns=["ranking", "k", "said"])
+
+
+def alone(lens: Lens, fact: Fact | str, neurons: pd.DataFrame) -> pd.DataFrame:
+    """A frame of neurons with `alone`, what zeroing each at every token does to log p of the answer
+    (nats)."""
+    clean, effects = lens.logprob(fact), []
+    for layer, neuron in neurons[["layer", "neuron"]].itertuples(index=False):
+        with lens.intervene(Zero(NeuronSet.of([(int(layer), int(neuron))]))):
+            effects.append(lens.logprob(fact) - clean)
+    return neurons.assign(alone=effects)
 
 
 def kept_alone(
@@ -532,10 +572,6 @@ def pathway(
         nodes[["layer", "neuron", "coefficient"]].assign(prompt=0, unit="ffn", score=0.0)
     )
     words = vocabulary(lens, units, 8)[["promoted", "suppressed"]]
-    fact = trace.facts[0]
-    clean, effects = lens.logprob(fact), []
-    for layer, neuron in nodes[["layer", "neuron"]].itertuples(index=False):
-        with lens.intervene(Zero(NeuronSet.of([(int(layer), int(neuron))]))):
-            effects.append(lens.logprob(fact) - clean)
+    effects = alone(lens, trace.facts[0], nodes)["alone"].tolist()
     told = {name: words[name].tolist() for name in words}
     return Graph(nodes.assign(**told, effect=effects), graph.edges)

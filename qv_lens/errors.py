@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 
 class QVLensError(Exception):
     """Base of every error raised on purpose by this package."""
@@ -30,6 +32,10 @@ class ConfigError(QVLensError):
 def unknown(
     what: str, got: object, known: object, *, error: type[QVLensError] = ConfigError
 ) -> QVLensError:
-    """The error for a name that is not one of `known`: '<what> X not found. Available: ...'."""
-    names = ", ".join(str(name) for name in known)  # pyright: ignore[reportGeneralTypeIssues]
-    return error(f"{what} {got!r} not found. Available: {names}.")
+    """The error for a name that is not one of `known`: '<what> X not found. Available: ...', and
+    which of them it resembles."""
+    names = [str(name) for name in known]  # pyright: ignore[reportGeneralTypeIssues]
+    spelled = {name.lower(): name for name in names}
+    close = get_close_matches(str(got).lower(), spelled, n=1, cutoff=0.75)
+    meant = f" Did you mean {spelled[close[0]]!r}?" if close else ""
+    return error(f"{what} {got!r} not found.{meant} Available: {', '.join(names)}.")

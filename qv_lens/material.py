@@ -127,23 +127,28 @@ def _believed(lens: Lens, case: EditCase, same: Sequence[Fact], seed: int) -> Ed
     return replace(case, onward=onward, neighbours=near)
 
 
-def file_material(fact: Fact, new: str, facts: str | Path, text: str | Path) -> Material:
+def file_material(
+    fact: Fact, new: str, facts: str | Path, text: str | Path | Sequence[str]
+) -> Material:
     """Material from files: `facts`, a JSON list of {"prompt" with {}, "subject", "answer"}, and
-    `text`, plain paragraphs.
+    `text`, a file of plain paragraphs or the paragraphs themselves.
 
     Facts with the fact's own prompt are of its kind (and its neighbours), all others are of other
     kinds.
     Raises `ConfigError` for a file that cannot be read, `FactError` for a record that is not a fact.
     """
     read = plain_facts(facts)
-    try:
-        paragraphs = [
-            line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"Cannot read the text for the statistics from {text}: {error}."
-        ) from error
+    paragraphs = _paragraphs(text) if isinstance(text, (str, Path)) else text
     same = tuple(f for f in read if f.prompt == fact.prompt and f.subject != fact.subject)
     other = tuple(f for f in read if f.prompt != fact.prompt)
     return Material(same, other, (), (EditCase(fact.to(new), (), same[:8]),), tuple(paragraphs))
+
+
+def _paragraphs(file: str | Path) -> list[str]:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"Cannot read the text for the statistics from {file}: {error}."
+        ) from error
+    return [line for line in text.splitlines() if line.strip()]

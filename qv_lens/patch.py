@@ -208,6 +208,11 @@ class Patch:
             }
             return cls(deltas, header["fingerprint"], header["info"], kept)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            if (source / "config.json").exists() and not (source / "patch.json").exists():
+                raise PatchError(
+                    f"{source} is a model's checkpoint, not a patch: a patch is what qv-lens edit "
+                    "--out or patch.save wrote."
+                ) from error
             raise PatchError(
                 f"{source} does not hold an intact patch: {type(error).__name__}: {error}."
             ) from error

@@ -637,6 +637,6 @@ def _drawn(figure: go.Figure, kind: str, scale: float) -> bytes:
         return figure.to_image(format=kind, scale=scale)
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(
-            f"A .{kind} cannot be drawn here: {str(error).strip().splitlines()[0]} It needs `pip "
-            "install kaleido` and a Chrome or Chromium; .html needs nothing."
+            f"A .{kind} cannot be drawn here. It needs kaleido (pip install 'qv_lens[pictures]') and a "
+            f"Chrome or Chromium; .html needs nothing. ({str(error).strip().splitlines()[0].strip(' ,')})"
         ) from error

@@ -47,11 +47,13 @@ def test_attribute_prints_neurons_and_keeps_them(tmp_path):
         "--answer",
         "fencing",
         "--out",
-        str(tmp_path),
+        str(tmp_path / "new"),
     )
     result = run("-m", "qv_lens", "attribute", *words)
     assert result.returncode == 0, result.stderr
-    value, query = (NeuronSet.load(tmp_path / f"{kind}.parquet") for kind in ("value", "query"))
+    value, query = (
+        NeuronSet.load(tmp_path / "new" / f"{kind}.parquet") for kind in ("value", "query")
+    )
     printed = result.stdout.split("Value neurons")[1].split("Query neurons")
     for text, neurons in zip(printed, (value, query), strict=True):
         lines = [line.split()[:3] for line in text.splitlines() if line.startswith("  f")]
@@ -114,7 +116,8 @@ CAPITAL = ("The capital of {} is", "--subject", "France", "--answer", "Paris")
         (("attribute", "nowhere.json"), "facts: there is no file nowhere.json."),
         (("attribute", "The capital of {} is"), "A prompt needs --subject and --answer"),
         (("ablate", *CAPITAL, "--out", "a.html"), "--out takes the picture of the curve"),
-        (("study", *CAPITAL, "--new", "Rome", "--facts", "a.json"), "--facts and --text go together"),
+        (("study", *CAPITAL, "--new", "Rome", "--text", "a.txt"), "--text goes with --facts"),
+        (("attribute", *CAPITAL, "--out", "."), ". is there already."),
         (("stats", "--text", "nowhere.txt"), "text: there is no file nowhere.txt."),
         (("run", "nowhere.toml"), "Cannot read the run file nowhere.toml"),
         (("report", "nowhere"), "nowhere is not a run folder"),

@@ -16,7 +16,7 @@ holds."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
@@ -43,7 +43,7 @@ class Layers:
     """Value layers, best first."""
     query: tuple[int, ...]
     """Query layers, best first."""
-    frame: pd.DataFrame
+    frame: pd.DataFrame = field(repr=False)
     """`kind ('value', 'query'), layer, score`."""
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,6 +36,10 @@ from qv_lens.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from qv_lens.editing.edit import Editor
+    from qv_lens.editing.statistics import Module
+    from qv_lens.models.lens import Lens
 
 #: tokens of the text on which perplexity is measured
 HELD_OUT = 8_000
@@ -102,6 +107,13 @@ def stats(
         statistics = covariance(
             lens, texts, wanted, max_tokens=max_tokens, modules=modules, folder=out
         )
+    if statistics.tokens < lens.d_mlp:
+        print(
+            f"qv-lens: warning: {statistics.tokens:,} tokens for {lens.d_mlp:,} neurons: C0 has not "
+            f"full rank, and closed-form editors will refuse it. Take at least {10 * lens.d_mlp:,} "
+            "(--tokens, a longer --text).",
+            file=sys.stderr,
+        )
     where = "the user's cache" if out is None else out
     print(
         f"{where}: C0 of layers {wanted} over {statistics.tokens} tokens of {source} (text "
@@ -119,6 +131,7 @@ def edit(
     settings: Settings = None,
     model: Model = "toy-gptj",
     statistics: Path | None = None,
+    text: str = "",
     out: Path | None = None,
     save: Path | None = None,
     lora: Path | None = None,
@@ -133,6 +146,8 @@ def edit(
     statistics
         Folder made by qv-lens stats (default: C0 over a default text, computed once and kept in
         $QV_LENS_CACHE or the user's cache).
+    text
+        Text for C0, as qv-lens stats takes it, where no --statistics are given.
     out
         Folder for the patch.
     save
@@ -140,6 +155,8 @@ def edit(
     lora
         Folder for the edit as a PEFT adapter of the model.
     """
+    from qv_lens.facts.files import check_there
+
     check_name(editor)
     changes = settings_of(settings)
     request = requested(prompt, subject, answer, new)
@@ -150,15 +167,15 @@ def edit(
         check_writable(out / "patch.json")
     check_new("--save", save)
     check_new("--lora", lora)
+    check_there("text", text)
     announce(model)
 
     import qv_lens as qv
-    from qv_lens.editing.edit import check_statistics
+    from qv_lens.editing.edit import check_statistics, reads_statistics
     from qv_lens.editing.kept import corpus_statistics
-    from qv_lens.editing.layer_by_layer import ClosedForm
     from qv_lens.editing.presets import preset_of, with_settings
-    from qv_lens.editing.simie import SimIE
     from qv_lens.editing.statistics import Statistics
+    from qv_lens.facts.prompts import contains
 
     chosen = preset_of(preset or model, editor)
     used = with_settings(chosen.editor, changes)
@@ -167,21 +184,23 @@ def edit(
     lens.tokenize([request.target, fact])
     if C0 is not None:
         check_statistics(lens, used, C0)
-    source = "the preset, changed" if settings else chosen.source
-    print(f"{used}   ({source})")
+    print(f"{used}   ({_source(chosen.source, model, preset, bool(changes))})")
+    layers, modules = _written(lens, used)
     print_knowledge(lens, fact)
-    if C0 is None and isinstance(used, (ClosedForm, SimIE)) and used.reads_statistics:
-        layers, modules = used.written(lens)
-        C0 = corpus_statistics(lens, layers=layers, modules=modules)
+    if C0 is None and reads_statistics(used):
+        C0 = corpus_statistics(lens, text, layers, modules=modules)
     patch = qv.edit(lens, request, used, statistics=C0, seed=seed)
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):
         after, said = lens.logprob([request.target, fact]), lens.generate(fact.text, 8)
         if save is not None:
             lens.save(save)
+    heard = " ".join(said.split())
+    took = "" if contains(said, [new]) else f"; the edit did not take: {new} is not in it"
+    print(f"After the edit: {fact.text} {heard}{took}")
     print(
         f"log p({new}) {before[0]:.3f} -> {after[0]:.3f}, log p({answer}) {before[1]:.3f} -> "
-        f"{after[1]:.3f}; {fact.text} {said!r}"
+        f"{after[1]:.3f}"
     )
     print(patch.frame().round(4).to_string(index=False))
     if out is not None:
@@ -202,6 +221,7 @@ def evaluate(
     metrics: Annotated[list[str] | None, Parameter(name="--metric", consume_multiple=True)] = None,
     count: int = 16,
     text: str = "",
+    statistics: Path | None = None,
     held_out: Path | None = None,
     blocks: Path | None = None,
     out: Path | None = None,
@@ -223,9 +243,12 @@ def evaluate(
     metrics
         Names of metrics (default: those that fit the cases).
     count
-        How many cases (0: 34 single edits, a batch, 100 one after another).
+        How many cases, drawn by --seed (0: 34 single edits, a batch, 100 one after another); --out
+        says which.
     text
         Text for C0, as qv-lens stats takes it.
+    statistics
+        Folder made by qv-lens stats --out, instead.
     held_out
         A file of texts whose perplexity is measured before and after every edit (its first 8,000
         tokens).
@@ -257,7 +280,7 @@ def evaluate(
     from qv_lens.editing.edit import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
-    from qv_lens.editing.statistics import enough
+    from qv_lens.editing.statistics import Statistics, enough
     from qv_lens.evaluation.answers import Generation
     from qv_lens.evaluation.cases import edited_facts
     from qv_lens.evaluation.known_cases import knowledge
@@ -268,8 +291,12 @@ def evaluate(
     check_metrics(metrics or ())
     used = None
     if named is not None:
-        used = with_settings(preset_of(preset or model, named).editor, changes)
+        chosen = preset_of(preset or model, named)
+        used = with_settings(chosen.editor, changes)
+        print(f"{used}   ({_source(chosen.source, model, preset, bool(changes))})")
+    stored = Statistics.load(statistics) if statistics is not None else None
     lens = loaded(model, loading)
+    layers, modules = _written(lens, used)
     drawn = cases_of(lens, cases, count or usual_count(protocol), seed)
     known = knowledge(lens, edited_facts(drawn.cases))
     if known["prompts_asked"]:
@@ -277,7 +304,9 @@ def evaluate(
             f"Before any edit {model} knows {known['prompts_known']} of the "
             f"{known['prompts_asked']} facts."
         )
-    statistics = corpus_statistics(lens, text) if reads_statistics(used) else None
+    C0 = None
+    if reads_statistics(used):
+        C0 = stored or corpus_statistics(lens, text, layers, modules=modules)
     ordinary = [] if held_out is None else enough(lens, read_texts(held_out), HELD_OUT)
     generation = Generation(blocks=examples_of(lens, drawn.cases, seed, str(blocks or "")))
     wanted = metrics or usual_metrics(drawn.cases)
@@ -288,7 +317,7 @@ def evaluate(
         used,
         protocol,
         seed,
-        statistics=statistics,
+        statistics=C0,
         generation=generation,
         held_out=ordinary,
     )
@@ -298,7 +327,26 @@ def evaluate(
         case, reason = next(iter(skipped.items()))
         print(f"{len(skipped)} cases skipped, the first ({case}): {reason}")
     if out is not None:
+        ids = [getattr(drawn.cases[i], "case_id", i) for i in frame["case"]]
+        frame.insert(1, "case_id", ids)
         _write(frame, out)
+
+
+def _source(source: str, model: str, preset: str | None, changed: bool) -> str:
+    """Where an editor's settings come from, and whether they were made for this model."""
+    told = "the preset, changed" if changed else source
+    if preset is None or preset == model:
+        return told
+    return f"settings of {preset}, not tuned for this model; {told}"
+
+
+def _written(
+    lens: Lens, editor: Editor | None
+) -> tuple[tuple[int, ...] | None, tuple[Module, ...]]:
+    """The layers and modules whose C0 an editor reads; None: all. Raises `EditError` for a layer that
+    the model does not have."""
+    written = getattr(editor, "written", None)
+    return written(lens) if written is not None else (None, ("ffn", "attn"))
 
 
 def _write(frame: pd.DataFrame, out: Path) -> None:

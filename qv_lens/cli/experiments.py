@@ -18,6 +18,9 @@ from qv_lens.cli.options import (
 )
 from qv_lens.errors import ConfigError
 
+#: tasks that a dry run lists
+SHOWN = 12
+
 
 def run(
     file: Path,
@@ -67,11 +70,13 @@ def run(
     folder = out or Path("runs") / _run_name(file)
     if dry_run:
         cost = estimate(config, folder, device=loading.device, dtype=loading.dtype)
-        for task in cost.tasks:
+        for task in cost.tasks[:SHOWN]:
             print(
                 f"{task.index:>5}  "
                 + "  ".join(f"{key}={value}" for key, value in task.values.items())
             )
+        if len(cost.tasks) > SHOWN:
+            print(f"  ... and {len(cost.tasks) - SHOWN} more")
         time = f"{cost.seconds / 60:.1f} minutes on one worker (from {cost.source})"
         print(
             f"{len(cost.tasks)} tasks, {cost.todo} to do: {time}; weights {cost.gigabytes:.2f} GB "
@@ -110,8 +115,14 @@ def run(
         )
         print(f"figure: {folder / 'figure.html'}")
     if len(failed):
-        print(f"first failure:\n{failed['error'].iloc[0]}", file=sys.stderr)
+        print(f"first failure:\n{_told(str(failed['error'].iloc[0]))}", file=sys.stderr)
         sys.exit(1)
+
+
+def _told(error: str) -> str:
+    """An error raised on purpose as its own sentence; any other with its traceback."""
+    last = error.strip().splitlines()[-1] if error.strip() else error
+    return last.partition(": ")[2] if last.startswith("qv_lens.errors.") else error
 
 
 def _run_name(file: Path) -> str:
@@ -131,7 +142,8 @@ def report(folders: list[Path], *, out: Path | None = None) -> None:
     folders
         What qv-lens run wrote; of several runs the names of their folders head the columns.
     out
-        The HTML file (default: report.html in the folder, of several runs in the first).
+        The HTML file (default: report.html in the folder; of several runs comparison.html in the
+        first).
     """
     from qv_lens.runs.experiment import find_experiment
     from qv_lens.runs.store import load_run
@@ -140,7 +152,7 @@ def report(folders: list[Path], *, out: Path | None = None) -> None:
     frames = {folder.name: load_run(folder) for folder in folders}
     if len(frames) < len(folders):
         raise ConfigError("Runs are told apart by their folders' names: two of these are the same.")
-    target = out or folders[0] / "report.html"
+    target = out or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
     check_writable(target)
 
     from qv_lens.reporting.document import write

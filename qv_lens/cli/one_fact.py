@@ -22,8 +22,10 @@ from qv_lens.cli.options import (
     Subject,
     announce,
     at_least,
+    check_new,
     check_writable,
     loaded,
+    phases,
     requested,
 )
 from qv_lens.cli.printing import (
@@ -130,29 +132,32 @@ def study(
     out
         The HTML file to write.
     facts
-        JSON list of {"prompt", "subject", "answer"} to compare with; needs --text.
+        JSON list of {"prompt", "subject", "answer"} to compare with: those with the prompt's own
+        words are of its kind.
     text
-        Plain text for the statistics of the edit; needs --facts.
+        With --facts, a plain text for the statistics of the edit (default: as qv-lens stats takes
+        it).
     edits
         How many facts of the kind are edited, this one first.
     """
     at_least("--edits", edits, 1)
     check_writable(out)
     fact = requested(prompt, subject, answer, new).fact
-    if (facts is None) != (text is None):
+    if text is not None and facts is None:
         raise ConfigError(
-            "--facts and --text go together: one gives the comparison, the other the statistics."
+            "--text goes with --facts: it is the text for the statistics of the edit."
         )
-    if facts and text:
+    if facts is not None:
         from qv_lens.facts.files import check_there
 
         check_there("facts", facts)
-        check_there("text", text)
+        check_there("text", text or "")
     announce(model)
 
     from qv_lens import ACE
     from qv_lens.case_study import study as run
     from qv_lens.editing.closed_form import MEMIT
+    from qv_lens.editing.kept import default_texts
     from qv_lens.editing.presets import preset_of
     from qv_lens.material import file_material
     from qv_lens.reporting.page import report
@@ -162,12 +167,18 @@ def study(
         ace, memit = (preset_of(preset, name).editor for name in ("ACE", "MEMIT"))
         assert isinstance(ace, ACE)
         assert isinstance(memit, MEMIT)
-    material = file_material(fact, new, facts, text) if facts and text else None
     lens = loaded(model, loading)
-    walk = run(lens, fact, new, material=material, editor=ace, rival=memit, edits=edits, seed=seed)
+    material = None
+    if facts is not None:
+        material = file_material(fact, new, facts, text or default_texts(lens))
+    with phases():
+        walk = run(
+            lens, fact, new, material=material, editor=ace, rival=memit, edits=edits, seed=seed
+        )
     words = ["qv-lens", "study", prompt, "--subject", subject, "--answer", answer, "--new", new]
     words += ["--model", model, "--out", str(out), "--edits", str(edits), "--seed", str(seed)]
-    words += ["--facts", str(facts), "--text", str(text)] if facts else []
+    words += ["--facts", str(facts)] if facts else []
+    words += ["--text", str(text)] if text else []
     words += ["--preset", preset] if preset else []
     for option, value in asdict(loading).items():
         words += [f"--{option}", value] if value else []
@@ -189,7 +200,7 @@ def attribute(
     subject: Subject | None = None,
     answer: Answer | None = None,
     model: Model = "toy-gptj",
-    method: Literal["exact", "topk", "moments", "first_order"] = "exact",
+    method: Literal["exact", "topk", "moments", "first_order"] = "topk",
     norm: Literal["frozen", "full", "none"] = "frozen",
     top: int = 300,
     out: Path | None = None,
@@ -202,13 +213,15 @@ def attribute(
     Parameters
     ----------
     method
-        How value neurons are scored.
+        How value neurons are scored: topk finds the best with a certificate, exact scores every
+        one (slower, the same best), moments every one to 1e-6, first_order an upper bound.
     norm
         The final norm: frozen at the pass's own scale, recomputed for every vector, or none.
     top
-        How many neurons of each kind are kept.
+        How many neurons of each kind are kept; query neurons are scored by what they add to the
+        value neurons kept.
     out
-        Folder for value.parquet and query.parquet.
+        A new folder for value.parquet and query.parquet.
     graph
         A JSON file for the graph of the thirty neurons with the largest effects and those that feed
         them from every token, each edge tested; the viewers of circuit-tracer and Neuronpedia read
@@ -221,6 +234,7 @@ def attribute(
             raise ConfigError(f"--graph draws one fact; {prompt} holds {len(facts)}.")
         check_writable(graph)
     if out is not None:
+        check_new("--out", out)
         check_writable(out / "value.parquet")
     announce(model)
 
@@ -304,6 +318,8 @@ def ablate(
 
     Parameters
     ----------
+    prompt
+        A cloze with {} for the subject; of a file of facts use qv.faithfulness in Python.
     top
         How many neurons of each kind.
     draws
@@ -348,9 +364,11 @@ def ablate(
     ]
     for draw in range(draws):
         sets.append((f"random {draw}", random_neurons(lens, top, random.Random(f"{seed}:{draw}"))))
-    print(f"{fact.text} {answer}: log p {lens.logprob(fact):.4f} ({model})")
+    print(f"{fact.text} {answer}: log p {lens.logprob(fact):.4f} ({model}); zeroed at every token:")
     for name, neurons in sets:
-        if len(neurons):
+        if not len(neurons):
+            print(f"{name:<28}    0 of the {len(value)} best")
+        else:
             with lens.intervene(qv.Zero(neurons)):
                 said = lens.token_label(int(lens.next_token_logits(fact)[0].argmax()))
                 print(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -78,6 +80,24 @@ def loaded(model: str, loading: Loading) -> Lens:
     import qv_lens as qv
 
     return qv.load(model, **asdict(loading))
+
+
+@contextmanager
+def phases() -> Iterator[None]:
+    """What a long walk is doing, a line each on stderr; nothing with --quiet."""
+    logger = logging.getLogger("qv_lens.case_study")
+    if os.environ.get(QUIET):
+        yield
+        return
+    handler, level = logging.StreamHandler(), logger.level
+    handler.setFormatter(logging.Formatter("qv-lens: %(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def requested(prompt: str, subject: str, answer: str, new: str) -> EditRequest:

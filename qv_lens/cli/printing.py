@@ -21,7 +21,8 @@ def print_knowledge(lens: Lens, fact: Fact) -> None:
     knows = tell(lens, [fact])[0].right
     said = lens.generate(fact.text, 8)
     if knows:
-        print(f"{lens.name} knows the fact: {fact.text} {said.strip()!r}")
+        heard = " ".join(said.split())
+        print(f"{lens.name} knows the fact. It says: {fact.text} {heard}")
     else:
         print(
             f"{lens.name} does not know the fact: it says {said.strip()!r}, not {fact.answer!r} "
@@ -39,11 +40,17 @@ def print_facts(
     from qv_lens.evaluation.metrics import correct
 
     known, logprobs = correct(lens, facts), lens.logprob(facts)
-    print(f"{lens.name} knows {sum(known)} of them.")
+    said = lens.generate(list(facts), 6)
+    print(
+        f"{lens.name} knows {sum(known)} of them (every token of the answer is the likeliest). log p "
+        "is that of its first token."
+    )
     words = vocabulary(lens, value.top(1))
     best = query.top(1).frame.set_index("prompt")
     for row in words.itertuples():
-        fact, right = facts[row.prompt], "known" if known[row.prompt] else "not known"
+        fact = facts[row.prompt]
+        heard = " ".join(said[row.prompt].split())
+        right = "known" if known[row.prompt] else f'not known, it says "{heard}"'
         promoted = " ".join(token.strip() for token in row.promoted[:tokens])
         fed = best.loc[row.prompt] if row.prompt in best.index else None
         by = "" if fed is None else f"; query f{fed['layer']:.0f}-{fed['neuron']:.0f}"

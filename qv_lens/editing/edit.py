@@ -23,7 +23,13 @@ from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
 from qv_lens.errors import EditError
-from qv_lens.facts.records import EditRequest, Fact, check_requests
+from qv_lens.facts.records import (
+    EditCase,
+    EditRequest,
+    Fact,
+    MultiHopCase,
+    check_requests,
+)
 from qv_lens.models.backend import versions
 from qv_lens.models.lens import Lens, log_probs
 from qv_lens.patch import Delta, Patch
@@ -31,7 +37,9 @@ from qv_lens.patch import Delta, Patch
 Deltas = dict[tuple[int, str], Delta]
 logger = logging.getLogger(__name__)
 
-MISSING = "needs C0: pass statistics= (qv_lens.editing.statistics.covariance, qv-lens stats)."
+MISSING = (
+    "needs C0: pass statistics=qv.corpus_statistics(lens) (on the command line qv-lens stats)."
+)
 #: ||W'|| / ||W|| above which an edit is warned of
 COLLAPSE = 5.0
 #: ratio of the entropy on held-out text, after to before: outside this range an edit is warned of
@@ -210,6 +218,10 @@ def edit(
     >>> lens.generate(fact.text, 1)  # the lens is as it was
     ' fencing'
     """
+    if isinstance(requests, (EditCase, MultiHopCase)):
+        raise EditError(
+            "edit takes requests, got a case: pass case.request (of a multi-hop case case.edits)."
+        )
     batch = [requests] if isinstance(requests, (EditRequest, Fact)) else list(requests)
     if not batch:
         raise EditError(

@@ -39,6 +39,8 @@ def presets(model: str) -> dict[str, Preset]:
     >>> qv.presets("toy-gptj")["MEMIT"].editor.layers
     (3, 4, 5)
     """
+    if not isinstance(model, str):
+        raise ConfigError(f"presets takes a model's name, got {model!r:.60}: presets(lens.name).")
     files = [Path(model)] if model.endswith(".toml") else files_of(model)
     table: dict[str, Preset] = {}
     for file in files:
@@ -48,9 +50,9 @@ def presets(model: str) -> dict[str, Preset]:
         named = ", ".join(sorted(model_of(file) for file in PACKAGE.glob("*.toml")))
         raise ConfigError(
             f"There are no presets for the model {model!r}, only for {named}. Let qv-lens tune "
-            f"{model} look for some, take one of theirs (presets('toy-gptj')['ACE'].editor; preset "
-            "in a run file, --preset on the command line), or pass an editor with values of your "
-            "own."
+            f"{model} look for some; or begin with another model's and change its layers: --preset "
+            "smollm2-135m --set layers=[3,4,5] (layer=3 where an editor has one), preset in a run "
+            "file, in Python presets('smollm2-135m')['MEMIT'].editor, or qv.MEMIT(layers=(3, 4, 5))."
         )
     return table
 
@@ -76,8 +78,10 @@ def with_settings(editor: Editor, settings: Mapping[str, Any]) -> Editor:
             raise unknown(f"Setting of {name}:", key, sorted(known))
         taken = tuple(value) if isinstance(value, list) else value
         if not _alike(taken, known[key]):
+            kind = "several values, as [3,4]" if isinstance(known[key], tuple) else "one value"
             raise ConfigError(
-                f"{key} of {name} is {known[key]!r}, a value of another kind than {value!r}."
+                f"{key} of {name} takes {kind}; it is {known[key]!r}, a value of another kind than "
+                f"{value!r}."
             )
         changed[key] = taken
     return replace(editor, **changed)  # pyright: ignore[reportArgumentType]

@@ -139,8 +139,8 @@ def _check_facts(facts: Sequence[Fact]) -> None:
     for fact in facts:
         if not isinstance(fact, Fact):
             raise FactError(
-                f"qv.known asks for facts, got {type(fact).__name__}. Pass facts; for multi-hop "
-                "cases use qv_lens.evaluation.known_cases.known."
+                f"qv.known asks for facts, got {type(fact).__name__}. Of cases pass what they edit: "
+                "read(path).edited, or [case.request.fact for case in cases]."
             )
 
 

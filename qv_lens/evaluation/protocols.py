@@ -557,7 +557,8 @@ def largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> floa
                 float((weight - delta.dense().to(weight.device) if applied else weight).norm()),
             )
         )
-    return max((a / b if b else float(a > 0) * float("inf") for a, b in sizes if a), default=0.0)
+    # a matrix of zeros (a bias that a fresh model has) has no size to compare with
+    return max((a / b for a, b in sizes if a and b), default=0.0)
 
 
 # ------------------------------------------------------------------ what the unedited model says,

@@ -36,6 +36,15 @@ class ReadResult:
     refused: pd.DataFrame
     """What could not be read, with the reason."""
 
+    def __repr__(self) -> str:
+        held = f"{len(self.cases)} cases" if self.cases else f"{len(self.facts)} facts"
+        return f"ReadResult({self.format}: {held}, {len(self.refused)} refused)"
+
+    @property
+    def edited(self) -> tuple[Fact, ...]:
+        """The facts that the cases edit, as they were before."""
+        return tuple(request.fact for case in self.cases for request in case.requests)
+
 
 def read(source: str | Path, format: str | None = None, *, skip: bool = False) -> ReadResult:
     """Every record of a file or dataset ("name", "name:config"). `format`: 'mquake', 'counterfact', 'ripple',
@@ -101,13 +110,14 @@ def _parsed(
 
 
 def plain_facts(path: str | Path) -> list[Fact]:
-    """The facts of a file in the format `plain` or `known`. Raises `FactError`."""
+    """The facts of a file: of facts, or of single edits what they edit. Raises `FactError` for
+    chains, and what cannot be read."""
     got = read(path)
-    if got.cases:
+    if any(isinstance(case, MultiHopCase) for case in got.cases):
         raise FactError(
-            f'{path} holds edits ({got.format}), not facts: [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
+            f'{path} holds chains ({got.format}), not facts: [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
         )
-    return list(got.facts)
+    return list(got.facts or got.edited)
 
 
 def _records(source: str | Path) -> tuple[list[Any], Where]:

@@ -211,7 +211,7 @@ def _node(node, at: tuple[float, float], edges: pd.DataFrame, tokens: Sequence[s
         role=node.role,
         layer=int(node.layer),
         neuron=int(node.neuron),
-        token=str(tokens[node.position]),
+        token=str(tokens[node.position]).strip() or repr(tokens[node.position]),
         coefficient=fixed(node.coefficient, 2),
         scores=tuple(scores),
         effect=f"{node.effect:+.4f}",

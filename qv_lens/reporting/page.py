@@ -18,6 +18,7 @@ from qv_lens import plots
 from qv_lens.case_study import IN_ROUNDS, LOCATED_VARIANT, Study
 from qv_lens.evaluation.ablation import DROP
 from qv_lens.evaluation.faithfulness import RANDOM, lost_at
+from qv_lens.facts.prompts import contains
 from qv_lens.reporting.document import Picture, document, picture, write
 from qv_lens.reporting.graph import drawing
 from qv_lens.reporting.tables import (
@@ -115,11 +116,16 @@ def _view(study: Study, command: str) -> dict[str, Any]:
         "lens_rows": _beliefs(study.beliefs),
         "lens_tokens": tokens,
         "neuron_tables": [
-            _neurons(title, name, frame, nodes)
-            for title, name, frame in (
-                ("Top value neurons (Eq. 9)", "value", study.value_tokens),
-                ("Top query neurons (Eq. 10)", "query", study.query_tokens),
-                ("Neurons of the largest effect (gradient)", "effect", study.effect_tokens),
+            _neurons(title, name, head, frame, nodes)
+            for title, name, head, frame in (
+                ("Top value neurons (Eq. 9)", "value", "direct, Eq. 9", study.value_tokens),
+                ("Top query neurons (Eq. 10)", "query", "Eq. 10", study.query_tokens),
+                (
+                    "Neurons of the largest effect (gradient)",
+                    "effect",
+                    "effect, to first order",
+                    study.effect_tokens,
+                ),
             )
         ],
         "heads": _heads(study),
@@ -170,6 +176,10 @@ def _removal(study: Study) -> dict[str, Any]:
         "lost_at": counts,
         "lost_at_random": (int(by_chance.notna().sum()), len(by_chance)),
         "most": int(study.removal["k"].max()),
+        "without": [
+            (name, k, _quoted(said), _holds(said, study.request.fact.answer))
+            for name, k, said in study.without.itertuples(index=False)
+        ],
         "asked": bool(study.removal.loc[study.removal["prompt"] == 0, "known"].all()),
         "curves": list(_curves(study)),
         "removal_table": _lost(study, lost),
@@ -179,6 +189,16 @@ def _removal(study: Study) -> dict[str, Any]:
             table("kept", kept.reset_index(), columns),
         ),
     }
+
+
+def _quoted(said: str) -> str:
+    """Generated text on one line."""
+    return " ".join(said.split())
+
+
+def _holds(said: str, answer: str) -> bool:
+    """Whether a text still names the answer."""
+    return contains(said, [answer])
 
 
 def _curves(study: Study) -> Iterable[Picture]:
@@ -255,12 +275,23 @@ def _beliefs(beliefs: pd.DataFrame) -> list[tuple[int, list[tuple[str, str, str]
 
 
 def _neurons(
-    title: str, name: str, frame: pd.DataFrame, nodes: Mapping[tuple[int, int], str]
+    title: str,
+    name: str,
+    head: str,
+    frame: pd.DataFrame,
+    nodes: Mapping[tuple[int, int], str],
 ) -> tuple[str, Table]:
     """A vocabulary frame as a table, its neurons tied to the pathway's nodes."""
     m = Column("m", "the neuron's coefficient", number=True, digits=2)
-    score = Column("score, nats", "of the answer's log p", number=True, digits=4)
-    columns = (Column("neuron"), m, score, Column("promotes"))
+    score = Column(f"{head}, nats", "of the answer's log p", number=True, digits=4)
+    gone = Column("zeroed alone, nats", "change of the answer's log p", number=True, digits=4)
+    columns = (
+        Column("neuron"),
+        m,
+        score,
+        *([gone] if "alone" in frame else []),
+        Column("promotes"),
+    )
     rows = []
     for row in frame.itertuples():
         neuron = f"f{row.layer}-{row.neuron}"
@@ -274,6 +305,7 @@ def _neurons(
                 ),
                 cell(float(row.coefficient), m),
                 cell(float(row.score), score),
+                *([cell(float(row.alone), gone)] if "alone" in frame else []),
                 Cell(value=" ".join(row.promoted), tokens=shown_tokens(row.promoted, 8)),
             )
         )
@@ -367,16 +399,38 @@ def _edit(study: Study) -> dict[str, Any]:
         "restored": study.restored,
         "edits": int(study.edits["cases"].max()) - 1,
         "probes": _probes(study.probes),
-        "bars": picture("edits", plots.metric_bars(study.edits, "Before and after the edit")),
+        "verdicts": _verdicts(study),
+        "bars": picture(
+            "edits", plots.metric_bars(_bars(study.edits), "Before and after the edit")
+        ),
         "edit_layers": list(layers.itertuples(index=False, name=None)),
         "edit_table": _metrics(study.edits),
         "states": picture(
-            "states", plots.before_after(study.states), by_layer("states", study.states, "state")
+            "states",
+            plots.before_after(
+                study.states,
+                f"FFN importance by layer, before and after the edit by {LOCATED_VARIANT}",
+            ),
+            by_layer("states", study.states, "state"),
         ),
         "strip_after": _strip(study.tokens_after),
-        "value_before": _neurons("", "value-before", study.value_tokens.head(6), nowhere)[1],
-        "value_after": _neurons("", "value-after", study.value_tokens_after.head(6), nowhere)[1],
+        "value_before": _neurons(
+            "",
+            "value-before",
+            "Eq. 9",
+            study.value_tokens.head(6).drop(columns="alone", errors="ignore"),
+            nowhere,
+        )[1],
+        "value_after": _neurons(
+            "", "value-after", "Eq. 9", study.value_tokens_after.head(6), nowhere
+        )[1],
     }
+
+
+def _bars(edits: pd.DataFrame) -> pd.DataFrame:
+    """Without intervals where there is one edit: they would span everything."""
+    few = edits["cases"] < 2
+    return edits.assign(low=edits["low"].mask(few), high=edits["high"].mask(few))
 
 
 def _metrics(edits: pd.DataFrame) -> Table:
@@ -398,10 +452,20 @@ def _metrics(edits: pd.DataFrame) -> Table:
         ]
         for name in variants:
             after, low, high = by_variant.loc[name, ["after", "low", "high"]]
-            around = f" ({100 * low:.0f} to {100 * high:.0f})" if low == low else ""
+            shown = low == low and int(first["cases"]) > 1
+            around = f" ({100 * low:.0f} to {100 * high:.0f})" if shown else ""
             row.append(Cell(f"{100 * after:.1f}%{around}", repr(float(after))))
         rows.append(tuple(row))
     return Table("edits", tuple(heads), tuple(rows))
+
+
+def _verdicts(study: Study) -> list[tuple[str, bool, str]]:
+    """Of each editor whether the model now says the new answer to the edited prompt, and what it
+    says."""
+    first = study.probes.iloc[0]
+    names = [str(name) for name in study.probes.columns[4:]]
+    new = study.request.new
+    return [(name, contains(str(first[name]), [new]), _quoted(str(first[name]))) for name in names]
 
 
 def _probes(probes: pd.DataFrame) -> Table:

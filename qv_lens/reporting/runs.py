@@ -84,7 +84,12 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
     ]
     if not varied or not measures:
         raise ConfigError("These runs have no rows in common: there is nothing to compare.")
-    joined = pd.concat(parts, axis=1).reset_index()
+    joined = pd.concat(parts, axis=1, join="inner").reset_index()
+    if joined.empty:
+        raise ConfigError(
+            "These runs have no combination of what was varied in common: there is nothing to "
+            "compare. qv.load_run reads each."
+        )
     numbers = [f"{measure} · {name}" for measure in measures for name in done]
     settings = _differences(frames)
     return document(
@@ -97,15 +102,22 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _varied(done: pd.DataFrame) -> list[str]:
-    """Columns of which the rows hold several values, but not one each."""
+    """Columns of which the rows hold several values, but not one each; seeds only where nothing else
+    was varied, so that a mean is one over seeds."""
     measures = _measures(done)
-    return [
+    columns = [
         column
         for column in done
         if column not in SINGLE
         and column not in measures
         and 1 < done[column].astype(str).nunique() <= VALUES
     ]
+    several = [column for column in columns if column != "seed"]
+    # of columns that say the same the first is enough: a layer, and the layer that was zeroed
+    firsts: dict[tuple[str, ...], str] = {}
+    for column in several:
+        firsts.setdefault(tuple(done[column].astype(str)), column)
+    return list(firsts.values()) or columns
 
 
 def _measures(done: pd.DataFrame) -> list[str]:

@@ -327,7 +327,9 @@ def estimate(
     # the first one loads the model
     outcomes = [run_task(experiment, task, shelf) for task in todo[:2]]
     if outcomes[0].error:
-        raise QVLensError(f"The first task fails:\n{outcomes[0].error}")
+        last = outcomes[0].error.strip().splitlines()[-1]
+        told = last.partition(": ")[2] if last.startswith("qv_lens.errors.") else outcomes[0].error
+        raise QVLensError(f"The first task fails: {told}")
     return Estimate(
         tasks,
         len(todo),

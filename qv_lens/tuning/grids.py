@@ -184,8 +184,9 @@ def _simie(shape: Shape) -> Iterable[Editor]:
 
 
 def _ultraedit(shape: Shape) -> Iterable[Editor]:
+    """All tokens of the answer: of a single edit's one token there is no deviation to divide by."""
     for end, lr in itertools.product((*shape.ends[1:], *shape.late_ends), (1e-6, 1e-5, 1e-4)):
-        yield UltraEdit(layers=shape.window(end), lr=lr)
+        yield UltraEdit(layers=shape.window(end), lr=lr, tokens="all")
 
 
 def _locft(shape: Shape) -> Iterable[Editor]:

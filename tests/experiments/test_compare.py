@@ -234,7 +234,7 @@ def test_evaluate_on_the_command_line(call, tmp_path):
     metrics = ("--metric", "specificity_acc", "--metric", "efficacy_acc")
     code, printed, errors = call("evaluate", "facts", "--count", "2", *metrics, "--out", out)
     assert code == 0, errors
-    assert out.read_text().startswith("case,subject,edits,hops")
+    assert out.read_text().startswith("case,case_id,subject,edits,hops")
     rows = pd.read_csv(out)
     assert rows.groupby("metric").size().to_dict() == {"efficacy_acc": 2, "specificity_acc": 2}
     for metric, values in rows.groupby("metric"):

@@ -293,6 +293,6 @@ def test_known_of_nothing_and_of_other_things():
     ):
         qv.known(lens, FACTS[0])
     with pytest.raises(
-        FactError, match=r"asks for facts, got EditCase\. Pass facts; for multi-hop cases use"
+        FactError, match=r"asks for facts, got EditCase\. Of cases pass what they edit"
     ):
         qv.known(lens, [edit_case(FACTS[0])])

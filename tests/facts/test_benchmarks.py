@@ -269,8 +269,12 @@ def test_what_is_no_file_of_records_is_told(tmp_path):
     with pytest.raises(qv.QVLensError, match=r"no file; for a dataset|cannot be read"):
         read("no-such/dataset")
     (tmp_path / "f.json").write_text(json.dumps([COUNTERFACT]))
-    with pytest.raises(qv.QVLensError, match="holds edits"):
-        plain_facts(tmp_path / "f.json")
+    (fact,) = plain_facts(tmp_path / "f.json")  # what the edit is about
+    assert (fact,) == read(tmp_path / "f.json").edited
+    assert repr(read(tmp_path / "f.json")) == "ReadResult(counterfact: 1 cases, 0 refused)"
+    (tmp_path / "m.json").write_text(json.dumps([remastered()]))
+    with pytest.raises(qv.QVLensError, match="holds chains"):
+        plain_facts(tmp_path / "m.json")
 
 
 def test_the_worlds_own_files_read_back():

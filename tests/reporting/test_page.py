@@ -90,6 +90,10 @@ def test_nothing_is_requested_nothing_scrolls_sideways_everything_can_be_read(
     found = Axe().run(page)["violations"]
     assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    widths = page.eval_on_selector_all(
+        ".figure", "all => all.map(e => [e.querySelector('.main-svg').clientWidth, e.clientWidth])"
+    )
+    assert all(drawn <= place for drawn, place in widths)
     assert page.told == []
     assert page.asked == [file.as_uri()]
     assert file.stat().st_size < 6e6
@@ -187,6 +191,7 @@ def test_pinned_nodes_are_copied_as_python(opened, study):
     pinned = eval(code, {"qv": qv})
     names = page.locator("#pinned").inner_text()
     assert len(pinned) == 2
+    assert page.locator(".neuron:visible").count() == 2  # side by side, to be compared
     for layer, neuron in pinned.frame[["layer", "neuron"]].itertuples(index=False):
         assert f"f{layer}-{neuron}@" in names
 
@@ -203,7 +208,9 @@ def test_tables_and_pictures_are_downloaded(opened, study, tmp_path):
 
     rows = list(csv.DictReader(download("Download the table value-neurons").open()))
     scores = study[1].value_tokens["score"]
-    assert [float(row["score, nats"]) for row in rows] == pytest.approx(scores.tolist(), rel=1e-12)
+    assert [float(row["direct, Eq. 9, nats"]) for row in rows] == pytest.approx(
+        scores.tolist(), rel=1e-12
+    )
     assert rows[0]["neuron"] == "f{layer}-{neuron}".format(**study[1].value_tokens.iloc[0])
     assert download("Download the pathway").read_text().startswith("<svg")
     assert "<svg" in download("Download the picture edits").read_text()
@@ -241,6 +248,14 @@ def test_the_logit_lens_ends_with_what_the_model_says(study):
     assert last["probability"] == pytest.approx(float(logits.max()), rel=1e-4)
     answer = lens.answer_ids(found.request.fact.text, found.request.fact.answer)[0]
     assert last["answer"] == pytest.approx(float(logits[answer]), rel=1e-4)
+
+
+def test_without_its_neurons_the_model_goes_on_as_an_intervention_says(study):
+    lens, found = study
+    row = found.without.iloc[0]
+    with lens.intervene(qv.Zero(found.value.top(int(row.k)))):
+        assert lens.generate(found.request.fact.text, 12) == row.said
+    assert set(found.without["k"]) >= {100}
 
 
 def test_steps_of_the_curve_name_the_neurons_that_went(study):

@@ -211,7 +211,9 @@ def test_figures_are_written_by_the_end_of_their_name(tmp_path, monkeypatch):
         raise ValueError("Image export requires kaleido.\nMore lines.")
 
     monkeypatch.setattr(type(figure), "to_image", nothing)
-    with pytest.raises(ConfigError, match=r"cannot be drawn here: Image export .*pip install kal"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be drawn here\. It needs kaleido .*\(Image export"
+    ):
         plots.save(figure, tmp_path / "a.svg")
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
     monkeypatch.setattr(type(figure), "to_image", lambda *_, **told: str(told).encode())

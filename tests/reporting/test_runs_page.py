@@ -36,9 +36,8 @@ def cells(page, name):
 def test_what_was_varied_is_sorted_and_never_averaged():
     page = run_page("e", run(lambda layer, seed: layer + seed), None)
     rows = cells(page, "results")
-    assert rows[0] == ["layer", "zeroed layer", "seed", "drop"]
-    assert [row[:2] for row in rows[1:]] == [["2", "2"], ["2", "2"], ["10", "10"], ["10", "10"]]
-    assert [row[3] for row in rows[1:]] == ["2.000", "3.000", "10.000", "11.000"]
+    assert rows[0] == ["layer", "drop"]  # the layer that was zeroed says the same, once is enough
+    assert rows[1:] == [["2", "2.500"], ["10", "10.500"]]  # means over the seeds
     assert "left out: nothing (0)" in " ".join(page.split())
 
 
@@ -62,10 +61,29 @@ def test_runs_stand_side_by_side():
     }
     page = runs_page(frames)
     rows = cells(page, "comparison")
-    assert rows[0][-4:-2] == ["drop · small", "drop · large"]
-    assert rows[1][:3] == ["2", "2", "0"]
-    assert rows[1][3:5] == ["2.000", "4.000"]
+    assert rows[0] == [
+        "layer",
+        "drop · small",
+        "drop · large",
+        "nothing · small",
+        "nothing · large",
+    ]
+    assert rows[1][:3] == ["2", "2.000", "4.000"]
     assert cells(page, "settings")[1:] == [["lam", "1", "5"]]
+
+
+def test_runs_without_a_combination_in_common_are_not_compared():
+    deep = run(lambda layer, seed: 1.0)
+    deep["layer"] += 20
+    deep["zeroed_layer"] += 20
+    with pytest.raises(ConfigError, match="no combination of what was varied in common"):
+        runs_page({"a": run(lambda layer, seed: 1.0), "b": deep})
+
+
+def test_seeds_are_told_apart_where_nothing_else_was_varied():
+    frame = run(lambda layer, seed: seed)
+    page = run_page("e", frame[frame["layer"] == 2], None)
+    assert [row[0] for row in cells(page, "results")] == ["seed", "0", "1"]
 
 
 def test_runs_of_different_experiments_are_not_compared():

@@ -41,6 +41,7 @@
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim(), grid = style.getPropertyValue("--grid").trim();
     for (const plot of all(".plotly-graph-div")) {
+      Plotly.Plots.resize(plot); // drawn before its place had its width
       const change = { "font.color": ink, "title.font.color": ink };
       for (const axis of Object.keys(plot.layout).filter((name) => /^[xy]axis\d*$/.test(name))) {
         change[`${axis}.gridcolor`] = grid;
@@ -127,7 +128,12 @@
       const along = x * way[0] + y * way[1], across = Math.abs(x * way[1]) + Math.abs(y * way[0]);
       if (along > 1 && !other.classList.contains("gone") && along + 2 * across < least) { least = along + 2 * across; best = other; }
     }
-    if (best) { best.focus({ preventScroll: true }); select(best.dataset.node); }
+    if (!best) return;
+    best.focus({ preventScroll: true });
+    select(best.dataset.node);
+    // on a narrow screen the card lies over the lower part of the window
+    const hidden = best.getBoundingClientRect().bottom - innerHeight * (innerWidth > 900 ? 1 : 0.5);
+    if (hidden > 0) scrollBy(0, hidden);
   });
 
   // filters
@@ -170,6 +176,9 @@
       if (!pinned.delete(id)) pinned.set(id, card.dataset.unit);
       pin.textContent = pinned.has(id) ? "Unpin" : "Pin";
       nodeOf(id).classList.toggle("pinned", pinned.has(id));
+      card.classList.toggle("kept", pinned.has(id)); // its card stays, to be compared with others
+      for (const edge of edges)
+        edge.classList.toggle("kept", pinned.has(edge.dataset.source) || pinned.has(edge.dataset.target));
       tell();
     });
     card.querySelector(".close").addEventListener("click", () => select(null));
