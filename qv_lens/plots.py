@@ -18,6 +18,31 @@ from plotly.subplots import make_subplots
 from qv_lens.errors import ConfigError
 from qv_lens.files import whole
 
+__all__ = [
+    "before_after",
+    "category_heatmap",
+    "counts",
+    "head_heatmap",
+    "lasting",
+    "layer_heatmap",
+    "layer_lines",
+    "layer_profile",
+    "method_bars",
+    "metric_bars",
+    "neuron_table",
+    "node_lines",
+    "paper",
+    "pathway",
+    "removal_curve",
+    "save",
+    "seconds_bars",
+    "set_bars",
+    "sweep_heatmap",
+    "token_bars",
+    "token_heatmap",
+    "vocabulary_table",
+]
+
 INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
 VIOLET = "#8e5ea2"
 #: where a heatmap has no cell

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -45,3 +46,18 @@ def seen() -> bool:
     notebook = any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)
     others = len(getattr(tqdm, "_instances", ()))
     return not others and (notebook or sys.stderr.isatty())
+
+
+@contextmanager
+def transformers_bars(wanted: bool) -> Iterator[None]:
+    """transformers' own bars where they are wanted, and only there."""
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    if was and not wanted:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()

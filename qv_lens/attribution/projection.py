@@ -132,7 +132,8 @@ def vocabulary(
     promoted, suppressed = (
         [[lens.token_label(i) for i in row] for row in end.tolist()] for end in ids
     )
-    return frame.assign(promoted=list(promoted), suppressed=list(suppressed))
+    # promoted last: a narrow print of a frame keeps its last column
+    return frame.assign(suppressed=list(suppressed), promoted=list(promoted))
 
 
 @torch.no_grad()

@@ -321,7 +321,13 @@ def evaluate(
         generation=generation,
         held_out=ordinary,
     )
-    print(summary(frame).round(3).to_string(index=False))
+    table = summary(frame).rename(columns={"low": "after: 95% from", "high": "to"})
+    print(table.drop(columns=["relative_norm", "seconds"]).round(3).to_string(index=False))
+    if used is not None:
+        print(
+            f"{frame['seconds'].mean():.1f} seconds an edit; the largest ||dW|| / ||W|| "
+            f"{frame['relative_norm'].max():.3f}"
+        )
     skipped = frame.attrs["skipped"]
     if skipped:
         case, reason = next(iter(skipped.items()))

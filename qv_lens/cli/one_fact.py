@@ -303,8 +303,8 @@ def _write_graph(lens: Lens, trace: Trace, file: Path) -> None:
 def ablate(
     prompt: Cloze,
     *,
-    subject: Subject,
-    answer: Answer,
+    subject: Subject | None = None,
+    answer: Answer | None = None,
     top: int = 30,
     model: Model = "toy-gptj",
     draws: int = 5,
@@ -330,14 +330,17 @@ def ablate(
     out
         A file for the picture of the curve: .html, or .png, .svg and .pdf with kaleido.
     """
-    from qv_lens.facts.records import Fact
-
     at_least("--draws", draws, 0)
     if out is not None:
         if not curve:
             raise ConfigError("--out takes the picture of the curve: it goes with --curve.")
         check_writable(out)
-    fact = Fact(prompt, subject, answer)
+    fact, *others = _asked(prompt, subject, answer)
+    if others:
+        raise ConfigError(
+            f"ablate takes one fact, {prompt} holds {1 + len(others)}: in Python "
+            "qv.faithfulness(lens, facts, rankings) takes several."
+        )
     announce(model)
 
     import random
@@ -356,7 +359,7 @@ def ablate(
         return _curve(lens, fact, top, draws, seed, out)
     value = qv.value_neurons(lens, fact, top)
     query = qv.query_neurons(lens, fact, value, top)
-    telling = value.where(lambda frame: qv.interpretable(lens, value, answer))
+    telling = value.where(lambda frame: qv.interpretable(lens, value, fact.answer))
     sets = [
         ("value", value.top(top)),
         ("value, promoting the answer", telling.top(top)),
@@ -364,7 +367,9 @@ def ablate(
     ]
     for draw in range(draws):
         sets.append((f"random {draw}", random_neurons(lens, top, random.Random(f"{seed}:{draw}"))))
-    print(f"{fact.text} {answer}: log p {lens.logprob(fact):.4f} ({model}); zeroed at every token:")
+    print(
+        f"{fact.text} {fact.answer}: log p {lens.logprob(fact):.4f} ({model}); zeroed at every token:"
+    )
     for name, neurons in sets:
         if not len(neurons):
             print(f"{name:<28}    0 of the {len(value)} best")

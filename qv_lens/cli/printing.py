@@ -73,7 +73,7 @@ def print_removal(removal: pd.DataFrame) -> None:
         asked, known = len(draws), of.loc[prompt, "known"]
         answer = "not lost" if known else "not known before"
         if draws.count():
-            answer = f"lost at {draws.median():.0f}"
+            answer = f"its first token lost at {draws.median():.0f} or fewer"
         share = f" ({draws.count()} of {asked} draws)" if asked > 1 else ""
         print(f"  {of.loc[prompt, 'text']}, by {ranking}: {answer}{share}")
 

@@ -262,9 +262,12 @@ def enough(
         chosen.append(text)
         count += min(length, len(encode(lens.tokenizer, text, lens.prepend_bos)[0]))
     if count < wanted:
+        why = (
+            f" for C0 (edits get worse below {ENOUGH} for each of the {lens.d_mlp} neurons of a "
+            "layer, and are ruined below 3)"
+        )
         warnings.warn(
-            f"The text for C0 holds {count} tokens, and {wanted} are wanted (edits get worse below "
-            f"{ENOUGH} for each of the {lens.d_mlp} neurons of a layer, and are ruined below 3). "
+            f"The text holds {count} tokens, and {wanted} are wanted{why if tokens is None else ''}. "
             "Name a longer text.",
             stacklevel=2,
         )

@@ -61,7 +61,9 @@ def read_records(path: Path) -> tuple[list[Any], Where]:
         return _of_lines(text)
     if isinstance(found, dict) and found:
         found = [found]
-    if not isinstance(found, list) or not found:
+    if found == []:
+        raise FactError(f"{path} holds an empty list: there are no records in it.")
+    if not isinstance(found, list):
         raise FactError(
             f'{path} holds no JSON list of records. Facts are [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
         )

@@ -59,6 +59,15 @@ def recognised(records: list[Any], source: str | Path) -> str:
         for name, fits in marks:
             if fits:
                 return name
+    for record in records:
+        absent = (
+            {"prompt", "subject", "answer"} - set(record) if isinstance(record, dict) else set()
+        )
+        if len(absent) == 1:
+            raise FactError(
+                f"{source}, record {records.index(record)} has no {absent.pop()!r}: a fact has prompt "
+                "(with {} for the subject), subject and answer."
+            )
     first = f"keys {sorted(records[0])}" if isinstance(records[0], dict) else f"{records[0]!r:.80}"
     raise FactError(
         f"{source}, record 0 is {first}: no known format ({', '.join(READERS)}). Name one with "

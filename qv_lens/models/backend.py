@@ -71,7 +71,7 @@ UNREADABLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
     ),
     (
         _set("num_experts"),
-        "it is a mixture of experts (num_experts): which neurons run depends on the router",
+        "it is a mixture of experts: which neurons run depends on the router",
     ),
     (
         lambda cfg: getattr(cfg, "attention_dir", "causal") != "causal",

@@ -38,6 +38,7 @@ from qv_lens.models.norms import capped
 from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import plain_tokenizer, wrap
 from qv_lens.patch import Patch
+from qv_lens.progress import seen, transformers_bars
 from qv_lens.trace import Setup, Trace
 
 Facts = Fact | str | Sequence[Fact | str]
@@ -728,7 +729,7 @@ class Lens:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as whole:
                 # transformers refuses to write some that it reads
-                with own_settings_aside(hf) as own:
+                with own_settings_aside(hf) as own, transformers_bars(seen()):
                     hf.save_pretrained(whole, state_dict=state)
                 own.to_json_file(Path(whole) / "generation_config.json")
                 self.tokenizer.save_pretrained(whole)

@@ -4,8 +4,6 @@ file of a known architecture."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from qv_lens.errors import ConfigError, ModelError, unknown
 from qv_lens.models.fetch import FETCHABLE, fetched, folder_of, plain
 from qv_lens.models.lens import Lens
-from qv_lens.progress import seen
+from qv_lens.progress import seen, transformers_bars
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +133,7 @@ def _weights(name: str, source: str, where: dict[str, str], dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _bar(name not in BUNDLED and seen()):
+        with transformers_bars(name not in BUNDLED and seen()):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, output_loading_info=True, **where
             )
@@ -181,21 +179,6 @@ def weight_gigabytes(name: str) -> float:
         if folder.is_dir()
         else 0.0
     )
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[None]:
-    """transformers' progress bar, for models that take more than a moment."""
-    from transformers.utils import logging
-
-    was = logging.is_progress_bar_enabled()
-    if was and not wanted:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was:
-            logging.enable_progress_bar()
 
 
 def _class_of(config: Any) -> str | None:

@@ -58,7 +58,8 @@ def document(template: str, **view: Any) -> str:
     )
     names = itertools.count(1)
     return rooms.get_template(template).render(
-        plotly=Markup(get_plotlyjs()),
+        plotly=lambda: Markup(get_plotlyjs()),
+        drawn=view.get("figure", template == "study.html.j2") not in (None, False),
         number=_numbers(names),
         **view,
     )

@@ -52,7 +52,7 @@
       Plotly.relayout(plot, change);
     }
   };
-  addEventListener("load", coloured);
+  if (all(".plotly-graph-div").length) addEventListener("load", coloured);
   dark.addEventListener("change", coloured);
 
   // ---- attention, on demand
