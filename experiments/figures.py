@@ -71,7 +71,7 @@ def photographed(page: Path) -> Path:
         "--headless",
         "--no-sandbox",
         "--hide-scrollbars",
-        "--window-size=1100,2300",
+        "--window-size=1240,2050",
         "--virtual-time-budget=15000",
     ]
     target = page.with_suffix(".png")

@@ -76,9 +76,9 @@ KEPT = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6)
 #: in how many passes the curve's hundred neurons are found, and what that ranking is called
 ROUNDS, IN_ROUNDS = 20, "gradient, in rounds of 5"
 #: tokens that are read without the neurons
-WORDS = 12
+WORDS = 10
 #: value and query neurons in the pathway
-DRAWN = 18
+DRAWN = 14
 #: facts of the kind over which layers are located
 LOCATED = 16
 METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
@@ -120,7 +120,7 @@ class Study:
     """`faithfulness` of the rankings, on the facts named in `whose` and `text`."""
     without: pd.DataFrame
     """How the model goes on without the neurons: `ranking, k, said`, greedy text with the best k zero
-    at every token, at the k that loses the first token and at the largest."""
+    at every token, at the k that loses the first token, of the rounds also at the largest."""
     kept: pd.DataFrame
     """The same of this fact when nothing but the best neurons of each ranking is left."""
     profile: pd.DataFrame
@@ -317,7 +317,8 @@ def without(
     neurons zero at every token."""
     own, rows = lost_at(lost[lost["prompt"] == 0]).set_index("ranking")["k"], []
     for name, neurons in rankings.items():
-        counts = {CURVE[-1]} | ({int(own[name])} if own[name] == own[name] else set())
+        counts = {CURVE[-1]} if name == IN_ROUNDS else set()
+        counts |= {int(own[name])} if own[name] == own[name] else set()
         for k in sorted(counts):
             with lens.intervene(Zero(neurons.union().top(k))):
                 rows.append((name, k, lens.generate(fact.text, WORDS)))
