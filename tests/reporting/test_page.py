@@ -179,7 +179,7 @@ def test_tables_lead_to_nodes_and_cards_back_to_tables(opened):
     assert -50 < box["y"] < WIDE[1]
     page.locator(f'[id="neuron-{name}"] .rows a').first.click()
     target = page.evaluate("document.querySelector(':target').getBoundingClientRect().top")
-    assert 0 <= target < WIDE[1]
+    assert -1 <= target < WIDE[1]  # a browser rounds where it scrolls to
 
 
 def test_pinned_nodes_are_copied_as_python(opened, study):
