@@ -53,5 +53,6 @@ GRID = {
         "IFMET",
         "ACE.official",
         "ACE.paper",
+        "UltraEdit",
     ],
 }
