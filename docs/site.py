@@ -50,8 +50,13 @@ MEASURES = {
 
 def on_files(files, config):
     """Add the pages that are made here."""
-    made = {"editors/index.md": editors_page(), "gallery.md": gallery(), "api/index.md": api()}
-    made |= {f"editors/{name}.md": editor_page(name) for name in (*HOMES, *VARIANTS)}
+    reached = results()
+    made = {
+        "editors/index.md": editors_page(reached),
+        "gallery.md": gallery(),
+        "api/index.md": api(),
+    }
+    made |= {f"editors/{name}.md": editor_page(name, reached) for name in (*HOMES, *VARIANTS)}
     made |= {page: (ROOT / source).read_text(encoding="utf-8") for source, page in OUTSIDE.items()}
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
@@ -79,7 +84,7 @@ def on_page_markdown(markdown, page, config, files):
             inside.removeprefix("docs/") if inside.startswith("docs/") else ""
         )
         if not to or files.get_file_from_path(to) is None:
-            return shown.removeprefix("!") if not match.group(0).startswith("!") else ""
+            return "" if match.group(0).startswith("!") else shown
         return f"{match.group(0).split('](')[0]}]({'../' * (len(here.parts) - 1)}{to}{anchor})"
 
     return re.sub(r"!?\[([^\]]*)\]\(([^)#\s]*)(#[^)]*)?\)", led, markdown)
@@ -116,19 +121,16 @@ def results() -> pd.DataFrame:
     return means.assign(seconds=seconds)
 
 
-def editors_page() -> str:
+def editors_page(reached: pd.DataFrame) -> str:
     """All editors with what they reached."""
-    reached = results()
-    lines = [
-        "# Editors",
-        "Each is a frozen dataclass; `qv.presets(model)[name].editor` is its preset. Measured: one edit at a time of 100 CounterFact facts that SmolLM2-135M knows, tuned settings, one thread ([all metrics](../measured/comparison.md)). A dash: not measured on a real model yet.",
-        "| editor | " + " | ".join(MEASURES.values()) + " | seconds |",
+    about = "Each is a frozen dataclass; `qv.presets(model)[name].editor` is its preset. Measured: one edit at a time of 100 CounterFact facts that SmolLM2-135M knows, tuned settings, one thread ([all metrics](../measured/comparison.md)). A dash: not measured on a real model yet."
+    table = [
+        f"| editor | {' | '.join(MEASURES.values())} | seconds |",
         "|---|" + "---|" * (len(MEASURES) + 1),
     ]
-    table = "\n".join(lines[2:])
     for name in (*HOMES, *VARIANTS):
-        table += f"\n| [{name}]({name}.md) | " + " | ".join(_reached(reached, name)) + " |"
-    return "\n\n".join([*lines[:2], table])
+        table.append(f"| [{name}]({name}.md) | {' | '.join(_reached(reached, name))} |")
+    return "\n\n".join(["# Editors", about, "\n".join(table)])
 
 
 def _reached(reached: pd.DataFrame, name: str) -> list[str]:
@@ -138,18 +140,18 @@ def _reached(reached: pd.DataFrame, name: str) -> list[str]:
     return [f"{100 * row[metric]:.0f}%" for metric in MEASURES] + [f"{row['seconds']:.1f}"]
 
 
-def editor_page(name: str) -> str:
+def editor_page(name: str, reached: pd.DataFrame) -> str:
     """Formula and source, what it reached, presets by model."""
     family = name.split(".")[0]
-    reached = _reached(results(), name)
+    figures = _reached(reached, name)
     measured = (
         "Not measured on a real model yet."
-        if reached[0] == "–"
+        if figures[0] == "–"
         else "On 100 CounterFact facts that SmolLM2-135M knows, one at a time: "
         + ", ".join(
-            f"{told} {value}" for told, value in zip(MEASURES.values(), reached, strict=False)
+            f"{told} {value}" for told, value in zip(MEASURES.values(), figures, strict=False)
         )
-        + f"; {reached[-1]} seconds an edit (median, one thread)."
+        + f"; {figures[-1]} seconds an edit (median, one thread)."
     )
     home = f"qv_lens.{HOMES[family]}"
     parts = [

@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from experiments.compare import statistics_of
 from experiments.prompts import at_least, check_files
@@ -28,7 +27,7 @@ from qv_lens.editing.statistics import enough
 from qv_lens.evaluation.sequence import sequence
 from qv_lens.facts.files import read_texts
 from qv_lens.models.lens import Lens
-from qv_lens.plots import lasting
+from qv_lens.plots import lasting as figure
 from qv_lens.runs.experiment import Once, directly
 from qv_lens.world.evaluation import cases_of
 
@@ -96,8 +95,3 @@ def _folder(place: Path, task: Task) -> Path:
     """Where a row of edits keeps its progress."""
     name = hashlib.blake2b(repr(task).encode(), digest_size=8).hexdigest()
     return place / "sequences" / f"{task.method}-{name}"
-
-
-def figure(frame: pd.DataFrame) -> go.Figure:
-    """Each group's curve, and the perplexity."""
-    return lasting(frame)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from qv_lens.errors import ConfigError, unknown
+from qv_lens.files import whole
 
 #: FFN neuron, channel of W_O, channel at one position, head, and a column of a weight matrix (KNE's
 #: neuron)
@@ -209,7 +210,8 @@ class NeuronSet:
         frame = self.frame.copy()
         frame.attrs = {"settings": json.dumps(self.settings)}
         try:
-            frame.to_parquet(target, index=False)
+            with whole(target) as file:
+                frame.to_parquet(file, index=False)
         except OSError as error:
             raise ConfigError(f"Cannot write the neuron set to {target}: {error}.") from error
         return target

@@ -427,6 +427,12 @@ def test_many_facts_from_a_file(call, tmp_path):
     assert "is a file of facts: --subject and --answer go with a prompt." in told
 
 
+def test_a_refusal_leaves_no_folder_behind(call, tmp_path):
+    out = tmp_path / "deep" / "new"
+    assert call("attribute", *SPORT, "--model", tmp_path / "nowhere", "--out", out)[0] == 2
+    assert not (tmp_path / "deep").exists()
+
+
 def test_quiet_leaves_results_and_errors(call, monkeypatch):
     """A warning is a line without --quiet and nothing with it; errors are told in both."""
 

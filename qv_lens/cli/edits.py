@@ -175,7 +175,7 @@ def edit(
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics
-    from qv_lens.facts.prompts import contains
+    from qv_lens.facts.prompts import contains, one_line
 
     chosen = preset_of(preset or model, editor)
     used = with_settings(chosen.editor, changes)
@@ -195,7 +195,7 @@ def edit(
         after, said = lens.logprob([request.target, fact]), lens.generate(fact.text, 8)
         if save is not None:
             lens.save(save)
-    heard = " ".join(said.split())
+    heard = one_line(said)
     took = "" if contains(said, [new]) else f"; the edit did not take: {new} is not in it"
     print(f"After the edit: {fact.text} {heard}{took}")
     print(

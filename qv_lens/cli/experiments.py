@@ -59,7 +59,7 @@ def run(
     """
     from qv_lens.runs.config import read_config
     from qv_lens.runs.experiment import find_experiment
-    from qv_lens.runs.run import estimate
+    from qv_lens.runs.run import estimate, told
     from qv_lens.runs.run import run as start
     from qv_lens.runs.store import knowledge, load_run
 
@@ -115,14 +115,8 @@ def run(
         )
         print(f"figure: {folder / 'figure.html'}")
     if len(failed):
-        print(f"first failure:\n{_told(str(failed['error'].iloc[0]))}", file=sys.stderr)
+        print(f"first failure:\n{told(str(failed['error'].iloc[0]))}", file=sys.stderr)
         sys.exit(1)
-
-
-def _told(error: str) -> str:
-    """An error raised on purpose as its own sentence; any other with its traceback."""
-    last = error.strip().splitlines()[-1] if error.strip() else error
-    return last.partition(": ")[2] if last.startswith("qv_lens.errors.") else error
 
 
 def _run_name(file: Path) -> str:

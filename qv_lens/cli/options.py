@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -101,8 +101,8 @@ def phases() -> Iterator[None]:
 
 
 def requested(prompt: str, subject: str, answer: str, new: str) -> EditRequest:
-    """The edit that the options ask for. Raises `FactError` for what is no fact, `EditError` where
-    there is nothing to edit."""
+    """The edit that the options ask for. Raises `FactError` for a prompt, subject or answer that cannot
+    be used, `EditError` where there is nothing to edit."""
     from qv_lens.facts.records import Fact, check_requests
 
     request = Fact(prompt, subject, answer).to(new)
@@ -136,7 +136,8 @@ def check_new(option: str, folder: Path | None) -> None:
 
 def check_writable(path: Path) -> None:
     """Check before the work, not after it, that the file can be written; an existing file stays as
-    it is. Raises `ConfigError`."""
+    it is, and no folder is left behind. Raises `ConfigError`."""
+    absent = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
@@ -146,3 +147,7 @@ def check_writable(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise ConfigError(f"Cannot write to {path}: {error}. Choose another --out.") from error
+    finally:
+        for folder in absent:
+            with suppress(OSError):
+                folder.rmdir()

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def print_knowledge(lens: Lens, fact: Fact) -> None:
     """Say, before anything is done, whether the model knows the fact."""
     from qv_lens.evaluation.answers import tell
+    from qv_lens.facts.prompts import one_line
 
     knows = tell(lens, [fact])[0].right
     said = lens.generate(fact.text, 8)
     if knows:
-        heard = " ".join(said.split())
-        print(f"{lens.name} knows the fact. It says: {fact.text} {heard}")
+        print(f"{lens.name} knows the fact. It says: {fact.text} {one_line(said)}")
     else:
         print(
             f"{lens.name} does not know the fact: it says {said.strip()!r}, not {fact.answer!r} "
@@ -38,6 +38,7 @@ def print_facts(
     what it promotes, and its best query neuron."""
     from qv_lens.attribution.projection import vocabulary
     from qv_lens.evaluation.metrics import correct
+    from qv_lens.facts.prompts import one_line
 
     known, logprobs = correct(lens, facts), lens.logprob(facts)
     said = lens.generate(list(facts), 6)
@@ -49,7 +50,7 @@ def print_facts(
     best = query.top(1).frame.set_index("prompt")
     for row in words.itertuples():
         fact = facts[row.prompt]
-        heard = " ".join(said[row.prompt].split())
+        heard = one_line(said[row.prompt])
         right = "known" if known[row.prompt] else f'not known, it says "{heard}"'
         promoted = " ".join(token.strip() for token in row.promoted[:tokens])
         fed = best.loc[row.prompt] if row.prompt in best.index else None

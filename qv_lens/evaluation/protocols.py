@@ -40,7 +40,6 @@ from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
 from qv_lens.errors import ConfigError, EditError, FactError, unknown
 from qv_lens.evaluation.answers import (
-    BESIDE,
     CaseAnswers,
     Generation,
     ProbeAnswer,
@@ -137,7 +136,7 @@ def evaluate(
         lens,
         wanted,
         groups_of(wanted),
-        _continued(generation, wanted, seed),
+        continued(generation, wanted, seed),
         editor,
         statistics,
         templates,
@@ -204,7 +203,7 @@ def groups_of(wanted: Sequence[str]) -> list[str]:
     return sorted({group for name in wanted if name in forced for group in forced[name][0]})
 
 
-def _continued(generation: Generation | None, wanted: Sequence[str], seed: int) -> Generation:
+def continued(generation: Generation | None, wanted: Sequence[str], seed: int) -> Generation:
     """The settings of the continuations, and which of them the metrics read."""
     kinds = dict.fromkeys(kind for name in wanted if (kind := _kind(name)))
     return replace(generation or Generation(), kinds=tuple(kinds), seed=seed)
@@ -242,6 +241,7 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     be NaN."""
     metric_names = list(names)
     kinds = {GENERATED[name][0] for name in metric_names if name in GENERATED}
+    groups = groups_of(metric_names)
     # whether a metric has a value depends on the questions alone, not on the answers
     any_answer = ProbeAnswer((0,), (0,), 0.0)
     fits: set[str] = set()
@@ -250,7 +250,7 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
         anything = CaseAnswers(
             {
                 group: (any_answer,) * len(probes)
-                for group, probes in questions(case, ("", *BESIDE)).items()
+                for group, probes in questions(case, groups).items()
             },
             texts,
         )

@@ -3,7 +3,7 @@
 1. Cases are edited one after another; one patch is in force, the sum of all edits so far, so that
    memory does not grow with their number.
 2. At each checkpoint are asked: the newest edits, the first ones, and some drawn from all so far
-   (`GROUPS`, `sample` of each), with their paraphrases and neighbours, each beside what the
+   (`sample` of each), with their paraphrases and neighbours, each beside what the
    unedited model says; and the perplexity of ordinary text, and the largest ||dW|| / ||W||.
 3. Every `save_every` edits, and at each checkpoint, the patch in force and the rows so far are
    written to the folder. Killed at any moment, the same call goes on from there and gives the same
@@ -29,10 +29,10 @@ from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, EditError
-from qv_lens.evaluation.answers import Generation, look
-from qv_lens.evaluation.metrics import GENERATED, measured
+from qv_lens.evaluation.answers import look
+from qv_lens.evaluation.metrics import measured
 from qv_lens.evaluation.perplexity import perplexity
-from qv_lens.evaluation.protocols import check_metrics, groups_of, largest, total
+from qv_lens.evaluation.protocols import check_metrics, continued, groups_of, largest, total
 from qv_lens.facts.records import EditCase
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -40,7 +40,6 @@ from qv_lens.patch import Patch
 from qv_lens.progress import progress_bar
 
 CHECKPOINTS = (1, 10, 100, 300, 1_000, 3_000, 10_000)
-GROUPS = ("newest", "first", "drawn")
 METRICS = (
     "efficacy_gen", "efficacy_acc", "efficacy_success", "paraphrase_gen", "paraphrase_acc", "specificity_gen", "specificity_acc",
 )  # fmt: skip
@@ -98,16 +97,16 @@ def sequence(
     done = _resumed(room, key)
     wanted = sorted({at for at in checkpoints if at <= len(cases)} | {len(cases)})
     templates, factored = contexts(lens, seed), Factored(statistics)
-    patch = None if done.patch is None else Patch.load(room / done.patch)
+    patches = [] if done.patch is None else [Patch.load(room / done.patch)]
     if done.done == 0 and not done.rows and held_out:
         done.rows.append([0, "model", "perplexity", *[perplexity(lens, held_out)] * 2, 1])
     with progress_bar(of=type(editor).__name__, unit="edit", total=len(cases)) as bar:
         bar.update(done.done)
         while done.done < len(cases):
-            with lens.patched(*([] if patch is None else [patch])):
+            with lens.patched(*patches):
                 start = time.perf_counter()
                 try:
-                    new = edit(
+                    patch = edit(
                         lens,
                         cases[done.done].request,
                         editor,
@@ -117,17 +116,18 @@ def sequence(
                         factored=factored,
                     )
                 except EditError:
-                    new = None
                     done.refused += 1
+                else:
+                    patches = [total([*patches, patch])]
                 done.seconds += time.perf_counter() - start
-            if new is not None:
-                patch = new if patch is None else total([patch, new])
             done.done += 1
             bar.update()
             if done.done in wanted:
-                done.rows += _asked(lens, cases, done, patch, metrics, sample, list(held_out), seed)
+                done.rows += _asked(
+                    lens, cases, done, patches, metrics, sample, list(held_out), seed
+                )
             if done.done in wanted or done.done % save_every == 0:
-                _save(room, done, patch)
+                _save(room, done, patches)
     frame = pd.DataFrame(done.rows, columns=list(COLUMNS))
     frame.attrs.update({**lens.label, "editor": repr(editor), "seed": seed})
     return frame
@@ -156,10 +156,10 @@ def _resumed(room: Path, key: str) -> _Progress:
     return found
 
 
-def _save(room: Path, done: _Progress, patch: Patch | None) -> None:
+def _save(room: Path, done: _Progress, patches: Sequence[Patch]) -> None:
     """The patch first, then the record that names it; what it replaces goes last."""
     before = done.patch
-    if patch is not None:
+    for patch in patches:  # one, or none
         done.patch = f"patch-{done.done}"
         shutil.rmtree(room / done.patch, ignore_errors=True)  # what a killed process left
         patch.save(room / done.patch)
@@ -174,7 +174,7 @@ def _asked(
     lens: Lens,
     cases: Sequence[EditCase],
     done: _Progress,
-    patch: Patch | None,
+    patches: Sequence[Patch],
     metrics: Sequence[str],
     sample: int,
     held_out: list[str],
@@ -187,10 +187,9 @@ def _asked(
     members = {"newest": every[-sample:], "first": every[:sample], "drawn": sorted(drawn)}
     asked = sorted(set().union(*members.values()))
     about = [cases[i] for i in asked]
-    kinds = tuple(dict.fromkeys(GENERATED[name][0] for name in metrics if name in GENERATED))
-    generation, groups = Generation(kinds=kinds, seed=seed), groups_of(metrics)
+    generation, groups = continued(None, metrics, seed), groups_of(metrics)
     before = look(lens, about, generation, groups)
-    with lens.patched(*([] if patch is None else [patch])):
+    with lens.patched(*patches):
         now = look(lens, about, generation, groups)
         surprised = perplexity(lens, held_out) if held_out else nan
     values = {}
@@ -204,9 +203,8 @@ def _asked(
         for metric in metrics:
             pairs = pd.DataFrame([[values[i][k][metric] for k in (0, 1)] for i in index])
             rows.append([step, group, metric, *pairs.mean().tolist(), len(index)])
-    norm = 0.0 if patch is None else largest(lens, [patch])
     own = {
-        "relative_norm": (0.0, norm),
+        "relative_norm": (0.0, largest(lens, patches)),
         "seconds": (nan, done.seconds / step),
         "refused": (0, done.refused),
     }

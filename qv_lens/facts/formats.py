@@ -59,13 +59,13 @@ def recognised(records: list[Any], source: str | Path) -> str:
         for name, fits in marks:
             if fits:
                 return name
-    for record in records:
+    for number, record in enumerate(records):
         absent = (
             {"prompt", "subject", "answer"} - set(record) if isinstance(record, dict) else set()
         )
         if len(absent) == 1:
             raise FactError(
-                f"{source}, record {records.index(record)} has no {absent.pop()!r}: a fact has prompt "
+                f"{source}, record {number} has no {absent.pop()!r}: a fact has prompt "
                 "(with {} for the subject), subject and answer."
             )
     first = f"keys {sorted(records[0])}" if isinstance(records[0], dict) else f"{records[0]!r:.80}"
@@ -188,10 +188,7 @@ def _origin(record: Record) -> Record:
     old ones as `orig_triples`."""
     if record.get("orig"):
         return _table(record["orig"], "orig")
-    renamed = {
-        key.removeprefix("orig_"): value for key, value in record.items() if "triples" in key
-    }
-    return renamed
+    return {key.removeprefix("orig_"): value for key, value in record.items() if "triples" in key}
 
 
 def _hops(record: Record, field: str, triples: str) -> tuple[Hop, ...]:

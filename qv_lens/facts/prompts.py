@@ -154,6 +154,11 @@ def begins(text: str, accepted: Iterable[str]) -> bool:
     return False
 
 
+def one_line(text: str) -> str:
+    """Generated text with every run of blanks and line ends as one blank."""
+    return " ".join(text.split())
+
+
 def contains(text: str, accepted: Iterable[str]) -> bool:
     """Whether a continuation holds one of the answers somewhere, as words of its own."""
     said = normalise(text)

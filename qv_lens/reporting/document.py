@@ -4,7 +4,6 @@ written into it once."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,8 @@ def picture(name: str, figure: go.Figure, table: Table | None = None) -> Picture
 
 
 def document(template: str, **view: Any) -> str:
-    """The page that a template makes of a view. What the view holds is escaped."""
+    """The page that a template makes of a view, `number()` counting its sections. What the view
+    holds is escaped."""
     rooms = Environment(
         loader=PackageLoader("qv_lens.reporting"),
         autoescape=True,
@@ -56,18 +56,11 @@ def document(template: str, **view: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = itertools.count(1)
     return rooms.get_template(template).render(
         plotly=lambda: Markup(get_plotlyjs()),
-        drawn=view.get("figure", template == "study.html.j2") not in (None, False),
-        number=_numbers(names),
+        number=itertools.count(1).__next__,
         **view,
     )
-
-
-def _numbers(names: Iterator[int]) -> Any:
-    """Another number at each call: sections of a page that leaves some out."""
-    return lambda: next(names)
 
 
 def write(page: str, path: str | Path) -> Path:

@@ -18,7 +18,7 @@ from qv_lens import plots
 from qv_lens.case_study import IN_ROUNDS, LOCATED_VARIANT, Study
 from qv_lens.evaluation.ablation import DROP
 from qv_lens.evaluation.faithfulness import RANDOM, lost_at
-from qv_lens.facts.prompts import contains
+from qv_lens.facts.prompts import contains, one_line
 from qv_lens.reporting.document import Picture, document, picture, write
 from qv_lens.reporting.graph import drawing
 from qv_lens.reporting.tables import (
@@ -177,7 +177,7 @@ def _removal(study: Study) -> dict[str, Any]:
         "lost_at_random": (int(by_chance.notna().sum()), len(by_chance)),
         "most": int(study.removal["k"].max()),
         "without": [
-            (name, k, _quoted(said), _holds(said, study.request.fact.answer))
+            (name, k, one_line(said), _holds(said, study.request.fact.answer))
             for name, k, said in study.without.itertuples(index=False)
         ],
         "asked": bool(study.removal.loc[study.removal["prompt"] == 0, "known"].all()),
@@ -189,11 +189,6 @@ def _removal(study: Study) -> dict[str, Any]:
             table("kept", kept.reset_index(), columns),
         ),
     }
-
-
-def _quoted(said: str) -> str:
-    """Generated text on one line."""
-    return " ".join(said.split())
 
 
 def _holds(said: str, answer: str) -> bool:
@@ -465,7 +460,7 @@ def _verdicts(study: Study) -> list[tuple[str, bool, str]]:
     first = study.probes.iloc[0]
     names = [str(name) for name in study.probes.columns[4:]]
     new = study.request.new
-    return [(name, contains(str(first[name]), [new]), _quoted(str(first[name]))) for name in names]
+    return [(name, contains(str(first[name]), [new]), one_line(str(first[name]))) for name in names]
 
 
 def _probes(probes: pd.DataFrame) -> Table:

@@ -67,17 +67,12 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
             "one."
         )
     done = {name: frame[frame["status"] == "finished"] for name, frame in frames.items()}
-    varied = [
-        column
-        for column in next(iter(done.values()))
-        if any(column in _varied(rows) for rows in done.values())
-        and all(column in rows for rows in done.values())
-    ]
-    measures = [
-        measure
-        for measure in _measures(next(iter(done.values())))
-        if all(measure in _measures(rows) for rows in done.values())
-    ]
+    several = {column for rows in done.values() for column in _varied(rows)}
+    shared = set.intersection(*(set(rows) for rows in done.values()))
+    first, *others = done.values()
+    varied = [column for column in first if column in several & shared]
+    numeric = [set(_measures(rows)) for rows in others]
+    measures = [each for each in _measures(first) if all(each in names for names in numeric)]
     parts = [
         _means(rows, varied, measures).set_index(varied).add_suffix(f" · {name}")
         for name, rows in done.items()

@@ -295,6 +295,12 @@ class Estimate:
     """Of weights per worker."""
 
 
+def told(error: str) -> str:
+    """A task's error: one raised on purpose as its own sentence, any other with its traceback."""
+    last = error.strip().splitlines()[-1] if error.strip() else error
+    return last.partition(": ")[2] if last.startswith("qv_lens.errors.") else error
+
+
 def estimate(
     config: RunConfig,
     out: str | Path | None = None,
@@ -327,9 +333,7 @@ def estimate(
     # the first one loads the model
     outcomes = [run_task(experiment, task, shelf) for task in todo[:2]]
     if outcomes[0].error:
-        last = outcomes[0].error.strip().splitlines()[-1]
-        told = last.partition(": ")[2] if last.startswith("qv_lens.errors.") else outcomes[0].error
-        raise QVLensError(f"The first task fails: {told}")
+        raise QVLensError(f"The first task fails: {told(outcomes[0].error)}")
     return Estimate(
         tasks,
         len(todo),
