@@ -492,12 +492,6 @@ def answer_logprobs(
 
     `start`: as `Lens.logits` takes it.
     """
-    logits = lens.logits(
-        [prompt.row("answer") for prompt in prompts],
-        hooks,
-        start,
-        last=[prompt.last for prompt in prompts],
-    )
     asked = [p.answer for p in prompts] if labels is None else labels
     where = [
         (i, at, t)
@@ -505,9 +499,16 @@ def answer_logprobs(
         for at, t in zip(p.positions("answer"), asked[i], strict=True)
     ]
     row, position, token = (
-        torch.tensor(axis, device=logits.device) for axis in zip(*where, strict=True)
+        torch.tensor(axis, device=lens.device) for axis in zip(*where, strict=True)
     )
-    return log_probs(logits[row, position]).gather(1, token[:, None])[:, 0]
+    logits = lens.logits_at(
+        [prompt.row("answer") for prompt in prompts],
+        (row, position),
+        hooks,
+        start,
+        last=[prompt.last for prompt in prompts],
+    )
+    return log_probs(logits).gather(1, token[:, None])[:, 0]
 
 
 def targets(records: Records) -> list[Fact]:

@@ -410,9 +410,10 @@ def tune(
         check_writable(out)
     announce(model)
 
+    from qv_lens.editing.edit import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.preset_files import entries_of, entry_of, file_name, write_presets
-    from qv_lens.tuning.grids import GRIDS, shape_of
+    from qv_lens.tuning.grids import GRIDS, grid, shape_of
     from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose
 
@@ -429,8 +430,10 @@ def tune(
         f"{lens.name}: {len(choosing)} edits choose, {len(held)} are held apart; half of the "
         f"subject's part lies up to layer {shape.depth}"
     )
-    statistics = corpus_statistics(lens, text)
+    reading = [name for name in names if any(map(reads_statistics, grid(name, shape)))]
+    C0 = corpus_statistics(lens, text) if reading else None
     for name in names:
+        statistics = C0 if name in reading else None
         tuned = choose(lens, name, shape, choosing, held, statistics, work)
         figures = ", ".join(f"{metric} {value:.2f}" for metric, value in tuned.figures.items())
         print(

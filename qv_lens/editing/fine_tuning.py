@@ -340,9 +340,8 @@ def nll(lens: Lens, added: Mapping[Key, Added]) -> Callable[[list[Prompt]], Tens
 def last_token_loss(lens: Lens, prompts: Sequence[Prompt], hooks: list) -> Tensor:
     """FT's loss: minus the mean over prompts of the mean of log p(token | prompt), all tokens at
     the last position."""
-    logits = lens.logits([p.ids for p in prompts], hooks)
-    last = torch.tensor([p.last for p in prompts], device=logits.device)
-    logp = log_probs(logits[torch.arange(len(prompts), device=logits.device), last])
+    where = torch.tensor([[i, p.last] for i, p in enumerate(prompts)], device=lens.device).T
+    logp = log_probs(lens.logits_at([p.ids for p in prompts], (where[0], where[1]), hooks))
     return -torch.stack([logp[i, list(p.answer)].mean() for i, p in enumerate(prompts)]).mean()
 
 

@@ -131,7 +131,8 @@ def _keys(
     """What each weight reads at every token of prompt and new answer."""
     (prompt,) = lens.tokenize([request.target])
     tapped = taps(lens, names)
-    lens.logits([(*prompt.ids, *prompt.answer)], delta_hooks(lens, dict(tapped)))
+    row = (*prompt.ids, *prompt.answer)
+    lens.stream([row], lens.n_layers, delta_hooks(lens, dict(tapped)))
     return {key: tap.read[0].double().T for key, tap in tapped.items() if tap.read is not None}
 
 

@@ -249,19 +249,20 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Prob
     by_place: dict[int, ProbeAnswer] = {}
     for at in range(0, len(order), batch_size):
         chunk = order[at : at + batch_size]
-        stream = lens.stream(
-            [prompts[i].row("answer") for i in chunk],
-            lens.n_layers,
-            last=[prompts[i].last for i in chunk],
-        )
         where = [(r, p) for r, i in enumerate(chunk) for p in prompts[i].positions("answer")]
         rows, positions = (
-            torch.tensor(part, device=stream.device) for part in zip(*where, strict=True)
+            torch.tensor(part, device=lens.device) for part in zip(*where, strict=True)
         )
         ids = torch.tensor(
-            [token for i in chunk for token in prompts[i].answer], device=stream.device
+            [token for i in chunk for token in prompts[i].answer], device=lens.device
         )
-        logp = log_probs(lens.read_out(stream[rows, positions]))
+        logp = log_probs(
+            lens.logits_at(
+                [prompts[i].row("answer") for i in chunk],
+                (rows, positions),
+                last=[prompts[i].last for i in chunk],
+            )
+        )
         said, each = logp.argmax(-1).tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
         for i in chunk:
             n = len(prompts[i].answer)

@@ -20,6 +20,8 @@ How = Literal["cloze", "generate", "few_shot"]
 
 #: at least so many tokens of a continuation are shown
 SHOWN = 5
+#: facts continued together where only right or wrong is wanted
+TOGETHER = 64
 
 
 def known(
@@ -41,7 +43,7 @@ def known(
     prompts = [
         shots + f"Q: {hop.question} A:" if how == "few_shot" else hop.cloze for _, _, hop in links
     ]
-    right = _right(lens, [hop for _, _, hop in links], prompts, how)
+    right = _answered(lens, [hop for _, _, hop in links], prompts, how)
     rows = [
         (cases[i].case_id, j, prompt, hop.answer, hit)
         for (i, j, hop), prompt, hit in zip(links, prompts, right, strict=True)
@@ -51,7 +53,7 @@ def known(
     return kept, pd.DataFrame(rows, columns=["case", "hop", "prompt", "answer", "right"])
 
 
-def _right(lens: Lens, hops: Sequence[Hop], prompts: Sequence[str], how: How) -> list[bool]:
+def _answered(lens: Lens, hops: Sequence[Hop], prompts: Sequence[str], how: How) -> list[bool]:
     if not hops:
         return []
     if how == "cloze":
@@ -83,9 +85,19 @@ def knows(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
         return []
     first = lens.next_token_logits(list(facts)).argmax(-1).tolist()
     likely = [i for i, token in enumerate(first) if _may_begin(lens.token_label(token), facts[i])]
-    _, table = known_facts(lens, [facts[i] for i in likely])
-    known = {i for i, right in zip(likely, table["right"], strict=True) if right}
-    return [i in known for i in range(len(facts))]
+    needed = {i: _needed(lens, facts[i]) for i in likely}
+    likely.sort(key=lambda i: needed[i])
+    known = [False] * len(facts)
+    for at in range(0, len(likely), TOGETHER):  # no batch is longer than its answers need
+        chunk = likely[at : at + TOGETHER]
+        texts = lens.generate([facts[i] for i in chunk], needed[chunk[-1]], TOGETHER)
+        for i, text in zip(chunk, texts, strict=True):
+            known[i] = _right(facts[i], text)
+    return known
+
+
+def _right(fact: Fact, text: str) -> bool:
+    return begins(text, [fact.answer, *fact.aliases])
 
 
 def _may_begin(token: str, fact: Fact) -> bool:
@@ -120,12 +132,12 @@ def known_facts(
     _check_facts(facts)
     if not facts:
         return [], pd.DataFrame(columns=["prompt", "answer", "said", "right", "logprob"])
-    texts = lens.generate(list(facts), _enough(lens, facts), batch_size)
+    longest = max(_needed(lens, fact) for fact in facts)
+    texts = lens.generate(list(facts), max(SHOWN, longest), batch_size)
     logprobs = lens.logprob(list(facts))
     rows = []
     for fact, text, logprob in zip(facts, texts, logprobs, strict=True):
-        right = begins(text, [fact.answer, *fact.aliases])
-        rows.append((fact.text, fact.answer, text, right, logprob))
+        rows.append((fact.text, fact.answer, text, _right(fact, text), logprob))
     kept = [fact for fact, row in zip(facts, rows, strict=True) if row[3]]
     return kept, pd.DataFrame(rows, columns=["prompt", "answer", "said", "right", "logprob"])
 
@@ -144,14 +156,11 @@ def _check_facts(facts: Sequence[Fact]) -> None:
             )
 
 
-def _enough(lens: Lens, facts: Sequence[Fact]) -> int:
-    """Tokens that tell whether any accepted answer is there: the longest, and one more to see where
+def _needed(lens: Lens, fact: Fact) -> int:
+    """Tokens that tell whether an accepted answer is there: the longest's, and one more to see where
     its last word ends."""
-    longest = SHOWN
-    for fact in facts:
-        for answer in (fact.answer, *fact.aliases):
-            longest = max(longest, len(lens.answer_ids(fact, answer)) + 1)
-    return longest
+    names = (fact.answer, *fact.aliases)
+    return 1 + max(len(lens.answer_ids(fact, name)) for name in names)
 
 
 def knowledge(lens: Lens, facts: Sequence[Fact]) -> dict[str, int]:

@@ -44,6 +44,8 @@ from qv_lens.trace import Setup, Trace
 Facts = Fact | str | Sequence[Fact | str]
 #: a layer, and the stream in front of it
 Start = tuple[int, Tensor]
+#: the modules after the last layer
+READ_OUT = ("ln_final", "unembed")
 
 
 class Intervention(Protocol):
@@ -318,16 +320,47 @@ class Lens:
             else None
         )
 
+    def logits_at(
+        self,
+        rows: Sequence[Sequence[int]],
+        where: tuple[Int[Tensor, " asked"], Int[Tensor, " asked"]],
+        hooks: Sequence[Hook] = (),
+        start: Start | None = None,
+        *,
+        last: Sequence[int] | None = None,
+    ) -> Float[Tensor, "asked d_vocab"]:
+        """`logits` at chosen places alone, `where` = their rows and positions: with a large
+        vocabulary the unembedding of all others would cost as much as many layers."""
+        if self._acts_on_read_out(hooks):
+            return self.logits(rows, hooks, start, last=last)[where]
+        return self.read_out(self.stream(rows, self.n_layers, hooks, start, last=last)[where])
+
     def read_out(
         self,
         stream: Float[Tensor, "*batch d_model"],
         scale: Float[Tensor, "*batch 1"] | None = None,
     ) -> Float[Tensor, "*batch d_vocab"]:
-        """Logits of final stream vectors: the final norm and the unembedding, for chosen positions
-        alone. `scale`: the final norm's sigma (default: the vectors' own)."""
+        """Logits of final stream vectors: the final norm (in float32 or better, as Hugging Face
+        computes it) and the unembedding. `scale`: the final norm's sigma (default: the vectors'
+        own)."""
         weight, bias = self.backend_adapter.unembed()
-        normed = self.backend_adapter.norm(None)(stream, scale)
+        normed = self.backend_adapter.norm(None)(at_least_float32(stream), scale).to(weight.dtype)
         return capped(normed @ weight + bias, self.backend_adapter.logit_cap)
+
+    def _acts_on_read_out(self, hooks: Sequence[Hook]) -> bool:
+        """Whether anything acts after the last layer: one of these hooks, an intervention in force,
+        or a hook of the user's (of a bridge's modules, which carry hooks of their own, only the hook
+        points count)."""
+        forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
+        if any(name.startswith(READ_OUT) for name, _ in (*forced, *hooks)):
+            return True
+        points = self.model.hook_dict.items()
+        places = (
+            [module for part in READ_OUT for module in getattr(self.model, part).modules()]
+            if self.backend == "hooked"
+            else [point for name, point in points if name.startswith(READ_OUT)]
+        )
+        return any(module._forward_hooks or module._forward_pre_hooks for module in places)
 
     def _forward(
         self,
@@ -375,15 +408,15 @@ class Lens:
     ) -> Float[Tensor, "prompt d_vocab"]:
         """Logits of the token after each prompt, in the order given (float32 or better)."""
         rows = [prompt.ids for prompt in self.tokenize(facts)]
-        out = []
-        for i in range(0, len(rows), batch_size):
-            chunk = rows[i : i + batch_size]
-            logits = self.logits(chunk)
-            last = torch.tensor([len(row) - 1 for row in chunk], device=logits.device)
-            out.append(
-                at_least_float32(logits[torch.arange(len(chunk), device=logits.device), last])
-            )
-        return torch.cat(out)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        out: dict[int, Tensor] = {}
+        for at in range(0, len(order), batch_size):
+            chunk = order[at : at + batch_size]
+            last = torch.tensor([len(rows[i]) - 1 for i in chunk], device=self.device)
+            where = torch.arange(len(chunk), device=self.device), last
+            logits = at_least_float32(self.logits_at([rows[i] for i in chunk], where))
+            out.update(zip(chunk, logits, strict=True))
+        return torch.stack([out[i] for i in range(len(rows))])
 
     @overload
     def logprob(self, fact: Fact | str, answer: str | None = None) -> float: ...

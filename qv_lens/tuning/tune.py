@@ -46,7 +46,7 @@ PARTS = ("efficacy", "paraphrase", "specificity")
 METRICS = tuple(f"{part}_{kind}" for part in PARTS for kind in ("acc", "success"))
 TRIALS = "trials.jsonl"
 #: changes when trials are made differently
-FORMAT = 1
+FORMAT = 2
 
 Values = dict[str, float]
 
@@ -184,8 +184,11 @@ def _in_turns(facts: Sequence[Fact]) -> list[Fact]:
 class _Log:
     """The lines of the folder: what each setting made of each edit."""
 
-    def __init__(self, folder: Path, known: dict[tuple[str, str], Values]) -> None:
+    def __init__(
+        self, folder: Path, corpus: str | None, known: dict[tuple[str, str | None, str], Values]
+    ) -> None:
         self.folder = folder
+        self.corpus = corpus
         self.known = known
         self.reason = ""
 
@@ -194,12 +197,7 @@ class _Log:
         """Raises `ConfigError` for a folder that cannot be used, or that holds another model's
         trials."""
         corpus = None if statistics is None else statistics.corpus
-        header = {
-            "format": FORMAT,
-            "fingerprint": lens.fingerprint,
-            "corpus": corpus,
-            "metrics": list(METRICS),
-        }
+        header = {"format": FORMAT, "fingerprint": lens.fingerprint, "metrics": list(METRICS)}
         file = folder / TRIALS
         known = {}
         try:
@@ -208,7 +206,7 @@ class _Log:
             records = [record for record in map(_read, lines) if record is not None]
             if records and records[0] != header:
                 raise ConfigError(
-                    f"{folder} holds trials of another model, text or version ({records[0]}). Name "
+                    f"{folder} holds trials of another model or version ({records[0]}). Name "
                     "another folder."
                 )
             if not records:
@@ -216,18 +214,19 @@ class _Log:
         except OSError as error:
             raise ConfigError(f"Cannot keep the trials in {folder}: {error}.") from error
         for record in records[1:]:
-            known[record["editor"], record["edit"]] = record["values"]
-        return cls(folder, known)
+            known[record["editor"], record["corpus"], record["edit"]] = record["values"]
+        return cls(folder, corpus, known)
 
     def means(
         self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None
     ) -> Values:
         """The metrics' means over the cases; those that were not measured yet are. {} where an edit
         is refused."""
-        missing = [case for case in cases if (repr(editor), _name(case)) not in self.known]
+        keys = [(repr(editor), self.corpus, _name(case)) for case in cases]
+        missing = [case for case, key in zip(cases, keys, strict=True) if key not in self.known]
         if missing:
             self._measure(lens, editor, missing, statistics)
-        values = [self.known[repr(editor), _name(case)] for case in cases]
+        values = [self.known[key] for key in keys]
         if not all(values):
             return {}
         return pd.DataFrame(values).mean().to_dict()
@@ -246,10 +245,10 @@ class _Log:
             values = (
                 {} if str(i) in skipped else {name: float(table.loc[i, name]) for name in METRICS}
             )
-            self.known[repr(editor), _name(case)] = values
-            lines.append(
-                json.dumps({"editor": repr(editor), "edit": _name(case), "values": values})
-            )
+            key = (repr(editor), self.corpus, _name(case))
+            self.known[key] = values
+            said = dict(zip(("editor", "corpus", "edit"), key, strict=True))
+            lines.append(json.dumps({**said, "values": values}))
         with (self.folder / TRIALS).open("a") as file:
             file.write("\n".join(["", *lines, ""]))
 

@@ -7,6 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import qv_lens as qv
+from qv_lens.attribution.gradients import answer_logprobs
+from qv_lens.editing.fine_tuning import last_token_loss
 from qv_lens.evaluation.answers import tell
 from qv_lens.facts.records import Probe
 from qv_lens.models.interventions import ffn_coefficients
@@ -351,3 +353,54 @@ def test_a_trace_is_stale_after_any_weight_was_written_by_hand(name, backend):
         qv.value_neurons(lens, trace, 5)
     weight.data[place] -= 0.01
     qv.value_neurons(lens, lens.trace(FACT), 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_at_chosen_places_are_the_models_own(kind, backend):
+    """Also where something acts after the last layer: a hook of the pass, of the user, or an
+    intervention."""
+    lens = tiny_lens(kind, backend, torch.float32)
+    rows = [list(prompt.ids) for prompt in lens.tokenize(PROMPTS)]
+    where = (torch.tensor([0, 1, 0]), torch.tensor([len(rows[0]) - 1, 1, 0]))
+    site = "ln_final.hook_normalized" if backend == "hooked" else "unembed.hook_in"
+
+    class Mute:
+        def check(self, lens):
+            pass
+
+        def hooks(self, lens):
+            return [(site, torch.zeros_like)]
+
+    torch.testing.assert_close(
+        lens.logits_at(rows, where), lens.logits(rows)[where], atol=1e-5, rtol=0
+    )
+    muted = lens.logits_at(rows, where, [(site, torch.zeros_like)])
+    assert (muted - lens.logits_at(rows, where)).abs().max() > 1e-2
+    torch.testing.assert_close(muted, lens.logits(rows, [(site, torch.zeros_like)])[where])
+    with lens.intervene(Mute()):
+        torch.testing.assert_close(lens.logits_at(rows, where), muted)
+    handle = lens.model.hook_dict[site].register_forward_hook(lambda m, i, x: torch.zeros_like(x))
+    torch.testing.assert_close(lens.logits_at(rows, where), muted)
+    handle.remove()
+
+
+def test_the_unembedding_runs_where_it_is_read_and_nowhere_else(backend):
+    """Next tokens, teacher-forced answers and the losses of gradient editors read a few places of
+    each row."""
+    if backend == "bridge":
+        pytest.skip("a bridge runs in full")
+    lens = tiny_lens("gptj", backend, torch.float32)
+    prompts = lens.tokenize([FACT])
+    model, seen = lens.model, []
+    wrapped = model.unembed.forward
+    model.unembed.forward = lambda x: seen.append(x.shape) or wrapped(x)
+    try:
+        lens.next_token_logits(PROMPTS)
+        tell(lens, [Probe(FACT.text, FACT.answer)])
+        answer_logprobs(lens, prompts, [])
+        last_token_loss(lens, prompts, [])
+        assert not seen
+        lens.logits([prompts[0].ids])
+        assert seen
+    finally:
+        del model.unembed.forward

@@ -126,6 +126,18 @@ def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
     assert json.loads(whole[0])["fingerprint"] == lens.fingerprint
 
 
+def test_trials_with_another_C0_are_other_trials_of_the_same_folder(toy, tmp_path):
+    lens, settings = toy
+    C0 = covariance(lens, texts(3), [1])
+    known = []
+    for statistics in (None, C0, None):
+        log = tune._Log.open(tmp_path, lens, statistics)
+        known.append(len(log.known))
+        log.means(lens, settings[0], CASES[:1], statistics)
+    assert known == [0, 1, 2]
+    assert len(tune._Log.open(tmp_path, lens, None).known) == 2
+
+
 def test_an_edit_with_other_neighbours_is_another_edit():
     other = [dataclasses.replace(case, neighbours=case.neighbours[1:]) for case in CASES]
     assert {tune._name(case) for case in CASES}.isdisjoint(map(tune._name, other))
@@ -151,7 +163,7 @@ def test_folders_and_cases_that_do_not_fit_are_refused(toy, tmp_path):
         tune.tune(lens, "FT", SHAPE, CASES[:2], CASES[4:], None, tmp_path, rungs=(2, 4))
     tune._Log.open(tmp_path, lens, None)
     other = tiny_lens("gptj", dtype=torch.float32)
-    with pytest.raises(qv.QVLensError, match="another model, text or version"):
+    with pytest.raises(qv.QVLensError, match="another model or version"):
         tune._Log.open(tmp_path, other, covariance(other, texts(3), [1]))
     (tmp_path / "file").write_text("")
     with pytest.raises(qv.QVLensError, match="Cannot keep the trials"):
