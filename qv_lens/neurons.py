@@ -160,9 +160,18 @@ class NeuronSet:
         return replace(self, frame=self.frame[condition(self.frame)].reset_index(drop=True))
 
     def layer(self, layer: int) -> NeuronSet:
-        """The units of one layer. Raises `ConfigError` for what is not a layer's number."""
+        """The units of one layer. Raises `ConfigError` for what is not a number of one of the
+        model's layers."""
         if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)):
             raise ConfigError(f"A layer is a number, got {layer!r}.")
+        layers = self.settings.get("layers")  # a set made by hand does not say
+        if layer < 0 or (layers is not None and layer >= layers):
+            model = (
+                f"{self.settings['model']} has {layers}, 0 to {layers - 1}"
+                if layers
+                else "0 is the first"
+            )
+            raise ConfigError(f"There is no layer {layer}: {model}.")
         return self.where(lambda frame: frame["layer"] == layer)
 
     def union(self) -> NeuronSet:

@@ -4,6 +4,7 @@ the model."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -258,11 +259,18 @@ def test_a_run_says_that_the_model_knows_nothing(call, tmp_path):
     )
     code, said, told = call("run", file, "--out", tmp_path / "strange")
     assert code == 0
-    assert "toy-gptj knows 0 of the 12 prompts asked; in 2 of 2 tasks none" in said
+    counted = "12 prompts asked (in 2 tasks, each counted)"
+    assert f"toy-gptj knows 0 of the {counted}; in 2 of 2 tasks none" in said
     assert "qv-lens: warning: In 2 of 2 tasks the model knows none of the prompts" in told
     code, said, told = call("run", file, "--set", "facts=", "--out", tmp_path / "own")
-    assert (code, told) == (0, "")
-    assert "toy-gptj knows 12 of the 12 prompts asked\n" in said
+    assert code == 0
+    lines = [re.sub(r"[0-9]+:[0-9:]+|[0-9]+ s", "#", line) for line in told.splitlines()]
+    assert lines == [  # no terminal: a line for each task instead of a bar
+        "qv-lens: # 1 of 2 tasks: model=toy-gptj, neurons=top finished in #",
+        "qv-lens: # 2 of 2 tasks: model=toy-gptj, neurons=random finished in #",
+    ]
+    assert f"toy-gptj knows 12 of the {counted}\n" in said
+    assert call("run", file, "--set", "facts=", "--out", tmp_path / "quiet", "--quiet")[2] == ""
     with pytest.warns(UserWarning, match="neurons=top"):
         runs.run(runs.RunConfig(str(EXPERIMENTS / "ablation.py"), {"model": "toy-gptj", "prompts": 2, "facts": str(tmp_path / "facts.json")},
                                     {"neurons": ("top",)}), tmp_path / "library")  # fmt: skip

@@ -94,3 +94,13 @@ def test_mixed_or_unknown_units_are_refused():
         _ = mixed.unit
     with pytest.raises(qv.QVLensError, match="Unit 'x' not found"):
         qv.NeuronSet.of([(0, 0)], unit="x")
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused():
+    found = qv.NeuronSet(qv.NeuronSet.of([(1, 2)]).frame, {"model": "small", "layers": 4})
+    assert len(found.layer(1)) == 1
+    assert len(found.layer(3)) == 0
+    with pytest.raises(qv.QVLensError, match="no layer 4: small has 4, 0 to 3"):
+        found.layer(4)
+    with pytest.raises(qv.QVLensError, match="no layer -1"):
+        qv.NeuronSet.of([(1, 2)]).layer(-1)

@@ -27,6 +27,7 @@ from qv_lens.cli.options import (
     check_writable,
     loaded,
     not_empty,
+    phases,
     requested,
     settings_of,
 )
@@ -434,7 +435,8 @@ def tune(
     C0 = corpus_statistics(lens, text) if reading else None
     for name in names:
         statistics = C0 if name in reading else None
-        tuned = choose(lens, name, shape, choosing, held, statistics, work)
+        with phases("tuning", unless_seen=True):
+            tuned = choose(lens, name, shape, choosing, held, statistics, work)
         figures = ", ".join(f"{metric} {value:.2f}" for metric, value in tuned.figures.items())
         print(
             f"{tuned.editor}\n  score {tuned.score:.3f} on {tuned.edits} edits held apart: {figures}",

@@ -15,6 +15,7 @@ from qv_lens.cli.options import (
     at_least,
     check_writable,
     not_empty,
+    phases,
 )
 from qv_lens.errors import ConfigError
 
@@ -84,15 +85,16 @@ def run(
         )
         return
     try:
-        start(
-            config,
-            folder,
-            engine=engine,
-            workers=workers,
-            address=address,
-            device=loading.device,
-            dtype=loading.dtype,
-        )
+        with phases("runs", unless_seen=True), phases("evaluation", unless_seen=True):
+            start(
+                config,
+                folder,
+                engine=engine,
+                workers=workers,
+                address=address,
+                device=loading.device,
+                dtype=loading.dtype,
+            )
     except KeyboardInterrupt:
         print(
             f"\nStopped. What is finished is in {folder}; the same command goes on from there.",
@@ -107,7 +109,8 @@ def run(
     )
     for row in knowledge(frame).itertuples():
         nothing = f"; in {row.none} of {row.tasks} tasks none" if row.none else ""
-        print(f"{row.model} knows {row.known} of the {row.asked} prompts asked{nothing}")
+        each = f" (in {row.tasks} tasks, each counted)" if row.tasks > 1 else ""
+        print(f"{row.model} knows {row.known} of the {row.asked} prompts asked{each}{nothing}")
     experiment = find_experiment(config.experiment)
     if experiment.figure is not None and len(failed) < len(frame):
         experiment.figure(frame[frame["status"] == "finished"]).write_html(

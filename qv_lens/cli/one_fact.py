@@ -171,7 +171,7 @@ def study(
     material = None
     if facts is not None:
         material = file_material(fact, new, facts, text or default_texts(lens))
-    with phases():
+    with phases("case_study"):
         walk = run(
             lens, fact, new, material=material, editor=ace, rival=memit, edits=edits, seed=seed
         )

@@ -83,10 +83,11 @@ def loaded(model: str, loading: Loading) -> Lens:
 
 
 @contextmanager
-def phases() -> Iterator[None]:
-    """What a long walk is doing, a line each on stderr; nothing with --quiet."""
-    logger = logging.getLogger("qv_lens.case_study")
-    if os.environ.get(QUIET):
+def phases(room: str, unless_seen: bool = False) -> Iterator[None]:
+    """What long work is doing, a line each on stderr: what the modules of a room of `qv_lens` log;
+    nothing with --quiet. `unless_seen`: nothing either where a progress bar tells it already."""
+    logger = logging.getLogger(f"qv_lens.{room}")
+    if os.environ.get(QUIET) or (unless_seen and sys.stderr.isatty()):
         yield
         return
     handler, level = logging.StreamHandler(), logger.level

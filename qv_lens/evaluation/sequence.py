@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import shutil
 import time
@@ -38,6 +39,8 @@ from qv_lens.files import whole
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Patch
 from qv_lens.progress import progress_bar
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = (1, 10, 100, 300, 1_000, 3_000, 10_000)
 METRICS = (
@@ -126,6 +129,10 @@ def sequence(
                 done.rows += _asked(
                     lens, cases, done, patches, metrics, sample, list(held_out), seed
                 )
+                logger.info(
+                    "%s: %d of %d edits, %.1f s each",
+                    type(editor).__name__, done.done, len(cases), done.seconds / done.done,
+                )  # fmt: skip
             if done.done in wanted or done.done % save_every == 0:
                 _save(room, done, patches)
     frame = pd.DataFrame(done.rows, columns=list(COLUMNS))

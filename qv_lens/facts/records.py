@@ -8,14 +8,26 @@ of them edited (MQuAKE); an `EditCase` is one edit with its probes. Positions in
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 
 from qv_lens.errors import EditError, FactError
 from qv_lens.facts.words import blanks_around, places, rtrimmed, trimmed, word_around, word_places
 
 
-@dataclass(frozen=True)
-class Fact:
+class _Record:
+    """A record is written as it would be made: what has its default is left out."""
+
+    def __repr__(self) -> str:
+        said = (
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)  # pyright: ignore[reportArgumentType]
+            if field.default is MISSING or getattr(self, field.name) != field.default
+        )
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Fact(_Record):
     """One fact as a cloze: `prompt` with one `{}` for the subject, ending right before the answer.
 
     Blanks around the subject move to the prompt, where the prompt has none there; blanks after the
@@ -110,8 +122,8 @@ class Fact:
         return EditRequest(self, new, via)  # pyright: ignore[reportArgumentType]
 
 
-@dataclass(frozen=True)
-class EditRequest:
+@dataclass(frozen=True, repr=False)
+class EditRequest(_Record):
     """Change `fact.answer` to `new` (the papers' o -> o*)."""
 
     fact: Fact
@@ -137,8 +149,8 @@ class EditRequest:
         return replace(self.fact, answer=self.new, aliases=())
 
 
-@dataclass(frozen=True)
-class Hop:
+@dataclass(frozen=True, repr=False)
+class Hop(_Record):
     """One link of a chain: asked as a question and as a cloze (both complete texts, no `{}`)."""
 
     question: str
@@ -159,8 +171,8 @@ class Hop:
 UNKNOWN = "?"
 
 
-@dataclass(frozen=True)
-class Probe:
+@dataclass(frozen=True, repr=False)
+class Probe(_Record):
     """A complete prompt with the answer that counts, and other answers that count as well; `space`
     as in a `Fact`."""
 
@@ -188,8 +200,8 @@ Asked = Fact | Probe
 Groups = tuple[tuple[str, tuple[Probe, ...]], ...]
 
 
-@dataclass(frozen=True)
-class MultiHopCase:
+@dataclass(frozen=True, repr=False)
+class MultiHopCase(_Record):
     """A chain of facts with one or more of them edited, and the questions that depend on the whole
     chain (MQuAKE)."""
 
@@ -224,8 +236,8 @@ class MultiHopCase:
         return self.edits
 
 
-@dataclass(frozen=True)
-class EditCase:
+@dataclass(frozen=True, repr=False)
+class EditCase(_Record):
     """One edit and what should, and should not, follow from it."""
 
     request: EditRequest

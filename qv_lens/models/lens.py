@@ -549,11 +549,12 @@ class Lens:
 
     @property
     def label(self) -> dict[str, Any]:
-        """What results are labelled with: the model, its backend, and the fingerprint, or "patched"
-        while a patch is applied; the interventions in force, where there are any; versions; no seed
+        """What results are labelled with: the model, its layers and backend, and the fingerprint, or
+        "patched" while a patch is applied; the interventions in force, where there are any; versions; no seed
         where nothing is drawn."""
         label = {
             "model": self.name,
+            "layers": self.n_layers,
             "backend": self.backend,
             "fingerprint": "patched" if self.patches else self.fingerprint,
             "versions": versions(),

@@ -159,12 +159,17 @@ def run(
             initial=len(tasks) - len(todo),
             unit="task",
         )
-        ignorant = []
+        ignorant, done = [], len(tasks) - len(todo)
         with bar:
             for outcome in outcomes:
                 task = tasks[outcome.index]
                 _keep(store, task, outcome)
-                logger.info("task %d of %d is finished", task.index, len(tasks))
+                done += 1
+                end = "finished" if outcome.rows is not None else "failed"
+                logger.info(
+                    "%d of %d tasks: %s %s in %.0f s",
+                    done, len(tasks), _named(task, config), end, outcome.seconds,
+                )  # fmt: skip
                 if outcome.rows is not None and knows_nothing(outcome.rows):
                     ignorant.append(task)
                 bar.update()

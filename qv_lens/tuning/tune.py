@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ from qv_lens.facts.records import EditCase, Fact
 from qv_lens.models.lens import Lens
 from qv_lens.progress import progress_bar
 from qv_lens.tuning.grids import Shape, grid
+
+logger = logging.getLogger(__name__)
 
 #: how many edits the settings still in the race are tried on
 RUNGS = (4, 8, 16)
@@ -100,6 +103,7 @@ def tune(
             for editor in race:
                 values = log.means(lens, editor, cases[:count], statistics)
                 scored.append((score(values), editor))
+                logger.info("%d edits, score %.3f: %r", count, *scored[-1])
                 rows.append(
                     {
                         "editor": repr(editor),
