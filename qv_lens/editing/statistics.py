@@ -40,6 +40,11 @@ KeyMoments = dict[tuple[int, str], Tensor]
 ENOUGH = 10
 #: padded tokens in one pass, whatever the length of the texts
 TOKENS = 32_768
+#: tokens from which on a pass runs as fast as it can, and the padding that is then allowed
+WORTH = 512
+PADDING = 1.1
+#: keys whose products are formed together
+BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,7 @@ def covariance(
             bar.update(len(chunk))
     if not progress.tokens:
         raise EditError("The text for the statistics holds no tokens.")
-    means = {key: C / progress.tokens for key, C in progress.sums.items()}
+    means = {key: _mirrored(C) / progress.tokens for key, C in progress.sums.items()}
     statistics = Statistics(
         C0={layer: C for (layer, module), C in means.items() if module == "ffn"},
         tokens=progress.tokens,
@@ -384,16 +389,21 @@ def _chunks(stream: Iterator[str], size: int) -> Iterator[list[str]]:
 def _batches(
     lens: Lens, texts: list[str], batch_size: int, max_tokens: int
 ) -> Iterator[list[list[int]]]:
-    """Token rows of like length together, as many as `batch_size` and `TOKENS` allow."""
+    """Token rows of like length together, as many as `batch_size` and `TOKENS` allow; a batch that
+    is worth a pass ends before its padding grows."""
     rows = sorted(
         (encode(lens.tokenizer, text, lens.prepend_bos)[0][:max_tokens] for text in texts), key=len
     )
     batch: list[list[int]] = []
+    real = 0
     for row in filter(None, rows):
-        if batch and (len(batch) == batch_size or len(row) * (len(batch) + 1) > TOKENS):
+        padded = len(row) * (len(batch) + 1)
+        wasteful = real >= WORTH and padded > PADDING * (real + len(row))
+        if batch and (len(batch) == batch_size or padded > TOKENS or wasteful):
             yield batch
-            batch = []
+            batch, real = [], 0
         batch.append(row)
+        real += len(row)
     if batch:
         yield batch
 
@@ -406,8 +416,7 @@ def _accumulate(lens: Lens, rows: list[list[int]], sums: KeyMoments) -> None:
 
     def add(key: tuple[int, str]):
         def hook(m: Tensor) -> None:
-            k = at_least_float32(m.flatten(2)[real])
-            sums[key].add_((k.T @ k).double())
+            _add_gram(sums[key], at_least_float32(m.flatten(2)[real]))
 
         return hook
 
@@ -418,6 +427,19 @@ def _accumulate(lens: Lens, rows: list[list[int]], sums: KeyMoments) -> None:
     ]
     # nothing above the last layer is run
     lens.stream(rows, max(layer for layer, _ in sums) + 1, hooks)
+
+
+def _add_gram(C: Float[Tensor, "k k"], keys: Float[Tensor, "token k"]) -> None:
+    """C += K^T K on and above the diagonal, in blocks: what lies below is the same again
+    (`_mirrored`)."""
+    for start in range(0, keys.shape[1], BLOCK):
+        rows = keys[:, start : start + BLOCK]
+        C[start : start + BLOCK, start:].add_((rows.T @ keys[:, start:]).double())
+
+
+def _mirrored(C: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
+    """The symmetric matrix with this upper triangle."""
+    return C.triu() + C.triu(1).T
 
 
 def _write(folder: Path, name: str, sums: KeyMoments, header: dict) -> Path:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.editing import statistics
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance, enough
 from qv_lens.models.fetch import FETCHABLE
@@ -156,6 +157,31 @@ def test_statistics_of_other_text_or_layers_are_refused(tmp_path):
     with pytest.raises(qv.QVLensError, match="holds statistics already"):
         done.save(tmp_path)
     assert (tmp_path / "statistics.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize("block", [5, 16, 512])
+def test_C0_is_the_mean_of_every_tokens_k_kT(block, monkeypatch, true_float64):
+    """Text by text, whatever the blocks in which it is summed."""
+    monkeypatch.setattr(statistics, "BLOCK", block)
+    lens, few = tiny_lens("qwen3-gqa"), TEXTS[:20]
+    keys = torch.cat([lens.trace(text, "all").m[1] for text in few])
+    C0 = covariance(lens, few, [1]).C0[1]
+    torch.testing.assert_close(C0, keys.T @ keys / len(keys), atol=1e-12, rtol=1e-10)
+    assert torch.equal(C0, C0.T)
+
+
+def test_little_of_what_runs_for_C0_is_padding():
+    """Long and short texts do not share a pass (they once did, and C0 took three times as long)."""
+    lens = tiny_lens("qwen3-gqa")
+    mixed = [" ".join(["fencing"] * (1 + i * i % 97)) for i in range(400)]
+    batches = list(statistics._batches(lens, mixed, 128, 1000))
+    padded = sum(len(rows) * max(map(len, rows)) for rows in batches)
+    real = sum(len(row) for rows in batches for row in rows)
+    assert padded <= 1.15 * real
+    assert sorted(len(row) for rows in batches for row in rows) == sorted(
+        len(lens.tokenizer(text)["input_ids"]) for text in mixed
+    )
+    assert len(batches) <= real / statistics.WORTH + 1
 
 
 def test_attention_statistics_against_a_loop(true_float64):
