@@ -90,15 +90,17 @@ def phases(room: str, unless_seen: bool = False) -> Iterator[None]:
     if os.environ.get(QUIET) or (unless_seen and sys.stderr.isatty()):
         yield
         return
-    handler, level = logging.StreamHandler(), logger.level
+    handler, level, propagate = logging.StreamHandler(), logger.level, logger.propagate
     handler.setFormatter(logging.Formatter("qv-lens: %(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # libraries that log give the root logger a handler of their own
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def requested(prompt: str, subject: str, answer: str, new: str) -> EditRequest:

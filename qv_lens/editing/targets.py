@@ -49,9 +49,9 @@ STOP = 0.05  # L below which a fact is done (MEMIT)
 KL_STOP = 0.01
 #: times mu above which NAS skips a fact
 TOO_LONG = 2.0
-# rows above which a pass is split by length: measured, even at 12 facts of 7 rows one pass is
-# faster
-APART = 128
+# rows above which a pass is split by length: measured on SmolLM2, from 8 facts of 7 rows on a step is
+# then 10 to 15% faster
+APART = 40
 
 
 @dataclass(frozen=True)
