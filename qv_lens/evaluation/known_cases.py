@@ -6,11 +6,13 @@ it answers; `known_facts` (`qv.known`) picks facts."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import pandas as pd
 
 from qv_lens.errors import FactError, unknown
+from qv_lens.evaluation.kept_answers import looked_up
 from qv_lens.evaluation.metrics import correct
 from qv_lens.facts.prompts import G2, begins, normalise
 from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase, Probe
@@ -80,9 +82,12 @@ def known_edits(lens: Lens, cases: Sequence[EditCase]) -> list[EditCase]:
 
 def knows(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
     """Which facts the model knows, as `known_facts` tells it; only prompts whose likeliest first
-    token fits an answer are continued, so that many facts are asked quickly."""
-    if not facts:
-        return []
+    token fits an answer are continued, so that many facts are asked quickly, and once
+    (`kept_answers`)."""
+    return looked_up(lens, facts, partial(_asked, lens)) if facts else []
+
+
+def _asked(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
     first = lens.next_token_logits(list(facts)).argmax(-1).tolist()
     likely = [i for i, token in enumerate(first) if _may_begin(lens.token_label(token), facts[i])]
     needed = {i: _needed(lens, facts[i]) for i in likely}

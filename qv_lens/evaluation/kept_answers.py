@@ -1,0 +1,73 @@
+"""Which facts a model knows, kept in the user's cache: every command that draws cases asks the same
+facts of the same weights, and of thousands that takes minutes.
+
+A file for each state of a model (its weights, name and BOS) and version of the libraries; in it a
+hash of each fact's prompt and accepted answers, and whether it is known. Nothing is kept of a model
+that is patched, intervened on or hooked by the user."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qv_lens.cache import cache_folder
+from qv_lens.facts.records import Fact
+from qv_lens.files import whole
+from qv_lens.models.backend import versions
+from qv_lens.models.lens import Lens
+
+#: facts from which on an answer is looked up: hashing the weights takes as long as asking a few
+MANY = 64
+
+
+def looked_up(
+    lens: Lens, facts: Sequence[Fact], ask: Callable[[Sequence[Fact]], list[bool]]
+) -> list[bool]:
+    """What `ask` says of each fact; of those kept from an earlier call, that."""
+    file = _file(lens) if len(facts) >= MANY else None
+    if file is None:
+        return ask(facts)
+    names = [_name(fact) for fact in facts]
+    kept = _read(file)
+    new = [fact for fact, name in zip(facts, names, strict=True) if name not in kept]
+    if new:
+        told = dict(zip(map(_name, new), ask(new), strict=True))
+        kept = {**_read(file), **kept, **told}  # another process may have written meanwhile
+        _write(file, kept)
+    return [kept[name] for name in names]
+
+
+def _file(lens: Lens) -> Path | None:
+    folder = cache_folder()
+    if folder is None or lens.patches or lens.interventions:
+        return None
+    state = lens.state()
+    if state != lens.state():  # hooks of the user's: no two are the same
+        return None
+    said = repr((state, str(lens.dtype), lens.device.type, versions()))
+    return folder / "known" / f"{hashlib.blake2b(said.encode(), digest_size=16).hexdigest()}.json"
+
+
+def _name(fact: Fact) -> str:
+    said = repr((fact.text, fact.answer, fact.aliases, fact.space))
+    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+
+
+def _read(file: Path) -> dict[str, bool]:
+    """What is kept; nothing where the file is absent or damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    items = found.items() if isinstance(found, dict) else ()
+    return {name: right for name, right in items if isinstance(right, bool)}
+
+
+def _write(file: Path, kept: dict[str, bool]) -> None:
+    try:
+        with whole(file) as partial:
+            partial.write_text(json.dumps(kept), encoding="utf-8")
+    except OSError:
+        return  # it is asked again next time

@@ -1,0 +1,68 @@
+"""Which facts a model knows: asked once of the same weights, and again of any others."""
+
+from __future__ import annotations
+
+import pytest
+
+import qv_lens as qv
+from qv_lens.evaluation import known_cases
+from qv_lens.evaluation.known_cases import knows
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
+
+FACTS = world_cases.facts(generator.build(0))[:90]
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """The numbers of facts that were really asked, call by call."""
+    monkeypatch.setenv("QV_LENS_CACHE", str(tmp_path))
+    counts, ask = [], known_cases._asked
+    monkeypatch.setattr(
+        known_cases, "_asked", lambda lens, facts: counts.append(len(facts)) or ask(lens, facts)
+    )
+    return counts
+
+
+@pytest.fixture
+def lens():
+    return qv.load("toy-gptj")
+
+
+def test_facts_are_asked_once_of_the_same_weights(lens, asked, tmp_path):
+    first = knows(lens, FACTS[:80])
+    assert first == qv.known(lens, FACTS[:80])[1]["right"].tolist()
+    assert knows(lens, FACTS) == [*first, *qv.known(lens, FACTS[80:])[1]["right"]]
+    assert knows(qv.load("toy-gptj"), FACTS[::-1])[::-1] == knows(lens, FACTS)
+    assert asked == [80, 10]
+    other = [qv.Fact(f.prompt, f.subject, "nobody") for f in FACTS]
+    assert not any(knows(lens, other))
+    assert asked == [80, 10, 90]
+    (file,) = (tmp_path / "known").iterdir()
+    file.write_text('{"cut')
+    assert knows(lens, FACTS[:80]) == first
+    assert asked[3:] == [80]
+
+
+def test_other_weights_are_asked_again(lens, asked, tmp_path):
+    before = knows(lens, FACTS)
+    for layer in range(2, lens.n_layers):
+        lens.w_out(layer).zero_()
+    after = knows(lens, FACTS)
+    assert before != after
+    assert asked == [90, 90]
+    zero = qv.Zero(qv.NeuronSet.of([(9, n) for n in range(lens.d_mlp)]))
+    with lens.intervene(zero):
+        knows(lens, FACTS)
+        knows(lens, FACTS)
+    assert asked == [90] * 4
+    assert len(list((tmp_path / "known").iterdir())) == 2
+
+
+def test_where_nothing_can_be_kept_facts_are_asked_all_the_same(lens, asked, monkeypatch, tmp_path):
+    (tmp_path / "known").write_text("a file in the folder's place")
+    assert knows(lens, FACTS) == knows(lens, FACTS)
+    monkeypatch.setenv("QV_LENS_CACHE", "")
+    knows(lens, FACTS)
+    knows(lens, FACTS[:5])
+    assert asked == [90, 90, 90, 5]
