@@ -2,7 +2,8 @@
 text.
 
     qv-lens run experiments/sequence.py --set data=counterfact.json --set held_out=wikitext-2.txt
-    qv-lens run experiments/sequence.py --set data=counterfact.json --set 'method=["UltraEdit"]' --set count=10000
+    qv-lens run experiments/sequence.py --set data=counterfact.json --set 'method=["UltraEdit"]' --set count=10000 \
+        --set batch=100
 
 CounterFact facts that the model knows, in a row that a seed draws; checkpoints at 1, 10, 100, 300,
 1,000 and so on. Killed at any moment, the same command goes on within a row: the patch in force is
@@ -49,6 +50,8 @@ class Task:
     """A file of edits ('facts': the bundled world's)."""
     count: int = 1_000
     """How many edits."""
+    batch: int = 1
+    """How many are made together."""
     sample: int = 50
     """How many are asked of each group."""
     known: bool = True
@@ -61,7 +64,7 @@ class Task:
     """Which cases, in which order."""
 
     def __post_init__(self) -> None:
-        at_least(self, count=1, sample=1, seed=0)
+        at_least(self, count=1, batch=1, sample=1, seed=0)
         check_files(self, "data", "held_out", "text")
         preset_of(self.model, self.method)
 
@@ -83,7 +86,13 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     editor = preset_of(task.model, task.method).editor
     texts = enough(lens, read_texts(Path(task.held_out)), TOKENS) if task.held_out else ()
     C0 = once(statistics_of, lens, task.text, 0) if reads_statistics(editor) else None
-    options = {"statistics": C0, "sample": task.sample, "held_out": texts, "seed": task.seed}
+    options = {
+        "statistics": C0,
+        "batch": task.batch,
+        "sample": task.sample,
+        "held_out": texts,
+        "seed": task.seed,
+    }
     place = cache_folder()
     if place is None:
         with TemporaryDirectory() as folder:

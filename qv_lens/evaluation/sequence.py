@@ -1,7 +1,8 @@
 """Thousands of edits in a row: what is left of the first ones, and of the model.
 
-1. Cases are edited one after another; one patch is in force, the sum of all edits so far, so that
-   memory does not grow with their number.
+1. Cases are edited one after another, or so many at a time (`batch`; the releases of AlphaEdit and
+   its successors take 100); one patch is in force, the sum of all edits so far, so that memory does
+   not grow with their number.
 2. At each checkpoint are asked: the newest edits, the first ones, and some drawn from all so far
    (`sample` of each), with their paraphrases and neighbours, each beside what the
    unedited model says; and the perplexity of ordinary text, and the largest ||dW|| / ||W||.
@@ -71,6 +72,7 @@ def sequence(
     statistics: Statistics | None = None,
     metrics: Sequence[str] = METRICS,
     checkpoints: Sequence[int] = CHECKPOINTS,
+    batch: int = 1,
     sample: int = 50,
     held_out: Sequence[str] = (),
     save_every: int = 20,
@@ -82,21 +84,22 @@ def sequence(
     The group `model` holds the model's own: `perplexity` of the texts `held_out`, `relative_norm`
     (the largest ||dW|| / ||W||), `seconds` per edit and `refused`, the number of edits that could
     not be made. `folder`: where progress is kept; another call with the same arguments goes on from
-    it. The lens is left as it was.
+    it. The lens is left as it was. `batch`: how many cases are edited together; none reaches over a
+    checkpoint, and one that is refused is edited case by case.
 
     Raises `ConfigError` for a folder that holds another sequence, no cases, or an unknown metric;
     what the editor raises for its statistics.
     """
     check_metrics(metrics)
-    if not cases or sample < 1 or save_every < 1:
+    if not cases or min(batch, sample, save_every) < 1:
         raise ConfigError(
-            "A sequence needs at least one case, a sample and a save_every of at least 1."
+            "A sequence needs at least one case, and a batch, a sample and a save_every of at least 1."
         )
     editor = editor_of(lens, editor)
     check_editor(editor)
     check_statistics(lens, editor, statistics)
     room = Path(folder)
-    key = _key(lens, cases, editor, metrics, sample, held_out, seed, statistics)
+    key = _key(lens, cases, editor, metrics, batch, sample, held_out, seed, statistics)
     done = _resumed(room, key)
     wanted = sorted({at for at in checkpoints if at <= len(cases)} | {len(cases)})
     templates, factored = contexts(lens, seed), Factored(statistics)
@@ -106,25 +109,19 @@ def sequence(
     with progress_bar(of=type(editor).__name__, unit="edit", total=len(cases)) as bar:
         bar.update(done.done)
         while done.done < len(cases):
-            with lens.patched(*patches):
-                start = time.perf_counter()
-                try:
-                    patch = edit(
-                        lens,
-                        cases[done.done].request,
-                        editor,
-                        statistics=statistics,
-                        templates=templates,
-                        seed=seed,
-                        factored=factored,
-                    )
-                except EditError:
-                    done.refused += 1
-                else:
-                    patches = [total([*patches, patch])]
-                done.seconds += time.perf_counter() - start
-            done.done += 1
-            bar.update()
+            before = done.done
+            stop = min(before + batch, next(at for at in wanted if at > before))
+            start = time.perf_counter()
+            made, refused = _edited(
+                lens, cases[before:stop], patches, editor, statistics=statistics, templates=templates,
+                seed=seed, factored=factored,
+            )  # fmt: skip
+            done.seconds += time.perf_counter() - start
+            done.refused += refused
+            if made:
+                patches = [total([*patches, *made])]
+            done.done = stop
+            bar.update(stop - before)
             if done.done in wanted:
                 done.rows += _asked(
                     lens, cases, done, patches, metrics, sample, list(held_out), seed
@@ -133,11 +130,30 @@ def sequence(
                     "%s: %d of %d edits, %.1f s each",
                     type(editor).__name__, done.done, len(cases), done.seconds / done.done,
                 )  # fmt: skip
-            if done.done in wanted or done.done % save_every == 0:
+            if done.done in wanted or stop // save_every > before // save_every:
                 _save(room, done, patches)
     frame = pd.DataFrame(done.rows, columns=list(COLUMNS))
     frame.attrs.update({**lens.label, "editor": repr(editor), "seed": seed})
     return frame
+
+
+def _edited(
+    lens: Lens, cases: Sequence[EditCase], patches: Sequence[Patch], editor: Editor, **options: Any
+) -> tuple[list[Patch], int]:
+    """The patches of cases edited together, on top of those in force, and how many cases were
+    refused: where all together are, each is edited alone."""
+    with lens.patched(*patches):
+        try:
+            return [edit(lens, [case.request for case in cases], editor, **options)], 0
+        except EditError:
+            if len(cases) == 1:
+                return [], 1
+    made, refused = [], 0
+    for case in cases:
+        more, out = _edited(lens, [case], [*patches, *made], editor, **options)
+        made += more
+        refused += out
+    return made, refused
 
 
 def _key(lens: Lens, *asked: object) -> str:

@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 
 import qv_lens as qv
+from qv_lens.editing.keys import contexts
 from qv_lens.evaluation import sequence as sequences
 from qv_lens.evaluation.sequence import sequence
 from qv_lens.facts.benchmarks import parse
+from qv_lens.facts.records import EditCase
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
@@ -97,3 +99,29 @@ def test_another_sequences_folder_is_refused(lens, tmp_path):
         sequence(lens, CASES[:3], EDITOR, tmp_path, **OPTIONS)
     with pytest.raises(qv.QVLensError, match="at least one case"):
         sequence(lens, [], EDITOR, tmp_path)
+
+
+def test_cases_edited_together_are_those_of_edits_made_by_hand(lens, whole, tmp_path):
+    """Batches end at the checkpoints: 1, then 2 and 3, then 4 and 5, then 6."""
+    frame = sequence(lens, CASES, EDITOR, tmp_path, **OPTIONS, batch=2)
+    patches = []
+    for index in ([0], [1, 2], [3, 4], [5]):
+        with lens.patched(*patches):
+            requests = [CASES[i].request for i in index]
+            patches.append(qv.edit(lens, requests, EDITOR, templates=contexts(lens)))
+    with lens.patched(*patches):
+        wanted = qv.evaluate(lens, CASES[4:], ["efficacy_acc"])["before"].mean()
+    assert value(frame, 6, "newest", "efficacy_acc") == pytest.approx(wanted)
+    assert value(frame, 6, "model", "relative_norm") != value(whole, 6, "model", "relative_norm")
+    with pytest.raises(qv.QVLensError, match="holds another sequence"):
+        sequence(lens, CASES, EDITOR, tmp_path, **OPTIONS, batch=3)
+
+
+def test_of_cases_that_conflict_each_is_edited_alone(lens, tmp_path):
+    fact = CASES[0].request.fact
+    twice = [CASES[0], CASES[1], EditCase(fact.to("chess")), EditCase(fact.to(fact.answer))]
+    options = {**OPTIONS, "checkpoints": (), "metrics": ("efficacy_acc",)}
+    frame = sequence(lens, twice, EDITOR, tmp_path, **options, batch=4)
+    assert value(frame, 4, "model", "refused") == 1  # the one that asks for the old answer
+    assert value(frame, 4, "newest", "efficacy_acc") == 0.5
+    assert value(frame, 4, "model", "relative_norm") > 0
