@@ -443,8 +443,9 @@ def tune(
             flush=True,
         )
         source = (
-            f"qv-lens tune, {date.today()}: of {tuned.table['editor'].nunique()} settings, score "
-            f"{tuned.score:.3f} on {tuned.edits} edits held apart ({figures})"
+            f"qv-lens tune, {date.today()}, {str(lens.dtype).removeprefix('torch.')}: of "
+            f"{tuned.table['editor'].nunique()} settings, score {tuned.score:.3f} on {tuned.edits} "
+            f"edits held apart ({figures})"
         )
         entries = entries_of(target) if target.exists() else {}
         entries[name] = entry_of(tuned.editor, source)

@@ -55,9 +55,8 @@ def kept_covariance(
     raises."""
     wanted = sorted(set(layers))
     folder = cache_folder()
-    state = "" if lens.patches or lens.interventions else lens.state()
-    # with user-installed hooks no two are the same
-    if folder is None or not wanted or not state or state != lens.state():
+    state = None if folder is None or not wanted else lens.bare_state
+    if folder is None or state is None:
         return covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules)
     folder = folder / "statistics" / _name(lens, state, texts, max_tokens)
     keys: list[Key] = [(layer, module) for layer in wanted for module in modules]

@@ -51,7 +51,9 @@ def weighted_sum(w_out: Float[Tensor, "d_mlp d_model"]) -> Tensor:
 def bit_sum(weight: Tensor) -> Tensor:
     """The sum of a tensor's bits, eight bytes at a time: any write to one place changes this sum,
     on every device, at the price of one pass over the tensor."""
-    data = weight.detach().contiguous().flatten().view(torch.uint8)
+    # in the order in which it lies in memory: a transposed view is not copied
+    order = sorted(range(weight.ndim), key=weight.stride, reverse=True)
+    data = weight.detach().permute(order).contiguous().flatten().view(torch.uint8)
     if data.storage_offset() % 8:  # a part of a larger tensor
         data = data.clone()
     whole = len(data) - len(data) % 8

@@ -176,6 +176,13 @@ class Lens:
         )
         return digest(said, itertools.chain(unlike, weights))
 
+    @property
+    def bare_state(self) -> str | None:
+        """`state` of the model by itself, under which results of it can be kept for later; None
+        while a patch, an intervention or a hook of the user's is in force."""
+        bare = not (self.patches or self._in_force or self._own_hooks())
+        return self.state() if bare else None
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the weights as first seen and of the architecture: 16 hex digits. Patches record
