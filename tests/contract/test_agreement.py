@@ -223,3 +223,19 @@ def test_a_mixture_of_experts_is_refused_with_its_reason():
     )  # fmt: skip
     with pytest.raises(ModelError, match="mixture of experts"):
         Lens.from_hf(Qwen3MoeForCausalLM(config), tokenizer())
+
+
+def test_a_model_is_asked_about_text_that_its_tokenizer_can_read():
+    """On tokens that no text brings together, rounding alone moves a bfloat16 model as far as a
+    wrong setting would."""
+    model, words = tiny_qwen3(), tokenizer()
+    text = agreement.row(model, words, 512)[0].tolist()
+    assert words.decode(text).startswith('The "assert" statement')
+
+    class OneWord:
+        def __call__(self, text, **_):
+            return {"input_ids": [1] * len(text.split())}
+
+    spread = agreement.row(model, OneWord(), 512)[0].tolist()
+    assert len(set(spread)) > 100
+    assert spread[:2] == [7919 % len(words), 2 * 7919 % len(words)]

@@ -4,6 +4,7 @@ edits do what is claimed."""
 from __future__ import annotations
 
 import random
+import warnings
 
 import pandas as pd
 import pytest
@@ -152,3 +153,16 @@ def test_an_edited_model_is_saved_and_loads_with_transformers_alone(lens, tmp_pa
     )
     ids = torch.tensor([tokenizer(PARIS.text)["input_ids"]])
     torch.testing.assert_close(hf(ids).logits[0, -1], wanted, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_rounding_and_no_other_model(lens, dtype):
+    """Loaded without a warning; of ordinary text nearly every next token is the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        half = qv.load("smollm2-135m", dtype=dtype)
+    text = "The capital of France is Paris, and the capital of Italy is Rome. The sun rises in the"
+    ids = list(half.tokenize(text)[0].ids)
+    exact = lens.logits([ids])[0].argmax(-1)
+    assert half.backend == lens.backend
+    assert (half.logits([ids])[0].argmax(-1) == exact).float().mean() > 0.85
