@@ -194,16 +194,19 @@ class NeuronSet:
         )
 
     def __and__(self, other: NeuronSet) -> NeuronSet:
+        check_set(other)
         return replace(
             self, frame=self.frame[self._keys().isin(other._keys())].reset_index(drop=True)
         )
 
     def __sub__(self, other: NeuronSet) -> NeuronSet:
+        check_set(other)
         return replace(
             self, frame=self.frame[~self._keys().isin(other._keys())].reset_index(drop=True)
         )
 
     def __or__(self, other: NeuronSet) -> NeuronSet:
+        check_set(other)
         return replace(self, frame=pd.concat([self.frame, (other - self).frame], ignore_index=True))
 
     def to_frame(self) -> pd.DataFrame:

@@ -33,7 +33,8 @@ from qv_lens.attribution.query import layers_of, queries_of, targets_of
 from qv_lens.attribution.setting import Setting
 from qv_lens.attribution.value import best_units, ranked, values_by_head
 from qv_lens.errors import ConfigError
-from qv_lens.models.lens import Facts, Lens, at_least_float32
+from qv_lens.models.lens import Facts, Lens
+from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet
 
 COUNTED, TARGETS, SHOWN = 300, 30, 10

@@ -42,7 +42,8 @@ from qv_lens.facts.spans import Positions
 from qv_lens.models.alone import logp_with_each
 from qv_lens.models.backend import keeper
 from qv_lens.models.interventions import check_ffn, ffn_coefficients
-from qv_lens.models.lens import Facts, Lens, at_least_float32, log_probs
+from qv_lens.models.lens import Facts, Lens, log_probs
+from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 

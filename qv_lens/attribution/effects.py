@@ -39,7 +39,8 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions, Prompt
 from qv_lens.models.backend import Hook
 from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
-from qv_lens.models.lens import Facts, Lens, Start, at_least_float32, log_probs
+from qv_lens.models.lens import Facts, Lens, Start, log_probs
+from qv_lens.models.norms import at_least_float32
 from qv_lens.models.units import UNITS_WITH_VALUES, UnitWithValue, site, units_in_layer
 from qv_lens.neurons import NeuronSet
 from qv_lens.progress import progress_bar

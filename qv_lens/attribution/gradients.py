@@ -38,7 +38,8 @@ from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.backend import Hook
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
-from qv_lens.models.lens import Lens, Start, at_least_float32, log_probs
+from qv_lens.models.lens import Lens, Start, log_probs
+from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet
 from qv_lens.progress import progress_bar
 

@@ -43,7 +43,8 @@ from qv_lens.attribution.value import (
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
-from qv_lens.models.lens import Facts, Lens, at_least_float32
+from qv_lens.models.lens import Facts, Lens
+from qv_lens.models.norms import at_least_float32
 from qv_lens.trace import Trace
 
 How = Literal[

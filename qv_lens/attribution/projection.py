@@ -25,8 +25,8 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.scripts import unspaced
-from qv_lens.models.lens import Lens, at_least_float32
-from qv_lens.models.norms import Norm, capped
+from qv_lens.models.lens import Lens
+from qv_lens.models.norms import Norm, at_least_float32, capped
 from qv_lens.models.units import warn_of_others
 from qv_lens.neurons import NeuronSet, check_set
 from qv_lens.trace import Trace

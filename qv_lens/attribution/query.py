@@ -33,7 +33,8 @@ from qv_lens.attribution.setting import Over, TraceRows, check_over
 from qv_lens.attribution.value import AT_POSITIONS, Unit, check_top, grouped, ranked, units_of
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
-from qv_lens.models.lens import Facts, Lens, at_least_float32
+from qv_lens.models.lens import Facts, Lens
+from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 

@@ -31,8 +31,9 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.models.backend import Hook, keeper
 from qv_lens.models.interventions import check_ffn
-from qv_lens.models.lens import Facts, Lens, at_least_float32
-from qv_lens.neurons import NeuronSet
+from qv_lens.models.lens import Facts, Lens
+from qv_lens.models.norms import at_least_float32
+from qv_lens.neurons import NeuronSet, check_set
 from qv_lens.trace import Trace
 
 Method = Literal["grad", "share", "inner_product"]
@@ -218,6 +219,7 @@ def targets_of(
     Raises `ConfigError` for an unknown method, a prompt without value neurons, or value neurons
     that were computed elsewhere in the prompt."""
     _check_options(method, targets, subkey, through)
+    check_set(value)
     reads_attention = value.unit == "attn_neuron"
     if not reads_attention:
         check_ffn(lens, value)

@@ -30,7 +30,8 @@ from qv_lens.attribution.projection import NORM_MODES, NormMode, Readout
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
-from qv_lens.models.lens import Facts, Lens, at_least_float32
+from qv_lens.models.lens import Facts, Lens
+from qv_lens.models.norms import at_least_float32
 from qv_lens.trace import Trace
 
 Base = Literal["mid", "pre", "loo_final"]

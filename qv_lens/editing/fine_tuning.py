@@ -36,7 +36,8 @@ from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
-from qv_lens.models.lens import Lens, at_least_float32, log_probs
+from qv_lens.models.lens import Lens, log_probs
+from qv_lens.models.norms import at_least_float32
 from qv_lens.patch import Delta
 from qv_lens.progress import progress_bar
 

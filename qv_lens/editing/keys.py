@@ -20,7 +20,8 @@ from torch import Tensor
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import FactToken, Prompt, continuation, tokenize
-from qv_lens.models.lens import Lens, Start, at_least_float32
+from qv_lens.models.lens import Lens, Start
+from qv_lens.models.norms import at_least_float32
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 #: the request's own prompt, or the multi-hop prompts that end at its fact

@@ -30,7 +30,8 @@ from torch import Tensor
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.spans import encode
 from qv_lens.files import whole
-from qv_lens.models.lens import Lens, at_least_float32
+from qv_lens.models.lens import Lens
+from qv_lens.models.norms import at_least_float32
 from qv_lens.progress import progress_bar
 
 Module = Literal["ffn", "attn"]

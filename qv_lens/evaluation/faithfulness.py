@@ -215,6 +215,11 @@ def _check(
         )
     if positions not in ("last", "all"):
         raise ConfigError(f"positions must be 'last' or 'all', got {positions!r}.")
+    if not isinstance(rankings, Mapping):
+        raise ConfigError(
+            "rankings are neurons by name, {'Eq. 9': qv.value_neurons(lens, facts)}; got "
+            f"{rankings!r:.80}."
+        )
     if not rankings and not seeds:
         raise ConfigError("There is nothing to take out: pass rankings, or seeds.")
     for name, neurons in rankings.items():

@@ -18,7 +18,8 @@ from torch import Tensor
 from qv_lens.errors import ConfigError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
-from qv_lens.models.lens import Facts, Lens, as_list, at_least_float32
+from qv_lens.models.lens import Facts, Lens, as_list
+from qv_lens.models.norms import at_least_float32
 from qv_lens.trace import Trace
 
 

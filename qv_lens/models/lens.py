@@ -34,7 +34,7 @@ from qv_lens.models.generation import (
     plain,
 )
 from qv_lens.models.identity import bit_sum, checksum, content, digest, weighted_sum
-from qv_lens.models.norms import capped
+from qv_lens.models.norms import at_least_float32, capped
 from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import plain_tokenizer, wrap
 from qv_lens.patch import Patch
@@ -347,11 +347,10 @@ class Lens:
         stream: Float[Tensor, "*batch d_model"],
         scale: Float[Tensor, "*batch 1"] | None = None,
     ) -> Float[Tensor, "*batch d_vocab"]:
-        """Logits of final stream vectors: the final norm (in float32 or better, as Hugging Face
-        computes it) and the unembedding. `scale`: the final norm's sigma (default: the vectors'
-        own)."""
+        """Logits of final stream vectors: the final norm and the unembedding. `scale`: the final
+        norm's sigma (default: the vectors' own)."""
         weight, bias = self.backend_adapter.unembed()
-        normed = self.backend_adapter.norm(None)(at_least_float32(stream), scale).to(weight.dtype)
+        normed = self.backend_adapter.norm(None)(stream, scale)
         return capped(normed @ weight + bias, self.backend_adapter.logit_cap)
 
     def _acts_on_read_out(self, hooks: Sequence[Hook]) -> bool:
@@ -796,11 +795,6 @@ def as_list(facts: Facts) -> list[Fact | str]:
                 "request take its fact: case.request.fact, request.fact."
             )
     return records
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """bf16 and fp16 as float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def log_probs(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:

@@ -12,9 +12,15 @@ def capped(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """bf16 and fp16 as float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class Norm:
     """LayerNorm or RMSNorm as numbers: gain, bias, eps; `center` is the identity for RMSNorm.
-    `none`: no norm at all."""
+    `none`: no norm at all. Computed in float32 or better, as in every model: the square of a stream
+    above 256 is infinite in float16."""
 
     def __init__(
         self, gain: Tensor, bias: Tensor | None, eps: float, rms: bool, none: bool = False
@@ -26,6 +32,7 @@ class Norm:
 
     def scale(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
         """sigma: what the centred vector is divided by."""
+        x = at_least_float32(x)
         if self.none:
             return torch.ones_like(x[..., :1])
         return (self.center(x).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
@@ -34,8 +41,9 @@ class Norm:
         self, x: Float[Tensor, "*batch d"], scale: Tensor | None = None
     ) -> Float[Tensor, "*batch d"]:
         """The normed vector; `scale` freezes sigma instead of taking the vector's own."""
-        y = self.center(x) / (self.scale(x) if scale is None else scale) * self.gain.to(x.dtype)
-        return y if self.bias is None else y + self.bias.to(x.dtype)
+        y = at_least_float32(x)
+        y = self.center(y) / (self.scale(y) if scale is None else scale) * self.gain.to(y.dtype)
+        return (y if self.bias is None else y + self.bias.to(y.dtype)).to(x.dtype)
 
     def gradient(self, h: Float[Tensor, "t d"], key: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
         """grad_h of key . norm(h): (gain * key - h_c (h_c . gain * key) / (d sigma^2)) / sigma,
