@@ -258,10 +258,12 @@ def test_a_trace_fits_only_what_it_holds():
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
-def test_every_verb_takes_a_model_in_bfloat16(kind):
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1), (torch.float16, 400)])
+def test_every_verb_takes_a_model_in_half_precision(kind, dtype, size):
     """Scores in float32 or better, and near those of the same weights in float64: what is wrong by
-    more than rounding shows."""
-    half = tiny_lens(kind, dtype=torch.bfloat16)
+    more than rounding shows. A stream above 256, as SmolLM2 has it, has no square in float16."""
+    half = tiny_lens(kind, dtype=dtype)
+    half.backend_adapter.embedding().mul_(size)
     exact = tiny_lens(kind, dtype=torch.float64)
     for weight, rounded in zip(exact.hf.parameters(), half.hf.parameters(), strict=True):
         weight.copy_(rounded)
@@ -290,6 +292,8 @@ def test_every_verb_takes_a_model_in_bfloat16(kind):
         frames["edges"] = qv.qv_graph(lens, facts, value, value).edges.assign(
             score=lambda frame: frame["weight"]
         )
+        for method in ("gradient", "relp"):
+            frames[f"effects {method}"] = qv.neuron_effects(lens, facts, None, method=method).frame
         frames["gradients"] = qv.integrated_gradients(lens, facts, None, steps=4).frame
         frames["ensemble"] = qv.neuron_ensemble(lens, facts, 1.0, steps=4, together=True).frame
         frames["paths"] = qv.transmission_paths(lens, facts)
