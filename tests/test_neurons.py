@@ -104,3 +104,19 @@ def test_a_layer_that_the_model_does_not_have_is_refused():
         found.layer(4)
     with pytest.raises(qv.QVLensError, match="no layer -1"):
         qv.NeuronSet.of([(1, 2)]).layer(-1)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda lens, fact: qv.query_neurons(lens, fact, 300),
+        lambda lens, fact: qv.faithfulness(lens, [fact], 300),
+        lambda lens, fact: qv.NeuronSet.of([(0, 1)]) & 3,
+        lambda lens, fact: qv.NeuronSet.of([(0, 1)]) - [(0, 1)],
+        lambda lens, fact: qv.NeuronSet.of([(0, 1)]) | {(0, 1)},
+    ],
+)
+def test_what_is_no_set_of_neurons_is_refused(ask):
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    with pytest.raises(qv.QVLensError, match=r"NeuronSet|neurons by name"):
+        ask(lens, qv.Fact("{} works for", "Olga Pelodan", "Nortek"))
