@@ -200,7 +200,8 @@ def greedy_tokens(lens: Lens, fact: Fact, count: int) -> list[int]:
     ids = list(lens.tokenize(fact)[0].ids)
     start = len(ids)
     for _ in range(count):
-        ids.append(int(lens.logits([ids], last=[start - 1])[0, -1].argmax()))
+        logits = lens.logits_at([ids], [(0, len(ids) - 1)], last=[start - 1])
+        ids.append(int(logits.argmax()))
     return ids[start:]
 
 
@@ -499,12 +500,10 @@ def answer_logprobs(
         for i, p in enumerate(prompts)
         for at, t in zip(p.positions("answer"), asked[i], strict=True)
     ]
-    row, position, token = (
-        torch.tensor(axis, device=lens.device) for axis in zip(*where, strict=True)
-    )
+    token = torch.tensor([t for _, _, t in where], device=lens.device)
     logits = lens.logits_at(
         [prompt.row("answer") for prompt in prompts],
-        (row, position),
+        [(i, at) for i, at, _ in where],
         hooks,
         start,
         last=[prompt.last for prompt in prompts],

@@ -69,7 +69,7 @@ class Readout:
             raise unknown("Norm mode", mode, NORM_MODES)
         norm = lens.backend_adapter.norm(None)
         weight, bias = (at_least_float32(w) for w in lens.backend_adapter.unembed())
-        sigma = norm.scale(at_least_float32(trace.final))
+        sigma = norm.scale(trace.final)
         cap = lens.backend_adapter.logit_cap
         U, c = weight, bias
         if mode == "none":

@@ -341,8 +341,8 @@ def nll(lens: Lens, added: Mapping[Key, Added]) -> Callable[[list[Prompt]], Tens
 def last_token_loss(lens: Lens, prompts: Sequence[Prompt], hooks: list) -> Tensor:
     """FT's loss: minus the mean over prompts of the mean of log p(token | prompt), all tokens at
     the last position."""
-    where = torch.tensor([[i, p.last] for i, p in enumerate(prompts)], device=lens.device).T
-    logp = log_probs(lens.logits_at([p.ids for p in prompts], (where[0], where[1]), hooks))
+    ends = [(i, p.last) for i, p in enumerate(prompts)]
+    logp = log_probs(lens.logits_at([p.ids for p in prompts], ends, hooks))
     return -torch.stack([logp[i, list(p.answer)].mean() for i, p in enumerate(prompts)]).mean()
 
 
@@ -494,7 +494,9 @@ def _said(lens: Lens, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
     all facts in one run, and asks the unedited model once)."""
     return [
         tuple(
-            lens.logits([p.row("answer")], last=[p.last])[0, list(p.positions("answer"))]
+            lens.logits_at(
+                [p.row("answer")], [(0, at) for at in p.positions("answer")], last=[p.last]
+            )
             .argmax(-1)
             .tolist()
         )

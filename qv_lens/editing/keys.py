@@ -92,11 +92,11 @@ def _sampled(
     lens: Lens, rows: list[list[int]], length: int, generator: torch.Generator
 ) -> list[str]:
     while any(len(row) < length for row in rows):
-        logits = lens.logits(rows)
+        logits = lens.logits_at(rows, [(i, len(row) - 1) for i, row in enumerate(rows)])
         for i, row in enumerate(rows):
             if len(row) >= length:
                 continue
-            best = logits[i, len(row) - 1].float().cpu().topk(5)
+            best = logits[i].float().cpu().topk(5)
             row.append(
                 int(best.indices[torch.multinomial(best.values.softmax(0), 1, generator=generator)])
             )

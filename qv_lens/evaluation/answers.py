@@ -250,16 +250,13 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Prob
     for at in range(0, len(order), batch_size):
         chunk = order[at : at + batch_size]
         where = [(r, p) for r, i in enumerate(chunk) for p in prompts[i].positions("answer")]
-        rows, positions = (
-            torch.tensor(part, device=lens.device) for part in zip(*where, strict=True)
-        )
         ids = torch.tensor(
             [token for i in chunk for token in prompts[i].answer], device=lens.device
         )
         logp = log_probs(
             lens.logits_at(
                 [prompts[i].row("answer") for i in chunk],
-                (rows, positions),
+                where,
                 last=[prompts[i].last for i in chunk],
             )
         )

@@ -59,10 +59,9 @@ def _rotary_kinds(config: Any) -> list[str]:
 
 
 @torch.no_grad()
-def probe(hf: Any, tokenizer: Any, context: int) -> Float[Tensor, "1 seq d_vocab"] | None:
-    """The Hugging Face model's logits on `row`, on the CPU; None for a model too big to be
+def probe(hf: Any, ids: Tensor | None) -> Float[Tensor, "1 seq d_vocab"] | None:
+    """The Hugging Face model's logits on a `row`, on the CPU; None for a model too big to be
     asked."""
-    ids = row(hf, tokenizer, context)
     return None if ids is None else hf(ids).logits.float().cpu()
 
 

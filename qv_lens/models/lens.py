@@ -330,17 +330,19 @@ class Lens:
     def logits_at(
         self,
         rows: Sequence[Sequence[int]],
-        where: tuple[Int[Tensor, " asked"], Int[Tensor, " asked"]],
+        where: Sequence[tuple[int, int]],
         hooks: Sequence[Hook] = (),
         start: Start | None = None,
         *,
         last: Sequence[int] | None = None,
     ) -> Float[Tensor, "asked d_vocab"]:
-        """`logits` at chosen places alone, `where` = their rows and positions: with a large
-        vocabulary the unembedding of all others would cost as much as many layers."""
+        """`logits` at chosen places alone, each (row, position): with a large vocabulary the
+        unembedding of all others would cost as much as many layers."""
+        row, position = torch.tensor(where, device=self.device).T
         if self._acts_on_read_out(hooks):
-            return self.logits(rows, hooks, start, last=last)[where]
-        return self.read_out(self.stream(rows, self.n_layers, hooks, start, last=last)[where])
+            return self.logits(rows, hooks, start, last=last)[row, position]
+        stream = self.stream(rows, self.n_layers, hooks, start, last=last)
+        return self.read_out(stream[row, position])
 
     def read_out(
         self,
@@ -357,8 +359,7 @@ class Lens:
         """Whether anything acts after the last layer: one of these hooks, an intervention in force,
         or a hook of the user's (of a bridge's modules, which carry hooks of their own, only the hook
         points count)."""
-        forced = [hook for intervention in self._in_force for hook in intervention.hooks(self)]
-        if any(name.startswith(READ_OUT) for name, _ in (*forced, *hooks)):
+        if any(name.startswith(READ_OUT) for name, _ in (*self._forced(), *hooks)):
             return True
         points = self.model.hook_dict.items()
         places = (
@@ -366,7 +367,11 @@ class Lens:
             if self.backend == "hooked"
             else [point for name, point in points if name.startswith(READ_OUT)]
         )
-        return any(module._forward_hooks or module._forward_pre_hooks for module in places)
+        return _hooked(places)
+
+    def _forced(self) -> list[Hook]:
+        """Fresh hooks of the interventions in force."""
+        return [hook for intervention in self._in_force for hook in intervention.hooks(self)]
 
     def _forward(
         self,
@@ -390,9 +395,7 @@ class Lens:
             outer = self.last
             self.last = torch.tensor(ends, device=self.device)
             try:
-                forced = [
-                    hook for intervention in self._in_force for hook in intervention.hooks(self)
-                ]
+                forced = self._forced()
                 start = None if forced else start  # an intervention may act, or look, below
                 with self.backend_adapter.hooks([*under, *forced, *hooks], ids.shape):
                     return self.backend_adapter.run(ids, start, stop, past)
@@ -418,9 +421,8 @@ class Lens:
         out: dict[int, Tensor] = {}
         for at in range(0, len(order), batch_size):
             chunk = order[at : at + batch_size]
-            last = torch.tensor([len(rows[i]) - 1 for i in chunk], device=self.device)
-            where = torch.arange(len(chunk), device=self.device), last
-            logits = at_least_float32(self.logits_at([rows[i] for i in chunk], where))
+            ends = [(r, len(rows[i]) - 1) for r, i in enumerate(chunk)]
+            logits = at_least_float32(self.logits_at([rows[i] for i in chunk], ends))
             out.update(zip(chunk, logits, strict=True))
         return torch.stack([out[i] for i in range(len(rows))])
 
@@ -501,7 +503,7 @@ class Lens:
         modules of a bridge and of Hugging Face carry hooks of their own, so there only the hook
         points count.)"""
         places = self.model.modules() if self.backend == "hooked" else self.model.hook_dict.values()
-        return any(module._forward_hooks or module._forward_pre_hooks for module in places)
+        return _hooked(places)
 
     def _shares(self) -> bool:
         """Whether the Hugging Face model still holds the weights: it does not hold a parameter that
@@ -795,6 +797,11 @@ def as_list(facts: Facts) -> list[Fact | str]:
                 "request take its fact: case.request.fact, request.fact."
             )
     return records
+
+
+def _hooked(modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether any of the modules carries a hook."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def log_probs(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:

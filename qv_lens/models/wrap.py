@@ -60,11 +60,12 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
             "'auto'."
         )
     hf.config.architectures = [record.model]
-    theirs = agreement.probe(hf, tokenizer, _hooked_context(hf))
+    ids = agreement.row(hf, tokenizer, _hooked_context(hf))
+    theirs = agreement.probe(hf, ids)
     if backend == "auto":
         backend = "hooked" if hooked_available() and record.hooked else "bridge"
         model = _wrapped(hf, tokenizer, backend)
-        wrong = _other_model(hf, tokenizer, model, theirs)
+        wrong = _other_model(hf, model, ids, theirs)
         if not wrong or backend == "bridge":
             return _checked(model, wrong)
         warnings.warn(
@@ -74,7 +75,7 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
         )
         backend = "bridge"
     model = _wrapped(hf, tokenizer, backend)
-    return _checked(model, _other_model(hf, tokenizer, model, theirs))
+    return _checked(model, _other_model(hf, model, ids, theirs))
 
 
 def _wrapped(hf: Any, tokenizer: Any, backend: str) -> Any:
@@ -99,7 +100,7 @@ def _hooked_context(hf: Any) -> int:
 
 
 @torch.no_grad()
-def _other_model(hf: Any, tokenizer: Any, model: Any, theirs: Tensor | None) -> str:
+def _other_model(hf: Any, model: Any, ids: Tensor | None, theirs: Tensor | None) -> str:
     """How the wrapped model's computation differs from that of `hf`, in words; empty where it does
     not."""
     context = _hooked_context(hf)
@@ -107,7 +108,6 @@ def _other_model(hf: Any, tokenizer: Any, model: Any, theirs: Tensor | None) -> 
         reasons := agreement.unread(hf.config, context, ARCHITECTURES[type(hf).__name__].unread)
     ):
         return "it leaves out " + " and ".join(reasons)
-    ids = agreement.row(hf, tokenizer, context)
     if ids is None or theirs is None:
         return ""
     apart = agreement.distance(theirs, model(ids, return_type="logits"))

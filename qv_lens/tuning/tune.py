@@ -221,12 +221,15 @@ class _Log:
             known[record["editor"], record["corpus"], record["edit"]] = record["values"]
         return cls(folder, corpus, known)
 
+    def _key(self, editor: Editor, case: EditCase) -> tuple[str, str | None, str]:
+        return repr(editor), self.corpus, _name(case)
+
     def means(
         self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None
     ) -> Values:
         """The metrics' means over the cases; those that were not measured yet are. {} where an edit
         is refused."""
-        keys = [(repr(editor), self.corpus, _name(case)) for case in cases]
+        keys = [self._key(editor, case) for case in cases]
         missing = [case for case, key in zip(cases, keys, strict=True) if key not in self.known]
         if missing:
             self._measure(lens, editor, missing, statistics)
@@ -249,7 +252,7 @@ class _Log:
             values = (
                 {} if str(i) in skipped else {name: float(table.loc[i, name]) for name in METRICS}
             )
-            key = (repr(editor), self.corpus, _name(case))
+            key = self._key(editor, case)
             self.known[key] = values
             said = dict(zip(("editor", "corpus", "edit"), key, strict=True))
             lines.append(json.dumps({**said, "values": values}))

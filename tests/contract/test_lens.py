@@ -361,7 +361,8 @@ def test_logits_at_chosen_places_are_the_models_own(kind, backend):
     intervention."""
     lens = tiny_lens(kind, backend, torch.float32)
     rows = [list(prompt.ids) for prompt in lens.tokenize(PROMPTS)]
-    where = (torch.tensor([0, 1, 0]), torch.tensor([len(rows[0]) - 1, 1, 0]))
+    where = [(0, len(rows[0]) - 1), (1, 1), (0, 0)]
+    at = (torch.tensor([0, 1, 0]), torch.tensor([len(rows[0]) - 1, 1, 0]))
     site = "ln_final.hook_normalized" if backend == "hooked" else "unembed.hook_in"
 
     class Mute:
@@ -372,11 +373,11 @@ def test_logits_at_chosen_places_are_the_models_own(kind, backend):
             return [(site, torch.zeros_like)]
 
     torch.testing.assert_close(
-        lens.logits_at(rows, where), lens.logits(rows)[where], atol=1e-5, rtol=0
+        lens.logits_at(rows, where), lens.logits(rows)[at], atol=1e-5, rtol=0
     )
     muted = lens.logits_at(rows, where, [(site, torch.zeros_like)])
     assert (muted - lens.logits_at(rows, where)).abs().max() > 1e-2
-    torch.testing.assert_close(muted, lens.logits(rows, [(site, torch.zeros_like)])[where])
+    torch.testing.assert_close(muted, lens.logits(rows, [(site, torch.zeros_like)])[at])
     with lens.intervene(Mute()):
         torch.testing.assert_close(lens.logits_at(rows, where), muted)
     handle = lens.model.hook_dict[site].register_forward_hook(lambda m, i, x: torch.zeros_like(x))

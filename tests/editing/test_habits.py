@@ -112,13 +112,13 @@ def test_sampled_contexts_are_as_long_as_the_releases(lens):
             seen.append(rows)  # the sampler's own lists, which grow
         return original(rows, *arguments, **options)
 
-    original = lens.logits
-    lens.logits = asked
+    original = lens.logits_at
+    lens.logits_at = asked
     try:
         contexts(lens, 0, "memit")
         contexts(lens, 0, "rome")
     finally:
-        del lens.logits
+        del lens.logits_at
     assert [[len(row) for row in rows] for rows in seen] == [
         [10] * len(STARTS),
         [5] * 10,
