@@ -40,18 +40,16 @@ VERBS = {
     "value full": lambda lens: qv.value_neurons(lens, FACTS, None, norm="full").frame,
     "value moments": lambda lens: qv.value_neurons(lens, FACTS, None, method="moments").frame,
     "value topk": lambda lens: qv.value_neurons(lens, FACTS, 5, method="topk").frame,
-    "value first order": lambda lens: qv.value_neurons(
-        lens, FACTS, None, method="first_order"
-    ).frame,
+    "value first order": lambda lens: (
+        qv.value_neurons(lens, FACTS, None, method="first_order").frame
+    ),
     "value heads": lambda lens: qv.value_neurons(lens, FACTS, None, unit="head").frame,
-    "value positions": lambda lens: qv.value_neurons(
-        lens, FACTS, None, unit="head_position"
-    ).frame,
+    "value positions": lambda lens: qv.value_neurons(lens, FACTS, None, unit="head_position").frame,
     "value attention": lambda lens: qv.value_neurons(lens, FACTS, None, unit="attn_neuron").frame,
     "query": lambda lens: qv.query_neurons(lens, FACTS, best(lens), None).frame,
-    "query inner": lambda lens: qv.query_neurons(
-        lens, FACTS, best(lens), None, method="inner_product"
-    ).frame,
+    "query inner": lambda lens: (
+        qv.query_neurons(lens, FACTS, best(lens), None, method="inner_product").frame
+    ),
     "gradient": lambda lens: qv.neuron_effects(lens, FACTS, None).frame,
     "relp": lambda lens: qv.neuron_effects(lens, FACTS, None, method="relp").frame,
     "rounds": lambda lens: qv.neuron_effects(lens, FACTS, 4, rounds=2).frame,
@@ -60,9 +58,9 @@ VERBS = {
     "ensemble": lambda lens: qv.neuron_ensemble(lens, FACTS, 1.0, steps=4).frame,
     "layers": lambda lens: qv.layer_scores(lens, FACTS),
     "layer vectors": lambda lens: qv.layer_scores(lens, FACTS, "attn", "layer_vector"),
-    "edges": lambda lens: qv.qv_graph(
-        lens, FACTS, best(lens), qv.query_neurons(lens, FACTS, best(lens), 5)
-    ).edges,
+    "edges": lambda lens: (
+        qv.qv_graph(lens, FACTS, best(lens), qv.query_neurons(lens, FACTS, best(lens), 5)).edges
+    ),
     "paths": lambda lens: qv.transmission_paths(lens, FACTS),
     "vocabulary": lambda lens: qv.vocabulary(lens, qv.NeuronSet.of([(0, 1), (1, 2)])),
     "curve": lambda lens: qv.faithfulness(
