@@ -52,11 +52,11 @@ class LoRA:
 
     def deltas(self, job: Job) -> Deltas:
         lens = job.lens
-        generator = torch.Generator(lens.device).manual_seed(job.seed)
+        generator = torch.Generator().manual_seed(job.seed)  # a GPU draws other numbers
         factors: dict[Key, tuple[Tensor, Tensor]] = {}
         for key in self._keys(lens):
             rows, columns = lens.parameter(*key).shape
-            uniform = torch.rand(rows, self.rank, generator=generator, device=lens.device)
+            uniform = torch.rand(rows, self.rank, generator=generator).to(lens.device)
             A = ((2 * uniform - 1) / sqrt(rows)).requires_grad_(True)
             B = torch.zeros(self.rank, columns, device=lens.device, requires_grad=True)
             factors[key] = (A, B)
@@ -85,10 +85,8 @@ class LoRA:
         def add(x: Tensor) -> Tensor:
             x = x.to(A.dtype)
             if self.dropout:
-                x = x * (
-                    (torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout)
-                    / (1 - self.dropout)
-                )
+                kept = torch.rand(x.shape, generator=generator) >= self.dropout
+                x = x * (kept.to(x.device) / (1 - self.dropout))
             return (x @ A * scale) @ B
 
         return add
@@ -118,7 +116,7 @@ class AdaLoRA(LoRA):
                 f"steps={self.steps}, stop={self.stop}."
             )
         lens = job.lens
-        generator = torch.Generator(lens.device).manual_seed(job.seed)
+        generator = torch.Generator().manual_seed(job.seed)  # a GPU draws other numbers
         adapters = {key: self._adapter(lens, key, generator) for key in self._keys(lens)}
         model = _named(adapters)
         allocator = self._allocator(model)
@@ -150,8 +148,8 @@ class AdaLoRA(LoRA):
         """The trainable factors of one weight, named as PEFT names them; E starts at 0."""
         rows, columns = lens.parameter(*key).shape
         device = lens.device
-        A = 0.02 * torch.randn((self.init_rank, rows), generator=generator, device=device)
-        B = 0.02 * torch.randn((columns, self.init_rank), generator=generator, device=device)
+        A = 0.02 * torch.randn((self.init_rank, rows), generator=generator).to(device)
+        B = 0.02 * torch.randn((columns, self.init_rank), generator=generator).to(device)
         E = torch.zeros(self.init_rank, 1, device=device)
         return {
             "lora_A": torch.nn.Parameter(A),
