@@ -4,7 +4,7 @@ one run.
     python benchmarks/attribution.py                       # N=4096, d=512, V=8000, 16 prompts, CPU, 2 threads
     python benchmarks/attribution.py --growth              # 1 to 64 prompts, 1,024 to 16,384 neurons
     python benchmarks/attribution.py --model smollm2-135m  # a real model (a name or a folder), 1 and 32 prompts
-    python benchmarks/attribution.py --shape gpt-j-6b      # random weights, two layers of the real shape, on a CUDA GPU
+    python benchmarks/attribution.py --shape gpt-j-6b      # random weights of the real shape, on a CUDA GPU
     python benchmarks/attribution.py --shape qwen3-8b
 
 Naive: per prompt, add each neuron's vector to the base, norm, unembed, log-softmax, in chunks; the
@@ -315,8 +315,6 @@ def main() -> None:
     )
     print(f"{arguments.shape}, {prompts} prompts, {dtype}, {card}, torch {torch.__version__}")
     shape = SHAPES[arguments.shape]
-    if device == "cuda":  # each layer costs the same
-        shape = {**shape, "n_layers": 2}
     cells = [(prompts, shape["d_mlp"])]
     if arguments.growth:
         cells = [(p, shape["d_mlp"]) for p in (1, 4, 16, 64)] + [

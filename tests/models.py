@@ -86,9 +86,13 @@ def exact_rotary(model) -> None:
 
 
 def tiny_lens(
-    kind: str, backend: str = "auto", dtype: torch.dtype = torch.float64, **options
+    kind: str,
+    backend: str = "auto",
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    **options,
 ) -> Lens:
-    hf, tok = tiny_hf(kind, dtype, **options), tokenizer()
+    hf, tok = tiny_hf(kind, dtype, **options).to(device), tokenizer()
     return Lens.from_hf(hf, tok, backend=backend, name=f"tiny-{kind}")
 
 

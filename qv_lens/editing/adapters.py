@@ -52,7 +52,7 @@ class LoRA:
 
     def deltas(self, job: Job) -> Deltas:
         lens = job.lens
-        generator = torch.Generator().manual_seed(job.seed)  # a GPU draws other numbers
+        generator = torch.Generator().manual_seed(job.seed)  # the CPU's: a GPU draws others
         factors: dict[Key, tuple[Tensor, Tensor]] = {}
         for key in self._keys(lens):
             rows, columns = lens.parameter(*key).shape
@@ -116,7 +116,7 @@ class AdaLoRA(LoRA):
                 f"steps={self.steps}, stop={self.stop}."
             )
         lens = job.lens
-        generator = torch.Generator().manual_seed(job.seed)  # a GPU draws other numbers
+        generator = torch.Generator().manual_seed(job.seed)  # the CPU's: a GPU draws others
         adapters = {key: self._adapter(lens, key, generator) for key in self._keys(lens)}
         model = _named(adapters)
         allocator = self._allocator(model)
