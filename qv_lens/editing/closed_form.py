@@ -29,6 +29,7 @@ from qv_lens.editing.keys import Prompts
 from qv_lens.editing.layer_by_layer import ClosedForm, Group, Pass, Solver, inverses
 from qv_lens.editing.solve import (
     InverseMetric,
+    eigen,
     held_metric,
     identity,
     null_space,
@@ -211,9 +212,13 @@ class AlphaEdit(ClosedForm):
         return Solver(metric, lambda n: 1.0, seen.learn)
 
     def _null_space(self, job: Job, C0: Tensor, layer: int) -> Tensor:
-        """P of a layer, computed once for all edits that share their statistics."""
-        make = partial(null_space, C0.to(job.lens.device), self.threshold)
-        return job.factored.once(("null space", layer, self.threshold), make)
+        """P of a layer, computed once for all edits that share their statistics, C0's spectrum once
+        for all thresholds."""
+        spectrum = partial(eigen, C0.to(job.lens.device))
+        return job.factored.once(
+            ("null space", layer, self.threshold),
+            lambda: null_space(job.factored.once(("spectrum", layer), spectrum), self.threshold),
+        )
 
 
 class EarlierKeys:
@@ -311,7 +316,7 @@ class BetaEdit(AlphaEdit):
 
     def _renewed(self, moment: Tensor, C0: Tensor) -> Tensor:
         """P from the mean second moment of the keys of all facts edited so far, and C0."""
-        return null_space((moment + self.lam * C0) / (self.lam + 1), self.threshold)
+        return null_space(eigen((moment + self.lam * C0) / (self.lam + 1)), self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)

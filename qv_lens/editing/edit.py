@@ -56,6 +56,13 @@ class Factored:
     made: dict[Hashable, Any] = field(default_factory=dict)
     """The derived results, by the key given to the call."""
 
+    @classmethod
+    def of(cls, statistics: Statistics | None, shared: Factored | None) -> Factored:
+        """The shared one if it belongs to these statistics, else a new one."""
+        if shared is not None and shared.statistics is statistics:
+            return shared
+        return cls(statistics)
+
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gives, at the first call with this key."""
         if key not in self.made:
@@ -245,11 +252,7 @@ def edit(
         first_search = getattr(editor, "first_search", None)
         ahead.check(lens, first_search(lens) if first_search else None, templates)
         templates = ahead.templates
-    shared = (
-        factored
-        if factored is not None and factored.statistics is statistics
-        else Factored(statistics)
-    )
+    shared = Factored.of(statistics, factored)
     job = Job(lens, batch, batch_size, statistics, templates, seed, ahead, shared)
     start = time.perf_counter()
     with lens.turn.held():

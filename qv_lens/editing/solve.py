@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -61,9 +62,18 @@ def identity(K: Float[Tensor, "d_mlp n"]) -> Float[Tensor, "d_mlp n"]:
     return K.double()
 
 
-def null_space(C0: Float[Tensor, "d_mlp d_mlp"], threshold: float) -> Float[Tensor, "d_mlp d_mlp"]:
-    """P = U0 U0^T, U0 the eigenvectors of C0 with eigenvalues below the threshold (AlphaEdit)."""
+Spectrum = tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_mlp d_mlp"]]
+
+
+def eigen(C0: Float[Tensor, "d_mlp d_mlp"]) -> Spectrum:
+    """Eigenvalues and eigenvectors of C0, which serve every threshold."""
     values, vectors = torch.linalg.eigh(C0.double())
+    return values, vectors
+
+
+def null_space(spectrum: Spectrum, threshold: float) -> Float[Tensor, "d_mlp d_mlp"]:
+    """P = U0 U0^T, U0 the eigenvectors of C0 with eigenvalues below the threshold (AlphaEdit)."""
+    values, vectors = spectrum
     U0 = vectors[:, values < threshold]
     return U0 @ U0.T
 
@@ -76,8 +86,23 @@ def null_space_metric(
 ) -> InverseMetric:
     """K -> (P (Kp Kp^T + H) P + L2 I)^-1 P K; `earlier`: Kp Kp^T, Kp the keys of earlier facts
     (AlphaEdit). `held`: H, lam C0 (BetaEdit; with P P = P what it has is this: its update lies in
-    the range of P)."""
-    system = L2 * torch.eye(len(P), dtype=P.dtype, device=P.device)
+    the range of P).
+
+    Without H, and with fewer earlier facts than neurons, the system is the identity and a product
+    of few columns, A = P Kp: (A A^T + L2 I)^-1 = (I - A (A^T A + L2 I_n)^-1 A^T) / L2 (Woodbury)."""
+    if held is None and earlier is None:
+        return lambda K: P @ K.double() / L2
+    identity_of = partial(torch.eye, dtype=P.dtype, device=P.device)
+    if held is None and earlier is not None and earlier.right is not None and earlier.rank < len(P):
+        A, A_T = P @ earlier.left, earlier.right @ P
+        few = torch.linalg.cholesky(A_T @ A + L2 * identity_of(earlier.rank))
+
+        def metric(K: Tensor) -> Tensor:
+            x = P @ K.double()
+            return (x - A @ torch.cholesky_solve(A_T @ x, few)) / L2
+
+        return metric
+    system = L2 * identity_of(len(P))
     if earlier is not None:
         system = system + (P @ earlier.left) @ (P if earlier.right is None else earlier.right @ P)
     if held is not None:

@@ -88,6 +88,7 @@ def evaluate(
     judge: Judge | None = None,
     held_out: Sequence[str] = (),
     cache: str | Path | None = None,
+    factored: Factored | None = None,
 ) -> pd.DataFrame:
     """One row per case and metric: `case, subject, edits, hops, step, metric, before, after`, the
     largest ||dW|| / ||W|| of what was written (`relative_norm`), and the seconds of the edit per
@@ -104,7 +105,8 @@ def evaluate(
     `templates`: contexts of the edits (None: sampled once from the unedited model).
     `cache`: a folder for what the unedited model says and for its z*; `seconds` count the search
     also where it was read from there. `before` of multi-hop metrics counts the answers before the
-    edit. A case that cannot be asked or edited has NaN as `after` and its reason in
+    edit. `factored`: a `Factored(statistics)` that several calls share, so that C0 is factored once
+    for all. A case that cannot be asked or edited has NaN as `after` and its reason in
     `.attrs["skipped"]`.
 
     Warns of a metric named that none of the cases can be asked.
@@ -142,7 +144,7 @@ def evaluate(
         templates,
         seed,
         None if cache is None else Path(cache),
-        Factored(statistics),
+        Factored.of(statistics, factored),
         judge,
         ordinary,
         perplexity(lens, ordinary) if ordinary else nan,

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qv_lens.editing.edit import Editor
+from qv_lens.editing.edit import Editor, Factored
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, EditError
 from qv_lens.evaluation.answers import questions
@@ -101,7 +101,7 @@ def tune(
             bar.total = (bar.total or 0) + len(race)
             scored = []
             for editor in race:
-                values = log.means(lens, editor, cases[:count], statistics)
+                values = log.means(lens, editor, cases[:count])
                 scored.append((score(values), editor))
                 logger.info("%d edits, score %.3f: %r", count, *scored[-1])
                 rows.append(
@@ -119,7 +119,7 @@ def tune(
             race = [editor for _, editor in scored[:kept]]
     finals = []
     for editor in race:
-        values = log.means(lens, editor, held, statistics)
+        values = log.means(lens, editor, held)
         finals.append((score(values), editor, values))
         rows.append(
             {
@@ -189,10 +189,14 @@ class _Log:
     """The lines of the folder: what each setting made of each edit."""
 
     def __init__(
-        self, folder: Path, corpus: str | None, known: dict[tuple[str, str | None, str], Values]
+        self,
+        folder: Path,
+        statistics: Statistics | None,
+        known: dict[tuple[str, str | None, str], Values],
     ) -> None:
         self.folder = folder
-        self.corpus = corpus
+        self.statistics = statistics
+        self.factored = Factored(statistics)  # the settings of an editor share what is made of C0
         self.known = known
         self.reason = ""
 
@@ -200,7 +204,6 @@ class _Log:
     def open(cls, folder: Path, lens: Lens, statistics: Statistics | None) -> _Log:
         """Raises `ConfigError` for a folder that cannot be used, or that holds another model's
         trials."""
-        corpus = None if statistics is None else statistics.corpus
         header = {"format": FORMAT, "fingerprint": lens.fingerprint, "metrics": list(METRICS)}
         file = folder / TRIALS
         known = {}
@@ -219,31 +222,29 @@ class _Log:
             raise ConfigError(f"Cannot keep the trials in {folder}: {error}.") from error
         for record in records[1:]:
             known[record["editor"], record["corpus"], record["edit"]] = record["values"]
-        return cls(folder, corpus, known)
+        return cls(folder, statistics, known)
 
     def _key(self, editor: Editor, case: EditCase) -> tuple[str, str | None, str]:
-        return repr(editor), self.corpus, _name(case)
+        corpus = None if self.statistics is None else self.statistics.corpus
+        return repr(editor), corpus, _name(case)
 
-    def means(
-        self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None
-    ) -> Values:
+    def means(self, lens: Lens, editor: Editor, cases: Sequence[EditCase]) -> Values:
         """The metrics' means over the cases; those that were not measured yet are. {} where an edit
         is refused."""
         keys = [self._key(editor, case) for case in cases]
         missing = [case for case, key in zip(cases, keys, strict=True) if key not in self.known]
         if missing:
-            self._measure(lens, editor, missing, statistics)
+            self._measure(lens, editor, missing)
         values = [self.known[key] for key in keys]
         if not all(values):
             return {}
         return pd.DataFrame(values).mean().to_dict()
 
-    def _measure(
-        self, lens: Lens, editor: Editor, cases: Sequence[EditCase], statistics: Statistics | None
-    ) -> None:
+    def _measure(self, lens: Lens, editor: Editor, cases: Sequence[EditCase]) -> None:
         frame = evaluate(
-            lens, cases, METRICS, editor, statistics=statistics, cache=self.folder / "kept"
-        )
+            lens, cases, METRICS, editor, statistics=self.statistics, cache=self.folder / "kept",
+            factored=self.factored,
+        )  # fmt: skip
         skipped = frame.attrs["skipped"]
         self.reason = next(iter(skipped.values()), self.reason)
         table = frame.pivot_table(index="case", columns="metric", values="after")

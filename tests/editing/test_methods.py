@@ -13,7 +13,15 @@ from qv_lens.editing.edit import Job
 from qv_lens.editing.keys import contexts, read, rows_of
 from qv_lens.editing.layer_by_layer import ClosedForm, search_ahead
 from qv_lens.editing.presets import presets
-from qv_lens.editing.solve import inverse_of, null_space, null_space_metric, prune, rect, solve
+from qv_lens.editing.solve import (
+    eigen,
+    inverse_of,
+    null_space,
+    null_space_metric,
+    prune,
+    rect,
+    solve,
+)
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.errors import EditError
 from qv_lens.evaluation.protocols import total
@@ -112,18 +120,20 @@ def test_alphaedit_solves_the_published_system_and_spares_what_c0_knows():
     basis = torch.linalg.qr(torch.randn(20, 20, generator=g, dtype=torch.float64)).Q
     known = basis[:, :8] @ torch.randn(8, 50, generator=g, dtype=torch.float64)
     C0, L2 = known @ known.T / 50, 0.7
-    P = null_space(C0, 1e-9)
+    P = null_space(eigen(C0), 1e-9)
     assert round(float(P.trace())) == 12
-    K, Kp, R = (
-        torch.randn(*shape, generator=g, dtype=torch.float64)
-        for shape in ((20, 3), (20, 4), (6, 3))
-    )
-    ours = solve(null_space_metric(P, Delta(Kp, Kp.T), L2), K, R, 1.0).dense()
-    direct = torch.linalg.solve(
-        P @ (K @ K.T + Kp @ Kp.T) + L2 * torch.eye(20, dtype=torch.float64), P @ K @ R.T
-    )
-    torch.testing.assert_close(ours, direct, atol=1e-10, rtol=1e-8)
-    assert (ours.T @ known).abs().max() < 1e-10
+    for earlier in (0, 4, 30):
+        K, Kp, R = (
+            torch.randn(*shape, generator=g, dtype=torch.float64)
+            for shape in ((20, 3), (20, earlier), (6, 3))
+        )
+        direct = torch.linalg.solve(
+            P @ (K @ K.T + Kp @ Kp.T) + L2 * torch.eye(20, dtype=torch.float64), P @ K @ R.T
+        )
+        for seen in (Delta(Kp, Kp.T), Delta(Kp @ Kp.T), None)[: 3 if earlier == 0 else 2]:
+            ours = solve(null_space_metric(P, seen, L2), K, R, 1.0).dense()
+            torch.testing.assert_close(ours, direct, atol=1e-10, rtol=1e-8)
+            assert (ours.T @ known).abs().max() < 1e-10
 
 
 def test_emmet_writes_its_values_exactly():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.editing import closed_form, layer_by_layer
 from qv_lens.editing.closed_form import ClosedForm
 from qv_lens.editing.editors import editors
 from qv_lens.editing.statistics import covariance
@@ -133,9 +134,27 @@ def test_trials_with_another_C0_are_other_trials_of_the_same_folder(toy, tmp_pat
     for statistics in (None, C0, None):
         log = tune._Log.open(tmp_path, lens, statistics)
         known.append(len(log.known))
-        log.means(lens, settings[0], CASES[:1], statistics)
+        log.means(lens, settings[0], CASES[:1])
     assert known == [0, 1, 2]
     assert len(tune._Log.open(tmp_path, lens, None).known) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("inverse_of", [qv.MEMIT(layers=(1,), steps=2, lam=lam) for lam in (1.0, 2.0)]),
+        ("eigen", [qv.AlphaEdit(layers=(1,), steps=2, threshold=t) for t in (1e-2, 1e-3)]),
+    ],
+)
+def test_settings_share_what_is_made_of_C0(toy, tmp_path, monkeypatch, name, settings):
+    lens, _ = toy
+    home = layer_by_layer if name == "inverse_of" else closed_form
+    made, make = [], getattr(home, name)
+    monkeypatch.setattr(home, name, lambda C0: made.append(C0) or make(C0))
+    log = tune._Log.open(tmp_path, lens, covariance(lens, texts(300), [1]))
+    for editor in settings:
+        assert log.means(lens, editor, CASES[:1])
+    assert len(made) == 1
 
 
 def test_an_edit_with_other_neighbours_is_another_edit():
