@@ -20,10 +20,12 @@ import argparse
 import dataclasses
 import resource
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -140,9 +142,9 @@ def naive(
     return torch.cat(out)
 
 
-def timed(run: Callable[[], object], repeats: int, device: str) -> tuple[float, float]:
-    """Median seconds and peak megabytes above what was there."""
-    seconds, peak = [], 0.0
+def timed(run: Callable[[], Any], repeats: int, device: str) -> tuple[float, float, Any]:
+    """Median seconds, peak megabytes above what was there, and what the last run gave."""
+    seconds, peak, given = [], 0.0, None
     for _ in range(repeats):
         if device == "cuda":
             torch.cuda.synchronize()
@@ -150,7 +152,7 @@ def timed(run: Callable[[], object], repeats: int, device: str) -> tuple[float, 
             before = torch.cuda.memory_allocated()
         watch = Watch()
         start = time.perf_counter()
-        run()
+        given = run()
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -158,7 +160,7 @@ def timed(run: Callable[[], object], repeats: int, device: str) -> tuple[float, 
             peak,
             watch.stop() if device == "cpu" else (torch.cuda.max_memory_allocated() - before) / 1e6,
         )
-    return statistics.median(seconds), peak
+    return statistics.median(seconds), peak, given
 
 
 class Watch:
@@ -189,6 +191,15 @@ class Watch:
         return self.peak - self.start
 
 
+def told(name: str, seconds: float, peak: float, given: Any) -> tuple[float, float, str]:
+    """A method's row, told on the error stream as soon as it is measured."""
+    settings = getattr(given, "settings", {})
+    note = f"fallback {settings['fallback']:.2%}" if "fallback" in settings else ""
+    note = f"scored {max(settings['scored'])}" if "scored" in settings else note
+    print(f"{name}: {seconds:.3f} s, {peak:.0f} MB {note}", file=sys.stderr, flush=True)
+    return seconds, peak, note
+
+
 METHODS = {
     "exact": {"method": "exact", "top": None},
     "moments": {"method": "moments", "top": None},
@@ -215,18 +226,15 @@ def compare(
     }
     best = min(trials, key=trials.__getitem__)
     with torch.no_grad():
-        seconds, peak = timed(lambda: naive(lens, trace, best, layers, some), repeats, device)
+        seconds, peak, _ = timed(lambda: naive(lens, trace, best, layers, some), repeats, device)
     rows["naive"] = (
         seconds * scale,
         peak,
         f"chunks of {best}" + ("" if whole else f", {1 / scale:.1%} timed"),
     )
     for name, options in METHODS.items():
-        seconds, peak = timed(lambda o=options: qv.value_neurons(lens, trace, **o), repeats, device)
-        settings = qv.value_neurons(lens, trace, **options).settings
-        note = f"fallback {settings['fallback']:.2%}" if "fallback" in settings else ""
-        note = f"scored {max(settings['scored'])}" if "scored" in settings else note
-        rows[name] = (seconds, peak, note)
+        run = lambda o=options: qv.value_neurons(lens, trace, **o)  # noqa: E731
+        rows[name] = told(name, *timed(run, repeats, device))
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "peak_MB", "note"])
     frame.insert(1, "ratio", frame.loc["naive", "seconds"] / frame["seconds"])
     return frame
@@ -246,17 +254,13 @@ def compare_real(lens: qv.Lens, prompts: int, repeats: int) -> pd.DataFrame:
             for chunk in CHUNKS
         }
         best = min(trials, key=trials.__getitem__)
-        seconds, peak = timed(lambda: naive(lens, one, best, layers, range(1)), 1, "cpu")
+        seconds, peak, _ = timed(lambda: naive(lens, one, best, layers, range(1)), 1, "cpu")
     rows = {"naive": (seconds * prompts, peak, f"chunks of {best}, one prompt timed")}
     for name, options in METHODS.items():
         if name == "exact" and prompts > 1:
             continue
         run = lambda o=options: qv.value_neurons(lens, trace, **o)  # noqa: E731
-        seconds, peak = timed(run, repeats, "cpu")
-        settings = run().settings if name != "exact" else {}
-        note = f"fallback {settings['fallback']:.2%}" if "fallback" in settings else ""
-        note = f"scored {max(settings['scored'])}" if "scored" in settings else note
-        rows[name] = (seconds, peak, note)
+        rows[name] = told(name, *timed(run, repeats, "cpu"))
     for name, run in {
         "layer_scores": lambda: qv.layer_scores(lens, trace),
         "locate": lambda: qv.locate(lens, facts),
@@ -264,8 +268,7 @@ def compare_real(lens: qv.Lens, prompts: int, repeats: int) -> pd.DataFrame:
         "effects, RelP": lambda: qv.neuron_effects(lens, facts, method="relp"),
         "transformers": lambda: there_and_back(lens, facts),
     }.items():
-        seconds, peak = timed(run, repeats, "cpu")
-        rows[name] = (seconds, peak, "")
+        rows[name] = told(name, *timed(run, repeats, "cpu"))
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "peak_MB", "note"])
     frame.insert(1, "ratio", frame.loc["naive", "seconds"] / frame["seconds"])
     return frame
@@ -307,7 +310,7 @@ def main() -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"--shape {arguments.shape} needs a CUDA GPU; torch sees none here.")
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
-    prompts = arguments.prompts or (16 if device == "cpu" else 64)
+    prompts = arguments.prompts or 16
     card = (
         torch.cuda.get_device_name()
         if device == "cuda"

@@ -49,7 +49,7 @@ class NeuronSet:
                 f"A NeuronSet needs the columns {', '.join(COLUMNS)}; missing: "
                 f"{', '.join(missing)}."
             )
-        bad = set(self.frame["unit"]) - set(UNITS)
+        bad = set(self.frame["unit"].unique()) - set(UNITS)
         if bad:
             raise unknown("Unit", sorted(bad)[0], UNITS)
 
