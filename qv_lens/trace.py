@@ -44,18 +44,10 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One captured forward pass. A row is one position of one prompt: `prompt[row]` says which
-    prompt, `positions[row]` which position. With one position per prompt (the usual case) rows and
-    prompts are the same.
-
-    `resid` holds the stream before each layer and, last, the stream the final norm reads; for layer
-    l: resid[l + 1] = resid[l] + attn[l] + ffn[l], ffn[l] = m[l] @ W_out[l] + b_out[l], and attn[l]
-    = z[l] @ W_O[l] + b_O[l]. Where a norm follows the sublayers, `attn` and `ffn` are what it
-    leaves of them: those sums times gain * `scale` (1 / sigma of the norm, attention's and the
-    FFN's). `pattern` and `v` (attention weights of each row, value vectors of each prompt and key
-    position) are there only if asked for: z[l, row, head] = v[l, prompt, head // group's channels]
-    @ pattern[l, row, head]."""
+class Rows:
+    """Positions of prompts. A row is one position of one prompt: `prompt[row]` says which prompt,
+    `positions[row]` which position. With one position per prompt (the usual case) rows and prompts
+    are the same."""
 
     facts: tuple[Fact | str, ...]
     """What was asked."""
@@ -65,6 +57,20 @@ class Trace:
     """Of which prompt a row is."""
     positions: Int[Tensor, " row"]
     """At which token of it."""
+
+
+@dataclass(frozen=True)
+class Trace(Rows):
+    """One captured forward pass, at its rows.
+
+    `resid` holds the stream before each layer and, last, the stream the final norm reads; for layer
+    l: resid[l + 1] = resid[l] + attn[l] + ffn[l], ffn[l] = m[l] @ W_out[l] + b_out[l], and attn[l]
+    = z[l] @ W_O[l] + b_O[l]. Where a norm follows the sublayers, `attn` and `ffn` are what it
+    leaves of them: those sums times gain * `scale` (1 / sigma of the norm, attention's and the
+    FFN's). `pattern` and `v` (attention weights of each row, value vectors of each prompt and key
+    position) are there only if asked for: z[l, row, head] = v[l, prompt, head // group's channels]
+    @ pattern[l, row, head]."""
+
     m: Float[Tensor, "layer row d_mlp"]
     """Coefficients of the FFN neurons."""
     z: Float[Tensor, "layer row head_channel"]

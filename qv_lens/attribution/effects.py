@@ -33,7 +33,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qv_lens.attribution.relp import RULES, Rule, check_rules, read_out, relp_hooks
-from qv_lens.attribution.setting import Over, Setting, Target, TraceRows, check_over, setting
+from qv_lens.attribution.setting import (
+    Over,
+    Target,
+    TraceRows,
+    Wanted,
+    check_over,
+    wanted_at,
+    where_read,
+)
 from qv_lens.attribution.value import check_top, grouped, ranked
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions, Prompt
@@ -44,12 +52,12 @@ from qv_lens.models.norms import at_least_float32
 from qv_lens.models.units import UNITS_WITH_VALUES, UnitWithValue, site, units_in_layer
 from qv_lens.neurons import NeuronSet
 from qv_lens.progress import progress_bar
-from qv_lens.trace import Trace
+from qv_lens.trace import Rows, Trace
 
 EffectMethod = Literal["gradient", "relp", "integrated"]
 EFFECT_METHODS: tuple[EffectMethod, ...] = ("gradient", "relp", "integrated")
 #: prompts in one pass, which holds the activations of every layer for the gradient
-TOGETHER = 16
+TOGETHER = 8
 #: prompts, at several places of their paths, in one pass of integrated gradients
 PATH_ROWS = 64
 
@@ -108,21 +116,21 @@ def neuron_effects(
             "target='sequence'."
         )
     sizes = _sizes(top, rounds)
-    task = setting(lens, records, target=target)
-    trace = task.trace if positions == "last" else lens.trace(task.trace.facts, positions)
-    where: Positions = "answer" if task.sequence and positions == "last" else positions
+    read = where_read(target)
+    wanted = wanted_at(lens, lens.rows(records, read), target)
+    where = read if positions == "last" else positions
+    rows = wanted.rows if where == read else lens.rows(wanted.rows.facts, where)
     problem = _Problem(
-        task,
-        trace,
+        wanted,
+        rows,
         unit,
         method,
-        baseline_values(lens, trace, baseline, where, "m" if unit == "ffn" else "z"),
+        baseline_values(lens, rows, baseline, where, unit),
         tuple(rules) if method == "relp" else (),
         steps,
     )
     settings = {
-        **task.attrs,
-        "positions": trace.positions.tolist(),
+        "positions": rows.positions.tolist(),
         "method": method,
         "unit": unit,
         "over": over,
@@ -134,20 +142,18 @@ def neuron_effects(
     if method == "integrated":
         settings["steps"] = steps
     if candidates is not None:
-        _check_candidates(candidates, sizes, over, trace)
+        _check_candidates(candidates, sizes, over, rows)
         settings["candidates"] = candidates
     return _in_rounds(problem, over, sizes, candidates, settings)
 
 
-def _check_candidates(
-    candidates: int, sizes: Sequence[int | None], over: Over, trace: Trace
-) -> None:
+def _check_candidates(candidates: int, sizes: Sequence[int | None], over: Over, rows: Rows) -> None:
     if sizes[0] is None or not isinstance(candidates, Integral) or candidates < sizes[0]:
         raise ConfigError(
             "candidates is how many units of a round are really taken out, at least as many as the "
             f"round keeps; got {candidates}, and a round keeps {sizes[0] or 'all'}."
         )
-    if over == "prompt" and len(trace.prompt) > len(trace.prompts):
+    if over == "prompt" and len(rows.prompt) > len(rows.prompts):
         raise ConfigError(
             "candidates are taken out at all positions asked: with several positions of a prompt "
             "use over='positions'."
@@ -190,15 +196,17 @@ def _in_rounds(
     settings: dict[str, Any],
 ) -> NeuronSet:
     """The units of each round, one round after another."""
-    trace = problem.trace
-    rows = TraceRows(problem.task.lens, trace, problem.task.sequence)
-    groups = rows.groups(over).to(trace.m.device)
+    lens = problem.wanted.lens
+    rows = TraceRows(lens, problem.rows, problem.wanted.sequence)
+    groups = rows.groups(over).to(lens.device)
     count = torch.bincount(groups)[:, None]
-    shape = (problem.task.lens.n_layers, len(count), problem.width)
-    taken = torch.zeros(shape, dtype=torch.bool, device=trace.m.device)
+    shape = (lens.n_layers, len(count), problem.width)
+    taken = torch.zeros(shape, dtype=torch.bool, device=lens.device)
     found = []
     for number, size in enumerate(sizes):
-        m, effect = problem.effects(~taken[:, groups])
+        m, effect, predicted = problem.effects(~taken[:, groups])
+        if number == 0:
+            settings = {**problem.wanted.attrs(predicted), **settings}
         scores = torch.stack([grouped(layer, groups) for layer in effect])
         scores = scores.masked_fill(taken, -torch.inf)
         if candidates is not None:
@@ -237,13 +245,19 @@ def _joined(found: Sequence[NeuronSet]) -> NeuronSet:
     return replace(found[0], frame=frame)
 
 
+#: the values, dy/dm, and the most likely token at each row that is read
+_Gradients = tuple[
+    Float[Tensor, "layer row value"], Float[Tensor, "layer row value"], Int[Tensor, " row"]
+]
+
+
 @dataclass(frozen=True)
 class _Problem:
     """Whose effect is asked, on what, and how. The values of a layer at a row are the FFN's
     activations, or attention's channels; a unit is one of them, or a head's channels together."""
 
-    task: Setting
-    trace: Trace
+    wanted: Wanted
+    rows: Rows
     unit: UnitWithValue
     method: EffectMethod
     baseline: Float[Tensor, "layer row value"]
@@ -253,16 +267,16 @@ class _Problem:
     @property
     def width(self) -> int:
         """Units of a layer."""
-        return units_in_layer(self.task.lens, self.unit)
+        return units_in_layer(self.wanted.lens, self.unit)
 
     @property
     def batches(self) -> list[_Batch]:
         """The prompts, so many together as one pass takes."""
-        return [_Batch(self, begin) for begin in range(0, len(self.trace.prompts), TOGETHER)]
+        return [_Batch(self, begin) for begin in range(0, len(self.rows.prompts), TOGETHER)]
 
     def site(self, layer: int) -> str:
         """The hook point of the values."""
-        return site(self.task.lens, self.unit, layer)
+        return site(self.wanted.lens, self.unit, layer)
 
     def values(self, units: Bool[Tensor, "layer row unit"]) -> Bool[Tensor, "layer row value"]:
         """The units' values: of a head, all its channels."""
@@ -283,9 +297,11 @@ class _Problem:
             out.append(taken | _mask(order[:, [place]], scores))
         kept = [self.values(~each[:, groups]) for each in out]
         y = torch.cat([batch.y_without(kept) for batch in self.batches], dim=1)
-        owner = torch.zeros(len(self.trace.prompts), dtype=torch.long, device=y.device)
-        owner[self.trace.prompt] = groups
-        by_group = y.new_zeros(len(out), len(order)).index_add_(1, owner[self.task.trace.prompt], y)
+        owner = torch.zeros(len(self.rows.prompts), dtype=torch.long, device=y.device)
+        owner[self.rows.prompt] = groups
+        by_group = y.new_zeros(len(out), len(order)).index_add_(
+            1, owner[self.wanted.rows.prompt], y
+        )
         losses = by_group[0] - by_group[1:]
         flat = torch.full_like(rearrange(scores, "l g u -> g (l u)"), -torch.inf)
         flat.scatter_(1, order, losses.T.to(flat))
@@ -293,21 +309,23 @@ class _Problem:
 
     def effects(
         self, kept: Bool[Tensor, "layer row unit"]
-    ) -> tuple[Float[Tensor, "layer row unit"], Float[Tensor, "layer row unit"]]:
+    ) -> tuple[
+        Float[Tensor, "layer row unit"], Float[Tensor, "layer row unit"], Int[Tensor, " row"]
+    ]:
         """Every unit's activation (none for a head) and its effect, without the units that are not
-        `kept`."""
+        `kept`; and the token that the model then finds most likely at each row that is read."""
         kept = self.values(kept)
         parts = [
             batch.along_paths(kept) if self.method == "integrated" else batch.at_once(kept)
             for batch in self.batches
         ]
-        values = torch.cat([value for value, _ in parts], dim=1)
-        gradients = torch.cat([gradient for _, gradient in parts], dim=1)
+        values, gradients = (torch.cat([part[i] for part in parts], dim=1) for i in (0, 1))
+        predicted = torch.cat([part[2] for part in parts])
         effects = (values - self.baseline.to(values)) * gradients
         if self.unit != "head":
-            return values, effects
+            return values, effects, predicted
         effects = reduce(effects, "l r (h c) -> l r h", "sum", h=self.width)
-        return torch.full_like(effects, torch.nan), effects
+        return torch.full_like(effects, torch.nan), effects, predicted
 
 
 @dataclass(frozen=True)
@@ -319,23 +337,20 @@ class _Batch:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        return self.problem.trace.prompts[self.begin : self.begin + TOGETHER]
+        return self.problem.rows.prompts[self.begin : self.begin + TOGETHER]
 
-    def places(self, trace: Trace) -> tuple[tuple[Tensor, Tensor], Int[Tensor, " row"]]:
-        """Where the batch's rows of a trace stand in its pass (prompt, position), and which rows
-        they are."""
-        inside = (self.begin <= trace.prompt) & (trace.prompt < self.begin + TOGETHER)
+    def places(self, of: Rows) -> tuple[tuple[Tensor, Tensor], Int[Tensor, " row"]]:
+        """Where the batch's rows stand in its pass (prompt, position), and which rows they are."""
+        inside = (self.begin <= of.prompt) & (of.prompt < self.begin + TOGETHER)
         rows = inside.nonzero()[:, 0]
-        return (trace.prompt[rows] - self.begin, trace.positions[rows]), rows
+        return (of.prompt[rows] - self.begin, of.positions[rows]), rows
 
-    def at_once(
-        self, kept: Bool[Tensor, "layer row value"]
-    ) -> tuple[Float[Tensor, "layer row value"], Float[Tensor, "layer row value"]]:
-        """The values and dy/dm of all layers, in one pass."""
-        problem, lens = self.problem, self.problem.task.lens
-        at, rows = self.places(problem.trace)
+    def at_once(self, kept: Bool[Tensor, "layer row value"]) -> _Gradients:
+        """In one pass for all layers."""
+        problem, lens = self.problem, self.problem.wanted.lens
+        at, rows = self.places(problem.rows)
         shape = (len(rows), problem.baseline.shape[2])
-        dtype = problem.task.dtype
+        dtype = problem.wanted.dtype
         leaves, seen, hooks = [], [], []
         for layer in range(lens.n_layers):
             leaf = torch.zeros(shape, dtype=dtype, device=lens.device, requires_grad=True)
@@ -343,34 +358,34 @@ class _Batch:
             outside = problem.baseline[layer, rows]
             hooks.append((problem.site(layer), _masked(leaf, at, kept[layer, rows], outside, seen)))
         with torch.enable_grad():
-            y = self._y(hooks)
-            gradients = torch.autograd.grad(y.sum(), leaves)
-        return torch.stack(seen), torch.stack(gradients)
+            logp = self._log_p(hooks)
+            gradients = torch.autograd.grad(self._gain(logp).sum(), leaves)
+        return torch.stack(seen), torch.stack(gradients), logp.argmax(-1)
 
-    def along_paths(
-        self, kept: Bool[Tensor, "layer row value"]
-    ) -> tuple[Float[Tensor, "layer row value"], Float[Tensor, "layer row value"]]:
-        """The values, and dy/dm averaged along each layer's path from the baseline to them."""
+    def along_paths(self, kept: Bool[Tensor, "layer row value"]) -> _Gradients:
+        """dy/dm averaged along each layer's path from the baseline to the values."""
         problem = self.problem
-        layers = range(problem.task.lens.n_layers)
+        layers = range(problem.wanted.lens.n_layers)
         start: Start | None = None
         values, gradients = [], []
         for layer in progress_bar(layers, of="integrated", unit="layer"):
             start, value = self._value(layer, kept, start)
             values.append(value)
             gradients.append(self._path(layer, kept, start, value))
-        return torch.stack(values), torch.stack(gradients)
+        with torch.no_grad():
+            predicted = self._log_p(list(self._masks([kept]))).argmax(-1)
+        return torch.stack(values), torch.stack(gradients), predicted
 
     @torch.no_grad()
     def _value(
         self, layer: int, kept: Bool[Tensor, "layer row value"], start: Start | None
     ) -> tuple[Start, Float[Tensor, "row value"]]:
         """The stream in front of a layer, and the layer's values."""
-        lens = self.problem.task.lens
+        lens = self.problem.wanted.lens
         ids, ends = self._ids(), [prompt.last for prompt in self.prompts]
         masks = list(self._masks([kept]))
         stream = lens.stream(ids, layer, masks, start, last=ends)
-        at, _ = self.places(self.problem.trace)
+        at, _ = self.places(self.problem.rows)
         seen: list[Tensor] = []
 
         def keep(m: Tensor) -> None:
@@ -390,7 +405,7 @@ class _Batch:
     ) -> Float[Tensor, "row value"]:
         """dy/dm of a layer, averaged over the steps of its path."""
         problem, steps = self.problem, self.problem.steps
-        at, rows = self.places(problem.trace)
+        at, rows = self.places(problem.rows)
         low = problem.baseline[layer, rows].to(value)
         total = torch.zeros_like(value)
         together = max(1, PATH_ROWS // len(self.prompts))
@@ -404,7 +419,7 @@ class _Batch:
             hooks.append((own, _placed(leaf, self._copied(at, copies))))
             begin = start[0], start[1].repeat(copies, 1, 1)
             with torch.enable_grad():
-                y = self._y(hooks, begin, copies)
+                y = self._gain(self._log_p(hooks, begin, copies), copies)
                 (gradient,) = torch.autograd.grad(y.sum(), leaf)
             total += gradient.unflatten(0, (copies, len(value))).sum(0)
         return total / steps
@@ -418,14 +433,14 @@ class _Batch:
         parts = []
         for begin in range(0, len(kept), together):
             sets = kept[begin : begin + together]
-            y = self._y(list(self._masks(sets)), None, len(sets))
+            y = self._gain(self._log_p(list(self._masks(sets)), None, len(sets)), len(sets))
             parts.append(y.unflatten(0, (len(sets), -1)))
         return torch.cat(parts)
 
     def _masks(self, kept: Sequence[Bool[Tensor, "layer row value"]]) -> Iterator[Hook]:
         """What is taken out, by layer, in a pass of several copies of the batch: of each copy what
         its set does not keep."""
-        at, rows = self.places(self.problem.trace)
+        at, rows = self.places(self.problem.rows)
         places = self._copied(at, len(kept))
         for layer in range(len(kept[0])):
             here = torch.cat([each[layer, rows] for each in kept])
@@ -433,28 +448,33 @@ class _Batch:
                 outside = self.problem.baseline[layer, rows].repeat(len(kept), 1)
                 yield self.problem.site(layer), _masked(None, places, here, outside, [])
 
-    def _y(
+    def _log_p(
         self, hooks: Sequence[Hook], start: Start | None = None, copies: int = 1
-    ) -> Float[Tensor, " row"]:
-        """y at every row that is read."""
-        task, rules = self.problem.task, self.problem.rules
-        at, rows = self.places(task.trace)
-        stream = task.lens.stream(
+    ) -> Float[Tensor, "row d_vocab"]:
+        """The distribution at every row that is read."""
+        wanted, rules = self.problem.wanted, self.problem.rules
+        at, _ = self.places(wanted.rows)
+        stream = wanted.lens.stream(
             self._ids() * copies,
-            task.lens.n_layers,
+            wanted.lens.n_layers,
             hooks,
             start,
             last=[prompt.last for prompt in self.prompts] * copies,
-            under=relp_hooks(task.lens, rules),
+            under=relp_hooks(wanted.lens, rules),
         )
-        logp = log_probs(read_out(task.lens, stream[self._copied(at, copies)], rules))
-        y = logp.gather(1, task.token[rows].repeat(copies)[:, None])
-        if task.against is not None:
-            y = y - logp.gather(1, task.against[rows].repeat(copies)[:, None])
+        return log_probs(read_out(wanted.lens, stream[self._copied(at, copies)], rules))
+
+    def _gain(self, logp: Float[Tensor, "row d_vocab"], copies: int = 1) -> Float[Tensor, " row"]:
+        """y at every row that is read."""
+        wanted = self.problem.wanted
+        _, rows = self.places(wanted.rows)
+        y = logp.gather(1, wanted.token[rows].repeat(copies)[:, None])
+        if wanted.against is not None:
+            y = y - logp.gather(1, wanted.against[rows].repeat(copies)[:, None])
         return y[:, 0]
 
     def _ids(self) -> list[tuple[int, ...]]:
-        where = "answer" if self.problem.task.sequence else "last"
+        where = "answer" if self.problem.wanted.sequence else "last"
         return [prompt.row(where) for prompt in self.prompts]
 
     def _copied(self, at: tuple[Tensor, Tensor], copies: int) -> tuple[Tensor, Tensor]:

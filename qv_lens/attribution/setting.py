@@ -32,7 +32,7 @@ from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens
 from qv_lens.models.norms import at_least_float32
-from qv_lens.trace import Trace
+from qv_lens.trace import Rows, Trace
 
 Base = Literal["mid", "pre", "loo_final"]
 BASES: tuple[Base, ...] = ("mid", "pre", "loo_final")
@@ -54,13 +54,13 @@ READ_TOGETHER = 32
 
 @dataclass(frozen=True)
 class TraceRows:
-    """How the rows of a trace (positions of prompts) are added up and named. `sequence`: a prompt's
-    rows belong together."""
+    """How rows (positions of prompts) are added up and named. `sequence`: a prompt's rows belong
+    together."""
 
     lens: Lens
     """The model."""
-    trace: Trace
-    """The pass."""
+    trace: Rows
+    """The rows."""
     sequence: bool = False
     """Whether a prompt's rows belong together."""
 
@@ -106,6 +106,43 @@ class TraceRows:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What is asked for at each row: a token, or how much likelier it is than another."""
+
+    lens: Lens
+    """The model."""
+    rows: Rows
+    """Where it is read."""
+    token: Int[Tensor, " row"]
+    """The token asked for at each row."""
+    against: Int[Tensor, " row"] | None = None
+    """The other token of a contrast."""
+    sequence: bool = False
+    """Whether a whole answer is asked for."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of scores: the weights', in float32 or better."""
+        return torch.promote_types(self.lens.dtype, torch.float32)
+
+    def attrs(self, predicted: Int[Tensor, " row"]) -> dict[str, Any]:
+        """What frames and sets are labelled with; `predicted`: the model's own most likely token at
+        each row."""
+        label = self.lens.token_label
+        attrs = {
+            **self.lens.label,
+            "texts": [p.text for p in self.rows.prompts],
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "targets": [label(int(t)) for t in self.token],
+            "positions": self.rows.positions.tolist(),
+            "target_is_argmax": (predicted == self.token).tolist(),
+        }
+        if self.against is None:
+            return attrs
+        return {**attrs, "against": [label(int(t)) for t in self.against]}
+
+
+@dataclass(frozen=True)
 class Bases:
     """What the vectors of one layer are added to, read out."""
 
@@ -145,9 +182,9 @@ class Setting:
         return Readout.of(self.lens, self.trace, self.norm, self.final_bias)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of scores: the weights', in float32 or better."""
-        return torch.promote_types(self.lens.dtype, torch.float32)
+    def wanted(self) -> Wanted:
+        """What is asked for."""
+        return Wanted(self.lens, self.trace, self.token, self.against, self.sequence)
 
     @property
     def rows(self) -> TraceRows:
@@ -157,22 +194,8 @@ class Setting:
     @property
     def attrs(self) -> dict[str, Any]:
         """What every frame and set of this problem is labelled with."""
-        label = self.lens.token_label
-        attrs = {
-            **self.lens.label,
-            "norm": self.norm,
-            "base": self.base,
-            "texts": [p.text for p in self.trace.prompts],
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "targets": [label(int(t)) for t in self.token],
-            "positions": self.trace.positions.tolist(),
-            "target_is_argmax": (self.trace.logits.argmax(-1) == self.token).tolist(),
-        }
-        return (
-            attrs
-            if self.against is None
-            else {**attrs, "against": [label(int(t)) for t in self.against]}
-        )
+        attrs = self.wanted.attrs(self.trace.logits.argmax(-1))
+        return {**attrs, "norm": self.norm, "base": self.base}
 
     def x(self, layer: int, kind: Kind = "ffn") -> Float[Tensor, "row d_model"]:
         """The base vector of a layer. Attention's is always the stream before it."""
@@ -388,6 +411,18 @@ def setting(
         raise unknown("Base", base, BASES)
     if norm not in NORM_MODES:
         raise unknown("Norm mode", norm, NORM_MODES)
+    where = where_read(target, positions)
+    trace = lens.traced(facts, where, attention=attention)
+    _check_positions(trace, where)
+    wanted = wanted_at(lens, trace, target)
+    return Setting(
+        lens, trace, wanted.token, norm, base, wanted.against, wanted.sequence, memory_budget
+    )
+
+
+def where_read(target: Target, positions: Positions = "last") -> Positions:
+    """The positions at which a target is read. Raises `ConfigError` for an unknown target, or for
+    positions that do not go with it."""
     target = _plain_target(target)
     if isinstance(target, str) and target not in ("answer", "predicted", "sequence"):
         raise unknown(
@@ -403,19 +438,25 @@ def setting(
             "target='sequence' has its own positions, those that predict the answer; got "
             f"{positions!r}."
         )
-    where = "answer" if sequence else positions
-    trace = lens.traced(facts, where, attention=attention)
-    _check_positions(trace, where)
+    return "answer" if sequence else positions
+
+
+def wanted_at(lens: Lens, rows: Rows, target: Target) -> Wanted:
+    """What is asked for at rows: those of a trace, or the prompts' ends, where the model is asked
+    what it predicts itself if that is wanted.
+
+    Raises `ConfigError` for a token that does not exist, or a contrast of one token with itself."""
+    target = _plain_target(target)
     pair = target if isinstance(target, tuple) else (target, None)
-    token = _tokens(lens, trace, pair[0])
-    against = None if pair[1] is None else _tokens(lens, trace, pair[1])
+    token = _tokens(lens, rows, pair[0])
+    against = None if pair[1] is None else _tokens(lens, rows, pair[1])
     if against is not None and bool((same := against == token).any()):
-        text = trace.prompts[int(trace.prompt[same][0])].text
+        text = rows.prompts[int(rows.prompt[same][0])].text
         raise ConfigError(
             f"A contrast compares two first tokens; both of {target} begin with "
             f"{lens.token_label(int(token[same][0]))!r} after {text!r}."
         )
-    return Setting(lens, trace, token, norm, base, against, sequence, memory_budget)
+    return Wanted(lens, rows, token, against, target == "sequence")
 
 
 def _plain_target(target: Any) -> Target:
@@ -448,39 +489,43 @@ def _check_positions(trace: Trace, where: Positions) -> None:
         raise ConfigError("This trace holds an answer's positions: use it with target='sequence'.")
 
 
-def _tokens(lens: Lens, trace: Trace, target: str | int) -> Int[Tensor, " row"]:
+def _tokens(lens: Lens, rows: Rows, target: str | int) -> Int[Tensor, " row"]:
     """The token asked for at each row."""
-    predicted = trace.logits.argmax(-1)
     if isinstance(target, int):
-        if not 0 <= target < trace.logits.shape[1]:
-            raise ConfigError(
-                f"Token id {target} is outside the vocabulary of {trace.logits.shape[1]}."
-            )
-        return torch.full_like(predicted, target)
+        if not 0 <= target < lens.d_vocab:
+            raise ConfigError(f"Token id {target} is outside the vocabulary of {lens.d_vocab}.")
+        return torch.full_like(rows.prompt, target)
     if target == "predicted":
-        return predicted
-    return torch.tensor(
-        list(_named(lens, trace, target, predicted.tolist())), device=predicted.device
-    )
+        return _predicted(lens, rows)
+    named = list(_named(lens, rows, target))
+    own = _predicted(lens, rows).tolist() if None in named else named
+    token = [other if name is None else name for name, other in zip(named, own, strict=True)]
+    return torch.tensor(token, device=rows.prompt.device)
 
 
-def _named(lens: Lens, trace: Trace, target: str, predicted: list[int]) -> Iterator[int]:
-    for row, (index, position) in enumerate(
-        zip(trace.prompt.tolist(), trace.positions.tolist(), strict=True)
-    ):
-        prompt = trace.prompts[index]
+def _predicted(lens: Lens, rows: Rows) -> Int[Tensor, " row"]:
+    """The model's own most likely token at each row; rows that are no trace lie at the prompts'
+    ends."""
+    trace = rows if isinstance(rows, Trace) else lens.trace(rows.facts)
+    return trace.logits.argmax(-1)
+
+
+def _named(lens: Lens, rows: Rows, target: str) -> Iterator[int | None]:
+    """The token that each row's prompt names; None where a bare prompt has no answer."""
+    for index, position in zip(rows.prompt.tolist(), rows.positions.tolist(), strict=True):
+        prompt = rows.prompts[index]
         if target == "answer":
-            yield prompt.answer[0] if prompt.answer else predicted[row]
+            yield prompt.answer[0] if prompt.answer else None
         elif target == "sequence":
-            rows = trace.positions[trace.prompt == index].tolist()
-            if tuple(rows) != prompt.positions("answer"):
+            found = rows.positions[rows.prompt == index].tolist()
+            if tuple(found) != prompt.positions("answer"):
                 raise ConfigError(
                     "target='sequence' reads every token of the answer: trace with "
                     "positions='answer'."
                 )
             yield prompt.answer[position - prompt.last]
         else:
-            yield lens.answer_ids(trace.facts[index], target)[0]
+            yield lens.answer_ids(rows.facts[index], target)[0]
 
 
 def _category(fact: Fact | str) -> str:

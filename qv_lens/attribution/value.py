@@ -45,6 +45,7 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens
 from qv_lens.models.norms import at_least_float32
+from qv_lens.models.units import units_in_layer, values_in_layer
 from qv_lens.neurons import NeuronSet
 from qv_lens.progress import progress_bar
 from qv_lens.trace import Trace
@@ -461,9 +462,9 @@ def ranked(
 
 def _width(rows: TraceRows, unit: Unit) -> int:
     """Units of a layer (at one position)."""
-    heads = rows.lens.backend_adapter.cfg.n_heads
-    widths = {"ffn": rows.lens.d_mlp, "head": heads, "head_position": heads}
-    return widths.get(unit, rows.trace.z.shape[2])
+    if unit in ("head", "head_position"):
+        return units_in_layer(rows.lens, "head")
+    return values_in_layer(rows.lens, "ffn" if unit == "ffn" else "attn_channel")
 
 
 def _places(
@@ -486,8 +487,7 @@ def _places(
     if unit in ("head", "head_position"):
         places["head"] = neuron.numpy()
     elif unit != "ffn":
-        heads = rows.lens.backend_adapter.cfg.n_heads
-        places["head"] = (neuron // (rows.trace.z.shape[2] // heads)).numpy()
+        places["head"] = (neuron // (width // units_in_layer(rows.lens, "head"))).numpy()
     if by_key:
         key = chosen % per_layer // width
         ids = rows.trace.prompts[prompt].ids

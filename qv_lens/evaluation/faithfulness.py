@@ -105,17 +105,17 @@ def faithfulness(
     """
     records = as_list(facts)
     unit = _check(lens, records, rankings, sizes, seeds, positions)
-    trace = lens.trace(records, positions)
-    prompts = trace.prompts
+    places = lens.rows(records, positions)
+    prompts = places.prompts
     if positions == "last":
         for name, neurons in rankings.items():
             _check_origin(name, neurons, prompts)
-    outside = baseline_values(lens, trace, baseline, positions, "m" if unit == "ffn" else "z")
+    outside = baseline_values(lens, places, baseline, positions, unit)
     rows = []
     for i, prompt in enumerate(progress_bar(prompts, of="removal", unit="prompt")):
         selections = list(_selections(lens, rankings, sorted(set(sizes)), seeds, seed, i, unit))
-        place = _Place(lens, unit, prompt, trace.positions[trace.prompt == i])
-        values = outside[:, trace.prompt == i]
+        place = _Place(lens, unit, prompt, places.positions[places.prompt == i])
+        values = outside[:, places.prompt == i]
         out = [place.out(selection.units, keep) for selection in selections]
         everything = torch.ones_like(place.out((), False))
         logp = place.logp([~everything, everything, *out], values)
@@ -229,7 +229,7 @@ def _check(
                 "else."
             )
         check_units(lens, neurons)
-        prompts = set(neurons.frame["prompt"])
+        prompts = set(neurons.frame["prompt"].unique())
         missing = [i for i in range(len(records)) if i not in prompts and -1 not in prompts]
         if missing:
             raise ConfigError(

@@ -20,7 +20,8 @@ from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, as_list
 from qv_lens.models.norms import at_least_float32
-from qv_lens.trace import Trace
+from qv_lens.models.units import UnitWithValue, values_in_layer
+from qv_lens.trace import Rows, Trace
 
 
 @dataclass(frozen=True)
@@ -34,37 +35,45 @@ class MeanOver:
 #: 'zero'; 'mean' over the facts asked themselves, or over others; or other prompts, one for each
 #: fact
 Baseline: TypeAlias = Literal["zero", "mean"] | MeanOver | Facts
-#: which values of a trace: the FFN's or attention's
-Values = Literal["m", "z"]
 
 
 def baseline_values(
-    lens: Lens, trace: Trace, baseline: Baseline, positions: Positions, of: Values = "m"
-) -> Float[Tensor, "layer row width"]:
-    """m' (or z') of every unit at every row of a trace, `positions` of its prompts.
+    lens: Lens, rows: Rows, baseline: Baseline, positions: Positions, unit: UnitWithValue = "ffn"
+) -> Float[Tensor, "layer row value"]:
+    """m' (or z') of the units' values at every row, `positions` of its prompts.
 
     Raises `ConfigError` for an unknown baseline, for a mean over the one fact that is asked, and
     for other prompts that do not go with the facts one by one.
     """
-    own = at_least_float32(getattr(trace, of))
+    shape = (lens.n_layers, len(rows.prompt), values_in_layer(lens, unit))
     if isinstance(baseline, str) and baseline == "zero":
-        return torch.zeros_like(own)
+        wide = torch.promote_types(lens.dtype, torch.float32)
+        return torch.zeros(1, dtype=wide, device=lens.device).expand(shape)
     if isinstance(baseline, str) and baseline == "mean":
-        if len(trace.facts) < 2:
+        if len(rows.facts) < 2:
             raise ConfigError(
                 "baseline='mean' is the mean over the facts given, and this is one fact: pass "
                 "several, or qv.MeanOver(other_facts)."
             )
-        return own.mean(1, keepdim=True).expand_as(own)
+        return _mean(lens, rows.facts, positions, unit).expand(shape)
     if isinstance(baseline, MeanOver):
-        there = at_least_float32(getattr(lens.trace(baseline.facts, positions), of))
-        return there.mean(1, keepdim=True).expand_as(own)
+        return _mean(lens, baseline.facts, positions, unit).expand(shape)
     if isinstance(baseline, str):
         raise ConfigError(
             f"Baseline {baseline!r} not found. Available: zero, mean, qv.MeanOver(facts), or a list "
             "of other prompts, one for each fact."
         )
-    return _of_other_prompts(lens, trace, as_list(baseline), positions, of)
+    return _of_other_prompts(lens, rows, as_list(baseline), positions, unit)
+
+
+def _values(trace: Trace, unit: UnitWithValue) -> Float[Tensor, "layer row value"]:
+    return at_least_float32(trace.m if unit == "ffn" else trace.z)
+
+
+def _mean(
+    lens: Lens, facts: Facts, positions: Positions, unit: UnitWithValue
+) -> Float[Tensor, "layer 1 value"]:
+    return _values(lens.trace(facts, positions), unit).mean(1, keepdim=True)
 
 
 def baseline_name(baseline: Baseline) -> str:
@@ -77,27 +86,27 @@ def baseline_name(baseline: Baseline) -> str:
 
 
 def _of_other_prompts(
-    lens: Lens, trace: Trace, others: list[Fact | str], positions: Positions, of: Values
-) -> Float[Tensor, "layer row width"]:
+    lens: Lens, rows: Rows, others: list[Fact | str], positions: Positions, unit: UnitWithValue
+) -> Float[Tensor, "layer row value"]:
     """What each unit is on the prompt that stands beside the fact's."""
-    if len(others) != len(trace.facts):
+    if len(others) != len(rows.facts):
         raise ConfigError(
-            f"Patching takes another prompt for each fact; there are {len(trace.facts)} facts and "
+            f"Patching takes another prompt for each fact; there are {len(rows.facts)} facts and "
             f"{len(others)} other prompts."
         )
     if positions == "answer":  # the same answer follows
-        pairs = zip(others, trace.facts, strict=True)
+        pairs = zip(others, rows.facts, strict=True)
         others = [_with_answer(other, fact) for other, fact in pairs]
     there = lens.trace(others, positions)
-    for i, fact in enumerate(trace.facts):
-        wanted, found = int((trace.prompt == i).sum()), int((there.prompt == i).sum())
+    for i, fact in enumerate(rows.facts):
+        wanted, found = int((rows.prompt == i).sum()), int((there.prompt == i).sum())
         if wanted != found:
             text = fact if isinstance(fact, str) else fact.text
             raise ConfigError(
                 f"The prompt {there.prompts[i].text!r} has {found} positions and {text!r} has "
                 f"{wanted}: at positions={positions!r} the two need equally many tokens."
             )
-    return at_least_float32(getattr(there, of))
+    return _values(there, unit)
 
 
 def _with_answer(other: Fact | str, fact: Fact | str) -> Fact:

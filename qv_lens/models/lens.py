@@ -39,7 +39,7 @@ from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import plain_tokenizer, wrap
 from qv_lens.patch import Patch
 from qv_lens.progress import seen, transformers_bars
-from qv_lens.trace import Setup, Trace
+from qv_lens.trace import Rows, Setup, Trace
 
 Facts = Fact | str | Sequence[Fact | str]
 #: a layer, and the stream in front of it
@@ -511,6 +511,21 @@ class Lens:
         held = {p.untyped_storage().data_ptr() for p in self._hf_state.values()}
         return all(weight.untyped_storage().data_ptr() in held for weight in self._weights())
 
+    def rows(self, facts: Facts, positions: Positions = "last") -> Rows:
+        """The prompts and their positions: one of each (a name or an index), 'all' of them, or those
+        that predict the 'answer' token by token. Raises `FactError` for what does not tokenise."""
+        records = as_list(facts)
+        prompts = self.tokenize(records)
+        where = [prompt.positions(positions) for prompt in prompts]
+        prompt = [i for i, chosen in enumerate(where) for _ in chosen]
+        position = [p for chosen in where for p in chosen]
+        return Rows(
+            tuple(records),
+            tuple(prompts),
+            torch.tensor(prompt, device=self.device),
+            torch.tensor(position, device=self.device),
+        )
+
     @torch.no_grad()
     def trace(
         self,
@@ -520,29 +535,24 @@ class Lens:
         attention: bool = False,
         batch_size: int = 64,
     ) -> Trace:
-        """Capture one forward pass of the prompts: at one position of each (a name or an index), at
-        'all' of them, or at those that predict the 'answer' token by token. `attention` keeps
-        patterns and value vectors as well."""
-        records = as_list(facts)
-        prompts = self.tokenize(records)
+        """Capture one forward pass of the prompts, at the positions that `rows` gives. `attention`
+        keeps patterns and value vectors as well."""
+        rows = self.rows(facts, positions)
+        prompts = rows.prompts
         where = [prompt.positions(positions) for prompt in prompts]
-        rows = [prompt.row(positions) for prompt in prompts]
+        ids = [prompt.row(positions) for prompt in prompts]
         parts = []
         for chunk in (slice(i, i + batch_size) for i in range(0, len(prompts), batch_size)):
-            run = partial(self.logits, rows[chunk], last=[prompt.last for prompt in prompts[chunk]])
+            run = partial(self.logits, ids[chunk], last=[prompt.last for prompt in prompts[chunk]])
             parts.append(capture(self.backend_adapter, run, where[chunk], attention))
         m, z, attn, ffn, resid, logits, *keys = joined(parts)
-        prompt = torch.tensor(
-            [i for i, chosen in enumerate(where) for _ in chosen], device=logits.device
-        )
-        position = torch.tensor([p for chosen in where for p in chosen], device=logits.device)
         pattern, v = keys or (None, None)
         scale = scales_after(self.backend_adapter, m, z)
         return Trace(
-            tuple(records),
-            tuple(prompts),
-            prompt,
-            position,
+            rows.facts,
+            prompts,
+            rows.prompt,
+            rows.positions,
             m,
             z,
             attn,

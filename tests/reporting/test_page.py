@@ -115,6 +115,13 @@ def test_a_click_opens_the_card_and_moves_nothing(opened, size):
     if size == WIDE:
         assert beside["x"] >= drawing["x"] + drawing["width"]
         assert beside["y"] < size[1]
+    else:  # with the pathway at the top of the screen nothing lies over it; further down it is gone
+        page.eval_on_selector("#graph", "graph => graph.scrollIntoView()")
+        drawing, below = page.locator(".drawing").bounding_box(), card.bounding_box()
+        assert below["y"] >= drawing["y"] + drawing["height"]
+        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        assert card.bounding_box()["y"] < 0
+        node.scroll_into_view_if_needed()
     assert "selected" in node.get_attribute("class")
     lit = page.eval_on_selector_all(
         "#pathway-drawing .lit", "all => all.map(e => [e.dataset.source, e.dataset.target])"
