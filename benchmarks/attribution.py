@@ -301,7 +301,7 @@ def main() -> None:
     if arguments.model:
         lens = qv.load(arguments.model)
         print(f"{arguments.model}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-        for count in (1, arguments.prompts or 32):
+        for count in dict.fromkeys((1, arguments.prompts or 32)):
             frame = compare_real(lens, count, 1 if count > 1 else arguments.repeats)
             print(f"\n{count} prompts")
             print(frame.round({"seconds": 2, "ratio": 1, "peak_MB": 0}).to_string(), flush=True)
