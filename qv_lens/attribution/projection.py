@@ -71,18 +71,15 @@ class Readout:
         weight, bias = (at_least_float32(w) for w in lens.backend_adapter.unembed())
         sigma = norm.scale(trace.final)
         cap = lens.backend_adapter.logit_cap
-        U, c = weight, bias
+        gain, c = at_least_float32(norm.gain), bias
         if mode == "none":
-            sigma = torch.ones_like(sigma)
-        else:
-            c = (
-                bias
-                if norm.bias is None or not final_bias
-                else bias + at_least_float32(norm.bias) @ weight
-            )
-            U = weight * at_least_float32(norm.gain)[:, None]
+            sigma, gain = torch.ones_like(sigma), torch.ones_like(gain)
+        elif norm.bias is not None and final_bias:
+            c = bias + at_least_float32(norm.bias) @ weight
+        U = weight * gain[:, None]
         if cap is None:
-            U, c = U - U.mean(1, keepdim=True), c - c.mean()
+            U -= U.mean(1, keepdim=True)  # in place: with a real vocabulary a copy is half a GB
+            c = c - c.mean()
         return cls(mode, norm, U, c, sigma, U.norm(dim=0), cap)
 
     def centre(self, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:

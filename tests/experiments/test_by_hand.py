@@ -1,0 +1,103 @@
+"""The ledger's numbers, redone by hand from the committed rows: plain loops and the textbook's
+formulas, none of the project's code."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pyarrow.parquet
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+LEDGER = (EXPERIMENTS / "LEDGER.md").read_text()
+COMPARISON = (EXPERIMENTS / "COMPARISON.md").read_text()
+#: Student's t of 99 degrees of freedom at 97.5% (a printed table's)
+T_99 = 1.984
+SMOLLM2 = "smollm2-135m"
+#: ACE's NN, CT, LG, CP and LS, of which leadership was not measured
+SIMILAR = {"nationality", "continent", "language", "capital"}
+
+
+def rows(name: str) -> list[dict]:
+    table = pyarrow.parquet.read_table(EXPERIMENTS / "results" / f"{name}.parquet").to_pylist()
+    return [row for row in table if row["model"] == SMOLLM2 and row["status"] == "finished"]
+
+
+def cell(source: str, words: str) -> str:
+    """The row of a claim."""
+    (line,) = (
+        line for line in LEDGER.splitlines() if line.startswith(f"| {source} |") and words in line
+    )
+    return line
+
+
+def single(metric: str) -> dict[str, dict[int, float]]:
+    """After single edits of CounterFact: the metric by method and case."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows("single"):
+        if row["metric"] == metric and row["data"] == "counterfact":
+            found.setdefault(row["method"], {})[row["case"]] = row["after"]
+    return found
+
+
+def test_table_3_of_ace():
+    """Each editor's share, the best of the others, and ACE's difference from it over the cases."""
+    for words, metric in (("efficacy: ACE", "efficacy_acc"), ("paraphrase: ACE", "paraphrase_acc")):
+        told = cell("ACE, Table 3", words)
+        values = {
+            m: v for m, v in single(metric).items() if m in ("FT", "ROME", "MEMIT", "PMET", "ACE")
+        }
+        assert len(values) == 5
+        means = {method: sum(by.values()) / len(by) for method, by in values.items()}
+        for method, mean in means.items():
+            assert f"{method} {100 * mean:.1f}%" in told
+        other = re.search(r"\(ACE − (\w+) ", told).group(1)
+        assert means[other] == max(mean for method, mean in means.items() if method != "ACE")
+        gaps = [values["ACE"][case] - values[other][case] for case in values["ACE"]]
+        gap = sum(gaps) / len(gaps)
+        spread = (sum((each - gap) ** 2 for each in gaps) / (len(gaps) - 1)) ** 0.5
+        half = T_99 * spread / len(gaps) ** 0.5
+        assert f"{100 * gap:+.1f} ± {100 * half:.1f} points, {len(gaps)} cases" in told
+        assert "**fails**" in told
+        assert gap + half < 0
+
+
+def test_comparison_of_editors():
+    """Mean and Wilson's interval of a share, as the table has them."""
+    z = 1.959964
+    for method, by in single("efficacy_gen").items():
+        if method not in ("MEMIT", "ACE", "KN", "UltraEdit"):
+            continue
+        n, p = len(by), sum(by.values()) / len(by)
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+        low, high = (round(100 * (middle + side * half)) for side in (-1, 1))
+        table = COMPARISON.split(f"## Single edits, each taken back: {SMOLLM2}")[1].split("##")[0]
+        assert f"| {method} | {n} | {100 * p:.0f} [{low}, {high}] |" in table
+
+
+def test_table_1_of_ace():
+    """The ten best FFN layers of each category (9 of 28, scaled to 30), their overlaps, and the
+    share of all choices of four categories whose overlap stands out as much."""
+    best: dict[str, set[int]] = {}
+    scores: dict[str, list[tuple[float, int]]] = {}
+    for row in rows("ace_table1"):
+        if row["part"] == "ffn":
+            scores.setdefault(row["category"], []).append((row["score"], row["layer"]))
+    for category, of in scores.items():
+        assert len(of) == 30
+        best[category] = {layer for _, layer in sorted(of, reverse=True)[: round(9 / 28 * 30)]}
+
+    def gap(similar: set[str]) -> float:
+        inside, outside = [], []
+        for a, b in itertools.combinations(best, 2):
+            overlap = len(best[a] & best[b]) / len(best[a] | best[b])
+            (inside if {a, b} <= similar else outside).append(overlap)
+        return sum(inside) / len(inside) - sum(outside) / len(outside)
+
+    real = gap(SIMILAR)
+    choices = [gap(set(chosen)) for chosen in itertools.combinations(best, len(SIMILAR))]
+    p = sum(other >= real - 1e-12 for other in choices) / len(choices)
+    told = cell("ACE, Table 1, Takeaway 1", "similar semantics")
+    assert f"gap {real:+.2f}, p = {p:.2f} (6 categories, 10 layers each)" in told
