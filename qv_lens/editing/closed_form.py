@@ -194,11 +194,11 @@ class AlphaEdit(ClosedForm):
 
     def solver(self, job: Job) -> Solver:
         lens, C0 = job.lens, job.moments()
-        P = {
+        U0 = {
             layer: self._null_space(job, C0.of(lens, layer), layer)
             for layer in self.plan(lens)[0].groups[0]
         }
-        job.notes["rank_of_P"] = {str(layer): round(float(p.trace())) for layer, p in P.items()}
+        job.notes["rank_of_P"] = {str(layer): u.shape[1] for layer, u in U0.items()}
         if not all(job.notes["rank_of_P"].values()):
             raise EditError(
                 f"No eigenvalue of C0 lies below threshold={self.threshold}: nothing could be "
@@ -207,18 +207,15 @@ class AlphaEdit(ClosedForm):
         seen = EarlierKeys(job, self)
 
         def metric(layer: int, module: str) -> InverseMetric:
-            return null_space_metric(P[layer], seen.keys(layer), self.L2)
+            return null_space_metric(U0[layer], seen.keys(layer), self.L2)
 
         return Solver(metric, lambda n: 1.0, seen.learn)
 
     def _null_space(self, job: Job, C0: Tensor, layer: int) -> Tensor:
-        """P of a layer, computed once for all edits that share their statistics, C0's spectrum once
-        for all thresholds."""
-        spectrum = partial(eigen, C0.to(job.lens.device))
-        return job.factored.once(
-            ("null space", layer, self.threshold),
-            lambda: null_space(job.factored.once(("spectrum", layer), spectrum), self.threshold),
-        )
+        """U0 of a layer: C0's spectrum, made once for all edits that share their statistics and for
+        all thresholds, below this one."""
+        make = partial(eigen, C0.to(job.lens.device))
+        return null_space(job.factored.once(("spectrum", layer), make), self.threshold)
 
 
 class EarlierKeys:
@@ -295,7 +292,7 @@ class BetaEdit(AlphaEdit):
                 job.notes["renewed"] = count
             since = job.notes["renewed"]
             if keys is None or not since:
-                P = self._null_space(job, moment, layer)
+                U0 = self._null_space(job, moment, layer)
             else:
                 held = summed([before, job.kept]).get(key)
                 if since == count:  # renewed in this batch: the patch keeps what is new in the sum
@@ -304,9 +301,9 @@ class BetaEdit(AlphaEdit):
                     job.kept.update(summed([job.kept, {key: fresh}]))
                 assert held is not None
                 make = partial(self._renewed, held.dense() / since, moment)
-                P = spaces.once((layer, since), make)
-                job.notes["rank_of_P"][str(layer)] = round(float(P.trace()))
-            return null_space_metric(P, keys, self.L2, self.lam * moment)
+                U0 = spaces.once((layer, since), make)
+                job.notes["rank_of_P"][str(layer)] = U0.shape[1]
+            return null_space_metric(U0, keys, self.L2, self.lam * moment)
 
         def learn(keys: dict[int, list[Tensor]]) -> None:
             seen.learn(keys)
@@ -315,7 +312,7 @@ class BetaEdit(AlphaEdit):
         return replace(base, metric=metric, learn=learn, limit=self.limit)
 
     def _renewed(self, moment: Tensor, C0: Tensor) -> Tensor:
-        """P from the mean second moment of the keys of all facts edited so far, and C0."""
+        """U0 from the mean second moment of the keys of all facts edited so far, and C0."""
         return null_space(eigen((moment + self.lam * C0) / (self.lam + 1)), self.threshold)
 
 

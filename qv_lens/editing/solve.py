@@ -71,44 +71,47 @@ def eigen(C0: Float[Tensor, "d_mlp d_mlp"]) -> Spectrum:
     return values, vectors
 
 
-def null_space(spectrum: Spectrum, threshold: float) -> Float[Tensor, "d_mlp d_mlp"]:
-    """P = U0 U0^T, U0 the eigenvectors of C0 with eigenvalues below the threshold (AlphaEdit)."""
+def null_space(spectrum: Spectrum, threshold: float) -> Float[Tensor, "d_mlp r"]:
+    """U0, the eigenvectors of C0 with eigenvalues below the threshold: P = U0 U0^T projects into its
+    null space (AlphaEdit). A part of the spectrum, not a copy."""
     values, vectors = spectrum
-    U0 = vectors[:, values < threshold]
-    return U0 @ U0.T
+    return vectors[:, : int((values < threshold).sum())]  # in ascending order
 
 
 def null_space_metric(
-    P: Float[Tensor, "d_mlp d_mlp"],
+    U0: Float[Tensor, "d_mlp r"],
     earlier: Delta | None,
     L2: float,
     held: Float[Tensor, "d_mlp d_mlp"] | None = None,
 ) -> InverseMetric:
-    """K -> (P (Kp Kp^T + H) P + L2 I)^-1 P K; `earlier`: Kp Kp^T, Kp the keys of earlier facts
-    (AlphaEdit). `held`: H, lam C0 (BetaEdit; with P P = P what it has is this: its update lies in
-    the range of P).
+    """K -> (P (Kp Kp^T + H) P + L2 I)^-1 P K = U0 (U0^T (Kp Kp^T + H) U0 + L2 I_r)^-1 U0^T K;
+    `earlier`: Kp Kp^T, Kp the keys of earlier facts (AlphaEdit). `held`: H, lam C0 (BetaEdit; with
+    P P = P what it has is this: its update lies in the range of P).
 
-    Without H, and with fewer earlier facts than neurons, the system is the identity and a product
-    of few columns, A = P Kp: (A A^T + L2 I)^-1 = (I - A (A^T A + L2 I_n)^-1 A^T) / L2 (Woodbury)."""
+    Without H, and with fewer earlier facts than r, the system is the identity and a product of few
+    columns, A = U0^T Kp: (A A^T + L2 I)^-1 = (I - A (A^T A + L2 I_n)^-1 A^T) / L2 (Woodbury)."""
+    identity_of = partial(torch.eye, dtype=U0.dtype, device=U0.device)
     if held is None and earlier is None:
-        return lambda K: P @ K.double() / L2
-    identity_of = partial(torch.eye, dtype=P.dtype, device=P.device)
-    if held is None and earlier is not None and earlier.right is not None and earlier.rank < len(P):
-        A, A_T = P @ earlier.left, earlier.right @ P
-        few = torch.linalg.cholesky(A_T @ A + L2 * identity_of(earlier.rank))
+        return lambda K: U0 @ (U0.T @ K.double()) / L2
+    if held is None and earlier is not None and earlier.right is not None:
+        A, A_T = U0.T @ earlier.left, earlier.right @ U0
+        if len(A_T) < len(A):
+            few = torch.linalg.cholesky(A_T @ A + L2 * identity_of(len(A_T)))
 
-        def metric(K: Tensor) -> Tensor:
-            x = P @ K.double()
-            return (x - A @ torch.cholesky_solve(A_T @ x, few)) / L2
+            def metric(K: Tensor) -> Tensor:
+                x = U0.T @ K.double()
+                return U0 @ (x - A @ torch.cholesky_solve(A_T @ x, few)) / L2
 
-        return metric
-    system = L2 * identity_of(len(P))
-    if earlier is not None:
-        system = system + (P @ earlier.left) @ (P if earlier.right is None else earlier.right @ P)
+            return metric
+    system = L2 * identity_of(U0.shape[1])
+    if earlier is not None and earlier.right is not None:
+        system = system + (U0.T @ earlier.left) @ (earlier.right @ U0)
+    elif earlier is not None:
+        system = system + U0.T @ earlier.left @ U0
     if held is not None:
-        system = system + P @ held.to(P) @ P
+        system = system + U0.T @ held.to(U0) @ U0
     factor = torch.linalg.cholesky(system)
-    return lambda K: torch.cholesky_solve(P @ K.double(), factor)
+    return lambda K: U0 @ torch.cholesky_solve(U0.T @ K.double(), factor)
 
 
 def held_metric(
