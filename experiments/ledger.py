@@ -126,8 +126,8 @@ IN_SHORT = (
 
 
 def collect(runs: Path) -> None:
-    """Gather the rows of the run folders in a folder. Rows of models that are not among them
-    stay."""
+    """Gather the rows of the run folders in a folder. Rows of models, and of editors, that are not
+    among them stay."""
     parts: dict[str, list[pd.DataFrame]] = {}
     unused = []
     for folder in sorted(path for path in runs.iterdir() if (path / "config.json").exists()):
@@ -161,12 +161,16 @@ def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _join(name: str, rows: pd.DataFrame) -> None:
-    """Put rows among the results, in the place of those of the same models."""
+    """Put rows among the results, in the place of those of the same models and, where editors are
+    compared, of the same editors."""
     frame = plain(rows.reset_index(drop=True))
     path = RESULTS / f"{name}.parquet"
     if path.exists():
         old = pd.read_parquet(path)
-        frame = pd.concat([old[~old["model"].isin(frame["model"])], frame], ignore_index=True)
+        whose = [column for column in ("model", "method") if column in old and column in frame]
+        new = pd.MultiIndex.from_frame(frame[whose])
+        stays = ~pd.MultiIndex.from_frame(old[whose]).isin(new)
+        frame = pd.concat([old[stays], frame], ignore_index=True)
     RESULTS.mkdir(exist_ok=True)
     frame.to_parquet(path, compression="zstd", index=False)
     print(f"{name}: {len(frame)} rows, those of {', '.join(sorted(set(rows['model'])))} new")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -274,6 +275,24 @@ def test_the_committed_ledger_is_what_the_command_writes():
         assert file.read_text() == text, (
             "run python -m experiments.ledger and commit what it writes"
         )
+
+
+def test_rows_take_the_place_of_the_same_model_and_editor_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+
+    def rows(after, *whose):
+        frame = pd.DataFrame(whose, columns=["model", "method"])
+        return frame.assign(metric="efficacy_acc", case=0, after=after)
+
+    ledger._join("single", rows(1.0, ("small", "FT"), ("small", "ROME"), ("large", "FT")))
+    ledger._join("single", rows(2.0, ("small", "FT"), ("small", "MEMIT")))
+    kept = pd.read_parquet(tmp_path / "single.parquet").set_index(["model", "method"])["after"]
+    assert kept.to_dict() == {
+        ("small", "FT"): 2.0, ("small", "ROME"): 1.0, ("small", "MEMIT"): 2.0, ("large", "FT"): 1.0,
+    }  # fmt: skip
+    ledger._join("layers", rows(1.0, ("small", "")).drop(columns="method"))
+    ledger._join("layers", rows(2.0, ("small", "")).drop(columns="method"))
+    assert pd.read_parquet(tmp_path / "layers.parquet")["after"].tolist() == [2.0]
 
 
 def test_a_ledger_that_is_out_of_date_says_where():
