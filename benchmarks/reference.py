@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/reference.py memit smollm2-135m --data counterfact.json
 
-`memit`: a clone of the repository kmeng01/memit. Its code runs from there, in a copy changed in four places so that it runs on a CPU and
-on a Llama of today's transformers: the device, the name of the width, and what a block returns
-(a tensor, no longer a tuple). Both get the same facts, contexts, C0 and settings; the reference
-keeps its C0 between edits, ours the factors made of it. CPU seconds of one thread; deltas and z*
-are compared. Facts of CounterFact, as both read them."""
+`memit`: a clone of the repository kmeng01/memit. Its code runs from there, in a copy changed so
+that it runs on a CPU and on a Llama of today's transformers: the device, the name of the width, and
+what a block returns (a tensor, no longer a tuple). Both get the same facts, contexts, C0 and
+settings; the reference keeps its C0 between edits, ours the factors made of it. CPU seconds of one
+thread; the deltas are compared."""
 
 from __future__ import annotations
 

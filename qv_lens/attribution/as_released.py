@@ -129,7 +129,7 @@ def _query_neurons(task: Setting) -> NeuronSet:
         scores.append(rearrange(found, "(r k) u -> r (k u)", r=len(z)))
         m.append(rearrange(z, "r k u -> r (k u)"))
     value = ranked(
-        task.rows,
+        task.grouping,
         "attn_neuron",
         torch.stack(scores),
         torch.stack(m),

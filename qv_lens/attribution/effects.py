@@ -34,9 +34,9 @@ from torch import Tensor
 
 from qv_lens.attribution.relp import RULES, Rule, check_rules, read_out, relp_hooks
 from qv_lens.attribution.setting import (
+    Grouping,
     Over,
     Target,
-    TraceRows,
     Wanted,
     check_over,
     wanted_at,
@@ -197,8 +197,8 @@ def _in_rounds(
 ) -> NeuronSet:
     """The units of each round, one round after another."""
     lens = problem.wanted.lens
-    rows = TraceRows(lens, problem.rows, problem.wanted.sequence)
-    groups = rows.groups(over).to(lens.device)
+    grouping = Grouping(lens, problem.rows, problem.wanted.sequence)
+    groups = grouping.groups(over).to(lens.device)
     count = torch.bincount(groups)[:, None]
     shape = (lens.n_layers, len(count), problem.width)
     taken = torch.zeros(shape, dtype=torch.bool, device=lens.device)
@@ -212,7 +212,7 @@ def _in_rounds(
         if candidates is not None:
             scores = problem.measured(taken, scores, candidates, groups)
         coefficients = torch.stack([grouped(layer, groups) / count for layer in m])
-        found.append(ranked(rows, problem.unit, scores, coefficients, size, settings, over))
+        found.append(ranked(grouping, problem.unit, scores, coefficients, size, settings, over))
         if len(sizes) > 1:
             found[-1] = replace(found[-1], frame=found[-1].frame.assign(round=number))
             taken |= _best(scores, size)

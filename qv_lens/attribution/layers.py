@@ -136,7 +136,7 @@ def scores_by_layer(
                 f"{how!r}."
             )
         heads = torch.stack(
-            [grouped(layer.score, task.rows.groups(over)) for layer in scored(task, "head")]
+            [grouped(layer.score, task.grouping.groups(over)) for layer in scored(task, "head")]
         )
         return _frame(task, over, kind, how, {"score": heads})
     if how == "layer_vector":
@@ -158,7 +158,7 @@ def scores_by_layer(
 def _sums(
     task: Setting, over: Over, kind: Kind, how: How, unit: Unit, method: Method | None
 ) -> pd.DataFrame:
-    groups = task.rows.groups(over)
+    groups = task.grouping.groups(over)
     method = for_every_unit(task, unit) if method is None else method
     parts = [layer.score for layer in scored(task, unit, method)]
     if how == "neuron_sum_positive":
@@ -196,7 +196,7 @@ def _bias(task: Setting, layer: int) -> Float[Tensor, " row"]:
 def _wholes(task: Setting, kind: Kind, over: Over) -> Float[Tensor, "layer group"]:
     outputs = task.trace.ffn if kind == "ffn" else task.trace.attn
     scores = [task.increase_of_vectors(layer, kind, v)[:, None] for layer, v in enumerate(outputs)]
-    return torch.stack([grouped(score, task.rows.groups(over))[:, 0] for score in scores])
+    return torch.stack([grouped(score, task.grouping.groups(over))[:, 0] for score in scores])
 
 
 def _best(
@@ -225,7 +225,7 @@ def _frame(
     layers, heads = score.shape[0], score.shape[2] if score.ndim == 3 else 1
     rows = [
         {**label, "kind": kind, "layer": layer, **({"head": head} if kind == "head" else {})}
-        for label in task.rows.labels(over)
+        for label in task.grouping.labels(over)
         for layer in range(layers)
         for head in range(heads)
     ]

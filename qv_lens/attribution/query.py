@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.attribution.readers import Method, Reader, Subkey, Through, Writer, targets_of
-from qv_lens.attribution.setting import Over, TraceRows, check_over
+from qv_lens.attribution.setting import Grouping, Over, check_over
 from qv_lens.attribution.value import AT_POSITIONS, Unit, check_top, grouped, ranked, units_of
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
@@ -111,7 +111,7 @@ def queries_of(
     if reader.by_position:
         last = [prompt.last for prompt in trace.prompts]
         return ranked(
-            TraceRows(lens, trace),
+            Grouping(lens, trace),
             unit,
             _by_prompt(trace, scores),
             _by_prompt(trace, m),
@@ -119,11 +119,11 @@ def queries_of(
             settings,
             last=last,
         )
-    groups = TraceRows(lens, trace).groups(over)
+    groups = Grouping(lens, trace).groups(over)
     sizes = torch.bincount(groups)[:, None].to(m[0])
     totals, means = (torch.stack([grouped(x, groups) for x in parts]) for parts in (scores, m))
     last = trace.positions.tolist() if unit in AT_POSITIONS else None
-    return ranked(TraceRows(lens, trace), unit, totals, means / sizes, top, settings, over, last)
+    return ranked(Grouping(lens, trace), unit, totals, means / sizes, top, settings, over, last)
 
 
 @torch.no_grad()

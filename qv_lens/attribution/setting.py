@@ -53,13 +53,13 @@ READ_TOGETHER = 32
 
 
 @dataclass(frozen=True)
-class TraceRows:
+class Grouping:
     """How rows (positions of prompts) are added up and named. `sequence`: a prompt's rows belong
     together."""
 
     lens: Lens
     """The model."""
-    trace: Rows
+    rows: Rows
     """The rows."""
     sequence: bool = False
     """Whether a prompt's rows belong together."""
@@ -71,20 +71,20 @@ class TraceRows:
         The rows of a whole answer belong to one prompt. Raises `ConfigError` for categories that
         facts do not have."""
         if over == "set":
-            return torch.zeros_like(self.trace.prompt)
+            return torch.zeros_like(self.rows.prompt)
         if over == "category":
             names = self.categories()
             return torch.tensor(
-                [names.index(_category(self.trace.facts[p])) for p in self.trace.prompt.tolist()]
+                [names.index(_category(self.rows.facts[p])) for p in self.rows.prompt.tolist()]
             )
         if self.sequence or over == "positions":
-            return self.trace.prompt
-        return torch.arange(len(self.trace.prompt))
+            return self.rows.prompt
+        return torch.arange(len(self.rows.prompt))
 
     def categories(self) -> list[str]:
         """The categories of the facts, in order of first appearance. Raises `ConfigError` if one
         has none."""
-        return list(dict.fromkeys(_category(fact) for fact in self.trace.facts))
+        return list(dict.fromkeys(_category(fact) for fact in self.rows.facts))
 
     def labels(self, over: Over) -> list[dict[str, Any]]:
         """One record per group: `prompt` (-1 for sums), `position` and `token` where a prompt has
@@ -93,12 +93,12 @@ class TraceRows:
             return [{"prompt": -1}]
         if over == "category":
             return [{"prompt": -1, "category": name} for name in self.categories()]
-        t = self.trace
+        rows = self.rows
         whole = self.sequence or over == "positions"
-        if whole or len(t.prompt) == len(t.prompts):
-            return [{"prompt": i} for i in range(len(t.prompts))]
-        where = list(zip(t.prompt.tolist(), t.positions.tolist(), strict=True))
-        ids = [prompt.row("answer") for prompt in t.prompts]
+        if whole or len(rows.prompt) == len(rows.prompts):
+            return [{"prompt": i} for i in range(len(rows.prompts))]
+        where = list(zip(rows.prompt.tolist(), rows.positions.tolist(), strict=True))
+        ids = [prompt.row("answer") for prompt in rows.prompts]
         return [
             {"prompt": i, "position": p, "token": self.lens.token_label(ids[i][p])}
             for i, p in where
@@ -187,9 +187,9 @@ class Setting:
         return Wanted(self.lens, self.trace, self.token, self.against, self.sequence)
 
     @property
-    def rows(self) -> TraceRows:
+    def grouping(self) -> Grouping:
         """How scores are added up and named."""
-        return TraceRows(self.lens, self.trace, self.sequence)
+        return Grouping(self.lens, self.trace, self.sequence)
 
     @property
     def attrs(self) -> dict[str, Any]:

@@ -31,12 +31,12 @@ from qv_lens.attribution.setting import (
     METHODS,
     Base,
     Bases,
+    Grouping,
     Kind,
     Method,
     Over,
     Setting,
     Target,
-    TraceRows,
     check_moments,
     check_over,
     setting,
@@ -140,7 +140,7 @@ def every_score(
     """I of every unit, summed by group, and how it came about. `method=None`: the fastest that
     holds here."""
     method = for_every_unit(task, unit) if method is None else method
-    groups = task.rows.groups(over)
+    groups = task.grouping.groups(over)
     layers = list(scored(task, unit, method))
     scores = torch.stack([grouped(layer.score, groups) for layer in layers])
     settings: dict[str, Any] = {"method": method}
@@ -161,13 +161,13 @@ def best_of(
     settings: dict[str, Any],
 ) -> NeuronSet:
     """The best units of each group by these scores."""
-    groups = task.rows.groups(over)
+    groups = task.grouping.groups(over)
     m = torch.stack(
         [grouped(units.coefficients, groups) for units in every_unit(task.lens, task.trace, unit)]
     )
     last = task.trace.positions.tolist() if unit in AT_POSITIONS else None
     return ranked(
-        task.rows,
+        task.grouping,
         unit,
         scores,
         m / torch.bincount(groups)[:, None].to(m),
@@ -382,7 +382,7 @@ def certified_top(
        by several is multiplied with the unembedding once), until no J left reaches the k-th best
        exact score of its group.
     """
-    groups = task.rows.groups(over)
+    groups = task.grouping.groups(over)
     bounds = torch.stack(
         [grouped(layer.score, groups) for layer in scored(task, unit, "first_order")]
     )
@@ -418,7 +418,7 @@ def _certified(J: Tensor, found: Tensor, done: int, k: int) -> bool:
 
 
 def ranked(
-    rows: TraceRows,
+    grouping: Grouping,
     unit: Unit,
     scores: Float[Tensor, "layer group unit"],
     m: Float[Tensor, "layer group unit"],
@@ -434,12 +434,12 @@ def ranked(
             "Some scores are not a number: the weights, the coefficients or the value scores are "
             "not finite."
         )
-    width = _width(rows, unit)
+    width = _width(grouping, unit)
     if last is not None:  # shorter prompts are padded with positions that do not exist
         key = torch.arange(scores.shape[2], device=scores.device) // width
         ends = torch.tensor(last, device=key.device)[:, None]
         scores = scores.masked_fill(key > ends, -torch.inf)
-    labels = rows.labels(over) if last is None else [{"prompt": i} for i in range(len(last))]
+    labels = grouping.labels(over) if last is None else [{"prompt": i} for i in range(len(last))]
     if "position" in labels[0]:
         settings = {**settings, "ranked": "positions"}
     flat = rearrange(scores, "l g u -> g (l u)")
@@ -449,7 +449,7 @@ def ranked(
     frames = []
     for g, label in enumerate(labels):
         chosen = order[g, :k].cpu()
-        columns = {**label, **_places(rows, unit, chosen, scores.shape[2], g, last is not None)}
+        columns = {**label, **_places(grouping, unit, chosen, scores.shape[2], g, last is not None)}
         columns["coefficient"] = coefficients[g].cpu()[chosen].numpy()
         columns["score"] = values[g, :k].cpu().numpy()
         frame = pd.DataFrame(columns)
@@ -460,15 +460,15 @@ def ranked(
     return NeuronSet(frame[[*first, *others]], settings)
 
 
-def _width(rows: TraceRows, unit: Unit) -> int:
+def _width(grouping: Grouping, unit: Unit) -> int:
     """Units of a layer (at one position)."""
     if unit in ("head", "head_position"):
-        return units_in_layer(rows.lens, "head")
-    return values_in_layer(rows.lens, "ffn" if unit == "ffn" else "attn_channel")
+        return units_in_layer(grouping.lens, "head")
+    return values_in_layer(grouping.lens, "ffn" if unit == "ffn" else "attn_channel")
 
 
 def _places(
-    rows: TraceRows,
+    grouping: Grouping,
     unit: Unit,
     chosen: Int[Tensor, " k"],
     per_layer: int,
@@ -477,7 +477,7 @@ def _places(
 ) -> dict[str, Any]:
     """Where units lie, by their place on the axis of layers and units: `unit, layer, neuron`, the
     head of attention's, and the position that they read."""
-    width = _width(rows, unit)
+    width = _width(grouping, unit)
     neuron = chosen % per_layer % width
     places: dict[str, Any] = {
         "unit": "head" if unit == "head_position" else unit,
@@ -487,10 +487,10 @@ def _places(
     if unit in ("head", "head_position"):
         places["head"] = neuron.numpy()
     elif unit != "ffn":
-        places["head"] = (neuron // (width // units_in_layer(rows.lens, "head"))).numpy()
+        places["head"] = (neuron // (width // units_in_layer(grouping.lens, "head"))).numpy()
     if by_key:
         key = chosen % per_layer // width
-        ids = rows.trace.prompts[prompt].ids
+        ids = grouping.rows.prompts[prompt].ids
         places["position"] = key.numpy()
-        places["token"] = [rows.lens.token_label(ids[i]) if i < len(ids) else "" for i in key]
+        places["token"] = [grouping.lens.token_label(ids[i]) if i < len(ids) else "" for i in key]
     return places

@@ -214,8 +214,8 @@ class AlphaEdit(ClosedForm):
     def _null_space(self, job: Job, C0: Tensor, layer: int) -> Tensor:
         """U0 of a layer: C0's spectrum, made once for all edits that share their statistics and for
         all thresholds, below this one."""
-        make = partial(eigen, C0.to(job.lens.device))
-        return null_space(job.factored.once(("spectrum", layer), make), self.threshold)
+        spectrum = job.factored.once(("spectrum", layer), lambda: eigen(C0.to(job.lens.device)))
+        return null_space(spectrum, self.threshold)
 
 
 class EarlierKeys:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -90,28 +89,34 @@ def null_space_metric(
 
     Without H, and with fewer earlier facts than r, the system is the identity and a product of few
     columns, A = U0^T Kp: (A A^T + L2 I)^-1 = (I - A (A^T A + L2 I_n)^-1 A^T) / L2 (Woodbury)."""
-    identity_of = partial(torch.eye, dtype=U0.dtype, device=U0.device)
     if held is None and earlier is None:
         return lambda K: U0 @ (U0.T @ K.double()) / L2
-    if held is None and earlier is not None and earlier.right is not None:
-        A, A_T = U0.T @ earlier.left, earlier.right @ U0
-        if len(A_T) < len(A):
-            few = torch.linalg.cholesky(A_T @ A + L2 * identity_of(len(A_T)))
-
-            def metric(K: Tensor) -> Tensor:
-                x = U0.T @ K.double()
-                return U0 @ (x - A @ torch.cholesky_solve(A_T @ x, few)) / L2
-
-            return metric
-    system = L2 * identity_of(U0.shape[1])
-    if earlier is not None and earlier.right is not None:
-        system = system + (U0.T @ earlier.left) @ (earlier.right @ U0)
-    elif earlier is not None:
-        system = system + U0.T @ earlier.left @ U0
-    if held is not None:
-        system = system + U0.T @ held.to(U0) @ U0
+    if held is None and earlier is not None and earlier.rank < U0.shape[1]:
+        left, right = earlier.factors()
+        return _by_few_columns(U0, U0.T @ left, right @ U0, L2)
+    system = L2 * torch.eye(U0.shape[1], dtype=U0.dtype, device=U0.device)
+    for part in (None if earlier is None else earlier.dense(), held):
+        if part is not None:
+            system = system + U0.T @ part.to(U0) @ U0
     factor = torch.linalg.cholesky(system)
     return lambda K: U0 @ torch.cholesky_solve(U0.T @ K.double(), factor)
+
+
+def _by_few_columns(
+    U0: Float[Tensor, "d_mlp r"],
+    A: Float[Tensor, "r n"],
+    A_T: Float[Tensor, "n r"],
+    L2: float,
+) -> InverseMetric:
+    """K -> U0 (A A^T + L2 I_r)^-1 U0^T K, A of fewer columns than rows."""
+    small = A_T @ A + L2 * torch.eye(len(A_T), dtype=A.dtype, device=A.device)
+    factor = torch.linalg.cholesky(small)
+
+    def metric(K: Tensor) -> Tensor:
+        x = U0.T @ K.double()
+        return U0 @ (x - A @ torch.cholesky_solve(A_T @ x, factor)) / L2
+
+    return metric
 
 
 def held_metric(
