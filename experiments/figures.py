@@ -1,7 +1,7 @@
 """The figures of the committed results: light HTML (plotly.js stored once beside them) and PNG for
 the README.
 
-python -m experiments.figures                # experiments/results/*.parquet -> figures/PAPER-EXPERIMENT-MODEL.html
+python -m experiments.figures                # experiments/results/*.parquet -> figures/EXPERIMENT-MODEL.html
 python -m experiments.figures --png          # and those of the README as PNG (kaleido and a Chromium), figures/demo.html too
 """
 
@@ -16,24 +16,25 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
+from experiments import sequence
 from experiments.ledger import RESULTS, experiments, results_of
 
 FIGURES = Path(__file__).parents[1] / "figures"
 #: in the README
-SHOWN = ("ace-table_1-smollm2-135m", "ace-table_3-smollm2-135m")
+SHOWN = ("ace-table_1-smollm2-135m", "ace-table_3-smollm2-135m", "sequence-smollm2-135m")
 
 
 def drawn() -> Iterator[tuple[str, go.Figure]]:
     """Every figure by its file's name, one for each model."""
-    for module in experiments():
+    for module in (*experiments(), sequence):
         path = RESULTS / f"{results_of(module)}.parquet"
         if not path.exists():
             continue
-        _, paper, name = module.__name__.split(".")
+        name = module.__name__.removeprefix("experiments.").replace(".", "-")
         for model, frame in pd.read_parquet(path).groupby("model", sort=False):
             figure = module.figure(_of(module.GRID, frame))
             figure.update_layout(title=f"{model}: {figure.layout.title.text}")
-            yield f"{paper}-{name}-{str(model).split('/')[-1]}", figure
+            yield f"{name}-{str(model).split('/')[-1]}", figure
 
 
 def _of(grid: dict, frame: pd.DataFrame) -> pd.DataFrame:

@@ -15,17 +15,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 
-from experiments import compare, editors, smollm2
+from experiments import editors, sequence, smollm2
+from experiments.comparison import comparison
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim
 from experiments.models import ACES, COLUMNS
-from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.runs.store import load_run
 
 HERE = Path(__file__).parent
@@ -59,6 +59,7 @@ KEY = (
     "edited",
     "case",
     "step",
+    "group",
     "metric",
 )
 
@@ -76,8 +77,11 @@ def experiments() -> list[ModuleType]:
 
 def results_of(module: ModuleType) -> str:
     """The name of an experiment's results: what it says itself, or after its file."""
-    _, paper, name = module.__name__.split(".")
-    return getattr(module, "RESULTS", f"{paper}_{name.replace('_', '')}")
+    named = getattr(module, "RESULTS", None)
+    if named is None:
+        _, paper, name = module.__name__.split(".")
+        named = f"{paper}_{name.replace('_', '')}"
+    return named
 
 
 TITLE = (
@@ -145,7 +149,7 @@ def collect(runs: Path) -> None:
 
 def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The results that a run's rows belong to, with the finished ones among them."""
-    module = {each.__name__: each for each in (*experiments(), editors, smollm2)}.get(
+    module = {each.__name__: each for each in (*experiments(), editors, smollm2, sequence)}.get(
         frame.attrs["experiment"]
     )
     if module is None:
@@ -244,114 +248,6 @@ def decided_on(claim: Claim, frame: pd.DataFrame, model: str) -> tuple[str, str]
     return ("", "") if (statistic, verdict) == NOT_MEASURED else (statistic, verdict)
 
 
-#: the comparison's tables: results, heading, metrics (`@50`: when 50 facts had been edited)
-OF_FACTS = (
-    "efficacy_gen",
-    "paraphrase_gen",
-    "specificity_gen",
-    "efficacy_acc",
-    "paraphrase_acc",
-    "specificity_acc",
-    "efficacy_success",
-    "paraphrase_success",
-    "specificity_success",
-    "portability",
-    "locality",
-    "multihop_acc",
-    "fluency",
-)
-OF_CHAINS = (
-    "efficacy_acc",
-    "instance_wise",
-    "multihop_cot",
-    "multihop_cot_1",
-    "multihop_cot_2",
-    "multihop_cot_3",
-    "multihop_cot_4",
-    "multihop_cot_2h",
-    "multihop_cot_3h",
-    "multihop_cot_4h",
-)
-TABLES = (
-    ("single", "Single edits, each taken back", OF_FACTS),
-    ("batch", "One batch of 32", OF_FACTS),
-    (
-        "consecutive",
-        "100 consecutive edits, all asked at the end",
-        ("efficacy_acc@25", "efficacy_acc@50", "efficacy_acc@75", *OF_FACTS),
-    ),
-    ("multihop", "MQuAKE's chains of 2 to 4 hops, chain of thought", OF_CHAINS),
-    ("multihop_batch", "The chains' edits in one batch of 32 chains", OF_CHAINS),
-    ("multihop_consecutive", "The chains' edits of 100 chains one after another", OF_CHAINS),
-)
-
-
-def comparison() -> str:
-    """Every editor on every model that has rows, as text."""
-    lines = [
-        "# The comparison of editors",
-        "",
-        "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
-        "`experiments/smollm2.py` and `experiments/editors.py`; settings: the model's presets, by "
-        "`qv-lens tune` on other facts). Percent, mean and in square brackets its 95% interval over "
-        "the cases (Wilson's of shares of 0 and 1, Student's t of other values). `_gen`: what the "
-        "model says, greedy, begins with the answer; `_acc`: every token of the answer is the "
-        "argmax; `_success`: the new answer is likelier than the old one. Fluency is n-gram entropy "
-        "times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread "
-        "with another job beside it. In round brackets: of how many cases (after a metric: for "
-        "every method), where not all have such prompts. Only what is printed here was run.",
-    ]
-    for name, title, metrics in TABLES:
-        path = RESULTS / f"{name}.parquet"
-        if path.exists():
-            for model, frame in pd.read_parquet(path).groupby("model"):
-                lines += ["", f"## {title}: {model}", "", *_comparison_of(frame, metrics)]
-    return "\n".join([*lines, ""])
-
-
-def _comparison_of(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
-    """The table of one model and protocol: a line for each method."""
-    frame = pd.concat([frame, *compare.by_chain(frame)])
-    steps = frame.groupby(["method", "seed", "case"])["step"]
-    at_the_end = frame["step"] == steps.transform("max")
-    ends = frame[at_the_end].drop_duplicates(["method", "seed", "case"])
-    cases = ends.groupby("method").size()
-    along_the_way = frame.loc[~at_the_end, "step"].astype(str)
-    frame.loc[~at_the_end, "metric"] += "@" + along_the_way
-    told = set(frame.dropna(subset="after")["metric"])
-    shown = [metric for metric in metrics if metric in told]
-    asked = frame.dropna(subset="after").groupby(["metric", "method"]).size()
-    same = {}  # metrics that the same number of cases hold prompts for, fewer than there are
-    for metric in shown:
-        counts = asked[metric]
-        if counts.nunique() == 1 and counts.iloc[0] < cases.min():
-            same[metric] = int(counts.iloc[0])
-    titles = [f"{metric} ({same[metric]})" if metric in same else metric for metric in shown]
-    lines = [
-        f"| method | cases | {' | '.join(titles)} | ‖dW‖/‖W‖ | s |",
-        "|" + "---|" * (len(shown) + 4),
-    ]
-    for method, rows in frame.groupby("method", sort=False):
-        count = int(cases[method])
-        cells = [_cell(rows, metric, count if metric not in same else 0) for metric in shown]
-        norm = rows["relative_norm"].max()
-        seconds = rows.groupby(["seed", "case"])["seconds"].first().median()
-        lines.append(f"| {method} | {count} | {' | '.join(cells)} | {norm:.1f} | {seconds:.2f} |")
-    return lines
-
-
-def _cell(rows: pd.DataFrame, metric: str, cases: int) -> str:
-    """A metric's mean and interval, with the number of cases where that is smaller than `cases`."""
-    values = rows.loc[rows["metric"] == metric, "after"].dropna()
-    if not len(values):
-        return ""
-    ends = interval(values, bounds(metric.partition("@")[0]))
-    known = ends.low == ends.low
-    between = f" [{100 * ends.low:.0f}, {100 * ends.high:.0f}]" if known else ""
-    few = f" ({len(values)})" if len(values) < cases else ""
-    return f"{100 * values.mean():.0f}{between}{few}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -361,7 +257,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.collect:
         collect(args.collect)
-    for path, text in ((LEDGER, written()), (COMPARISON, comparison())):
+    for path, text in ((LEDGER, written()), (COMPARISON, comparison(RESULTS))):
         if args.check and path.read_text() != text:
             raise SystemExit(f"{path} is out of date: {_first_difference(path.read_text(), text)}")
         if not args.check:

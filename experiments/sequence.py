@@ -32,7 +32,7 @@ from qv_lens.plots import lasting as figure
 from qv_lens.runs.experiment import Once, directly
 from qv_lens.world.evaluation import cases_of
 
-__all__ = ["GRID", "MEASURES", "Task", "figure", "rows"]
+__all__ = ["GRID", "MEASURES", "RESULTS", "Task", "figure", "rows"]
 
 #: tokens of the text whose perplexity is measured
 TOKENS = 4_000
@@ -77,6 +77,8 @@ GRID = {
     ],
 }  # fmt: skip
 MEASURES = ("before", "after")
+#: the results that its rows belong to
+RESULTS = "sequences"
 
 
 def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:

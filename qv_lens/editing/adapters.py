@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qv_lens.editing.bounds import Count, Dropped, NotNegative, Positive
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.fine_tuning import Key, nll, train
 from qv_lens.errors import EditError
@@ -37,17 +38,17 @@ class LoRA:
     """The layers that are adapted (None: all)."""
     parameters: tuple[str, ...] = ("W_in", "W_out")
     """The weights that are adapted."""
-    rank: int = 8
+    rank: Count = 8
     """Rank of what is added."""
-    alpha: float = 32.0
+    alpha: Positive = 32.0
     """Scales what is added, by alpha / rank."""
-    dropout: float = 0.1
+    dropout: Dropped = 0.1
     """Share of inputs dropped in training."""
-    steps: int = 50
+    steps: Count = 50
     """Steps of training."""
-    lr: float = 5e-3
+    lr: Positive = 5e-3
     """Learning rate."""
-    stop: float = 0.0
+    stop: NotNegative = 0.0
     """Training ends below this loss (nats)."""
 
     def deltas(self, job: Job) -> Deltas:
@@ -102,9 +103,9 @@ class AdaLoRA(LoRA):
     the NLL plus `orth` times the mean of ||P^T P - I|| and ||Q Q^T - I||; there is no early stop,
     because the schedule needs all `steps`."""
 
-    init_rank: int = 12
+    init_rank: Count = 12
     """Rank before pruning."""
-    orth: float = 0.5
+    orth: NotNegative = 0.5
     """Weight of the orthogonality of P and Q in the loss."""
 
     def deltas(self, job: Job) -> Deltas:

@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qv_lens.editing.bounds import Count, Limit, Natural, NotNegative, Part, Positive, Share
 from qv_lens.editing.edit import Deltas, Factored, Job
 from qv_lens.editing.keys import Prompts
 from qv_lens.editing.layer_by_layer import ClosedForm, Group, Pass, Solver, inverses
@@ -53,9 +54,9 @@ class ROME(ClosedForm):
 
     layer: int = 5
     """The layer that is written."""
-    steps: int = 20
+    steps: Count = 20
     """Steps of the search of v*."""
-    clamp: float = 4.0
+    clamp: Limit = 4.0
     """Largest ||delta|| / ||init||."""
     mom2_adjustment: bool = True
     """Whether C0 is used; False takes the identity, as EasyEdit ships it."""
@@ -106,7 +107,7 @@ class EMMET(ClosedForm):
 
     layers: Group = (5,)
     """The layers that are written."""
-    soften: float = 0.1
+    soften: NotNegative = 0.1
     """Added to the diagonal of K^T C0^-1 K where several facts are edited."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
@@ -123,7 +124,7 @@ class MEMIT(ClosedForm):
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The layers that are written."""
-    lam: float = 15000.0
+    lam: Positive = 15000.0
     """Multiplies the mean second moment C0."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
@@ -141,7 +142,7 @@ class RECT(MEMIT):
     Each batch (`edit(..., batch_size=)`) is trimmed against the weights as that batch finds them,
     so that k batches in one call equal k calls in a row."""
 
-    keep: float = 0.4
+    keep: Share = 0.4
     """Share of entries that are kept."""
 
     def trim(self, W: Tensor, delta: Tensor) -> Tensor:
@@ -184,9 +185,9 @@ class AlphaEdit(ClosedForm):
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The layers that are written."""
-    threshold: float = 2e-2
+    threshold: Positive = 2e-2
     """Eigenvalues of C0 below it span the null space."""
-    L2: float = 10.0
+    L2: Positive = 10.0
     """Weight of the norm of the update."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
@@ -254,7 +255,7 @@ class SPHERE(AlphaEdit):
     As released, the layers above are written on the whole delta, and each batch is damped at its
     end, against the weights as that batch finds them."""
 
-    damp: float = 0.5
+    damp: Part = 0.5
     """How much of a delta along the weight's own principal directions is taken out, from 0
     (nothing) to 1."""
 
@@ -268,16 +269,14 @@ class BetaEdit(AlphaEdit):
     null space was last renewed. Raises `EditError` where an update is larger than `limit` a fact;
     the release then leaves the lower layers written."""
 
-    lam: float = 3000.0
+    lam: Positive = 3000.0
     """lambda_1: weight of C0 beside the earlier keys."""
-    renew: int = 1000
+    renew: Count = 1000
     """tau: after how many facts the null space is renewed."""
-    limit: float = 20.0
+    limit: Limit = 20.0
     """Largest ||dW|| / sqrt(n) of a batch of n facts."""
 
     def solver(self, job: Job) -> Solver:
-        if self.renew < 1:
-            raise EditError(f"renew is a number of facts, at least 1; got {self.renew}.")
         base, lens, C0 = super().solver(job), job.lens, job.moments()
         seen, spaces = EarlierKeys(job, self), Factored(None)
         earlier = job.earlier(self)
@@ -322,12 +321,12 @@ class ENCORE(MEMIT):
     facts held, and a search that stops a few steps after the answer is given everywhere (MPES).
     Defaults: GPT2-XL's of the authors' release, which has none for GPT-J, at GPT-J's layers."""
 
-    hits: int = 4
+    hits: Natural = 4
     """MPES: the search of a fact ends when this many of its steps gave the new answer in every
     prefixed prompt (0: not asked)."""
-    lam: float = 20000.0
+    lam: Positive = 20000.0
     """Multiplies the mean second moment C0."""
-    norm: float = 10.0
+    norm: NotNegative = 10.0
     """lambda_n: weight of the norm of the update."""
 
     def solver(self, job: Job) -> Solver:
@@ -347,13 +346,13 @@ class PMET(ClosedForm):
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The layers that are written."""
-    steps: int = 30
+    steps: Count = 30
     """Steps of the search of z*."""
-    lr: float = 0.2
+    lr: Positive = 0.2
     """Learning rate of the search."""
-    kl: float = 1.0
+    kl: NotNegative = 1.0
     """mu: weight of the KL at "{subject} is a"."""
-    lam: float = 6000.0
+    lam: Positive = 6000.0
     """Multiplies the mean second moment C0."""
     attention: bool = False
     """Whether W_O is written too, from attention's own delta (statistics with modules=("ffn",
@@ -382,13 +381,13 @@ class IFMET(ClosedForm):
     """The shallow layers, written first."""
     deep_layers: Group = (16, 17, 18, 19, 20)
     """The deep layers, written on multi-hop prompts."""
-    steps: int = 30
+    steps: Count = 30
     """Steps of the search of z*."""
-    lr: float = 0.2
+    lr: Positive = 0.2
     """Learning rate of the search."""
-    kl: float = 1.0
+    kl: NotNegative = 1.0
     """mu: weight of the KL at "{subject} is a"."""
-    lam: float = 6000.0
+    lam: Positive = 6000.0
     """Multiplies the mean second moment C0."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
@@ -421,13 +420,13 @@ class ACE(ClosedForm):
     """Layers of value neurons."""
     query_layers: Group = (3, 4, 5, 6, 7, 8)
     """Layers of query neurons."""
-    steps: int = 30
+    steps: Count = 30
     """Steps of the search of z*."""
-    lr: float = 0.2
+    lr: Positive = 0.2
     """Learning rate of the search."""
-    kl: float = 1.0
+    kl: NotNegative = 1.0
     """mu: weight of the KL at "{subject} is a"."""
-    lam: float = 6000.0
+    lam: Positive = 6000.0
     """Multiplies the mean second moment C0."""
     joint: bool = False
     """Whether several requests are one batch."""

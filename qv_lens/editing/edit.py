@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qv_lens.editing.bounds import check_bounds
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
@@ -373,12 +374,13 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
 
 
 def check_editor(editor: object) -> None:
-    """Raise `EditError` for what is not an editor."""
+    """Raise `EditError` for what is not an editor, or one with a setting out of its bounds."""
     if isinstance(editor, type) or not hasattr(editor, "deltas") or not is_dataclass(editor):
         raise EditError(
             "An editor is a frozen dataclass of hyperparameters with a method deltas(job), as "
             f"qv.MEMIT(layers=(3, 4, 5)); got {editor!r:.100}."
         )
+    check_bounds(editor)
 
 
 def reads_statistics(editor: object) -> bool:

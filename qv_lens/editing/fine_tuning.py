@@ -31,6 +31,7 @@ from qv_lens.attribution.gradients import (
     neuron_ensemble,
     transmission_paths,
 )
+from qv_lens.editing.bounds import Count, Limit, Natural, NotNegative, Positive, Share
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
@@ -56,15 +57,15 @@ class FT:
 
     layer: int = 21
     """The layer that is written."""
-    steps: int = 25
+    steps: Count = 25
     """Steps of training."""
-    lr: float = 5e-4
+    lr: Positive = 5e-4
     """Learning rate."""
-    stop: float = 1e-2
+    stop: NotNegative = 1e-2
     """Training ends below this loss (nats)."""
     objective: Objective = "last_token"
     """'last_token' (as released) or 'target_new' (a language model's loss, FT-M)."""
-    clamp: float | None = None
+    clamp: Limit | None = None
     """Largest change of any entry (None: free)."""
 
     def deltas(self, job: Job) -> Deltas:
@@ -102,7 +103,7 @@ class FTL(FT):
 
     layer: int = 0
     """The layer that is written."""
-    clamp: float | None = 5e-5
+    clamp: Limit | None = 5e-5
     """Largest change of any entry."""
 
 
@@ -115,33 +116,28 @@ class KNE:
     steps or m (`steps_ig`): untuned. Several requests share one ensemble (mean attribution),
     located on the first `located` of them (None: all)."""
 
-    share: float = 0.01
+    share: Share = 0.01
     """The ensemble's share of all columns of `parameters`."""
     parameters: tuple[str, ...] = ("W_out",)
     """The weights that it is taken from."""
     axis: Literal["column", "row"] = "column"
     """Whether a neuron is a column or a row of a weight."""
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     """alpha of the paper: scales dW / sqrt(n)."""
-    steps: int = 25
+    steps: Count = 25
     """Steps of training."""
-    lr: float = 5e-4
+    lr: Positive = 5e-4
     """Learning rate."""
-    stop: float = 1e-2
+    stop: NotNegative = 1e-2
     """Training ends below this loss (nats)."""
-    steps_ig: int = 20
+    steps_ig: Count = 20
     """m of the paper: steps of integrated gradients."""
     together: bool = False
     """Whether integrated gradients scale all layers at once."""
-    located: int | None = None
+    located: Count | None = None
     """On how many of the requests the ensemble is located (None: all)."""
 
     def deltas(self, job: Job) -> Deltas:
-        if self.located is not None and self.located < 1:
-            raise EditError(
-                "located is how many requests the ensemble is located on, at least 1; got "
-                f"{self.located}."
-            )
         ensemble = neuron_ensemble(
             job.lens,
             job.requests[: self.located],
@@ -205,19 +201,19 @@ class CTP:
     request uses `alone` = (lr, steps, stop) instead (untuned), since twelve steps of 1e-5 do
     nothing."""
 
-    top: int = 15
+    top: Count = 15
     """Size of T+, nodes of a layer."""
-    bottom: int = 1
+    bottom: Natural = 1
     """Size of T-, nodes of a layer."""
-    epochs: int = 12
+    epochs: Count = 12
     """Passes over the requests."""
-    every: int = 2
+    every: Count = 2
     """Epochs between two selections of T+ and T-."""
-    batch_size: int = 2
+    batch_size: Count = 2
     """Requests of a mini-batch."""
-    lr: float = 1e-5
+    lr: Positive = 1e-5
     """Learning rate."""
-    lam: float = 0.1
+    lam: NotNegative = 0.1
     """lambda of the paper: weight of the contrastive loss (step B)."""
     score: Literal["mean_abs_z", "abs_sum", "sum", "norm"] = "mean_abs_z"
     """As `transmission_paths` takes it."""
@@ -231,7 +227,7 @@ class CTP:
     """Whether b_out is trained (as released)."""
     stream: bool = False
     """Whether requests are taken one after another, each for all epochs."""
-    alone: tuple[float, int, float] = (1e-4, 50, 1e-2)
+    alone: tuple[Positive, Count, NotNegative] = (1e-4, 50, 1e-2)
     """(lr, steps, stop) for a job of one request."""
 
     def deltas(self, job: Job) -> Deltas:
@@ -257,13 +253,13 @@ class KN:
 
     rule: IGRule = "paper"
     """Whose attribution and move (see above)."""
-    threshold: float = 0.1
+    threshold: Share = 0.1
     """Share of the largest attribution that a neuron must exceed."""
-    steps: int = 20
+    steps: Count = 20
     """Steps of integrated gradients."""
-    lam_old: float = 1.0
+    lam_old: NotNegative = 1.0
     """How far a row moves from the old answer's embedding."""
-    lam_new: float = 8.0
+    lam_new: NotNegative = 8.0
     """How far it moves to the new answer's."""
 
     def deltas(self, job: Job) -> Deltas:

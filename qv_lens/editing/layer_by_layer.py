@@ -28,6 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qv_lens.editing.bounds import Count, Limit, Natural, NotNegative, Part, Positive
 from qv_lens.editing.edit import Deltas, Job, checked_templates
 from qv_lens.editing.kept_targets import KeptTargets, TargetShelf
 from qv_lens.editing.keys import (
@@ -104,25 +105,25 @@ class ClosedForm(ABC):
     """A method is its plan (passes) and its solver. Fields: the search of z*, shared by all;
     defaults are MEMIT's for GPT-J."""
 
-    steps: int = 25
+    steps: Count = 25
     """Steps of the search of z*."""
-    lr: float = 0.5
+    lr: Positive = 0.5
     """Learning rate of the search."""
-    weight_decay: float = 0.5
+    weight_decay: NotNegative = 0.5
     """Weight of ||delta|| / ||init||^2."""
-    clamp: float = 0.75
+    clamp: Limit = 0.75
     """Largest ||delta|| / ||init||."""
-    kl: float = 0.0625
+    kl: NotNegative = 0.0625
     """mu: weight of the KL at "{subject} is a"."""
-    hits: int = 0
+    hits: Natural = 0
     """MPES: the search of a fact ends when this many of its steps gave the new answer in every
     prefixed prompt (0: not asked)."""
-    anchor: float = 0.0
+    anchor: NotNegative = 0.0
     """NAS: the length that the FFN's part of z* is scaled to (`norm_anchor`; 0: as it is)."""
-    damp: float = 0.0
+    damp: Part = 0.0
     """SPHERE: how much of a delta along the weight's own principal directions is taken out, from 0
     (nothing) to 1."""
-    spectrum: float = 0.5
+    spectrum: Part = 0.5
     """SPHERE's eta: the share of the weight's spectrum that counts as principal."""
     fact_token: FactToken = "subject_last"
     """Where the fact is written."""
@@ -180,12 +181,6 @@ class ClosedForm(ABC):
     def at(self, *sites: str, drop: bool = False) -> Search:
         if self.fact_token not in FACT_TOKENS:
             raise unknown("Fact token", self.fact_token, FACT_TOKENS, error=EditError)
-        if self.hits < 0 or self.anchor < 0:
-            raise EditError(f"hits and anchor are at least 0; got {self.hits} and {self.anchor}.")
-        if not 0 <= self.damp <= 1 or not 0 <= self.spectrum <= 1:
-            raise EditError(
-                f"damp and spectrum are shares, from 0 to 1; got {self.damp} and {self.spectrum}."
-            )
         return Search(
             sites, self.steps, self.lr, self.weight_decay, self.clamp, self.kl, drop,
             hits=self.hits, anchor=self.anchor,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from qv_lens.attribution.gradients import answer_logprobs
+from qv_lens.editing.bounds import Count, NotNegative, Positive
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.errors import EditError
 from qv_lens.facts.spans import Prompt
@@ -37,22 +38,18 @@ class LocFT:
 
     layer: int = 21
     """The layer that is written."""
-    lr: float = 5e-4
+    lr: Positive = 5e-4
     """Learning rate."""
-    epochs: int = 25
+    epochs: Count = 25
     """Passes over all facts, at most."""
-    mini_batch: int = 100
+    mini_batch: Count = 100
     """Facts of one step."""
-    stop: float = 1e-2
+    stop: NotNegative = 1e-2
     """Loss (nats) below which a mini-batch takes no step, and below whose mean training ends."""
     end_of_text: bool = True
     """Whether the end of the text is trained after the answer."""
 
     def deltas(self, job: Job) -> Deltas:
-        if self.mini_batch < 1 or self.epochs < 1:
-            raise EditError(
-                f"mini_batch and epochs are at least 1; got {self.mini_batch} and {self.epochs}."
-            )
         key = (job.lens.check_layer(self.layer), "W_out")
         prompts = job.lens.tokenize([request.target for request in job.requests])
         if self.end_of_text:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.value import value_neurons
+from qv_lens.editing.bounds import Count, Limit, NotNegative, Positive, Share
 from qv_lens.editing.closed_form import EarlierKeys
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.keys import (
@@ -60,15 +61,15 @@ class NSE(ClosedForm):
 
     layers: Group = (3, 4, 5, 6, 7, 8)
     """The layers that are written."""
-    lam: float = 15000.0
+    lam: Positive = 15000.0
     """Multiplies the mean second moment C0."""
-    rounds: int = 2
+    rounds: Count = 2
     """How many rounds are written at most (the release's max_iterations, less one)."""
-    near: float = 15.0
+    near: NotNegative = 15.0
     """alpha: facts nearer to their z* than this are done."""
-    far: float = 100.0
+    far: Limit = 100.0
     """Facts farther from their z* than this are not written."""
-    share: float = 0.8
+    share: Share = 0.8
     """p: the share of the scores that the neurons written hold."""
     score: NeuronScore = "keys"
     """What chooses neurons: the size of their keys, or, for what the model says now at the fact's
@@ -77,12 +78,8 @@ class NSE(ClosedForm):
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         if self.score not in SCORES:
             raise unknown("NSE's score", self.score, SCORES, error=EditError)
-        if self.rounds < 1 or not 0 < self.share <= 1 or not 0 <= self.near < self.far:
-            raise EditError(
-                "rounds is at least 1, share above 0 and at most 1, "
-                f"near at least 0 and below far; got rounds={self.rounds}, share={self.share}, "
-                f"near={self.near}, far={self.far}."
-            )
+        if self.near >= self.far:
+            raise EditError(f"near must be below far; got near={self.near}, far={self.far}.")
         return (self.spread(lens, self.layers),)
 
     def solver(self, job: Job) -> Solver:

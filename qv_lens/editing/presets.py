@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from qv_lens.editing.bounds import check_bounds
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.editors import editors, spelled
 from qv_lens.editing.preset_files import PACKAGE, files_of, model_of, read_presets
@@ -70,7 +71,8 @@ def editor_of(lens: Lens, editor: Editor | str) -> Editor:
 
 def with_settings(editor: Editor, settings: Mapping[str, Any]) -> Editor:
     """The editor with some settings changed; a list is taken as a tuple. Raises `ConfigError` for a
-    setting that it does not have, or a value of another kind than it takes."""
+    setting that it does not have, or a value of another kind than it takes, `EditError` for one out
+    of its bounds."""
     name, changed = type(editor).__name__, {}
     known = {each.name: getattr(editor, each.name) for each in fields(editor)}  # pyright: ignore[reportArgumentType]
     for key, value in settings.items():
@@ -84,7 +86,9 @@ def with_settings(editor: Editor, settings: Mapping[str, Any]) -> Editor:
                 f"{value!r}."
             )
         changed[key] = taken
-    return replace(editor, **changed)  # pyright: ignore[reportArgumentType]
+    made = replace(editor, **changed)  # pyright: ignore[reportArgumentType]
+    check_bounds(made)
+    return made
 
 
 def _alike(value: object, now: object) -> bool:

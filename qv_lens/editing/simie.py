@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qv_lens.editing.bounds import Positive
 from qv_lens.editing.edit import Deltas, Editor, Job, check_editor, reads_statistics
 from qv_lens.editing.editors import editors
 from qv_lens.editing.layer_by_layer import ClosedForm
@@ -48,7 +49,7 @@ class SimIE:
 
     editor: Any = "ROME"
     """The editor for each fact, or the name of the model's preset of one."""
-    lam: float = 1e4
+    lam: Positive = 1e4
     """How strongly the weight is held at W_0."""
     unedited: bool = True
     """Whether each fact is edited on the model as it was before all edits by this editor."""
@@ -73,8 +74,6 @@ class SimIE:
     def deltas(self, job: Job) -> Deltas:
         editor = editor_of(job.lens, self.editor)
         check_editor(editor)
-        if self.lam <= 0:
-            raise EditError(f"lam is above 0; got {self.lam}.")
         job.notes["wrapped"] = type(editor).__name__
         earlier = summed(patch.kept for patch in job.earlier(self))
         A: dict[Key, Tensor] = {}

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.attribution.gradients import answer_logprobs
+from qv_lens.editing.bounds import Count, Positive
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.layer_by_layer import ordered
 from qv_lens.errors import EditError, unknown
@@ -99,9 +100,9 @@ class UltraEdit:
     """The layers that are written."""
     parameters: tuple[str, ...] = ("W_out",)
     """The weights of each layer: W_out, W_in, W_gate."""
-    lr: float = 1e-6
+    lr: Positive = 1e-6
     """Scales the update."""
-    mini_batch: int = 10
+    mini_batch: Count = 10
     """Facts of one backward pass; their tokens share its mean loss."""
     tokens: Literal["answer", "all"] = "answer"
     """Which tokens are rows: those that predict the answer, or all."""
@@ -137,8 +138,6 @@ class UltraEdit:
     def _names(self, lens: Lens) -> list[Key]:
         if self.tokens not in ("answer", "all"):
             raise unknown("UltraEdit's tokens", self.tokens, ("answer", "all"), error=EditError)
-        if self.mini_batch < 1:
-            raise EditError(f"mini_batch is at least 1; got {self.mini_batch}.")
         if not self.parameters:
             raise EditError("An editor needs at least one weight to write.")
         (layers,) = ordered(lens, (self.layers,))

@@ -10,18 +10,21 @@
 3. lam in units of d_mlp: for a typical key k, k C0^-1 k is about d_mlp, so that lam = d_mlp halves
    the update of one fact. GPT-J's 15,000 is 0.9 d_mlp.
 4. Gradients: layers at the same depths, learning rates by factors of three around the published
-   ones."""
+   ones.
+5. Numbers whose right size depends on the model (`SCALES`) are carried on beyond the grid where its
+   edge is best (`beyond`): between models of one family a learning rate differs by decades."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.editing.adapters import AdaLoRA, LoRA
+from qv_lens.editing.bounds import check_bounds
 from qv_lens.editing.closed_form import (
     ACE,
     EMMET,
@@ -39,11 +42,12 @@ from qv_lens.editing.closed_form import (
 )
 from qv_lens.editing.edit import Editor
 from qv_lens.editing.fine_tuning import CTP, FT, FTL, KN, KNE
+from qv_lens.editing.layer_by_layer import ClosedForm
 from qv_lens.editing.locft import LocFT
 from qv_lens.editing.nse import NSE
 from qv_lens.editing.simie import SimIE
 from qv_lens.editing.ultraedit import UltraEdit
-from qv_lens.errors import unknown
+from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.models.lens import Lens
 
@@ -68,6 +72,10 @@ SEARCHES = (GPTJ, LLAMA)
 SHORT: Mapping[str, Any] = MappingProxyType(
     {"steps": 25, "lr": 0.2, "clamp": 0.75, "weight_decay": 0.5}
 )
+#: numbers whose right size depends on the model
+SCALES = ("lr", "lam", "L2", "threshold", "clamp", "share")
+#: those of them that belong to the search of z*, where an editor has one: not carried on
+SEARCHED = ("lr", "clamp")
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,39 @@ def grid(method: str, shape: Shape) -> list[Editor]:
     if method not in GRIDS:
         raise unknown("Editor to tune", method, GRIDS)
     return list(dict.fromkeys(GRIDS[method](shape)))
+
+
+def beyond(editor: Editor, tried: Iterable[Editor]) -> list[Editor]:
+    """The settings one factor beyond the grid: of each number of `SCALES` at whose edge of what was
+    tried an editor lies, the next one, by the factor between the two at that edge."""
+    numbers = [name for name in SCALES if hasattr(editor, name)]
+    if isinstance(editor, ClosedForm):
+        numbers = [name for name in numbers if name not in SEARCHED]
+    known = set(tried)
+    found = []
+    for name in numbers:
+        values = sorted({getattr(other, name) for other in known} - {None})
+        if len(values) < 2:
+            continue
+        here = getattr(editor, name)
+        edges = {values[0]: values[1], values[-1]: values[-2]}
+        if here not in edges:
+            continue
+        other = _with(editor, name, float(f"{here * here / edges[here]:.3g}"))
+        try:
+            check_bounds(other)
+        except EditError:
+            continue  # more than the number can be
+        found.append(other)
+    return [other for other in found if other not in known]
+
+
+def _with(editor: Editor, name: str, value: float) -> Editor:
+    """The editor with a number changed; CTP's edits of one fact have a learning rate of their own."""
+    changed: dict[str, Any] = {name: value}
+    if isinstance(editor, CTP) and name == "lr":
+        changed["alone"] = (value, *editor.alone[1:])
+    return replace(editor, **changed)  # pyright: ignore[reportArgumentType]
 
 
 def _lams(shape: Shape, multiples: Sequence[float] = (0.1, 1.0)) -> list[float]:
@@ -247,12 +288,12 @@ def _ftl(shape: Shape) -> Iterable[Editor]:
 
 
 def _kne(shape: Shape) -> Iterable[Editor]:
-    for lr, share in itertools.product((3e-3, 1e-2, 3e-2), (0.01, 0.05)):
+    for lr, share in itertools.product((3e-4, 1e-3, 3e-3), (0.01, 0.05)):
         yield KNE(lr=lr, share=share, steps=50, together=True)
 
 
 def _ctp(shape: Shape) -> Iterable[Editor]:
-    for lr, stop in itertools.product((3e-4, 1e-3, 3e-3), (1e-2, 1e-1)):
+    for lr, stop in itertools.product((3e-5, 1e-4, 3e-4), (1e-2, 1e-1)):
         yield CTP(lr=lr, alone=(lr, 50, stop))
 
 

@@ -4,9 +4,11 @@
    neighbours that it knows too (`known_cases`). Some choose the settings, others are held apart.
 2. Every setting of the editor's grid (`grids`) is tried on the first 4 edits; the better half goes
    on to 8, the better half of those to 16.
-3. The two best are tried on the edits held apart; the better one is the result, with its figures
+3. Where the best one lies at the grid's edge in a number such as lr or lam, the next one beyond is
+   tried, and so on while the score rises (`beyond`).
+4. The two best are tried on the edits held apart; the better one is the result, with its figures
    there.
-4. Score: the harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms
+5. Score: the harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms
    (every token of the answer is the argmax; the answer is likelier than the other one).
 
 Results are kept in the folder, a line per setting and edit, and are not measured again: after a
@@ -23,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,7 +40,7 @@ from qv_lens.facts.atlas import atlas, edit_case, neighbours
 from qv_lens.facts.records import EditCase, Fact
 from qv_lens.models.lens import Lens
 from qv_lens.progress import progress_bar
-from qv_lens.tuning.grids import Shape, grid
+from qv_lens.tuning.grids import Shape, beyond, grid
 
 logger = logging.getLogger(__name__)
 
@@ -94,46 +97,55 @@ def tune(
             f"{len(held)}."
         )
     log = _Log.open(Path(folder), lens, statistics)
-    race = grid(method, shape)
-    rows = []
     with progress_bar(of=f"tuning {method}", unit="setting") as bar:
+        race = _Race(lens, log, bar)
+        left = grid(method, shape)
         for rung, count in enumerate(rungs):
-            bar.total = (bar.total or 0) + len(race)
-            scored = []
-            for editor in race:
-                values = log.means(lens, editor, cases[:count])
-                scored.append((score(values), editor))
-                logger.info("%d edits, score %.3f: %r", count, *scored[-1])
-                rows.append(
-                    {
-                        "editor": repr(editor),
-                        "rung": rung,
-                        "edits": count,
-                        "score": scored[-1][0],
-                        **values,
-                    }
-                )
-                bar.update()
-            scored.sort(key=lambda pair: -pair[0])
-            kept = FINALISTS if rung == len(rungs) - 1 else -(-len(scored) // 2)
-            race = [editor for _, editor in scored[:kept]]
-    finals = []
-    for editor in race:
-        values = log.means(lens, editor, held)
-        finals.append((score(values), editor, values))
-        rows.append(
-            {
-                "editor": repr(editor),
-                "rung": len(rungs),
-                "edits": len(held),
-                "score": finals[-1][0],
-                **values,
-            }
-        )
-    best, editor, values = max(finals, key=lambda final: final[0])
-    if not values:
+            left = race.run(left, rung, cases[:count])
+            left = left[: FINALISTS if rung == len(rungs) - 1 else -(-len(left) // 2)]
+        left = race.beyond(left, len(rungs) - 1, cases[: rungs[-1]])
+        best, *_ = race.run(left, len(rungs), held)
+    figures = log.means(lens, best, held)
+    if not figures:
         raise EditError(f"No setting of {method} could be applied to {lens.name}: {log.reason}")
-    return Tuned(editor, best, values, len(held), pd.DataFrame(rows))
+    return Tuned(best, score(figures), figures, len(held), pd.DataFrame(race.rows))
+
+
+class _Race:
+    """The settings of an editor that were tried so far, and how they did."""
+
+    def __init__(self, lens: Lens, log: _Log, bar: Any) -> None:
+        self.lens = lens
+        self.log = log
+        self.bar = bar
+        self.tried: set[Editor] = set()
+        self.rows: list[dict] = []
+
+    def run(self, race: Sequence[Editor], rung: int, cases: Sequence[EditCase]) -> list[Editor]:
+        """Try settings on some edits; the best first."""
+        self.bar.total = (self.bar.total or 0) + len(race)
+        for editor in race:
+            values = self.log.means(self.lens, editor, cases)
+            told = {"editor": repr(editor), "rung": rung, "edits": len(cases)}
+            self.rows.append({**told, "score": score(values), **values})
+            logger.info("%d edits, score %.3f: %r", len(cases), score(values), editor)
+            self.bar.update()
+        self.tried |= set(race)
+        return self._best_first(race, cases)
+
+    def beyond(
+        self, finalists: Sequence[Editor], rung: int, cases: Sequence[EditCase]
+    ) -> list[Editor]:
+        """The finalists, once what lies beyond the grid's edges was tried too."""
+        best, before = list(finalists), None
+        while best[0] != before and (further := beyond(best[0], self.tried)):
+            before = best[0]
+            self.run(further, rung, cases)
+            best = self._best_first([*best, *further], cases)[:FINALISTS]
+        return best
+
+    def _best_first(self, race: Sequence[Editor], cases: Sequence[EditCase]) -> list[Editor]:
+        return sorted(race, key=lambda one: -score(self.log.means(self.lens, one, cases)))
 
 
 def score(values: Mapping[str, float]) -> float:

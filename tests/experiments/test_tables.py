@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from experiments import compare, editors, ledger, prompts
+from experiments import compare, comparison, editors, ledger, prompts
 from experiments.ace import neurons_27, section_4_2, table_1, table_5, table_6_7
 from experiments.ctp import figure_4
 from experiments.prompts import asked, of_category, pool, usual
@@ -271,7 +271,10 @@ def test_prompts_of_the_atlas_are_those_that_the_model_knows(monkeypatch):
 
 
 def test_the_committed_ledger_is_what_the_command_writes():
-    for file, text in ((ledger.LEDGER, ledger.written()), (ledger.COMPARISON, ledger.comparison())):
+    for file, text in (
+        (ledger.LEDGER, ledger.written()),
+        (ledger.COMPARISON, comparison.comparison(ledger.RESULTS)),
+    ):
         assert file.read_text() == text, (
             "run python -m experiments.ledger and commit what it writes"
         )

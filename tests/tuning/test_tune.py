@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 
 import pytest
@@ -71,11 +72,40 @@ def test_the_depth_is_where_half_of_the_subjects_part_lies():
     assert subject_depth(lens, facts) == wanted
 
 
+@pytest.mark.parametrize(
+    ("grid_of", "best", "wanted"),
+    [
+        ([{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}], {"lr": 1e-3}, [{"lr": 3.33e-4}]),
+        ([{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}], {"lr": 1e-2}, [{"lr": 0.0333}]),
+        ([{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}], {"lr": 3e-3}, []),
+        ([{"lr": 1e-3}], {"lr": 1e-3}, []),
+        (
+            [{"lr": 1e-3, "clamp": 0.1}, {"lr": 1e-2, "clamp": 0.2}],
+            {"lr": 1e-2, "clamp": 0.2},
+            [{"lr": 0.1, "clamp": 0.2}, {"lr": 1e-2, "clamp": 0.4}],
+        ),
+    ],
+)
+def test_what_lies_beyond_the_grids_edge(grid_of, best, wanted):
+    """One factor further, that between the two values at the edge; nothing of what lies inside."""
+    tried = [qv.FT(layer=1, **settings) for settings in grid_of]
+    assert grids.beyond(qv.FT(layer=1, **best), tried) == [qv.FT(layer=1, **w) for w in wanted]
+
+
+def test_beyond_the_edge_a_search_of_z_stays_and_ctp_keeps_its_two_rates_alike():
+    tried = [qv.MEMIT(layers=(1,), lam=lam, lr=lr) for lam in (10.0, 100.0) for lr in (0.1, 0.5)]
+    assert grids.beyond(tried[0], tried) == [qv.MEMIT(layers=(1,), lam=1.0, lr=0.1)]
+    tried = [qv.CTP(lr=lr, alone=(lr, 50, 0.1)) for lr in (1e-4, 1e-3)]
+    assert grids.beyond(tried[0], tried) == [qv.CTP(lr=1e-5, alone=(1e-5, 50, 0.1))]
+    tried = [qv.KNE(share=share) for share in (0.05, 0.5)]
+    assert grids.beyond(tried[1], tried) == []  # five times the neurons that there are
+
+
 @pytest.fixture
 def toy(monkeypatch):
     """A bundled model, and three settings of FT of which the last is good for nothing."""
     lens = qv.load("toy-gptj")
-    settings = [qv.FT(layer=3, lr=1e-2), qv.FT(layer=2, lr=1e-2), qv.FT(layer=3, lr=1e-6, steps=1)]
+    settings = [qv.FT(layer=3, lr=1e-2), qv.FT(layer=2, lr=1e-2), qv.FT(layer=3, lr=1e-2, steps=1)]
     monkeypatch.setattr(tune, "grid", lambda method, shape: list(settings))
     return lens, settings
 
@@ -102,6 +132,31 @@ def test_the_better_half_goes_on_and_is_tried_on_edits_held_apart(toy, tmp_path)
     assert found.score == pytest.approx(3 / sum(1 / part for part in parts))
     others = found.table[found.table["rung"] == 2]
     assert found.score == others["score"].max()
+
+
+def test_the_best_is_carried_on_beyond_the_grid_while_the_score_rises(toy, tmp_path, monkeypatch):
+    """Of made-up scores that are best at lr = 0.1, on a grid that ends at 1e-3: two steps beyond are
+    better, the third is not, and it is not gone on."""
+    lens, _ = toy
+    settings = [qv.FT(layer=3, lr=1e-4), qv.FT(layer=3, lr=1e-3), qv.FT(layer=2, lr=1e-3)]
+    monkeypatch.setattr(tune, "grid", lambda method, shape: list(settings))
+    asked = []
+
+    def made_up(log, lens, editor, cases):
+        asked.append((editor.lr, len(cases)))
+        off = abs(math.log10(editor.lr / 0.1)) + editor.layer / 10
+        return dict.fromkeys(tune.METRICS, 1 / (1 + off))
+
+    monkeypatch.setattr(tune._Log, "means", made_up)
+    found = tune.tune(lens, "FT", SHAPE, CASES[:4], CASES[4:], None, tmp_path, rungs=(2, 4))
+    assert found.editor == qv.FT(layer=2, lr=0.1)
+    table = found.table
+    chosen = table[table["rung"] == 1]["editor"].tolist()
+    assert chosen == [
+        repr(qv.FT(layer=layer, lr=lr))
+        for layer, lr in ((2, 1e-3), (3, 1e-3), (2, 1e-2), (2, 1e-1), (2, 1.0))
+    ]
+    assert len(table[table["rung"] == 2]) == 2
 
 
 def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):

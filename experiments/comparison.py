@@ -1,0 +1,202 @@
+"""The comparison of editors as text: a table for every protocol and model that has rows, and one of
+edits in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from experiments import compare, sequence
+from qv_lens.evaluation.intervals import bounds, interval
+
+#: the comparison's tables: results, heading, metrics (`@50`: when 50 facts had been edited)
+OF_FACTS = (
+    "efficacy_gen",
+    "paraphrase_gen",
+    "specificity_gen",
+    "efficacy_acc",
+    "paraphrase_acc",
+    "specificity_acc",
+    "efficacy_success",
+    "paraphrase_success",
+    "specificity_success",
+    "portability",
+    "locality",
+    "multihop_acc",
+    "fluency",
+)
+OF_CHAINS = (
+    "efficacy_acc",
+    "instance_wise",
+    "multihop_cot",
+    "multihop_cot_1",
+    "multihop_cot_2",
+    "multihop_cot_3",
+    "multihop_cot_4",
+    "multihop_cot_2h",
+    "multihop_cot_3h",
+    "multihop_cot_4h",
+)
+TABLES = (
+    ("single", "Single edits, each taken back", OF_FACTS),
+    ("batch", "One batch of 32", OF_FACTS),
+    (
+        "consecutive",
+        "100 consecutive edits, all asked at the end",
+        ("efficacy_acc@25", "efficacy_acc@50", "efficacy_acc@75", *OF_FACTS),
+    ),
+    ("multihop", "MQuAKE's chains of 2 to 4 hops, chain of thought", OF_CHAINS),
+    ("multihop_batch", "The chains' edits in one batch of 32 chains", OF_CHAINS),
+    ("multihop_consecutive", "The chains' edits of 100 chains one after another", OF_CHAINS),
+)
+
+
+def comparison(results: Path) -> str:
+    """Every editor on every model that has rows in the folder of results, as text."""
+    lines = [
+        "# The comparison of editors",
+        "",
+        "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
+        "`experiments/smollm2.py` and `experiments/editors.py`; settings: the model's presets, by "
+        "`qv-lens tune` on other facts). Percent, mean and in square brackets its 95% interval over "
+        "the cases (Wilson's of shares of 0 and 1, Student's t of other values). `_gen`: what the "
+        "model says, greedy, begins with the answer; `_acc`: every token of the answer is the "
+        "argmax; `_success`: the new answer is likelier than the old one. Fluency is n-gram entropy "
+        "times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread "
+        "with another job beside it. In round brackets: of how many cases (after a metric: for "
+        "every method), where not all have such prompts. Only what is printed here was run.",
+    ]
+    for name, title, metrics in TABLES:
+        for model, frame in _by_model(results / f"{name}.parquet"):
+            lines += ["", f"## {title}: {model}", "", *_comparison_of(frame, metrics)]
+    for model, frame in _by_model(results / f"{sequence.RESULTS}.parquet"):
+        lines += ["", f"## Edits in a row: {model}", "", OF_A_ROW, "", *in_a_row(frame)]
+    return "\n".join([*lines, ""])
+
+
+def _comparison_of(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """The table of one model and protocol: a line for each method."""
+    frame = pd.concat([frame, *compare.by_chain(frame)])
+    steps = frame.groupby(["method", "seed", "case"])["step"]
+    at_the_end = frame["step"] == steps.transform("max")
+    ends = frame[at_the_end].drop_duplicates(["method", "seed", "case"])
+    cases = ends.groupby("method").size()
+    along_the_way = frame.loc[~at_the_end, "step"].astype(str)
+    frame.loc[~at_the_end, "metric"] += "@" + along_the_way
+    told = set(frame.dropna(subset="after")["metric"])
+    shown = [metric for metric in metrics if metric in told]
+    asked = frame.dropna(subset="after").groupby(["metric", "method"]).size()
+    same = {}  # metrics that the same number of cases hold prompts for, fewer than there are
+    for metric in shown:
+        counts = asked[metric]
+        if counts.nunique() == 1 and counts.iloc[0] < cases.min():
+            same[metric] = int(counts.iloc[0])
+    titles = [f"{metric} ({same[metric]})" if metric in same else metric for metric in shown]
+    lines = [
+        f"| method | cases | {' | '.join(titles)} | ‖dW‖/‖W‖ | s |",
+        "|" + "---|" * (len(shown) + 4),
+    ]
+    for method, rows in frame.groupby("method", sort=False):
+        count = int(cases[method])
+        cells = [_cell(rows, metric, count if metric not in same else 0) for metric in shown]
+        norm = rows["relative_norm"].max()
+        seconds = rows.groupby(["seed", "case"])["seconds"].first().median()
+        lines.append(f"| {method} | {count} | {' | '.join(cells)} | {norm:.1f} | {seconds:.2f} |")
+    return lines
+
+
+def _cell(rows: pd.DataFrame, metric: str, cases: int) -> str:
+    """A metric's mean and interval, with the number of cases where that is smaller than `cases`."""
+    values = rows.loc[rows["metric"] == metric, "after"].dropna()
+    if not len(values):
+        return ""
+    ends = interval(values, bounds(metric.partition("@")[0]))
+    known = ends.low == ends.low
+    between = f" [{100 * ends.low:.0f}, {100 * ends.high:.0f}]" if known else ""
+    few = f" ({len(values)})" if len(values) < cases else ""
+    return f"{100 * values.mean():.0f}{between}{few}"
+
+
+def _by_model(path: Path) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A result's rows, by model."""
+    if path.exists():
+        for model, frame in pd.read_parquet(path).groupby("model"):
+            yield str(model), frame
+
+
+#: from how many edits on a checkpoint has a place in the curve
+LONG = 100
+#: edits in a row last where so many of them are said, and text is no more surprising than so many
+#: times before
+SAID, SURPRISED = 0.9, 1.1
+#: what the cells of its table are
+OF_A_ROW = (
+    "CounterFact's facts one after another (runs of `experiments/sequence.py`), `batch` of them "
+    "edited together. Said: what the model says, greedy, begins with the new answer; of 50 edits "
+    "each: the newest, the first, and some drawn from all so far, these at every checkpoint from "
+    "100 edits on. Paraphrases and neighbours are those of the drawn ones, before any edit and "
+    "after all. Perplexity is that of held-out text."
+)
+#: the columns of edits in a row
+IN_A_ROW = (
+    "method",
+    "edits",
+    "batch",
+    "newest said",
+    "first said",
+    "drawn said",
+    "their paraphrases",
+    "their neighbours",
+    "perplexity",
+    "‖dW‖/‖W‖",
+    "refused",
+    "s",
+)
+
+
+def in_a_row(frame: pd.DataFrame) -> list[str]:
+    """The table of one model's edits in a row, a line for each method, and which of them last."""
+    lines = [f"| {' | '.join(IN_A_ROW)} |", "|" + "---|" * len(IN_A_ROW)]
+    lasting, methods = [], 0
+    for method, rows in frame.groupby("method", sort=False):
+        told = rows.set_index(["step", "group", "metric"])[["before", "after"]].sort_index()
+        last = int(rows["step"].max())
+        steps = sorted({int(step) for step in rows["step"] if step >= LONG} | {last})
+        said = [told.loc[(step, "drawn", "efficacy_gen"), "after"] for step in steps]
+        text = told.reindex([(last, "model", "perplexity")]).iloc[0]
+        norm, refused, seconds = (
+            told.loc[(last, "model", name), "after"]
+            for name in ("relative_norm", "refused", "seconds")
+        )
+        cells = [
+            str(method),
+            " / ".join(f"{step:,}" for step in steps),
+            str(rows["batch"].iloc[0]),
+            f"{100 * told.loc[(last, 'newest', 'efficacy_gen'), 'after']:.0f}",
+            f"{100 * told.loc[(last, 'first', 'efficacy_gen'), 'after']:.0f}",
+            " / ".join(f"{100 * share:.0f}" for share in said),
+            _change(100 * told.loc[(last, "drawn", "paraphrase_gen")]),
+            _change(100 * told.loc[(last, "drawn", "specificity_gen")]),
+            _change(text),
+            f"{norm:.1f}",
+            f"{refused:.0f}",
+            f"{seconds:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+        methods += 1
+        if said[-1] >= SAID and text["after"] <= SURPRISED * text["before"]:
+            lasting.append(str(method))
+    kept = ", ".join(lasting) or "none"
+    return [
+        *lines,
+        "",
+        f"Of these {methods}, with {SAID:.0%} of the drawn edits said and a perplexity at most "
+        f"{SURPRISED - 1:.0%} higher: {kept}.",
+    ]
+
+
+def _change(pair: pd.Series) -> str:
+    """A value before and after; nothing where it was not measured."""
+    return "" if pair.isna().any() else f"{pair['before']:.0f} → {pair['after']:.0f}"

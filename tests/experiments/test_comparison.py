@@ -1,0 +1,55 @@
+"""The table of edits in a row, on made-up rows of which every cell is known."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from experiments.comparison import comparison, in_a_row
+
+
+def made(method: str, said: dict[int, float], perplexity: float | None) -> pd.DataFrame:
+    """A row of edits: at each step the newest are all said, the first none, the drawn `said`."""
+    rows = []
+    for step, share in said.items():
+        for group, value in (("newest", 1.0), ("first", 0.0), ("drawn", share)):
+            rows += [
+                (step, group, "efficacy_gen", 0.0, value),
+                (step, group, "paraphrase_gen", 0.02, value / 2),
+                (step, group, "specificity_gen", 0.3, 0.28),
+            ]
+        rows += [
+            (step, "model", "relative_norm", 0.0, 0.25),
+            (step, "model", "seconds", float("nan"), 3.14),
+            (step, "model", "refused", 0.0, 2.0),
+        ]
+        if perplexity is not None:
+            rows.append((step, "model", "perplexity", 40.0, perplexity))
+    frame = pd.DataFrame(rows, columns=["step", "group", "metric", "before", "after"])
+    return frame.assign(model="some-model", method=method, batch=10)
+
+
+def test_a_line_for_each_method_and_which_of_them_last():
+    """The drawn ones at every checkpoint from 100 on; 90% of them and a perplexity of at most 44
+    last, one without a perplexity does not."""
+    whole = made("Whole", {1: 1.0, 100: 0.98, 1000: 0.9}, 44.0)
+    less = made("Less", {1: 1.0, 100: 0.98, 1000: 0.88}, 40.0)
+    worse = made("Worse", {100: 1.0}, 44.5)
+    unread = made("Unread", {30: 1.0}, None)
+    head, rule, *lines, _, told = in_a_row(pd.concat([whole, less, worse, unread]))
+    assert head.count("|") == rule.count("|") == lines[0].count("|")
+    assert lines == [
+        "| Whole | 100 / 1,000 | 10 | 100 | 0 | 98 / 90 | 2 → 45 | 30 → 28 | 40 → 44 | 0.2 | 2 | 3.1 |",
+        "| Less | 100 / 1,000 | 10 | 100 | 0 | 98 / 88 | 2 → 44 | 30 → 28 | 40 → 40 | 0.2 | 2 | 3.1 |",
+        "| Worse | 100 | 10 | 100 | 0 | 100 | 2 → 50 | 30 → 28 | 40 → 44 | 0.2 | 2 | 3.1 |",
+        "| Unread | 30 | 10 | 100 | 0 | 100 | 2 → 50 | 30 → 28 |  | 0.2 | 2 | 3.1 |",
+    ]
+    assert told.endswith("10% higher: Whole.")
+    assert in_a_row(worse)[-1].endswith("10% higher: none.")
+
+
+def test_it_stands_in_the_comparison_once_a_run_has_been_collected(tmp_path):
+    assert "Edits in a row" not in comparison(tmp_path)
+    made("FT", {100: 0.5}, 50.0).to_parquet(tmp_path / "sequences.parquet")
+    text = comparison(tmp_path)
+    assert "## Edits in a row: some-model" in text
+    assert "| FT | 100 | 10 |" in text
