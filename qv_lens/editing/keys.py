@@ -58,6 +58,21 @@ class ContextRows:
             row[: int(at.nonzero()[-1]) + 1] for row, at in zip(self.ids, self.lookup, strict=True)
         )
 
+    def of(self, facts: range) -> ContextRows:
+        """The rows of some of the requests, which follow one another."""
+        kept = [r for r, fact in enumerate(self.fact) if fact in facts]
+        begin, end = kept[0], kept[-1] + 1
+        length = max(len(row) for row in self.ids[begin:end])
+        labels = slice(int(self.answer[:begin].sum()), int(self.answer[:end].sum()))
+        return ContextRows(
+            self.ids[begin:end],
+            tuple(fact - facts.start for fact in self.fact[begin:end]),
+            tuple(tuple(row - begin for row in self.clean[i]) for i in facts),
+            self.lookup[begin:end, :length],
+            self.answer[begin:end, :length],
+            self.labels[labels],
+        )
+
 
 @torch.no_grad()
 def contexts(lens: Lens, seed: int = 0, style: str = "memit") -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Target vectors v* (z*): the value of a site at the fact's token with which the model gives the
 new answer.
 
-For all facts at once (one Adam; clamp and early stop per fact), delta starts at 0, is added at the
+For all facts at once, as far as memory allows (one Adam; clamp and early stop per fact), delta starts at 0, is added at the
 lookup position of every prompt of its fact, the KL prompt included, and minimises (MEMIT; ACE Eq.
 13)
 
@@ -53,6 +53,10 @@ TOO_LONG = 2.0
 # then 10 to 15% faster on a CPU; on a GPU a pass of few rows takes as long as one of many
 APART = 40
 APART_GPU = 512
+#: bytes that a search on a CPU may keep for its backward pass; measured on SmolLM2, more facts at once
+#: than fit are no faster. On a GPU: this share of what is free.
+ROOM = 2 * 2**30
+ROOM_GPU = 0.5
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,34 @@ def search(
             "An intervention with positions='last' is in force: an edit is computed without it, or "
             "with positions='all'."
         )
-    return _Problem(lens, rows, _kl_rows(lens, requests, token), settings).run()
+    found = []
+    for facts in _together(lens, rows, settings):
+        kl = _kl_rows(lens, requests[facts.start : facts.stop], token)
+        found.append(_Problem(lens, rows.of(facts), kl, settings).run())
+    return Targets.joined(found)
+
+
+def _together(lens: Lens, rows: ContextRows, settings: Search) -> list[range]:
+    """The facts that are searched together: as many as their backward pass has room for, at least
+    one."""
+    # of a token, a block keeps about so many numbers of each size; of one that is asked, the logits,
+    # their log-softmax and the gradients of both
+    of_token = (lens.n_layers - settings.z_layer) * (8 * lens.d_model + 5 * lens.d_mlp)
+    tokens = torch.tensor([len(row) for row in rows.ids], device=rows.lookup.device)
+    tokens = (tokens - rows.lookup.int().argmax(1)).tolist()
+    asked = rows.answer.sum(1).tolist()
+    size = [0] * len(rows.clean)
+    for fact, many, few in zip(rows.fact, tokens, asked, strict=True):
+        size[fact] += many * of_token * lens.dtype.itemsize + 4 * few * lens.d_vocab * 4
+    room = float(ROOM)
+    if lens.device.type == "cuda":
+        room = ROOM_GPU * torch.cuda.mem_get_info(lens.device)[0]
+    parts, begin = [], 0
+    for fact in range(1, len(size) + 1):
+        if fact == len(size) or sum(size[begin : fact + 1]) > room:
+            parts.append(range(begin, fact))
+            begin = fact
+    return parts
 
 
 def _kl_rows(
