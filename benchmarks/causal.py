@@ -30,7 +30,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.evaluation.faithfulness import areas
-from qv_lens.evaluation.known_cases import knows
+from qv_lens.evaluation.known_cases import as_said, knows
 from qv_lens.facts.atlas import chains
 from qv_lens.models.alone import logp_with_each
 from qv_lens.models.zoo import BUNDLED
@@ -62,7 +62,7 @@ def known(lens: qv.Lens, count: int, two_hop: bool, seed: int) -> list[qv.Fact]:
         found += [fact for fact, right in zip(some, knows(lens, some), strict=True) if right]
         if len(found) >= count:
             break
-    return found[:count]
+    return as_said(lens, found[:count])
 
 
 def neurons_asked(lens: qv.Lens, fact: qv.Fact) -> dict[int, list[int]]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.evaluation.known_cases import knows
+from qv_lens.evaluation.known_cases import as_said, knows
 from qv_lens.facts.atlas import Chain, atlas, chains
 from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.categories import CATEGORIES, of_relation
@@ -116,11 +116,11 @@ def asked(lens: Lens, task: Asks, hops: int = 1) -> list[Fact]:
 def drawn(
     lens: Lens, source: str, facts: Sequence[Fact], count: int, rng: random.Random
 ) -> list[Fact]:
-    """`count` of a source's facts, by chance; of the atlas such as the model knows. All where there
-    are fewer."""
+    """`count` of a source's facts, by chance; of the atlas such as the model knows, with the
+    answers that it says. All where there are fewer."""
     if source != ATLAS:
         return rng.sample(facts, min(count, len(facts)))
-    return first_known(lens, rng.sample(facts, len(facts)), count)
+    return as_said(lens, first_known(lens, rng.sample(facts, len(facts)), count))
 
 
 def first_known(lens: Lens, facts: Sequence[Fact], count: int) -> list[Fact]:

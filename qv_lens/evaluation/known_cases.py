@@ -1,11 +1,12 @@
 """The subset that a model can be asked about (ACE, Appendix B.1): what it answers before any edit.
 
 `known` picks cases whose single hops the model all answers; `known_edits` picks edits of facts that
-it answers; `known_facts` (`qv.known`) picks facts."""
+it answers; `known_facts` (`qv.known`) picks facts; `as_said` gives them the answers it says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -85,6 +86,24 @@ def knows(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
     token fits an answer are continued, so that many facts are asked quickly, and once
     (`kept_answers`)."""
     return looked_up(lens, facts, partial(_asked, lens)) if facts else []
+
+
+def as_said(lens: Lens, facts: Sequence[Fact]) -> list[Fact]:
+    """The facts, each with that of its accepted answers which the model gives, so that what is
+    attributed is what the model says: of 'soccer', also called 'football', often the latter. Facts
+    that it does not know stay as they are."""
+    found = list(facts)
+    several = [i for i, fact in enumerate(found) if fact.aliases]
+    if not several:
+        return found
+    longest = max(_needed(lens, found[i]) for i in several)
+    texts = lens.generate([found[i] for i in several], longest, TOGETHER)
+    for i, text in zip(several, texts, strict=True):
+        names = (found[i].answer, *found[i].aliases)
+        said = next((name for name in names if begins(text, [name])), names[0])
+        others = tuple(name for name in names if name != said)
+        found[i] = replace(found[i], answer=said, aliases=others)
+    return found
 
 
 def _asked(lens: Lens, facts: Sequence[Fact]) -> list[bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import qv_lens as qv
@@ -66,3 +68,16 @@ def test_where_nothing_can_be_kept_facts_are_asked_all_the_same(lens, asked, mon
     knows(lens, FACTS)
     knows(lens, FACTS[:5])
     assert asked == [90, 90, 90, 5]
+
+
+def test_a_fact_gets_the_accepted_answer_that_the_model_says():
+    """Of three names the one that is said comes first, and every name stays accepted; a fact that is
+    not known, or has one name, stays as it is."""
+    lens = qv.load("toy-gptj")
+    says = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    named = replace(says, answer="swordplay", aliases=("fencing", "escrime"))
+    unknown = replace(says, answer="golf", aliases=("tennis",))
+    got = known_cases.as_said(lens, [named, says, unknown])
+    assert got == [replace(says, aliases=("swordplay", "escrime")), says, unknown]
+    assert known_cases.knowledge(lens, [named])["prompts_known"] == 0
+    assert known_cases.knowledge(lens, got[:1])["prompts_known"] == 1

@@ -254,6 +254,7 @@ def test_the_bundled_world_is_asked_of_its_own_models_alone(lens, tmp_path):
 
 def test_prompts_of_the_atlas_are_those_that_the_model_knows(monkeypatch):
     """The first so many in the seed's order; single facts of a category, and chains of its end."""
+    monkeypatch.setattr(prompts, "as_said", lambda lens, facts: facts)
     other = SimpleNamespace(name="other", tokenizer=SimpleNamespace(get_vocab=lambda: {"a": 0}))
     for hops in (1, 2):
         every = of_category("capital", 10_000, 0, "atlas", hops)
