@@ -15,7 +15,7 @@ ACES = ("EleutherAI/gpt-j-6B", "Qwen/Qwen3-8B")
 #: the ledger's columns: a model's name and what it is called
 COLUMNS = {
     "smollm2-135m": "SmolLM2-135M",
-    "Qwen/Qwen2.5-Coder-0.5B": "Qwen2.5-Coder-0.5B",
+    "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B",
     "EleutherAI/gpt-j-6B": "GPT-J-6B",
     "Qwen/Qwen3-8B": "Qwen3-8B",
 }

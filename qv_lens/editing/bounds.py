@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from math import inf
+from numbers import Integral, Real
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from qv_lens.errors import EditError
@@ -26,11 +27,11 @@ class Bounds:
     """Whether only whole numbers do."""
 
     def holds(self, value: object) -> bool:
-        """Whether a value lies within."""
-        kinds = int if self.whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        """Whether a value, a number of Python's or NumPy's, lies within."""
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        return self.least <= value <= self.most and value not in self.without
+        number = float(value)
+        return self.least <= number <= self.most and number not in self.without
 
 
 Count = Annotated[int, Bounds("a whole number of at least 1", least=1, whole=True)]

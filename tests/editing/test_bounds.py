@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from math import inf, nan
 
+import numpy as np
 import pytest
 
 import qv_lens as qv
@@ -67,6 +68,7 @@ def test_what_is_at_the_bounds_is_taken():
         qv.FT(clamp=None, stop=0),
         qv.KNE(share=1.0, located=None),
         qv.NSE(far=inf),
+        qv.FT(steps=np.int64(3), lr=np.float32(1e-3)),
     ):
         check_bounds(editor)
 
