@@ -39,7 +39,7 @@ from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.attribution.projection import logit_lens, vocabulary
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.setting import Kind
-from qv_lens.attribution.value import fast, value_neurons
+from qv_lens.attribution.value import value_neurons
 from qv_lens.editing.closed_form import ACE, MEMIT
 from qv_lens.editing.edit import edit
 from qv_lens.editing.kept import kept_covariance
@@ -47,6 +47,7 @@ from qv_lens.editing.keys import contexts
 from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.presets import Preset, has_presets, presets
 from qv_lens.editing.statistics import Module, Statistics
+from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.ablation import DROP, ablate, answers, suppress
 from qv_lens.evaluation.answers import first_sentences
 from qv_lens.evaluation.faithfulness import faithfulness, lost_at
@@ -181,6 +182,16 @@ def study(
     `edits`: how many cases are edited.
     Raises `FactError` for a fact that the bundled world does not hold, where that is asked.
     """
+    if not isinstance(fact, Fact) or not isinstance(new, str):
+        raise FactError(
+            f"study takes a fact and the text of its new answer, got {fact!r:.60} and {new!r:.60}."
+        )
+    for name, given, kind in (("editor", editor, ACE), ("rival", rival, MEMIT)):
+        if given is not None and not isinstance(given, kind):
+            raise ConfigError(
+                f"study compares ACE with MEMIT: {name} takes a qv.{kind.__name__}, got "
+                f"{given!r:.60}."
+            )
     weights = lens.state()
     about = material or _material(lens, fact, new, seed)
     tuned = ace_and_memit(lens)
@@ -189,10 +200,10 @@ def study(
     assert isinstance(memit, MEMIT)
     trace = lens.trace(fact)
     logger.info("neurons of the fact, by Eq. 9, Eq. 10, gradient and RelP")
-    value = value_neurons(lens, trace, method=fast(lens))
+    value = value_neurons(lens, trace)
     query = query_neurons(lens, trace, value)
     every = {
-        "Eq. 9": value_neurons(lens, trace, None, method=fast(lens, every=True)),
+        "Eq. 9": value_neurons(lens, trace, None),
         "gradient": neuron_effects(lens, trace, None),
         "RelP": neuron_effects(lens, trace, None, method="relp"),
     }
@@ -383,7 +394,7 @@ def without_the_best(lens: Lens, material: Material, seed: int = 0) -> pd.DataFr
     if not ranking or not groups:
         return pd.DataFrame(columns=["neurons", "seed", "count", "group", *DROP])
     count = max(1, round(SHARE * lens.n_layers * lens.d_mlp))
-    best = value_neurons(lens, list(ranking), count, over="set", method=fast(lens))
+    best = value_neurons(lens, list(ranking), count, over="set")
     sets = [("top 1%", 0, best)]
     for draw in range(RANDOM_SEEDS):
         sets.append(
@@ -523,7 +534,7 @@ def _words(
             if not after:
                 target = case.request.target
                 states.append(_layer_line(lens, target, "after"))
-                best = value_neurons(lens, target, 10, method=fast(lens))
+                best = value_neurons(lens, target, 10)
                 after = [by_token(lens, target), vocabulary(lens, best)]
     return probes, pd.concat(states, ignore_index=True), after[0], after[1]
 

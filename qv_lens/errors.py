@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from numbers import Integral
+from typing import Any
 
 
 class QVLensError(Exception):
@@ -39,3 +41,9 @@ def unknown(
     close = get_close_matches(str(got).lower(), spelled, n=1, cutoff=0.75)
     meant = f" Did you mean {spelled[close[0]]!r}?" if close else ""
     return error(f"{what} {got!r} not found.{meant} Available: {', '.join(names)}.")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise `ConfigError` for what is not a whole number of at least so much."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}.")

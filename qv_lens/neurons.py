@@ -155,9 +155,11 @@ class NeuronSet:
             return self.frame.sort_values("score", ascending=False, kind="stable")
         return self.frame.sort_values(["round", "score"], ascending=[True, False], kind="stable")
 
-    def where(self, condition: Callable[[pd.DataFrame], pd.Series]) -> NeuronSet:
-        """The rows for which `condition(frame)` holds: `value.where(lambda f: f.layer == 7)`."""
-        return replace(self, frame=self.frame[condition(self.frame)].reset_index(drop=True))
+    def where(self, condition: Callable[[pd.DataFrame], pd.Series] | pd.Series) -> NeuronSet:
+        """The rows for which a condition holds, `value.where(lambda f: f.layer == 7)`, or which a
+        column of true and false marks."""
+        chosen = condition(self.frame) if callable(condition) else condition
+        return replace(self, frame=self.frame[chosen].reset_index(drop=True))
 
     def layer(self, layer: int) -> NeuronSet:
         """The units of one layer. Raises `ConfigError` for what is not a number of one of the

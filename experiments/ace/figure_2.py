@@ -43,7 +43,7 @@ from experiments.models import STUDIED
 from experiments.prompts import check_asked, drawn, pool, usual
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.query import query_neurons
-from qv_lens.attribution.value import fast, value_neurons
+from qv_lens.attribution.value import value_neurons
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.ablation import DROP, Answers, ablate, answers
 from qv_lens.facts.records import Fact
@@ -173,7 +173,7 @@ def choose(lens: Lens, task: Task, once: Once = directly) -> NeuronSet:
 
 
 def _value(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:
-    return value_neurons(lens, list(facts), None, over="set", method=fast(lens, every=True))
+    return value_neurons(lens, list(facts), None, over="set")
 
 
 def _effects(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:
@@ -185,9 +185,7 @@ def _query(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:
     """Query neurons of each prompt's own value neurons, added up over the prompts; those that feed
     them (above 0)."""
     trace = lens.trace(list(facts))
-    query = query_neurons(
-        lens, trace, value_neurons(lens, trace, 300, method=fast(lens)), None, over="set"
-    )
+    query = query_neurons(lens, trace, value_neurons(lens, trace, 300), None, over="set")
     return query.where(lambda frame: frame["score"] > 0)
 
 

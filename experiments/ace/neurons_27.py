@@ -34,7 +34,7 @@ from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.projection import interpretable as holds_answer
 from qv_lens.attribution.projection import surface_forms
-from qv_lens.attribution.value import fast, value_neurons
+from qv_lens.attribution.value import value_neurons
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.models.interventions import Zero
 from qv_lens.models.lens import Lens
@@ -74,7 +74,7 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     (`sampled`), their exact `probability`, and whether the first token is the argmax."""
     cells = []
     facts = asked(lens, task)
-    value = value_neurons(lens, list(facts), task.top, method=fast(lens))
+    value = value_neurons(lens, list(facts), task.top)
     for i, fact in enumerate(facts):
         rng, mine = (
             random.Random(f"interpretable:{task.seed}:{i}"),

@@ -24,7 +24,7 @@ from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.query import query_layers
-from qv_lens.attribution.value import fast, value_neurons
+from qv_lens.attribution.value import value_neurons
 from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.categories import RELATED
@@ -78,7 +78,7 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     Figure 5), 'head' (Figure 6), 'query', 'count' (Figure 3)."""
     facts = asked(lens, task, task.hops)
     trace = lens.trace(list(facts))
-    value = value_neurons(lens, trace, TOP, method=fast(lens))
+    value = value_neurons(lens, trace, TOP)
     sums = [layer_scores(lens, trace, kind).assign(part=kind) for kind in ("ffn", "attn")]
     wholes = [each.assign(part=each["part"] + "_vector", score=each["whole"]) for each in sums]
     heads = layer_scores(lens, trace, "head", "layer_vector").assign(part="head")

@@ -20,7 +20,7 @@ from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.projection import interpretable, vocabulary
 from qv_lens.attribution.query import query_neurons
-from qv_lens.attribution.value import fast, value_neurons
+from qv_lens.attribution.value import value_neurons
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.models.lens import Lens
 from qv_lens.plots import vocabulary_table
@@ -62,7 +62,7 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     facts = asked(lens, task)
     for i, fact in enumerate(facts):
         trace = lens.trace(fact)
-        value = value_neurons(lens, trace, TOP, method=fast(lens))
+        value = value_neurons(lens, trace, TOP)
         query = query_neurons(lens, trace, value, TOP)
         for role, neurons in (("query", query), ("value", value), ("shared", value & query)):
             best = neurons.top(task.top)

@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.attribution.value import check_top
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.backend import Hook
@@ -125,8 +125,7 @@ def _check_ensemble(
         raise ConfigError(
             f"share is a fraction of the neurons, above 0 and at most 1; got {share}."
         )
-    if steps < 1:
-        raise ConfigError(f"steps must be at least 1, got {steps}.")
+    check_count("steps", steps)
     vectors = [name for name in parameters if not name.startswith("W_")]
     if vectors:
         raise ConfigError(
@@ -412,6 +411,7 @@ def transmission_paths(
         raise unknown("Node score", score, NODE_SCORES)
     if paths not in ("ranks", "k_best"):
         raise unknown("paths", paths, ("ranks", "k_best"))
+    check_count("batch_size", batch_size)
     if not (0 < top <= lens.d_mlp and 0 <= bottom <= lens.d_mlp - top):
         raise ConfigError(
             f"top={top} and bottom={bottom} must fit into the {lens.d_mlp} neurons of a layer."

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.scripts import unspaced
 from qv_lens.models.lens import Lens
@@ -123,6 +123,7 @@ def vocabulary(
     [' invented', ' football']
     """
     check_set(neurons)
+    check_count("top", top)
     warn_of_others(lens, neurons)
     frame = neurons.to_frame()
     ids = projected(lens, written(lens, neurons), top, bias, signs(frame))
@@ -150,6 +151,7 @@ def logit_lens(lens: Lens, fact: Fact, top: int = 5) -> pd.DataFrame:
     >>> logit_lens(lens, fact).iloc[-1]["promoted"][0]
     ' fencing'
     """
+    check_count("top", top)
     trace = lens.trace(fact, "all")
     readout = Readout.of(lens, trace, "full")
     answer, tokens = trace.prompts[0].answer[0], lens.str_tokens(fact)
@@ -183,11 +185,11 @@ def interpretable(
     """For each row of the set, whether the answer or a surface variant of it is among the `top`
     promoted tokens.
 
-    Variants: `surface_forms`. Use: `value.where(lambda frame: qv.interpretable(lens, value,
-    "basketball"))`.
+    Variants: `surface_forms`. Use: `value.where(qv.interpretable(lens, value, "basketball"))`.
     Source: ACE, section 6.4 ("associated vocabulary included the correct target token").
     """
     check_set(neurons)
+    check_count("top", top)
     if not isinstance(answer, str):
         raise ConfigError(f"The answer is a text, got {type(answer).__name__}: pass fact.answer.")
     wanted = surface_forms(lens, answer, plural=plural)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat as repeat_forever
-from numbers import Integral
 from typing import Any, Literal
 
 import pandas as pd
@@ -41,7 +40,7 @@ from qv_lens.attribution.setting import (
     check_over,
     setting,
 )
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens
 from qv_lens.models.norms import at_least_float32
@@ -67,7 +66,7 @@ def value_neurons(
     over: Over = "prompt",
     norm: NormMode = "frozen",
     base: Base = "mid",
-    method: Method = "exact",
+    method: Method | None = None,
     target: Target = "answer",
     positions: Positions = "last",
     memory_budget: int | None = None,
@@ -80,7 +79,8 @@ def value_neurons(
     `method`: 'exact' scores every unit; 'topk' only as many as its certificate needs (the same
     result, `settings` say how many); 'moments' scores every FFN neuron or channel to 1e-6 beside
     float32's rounding (`settings` give the share that had to be done exactly);
-    'first_order' gives the upper bound J instead of I: a ranking, not the score.
+    'first_order' gives the upper bound J instead of I: a ranking, not the score. None: the quickest
+    that holds, 'topk' for the best k and 'moments' for all, else 'exact'.
     `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see
     `setting`).
     `positions`: where to look; with 'all', every position is ranked apart.
@@ -110,15 +110,28 @@ def value_neurons(
     return best_units(task, top, unit, over, method)
 
 
+def quickest(task: Setting, unit: Unit, top: int | None) -> Method:
+    """The quickest method that gives I: 'topk' for the best k and 'moments' for all, where they
+    hold."""
+    heads = unit in ("head", "head_position")
+    other = task.base == "loo_final" or task.against is not None
+    if heads or other or task.readout.cap is not None:
+        return "exact"
+    if top is not None:
+        return "topk"
+    return "exact" if task.readout.mode == "full" else "moments"
+
+
 def best_units(
     task: Setting,
     top: int | None,
     unit: Unit = "ffn",
     over: Over = "prompt",
-    method: Method = "exact",
+    method: Method | None = None,
 ) -> NeuronSet:
     """`value_neurons` for a `Setting`. Raises `ConfigError` for attention's units at several
     positions."""
+    method = quickest(task, unit, top) if method is None else method
     if unit in AT_POSITIONS and (
         over != "prompt" or len(task.trace.prompt) != len(task.trace.prompts)
     ):
@@ -139,7 +152,7 @@ def every_score(
 ) -> tuple[Float[Tensor, "layer group unit"], dict[str, Any]]:
     """I of every unit, summed by group, and how it came about. `method=None`: the fastest that
     holds here."""
-    method = for_every_unit(task, unit) if method is None else method
+    method = quickest(task, unit, None) if method is None else method
     groups = task.grouping.groups(over)
     layers = list(scored(task, unit, method))
     scores = torch.stack([grouped(layer.score, groups) for layer in layers])
@@ -178,38 +191,23 @@ def best_of(
     )
 
 
-def for_every_unit(task: Setting, unit: Unit = "ffn") -> Method:
-    """The fastest method that scores every unit: 'moments' where it holds."""
-    heads = unit in ("head", "head_position")
-    other = task.base == "loo_final" or task.against is not None
-    if heads or other or task.readout.mode == "full" or task.readout.cap is not None:
-        return "exact"
-    return "moments"
-
-
-def fast(lens: Lens, *, every: bool = False) -> Method:
-    """The method that finds value neurons quickest: 'topk' (the certified best), or 'moments'
-    where all of them are wanted; 'exact' where logits are soft-capped."""
-    if lens.backend_adapter.logit_cap is not None:
-        return "exact"
-    return "moments" if every else "topk"
-
-
 def check_top(top: int | None) -> None:
     """Raise `ConfigError` for a number of units below 1."""
-    if top is not None and (not isinstance(top, Integral) or top < 1):
-        raise ConfigError(f"top is how many units are kept, at least 1 (None: all); got {top!r}.")
+    if top is not None:
+        check_count("top (how many units are kept; None: all)", top)
 
 
 def _check(
-    unit: str, over: str, method: str, top: int | None, target: Target, base: str, norm: str
+    unit: str, over: str, method: str | None, top: int | None, target: Target, base: str, norm: str
 ) -> None:
     if unit not in UNITS:
         raise unknown("Unit", unit, UNITS)
     check_over(over)
+    check_top(top)
+    if method is None:
+        return
     if method not in METHODS:
         raise unknown("Value method", method, METHODS)
-    check_top(top)
     if method == "topk" and top is None:
         raise ConfigError(
             "method='topk' finds the best k: give top=, or use method='exact' for all neurons."

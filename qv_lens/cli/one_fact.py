@@ -200,7 +200,7 @@ def attribute(
     subject: Subject | None = None,
     answer: Answer | None = None,
     model: Model = "toy-gptj",
-    method: Literal["exact", "topk", "moments", "first_order"] = "topk",
+    method: Literal["exact", "topk", "moments", "first_order"] | None = None,
     norm: Literal["frozen", "full", "none"] = "frozen",
     top: int = 300,
     out: Path | None = None,
@@ -214,7 +214,8 @@ def attribute(
     ----------
     method
         How value neurons are scored: topk finds the best with a certificate, exact scores every
-        one (slower, the same best), moments every one to 1e-6, first_order an upper bound.
+        one (slower, the same best), moments every one to 1e-6, first_order an upper bound (default:
+        topk, exact where the model caps its logits).
     norm
         The final norm: frozen at the pass's own scale, recomputed for every vector, or none.
     top
@@ -244,7 +245,7 @@ def attribute(
     trace = lens.trace(facts)
     value = qv.value_neurons(lens, trace, top, method=method, norm=norm)
     query = qv.query_neurons(lens, trace, value, top)
-    told = f"({model}, {lens.backend}, norm {norm}, {method})"
+    told = f"({model}, {lens.backend}, norm {norm}, {value.settings['method']})"
     if len(facts) == 1:
         fact = facts[0]
         print_knowledge(lens, fact)
@@ -385,12 +386,11 @@ def ablate(
 def _curve(lens: Lens, fact: Fact, top: int, draws: int, seed: int, out: Path | None) -> None:
     """The removal curve of four rankings, printed and drawn."""
     import qv_lens as qv
-    from qv_lens.attribution.value import fast
     from qv_lens.evaluation.faithfulness import SIZES
 
     trace = lens.trace(fact)
     rankings = {
-        "Eq. 9": qv.value_neurons(lens, trace, top, method=fast(lens)),
+        "Eq. 9": qv.value_neurons(lens, trace, top),
         "gradient": qv.neuron_effects(lens, trace, top),
         "RelP": qv.neuron_effects(lens, trace, top, method="relp"),
         "gradient in rounds": qv.neuron_effects(lens, trace, top, rounds=min(top, ROUNDS)),

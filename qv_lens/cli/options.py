@@ -48,7 +48,10 @@ Settings = Annotated[
 Several = Parameter(consume_multiple=True)
 PresetOf = Annotated[
     str | None,
-    Parameter(help="A model whose settings of the editors are taken (default: --model's own)."),
+    Parameter(
+        help="Whose settings of the editors are taken: another model, or a .toml file of presets "
+        "(default: --model's own)."
+    ),
 ]
 Seed = Annotated[int, Parameter(help="Seed of every random draw.")]
 

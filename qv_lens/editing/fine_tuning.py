@@ -249,6 +249,8 @@ class KN:
     new answer of n > 1 tokens, -1 times each of n greedy tokens and +1 times each token of the
     new answer.
     `threshold`: share of the largest attribution that a neuron must exceed.
+    Both moves are added to a row whatever the sign of its coefficient; in a gated FFN it is often
+    negative, and the row then pushes towards the old answer.
     """
 
     rule: IGRule = "paper"

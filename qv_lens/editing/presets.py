@@ -107,6 +107,12 @@ def preset_of(model: str, method: str) -> Preset:
     that preset."""
     table = presets(model)
     name = spelled(method, table)
-    if name not in table:
+    if name in table:
+        return table[name]
+    if name.split(".")[0] not in editors():
         raise unknown(f"Preset of {model} for", name, table)
-    return table[name]
+    raise ConfigError(
+        f"{model} has no preset of {name}, only of {', '.join(sorted(table))}. Let qv-lens tune {model} "
+        f"--editor {name} look for one, or write one into a file of presets and pass that as "
+        f"--preset FILE.toml (docs/editing.md); in Python pass the editor itself, qv.{name}(...)."
+    )

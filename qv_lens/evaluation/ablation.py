@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from qv_lens.attribution.query import query_neurons
-from qv_lens.attribution.value import fast, value_neurons
+from qv_lens.attribution.value import value_neurons
 from qv_lens.evaluation.answers import tell
 from qv_lens.evaluation.intervals import student
 from qv_lens.facts.records import Fact
@@ -105,7 +105,7 @@ def suppress(
         return pd.DataFrame(columns=["intervention", "layer", "count", *DROP]), nothing
     count = top or max(10, round(SILENCED * lens.d_mlp / OF))
     trace = lens.trace(list(chains))
-    value = value_neurons(lens, trace, ACTIVATED if counted else TARGETS, method=fast(lens))
+    value = value_neurons(lens, trace, ACTIVATED if counted else TARGETS)
     targets = value.top(TARGETS).union()
     best = _best_query_neurons(lens, trace, value, count)
     threshold = value.frame.groupby("prompt")["score"].min().to_numpy()

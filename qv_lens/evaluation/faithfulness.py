@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, check_count
 from qv_lens.evaluation.intervals import UNBOUNDED, interval
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Prompt
@@ -208,11 +208,11 @@ def _check(
             raise ConfigError(
                 f"Faithfulness is measured on an answer: pass facts, got the text {record!r:.80}."
             )
-    if not sizes or min(sizes) < 1 or seeds < 0:
-        raise ConfigError(
-            "sizes are numbers of neurons, each at least 1, and seeds at least 0; got "
-            f"{list(sizes)} and {seeds}."
-        )
+    if not sizes:
+        raise ConfigError("sizes are how many neurons are taken out: name at least one.")
+    for size in sizes:
+        check_count("each of sizes", size)
+    check_count("seeds", seeds, 0)
     if positions not in ("last", "all"):
         raise ConfigError(f"positions must be 'last' or 'all', got {positions!r}.")
     if not isinstance(rankings, Mapping):

@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
-from qv_lens.errors import FactError, unknown
+from qv_lens.errors import FactError, check_count, unknown
 from qv_lens.evaluation.kept_answers import looked_up
 from qv_lens.evaluation.metrics import correct
 from qv_lens.facts.prompts import G2, begins, normalise
@@ -154,6 +154,7 @@ def known_facts(
     (1, True)
     """
     _check_facts(facts)
+    check_count("batch_size", batch_size)
     if not facts:
         return [], pd.DataFrame(columns=["prompt", "answer", "said", "right", "logprob"])
     longest = max(_needed(lens, fact) for fact in facts)

@@ -38,7 +38,7 @@ from qv_lens.editing.layer_by_layer import ClosedForm, search_ahead
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
-from qv_lens.errors import ConfigError, EditError, FactError, unknown
+from qv_lens.errors import ConfigError, EditError, FactError, check_count, unknown
 from qv_lens.evaluation.answers import (
     CaseAnswers,
     Generation,
@@ -127,7 +127,10 @@ def evaluate(
         )
     if protocol not in PROTOCOLS:
         raise unknown("Protocol", protocol, PROTOCOLS)
-    _check_cases(cases, batch_size)
+    _check_cases(cases)
+    check_count("batch_size", batch_size)
+    if every is not None:
+        check_count("every", every)
     if editor is not None:
         editor = editor_of(lens, editor)
         check_editor(editor)
@@ -183,13 +186,14 @@ def evaluate(
     return frame
 
 
-def _check_cases(cases: Sequence[Case], batch_size: int) -> None:
+def _check_cases(cases: Sequence[Case]) -> None:
     """Raise `ConfigError` for nothing to evaluate, or for what is not a case."""
-    if not cases or batch_size < 1:
+    if isinstance(cases, (EditCase, MultiHopCase)):
+        raise ConfigError("evaluate takes several cases: pass a list, [case].")
+    if not cases:
         raise ConfigError(
-            "There is nothing to evaluate: pass at least one case, and a batch_size of at least 1. "
-            "(A file of plain facts holds no cases: give its facts new answers, "
-            "qv.EditCase(fact.to('new answer')).)"
+            "There is nothing to evaluate: pass at least one case. (A file of plain facts holds no "
+            "cases: give its facts new answers, qv.EditCase(fact.to('new answer')).)"
         )
     for case in cases:
         if not isinstance(case, (EditCase, MultiHopCase)):

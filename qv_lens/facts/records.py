@@ -134,6 +134,8 @@ class EditRequest(_Record):
     """Multi-hop prompts that end at the fact (IFMET, ACE)."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.fact, Fact):
+            raise FactError(f"An edit changes a qv.Fact, got {self.fact!r:.80}.")
         if isinstance(self.via, str):
             raise FactError(
                 "EditRequest.via must be a sequence of prompts, got the single string "
@@ -258,6 +260,12 @@ class EditCase(_Record):
     """Its number in the file."""
     extra: tuple[tuple[str, object], ...] = ()
     """Keys of the source record that nothing here reads."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.request, EditRequest):
+            raise FactError(
+                f"A case is an edit, qv.EditCase(fact.to('new answer')), got {self.request!r:.80}."
+            )
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:

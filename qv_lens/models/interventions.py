@@ -11,6 +11,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -46,6 +48,8 @@ class Scale:
     """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
+        if not isinstance(self.factor, Real) or not isfinite(self.factor):
+            raise ConfigError(f"Scale's factor must be a finite number, got {self.factor!r}.")
         check_units(lens, self.neurons, self.positions)
         _warn_of_nothing(self.neurons)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -681,6 +682,12 @@ class Lens:
                 f"A patch is what qv.edit gives or Patch.load(folder), got {patch!r:.100}."
             )
         self.check_patch(patch)
+        if any(patch is other for other in self.patches):
+            warnings.warn(
+                "This patch is in force already, and is now written twice: lens.revert() takes the "
+                "second writing back.",
+                stacklevel=2,
+            )
         with self.turn.one_pass():
             applied = _Applied(patch)
             self._stack.append(applied)
@@ -797,7 +804,10 @@ class Lens:
 
 def as_list(facts: Facts) -> list[Fact | str]:
     """One fact or many, as a list. Raises `ConfigError` for none."""
-    records = list(facts) if isinstance(facts, Iterable) and not isinstance(facts, str) else [facts]
+    if isinstance(facts, Iterable) and not isinstance(facts, (str, Mapping)):
+        records = list(facts)
+    else:
+        records = [facts]
     if not records:
         raise ConfigError("No facts were given: pass at least one Fact or prompt.")
     for record in records:

@@ -57,7 +57,7 @@ def load(
     name: str | Path,
     *,
     dtype: str | Any = None,
-    device: str | None = None,
+    device: str | int | None = None,
     backend: str = "auto",
     prepend_bos: bool = False,
 ) -> Lens:
@@ -83,6 +83,7 @@ def load(
 
     from qv_lens.models.architectures import architecture_of
 
+    place = _device(device)
     source, gguf = _source(name)
     where = {} if gguf is None else {"gguf_file": gguf}
     try:
@@ -92,9 +93,7 @@ def load(
     architecture_of(config, _class_of(config))
     tokenizer = _tokenizer(str(name), source, where)
     hf = _weights(str(name), source, where, _dtype(dtype) or (torch.float32 if gguf else "auto"))
-    if device is not None and str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device={device!r}: torch finds no CUDA GPU on this machine.")
-    hf = (plain(hf) if gguf else hf).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    hf = (plain(hf) if gguf else hf).to(place)
     hf = hf.eval().requires_grad_(False)
     broken = [key for key, weight in hf.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
@@ -106,6 +105,25 @@ def load(
     lens = Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
     logger.info("%s: %d layers, %s, on %s", name, lens.n_layers, lens.backend, lens.device)
     return lens
+
+
+def _device(device: Any) -> Any:
+    """Where the weights go: as asked, or the first GPU where there is one. Raises `ModelError` for a
+    device that is not there."""
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(1, device=torch.device(device)).device
+    except (RuntimeError, TypeError, AssertionError) as error:  # torch's own, by kind of device
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            there.append("mps")
+        raise ModelError(
+            f"device={device!r} is not among those that torch finds on this machine: "
+            f"{', '.join(there)}."
+        ) from error
 
 
 def _tokenizer(name: str, source: str, where: dict[str, str]) -> Any:
@@ -195,6 +213,11 @@ def _class_of(config: Any) -> str | None:
 def _source(name: str | Path) -> tuple[str, str | None]:
     """Where transformers will read: a bundled folder, a fetched one, a local one, the hub's name;
     and the GGUF file there."""
+    if not isinstance(name, (str, Path)):
+        raise ModelError(
+            f"qv.load takes a name, a folder or a file, got {name!r:.60}. A model that is loaded "
+            "already is wrapped by qv.Lens."
+        )
     path = Path(name)
     if str(name) in BUNDLED:
         return str(WEIGHTS / str(name)), None

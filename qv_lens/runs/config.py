@@ -301,7 +301,9 @@ def _check_kind(experiment: str, name: str, value: Any, hint: Any, declared: Any
         if isinstance(value, KINDS[kind]) and (kind is bool or not isinstance(value, bool)):
             return
     if not choices:
-        raise ConfigError(f"{experiment}: {name} must be {declared}, got {value!r}.")
+        raise ConfigError(
+            f"{experiment}: {name} must be {getattr(declared, '__name__', declared)}, got {value!r}."
+        )
     others = [f"any {kind.__name__}" for kind in kinds]
     raise unknown(f"{experiment}: {name}", value, [*choices, *others])
 
