@@ -39,7 +39,7 @@ from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.attribution.projection import logit_lens, vocabulary
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.setting import Kind
-from qv_lens.attribution.value import value_neurons
+from qv_lens.attribution.value import for_every_neuron, value_neurons
 from qv_lens.editing.closed_form import ACE, MEMIT
 from qv_lens.editing.edit import edit
 from qv_lens.editing.kept import kept_covariance
@@ -184,7 +184,8 @@ def study(
     """
     if not isinstance(fact, Fact) or not isinstance(new, str):
         raise FactError(
-            f"study takes a fact and the text of its new answer, got {fact!r:.60} and {new!r:.60}."
+            f"study takes a fact and the text of its new answer, got {type(fact).__name__} and "
+            f"{type(new).__name__}."
         )
     for name, given, kind in (("editor", editor, ACE), ("rival", rival, MEMIT)):
         if given is not None and not isinstance(given, kind):
@@ -203,7 +204,7 @@ def study(
     value = value_neurons(lens, trace)
     query = query_neurons(lens, trace, value)
     every = {
-        "Eq. 9": value_neurons(lens, trace, None),
+        "Eq. 9": value_neurons(lens, trace, None, method=for_every_neuron(lens)),
         "gradient": neuron_effects(lens, trace, None),
         "RelP": neuron_effects(lens, trace, None, method="relp"),
     }

@@ -43,7 +43,7 @@ from experiments.models import STUDIED
 from experiments.prompts import check_asked, drawn, pool, usual
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.query import query_neurons
-from qv_lens.attribution.value import value_neurons
+from qv_lens.attribution.value import for_every_neuron, value_neurons
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.ablation import DROP, Answers, ablate, answers
 from qv_lens.facts.records import Fact
@@ -173,7 +173,7 @@ def choose(lens: Lens, task: Task, once: Once = directly) -> NeuronSet:
 
 
 def _value(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:
-    return value_neurons(lens, list(facts), None, over="set")
+    return value_neurons(lens, list(facts), None, over="set", method=for_every_neuron(lens))
 
 
 def _effects(lens: Lens, facts: tuple[Fact, ...]) -> NeuronSet:

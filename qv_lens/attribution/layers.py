@@ -36,8 +36,8 @@ from qv_lens.attribution.value import (
     Unit,
     check_top,
     every_score,
+    for_every_unit,
     grouped,
-    quickest,
     scored,
 )
 from qv_lens.errors import ConfigError, unknown
@@ -159,7 +159,7 @@ def _sums(
     task: Setting, over: Over, kind: Kind, how: How, unit: Unit, method: Method | None
 ) -> pd.DataFrame:
     groups = task.grouping.groups(over)
-    method = quickest(task, unit, None) if method is None else method
+    method = for_every_unit(task, unit) if method is None else method
     parts = [layer.score for layer in scored(task, unit, method)]
     if how == "neuron_sum_positive":
         positive = torch.stack(

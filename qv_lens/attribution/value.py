@@ -79,8 +79,8 @@ def value_neurons(
     `method`: 'exact' scores every unit; 'topk' only as many as its certificate needs (the same
     result, `settings` say how many); 'moments' scores every FFN neuron or channel to 1e-6 beside
     float32's rounding (`settings` give the share that had to be done exactly);
-    'first_order' gives the upper bound J instead of I: a ranking, not the score. None: the quickest
-    that holds, 'topk' for the best k and 'moments' for all, else 'exact'.
+    'first_order' gives the upper bound J instead of I: a ranking, not the score. None: 'topk' for
+    the best k where its bound holds, else 'exact'.
     `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see
     `setting`).
     `positions`: where to look; with 'all', every position is ranked apart.
@@ -110,18 +110,6 @@ def value_neurons(
     return best_units(task, top, unit, over, method)
 
 
-def quickest(task: Setting, unit: Unit, top: int | None) -> Method:
-    """The quickest method that gives I: 'topk' for the best k and 'moments' for all, where they
-    hold."""
-    heads = unit in ("head", "head_position")
-    other = task.base == "loo_final" or task.against is not None
-    if heads or other or task.readout.cap is not None:
-        return "exact"
-    if top is not None:
-        return "topk"
-    return "exact" if task.readout.mode == "full" else "moments"
-
-
 def best_units(
     task: Setting,
     top: int | None,
@@ -131,7 +119,8 @@ def best_units(
 ) -> NeuronSet:
     """`value_neurons` for a `Setting`. Raises `ConfigError` for attention's units at several
     positions."""
-    method = quickest(task, unit, top) if method is None else method
+    if method is None:
+        method = "topk" if top is not None and _bounded(task, unit) else "exact"
     if unit in AT_POSITIONS and (
         over != "prompt" or len(task.trace.prompt) != len(task.trace.prompts)
     ):
@@ -152,7 +141,7 @@ def every_score(
 ) -> tuple[Float[Tensor, "layer group unit"], dict[str, Any]]:
     """I of every unit, summed by group, and how it came about. `method=None`: the fastest that
     holds here."""
-    method = quickest(task, unit, None) if method is None else method
+    method = for_every_unit(task, unit) if method is None else method
     groups = task.grouping.groups(over)
     layers = list(scored(task, unit, method))
     scores = torch.stack([grouped(layer.score, groups) for layer in layers])
@@ -189,6 +178,33 @@ def best_of(
         over,
         last,
     )
+
+
+def _check_numbers(scores: Tensor) -> None:
+    """Raise `ConfigError` for scores that are not a number."""
+    if scores.isnan().any():
+        raise ConfigError(
+            "Some scores are not a number: the weights, the coefficients or the value scores are "
+            "not finite."
+        )
+
+
+def _bounded(task: Setting, unit: Unit) -> bool:
+    """Whether I <= J holds of the unit, so that few exact scores certify the best."""
+    heads = unit in ("head", "head_position")
+    other = task.base == "loo_final" or task.against is not None
+    return not (heads or other or task.readout.cap is not None)
+
+
+def for_every_unit(task: Setting, unit: Unit = "ffn") -> Method:
+    """The fastest method that scores every unit: 'moments' where it holds."""
+    return "moments" if _bounded(task, unit) and task.readout.mode != "full" else "exact"
+
+
+def for_every_neuron(lens: Lens) -> Method:
+    """The fastest method that scores every FFN neuron of a model by Eq. 9: 'moments', or 'exact'
+    where logits are soft-capped."""
+    return "moments" if lens.backend_adapter.logit_cap is None else "exact"
 
 
 def check_top(top: int | None) -> None:
@@ -384,6 +400,7 @@ def certified_top(
     bounds = torch.stack(
         [grouped(layer.score, groups) for layer in scored(task, unit, "first_order")]
     )
+    _check_numbers(bounds)
     layers, n, _ = bounds.shape
     J, order = rearrange(bounds, "l g u -> g (l u)").sort(dim=1, descending=True)
     best = torch.full_like(J, -torch.inf)  # by unit, not by rank
@@ -427,11 +444,7 @@ def ranked(
 ) -> NeuronSet:
     """The highest-scored units of each group as a NeuronSet. `last`: each group is a prompt, its
     unit axis runs over positions too, and `last` is the last position that exists."""
-    if scores.isnan().any():
-        raise ConfigError(
-            "Some scores are not a number: the weights, the coefficients or the value scores are "
-            "not finite."
-        )
+    _check_numbers(scores)
     width = _width(grouping, unit)
     if last is not None:  # shorter prompts are padded with positions that do not exist
         key = torch.arange(scores.shape[2], device=scores.device) // width

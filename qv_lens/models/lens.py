@@ -814,7 +814,8 @@ def as_list(facts: Facts) -> list[Fact | str]:
         if not isinstance(record, (Fact, str)):
             raise ConfigError(
                 f"A prompt is a qv.Fact or a text, got {type(record).__name__}. Of a case or a "
-                "request take its fact: case.request.fact, request.fact."
+                "request take its fact: case.request.fact, request.fact; a file of records is read "
+                "by qv.read."
             )
     return records
 

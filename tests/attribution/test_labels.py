@@ -90,7 +90,7 @@ def test_settings_say_how_scores_came_about(kind):
     settings = qv.value_neurons(lens, facts, 5, norm="none", base="pre", over="set").settings
     first = lens.answer_ids(FACTS[0])[0]
     expected = {
-        "norm": "none", "base": "pre", "unit": "ffn", "over": "set", "method": "exact", "dtype": "float64",
+        "norm": "none", "base": "pre", "unit": "ffn", "over": "set", "method": "topk", "dtype": "float64",
         "fingerprint": lens.fingerprint, "texts": [facts[0].text, facts[1]],
         "targets": [lens.token_label(first), lens.token_label(predicted[1])],
         "positions": [len(lens.str_tokens(fact)) - 1 for fact in facts],
@@ -147,11 +147,12 @@ def test_every_vocabulary_row_can_be_asked_for_and_no_other():
             qv.value_neurons(lens, FACTS, 3, target=token)
 
 
-def test_scores_that_are_not_numbers_are_refused():
+@pytest.mark.parametrize("method", ["topk", "exact", "moments", "first_order", None])
+def test_scores_that_are_not_numbers_are_refused(method):
     lens = tiny_lens("gptj")
     lens.w_out(2)[4, 5] = float("nan")
     with pytest.raises(qv.QVLensError, match="not a number"):
-        qv.value_neurons(lens, FACTS, 3)
+        qv.value_neurons(lens, FACTS, 3, method=method)
 
 
 def test_values_taken_by_default():

@@ -22,7 +22,7 @@ import qv_lens as qv
 from qv_lens.cli import edits
 from qv_lens.cli.options import check_writable
 from qv_lens.editing.layer_by_layer import search_ahead
-from qv_lens.editing.presets import presets
+from qv_lens.editing.presets import preset_of, presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.evaluation.cases import draw_cases
 from qv_lens.facts.atlas import Chain, edit_case, question
@@ -368,6 +368,22 @@ CASES = {
     "too few facts to tune on": lambda tmp: edits.tune("toy-gptj", facts=8),
     "a model that knows too little to be tuned": lambda tmp: known_cases(tiny_lens("gptj"), 32, facts=qv.atlas("capital")[:3]),
     "no GPU": lambda tmp: qv.load("toy-gptj", device="cuda") if not torch.cuda.is_available() else no_gpu(),
+    "a device that nobody has": lambda tmp: qv.load("toy-gptj", device="cudo"),
+    "no model at all": lambda tmp: qv.load(None),
+    "a record for a fact": lambda tmp: tiny_lens("gptj").trace({"prompt": "The capital of {} is", "subject": "France", "answer": "Paris"}),
+    "a fact for an edit": lambda tmp: qv.EditCase(FACT),
+    "a prompt for a fact": lambda tmp: qv.EditRequest("The capital of France is", "Rome"),
+    "one case for several": lambda tmp: qv.evaluate(tiny_lens("gptj"), qv.EditCase(FACT.to("Quorix"))),
+    "every noughth case": lambda tmp: qv.evaluate(tiny_lens("gptj"), [qv.EditCase(FACT.to("Quorix"))], protocol="consecutive", every=0),
+    "a study of a request": lambda tmp: qv.study(tiny_lens("gptj"), FACT, FACT.to("Quorix")),
+    "a study with another editor": lambda tmp: qv.study(tiny_lens("gptj"), FACT, "Quorix", editor=qv.ROME(layer=1)),
+    "no tokens of a neuron": lambda tmp: qv.vocabulary(tiny_lens("gptj"), qv.NeuronSet.of([(1, 2)]), 0),
+    "facts known in no batches": lambda tmp: qv.known(tiny_lens("gptj"), [FACT], 0),
+    "half a neuron taken out": lambda tmp: qv.faithfulness(tiny_lens("gptj"), FACT, {"one": qv.NeuronSet.of([(1, 2)])}, (1, 2.5)),
+    "paths of no prompts": lambda tmp: qv.transmission_paths(tiny_lens("gptj"), [FACT.to("Quorix")], batch_size=0),
+    "a factor that is none": lambda tmp: tiny_lens("gptj").intervene(qv.Scale(qv.NeuronSet.of([(1, 2)]), float("nan"))).__enter__(),
+    "an editor without a preset": lambda tmp: preset_of("toy-gptj", "LocFT"),
+    "a step that is none": lambda tmp: qv.edit(tiny_lens("gptj"), FACT.to("Quorix"), qv.FT(layer=1, steps=0)),
 }  # fmt: skip
 
 
