@@ -213,6 +213,8 @@ class Patch:
                     f"{source} is a model's checkpoint, not a patch: a patch is what qv-lens edit "
                     "--out or patch.save wrote."
                 ) from error
+            if not source.exists():
+                raise PatchError(f"There is no folder {source}.") from error
             raise PatchError(
                 f"{source} does not hold an intact patch: {type(error).__name__}: {error}."
             ) from error

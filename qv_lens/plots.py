@@ -636,8 +636,16 @@ def paper(figure: go.Figure, columns: int = 1) -> go.Figure:
     )
 
 
-#: what `save` writes, by the end of the file's name
-PICTURES = (".png", ".svg", ".pdf")
+#: the ends of a figure's name: a page, and pictures
+FIGURES = (".html", ".png", ".svg", ".pdf")
+
+
+def check_figure(file: Path) -> None:
+    """Raise `ConfigError` for a name that no figure is written under."""
+    if file.suffix not in FIGURES:
+        raise ConfigError(
+            f"A figure is written as {', '.join(FIGURES)}; {file.name} ends otherwise."
+        )
 
 
 def save(figure: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
@@ -645,10 +653,7 @@ def save(figure: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
     (`pip install kaleido`, and a Chrome or Chromium; `scale`: pixels of a PNG per pixel of the
     figure). Raises `ConfigError` for another ending, and where a picture cannot be drawn."""
     file = Path(path)
-    if file.suffix not in (".html", *PICTURES):
-        raise ConfigError(
-            f"A figure is written as .html, {', '.join(PICTURES)}; {file.name} ends otherwise."
-        )
+    check_figure(file)
     with whole(file) as partial:
         if file.suffix == ".html":
             figure.write_html(partial, include_plotlyjs=True)

@@ -59,7 +59,7 @@ class Rows:
     """At which token of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace(Rows):
     """One captured forward pass, at its rows.
 
@@ -91,6 +91,14 @@ class Trace(Rows):
     """What it was taken on."""
     scale: tuple[Float[Tensor, "layer row 1"], Float[Tensor, "layer row 1"]] | None = None
     """1 / sigma of the norms that follow attention and FFN (only where there are such)."""
+
+    def __repr__(self) -> str:
+        layers, rows, neurons = self.m.shape
+        prompts = len(self.prompts)
+        return (
+            f"Trace({prompts} prompt{'s' * (prompts != 1)}, {rows} row{'s' * (rows != 1)}, {layers} "
+            f"layers of {neurons} neurons: m, z, attn, ffn, resid, logits)"
+        )
 
     def scale_of(self, sublayer: str, layer: int) -> Float[Tensor, "row 1"] | None:
         """1 / sigma of the norm after a sublayer at each row; None where none follows."""

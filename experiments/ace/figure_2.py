@@ -137,8 +137,13 @@ def _draw(lens: Lens, category: str, prompts: int, held_out: bool, source: str, 
     if len(inside) < 2 or not outside:
         names = sorted({fact.category for fact in facts if fact.category})
         raise ConfigError(
-            f"{len(inside)} facts of category {category!r} and {len(outside)} others. Categories: "
-            f"{', '.join(names)}."
+            f"{len(inside)} facts of category {category!r} and {len(outside)} others. "
+            + (
+                f"Categories: {', '.join(names)}."
+                if names
+                else f"None in {source or 'the bundled world'} names its category: a JSON list of "
+                "facts does, with the key 'category' (docs/data.md)."
+            )
         )
     rng = random.Random(f"ablation:{seed}")
     inside = drawn(lens, source, inside, prompts, rng)

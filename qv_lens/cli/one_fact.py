@@ -335,6 +335,9 @@ def ablate(
     if out is not None:
         if not curve:
             raise ConfigError("--out takes the picture of the curve: it goes with --curve.")
+        from qv_lens.plots import check_figure
+
+        check_figure(out)
         check_writable(out)
     fact, *others = _asked(prompt, subject, answer)
     if others:

@@ -470,6 +470,8 @@ def _read(folder: Path, name: str) -> tuple[KeyMoments, dict]:
         keys = {key: key.split(".") for key in tensors}
         return {(int(layer), module): tensors[key] for key, (layer, module) in keys.items()}, header
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if not folder.exists():
+            raise EditError(f"There is no folder {folder}.") from error
         raise EditError(
             f"{folder} does not hold intact statistics: {type(error).__name__}: {error}."
         ) from error

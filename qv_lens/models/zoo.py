@@ -53,6 +53,11 @@ MODELS: tuple[Entry, ...] = (
 BUNDLED = tuple(entry.name for entry in MODELS if entry.source == "bundled")
 
 
+NO_TOKENIZER = (
+    "holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside the weights."
+)
+
+
 def load(
     name: str | Path,
     *,
@@ -134,15 +139,15 @@ def _tokenizer(name: str, source: str, where: dict[str, str]) -> Any:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **where)
     # transformers raises a different type for each thing that can be missing
     except Exception as error:
+        none = Path(source).is_dir() and not where and not any(Path(source).glob("*token*"))
         raise ModelError(
-            f"The tokenizer of {name!r} cannot be read: {_first_line(error)}"
+            f"{name!r} {NO_TOKENIZER}"
+            if none
+            else f"The tokenizer of {name!r} cannot be read: {_first_line(error)}"
         ) from error
     # what transformers makes of a folder without tokenizer files
     if not tokenizer("Oslo")["input_ids"]:
-        raise ModelError(
-            f"{name!r} holds no tokenizer. Put tokenizer.json and tokenizer_config.json beside "
-            "the weights."
-        )
+        raise ModelError(f"{name!r} {NO_TOKENIZER}")
     return tokenizer
 
 
