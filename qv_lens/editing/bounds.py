@@ -8,6 +8,8 @@ from math import inf
 from numbers import Integral, Real
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from torch import Tensor
+
 from qv_lens.errors import EditError
 
 
@@ -27,7 +29,9 @@ class Bounds:
     """Whether only whole numbers do."""
 
     def holds(self, value: object) -> bool:
-        """Whether a value, a number of Python's or NumPy's, lies within."""
+        """Whether a value, a number of Python's, NumPy's or torch's, lies within."""
+        if isinstance(value, Tensor):
+            value = value.tolist()
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
         number = float(value)
