@@ -488,7 +488,7 @@ def test_bad_requests_and_failures_leave_the_weights(monkeypatch):
             statistics=statistics,
         )
     with pytest.raises(qv.QVLensError, match="not finite"):
-        qv.edit(lens, REQUESTS[0], qv.FT(layer=1, lr=1e30, steps=3))
+        qv.edit(lens, REQUESTS[0], qv.FT(layer=1, lr=1e37, steps=3))
     nan = Statistics({0: torch.eye(lens.d_mlp), 1: torch.eye(lens.d_mlp)}, 1, "", lens.fingerprint)
     monkeypatch.setattr(
         "qv_lens.editing.layer_by_layer.solve",
