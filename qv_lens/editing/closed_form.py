@@ -187,7 +187,7 @@ class AlphaEdit(ClosedForm):
     """The layers that are written."""
     threshold: Positive = 2e-2
     """Eigenvalues of C0 below it span the null space."""
-    L2: Positive = 10.0
+    L2: NotNegative = 10.0
     """Weight of the norm of the update."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
@@ -269,7 +269,7 @@ class BetaEdit(AlphaEdit):
     null space was last renewed. Raises `EditError` where an update is larger than `limit` a fact;
     the release then leaves the lower layers written."""
 
-    lam: Positive = 3000.0
+    lam: NotNegative = 3000.0
     """lambda_1: weight of C0 beside the earlier keys."""
     renew: Count = 1000
     """tau: after how many facts the null space is renewed."""

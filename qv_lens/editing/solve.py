@@ -196,6 +196,6 @@ def solve(
     ):
         raise EditError(
             "The system of the edit is singular: two facts share one key. Edit them apart, or raise "
-            "the editor's lam."
+            "the editor's lam (AlphaEdit: L2)."
         )
     return Delta(Y, right)
