@@ -149,7 +149,9 @@ def _failures(frame: pd.DataFrame) -> Table | None:
         return None
     names = [name for name in frame.attrs["grid"] if name in failed]
     last = [str(error).strip().splitlines()[-1] for error in failed["error"]]
-    return table("failed", failed[names].assign(error=last), _columns([*names, "error"], ()))
+    # a column that some rows lack holds floats: whole numbers are shown as such
+    varied = failed[names].convert_dtypes().astype(object)
+    return table("failed", varied.assign(error=last), _columns([*names, "error"], ()))
 
 
 def _differences(frames: Mapping[str, pd.DataFrame]) -> Table:

@@ -49,6 +49,7 @@ def test_one_row_is_no_reason_to_leave_a_measure_out():
 def test_a_failed_task_shows_what_was_varied_and_its_last_line():
     frame = run(lambda layer, seed: 1.0)
     frame.loc[0, ["status", "error"]] = ["failed", "Traceback\n  deep\nValueError: <b>no</b>"]
+    frame["layer"] = frame["layer"].astype(float)  # as where other rows have none
     page = run_page("e", frame, None)
     assert cells(page, "failed")[1:] == [["10", "ValueError: &lt;b&gt;no&lt;/b&gt;"]]
     assert "1 failed" in page
