@@ -30,7 +30,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.evaluation.faithfulness import areas
-from qv_lens.evaluation.known_cases import as_said, knows
+from qv_lens.evaluation.known_cases import first_known
 from qv_lens.facts.atlas import chains
 from qv_lens.models.alone import logp_with_each
 from qv_lens.models.zoo import BUNDLED
@@ -56,13 +56,7 @@ def known(lens: qv.Lens, count: int, two_hop: bool, seed: int) -> list[qv.Fact]:
     else:
         pool = list(qv.atlas())
     random.Random(seed).shuffle(pool)
-    found: list[qv.Fact] = []
-    for begin in range(0, len(pool), 32):
-        some = pool[begin : begin + 32]
-        found += [fact for fact, right in zip(some, knows(lens, some), strict=True) if right]
-        if len(found) >= count:
-            break
-    return as_said(lens, found[:count])
+    return first_known(lens, pool, count)
 
 
 def neurons_asked(lens: qv.Lens, fact: qv.Fact) -> dict[int, list[int]]:

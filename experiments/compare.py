@@ -26,7 +26,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.prompts import ATLAS, at_least, check_files, first_known, usual
+from experiments.prompts import ATLAS, at_least, check_files, usual
 from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import Editor, reads_statistics
@@ -36,7 +36,7 @@ from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.answers import Generation
 from qv_lens.evaluation.cases import DrawnCases, edited_facts, of_seed
-from qv_lens.evaluation.known_cases import knowledge
+from qv_lens.evaluation.known_cases import first_known, knowledge
 from qv_lens.evaluation.protocols import (
     PROTOCOLS,
     check_metrics,

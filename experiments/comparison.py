@@ -94,16 +94,13 @@ def _comparison_of(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
         if counts.nunique() == 1 and counts.iloc[0] < cases.min():
             same[metric] = int(counts.iloc[0])
     titles = [f"{metric} ({same[metric]})" if metric in same else metric for metric in shown]
-    lines = [
-        f"| method | cases | {' | '.join(titles)} | ‖dW‖/‖W‖ | s |",
-        "|" + "---|" * (len(shown) + 4),
-    ]
+    lines = head("method", "cases", *titles, "‖dW‖/‖W‖", "s")
     for method, rows in frame.groupby("method", sort=False):
         count = int(cases[method])
         cells = [_cell(rows, metric, count if metric not in same else 0) for metric in shown]
         norm = rows["relative_norm"].max()
         seconds = rows.groupby(["seed", "case"])["seconds"].first().median()
-        lines.append(f"| {method} | {count} | {' | '.join(cells)} | {norm:.1f} | {seconds:.2f} |")
+        lines.append(line(method, count, *cells, f"{norm:.1f}", f"{seconds:.2f}"))
     return lines
 
 
@@ -119,6 +116,16 @@ def _cell(rows: pd.DataFrame, metric: str, cases: int) -> str:
     return f"{100 * values.mean():.0f}{between}{few}"
 
 
+def line(*cells: object) -> str:
+    """A table's line."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def head(*names: str) -> list[str]:
+    """A table's first two lines."""
+    return [line(*names), "|" + "---|" * len(names)]
+
+
 def _by_model(path: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     """A result's rows, by model."""
     if path.exists():
@@ -128,8 +135,8 @@ def _by_model(path: Path) -> Iterator[tuple[str, pd.DataFrame]]:
 
 #: from how many edits on a checkpoint has a place in the curve
 LONG = 100
-#: edits in a row last where so many of them are said, and text is no more surprising than so many
-#: times before
+#: a row of edits lasts if this share of them is still said, and perplexity has grown at most by this
+#: factor
 SAID, SURPRISED = 0.9, 1.1
 #: what the cells of its table are
 OF_A_ROW = (
@@ -158,41 +165,37 @@ IN_A_ROW = (
 
 def in_a_row(frame: pd.DataFrame) -> list[str]:
     """The table of one model's edits in a row, a line for each method, and which of them last."""
-    lines = [f"| {' | '.join(IN_A_ROW)} |", "|" + "---|" * len(IN_A_ROW)]
-    lasting, methods = [], 0
+    lines, lasting = head(*IN_A_ROW), []
     for method, rows in frame.groupby("method", sort=False):
         told = rows.set_index(["step", "group", "metric"])[["before", "after"]].sort_index()
         last = int(rows["step"].max())
         steps = sorted({int(step) for step in rows["step"] if step >= LONG} | {last})
         said = [told.loc[(step, "drawn", "efficacy_gen"), "after"] for step in steps]
         text = told.reindex([(last, "model", "perplexity")]).iloc[0]
-        norm, refused, seconds = (
-            told.loc[(last, "model", name), "after"]
-            for name in ("relative_norm", "refused", "seconds")
+        end = told.loc[last]  # by group and metric
+        lines.append(
+            line(
+                method,
+                " / ".join(f"{step:,}" for step in steps),
+                rows["batch"].iloc[0],
+                f"{100 * end.loc[('newest', 'efficacy_gen'), 'after']:.0f}",
+                f"{100 * end.loc[('first', 'efficacy_gen'), 'after']:.0f}",
+                " / ".join(f"{100 * share:.0f}" for share in said),
+                _change(100 * end.loc[("drawn", "paraphrase_gen")]),
+                _change(100 * end.loc[("drawn", "specificity_gen")]),
+                _change(text),
+                f"{end.loc[('model', 'relative_norm'), 'after']:.1f}",
+                f"{end.loc[('model', 'refused'), 'after']:.0f}",
+                f"{end.loc[('model', 'seconds'), 'after']:.1f}",
+            )
         )
-        cells = [
-            str(method),
-            " / ".join(f"{step:,}" for step in steps),
-            str(rows["batch"].iloc[0]),
-            f"{100 * told.loc[(last, 'newest', 'efficacy_gen'), 'after']:.0f}",
-            f"{100 * told.loc[(last, 'first', 'efficacy_gen'), 'after']:.0f}",
-            " / ".join(f"{100 * share:.0f}" for share in said),
-            _change(100 * told.loc[(last, "drawn", "paraphrase_gen")]),
-            _change(100 * told.loc[(last, "drawn", "specificity_gen")]),
-            _change(text),
-            f"{norm:.1f}",
-            f"{refused:.0f}",
-            f"{seconds:.1f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-        methods += 1
         if said[-1] >= SAID and text["after"] <= SURPRISED * text["before"]:
             lasting.append(str(method))
     kept = ", ".join(lasting) or "none"
     return [
         *lines,
         "",
-        f"Of these {methods}, with {SAID:.0%} of the drawn edits said and a perplexity at most "
+        f"Of these {frame['method'].nunique()}, with {SAID:.0%} of the drawn edits said and a perplexity at most "
         f"{SURPRISED - 1:.0%} higher: {kept}.",
     ]
 

@@ -23,7 +23,7 @@ from types import ModuleType
 import pandas as pd
 
 from experiments import editors, sequence, smollm2
-from experiments.comparison import comparison
+from experiments.comparison import comparison, head, line
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim
 from experiments.models import ACES, COLUMNS
 from qv_lens.runs.store import load_run
@@ -204,8 +204,8 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
 
 def written() -> str:
     """The ledger as text."""
-    head = ("source", "claim", "statistic", *COLUMNS.values(), "release and set-up", "file")
-    lines = [*TITLE, *IN_SHORT, "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    columns = ("source", "claim", "statistic", *COLUMNS.values(), "release and set-up", "file")
+    lines = [*TITLE, *IN_SHORT, *head(*columns)]
     count = {model: {HOLDS: 0, FAILS: 0, OPEN: 0} for model in COLUMNS}
     claims = 0
     for module in experiments():
@@ -221,8 +221,7 @@ def written() -> str:
                 cells.append(f"**{verdict}**<br>{statistic}" if verdict else statistic)
             file = module.__name__.replace("experiments.", "").replace(".", "/") + ".py"
             named = [claim.source, claim.words, claim.statistic]
-            row = [*named, *cells, claim.release, f"[{file}]({file})"]
-            lines.append("| " + " | ".join(row) + " |")
+            lines.append(line(*named, *cells, claim.release, f"[{file}]({file})"))
     for model, verdicts in count.items():
         if total := sum(verdicts.values()):
             lines += [

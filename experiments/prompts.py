@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.evaluation.known_cases import as_said, knows
+from qv_lens.evaluation.known_cases import as_said, first_known
 from qv_lens.facts.atlas import Chain, atlas, chains
 from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.categories import CATEGORIES, of_relation
@@ -24,8 +24,6 @@ from qv_lens.world.models import of_world
 
 #: the source of prompts about the real world
 ATLAS = "atlas"
-#: prompts asked at once whether the model knows them
-CHUNK = 32
 
 
 def usual(lens: Lens, source: str) -> str:
@@ -121,20 +119,6 @@ def drawn(
     if source != ATLAS:
         return rng.sample(facts, min(count, len(facts)))
     return as_said(lens, first_known(lens, rng.sample(facts, len(facts)), count))
-
-
-def first_known(lens: Lens, facts: Sequence[Fact], count: int) -> list[Fact]:
-    """The first `count` of the facts that the model knows; all of them where there are fewer. Raises
-    `ConfigError` where it knows none."""
-    found: list[Fact] = []
-    for i in range(0, len(facts), CHUNK):
-        chunk = facts[i : i + CHUNK]
-        found += [fact for fact, right in zip(chunk, knows(lens, chunk), strict=True) if right]
-        if len(found) >= count:
-            return found[:count]
-    if not found:
-        raise ConfigError(f"{lens.name} knows the answer of none of {len(facts)} prompts.")
-    return found
 
 
 # ------------------------------------------------------------------ what can be refused when a run

@@ -199,11 +199,11 @@ def edit(
     heard = one_line(said)
     took = "" if contains(said, [new]) else f"; the edit did not take: {new} is not in it"
     print(f"After the edit: {fact.text} {heard}{took}")
-    first = [lens.answer_ids(each)[0] for each in (request.target, fact)]
-    same = f" (of both the first token, {lens.token_label(first[0])!r})"
+    begins, began = (lens.answer_ids(each)[0] for each in (request.target, fact))
+    same = f" (of both the first token, {lens.token_label(begins)!r})" if begins == began else ""
     print(
         f"log p({new}) {before[0]:.3f} -> {after[0]:.3f}, log p({answer}) {before[1]:.3f} -> "
-        f"{after[1]:.3f}{same if first[0] == first[1] else ''}"
+        f"{after[1]:.3f}{same}"
     )
     print(patch.frame().round(4).to_string(index=False))
     if out is not None:

@@ -56,7 +56,7 @@ def check_bounds(editor: Any) -> None:
     kind = type(editor)
     try:
         hints = get_type_hints(kind, include_extras=True)
-    except NameError:  # an editor of the user's own, whose types are named but not imported
+    except NameError:  # a user's editor may name types that it imports for type checkers alone
         return
     for each in fields(editor):
         _check(kind.__name__, each.name, getattr(editor, each.name), hints[each.name])

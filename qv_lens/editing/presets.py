@@ -14,7 +14,7 @@ from typing import Any
 
 from qv_lens.editing.bounds import check_bounds
 from qv_lens.editing.edit import Editor
-from qv_lens.editing.editors import editors, spelled
+from qv_lens.editing.editors import HOMES, VARIANTS, editors, spelled
 from qv_lens.editing.preset_files import PACKAGE, files_of, model_of, read_presets
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.models.lens import Lens
@@ -106,10 +106,10 @@ def preset_of(model: str, method: str) -> Preset:
     """A method's preset for a model, whatever the capitals. Raises `ConfigError` for a model without
     that preset."""
     table = presets(model)
-    name = spelled(method, table)
+    name = spelled(method, (*HOMES, *VARIANTS, *table))
     if name in table:
         return table[name]
-    if name.split(".")[0] not in editors():
+    if name not in (*HOMES, *VARIANTS):
         raise unknown(f"Preset of {model} for", name, table)
     raise ConfigError(
         f"{model} has no preset of {name}, only of {', '.join(sorted(table))}. Let qv-lens tune {model} "

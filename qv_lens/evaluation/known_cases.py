@@ -1,7 +1,7 @@
 """The subset that a model can be asked about (ACE, Appendix B.1): what it answers before any edit.
 
 `known` picks cases whose single hops the model all answers; `known_edits` picks edits of facts that
-it answers; `known_facts` (`qv.known`) picks facts; `as_said` gives them the answers it says."""
+it answers; `known_facts` (`qv.known`) picks facts, `first_known` the first so many; `as_said` gives them the answers it says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
-from qv_lens.errors import FactError, check_count, unknown
+from qv_lens.errors import ConfigError, FactError, check_count, unknown
 from qv_lens.evaluation.kept_answers import looked_up
 from qv_lens.evaluation.metrics import correct
 from qv_lens.facts.prompts import G2, begins, normalise
@@ -25,6 +25,8 @@ How = Literal["cloze", "generate", "few_shot"]
 SHOWN = 5
 #: facts continued together where only right or wrong is wanted
 TOGETHER = 64
+#: facts asked at once where so many known ones are looked for
+ASKED = 32
 
 
 def known(
@@ -88,10 +90,25 @@ def knows(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
     return looked_up(lens, facts, partial(_asked, lens)) if facts else []
 
 
+def first_known(lens: Lens, facts: Sequence[Fact], count: int) -> list[Fact]:
+    """The first `count` of the facts that the model knows; all of them where there are fewer. Raises
+    `ConfigError` where it knows none."""
+    found: list[Fact] = []
+    for i in range(0, len(facts), ASKED):
+        chunk = facts[i : i + ASKED]
+        found += [fact for fact, right in zip(chunk, knows(lens, chunk), strict=True) if right]
+        if len(found) >= count:
+            return found[:count]
+    if not found:
+        raise ConfigError(f"{lens.name} knows the answer of none of {len(facts)} prompts.")
+    return found
+
+
 def as_said(lens: Lens, facts: Sequence[Fact]) -> list[Fact]:
     """The facts, each with that of its accepted answers which the model gives, so that what is
     attributed is what the model says: of 'soccer', also called 'football', often the latter. Facts
-    that it does not know stay as they are."""
+    that it does not know stay as they are, and those of which it says a name with an article: its
+    first token, " the", would tell nothing of the fact."""
     found = list(facts)
     several = [i for i, fact in enumerate(found) if fact.aliases]
     if not several:
@@ -100,7 +117,8 @@ def as_said(lens: Lens, facts: Sequence[Fact]) -> list[Fact]:
     texts = lens.generate([found[i] for i in several], longest, TOGETHER)
     for i, text in zip(several, texts, strict=True):
         names = (found[i].answer, *found[i].aliases)
-        said = next((name for name in names if begins(text, [name])), names[0])
+        telling = [name for name in names if not name.lower().startswith("the ")]
+        said = next((name for name in telling if begins(text, [name])), names[0])
         others = tuple(name for name in names if name != said)
         found[i] = replace(found[i], answer=said, aliases=others)
     return found

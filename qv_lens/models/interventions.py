@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isfinite
 from numbers import Real
 from typing import Any, Literal
 
@@ -48,7 +47,8 @@ class Scale:
     """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
-        if not isinstance(self.factor, Real) or not isfinite(self.factor):
+        number = isinstance(self.factor, (Real, Tensor))
+        if not number or not torch.as_tensor(self.factor).isfinite().all():
             raise ConfigError(f"Scale's factor must be a finite number, got {self.factor!r}.")
         check_units(lens, self.neurons, self.positions)
         _warn_of_nothing(self.neurons)

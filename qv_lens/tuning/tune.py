@@ -103,7 +103,7 @@ def tune(
         for rung, count in enumerate(rungs):
             left = race.run(left, rung, cases[:count])
             left = left[: FINALISTS if rung == len(rungs) - 1 else -(-len(left) // 2)]
-        left = race.beyond(left, len(rungs) - 1, cases[: rungs[-1]])
+        left = race.carry_on(left, len(rungs) - 1, cases[: rungs[-1]])
         best, *_ = race.run(left, len(rungs), held)
     figures = log.means(lens, best, held)
     if not figures:
@@ -133,7 +133,7 @@ class _Race:
         self.tried |= set(race)
         return self._best_first(race, cases)
 
-    def beyond(
+    def carry_on(
         self, finalists: Sequence[Editor], rung: int, cases: Sequence[EditCase]
     ) -> list[Editor]:
         """The finalists, once what lies beyond the grid's edges was tried too."""

@@ -8,7 +8,7 @@ import torch
 import qv_lens as qv
 from qv_lens.editing import editors, preset_files
 from qv_lens.editing.preset_files import entries_of, entry_of, file_name, write_presets
-from qv_lens.editing.presets import presets
+from qv_lens.editing.presets import preset_of, presets
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
@@ -97,6 +97,9 @@ def test_an_editor_by_name_is_the_models_preset():
     )
     with pytest.raises(qv.QVLensError, match="Preset of toy-gptj for 'FTT' not found"):
         qv.edit(lens, fact.to(new), "FTT")
+    for method in ("LocFT", "locft"):  # an editor that nobody tuned for this model
+        with pytest.raises(qv.QVLensError, match="toy-gptj has no preset of LocFT, only of ACE"):
+            preset_of("toy-gptj", method)
     frame = qv.evaluate(lens, [qv.EditCase(fact.to(new))], ["efficacy_acc"], "FT")
     assert frame["after"].tolist() == [1.0]
 

@@ -70,14 +70,18 @@ def test_where_nothing_can_be_kept_facts_are_asked_all_the_same(lens, asked, mon
     assert asked == [90, 90, 90, 5]
 
 
-def test_a_fact_gets_the_accepted_answer_that_the_model_says():
+def test_a_fact_gets_the_accepted_answer_that_the_model_says(monkeypatch):
     """Of three names the one that is said comes first, and every name stays accepted; a fact that is
-    not known, or has one name, stays as it is."""
+    not known, or has one name, or is said with an article first, stays as it is."""
     lens = qv.load("toy-gptj")
     says = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
     named = replace(says, answer="swordplay", aliases=("fencing", "escrime"))
     unknown = replace(says, answer="golf", aliases=("tennis",))
     got = known_cases.as_said(lens, [named, says, unknown])
     assert got == [replace(says, aliases=("swordplay", "escrime")), says, unknown]
+    says_the = replace(named, aliases=("the fencing", "escrime"))
+    monkeypatch.setattr(lens, "generate", lambda facts, *a: ["the fencing club" for _ in facts])
+    assert known_cases.as_said(lens, [says_the]) == [says_the]
+    monkeypatch.undo()
     assert known_cases.knowledge(lens, [named])["prompts_known"] == 0
     assert known_cases.knowledge(lens, got[:1])["prompts_known"] == 1

@@ -17,6 +17,7 @@ from experiments import compare, comparison, editors, ledger, prompts
 from experiments.ace import neurons_27, section_4_2, table_1, table_5, table_6_7
 from experiments.ctp import figure_4
 from experiments.prompts import asked, of_category, pool, usual
+from qv_lens.evaluation import known_cases
 from qv_lens.facts.categories import CATEGORIES
 from qv_lens.runs.config import read_config
 from qv_lens.runs.run import all_tasks
@@ -261,12 +262,12 @@ def test_prompts_of_the_atlas_are_those_that_the_model_knows(monkeypatch):
         assert {fact.category for fact in every} == {"capital"}
         known = every[1::3]
         monkeypatch.setattr(
-            prompts, "knows", lambda lens, facts, known=known: [f in known for f in facts]
+            known_cases, "knows", lambda lens, facts, known=known: [f in known for f in facts]
         )
         task = table_5.Task("other", category="capital", prompts=7)
         assert asked(other, task, hops) == known[:7]
         assert asked(other, replace(task, prompts=10_000), hops) == known
-    monkeypatch.setattr(prompts, "knows", lambda lens, facts: [False for _ in facts])
+    monkeypatch.setattr(known_cases, "knows", lambda lens, facts: [False for _ in facts])
     with pytest.raises(qv.QVLensError, match="knows the answer of none of"):
         asked(other, task)
 
