@@ -39,6 +39,8 @@ ROOMS = {
     "runs": "Experiments",
     "": "Studies and pages",
 }
+#: figures of experiments that are in none of the papers
+OURS = {"single": "Single edits", "sequence": "Edits in a row"}
 #: columns of an editor's results
 MEASURES = {
     "efficacy_acc": "efficacy",
@@ -99,15 +101,20 @@ def gallery() -> str:
     """Every figure of a real model, drawn as it is on the page."""
     parts = [
         "# Gallery",
-        "Drawn from the committed results of `experiments/results/`; every figure of the three papers that was run on a real model.",
+        "Drawn from the committed results of `experiments/results/`; every figure that was run on a real model.",
     ]
     for figure in figures():
         if figure.suffix == ".html":
-            paper, _, rest = figure.stem.partition("-")
-            name, _, model = rest.partition("-")
-            title = f"{paper.upper()}, {name.replace('_', ' ')}, on {model}"
+            source, _, rest = figure.stem.partition("-")
+            if source in OURS:
+                title = f"{OURS[source]}, on {rest}"
+            else:
+                name, _, model = rest.partition("-")
+                title = f"{source.upper()}, {name.replace('_', ' ')}, on {model}"
+            heights = re.findall(r'"height":(\d+)', figure.read_text(encoding="utf-8"))
             parts.append(
-                f'## {title}\n\n<iframe src="../figures/{figure.name}" title="{title}" width="100%" height="520" loading="lazy" style="border:0"></iframe>'
+                f'## {title}\n\n<iframe src="../figures/{figure.name}" title="{title}" width="100%" '
+                f'height="{max(map(int, heights)) + 20}" loading="lazy" style="border:0"></iframe>'
             )
     return "\n\n".join(parts)
 

@@ -59,7 +59,7 @@ def comparison(results: Path) -> str:
         "# The comparison of editors",
         "",
         "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
-        "`experiments/smollm2.py` and `experiments/editors.py`; settings: the model's presets, by "
+        "`experiments/single.py` and `experiments/editors.py`; settings: the model's presets, by "
         "`qv-lens tune` on other facts). Percent, mean and in square brackets its 95% interval over "
         "the cases (Wilson's of shares of 0 and 1, Student's t of other values). `_gen`: what the "
         "model says, greedy, begins with the answer; `_acc`: every token of the answer is the "

@@ -16,17 +16,17 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments import sequence
+from experiments import sequence, single
 from experiments.ledger import RESULTS, experiments, results_of
 
 FIGURES = Path(__file__).parents[1] / "figures"
 #: in the README
-SHOWN = ("ace-table_1-smollm2-135m", "ace-table_3-smollm2-135m")
+SHOWN = ("ace-table_1-smollm2-135m", "single-smollm2-135m")
 
 
 def drawn() -> Iterator[tuple[str, go.Figure]]:
     """Every figure by its file's name, one for each model."""
-    for module in (*experiments(), sequence):
+    for module in (*experiments(), single, sequence):
         path = RESULTS / f"{results_of(module)}.parquet"
         if not path.exists():
             continue

@@ -22,7 +22,7 @@ from types import ModuleType
 
 import pandas as pd
 
-from experiments import editors, sequence, smollm2
+from experiments import editors, sequence, single
 from experiments.comparison import comparison, head, line
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim
 from experiments.models import ACES, COLUMNS
@@ -150,7 +150,7 @@ def collect(runs: Path) -> None:
 
 def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The results that a run's rows belong to, with the finished ones among them."""
-    module = {each.__name__: each for each in (*experiments(), editors, smollm2, sequence)}.get(
+    module = {each.__name__: each for each in (*experiments(), editors, single, sequence)}.get(
         frame.attrs["experiment"]
     )
     if module is None:
@@ -160,7 +160,7 @@ def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     rows = frame[frame["status"] == "finished"].infer_objects()
     if rows.empty:
         return
-    of_editors = module in (editors, smollm2)
+    of_editors = module in (editors, single)
     parts = editors.results_of(rows) if of_editors else {results_of(module): rows}
     yield from ((name, part) for name, part in parts.items() if len(part))
 

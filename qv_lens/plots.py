@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from qv_lens.errors import ConfigError
+from qv_lens.evaluation.metrics import harmonic
 from qv_lens.files import whole
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "layer_lines",
     "layer_profile",
     "method_bars",
+    "method_dots",
     "metric_bars",
     "neuron_table",
     "node_lines",
@@ -373,6 +375,39 @@ def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
     figure.update_xaxes(type="category")
     figure.update_yaxes(range=[0, 1.08], tickformat=".0%", title="share of the prompts")
     return _layout(figure, title)
+
+
+def method_dots(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
+    """A line per method and a dot per metric with its interval (`evaluation.protocols.summary`), the
+    best method on top: by the harmonic mean of its metrics. A dotted line is the unedited model's
+    share, where it has one."""
+    score = frame.groupby(by)["after"].agg(lambda values: harmonic(values.tolist()))
+    order = score.sort_values(kind="stable", na_position="first").index.astype(str)
+    figure = go.Figure()
+    for colour, name, rows in _coloured(frame, "metric"):
+        dots = {"color": colour, "size": 10}
+        told = f"%{{y}}, {name}: %{{x:.1%}}<extra></extra>"
+        error = _error(rows, "after", 1.0)
+        if error is not None:
+            error |= {"color": colour, "thickness": 1.5, "width": 0}
+        figure.add_scatter(
+            x=rows["after"],
+            y=rows[by].astype(str),
+            name=name,
+            mode="markers",
+            marker=dots,
+            error_x=error,
+            hovertemplate=told,
+        )
+        before = rows["before"].mean()
+        if before > 0:
+            line = {"color": colour, "dash": "dot", "width": 1.5}
+            figure.add_vline(
+                before, line=line, annotation_text="unedited", annotation_position="top"
+            )
+    figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%", title="share of the prompts")
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=list(order))
+    return _layout(figure, title, height=170 + 26 * len(order)).update_layout(margin_l=110)
 
 
 def _shares(

@@ -69,7 +69,7 @@ def test_heads_and_layers_are_whole_numbers():
 @pytest.mark.parametrize(
     ("draw", "by", "before"),
     [(plots.metric_bars, "variant", 1), (plots.before_after, "state", 0), (plots.counts, "condition", 0),
-     (plots.method_bars, "metric", 0)],
+     (plots.method_bars, "metric", 0), (plots.method_dots, "metric", 0)],
 )  # fmt: skip
 def test_no_group_is_left_out(draw, by, before):
     frame = pd.DataFrame(
@@ -178,6 +178,23 @@ def test_layers_end_where_the_model_ends():
 def test_names_that_look_like_numbers_are_categories():
     frame = pd.DataFrame({"metric": "efficacy", "method": ["10", "2"], "after": 0.5})
     assert plots.method_bars(frame).layout.xaxis.type == "category"
+
+
+def test_dots_of_editors_best_on_top_beside_the_unedited_model():
+    rows = [("10", "says it", 0.0, 0.9), ("10", "neighbours", 0.4, 0.1), ("MEMIT", "says it", 0.0, 0.8),
+            ("MEMIT", "neighbours", 0.4, 0.3), ("new", "says it", 0.0, math.nan), ("new", "neighbours", 0.4, 0.4)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["method", "metric", "before", "after"])
+    figure = plots.method_dots(frame.assign(low=frame["after"] - 0.05, high=1.0))
+    # upwards: nothing known of "new", harmonic means of 0.18 and 0.44
+    assert list(figure.layout.yaxis.categoryarray) == ["new", "10", "MEMIT"]
+    assert figure.layout.yaxis.type == "category"
+    said, neighbours = figure.data
+    assert said.hovertemplate == "%{y}, says it: %{x:.1%}<extra></extra>"
+    assert list(neighbours.x) == [0.1, 0.3, 0.4]
+    assert list(neighbours.error_x.array) == pytest.approx([0.9, 0.7, 0.6])
+    (line,) = figure.layout.shapes  # of the neighbours alone: unedited, nothing says the new answer
+    assert line.x0 == pytest.approx(0.4)
+    assert line.line.color == neighbours.marker.color
 
 
 def test_the_curve_names_the_neurons_that_went():

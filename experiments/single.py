@@ -1,8 +1,8 @@
 """Editors on a real model: CounterFact facts that SmolLM2-135M knows, one edit at a time, by
 probability and by what is generated.
 
-    qv-lens run experiments/smollm2.py --set data=counterfact-edit.json    # hours on 2 cores; stop and resume
-    qv-lens run experiments/smollm2.py --set data=counterfact-edit.json --set count=50 \\
+    qv-lens run experiments/single.py --set data=counterfact-edit.json    # hours on 2 cores; stop and resume
+    qv-lens run experiments/single.py --set data=counterfact-edit.json --set count=50 \\
         --model MODEL    # after qv-lens tune MODEL
 
 Settings: qv-lens tune smollm2-135m, on facts of the atlas. C0: 10 tokens for each neuron of a
@@ -11,9 +11,13 @@ it in full. """
 
 from __future__ import annotations
 
-from experiments.compare import MEASURES, VERSION, Task, figure, rows
+import pandas as pd
+import plotly.graph_objects as go
 
-__all__ = ["GRID", "MEASURES", "SETTINGS", "VERSION", "Task", "figure", "rows"]
+from experiments.compare import MEASURES, VERSION, Task, rows, table
+from qv_lens.plots import method_dots
+
+__all__ = ["GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
 
 SETTINGS = {
     "protocol": "single",
@@ -56,3 +60,18 @@ GRID = {
         "UltraEdit",
     ],
 }
+RESULTS = "single"
+#: what the figure shows, in words: what the model says
+SAID = {
+    "efficacy_gen": "says the new answer",
+    "paraphrase_gen": "also in other words",
+    "specificity_gen": "neighbours right",
+}
+
+
+def figure(frame: pd.DataFrame) -> go.Figure:
+    """What the model says after an edit, editor by editor."""
+    means = table(frame, ("method",))
+    said = means[means["metric"].isin(SAID)].replace({"metric": SAID})
+    cases = frame.groupby("method")["case"].nunique().max()
+    return method_dots(said, f"What it says after an edit ({cases} facts, one at a time)")
