@@ -136,7 +136,7 @@ def _below(reader: Reader, query: NeuronSet, prompt: int) -> pd.DataFrame:
     """The query neurons of one prompt, the tokens at which they lie, and their rows of the
     trace."""
     rows = (reader.trace.prompt == prompt).nonzero()[:, 0].tolist()
-    found = rows_of(query, reader.trace, prompt).assign(prompt=prompt)
+    found = rows_of(query, reader.trace.facts[prompt], prompt).assign(prompt=prompt)
     if not reader.by_position:
         found = found.assign(position=int(reader.trace.positions[rows[0]]))
     at = {int(reader.trace.positions[row]): row for row in rows}

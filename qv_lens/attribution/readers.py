@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.errors import ConfigError, unknown
+from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
 from qv_lens.models.backend import Hook, keeper
 from qv_lens.models.interventions import check_ffn
@@ -186,11 +187,11 @@ class PatternReader(Reader):
             last = [len(row) - 1 for row in ids]
             lens.stream(ids, top + 1, hooks, last=last, under=constant)
             total = torch.zeros((), dtype=dtype, device=lens.device)
-            m = torch.tensor(some["coefficient"].to_numpy(), dtype=dtype)
-            weight = _safe(torch.tensor(some["score"].to_numpy(), dtype=dtype), m).tolist()
+            I = torch.tensor(some["score"].to_numpy(), dtype=dtype, device=lens.device)
             for place, row in enumerate(some.itertuples()):
-                value = read[row.layer][place, self.positions[targets[place]], row.neuron]
-                total = total + weight[place] * value.to(dtype)
+                position = self.positions[targets[place]]
+                m = read[row.layer][place, position, row.neuron].to(dtype)
+                total = total + _safe(I[place], m.detach()) * m
             flat = [each for of in leaves.values() for each in of]
             found = iter(torch.autograd.grad(total, flat, allow_unused=True))
         return {
@@ -343,7 +344,7 @@ def _check_same_prompts(value: NeuronSet, trace: Trace, reads_attention: bool) -
 
 def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataFrame:
     """The best value neurons of one prompt, with the row of the trace at which each is read."""
-    frame = rows_of(value, trace, prompt)
+    frame = rows_of(value, trace.facts[prompt], prompt)
     if frame.empty:
         raise ConfigError(
             f"The value neurons hold no row for prompt {prompt}: compute them for the same facts."
@@ -354,9 +355,9 @@ def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataF
             "scores, or use value_neurons."
         )
     rows = (trace.prompt == prompt).nonzero()[:, 0].tolist()
+    ordered = replace(value, frame=frame).best_first()
     if value.unit != "attn_neuron" and len(rows) == 1:
-        return frame.nlargest(targets, "score").assign(prompt=prompt, row=rows[0])
-    ordered = frame.sort_values("score", ascending=False, kind="stable")
+        return ordered.head(targets).assign(prompt=prompt, row=rows[0])
     best = (
         ordered.head(targets)
         if value.unit == "attn_neuron"
@@ -366,12 +367,12 @@ def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataF
     return best.assign(prompt=prompt, row=[by_position[p] for p in best["position"]])
 
 
-def rows_of(neurons: NeuronSet, trace: Trace, prompt: int) -> pd.DataFrame:
+def rows_of(neurons: NeuronSet, fact: Fact | str, prompt: int) -> pd.DataFrame:
     """The rows of a set that are about one prompt: its own, those summed over the set, or over its
     fact's category."""
     frame = neurons.frame[neurons.frame["prompt"].isin((prompt, -1))]
     if "category" in frame:
-        frame = frame[frame["category"] == getattr(trace.facts[prompt], "category", None)]
+        frame = frame[frame["category"] == getattr(fact, "category", None)]
     return frame
 
 

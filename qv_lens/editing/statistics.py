@@ -69,6 +69,11 @@ class Statistics:
     prepend_bos: bool = False
     """Whether a BOS was put in front of each text."""
 
+    @property
+    def source(self) -> str:
+        """What the moments were taken over: the text, how many of its tokens, and how it was cut."""
+        return f"{self.corpus} {self.tokens} {self.max_tokens} {self.prepend_bos}"
+
     def of(self, lens: Lens, layer: int, module: Module = "ffn") -> Float[Tensor, "key key"]:
         """C0 of a layer. Raises `EditError` for another model's statistics or a layer that was not
         collected."""

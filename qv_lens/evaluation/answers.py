@@ -16,11 +16,13 @@ from.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 
 import torch
 
+from qv_lens.errors import FactError
 from qv_lens.facts import relations
 from qv_lens.facts.prompts import answered, cot_prompt
 from qv_lens.facts.records import UNKNOWN, Asked, Case, EditCase, Hop, MultiHopCase, Probe
@@ -92,7 +94,7 @@ class Generation:
     blocks: tuple[str, ...] = ()
     """Worked examples in front of multi-hop questions (ACE, Appendix G.1)."""
     answer_tokens: int = 12
-    """Tokens of an answer."""
+    """Tokens of an answer, or as many as its longest name needs."""
     whole_tokens: int = 40
     """Tokens of an answer that is read to the end of text (`_exact`, `_contains`, `_judged`)."""
     thought_tokens: int = 100
@@ -288,10 +290,44 @@ def look(
     texts: list[dict[str, tuple[str, ...]]] = [{} for _ in cases]
     for kind in generation.kinds:
         prompts = [_prompts(case, kind, generation) for case in cases]
-        said = iter(_continued(lens, [p for part in prompts for p in part], kind, generation))
-        for one, part in zip(texts, prompts, strict=True):
-            one[kind] = tuple(next(said) for _ in part)
+        lengths = [_length(lens, case, kind, generation) for case in cases]
+        for tokens in sorted(set(lengths)):
+            alike = [i for i, length in enumerate(lengths) if length == tokens]
+            asked_now = [prompt for i in alike for prompt in prompts[i]]
+            said = iter(_continued(lens, asked_now, kind, tokens, generation))
+            for i in alike:
+                texts[i][kind] = tuple(next(said) for _ in prompts[i])
     return [CaseAnswers(groups, one) for groups, one in zip(looks, texts, strict=True)]
+
+
+def answer_length(lens: Lens, asked: Asked | str, names: Sequence[str]) -> int:
+    """Tokens of a continuation that tell whether one of the names is there: the longest's, and one
+    more to see where its last word ends. A name that cannot follow the prompt has none."""
+    longest = 0
+    for name in names:
+        with suppress(FactError):
+            longest = max(longest, len(lens.answer_ids(asked, name)))
+    return longest + 1
+
+
+def _length(lens: Lens, case: Case, kind: str, generation: Generation) -> int:
+    """Tokens to which the prompts of a case are continued."""
+    if kind == "fluency":
+        return generation.fluency_tokens
+    if kind == "cot":
+        return generation.thought_tokens
+    if kind.endswith("_whole"):
+        return generation.whole_tokens
+    groups, named = questions(case), (WRITTEN.get(kind, ""),)
+    if kind == "onward":
+        named = ("onward_old", "onward_new")
+    asked: list[tuple[Asked | str, tuple[str, ...]]] = [
+        (probe, (probe.answer, *probe.aliases)) for name in named for probe in groups.get(name, ())
+    ]
+    if kind == "direct" and isinstance(case, MultiHopCase):
+        names = (case.answer, *case.aliases, case.new_answer, *case.new_aliases)
+        asked = [(question, names) for question in case.questions]
+    return max([generation.answer_tokens, *(answer_length(lens, *each) for each in asked)])
 
 
 def _prompts(case: Case, kind: str, generation: Generation) -> list[str]:
@@ -305,19 +341,14 @@ def _prompts(case: Case, kind: str, generation: Generation) -> list[str]:
     return list(case.generation) if kind == "fluency" else []
 
 
-def _continued(lens: Lens, prompts: Sequence[str], kind: str, generation: Generation) -> list[str]:
+def _continued(
+    lens: Lens, prompts: Sequence[str], kind: str, tokens: int, generation: Generation
+) -> list[str]:
     if not prompts:
         return []
     if kind == "fluency":
-        return lens.generate(
-            list(prompts), generation.fluency_tokens, top_k=generation.top_k, seed=generation.seed
-        )
-    if kind == "cot":
-        return lens.generate(list(prompts), generation.thought_tokens, enough=answered)
-    whole = kind.endswith("_whole")
-    return lens.generate(
-        list(prompts), generation.whole_tokens if whole else generation.answer_tokens
-    )
+        return lens.generate(list(prompts), tokens, top_k=generation.top_k, seed=generation.seed)
+    return lens.generate(list(prompts), tokens, enough=answered if kind == "cot" else None)
 
 
 def first_sentences(lens: Lens, texts: Sequence[str], tokens: int = 8) -> list[str]:

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qv_lens.attribution.readers import rows_of
 from qv_lens.errors import ConfigError, check_count
 from qv_lens.evaluation.intervals import UNBOUNDED, interval
 from qv_lens.facts.records import Fact
@@ -113,7 +114,9 @@ def faithfulness(
     outside = baseline_values(lens, places, baseline, positions, unit)
     rows = []
     for i, prompt in enumerate(progress_bar(prompts, of="removal", unit="prompt")):
-        selections = list(_selections(lens, rankings, sorted(set(sizes)), seeds, seed, i, unit))
+        selections = list(
+            _selections(lens, rankings, sorted(set(sizes)), seeds, seed, records[i], i, unit)
+        )
         place = _Place(lens, unit, prompt, places.positions[places.prompt == i])
         values = outside[:, places.prompt == i]
         out = [place.out(selection.units, keep) for selection in selections]
@@ -279,12 +282,13 @@ def _selections(
     sizes: Sequence[int],
     seeds: int,
     seed: int,
+    fact: Fact | str,
     prompt: int,
     unit: UnitWithValue,
 ) -> Iterator[_Selection]:
     """Every set to take out of one prompt, or to keep in it."""
     for name, neurons in rankings.items():
-        own = neurons.where(lambda frame: frame["prompt"].isin([prompt, -1]))
+        own = replace(neurons, frame=rows_of(neurons, fact, prompt))
         units = replace(own, frame=own.best_first()).units
         for k in sizes:
             if k <= len(units):

@@ -13,6 +13,7 @@ from typing import Literal
 import pandas as pd
 
 from qv_lens.errors import ConfigError, FactError, check_count, unknown
+from qv_lens.evaluation.answers import answer_length
 from qv_lens.evaluation.kept_answers import looked_up
 from qv_lens.evaluation.metrics import correct
 from qv_lens.facts.prompts import G2, begins, normalise
@@ -65,8 +66,10 @@ def _answered(lens: Lens, hops: Sequence[Hop], prompts: Sequence[str], how: How)
         return correct(
             lens, [Probe(prompt, hop.answer) for prompt, hop in zip(prompts, hops, strict=True)]
         )
-    texts = lens.generate(list(prompts), 12)
-    return [begins(text, [hop.answer, *hop.aliases]) for text, hop in zip(texts, hops, strict=True)]
+    names = [[hop.answer, *hop.aliases] for hop in hops]
+    longest = max(answer_length(lens, *each) for each in zip(prompts, names, strict=True))
+    texts = lens.generate(list(prompts), longest)
+    return [begins(text, each) for text, each in zip(texts, names, strict=True)]
 
 
 def known_edits(lens: Lens, cases: Sequence[EditCase]) -> list[EditCase]:
@@ -200,10 +203,8 @@ def _check_facts(facts: Sequence[Fact]) -> None:
 
 
 def _needed(lens: Lens, fact: Fact) -> int:
-    """Tokens that tell whether an accepted answer is there: the longest's, and one more to see where
-    its last word ends."""
-    names = (fact.answer, *fact.aliases)
-    return 1 + max(len(lens.answer_ids(fact, name)) for name in names)
+    """Tokens that tell whether an accepted answer is there."""
+    return answer_length(lens, fact, (fact.answer, *fact.aliases))
 
 
 def knowledge(lens: Lens, facts: Sequence[Fact]) -> dict[str, int]:

@@ -135,13 +135,13 @@ def _locality(names: Callable[[CaseAnswers], list[str]]) -> Metric:
 
 
 def _same(now: Sequence[ProbeAnswer], before: Sequence[ProbeAnswer]) -> float:
-    """Share of tokens whose argmax is what it was."""
-    pairs = [
-        (a, b)
-        for n, was in zip(now, before, strict=True)
-        for a, b in zip(n.said, was.said, strict=True)
-    ]
-    return mean([a == b for a, b in pairs])
+    """Share of tokens whose argmax is what it was, the mean over the probes."""
+    return mean(
+        [
+            mean([a == b for a, b in zip(one.said, was.said, strict=True)])
+            for one, was in zip(now, before, strict=True)
+        ]
+    )
 
 
 def _groups(prefix: str) -> Callable[[CaseAnswers], list[str]]:

@@ -159,8 +159,8 @@ def _edited(
 def _key(lens: Lens, *asked: object) -> str:
     """What a sequence is about: the weights, the cases, the editor and every setting."""
     *others, statistics = asked
-    corpus = None if statistics is None else statistics.corpus  # pyright: ignore[reportAttributeAccessIssue]
-    said = repr((lens.state(), *others, corpus))
+    source = None if statistics is None else statistics.source  # pyright: ignore[reportAttributeAccessIssue]
+    said = repr((lens.state(), *others, source))
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -28,6 +28,31 @@ from qv_lens.models.architectures import ARCHITECTURES, Architecture, Sublayer
 from qv_lens.models.norms import Norm
 
 Hook = tuple[str, Callable[..., Any]]
+
+
+class First(NamedTuple):
+    """A hook that acts before the others at its point."""
+
+    site: str
+    """The hook point."""
+    function: Callable[..., Any]
+    """What acts there."""
+
+
+class Last(NamedTuple):
+    """A hook that acts after the others at its point: it looks at what they leave."""
+
+    site: str
+    """The hook point."""
+    function: Callable[..., Any]
+    """What acts there."""
+
+
+def in_turn(hooks: Sequence[Hook]) -> list[Hook]:
+    """Hooks in the order in which they act: as they are given, but for `First` and `Last`."""
+    return sorted(hooks, key=lambda hook: isinstance(hook, Last) - isinstance(hook, First))
+
+
 BackendName = Literal["hooked", "bridge"]
 _gelu_tanh = partial(torch.nn.functional.gelu, approximate="tanh")
 #: the FFN's non-linearity by TransformerLens's name

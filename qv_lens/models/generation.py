@@ -71,6 +71,15 @@ def continued(
     return [out[i] for i in range(len(rows))]
 
 
+def following(
+    decode: Callable[[Sequence[int]], str], row: Sequence[int], new: Sequence[int]
+) -> str:
+    """The text of new tokens as it follows that of the row: a tokenizer that drops the blank in
+    front of a text would drop theirs."""
+    before, whole = decode(row), decode([*row, *new])
+    return whole[len(before) :] if whole.startswith(before) else decode(new)
+
+
 def cached(
     hf: Any,
     rows: Sequence[Sequence[int]],

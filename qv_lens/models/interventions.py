@@ -4,7 +4,8 @@ function) lists.
 `Zero`, `Scale` and `Replace` act on a unit (an FFN neuron, a channel of attention, a head) for every
 reader. `Suppress` acts on one path only: it
 takes what query neurons write out of what chosen value neurons read, and leaves all else alone (the
-direct effect that Eq. 10 claims)."""
+direct effect that Eq. 10 claims). Nested in any order, a value neuron's m is first what `Suppress`
+lets it read, then what the others make of it, and a query neuron writes what is left of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.errors import ConfigError
-from qv_lens.models.backend import Hook
+from qv_lens.models.backend import First, Hook, Last
 from qv_lens.models.lens import Lens
 from qv_lens.models.units import (
     UNITS_WITH_VALUES,
@@ -125,6 +126,14 @@ class Suppress:
                 "Suppress: every query neuron lies in or above the layers of the targets and cannot "
                 "reach them. Choose query neurons from lower layers."
             )
+        for other in lens.interventions:
+            if not isinstance(other, Suppress):
+                continue
+            if shared := len(set(other.targets.units) & set(self.targets.units)):
+                raise ConfigError(
+                    f"Suppress: {shared} of these targets are targets of a Suppress in force. Put "
+                    "the query neurons of both into one: qv.Suppress(one | other, targets)."
+                )
 
     def hooks(self, lens: Lens) -> list[Hook]:
         return list(self._hooks(lens))
@@ -135,7 +144,7 @@ class Suppress:
         read: dict[int, Tensor] = {}
         for layer, neurons in self.query.by_layer().items():
             if any(target > layer for target in self.targets.by_layer()):
-                yield backend.coefficient(layer), self._record(lens, layer, neurons, written)
+                yield Last(backend.coefficient(layer), self._record(lens, layer, neurons, written))
         for layer, neurons in self.targets.by_layer().items():
             if any(query < layer for query in self.query.by_layer()):
                 yield from self._remove(lens, layer, neurons, written, read)
@@ -176,10 +185,10 @@ class Suppress:
             changed[..., index] = new.to(m.dtype)
             return _only(lens, self.positions, m, changed)
 
-        yield backend.resid_pre(layer), keep_stream
+        yield Last(backend.resid_pre(layer), keep_stream)
         if not backend.parallel:
-            yield backend.attn_out(layer), keep_attention
-        yield backend.coefficient(layer), recompute
+            yield Last(backend.attn_out(layer), keep_attention)
+        yield First(backend.coefficient(layer), recompute)
 
 
 def ffn_coefficients(

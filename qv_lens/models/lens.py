@@ -24,13 +24,14 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
-from qv_lens.models.backend import Backend, Hook, Past, versions
+from qv_lens.models.backend import Backend, Hook, Past, in_turn, versions
 from qv_lens.models.capture import capture, joined, scales_after
 from qv_lens.models.generation import (
     Sampling,
     cached,
     continued,
     ends_of_text,
+    following,
     own_settings_aside,
     plain,
 )
@@ -57,7 +58,8 @@ class Intervention(Protocol):
         ...
 
     def hooks(self, lens: Lens) -> list[Hook]:
-        """Fresh hooks for one forward pass."""
+        """Fresh hooks for one forward pass, `First` and `Last` among them where the order of
+        nesting must not count."""
         ...
 
 
@@ -398,7 +400,8 @@ class Lens:
             try:
                 forced = self._forced()
                 start = None if forced else start  # an intervention may act, or look, below
-                with self.backend_adapter.hooks([*under, *forced, *hooks], ids.shape):
+                installed = [*under, *in_turn([*forced, *hooks])]
+                with self.backend_adapter.hooks(installed, ids.shape):
                     return self.backend_adapter.run(ids, start, stop, past)
             finally:
                 self.last = outer
@@ -491,7 +494,7 @@ class Lens:
         step = partial(way, eos=self.ends_of_text, sampling=sample, enough=done)
         with self.turn.one_pass():
             new = continued(step, rows, max_new_tokens, self.backend_adapter.cfg.n_ctx, batch_size)
-        texts = [decode(ids) for ids in new]
+        texts = [following(decode, row, ids) for row, ids in zip(rows, new, strict=True)]
         return texts[0] if isinstance(text, (str, Fact)) else texts
 
     @property
@@ -633,18 +636,18 @@ class Lens:
     def intervene(self, *interventions: Intervention) -> Iterator[Lens]:
         """Put interventions in force for every forward pass inside the block; nests, also with
         `patched`."""
-        for intervention in interventions:
-            if not hasattr(intervention, "hooks") or isinstance(intervention, type):
-                got = repr(intervention).splitlines()[0]
-                raise ConfigError(
-                    "An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got "
-                    f"{got:.100}."
-                )
-            intervention.check(self)
         count = len(self._in_force)
         with self.turn.held():
-            self._in_force.extend(interventions)
             try:
+                for intervention in interventions:
+                    if not hasattr(intervention, "hooks") or isinstance(intervention, type):
+                        got = repr(intervention).splitlines()[0]
+                        raise ConfigError(
+                            "An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got "
+                            f"{got:.100}."
+                        )
+                    intervention.check(self)
+                    self._in_force.append(intervention)
                 yield self
             finally:
                 del self._in_force[count:]

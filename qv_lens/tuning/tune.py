@@ -52,7 +52,7 @@ PARTS = ("efficacy", "paraphrase", "specificity")
 METRICS = tuple(f"{part}_{kind}" for part in PARTS for kind in ("acc", "success"))
 TRIALS = "trials.jsonl"
 #: changes when trials are made differently
-FORMAT = 2
+FORMAT = 3
 
 Values = dict[str, float]
 
@@ -216,7 +216,7 @@ class _Log:
     def open(cls, folder: Path, lens: Lens, statistics: Statistics | None) -> _Log:
         """Raises `ConfigError` for a folder that cannot be used, or that holds another model's
         trials."""
-        header = {"format": FORMAT, "fingerprint": lens.fingerprint, "metrics": list(METRICS)}
+        header = {"format": FORMAT, "state": lens.state(), "metrics": list(METRICS)}
         file = folder / TRIALS
         known = {}
         try:
@@ -233,12 +233,12 @@ class _Log:
         except OSError as error:
             raise ConfigError(f"Cannot keep the trials in {folder}: {error}.") from error
         for record in records[1:]:
-            known[record["editor"], record["corpus"], record["edit"]] = record["values"]
+            known[record["editor"], record["statistics"], record["edit"]] = record["values"]
         return cls(folder, statistics, known)
 
     def _key(self, editor: Editor, case: EditCase) -> tuple[str, str | None, str]:
-        corpus = None if self.statistics is None else self.statistics.corpus
-        return repr(editor), corpus, _name(case)
+        source = None if self.statistics is None else self.statistics.source
+        return repr(editor), source, _name(case)
 
     def means(self, lens: Lens, editor: Editor, cases: Sequence[EditCase]) -> Values:
         """The metrics' means over the cases; those that were not measured yet are. {} where an edit
@@ -267,7 +267,7 @@ class _Log:
             )
             key = self._key(editor, case)
             self.known[key] = values
-            said = dict(zip(("editor", "corpus", "edit"), key, strict=True))
+            said = dict(zip(("editor", "statistics", "edit"), key, strict=True))
             lines.append(json.dumps({**said, "values": values}))
         with (self.folder / TRIALS).open("a") as file:
             file.write("\n".join(["", *lines, ""]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import networkx
+import pandas as pd
 import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.attribution.readers import targets_of
 from qv_lens.facts.benchmarks import parse
 from qv_lens.models.interventions import ffn_coefficients
 from qv_lens.world.cases import mquake
@@ -109,6 +111,125 @@ def test_suppress_equals_removing_the_query_by_hand(kind, true_float64):
     others = [n for n in range(lens.d_mlp) if n != 3]
     torch.testing.assert_close(cut.m[1][:, others], clean.m[1][:, others], atol=1e-12, rtol=0)
     assert (cut.m[1][:, 3] - clean.m[1][:, 3]).abs().max() > 1e-4
+
+
+def suppressed_by_hand(lens, fact, query, targets, zero=()):
+    """log p of the answer where every target below reads a stream without what the queries below it
+    then write; `zero`: neurons that write nothing."""
+    backend, written, read, hooks = lens.backend_adapter, {}, {}, []
+
+    def at(layer):
+        def pre(x):
+            read[layer] = x
+
+        def attention(a):
+            read[layer] = read[layer] + a
+
+        def m(values):
+            values = values.clone()
+            below = [what for lower, what in written.items() if lower < layer]
+            j = torch.tensor([n for at, n in targets if at == layer], dtype=torch.long)
+            if below and len(j):
+                values[..., j] = ffn_coefficients(lens, layer, read[layer] - sum(below), j)
+            for n in (n for at, n in zero if at == layer):
+                values[..., n] = 0
+            q = [n for at, n in query if at == layer]
+            written[layer] = values[..., q] @ lens.w_out(layer)[q]
+            return values
+
+        hooks.append((backend.resid_pre(layer), pre))
+        if not backend.parallel:
+            hooks.append((backend.attn_out(layer), attention))
+        hooks.append((backend.coefficient(layer), m))
+
+    for layer in range(lens.n_layers):
+        at(layer)
+    with torch.no_grad():
+        logits = lens.logits([lens.tokenize(fact)[0].ids], hooks)[0, -1]
+    return logits.log_softmax(-1)[lens.answer_ids(fact)[0]].item()
+
+
+BELOW = [(layer, n) for layer in (0, 1) for n in range(12)]
+ABOVE = [(layer, n) for layer in (1, 2, 3) for n in range(0, 48, 2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_neuron_that_is_query_and_target_writes_what_it_then_reads(kind, true_float64):
+    """Layer 1 holds queries that are targets too: layers 2 and 3 lose what they write now, not what
+    they wrote."""
+    lens, fact = tiny_lens(kind, n_layers=4), FACTS[0]
+    assert set(BELOW) & set(ABOVE)
+    with lens.intervene(qv.Suppress(qv.NeuronSet.of(BELOW), qv.NeuronSet.of(ABOVE))):
+        got = lens.logprob(fact)
+    assert got == pytest.approx(suppressed_by_hand(lens, fact, BELOW, ABOVE), abs=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_suppress_nests_in_any_order(kind, true_float64):
+    """What is zero writes nothing that could be taken out, wherever Suppress stands; the same holds
+    for a curve and for gradients under it."""
+    lens, fact = tiny_lens(kind, n_layers=4), FACTS[0]
+    low, up = qv.NeuronSet.of(BELOW), qv.NeuronSet.of(ABOVE)
+    gone = [*BELOW[:20], *ABOVE[-3:]]  # queries and targets
+    wanted = suppressed_by_hand(lens, fact, BELOW, ABOVE, gone)
+    out, cut = qv.Zero(qv.NeuronSet.of(gone)), qv.Suppress(low, up)
+    for one, other in ((out, cut), (cut, out)):
+        with lens.intervene(one), lens.intervene(other):
+            assert lens.logprob(fact) == pytest.approx(wanted, abs=1e-11)
+    with lens.intervene(cut):
+        clean, eps = lens.logprob(fact), 1e-6
+        effects = qv.neuron_effects(lens, fact, None).frame.set_index(["layer", "neuron"])["score"]
+        curve = qv.faithfulness(lens, fact, {"low": low}, (len(low),), seeds=0)["logprob"].item()
+    with lens.intervene(qv.Zero(low, "last"), cut):
+        assert curve == pytest.approx(lens.logprob(fact), abs=1e-11)
+    for unit in BELOW[::5]:
+        with lens.intervene(qv.Scale(qv.NeuronSet.of([unit]), 1 - eps, "last"), cut):
+            slope = (clean - lens.logprob(fact)) / eps
+        assert effects.loc[unit] == pytest.approx(slope, abs=1e-5)
+
+
+def test_two_suppress_of_one_target_are_refused():
+    lens, low, up = tiny_lens("gptj"), qv.NeuronSet.of([(0, 1)]), qv.NeuronSet.of([(2, 3)])
+    with (
+        pytest.raises(qv.QVLensError, match="targets of a Suppress in force"),
+        lens.intervene(qv.Suppress(low, up), qv.Suppress(qv.NeuronSet.of([(1, 1)]), up)),
+    ):
+        pass
+    assert lens.interventions == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_prompt_divides_by_its_own_coefficient(kind, true_float64):
+    """A union of sets holds one prompt's m; attention's path asks with each prompt's own, as the
+    stream does."""
+    lens = tiny_lens(kind)
+    trace = lens.trace(FACTS)
+    union = qv.value_neurons(lens, FACTS, 30).union()
+    rows = []
+    for prompt in range(len(FACTS)):
+        own = union.top(20).frame.assign(prompt=prompt)
+        m = [trace.m[row.layer, prompt, row.neuron].item() for row in own.itertuples()]
+        rows.append(own.assign(coefficient=m))
+    own = dataclasses.replace(union, frame=pd.concat(rows, ignore_index=True))
+    for through in ("stream", "attention"):
+        got, wanted = (
+            qv.query_neurons(lens, FACTS, value, None, through=through, targets=20).frame
+            for value in (union, own)
+        )
+        keys = ["prompt", "layer", "neuron", *(["position"] if "position" in got else [])]
+        pd.testing.assert_series_equal(
+            got.set_index(keys)["score"].sort_index(), wanted.set_index(keys)["score"].sort_index()
+        )
+
+
+def test_the_best_targets_of_a_set_in_rounds_are_those_of_its_first_rounds():
+    lens = tiny_lens("gptj")
+    effects = qv.neuron_effects(lens, FACTS[0], 12, rounds=6)
+    assert not effects.frame["score"].is_monotonic_decreasing  # so that the two orders differ
+    reader = targets_of(lens, FACTS[0], effects, "grad", 4)
+    assert set(zip(reader.table["layer"], reader.table["neuron"], strict=True)) == set(
+        effects.units[:4]
+    )
 
 
 def test_suppress_refuses_queries_that_cannot_reach():

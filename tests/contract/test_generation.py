@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 import qv_lens as qv
 from qv_lens.errors import ConfigError
+from qv_lens.models.generation import following
 from tests.models import BACKENDS, PROMPTS, tiny_lens
 
 NOTHING = qv.Scale(qv.NeuronSet.of([(0, 0)]), 1.0)
@@ -45,6 +46,15 @@ def test_every_end_of_text_token_ends_a_text(kind, backend):
     lens.hf.generation_config.eos_token_id = [lens.tokenizer.eos_token_id, second]
     expected = lens.tokenizer.decode(steps[: steps.index(second)], skip_special_tokens=True)
     assert both_ways(lens, prompt, 6) == expected
+
+
+def test_a_continuation_keeps_the_blank_that_a_tokenizer_drops_at_a_texts_beginning():
+    pieces = ["The", " capital", " is", " Paris", "."]
+    dropping = lambda ids: "".join(pieces[i] for i in ids).lstrip()  # noqa: E731
+    assert dropping([3, 4]) == "Paris."
+    assert following(dropping, [0, 1, 2], [3, 4]) == " Paris."
+    cut = {(0,): "�", (0, 1): "é!", (1,): "!"}  # half a letter, then the other half
+    assert following(lambda ids: cut[tuple(ids)], [0], [1]) == "!"
 
 
 SETTINGS = {

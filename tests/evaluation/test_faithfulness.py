@@ -51,7 +51,9 @@ def test_random_orders_are_nested_differ_by_seed_and_repeat():
     assert frames[0].equals(frames[1])
     assert not frames[0]["logprob"].equals(frames[2]["logprob"])
     assert frames[0].groupby(["prompt", "k"])["logprob"].nunique().min() > 1
-    sets = [removal.units for removal in module._selections(lens, {}, SIZES, 1, 0, 0, "ffn")]
+    sets = [
+        removal.units for removal in module._selections(lens, {}, SIZES, 1, 0, FACTS[0], 0, "ffn")
+    ]
     assert sets[1][:1] == sets[0]
     assert sets[2][:4] == sets[1]
 
@@ -61,6 +63,22 @@ def test_one_ranking_serves_other_facts_and_sizes_beyond_it_are_left_out():
     best = qv.neuron_effects(lens, FACTS[0], 5).union()
     frame = qv.faithfulness(lens, FACTS, {"of the first": best}, (1, 5, 6), seeds=0)
     assert frame[["prompt", "k"]].values.tolist() == [[0, 1], [0, 5], [1, 1], [1, 5]]
+
+
+def test_each_fact_loses_the_best_of_its_own_category():
+    lens = tiny_lens("gptj")
+    facts = [
+        dataclasses.replace(fact, category=name) for fact, name in zip(FACTS, "ab", strict=True)
+    ]
+    ranking = qv.value_neurons(lens, facts, 20, over="category")
+    frame = qv.faithfulness(lens, facts, {"of its kind": ranking}, (5,), seeds=0)
+    units = []
+    for prompt, fact in enumerate(facts):
+        rows = ranking.frame[ranking.frame["category"] == fact.category].head(5)
+        units.append(list(zip(rows["layer"], rows["neuron"], strict=True)))
+        with lens.intervene(qv.Zero(qv.NeuronSet.of(units[-1]), "last")):
+            assert frame["logprob"][prompt] == pytest.approx(lens.logprob(fact), abs=1e-5)
+    assert units[0] != units[1]
 
 
 def test_a_ranking_of_other_facts_or_of_another_token_is_refused():

@@ -68,6 +68,14 @@ AFTER = CaseAnswers(
 )  # fmt: skip
 
 
+def test_locality_is_a_mean_over_probes_of_their_shares():
+    """As EasyEdit takes it: a probe of nine tokens counts as much as one of one."""
+    was = (told([4], [4]), told([5] * 9, [5] * 9))
+    now = (told([4], [4]), told([6] * 9, [5] * 9))
+    before, after = (CaseAnswers({"locality_Forgetfulness": each}) for each in (was, now))
+    assert measured(CASE, ["locality"], after, before, edited=True)["locality"] == 0.5
+
+
 def test_every_metric_by_hand():
     got = measured(CASE, [*FORCED, "efficacy_gen", "fluency"], AFTER, BEFORE, edited=True)
     expected = {
@@ -250,6 +258,18 @@ def test_scores_are_harmonic_means_of_means():
     assert (got.loc["paraphrase_acc", "low"], got.loc["paraphrase_acc", "high"]) == pytest.approx(
         (0.5 - half, 0.5 + half)
     )
+
+
+def test_before_and_after_are_of_the_same_cases():
+    """Case 1 was refused: what was right of it before is not counted either; of a metric without
+    any edited case the share before is still told."""
+    rows = [(0, "a", 0.0, 1.0), (1, "a", 1.0, math.nan), (1, "b", 1.0, math.nan)]
+    frame = pd.DataFrame(rows, columns=["case", "metric", "before", "after"]).assign(
+        step=1, relative_norm=0.0, seconds=1.0
+    )
+    got = summary(frame).set_index("metric")
+    assert got["before"].to_dict() == {"a": 0.0, "b": 1.0}
+    assert got.loc["a", ["after", "cases"]].tolist() == [1.0, 1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

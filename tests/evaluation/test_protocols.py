@@ -23,7 +23,7 @@ from qv_lens.evaluation.metrics import GENERATED
 from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.protocols import _compatible, evaluate, total
 from qv_lens.facts.benchmarks import parse, read
-from qv_lens.facts.records import Hop
+from qv_lens.facts.records import Hop, Probe
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
@@ -218,6 +218,18 @@ def test_the_cache_is_kept_by_weights_and_content(tiny, tmp_path, monkeypatch):
     assert len(json.loads(next(tmp_path.glob("*.json")).read_text())["told"]) > 3
 
 
+def test_an_answer_is_written_to_its_end_however_long():
+    """What the model itself writes, taken as the answer: seventeen tokens are not cut off at
+    twelve."""
+    lens = qv.load("toy-gptj")
+    for prompt, tokens in (("Elena Morefeld plays the sport of", 2), ("Every year", 17)):
+        said = lens.generate(prompt, 20)
+        assert len(lens.answer_ids(prompt, said)) == tokens
+        case = dataclasses.replace(CASES[0], neighbours=(Probe(prompt, said),))
+        frame = evaluate(lens, [case], ["specificity_gen", "specificity_acc"])
+        assert frame["after"].tolist() == [1.0, 1.0], said
+
+
 def test_totals_of_patches_are_sums(tiny):
     lens, statistics = tiny
     patches = [
@@ -269,7 +281,8 @@ def test_the_subset_by_what_a_model_writes():
 
     def says(*texts):
         return SimpleNamespace(
-            generate=lambda prompts, tokens: asked.append(prompts) or list(texts)
+            generate=lambda prompts, tokens: asked.append(prompts) or list(texts),
+            answer_ids=lambda prompt, name: name.split(),
         )
 
     kept, told = known(says(" the land, far off", "Ann.", "Landia", "Anna"), cases, "generate")

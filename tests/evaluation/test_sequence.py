@@ -7,6 +7,7 @@ import pytest
 
 import qv_lens as qv
 from qv_lens.editing.keys import contexts
+from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation import sequence as sequences
 from qv_lens.evaluation.sequence import sequence
 from qv_lens.facts.benchmarks import parse
@@ -97,6 +98,11 @@ def test_another_sequences_folder_is_refused(lens, tmp_path):
     sequence(lens, CASES[:2], EDITOR, tmp_path, **OPTIONS)
     with pytest.raises(qv.QVLensError, match="holds another sequence"):
         sequence(lens, CASES[:3], EDITOR, tmp_path, **OPTIONS)
+    ends = [covariance(lens, TEXTS, [4], max_tokens=most) for most in (4, None)]
+    assert ends[0].corpus == ends[1].corpus  # the same text, cut elsewhere
+    sequence(lens, CASES[:2], EDITOR, tmp_path / "cut", statistics=ends[0], **OPTIONS)
+    with pytest.raises(qv.QVLensError, match="holds another sequence"):
+        sequence(lens, CASES[:2], EDITOR, tmp_path / "cut", statistics=ends[1], **OPTIONS)
     with pytest.raises(qv.QVLensError, match="at least one case"):
         sequence(lens, [], EDITOR, tmp_path)
 

@@ -179,19 +179,19 @@ def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
     assert sum(asked) == 3
     assert again.editor == first.editor
     assert again.figures == first.figures
-    assert json.loads(whole[0])["fingerprint"] == lens.fingerprint
+    assert json.loads(whole[0])["state"] == lens.state()
 
 
 def test_trials_with_another_C0_are_other_trials_of_the_same_folder(toy, tmp_path):
     lens, settings = toy
-    C0 = covariance(lens, texts(3), [1])
+    C0, cut = (covariance(lens, texts(3), [1], max_tokens=most) for most in (None, 4))
     known = []
-    for statistics in (None, C0, None):
+    for statistics in (None, C0, cut, None):
         log = tune._Log.open(tmp_path, lens, statistics)
         known.append(len(log.known))
         log.means(lens, settings[0], CASES[:1])
-    assert known == [0, 1, 2]
-    assert len(tune._Log.open(tmp_path, lens, None).known) == 2
+    assert known == [0, 1, 2, 3]
+    assert len(tune._Log.open(tmp_path, lens, None).known) == 3
 
 
 @pytest.mark.parametrize(
@@ -239,6 +239,9 @@ def test_folders_and_cases_that_do_not_fit_are_refused(toy, tmp_path):
     other = tiny_lens("gptj", dtype=torch.float32)
     with pytest.raises(qv.QVLensError, match="another model or version"):
         tune._Log.open(tmp_path, other, covariance(other, texts(3), [1]))
+    patch = qv.edit(lens, CASES[0].request, qv.FT(layer=1, steps=1), statistics=None)
+    with lens.patched(patch), pytest.raises(qv.QVLensError, match="another model or version"):
+        tune._Log.open(tmp_path, lens, None)
     (tmp_path / "file").write_text("")
     with pytest.raises(qv.QVLensError, match="Cannot keep the trials"):
         tune._Log.open(tmp_path / "file", lens, None)
