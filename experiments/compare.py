@@ -34,7 +34,6 @@ from qv_lens.editing.kept import default_text, default_texts, kept_covariance
 from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.evaluation.answers import Generation
 from qv_lens.evaluation.cases import DrawnCases, edited_facts, of_seed
 from qv_lens.evaluation.known_cases import first_known, knowledge
 from qv_lens.evaluation.protocols import (
@@ -46,6 +45,7 @@ from qv_lens.evaluation.protocols import (
     usual_metrics,
 )
 from qv_lens.evaluation.protocols import Protocol as ProtocolName
+from qv_lens.evaluation.questions import Generation
 from qv_lens.facts.atlas import atlas, edit_case
 from qv_lens.facts.corpora import corpus
 from qv_lens.models.lens import Lens

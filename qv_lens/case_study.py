@@ -49,9 +49,8 @@ from qv_lens.editing.presets import Preset, has_presets, presets
 from qv_lens.editing.statistics import Module, Statistics
 from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.ablation import DROP, ablate, answers, suppress
-from qv_lens.evaluation.answers import first_sentences
+from qv_lens.evaluation.answers import correct, first_sentences
 from qv_lens.evaluation.faithfulness import faithfulness, lost_at
-from qv_lens.evaluation.metrics import correct
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions

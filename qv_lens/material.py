@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from qv_lens.editing.kept import default_texts
 from qv_lens.errors import ConfigError
-from qv_lens.evaluation.metrics import correct
+from qv_lens.evaluation.answers import correct
 from qv_lens.facts import atlas
 from qv_lens.facts.benchmarks import plain_facts
 from qv_lens.facts.records import Asked, EditCase, Fact

@@ -123,6 +123,12 @@ CAPITAL = ("The capital of {} is", "--subject", "France", "--answer", "Paris")
         (("report", "nowhere"), "nowhere is not a run folder"),
         (("patch", "apply", "a", "--model", "b", "--out", "."), ". is there already."),
         (("models", "get", "foo"), "Model to fetch 'foo' not found."),
+        (("models", "check", "foo"), "Bundled model 'foo' not found."),
+        (("patch", "show", "nowhere"), "nowhere holds no patch (patch.json)"),
+        (("patch", "apply", "nowhere", "--model", "b", "--out", "c"), "nowhere holds no patch"),
+        (("patch", "export", "nowhere", "--out", "c"), "nowhere holds no patch"),
+        (("evaluate", "--metric", "efficacy"), "Metric 'efficacy' not found."),
+        (("demo", "--out", "/proc/nowhere/a.html"), "Cannot write to /proc/nowhere/a.html"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
 )  # fmt: skip

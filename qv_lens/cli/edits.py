@@ -261,6 +261,7 @@ def evaluate(
     out
         A CSV file for the rows, case by case.
     """
+    from qv_lens.evaluation.metrics import check_metrics
     from qv_lens.facts.files import check_there, read_texts
 
     not_empty("--metric", metrics)
@@ -272,6 +273,7 @@ def evaluate(
         ("held-out", str(held_out or "")),
     ):
         check_there(what, name)
+    check_metrics(metrics or ())
     changes = settings_of(settings)
     named = None if editor is None or editor.lower() == "none" else editor
     if named is not None:
@@ -284,14 +286,13 @@ def evaluate(
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics, enough
-    from qv_lens.evaluation.answers import Generation
     from qv_lens.evaluation.cases import edited_facts
     from qv_lens.evaluation.known_cases import knowledge
-    from qv_lens.evaluation.protocols import check_metrics, summary, usual_count, usual_metrics
     from qv_lens.evaluation.protocols import evaluate as measure
+    from qv_lens.evaluation.protocols import summary, usual_count, usual_metrics
+    from qv_lens.evaluation.questions import Generation
     from qv_lens.world.evaluation import cases_of, examples_of
 
-    check_metrics(metrics or ())
     used = None
     if named is not None:
         chosen = preset_of(preset or model, named)
@@ -372,7 +373,7 @@ def tune(
     *,
     editor: Annotated[list[str] | None, Several] = None,
     text: str = "python",
-    facts: int = 32,
+    count: int = 32,
     folder: Path | None = None,
     out: Path | None = None,
     seed: Seed = 0,
@@ -387,7 +388,7 @@ def tune(
         Which editors (default: all).
     text
         Text for C0, as qv-lens stats takes it.
-    facts
+    count
         How many edits, at least 32: 16 choose the settings, the others tell which of the two best
         is better, and how good it is.
     folder
@@ -403,7 +404,7 @@ def tune(
     not_empty("--editor", editor)
     for name in editor or ():
         check_name(name)
-    at_least("--facts", facts, 1)
+    at_least("--count", count, 1)
     place = cache_folder()
     if out is None and place is None:
         raise ConfigError(
@@ -420,13 +421,13 @@ def tune(
     from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose
 
-    at_least("--facts", facts, 2 * RUNGS[-1])
+    at_least("--count", count, 2 * RUNGS[-1])
     names = [spelled(name, GRIDS) for name in editor or GRIDS]
     target = out or place / "presets" / file_name(model)  # pyright: ignore[reportOptionalOperand]
     check_writable(target)
     work = folder or Path("runs") / f"tune-{file_name(model).removesuffix('.toml')}"
     lens = loaded(model, loading)
-    cases = known_cases(lens, facts, seed)
+    cases = known_cases(lens, count, seed)
     choosing, held = cases[: RUNGS[-1]], cases[RUNGS[-1] :]
     shape = shape_of(lens, [case.request.fact for case in choosing])
     print(

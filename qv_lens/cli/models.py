@@ -8,7 +8,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from qv_lens.cli.options import at_least
+from qv_lens.cli.options import AS_IT_IS, Loading, announce, at_least, loaded
+from qv_lens.errors import unknown
 
 models = App(name="models", help="What can be loaded, and what the bundled models know.")
 
@@ -47,7 +48,7 @@ def get_model(
 
 
 @models.command
-def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
+def check(name: str, *, edits: int = 50, chains: int = 120, loading: Loading = AS_IT_IS) -> None:
     """Measure what a bundled model knows, and how it takes edits.
 
     Parameters
@@ -59,13 +60,18 @@ def check(name: str, *, edits: int = 50, chains: int = 120) -> None:
     chains
         Number of chains asked by chain of thought, of each length.
     """
-    from qv_lens import load
+    from qv_lens.models.zoo import BUNDLED
+
+    if name not in BUNDLED:
+        raise unknown("Bundled model", name, BUNDLED)
+    at_least("--edits", edits, 1)
+    at_least("--chains", chains, 1)
+    announce(name)
+
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.world.acceptance import check as run
 
-    at_least("--edits", edits, 1)
-    at_least("--chains", chains, 1)
-    lens = load(name)
+    lens = loaded(name, loading)
     table = run(
         lens,
         corpus_statistics(lens, layers=range(1, lens.n_layers), modules=("ffn",)),

@@ -7,6 +7,7 @@ from pathlib import Path
 from cyclopts import App
 
 from qv_lens.cli.options import AS_IT_IS, Loading, Model, announce, check_new, loaded
+from qv_lens.errors import PatchError
 
 patch = App(name="patch", help="What an edit wrote: look at it, save the edited model, export it.")
 
@@ -20,6 +21,8 @@ def show(folder: Path) -> None:
     folder
         What qv-lens edit --out wrote.
     """
+    _check_holds_a_patch(folder)
+
     import qv_lens as qv
 
     found = qv.Patch.load(folder)
@@ -44,6 +47,7 @@ def apply(folder: Path, *, model: Model, out: Path, loading: Loading = AS_IT_IS)
         A folder for the edited model.
     """
     check_new("--out", out)
+    _check_holds_a_patch(folder)
     announce(model)
 
     import qv_lens as qv
@@ -67,7 +71,16 @@ def export(folder: Path, *, out: Path) -> None:
         A folder for the adapter.
     """
     check_new("--out", out)
+    _check_holds_a_patch(folder)
 
     import qv_lens as qv
 
     print(qv.Patch.load(folder).to_lora(out))
+
+
+def _check_holds_a_patch(folder: Path) -> None:
+    """Raise `PatchError` for a folder that no edit wrote."""
+    if not (folder / "patch.json").is_file():
+        raise PatchError(
+            f"{folder} holds no patch (patch.json): name what qv-lens edit --out wrote."
+        )

@@ -37,7 +37,7 @@ def print_facts(
     """A line for each fact: whether it is known, log p of its answer, its best value neuron with
     what it promotes, and its best query neuron."""
     from qv_lens.attribution.projection import vocabulary
-    from qv_lens.evaluation.metrics import correct
+    from qv_lens.evaluation.answers import correct
     from qv_lens.facts.prompts import one_line
 
     known, logprobs = correct(lens, facts), lens.logprob(facts)

@@ -13,9 +13,8 @@ from typing import Literal
 import pandas as pd
 
 from qv_lens.errors import ConfigError, FactError, check_count, unknown
-from qv_lens.evaluation.answers import answer_length
+from qv_lens.evaluation.answers import answer_length, correct
 from qv_lens.evaluation.kept_answers import looked_up
-from qv_lens.evaluation.metrics import correct
 from qv_lens.facts.prompts import G2, begins, normalise
 from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase, Probe
 from qv_lens.models.lens import Lens

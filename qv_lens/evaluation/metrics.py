@@ -39,23 +39,13 @@ from collections.abc import Callable, Mapping, Sequence
 from math import exp, log2, nan
 from types import MappingProxyType
 
-from qv_lens.evaluation.answers import WRITTEN, CaseAnswers, ProbeAnswer, questions, tell
+from qv_lens.errors import ConfigError, unknown
+from qv_lens.evaluation.questions import WRITTEN, CaseAnswers, ProbeAnswer, questions
 from qv_lens.facts.prompts import begins, contains, matches, parse_answer
-from qv_lens.facts.records import Asked, Case, MultiHopCase, Probe
-from qv_lens.models.lens import Lens
+from qv_lens.facts.records import Case, MultiHopCase, Probe
 
 #: (case, the model's answers, its answers before the edit, whether it is edited) -> value
 Metric = Callable[[Case, CaseAnswers, CaseAnswers, bool], float]
-
-
-def correct(lens: Lens, probes: Sequence[Asked]) -> list[bool]:
-    """Whether each answer is the argmax at every one of its tokens."""
-    return [told.right for told in tell(lens, probes)]
-
-
-def accuracy(lens: Lens, probes: Sequence[Asked]) -> float:
-    """Share of probes answered right; NaN for none."""
-    return mean(correct(lens, probes))
 
 
 def mean(values: Sequence[float | bool]) -> float:
@@ -317,3 +307,14 @@ def measured(
     if "locality" in names:
         values.update({name: _same(now[name], before[name]) for name in _groups("locality_")(now)})
     return values
+
+
+def check_metrics(metrics: Sequence[str] | None) -> None:
+    """Raise `ConfigError` for what is not a list of metrics' names."""
+    if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
+        raise ConfigError(
+            f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=."
+        )
+    for name in metrics or ():
+        if not any(name in table for table in (FORCED, NAMED, GENERATED, JUDGED)):
+            raise unknown("Metric", name, [*FORCED, *NAMED, *GENERATED, *JUDGED])

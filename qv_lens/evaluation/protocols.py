@@ -39,17 +39,20 @@ from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
 from qv_lens.errors import ConfigError, EditError, FactError, check_count, unknown
-from qv_lens.evaluation.answers import (
-    CaseAnswers,
-    Generation,
-    ProbeAnswer,
-    _prompts,
-    look,
-    questions,
-)
+from qv_lens.evaluation.answers import look, prompts_of
 from qv_lens.evaluation.intervals import bounds, interval
-from qv_lens.evaluation.metrics import FORCED, GENERATED, JUDGED, NAMED, Judge, harmonic, measured
+from qv_lens.evaluation.metrics import (
+    FORCED,
+    GENERATED,
+    JUDGED,
+    NAMED,
+    Judge,
+    check_metrics,
+    harmonic,
+    measured,
+)
 from qv_lens.evaluation.perplexity import perplexity
+from qv_lens.evaluation.questions import CaseAnswers, Generation, ProbeAnswer, questions
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase, check_requests
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -231,17 +234,6 @@ def _warn_of_nothing(frame: pd.DataFrame) -> None:
         )
 
 
-def check_metrics(metrics: Sequence[str] | None) -> None:
-    """Raise `ConfigError` for what is not a list of metrics' names."""
-    if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
-        raise ConfigError(
-            f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=."
-        )
-    for name in metrics or ():
-        if not any(name in table for table in (FORCED, NAMED, GENERATED, JUDGED)):
-            raise unknown("Metric", name, [*FORCED, *NAMED, *GENERATED, *JUDGED])
-
-
 def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     """Those of the named metrics that at least one of the cases holds prompts for: what would not
     be NaN."""
@@ -252,7 +244,9 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     any_answer = ProbeAnswer((0,), (0,), 0.0)
     fits: set[str] = set()
     for case in cases:
-        texts = {kind: tuple("a b c" for _ in _prompts(case, kind, Generation())) for kind in kinds}
+        texts = {
+            kind: tuple("a b c" for _ in prompts_of(case, kind, Generation())) for kind in kinds
+        }
         anything = CaseAnswers(
             {
                 group: (any_answer,) * len(probes)

@@ -6,12 +6,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qv_lens.errors import ConfigError, ModelError, unknown
 from qv_lens.models.fetch import FETCHABLE, fetched, folder_of, plain
-from qv_lens.models.lens import Lens
 from qv_lens.progress import seen, transformers_bars
+
+if TYPE_CHECKING:
+    from qv_lens.models.lens import Lens
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,8 @@ def load(
             f"{broken[0]!r}. Every number computed from them would be NaN: load an intact "
             "checkpoint."
         )
+    from qv_lens.models.lens import Lens
+
     lens = Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
     logger.info("%s: %d layers, %s, on %s", name, lens.n_layers, lens.backend, lens.device)
     return lens

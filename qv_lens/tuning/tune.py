@@ -32,10 +32,11 @@ import pandas as pd
 from qv_lens.editing.edit import Editor, Factored
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, EditError
-from qv_lens.evaluation.answers import questions
+from qv_lens.evaluation.answers import correct
 from qv_lens.evaluation.known_cases import knows
-from qv_lens.evaluation.metrics import correct, harmonic
+from qv_lens.evaluation.metrics import harmonic
 from qv_lens.evaluation.protocols import evaluate
+from qv_lens.evaluation.questions import questions
 from qv_lens.facts.atlas import atlas, edit_case, neighbours
 from qv_lens.facts.records import EditCase, Fact
 from qv_lens.models.lens import Lens

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.evaluation.answers import BESIDE, CaseAnswers, ProbeAnswer, questions, tell
+from qv_lens.evaluation.answers import tell
 from qv_lens.evaluation.metrics import (
     FORCED,
     GENERATED,
@@ -24,6 +24,7 @@ from qv_lens.evaluation.metrics import (
     ngram_entropy,
 )
 from qv_lens.evaluation.protocols import summary
+from qv_lens.evaluation.questions import BESIDE, CaseAnswers, ProbeAnswer, questions
 from qv_lens.facts import relations
 from qv_lens.facts.records import Hop, MultiHopCase, Probe
 from tests.models import BACKENDS, PROMPTS, tiny_lens

@@ -17,11 +17,11 @@ import qv_lens as qv
 from qv_lens.editing import layer_by_layer
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation import answers, protocols
-from qv_lens.evaluation.answers import Generation
 from qv_lens.evaluation.known_cases import known
 from qv_lens.evaluation.metrics import GENERATED
 from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.protocols import _compatible, evaluate, total
+from qv_lens.evaluation.questions import Generation
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.records import Hop, Probe
 from qv_lens.world import cases as world_cases

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 import qv_lens as qv
 from qv_lens.attribution.projection import surface_forms
 from qv_lens.editing.keys import rows_of
-from qv_lens.evaluation.answers import questions, tell
+from qv_lens.evaluation.answers import tell
+from qv_lens.evaluation.questions import questions
 from qv_lens.facts.benchmarks import parse
 from qv_lens.facts.records import EditCase, Fact, MultiHopCase, Probe
 from qv_lens.facts.scripts import blank_between

@@ -13,7 +13,8 @@ from qv_lens.case_study import without_the_best
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.ablation import suppress
-from qv_lens.evaluation.metrics import FORCED, accuracy
+from qv_lens.evaluation.answers import accuracy
+from qv_lens.evaluation.metrics import FORCED
 from qv_lens.evaluation.protocols import evaluate
 from qv_lens.material import file_material
 from qv_lens.models.interventions import ffn_coefficients
