@@ -77,6 +77,10 @@ def token_heatmap(frame: pd.DataFrame, title: str = "Importance by token") -> go
     return _heatmap(table, title, "layer", "token")
 
 
+#: so many nodes of a pathway have room for their names
+NAMED = 40
+
+
 def pathway(
     nodes: pd.DataFrame,
     edges: pd.DataFrame,
@@ -85,7 +89,7 @@ def pathway(
     """The Q-V graph of one prompt (`qv_graph`): layers across, strongest neurons on top; of neurons
     at several tokens, tokens across and layers upwards. Width is the edge's weight. Of more than 120
     edges the strongest are drawn; what a test of them showed (`edge_effects`) stands below the
-    title."""
+    title. Hovering over an edge's middle tells its weight; of few nodes each shows its name."""
     nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1))
     nodes = nodes.sort_values("size", ascending=False)
     tokens = _tokens_across(nodes, edges)
@@ -96,8 +100,11 @@ def pathway(
         nodes = nodes.assign(x=nodes["position"] + 0.06 * place, y=nodes["layer"])
     at = {row.id: (row.x, row.y) for row in nodes.itertuples()}
     figure, largest = go.Figure(), float(edges["weight"].abs().max()) if len(edges) else 1.0
+    middles = []
     for edge in edges.sort_values("weight", key=abs).tail(120).itertuples():
         (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
+        told = f"{edge.source} → {edge.target}: weight {edge.weight:+.4f} nats"
+        middles.append(((x0 + x1) / 2, (y0 + y1) / 2, told))
         line = {
             "color": BLUE if edge.weight > 0 else ORANGE,
             "width": 0.3 + 4 * abs(edge.weight) / largest,
@@ -111,6 +118,13 @@ def pathway(
             showlegend=False,
             hoverinfo="skip",
         )
+    if middles:
+        x, y, told = map(list, zip(*middles, strict=True))
+        unseen = {"mode": "markers", "marker": {"size": 9, "opacity": 0}, "showlegend": False}
+        figure.add_scatter(x=x, y=y, hovertext=told, hoverinfo="text", **unseen)
+        for name, colour in (("raises it", BLUE), ("lowers it", ORANGE)):
+            figure.add_scatter(x=[None], y=[None], mode="lines", name=name, line={"color": colour})
+    mode = "markers+text" if len(nodes) <= NAMED else "markers"
     for role, colour in (("query", ORANGE), ("value", BLUE), ("shared", VIOLET)):
         rows = nodes[nodes["role"] == role]
         text = [
@@ -120,7 +134,10 @@ def pathway(
         figure.add_scatter(
             x=rows["x"],
             y=rows["y"],
-            mode="markers",
+            mode=mode,
+            text=[f"f{row.layer}-{row.neuron}" for row in rows.itertuples()],
+            textposition="top center",
+            textfont={"size": 9},
             name=role,
             hovertext=text,
             hoverinfo="text",
@@ -189,7 +206,9 @@ def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go
             part.removesuffix("_vector"),
             rows["layer"] + (0.5 if part == "ffn_vector" else 0.0),
         )
-        figure.add_scatter(**_line(at, rows["score"], f"{model} {kind}", None, LAYER_NATS))
+        told = LAYER_NATS.replace("%{x}", "%{customdata}")  # FFN's lie beside their layer
+        line = _line(at, rows["score"], f"{model} {kind}", None, told)
+        figure.add_scatter(**line, customdata=rows["layer"])
     _layers_across(figure, frame["layer"], end=0.5)
     figure.update_yaxes(title="nats")
     return _layout(figure, title)
@@ -426,7 +445,13 @@ def seconds_bars(
     each = frame.drop_duplicates(same)
     figure = go.Figure(
         [
-            go.Box(x=rows[by], y=rows["seconds"], name=str(name), marker_color=COLOURS[0])
+            go.Box(
+                x=rows[by],
+                y=rows["seconds"],
+                name=str(name),
+                marker_color=COLOURS[0],
+                hovertemplate="%{x}: %{y:.2f} seconds<extra></extra>",
+            )
             for name, rows in each.groupby(by, sort=False, dropna=False)
         ]
     )
@@ -484,8 +509,9 @@ def removal_curve(
     kept = "kept" in frame and bool(frame["kept"].all())
     counted = "neurons kept, all others zero" if kept else "neurons taken out"
     figure.update_xaxes(title=counted, type="log", dtick=1)
-    figure.update_yaxes(title="log p of the answer, nats", col=1)
-    return _layout(figure, title, height=430).update_layout(margin_t=80)
+    figure.update_yaxes(title="log p of the answer, nats", exponentformat="power", col=1)
+    lines = max(name.count("<br>") for name in (*names, title))
+    return _layout(figure, title, height=430).update_layout(margin_t=80 + 18 * lines)
 
 
 def _removal_lines(

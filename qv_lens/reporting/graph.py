@@ -2,7 +2,8 @@
 
 1. Tokens across, layers upwards; of the layers those in which a node lies.
 2. A token's column is as wide as the most of its nodes that one layer holds; within it they stand
-   side by side, the strongest first, at most `SIDE` in a line.
+   side by side, the strongest first, as many in a line as leave the drawing no wider than `WIDTH`:
+   a wider one would be shown smaller, and its names could not be read.
 3. An edge is as wide as its share of the largest weight; of many the strongest are drawn."""
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from qv_lens.reporting.tables import fixed, shown_tokens
+from qv_lens.reporting.tables import fixed, shown_tokens, signed
 
 #: pixels: of a node with its name, of a token without nodes, of a row, beside the columns
-NODE, EMPTY, ROW, MARGIN = 64, 44, 46, 64
-#: nodes side by side
-SIDE = 7
+NODE, EMPTY, ROW, MARGIN = 68, 40, 40, 64
+#: pixels that a page has for the drawing, and the most nodes side by side
+WIDTH, SIDE = 760, 7
 #: edges that are drawn; of those of one node how many its card names
 EDGES, NAMED = 150, 6
 #: characters of a token that fit the width of a node
@@ -142,14 +143,15 @@ def drawing(nodes: pd.DataFrame, edges: pd.DataFrame, tokens: Sequence[str]) -> 
     nodes = nodes.assign(place=nodes.groupby(["position", "layer"]).cumcount())
     layers = sorted(nodes["layer"].unique(), reverse=True)
     most = nodes.groupby(["position", "layer"]).size()
-    counts, lines = most.groupby("position").max(), (most.groupby("layer").max() - 1) // SIDE + 1
-    widths = [NODE * min(int(counts.get(i, 0)), SIDE) or EMPTY for i in range(len(tokens))]
+    counts = [int(most.groupby("position").max().get(i, 0)) for i in range(len(tokens))]
+    side = next((side for side in range(SIDE, 1, -1) if sum(_widths(counts, side)) <= WIDTH), 1)
+    lines, widths = (most.groupby("layer").max() - 1) // side + 1, _widths(counts, side)
     left = [MARGIN + sum(widths[:i]) for i in range(len(tokens))]
     top = {layer: ROW * sum(int(lines[l]) for l in layers if l > layer) for layer in layers}
     at = {
         n.id: (
-            left[n.position] + NODE * (n.place % SIDE + 0.5),
-            top[n.layer] + ROW * (n.place // SIDE + 0.6),
+            left[n.position] + NODE * (n.place % side + 0.5),
+            top[n.layer] + ROW * (n.place // side + 0.6),
         )
         for n in nodes.itertuples()
     }
@@ -173,6 +175,11 @@ def drawing(nodes: pd.DataFrame, edges: pd.DataFrame, tokens: Sequence[str]) -> 
     )
 
 
+def _widths(counts: Sequence[int], side: int) -> list[int]:
+    """The columns' widths with at most so many nodes side by side."""
+    return [NODE * min(count, side) or EMPTY for count in counts]
+
+
 def _short(token: str, width: float) -> str:
     """As much of a token as its column holds."""
     text, most = token.strip() or repr(token), int(LETTERS * width / NODE)
@@ -187,8 +194,8 @@ def _drawn(edges: pd.DataFrame, at: dict[str, tuple[float, float]]) -> list[Edge
         middle = (y0 + y1) / 2
         share = abs(edge.weight) / largest
         told = (
-            f"{edge.source} → {edge.target}: weight {edge.weight:+.4f} nats; without this edge log p "
-            f"of the answer really falls by {edge.lost_logprob:+.4f}"
+            f"{edge.source} → {edge.target}: weight {signed(edge.weight)} nats; without this edge log p "
+            f"of the answer really falls by {signed(edge.lost_logprob)}"
         )
         path = f"M{x0:.0f},{y0:.0f} C{x0:.0f},{middle:.0f} {x1:.0f},{middle:.0f} {x1:.0f},{y1:.0f}"
         sign = "plus" if edge.weight > 0 else "minus"
@@ -200,7 +207,7 @@ def _drawn(edges: pd.DataFrame, at: dict[str, tuple[float, float]]) -> list[Edge
 
 def _node(node, at: tuple[float, float], edges: pd.DataFrame, tokens: Sequence[str]) -> Node:
     scores = [
-        (name, f"{getattr(node, column):+.4f}")
+        (name, signed(getattr(node, column)))
         for column, name in SCORES
         if getattr(node, column) == getattr(node, column)
     ]
@@ -214,7 +221,7 @@ def _node(node, at: tuple[float, float], edges: pd.DataFrame, tokens: Sequence[s
         token=str(tokens[node.position]).strip() or repr(tokens[node.position]),
         coefficient=fixed(node.coefficient, 2),
         scores=tuple(scores),
-        effect=f"{node.effect:+.4f}",
+        effect=signed(node.effect),
         promoted=shown_tokens(node.promoted, 8),
         suppressed=shown_tokens(node.suppressed, 8),
         feeds=_ties(edges[edges["source"] == node.id], "target"),
@@ -224,4 +231,4 @@ def _node(node, at: tuple[float, float], edges: pd.DataFrame, tokens: Sequence[s
 
 def _ties(edges: pd.DataFrame, other: str) -> tuple[Tie, ...]:
     strongest = edges.sort_values("weight", key=abs, ascending=False).head(NAMED)
-    return tuple(Tie(getattr(e, other), f"{e.weight:+.4f}") for e in strongest.itertuples())
+    return tuple(Tie(getattr(e, other), signed(e.weight)) for e in strongest.itertuples())

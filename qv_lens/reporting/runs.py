@@ -26,7 +26,7 @@ VALUES = 40
 #: columns that tell rows apart, or say something of one row
 SINGLE = frozenset((
     "task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted",
-    "prompts_known", "error",
+    "prompts_asked", "prompts_known", "error",
 ))  # fmt: skip
 #: what a page shows of how a run was made
 SHOWN = ("experiment", "settings", "grid", "models", "versions", "machine", "command")
@@ -73,6 +73,8 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
     varied = [column for column in first if column in several & shared]
     numeric = [set(_measures(rows)) for rows in others]
     measures = [each for each in _measures(first) if all(each in names for names in numeric)]
+    together = pd.concat([rows[measures] for rows in done.values()])
+    measures = [each for each in measures if together[each].nunique() > 1] or measures
     parts = [
         _means(rows, varied, measures).set_index(varied).add_suffix(f" · {name}")
         for name, rows in done.items()

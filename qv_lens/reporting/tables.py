@@ -83,6 +83,11 @@ def fixed(value: float, digits: int) -> str:
     return text if float(text.replace(",", "")) else text.removeprefix("-")
 
 
+def signed(value: float) -> str:
+    """With its sign and four decimals; what these do not show is said to be small."""
+    return f"{value:+.4f}" if abs(value) >= 0.00005 else "0" if value == 0 else "under 0.0001"
+
+
 def by_layer(name: str, frame: pd.DataFrame, rows: str, value: str = "score") -> Table:
     """A row for each value of column `rows`, layers across, sums of `value` in nats."""
     wide = frame.pivot_table(index=rows, columns="layer", values=value, aggfunc="sum", sort=False)

@@ -366,6 +366,10 @@ def _as_text(f: pa.Field) -> pa.Field:
     return pa.field(f.name, pa.string())
 
 
+#: columns that two runs of the same need not share
+NOT_KEYS = ("task", "status", "error", "prompts_asked", "prompts_known")
+
+
 def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
     """Two runs of an experiment side by side: rows with the same fields joined, results as
     `x_first`, `x_second`, `x_difference`.
@@ -385,11 +389,7 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
                 f"{folder} has no {missing[0]!r} yet: no task is finished. qv.load_run shows what "
                 "failed."
             )
-    keys = [
-        c
-        for c in a.columns
-        if c in b.columns and c not in (*measures, "task", "status", "error", "prompts_known")
-    ]
+    keys = [c for c in a.columns if c in b.columns and c not in (*measures, *NOT_KEYS)]
     joined = a[[*keys, *measures]].merge(
         b[[*keys, *measures]], on=keys, how="outer", suffixes=("_first", "_second")
     )

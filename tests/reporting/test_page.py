@@ -201,6 +201,32 @@ def test_pinned_nodes_are_copied_as_python(opened, study):
     assert page.locator(".neuron:visible").count() == 2  # side by side, to be compared
     for layer, neuron in pinned.frame[["layer", "neuron"]].itertuples(index=False):
         assert f"f{layer}-{neuron}@" in names
+    page.locator(".neuron.shown .close").click()  # a pinned card closes too
+    assert page.locator(".neuron:visible").count() == 1
+    assert page.locator("#pinned").inner_text() in names
+    page.locator("#copy").click()
+    page.locator("#pathway-drawing .node").nth(2).click()
+    page.locator("#copy").focus()
+    page.keyboard.press("Escape")  # wherever the focus is
+    assert page.locator(".neuron.shown").count() == 0
+
+
+@pytest.mark.parametrize(("size", "least"), [(WIDE, 10.5), (NARROW, 8.5)])
+def test_names_in_the_pathway_can_be_read_and_none_lies_over_another(opened, size, least):
+    page = opened(size)
+    names = page.eval_on_selector_all(
+        "#pathway-drawing .node text",
+        """all => all.map(text => {
+            const box = text.getBoundingClientRect();
+            const scale = text.ownerSVGElement.getScreenCTM().a;
+            return [parseFloat(getComputedStyle(text).fontSize) * scale, box.x, box.y, box.width, box.height];
+        })""",
+    )
+    assert min(height for height, *_ in names) >= least
+    boxes = [box for _, *box in names]
+    for i, (x, y, width, _) in enumerate(boxes):
+        for left, top, _, height in boxes[i + 1 :]:
+            assert abs(y - top) >= height / 2 or left >= x + width - 1 or x >= left + width * 0.5
 
 
 def test_tables_and_pictures_are_downloaded(opened, study, tmp_path):
@@ -219,8 +245,31 @@ def test_tables_and_pictures_are_downloaded(opened, study, tmp_path):
         scores.tolist(), rel=1e-12
     )
     assert rows[0]["neuron"] == "f{layer}-{neuron}".format(**study[1].value_tokens.iloc[0])
-    assert download("Download the pathway").read_text().startswith("<svg")
+    page.locator(".role[value=query]").uncheck()
+    drawn = download("Download the pathway")
+    assert drawn.read_text().startswith("<svg")
     assert "<svg" in download("Download the picture edits").read_text()
+    page.get_by_text("What the model would say there, layer by layer").click()
+    lens = list(csv.reader(download("Download the table logit-lens").open()))
+    assert {len(row) for row in lens} == {len(study[1].tokens) + 1}
+    alone = opened(scheme="dark")
+    alone.goto(drawn.as_uri())  # by itself, the filters hold
+    shown = alone.eval_on_selector_all(
+        ".node", "all => all.filter(e => e.getBoundingClientRect().width).map(e => e.dataset.role)"
+    )
+    assert shown
+    assert "query" not in shown
+
+
+def test_pictures_are_downloaded_in_the_colours_of_paper(opened, tmp_path):
+    page = opened(scheme="dark")
+    page.wait_for_function("document.readyState === 'complete'")
+    with page.expect_download() as got:
+        page.get_by_role("button", name="Download the picture edits", exact=True).click()
+    got.value.save_as(tmp_path / "edits.svg")
+    picture = (tmp_path / "edits.svg").read_text()
+    assert "rgb(29, 39, 51)" in picture  # the ink of a light page
+    assert "rgb(230, 235, 240)" not in picture
 
 
 def test_heads_are_looked_at_on_demand(opened, study):

@@ -62,15 +62,21 @@ def test_runs_stand_side_by_side():
     }
     page = runs_page(frames)
     rows = cells(page, "comparison")
-    assert rows[0] == [
-        "layer",
-        "drop · small",
-        "drop · large",
-        "nothing · small",
-        "nothing · large",
-    ]
-    assert rows[1][:3] == ["2", "2.000", "4.000"]
+    assert rows[0] == ["layer", "drop · small", "drop · large"]  # "nothing" is 0 in both
+    assert rows[1] == ["2", "2.000", "4.000"]
     assert cells(page, "settings")[1:] == [["lam", "1", "5"]]
+
+
+def test_runs_that_asked_another_number_of_prompts_are_compared():
+    frames = {
+        str(count): run(lambda layer, seed: layer + seed).assign(
+            prompts_asked=[count, count, count + 1, count + 1]
+        )
+        for count in (10, 20)
+    }
+    assert cells(runs_page(frames), "comparison")[1:] == [
+        ["2", "2.500", "2.500"], ["10", "10.500", "10.500"],
+    ]  # fmt: skip
 
 
 def test_runs_without_a_combination_in_common_are_not_compared():

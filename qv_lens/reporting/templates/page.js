@@ -4,6 +4,7 @@
   document.documentElement.classList.add("js");
 
   // ---- downloads
+  const inLight = new Map(); // each picture's layout as it was made: for paper, whatever the screen's colours
   const save = (name, type, text) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type }));
@@ -23,8 +24,8 @@
   const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
   const csv = (table) => {
     const heads = all("thead th", table).map((head) => quoted(head.textContent));
-    const rows = all("tbody tr", table).map((row) => all("td", row).map((at) => quoted(at.dataset.value)).join(","));
-    return [heads.join(","), ...rows].join("\n") + "\n";
+    const rows = all("tbody tr", table).map((row) => all("th, td", row).map((at) => quoted(at.dataset.value ?? at.textContent)).join(","));
+    return [...(heads.length ? [heads.join(",")] : []), ...rows].join("\n") + "\n";
   };
   for (const table of all("table[data-name]"))
     (table.caption || table.createCaption()).append(button("CSV", `Download the table ${table.dataset.name}`, () =>
@@ -32,7 +33,8 @@
   for (const figure of all(".figure")) {
     const plot = figure.querySelector(".plotly-graph-div");
     figure.prepend(button("SVG", `Download the picture ${figure.dataset.name}`, () =>
-      Plotly.downloadImage(plot, { format: "svg", filename: figure.dataset.name, width: 900, height: plot.clientHeight })));
+      Plotly.downloadImage({ data: plot.data, layout: inLight.get(plot) ?? plot.layout },
+        { format: "svg", filename: figure.dataset.name, width: 900, height: plot.clientHeight })));
   }
 
   // ---- pictures: light or dark, and room for the legend where it takes several lines
@@ -41,6 +43,7 @@
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim(), grid = style.getPropertyValue("--grid").trim();
     for (const plot of all(".plotly-graph-div")) {
+      if (!inLight.has(plot)) inLight.set(plot, structuredClone(plot.layout));
       Plotly.Plots.resize(plot); // drawn before its place had its width
       const change = { "font.color": ink, "title.font.color": ink };
       for (const axis of Object.keys(plot.layout).filter((name) => /^[xy]axis\d*$/.test(name))) {
@@ -88,6 +91,12 @@
   svg.parentElement.prepend(button("SVG", "Download the pathway", () =>
     save("pathway.svg", "image/svg+xml", new XMLSerializer().serializeToString(svg))));
 
+  let marked = null; // the node whose card is shown
+  const tellEdges = () => {
+    const hidden = edges.filter((edge) => edge.classList.contains("lit") && edge.classList.contains("gone")).length;
+    byId("least-told").textContent = `${Math.round(100 * byId("least").value)}% of the heaviest: ${edges.filter((edge) => !edge.classList.contains("gone")).length} shown`
+      + (marked && hidden ? `, ${hidden} of the marked neuron's hidden` : "");
+  };
   const select = (id) => {
     svg.classList.toggle("asked", Boolean(id));
     for (const edge of edges)
@@ -99,6 +108,8 @@
     }
     for (const card of all(".neuron")) card.classList.toggle("shown", card.id === `neuron-${id}`);
     all(".cards")[0].scrollTop = 0;
+    marked = id;
+    tellEdges();
     history.replaceState(null, "", id ? `#neuron-${id}` : location.pathname);
   };
   document.addEventListener("click", (event) => {
@@ -110,13 +121,11 @@
     if (!link.closest("#graph")) byId("graph").scrollIntoView({ block: "start" });
     nodeOf(id)?.focus({ preventScroll: true });
   });
-  if (location.hash.startsWith("#neuron-")) select(decodeURIComponent(location.hash.slice(8)));
-
   // the next node in the direction of an arrow: the nearest, distance across the arrow counting double
   const directions = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") select(null); });
   svg.addEventListener("keydown", (event) => {
     const node = event.target.closest(".node");
-    if (event.key === "Escape") return select(null);
     if (!node) return;
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); return select(node.dataset.node); }
     const way = directions[event.key];
@@ -132,7 +141,7 @@
     best.focus({ preventScroll: true });
     select(best.dataset.node);
     // on a narrow screen the card lies over the lower part of the window
-    const hidden = best.getBoundingClientRect().bottom - innerHeight * (innerWidth > 900 ? 1 : 0.5);
+    const hidden = best.getBoundingClientRect().bottom - innerHeight * (innerWidth > 900 ? 1 : 0.66);
     if (hidden > 0) scrollBy(0, hidden);
   });
 
@@ -143,7 +152,8 @@
   highest.value = highest.max = lowest.max = Math.max(...layers);
   const filter = () => {
     const roles = all(".role:checked").map((box) => box.value);
-    const low = lowest.value === "" ? -Infinity : Number(lowest.value), high = highest.value === "" ? Infinity : Number(highest.value);
+    const low = lowest.value === "" ? -Infinity : Math.min(lowest.value, Math.max(...layers));
+    const high = highest.value === "" ? Infinity : Math.max(highest.value, Math.min(...layers));
     const there = new Set();
     for (const node of nodes) {
       const layer = Number(node.dataset.layer);
@@ -151,16 +161,15 @@
       node.classList.toggle("gone", !stays);
       if (stays) there.add(node.dataset.node);
     }
-    let drawn = 0;
     for (const edge of edges) {
       const stays = Number(edge.dataset.share) >= Number(least.value) && there.has(edge.dataset.source) && there.has(edge.dataset.target);
       edge.classList.toggle("gone", !stays);
-      drawn += stays;
     }
-    byId("least-told").textContent = `${Math.round(100 * least.value)}% of the heaviest: ${drawn} shown`;
+    tellEdges();
   };
   for (const input of all(".filters input")) input.addEventListener("input", filter);
   filter();
+  if (location.hash.startsWith("#neuron-")) select(decodeURIComponent(location.hash.slice(8)));
 
   // pins
   const python = () => `qv.NeuronSet.of([${[...new Set(pinned.values())].join(", ")}])`;
@@ -181,7 +190,10 @@
         edge.classList.toggle("kept", pinned.has(edge.dataset.source) || pinned.has(edge.dataset.target));
       tell();
     });
-    card.querySelector(".close").addEventListener("click", () => select(null));
+    card.querySelector(".close").addEventListener("click", () => {
+      if (pinned.has(id)) pin.click();
+      select(null);
+    });
     const rows = card.querySelector(".rows");
     const found = all(`[id$="-${rows.dataset.neuron}"]`).filter((row) => row.closest("table[data-name]"));
     if (found.length) rows.append("In the tables: ", ...found.flatMap((row) => {
