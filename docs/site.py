@@ -39,8 +39,6 @@ ROOMS = {
     "runs": "Experiments",
     "": "Studies and pages",
 }
-#: figures of experiments that are in none of the papers
-OURS = {"single": "Single edits", "sequence": "Edits in a row"}
 #: columns of an editor's results
 MEASURES = {
     "efficacy_acc": "efficacy",
@@ -105,13 +103,12 @@ def gallery() -> str:
     ]
     for figure in figures():
         if figure.suffix == ".html":
-            source, _, rest = figure.stem.partition("-")
-            if source in OURS:
-                title = f"{OURS[source]}, on {rest}"
-            else:
-                name, _, model = rest.partition("-")
-                title = f"{source.upper()}, {name.replace('_', ' ')}, on {model}"
-            heights = re.findall(r'"height":(\d+)', figure.read_text(encoding="utf-8"))
+            drawn = figure.read_text(encoding="utf-8")
+            titles = re.findall(r'"text":"([^":]+): ([^"]*)"', drawn)
+            title = next(
+                f"{what}, {model}" for model, what in titles if figure.stem.endswith(model)
+            )
+            heights = re.findall(r'"height":(\d+)', drawn)
             parts.append(
                 f'## {title}\n\n<iframe src="../figures/{figure.name}" title="{title}" width="100%" '
                 f'height="{max(map(int, heights)) + 20}" loading="lazy" style="border:0"></iframe>'

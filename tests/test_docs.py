@@ -78,6 +78,32 @@ def test_every_link_leads_somewhere():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def literals(node):
+    """The texts that a piece of code holds, what is filled in left open."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        yield "".join(
+            part.value if isinstance(part, ast.Constant) else "\0" for part in node.values
+        )
+    for child in ast.iter_child_nodes(node):
+        yield from literals(child)
+
+
+def test_the_page_of_errors_quotes_messages_that_there_are():
+    said = [
+        text
+        for file in (ROOT / "qv_lens").rglob("*.py")
+        for text in literals(ast.parse(file.read_text(encoding="utf-8")))
+    ]
+    page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    quoted = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    assert len(quoted) >= 14
+    for message in re.findall(r"`([^`]+)`", " ".join(quoted)):
+        pieces = [piece.strip() for piece in message.split("...") if piece.strip()]
+        assert any(all(piece in text for piece in pieces) for text in said), message
+
+
 def test_the_readme_is_short_and_its_names_are_there():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
