@@ -209,11 +209,8 @@ def study(
     }
     effects = every["gradient"].top(BEST)
     kind = [fact, *about.same[:LOCATED]]
-    logger.info("layers to edit, over %d facts of the kind", len(kind))
+    logger.info("layers to edit, asked of facts of this kind: %d", len(kind))
     layers = locate(lens, kind, "subject_last", by="effects")
-    logger.info(
-        "edits of %d facts by three editors, C0 where it is not kept", len(about.cases[:edits])
-    )
     edited = edit_variants(lens, about, layers, ace, memit, edits, seed)
     logger.info("the pathway, each edge tested; then what is left without the neurons")
     drawn = query_neurons(lens, trace, value, DRAWN, targets=DRAWN, through="attention")
@@ -465,6 +462,7 @@ def edit_variants(
     modules: dict[Module, None] = dict.fromkeys(
         module for _, several in written for module in several
     )
+    logger.info("C0 of layers %s, where it is not kept", sorted(wanted))
     statistics = kept_covariance(lens, material.texts, wanted, modules=tuple(modules))
     cases = material.cases[:count]
     tables = []
@@ -477,6 +475,7 @@ def edit_variants(
             "cache": folder,
         }
         for name, editor in variants.items():
+            logger.info("%s: facts edited, one at a time: %d", name, len(cases))
             frame = evaluate(lens, cases, fitting(cases, METRICS), editor, **shared)
             tables.append(
                 summary(frame).assign(variant=name, layers=_label(editor), editor=repr(editor))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, TextIO
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from qv_lens import __version__
 from qv_lens.cli import edits, experiments, one_fact
@@ -23,6 +23,8 @@ app = App(
     help="Where a language model keeps a fact, and how to change it.",
     version=__version__,
     default_parameter=Parameter(negative=()),
+    exit_on_error=False,
+    print_error=False,
 )
 app.command(models)
 app.command(patch)
@@ -96,10 +98,10 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def main(arguments: Annotated[list[str] | None, Parameter(parse=False)] = None) -> None:
-    """Entry point: an error of ours is one line and exit code 2, never a traceback; a warning is
-    one line too."""
+    """Entry point: an error of ours, or in the words of the command, is one line and exit code 2,
+    never a traceback; a warning is one line too."""
     try:
         app.meta(arguments)
-    except QVLensError as error:
+    except (QVLensError, CycloptsError) as error:
         print(f"qv-lens: {error}", file=sys.stderr)
         sys.exit(2)

@@ -365,7 +365,7 @@ CASES = {
         str(written(tmp / "mine.toml", '[MEMIT]\nsource = "me"\n[MEMIT.settings]\nlambda = 3\n'))
     ),
     "an editor that cannot be tuned": lambda tmp: edits.tune("toy-gptj", editor=["ROMEO"]),
-    "too few facts to tune on": lambda tmp: edits.tune("toy-gptj", facts=8),
+    "too few facts to tune on": lambda tmp: edits.tune("toy-gptj", count=8),
     "a model that knows too little to be tuned": lambda tmp: known_cases(tiny_lens("gptj"), 32, facts=qv.atlas("capital")[:3]),
     "no GPU": lambda tmp: qv.load("toy-gptj", device="cuda") if not torch.cuda.is_available() else no_gpu(),
     "a device that nobody has": lambda tmp: qv.load("toy-gptj", device="cudo"),
