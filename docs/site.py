@@ -105,9 +105,8 @@ def gallery() -> str:
         if figure.suffix == ".html":
             drawn = figure.read_text(encoding="utf-8")
             titles = re.findall(r'"text":"([^":]+): ([^"]*)"', drawn)
-            title = next(
-                f"{what}, {model}" for model, what in titles if figure.stem.endswith(model)
-            )
+            named = (f"{what}, {model}" for model, what in titles if figure.stem.endswith(model))
+            title = next(named, figure.stem)
             heights = re.findall(r'"height":(\d+)', drawn)
             parts.append(
                 f'## {title}\n\n<iframe src="../figures/{figure.name}" title="{title}" width="100%" '

@@ -1,5 +1,5 @@
-"""Editors on a real model: CounterFact facts that SmolLM2-135M knows, one edit at a time, by
-probability and by what is generated.
+"""Editors on a real model: CounterFact facts that it knows, one edit at a time, by probability and
+by what is generated.
 
     qv-lens run experiments/single.py --set data=counterfact-edit.json    # hours on 2 cores; stop and resume
     qv-lens run experiments/single.py --set data=counterfact-edit.json --set count=50 \\

@@ -95,6 +95,7 @@ def test_the_page_of_errors_quotes_messages_that_there_are():
         text
         for file in (ROOT / "qv_lens").rglob("*.py")
         for text in literals(ast.parse(file.read_text(encoding="utf-8")))
+        if "\n" not in text  # no docstrings
     ]
     page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
     quoted = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]

@@ -41,7 +41,7 @@ from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
 from qv_lens.models.alone import logp_with_each
 from qv_lens.models.backend import keeper
-from qv_lens.models.interventions import check_ffn, ffn_coefficients
+from qv_lens.models.interventions import check_ffn, check_not_suppressed, ffn_coefficients
 from qv_lens.models.lens import Facts, Lens, log_probs
 from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet
@@ -207,8 +207,9 @@ def edge_effects(
 
     `facts`: those of the graph. The edges' attribute `agreement` holds `agreement(edges)`, `tested`
     says so in words, and `qv.plots.pathway` prints it.
-    Raises `ConfigError` for other facts.
+    Raises `ConfigError` for other facts, and under a `Suppress`.
     """
+    check_not_suppressed(lens, "Tests of edges")
     task = setting(lens, facts, target=target)
     texts = [prompt.text for prompt in task.trace.prompts]
     if texts != graph.edges.attrs.get("texts"):

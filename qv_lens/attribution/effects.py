@@ -47,6 +47,7 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions, Prompt
 from qv_lens.models.backend import Hook
 from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
+from qv_lens.models.interventions import check_not_suppressed
 from qv_lens.models.lens import Facts, Lens, Start, log_probs
 from qv_lens.models.norms import at_least_float32
 from qv_lens.models.units import UNITS_WITH_VALUES, UnitWithValue, site, units_in_layer
@@ -109,6 +110,8 @@ def neuron_effects(
     check_top(top)
     check_over(over)
     _check(method, unit, rules, steps)
+    if method == "relp":
+        check_not_suppressed(lens, "RelP")
     records = lens.traced(facts).facts if isinstance(facts, Trace) else facts
     if positions == "answer" and target != "sequence":
         raise ConfigError(

@@ -31,7 +31,7 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
 from qv_lens.models.backend import Hook, keeper
-from qv_lens.models.interventions import check_ffn
+from qv_lens.models.interventions import check_ffn, check_not_suppressed
 from qv_lens.models.lens import Facts, Lens
 from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet, check_set
@@ -220,6 +220,7 @@ def targets_of(
     Raises `ConfigError` for an unknown method, a prompt without value neurons, or value neurons
     that were computed elsewhere in the prompt."""
     _check_options(method, targets, subkey, through)
+    check_not_suppressed(lens, "Query scores")
     check_set(value)
     reads_attention = value.unit == "attn_neuron"
     if not reads_attention:

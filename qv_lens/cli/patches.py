@@ -21,7 +21,7 @@ def show(folder: Path) -> None:
     folder
         What qv-lens edit --out wrote.
     """
-    _check_holds_a_patch(folder)
+    _check_there(folder)
 
     import qv_lens as qv
 
@@ -47,7 +47,7 @@ def apply(folder: Path, *, model: Model, out: Path, loading: Loading = AS_IT_IS)
         A folder for the edited model.
     """
     check_new("--out", out)
-    _check_holds_a_patch(folder)
+    _check_there(folder)
     announce(model)
 
     import qv_lens as qv
@@ -71,16 +71,14 @@ def export(folder: Path, *, out: Path) -> None:
         A folder for the adapter.
     """
     check_new("--out", out)
-    _check_holds_a_patch(folder)
+    _check_there(folder)
 
     import qv_lens as qv
 
     print(qv.Patch.load(folder).to_lora(out))
 
 
-def _check_holds_a_patch(folder: Path) -> None:
-    """Raise `PatchError` for a folder that no edit wrote."""
-    if not (folder / "patch.json").is_file():
-        raise PatchError(
-            f"{folder} holds no patch (patch.json): name what qv-lens edit --out wrote."
-        )
+def _check_there(folder: Path) -> None:
+    """Raise `PatchError` for a folder that does not exist; what it holds is seen when it is read."""
+    if not folder.exists():
+        raise PatchError(f"There is no folder {folder}: name what qv-lens edit --out wrote.")

@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -106,7 +106,7 @@ def answer_length(lens: Lens, asked: Asked | str, names: Sequence[str]) -> int:
     more to see where its last word ends. A name that cannot follow the prompt has none."""
     longest = 0
     for name in names:
-        with suppress(FactError):
+        with contextlib.suppress(FactError):
             longest = max(longest, len(lens.answer_ids(asked, name)))
     return longest + 1
 
@@ -119,16 +119,23 @@ def _length(lens: Lens, case: Case, kind: str, generation: Generation) -> int:
         return generation.thought_tokens
     if kind.endswith("_whole"):
         return generation.whole_tokens
-    groups, named = questions(case), (WRITTEN.get(kind, ""),)
-    if kind == "onward":
-        named = ("onward_old", "onward_new")
-    asked: list[tuple[Asked | str, tuple[str, ...]]] = [
-        (probe, (probe.answer, *probe.aliases)) for name in named for probe in groups.get(name, ())
-    ]
-    if kind == "direct" and isinstance(case, MultiHopCase):
+    lengths = [answer_length(lens, asked, names) for asked, names in _wanted(case, kind)]
+    return max([generation.answer_tokens, *lengths])
+
+
+def _wanted(case: Case, kind: str) -> list[tuple[Asked | str, tuple[str, ...]]]:
+    """What is looked for in continuations of a kind: the names that count, before or after the
+    edit, of each prompt."""
+    if kind == "direct":
+        if not isinstance(case, MultiHopCase):
+            return []
         names = (case.answer, *case.aliases, case.new_answer, *case.new_aliases)
-        asked = [(question, names) for question in case.questions]
-    return max([generation.answer_tokens, *(answer_length(lens, *each) for each in asked)])
+        return [(question, names) for question in case.questions]
+    groups = ("onward_old", "onward_new") if kind == "onward" else (WRITTEN[kind],)
+    asked = questions(case)
+    return [
+        (probe, (probe.answer, *probe.aliases)) for name in groups for probe in asked.get(name, ())
+    ]
 
 
 def prompts_of(case: Case, kind: str, generation: Generation) -> list[str]:

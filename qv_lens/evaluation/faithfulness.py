@@ -232,8 +232,7 @@ def _check(
                 "else."
             )
         check_units(lens, neurons)
-        prompts = set(neurons.frame["prompt"].unique())
-        missing = [i for i in range(len(records)) if i not in prompts and -1 not in prompts]
+        missing = [i for i, fact in enumerate(records) if rows_of(neurons, fact, i).empty]
         if missing:
             raise ConfigError(
                 f"The ranking {name!r} holds no neurons for fact {missing[0]}, "

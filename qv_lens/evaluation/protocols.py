@@ -565,8 +565,8 @@ def largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> floa
 # kept
 
 
-#: changed whenever the same questions are asked in another way, so that older answers are not taken
-ASKED = 2
+#: changes when the same questions are asked in another way, so that older answers are not taken
+FORMAT = 2
 
 
 def _before(
@@ -581,7 +581,7 @@ def _before(
     folder, state = Path(cache), lens.state()
     keys = [
         hashlib.blake2b(
-            repr((ASKED, state, questions(c, groups), c, generation)).encode(), digest_size=16
+            repr((FORMAT, state, questions(c, groups), c, generation)).encode(), digest_size=16
         ).hexdigest()
         for c in cases
     ]
@@ -608,8 +608,8 @@ def _before(
 
 def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Means over the cases with 95% intervals (`intervals`), by the columns `by`; of a curve its
-    last step: `metric, before, after` of the same cases, those whose edit was not refused; the ends
-    of the interval of `after` (`low`, `high`), `cases`, the largest `relative_norm`, median `seconds`.
+    last step: `metric, before, after` of the same cases, those that have both (a refused edit has
+    no `after`); the ends of the interval of `after` (`low`, `high`), `cases`, the largest `relative_norm`, median `seconds`.
 
     `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity
     (CounterFact). The same case number is the same case: frames put together need a column in `by`
@@ -619,9 +619,9 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     ]
     columns = [*by, "metric"]
     edited = last["after"].notna()
-    # the two means are of the same cases: a refused edit counts for neither, unless all were refused
-    told = edited | ~edited.groupby([last[name] for name in columns], dropna=False).transform("any")
-    last = last.assign(before=last["before"].where(told))
+    any_edited = edited.groupby([last[name] for name in columns], dropna=False).transform("any")
+    # both means are of the same cases; where no edit was made, that before is told all the same
+    last = last.assign(before=last["before"].where(edited | ~any_edited))
     groups = last.groupby(columns, sort=False, dropna=False)
     out = groups[["before", "after"]].mean()
     ends = [interval(rows["after"], bounds(key[-1])) for key, rows in groups]

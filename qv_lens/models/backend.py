@@ -28,9 +28,16 @@ from qv_lens.models.architectures import ARCHITECTURES, Architecture, Sublayer
 from qv_lens.models.norms import Norm
 
 Hook = tuple[str, Callable[..., Any]]
+BackendName = Literal["hooked", "bridge"]
+_gelu_tanh = partial(torch.nn.functional.gelu, approximate="tanh")
+#: the FFN's non-linearity by TransformerLens's name
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
+    "silu": torch.nn.functional.silu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "relu": torch.relu,
+    "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "gelu_fast": _gelu_tanh,
+})  # fmt: skip
 
 
-class First(NamedTuple):
+class Early(NamedTuple):
     """A hook that acts before the others at its point."""
 
     site: str
@@ -39,7 +46,7 @@ class First(NamedTuple):
     """What acts there."""
 
 
-class Last(NamedTuple):
+class Late(NamedTuple):
     """A hook that acts after the others at its point: it looks at what they leave."""
 
     site: str
@@ -48,18 +55,9 @@ class Last(NamedTuple):
     """What acts there."""
 
 
-def in_turn(hooks: Sequence[Hook]) -> list[Hook]:
-    """Hooks in the order in which they act: as they are given, but for `First` and `Last`."""
-    return sorted(hooks, key=lambda hook: isinstance(hook, Last) - isinstance(hook, First))
-
-
-BackendName = Literal["hooked", "bridge"]
-_gelu_tanh = partial(torch.nn.functional.gelu, approximate="tanh")
-#: the FFN's non-linearity by TransformerLens's name
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
-    "silu": torch.nn.functional.silu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "relu": torch.relu,
-    "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "gelu_fast": _gelu_tanh,
-})  # fmt: skip
+def ordered(hooks: Sequence[Hook]) -> list[Hook]:
+    """Hooks as they act: in the order given, but for `Early` and `Late`."""
+    return sorted(hooks, key=lambda hook: isinstance(hook, Late) - isinstance(hook, Early))
 
 
 def _record_of(model: Any, kind: str) -> Architecture | None:

@@ -2,9 +2,8 @@
 function) lists.
 
 `Zero`, `Scale` and `Replace` act on a unit (an FFN neuron, a channel of attention, a head) for every
-reader. `Suppress` acts on one path only: it
-takes what query neurons write out of what chosen value neurons read, and leaves all else alone (the
-direct effect that Eq. 10 claims). Nested in any order, a value neuron's m is first what `Suppress`
+reader. `Suppress` acts on one path only: it takes what query neurons write out of what chosen value
+neurons read, and leaves all else alone (the direct effect that Eq. 10 claims). Nested in any order, a value neuron's m is first what `Suppress`
 lets it read, then what the others make of it, and a query neuron writes what is left of its own."""
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.errors import ConfigError
-from qv_lens.models.backend import First, Hook, Last
+from qv_lens.models.backend import Early, Hook, Late
 from qv_lens.models.lens import Lens
 from qv_lens.models.units import (
     UNITS_WITH_VALUES,
@@ -129,11 +128,16 @@ class Suppress:
         for other in lens.interventions:
             if not isinstance(other, Suppress):
                 continue
-            if shared := len(set(other.targets.units) & set(self.targets.units)):
+            if shared := len(other._reached() & self._reached()):
                 raise ConfigError(
                     f"Suppress: {shared} of these targets are targets of a Suppress in force. Put "
                     "the query neurons of both into one: qv.Suppress(one | other, targets)."
                 )
+
+    def _reached(self) -> set[tuple[int, int]]:
+        """The targets that lie above a query neuron: those that read something else."""
+        lowest = min(self.query.by_layer(), default=0)
+        return {unit for unit in self.targets.units if unit[0] > lowest}
 
     def hooks(self, lens: Lens) -> list[Hook]:
         return list(self._hooks(lens))
@@ -144,7 +148,7 @@ class Suppress:
         read: dict[int, Tensor] = {}
         for layer, neurons in self.query.by_layer().items():
             if any(target > layer for target in self.targets.by_layer()):
-                yield Last(backend.coefficient(layer), self._record(lens, layer, neurons, written))
+                yield Late(backend.coefficient(layer), self._record(lens, layer, neurons, written))
         for layer, neurons in self.targets.by_layer().items():
             if any(query < layer for query in self.query.by_layer()):
                 yield from self._remove(lens, layer, neurons, written, read)
@@ -185,10 +189,10 @@ class Suppress:
             changed[..., index] = new.to(m.dtype)
             return _only(lens, self.positions, m, changed)
 
-        yield Last(backend.resid_pre(layer), keep_stream)
+        yield Late(backend.resid_pre(layer), keep_stream)
         if not backend.parallel:
-            yield Last(backend.attn_out(layer), keep_attention)
-        yield First(backend.coefficient(layer), recompute)
+            yield Late(backend.attn_out(layer), keep_attention)
+        yield Early(backend.coefficient(layer), recompute)
 
 
 def ffn_coefficients(
@@ -211,6 +215,17 @@ def ffn_coefficients(
     if gate is None:
         return backend.activation(up)
     return backend.activation(normed @ gate[:, neurons].to(x.dtype)) * up
+
+
+def check_not_suppressed(lens: Lens, what: str) -> None:
+    """Raise `ConfigError` while a `Suppress` is in force: what its targets read is not the stream,
+    which the gradients of `what` are taken of."""
+    if any(isinstance(one, Suppress) for one in lens.interventions):
+        raise ConfigError(
+            f"{what} would be wrong under a Suppress in force, whose targets do not read the stream: "
+            "compute them outside of it. neuron_effects with method='gradient' and real removals "
+            "hold under it."
+        )
 
 
 def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
-from qv_lens.models.backend import Backend, Hook, Past, in_turn, versions
+from qv_lens.models.backend import Backend, Hook, Past, ordered, versions
 from qv_lens.models.capture import capture, joined, scales_after
 from qv_lens.models.generation import (
     Sampling,
@@ -58,8 +58,8 @@ class Intervention(Protocol):
         ...
 
     def hooks(self, lens: Lens) -> list[Hook]:
-        """Fresh hooks for one forward pass, `First` and `Last` among them where the order of
-        nesting must not count."""
+        """Fresh hooks for one forward pass, `backend.Early` and `Late` ones among them where the
+        order of nesting must not count."""
         ...
 
 
@@ -400,7 +400,7 @@ class Lens:
             try:
                 forced = self._forced()
                 start = None if forced else start  # an intervention may act, or look, below
-                installed = [*under, *in_turn([*forced, *hooks])]
+                installed = [*under, *ordered([*forced, *hooks])]
                 with self.backend_adapter.hooks(installed, ids.shape):
                     return self.backend_adapter.run(ids, start, stop, past)
             finally:
@@ -640,12 +640,7 @@ class Lens:
         with self.turn.held():
             try:
                 for intervention in interventions:
-                    if not hasattr(intervention, "hooks") or isinstance(intervention, type):
-                        got = repr(intervention).splitlines()[0]
-                        raise ConfigError(
-                            "An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got "
-                            f"{got:.100}."
-                        )
+                    _check_intervention(intervention)
                     intervention.check(self)
                     self._in_force.append(intervention)
                 yield self
@@ -831,3 +826,12 @@ def _hooked(modules: Iterable[torch.nn.Module]) -> bool:
 def log_probs(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
     """log p of every next token, in float32 or better."""
     return at_least_float32(logits).log_softmax(-1)
+
+
+def _check_intervention(intervention: object) -> None:
+    """Raise `ConfigError` for anything else."""
+    if not hasattr(intervention, "hooks") or isinstance(intervention, type):
+        got = repr(intervention).splitlines()[0]
+        raise ConfigError(
+            f"An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got {got:.100}."
+        )

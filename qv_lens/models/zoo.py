@@ -89,6 +89,7 @@ def load(
     from transformers import AutoConfig
 
     from qv_lens.models.architectures import architecture_of
+    from qv_lens.models.lens import Lens
 
     place = _device(device)
     source, gguf = _source(name)
@@ -109,8 +110,6 @@ def load(
             f"{broken[0]!r}. Every number computed from them would be NaN: load an intact "
             "checkpoint."
         )
-    from qv_lens.models.lens import Lens
-
     lens = Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
     logger.info("%s: %d layers, %s, on %s", name, lens.n_layers, lens.backend, lens.device)
     return lens

@@ -2,8 +2,9 @@
 
 1. Tokens across, layers upwards; of the layers those in which a node lies.
 2. A token's column is as wide as the most of its nodes that one layer holds; within it they stand
-   side by side, the strongest first, as many in a line as leave the drawing no wider than `WIDTH`:
-   a wider one would be shown smaller, and its names could not be read.
+   side by side, the strongest first, as many in a line as leave the columns no wider than `WIDTH`:
+   a wider drawing is shown smaller, until its names cannot be read. Of a long prompt two stand side
+   by side even so, since a tall one could not be seen at a glance.
 3. An edge is as wide as its share of the largest weight; of many the strongest are drawn."""
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from qv_lens.reporting.tables import fixed, shown_tokens, signed
 
 #: pixels: of a node with its name, of a token without nodes, of a row, beside the columns
 NODE, EMPTY, ROW, MARGIN = 68, 40, 40, 64
-#: pixels that a page has for the drawing, and the most nodes side by side
-WIDTH, SIDE = 760, 7
+#: pixels that a page has for the columns
+WIDTH = 700
+#: nodes side by side: of a short prompt at most, of a long one all the same
+SIDE, LEAST = 7, 2
 #: edges that are drawn; of those of one node how many its card names
 EDGES, NAMED = 150, 6
 #: characters of a token that fit the width of a node
@@ -143,9 +146,12 @@ def drawing(nodes: pd.DataFrame, edges: pd.DataFrame, tokens: Sequence[str]) -> 
     nodes = nodes.assign(place=nodes.groupby(["position", "layer"]).cumcount())
     layers = sorted(nodes["layer"].unique(), reverse=True)
     most = nodes.groupby(["position", "layer"]).size()
-    counts = [int(most.groupby("position").max().get(i, 0)) for i in range(len(tokens))]
-    side = next((side for side in range(SIDE, 1, -1) if sum(_widths(counts, side)) <= WIDTH), 1)
-    lines, widths = (most.groupby("layer").max() - 1) // side + 1, _widths(counts, side)
+    by_token = most.groupby("position").max()
+    counts = [int(by_token.get(i, 0)) for i in range(len(tokens))]
+    fitting = [side for side in range(LEAST, SIDE + 1) if sum(_widths(counts, side)) <= WIDTH]
+    side = max(fitting, default=LEAST)
+    widths = _widths(counts, side)
+    lines = (most.groupby("layer").max() - 1) // side + 1
     left = [MARGIN + sum(widths[:i]) for i in range(len(tokens))]
     top = {layer: ROW * sum(int(lines[l]) for l in layers if l > layer) for layer in layers}
     at = {

@@ -4,7 +4,7 @@
    else.
 2. A measure that is the same in every row is named and left out: a column of zeros says nothing.
 3. Side by side: the rows that the runs have in common by what was varied, a column for each measure
-   and run, and the settings in which the runs differ."""
+   (but for zeros) and run, and the settings in which the runs differ."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
     numeric = [set(_measures(rows)) for rows in others]
     measures = [each for each in _measures(first) if all(each in names for names in numeric)]
     together = pd.concat([rows[measures] for rows in done.values()])
-    measures = [each for each in measures if together[each].nunique() > 1] or measures
+    measures = [each for each in measures if (together[each].fillna(0) != 0).any()] or measures
     parts = [
         _means(rows, varied, measures).set_index(varied).add_suffix(f" · {name}")
         for name, rows in done.items()

@@ -84,8 +84,11 @@ def fixed(value: float, digits: int) -> str:
 
 
 def signed(value: float) -> str:
-    """With its sign and four decimals; what these do not show is said to be small."""
-    return f"{value:+.4f}" if abs(value) >= 0.00005 else "0" if value == 0 else "under 0.0001"
+    """With its sign and four decimals; "about 0" where these show nothing, a dash where it was not
+    measured."""
+    if value != value:
+        return "–"
+    return f"{value:+.4f}" if abs(value) >= 0.00005 or value == 0 else "about 0"
 
 
 def by_layer(name: str, frame: pd.DataFrame, rows: str, value: str = "score") -> Table:

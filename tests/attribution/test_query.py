@@ -188,8 +188,26 @@ def test_suppress_nests_in_any_order(kind, true_float64):
         assert effects.loc[unit] == pytest.approx(slope, abs=1e-5)
 
 
+def test_scores_that_would_be_wrong_under_suppress_are_refused():
+    lens, value = tiny_lens("gptj"), qv.value_neurons(tiny_lens("gptj"), FACTS[0], 20)
+    graph = qv.qv_graph(lens, FACTS[0], value, qv.query_neurons(lens, FACTS[0], value, 20))
+    cut = qv.Suppress(qv.NeuronSet.of([(0, 1)]), qv.NeuronSet.of([(2, 3)]))
+    for ask in (
+        lambda: qv.query_neurons(lens, FACTS[0], value),
+        lambda: qv.query_neurons(lens, FACTS[0], value, through="attention"),
+        lambda: qv.neuron_effects(lens, FACTS[0], method="relp"),
+        lambda: qv.edge_effects(lens, FACTS[0], graph),
+    ):
+        with lens.intervene(cut), pytest.raises(qv.QVLensError, match="under a Suppress in force"):
+            ask()
+        ask()
+
+
 def test_two_suppress_of_one_target_are_refused():
     lens, low, up = tiny_lens("gptj"), qv.NeuronSet.of([(0, 1)]), qv.NeuronSet.of([(2, 3)])
+    apart = qv.NeuronSet.of([(1, 1), (2, 5)])  # of the first of these nothing is taken out
+    with lens.intervene(qv.Suppress(low, up), qv.Suppress(qv.NeuronSet.of([(1, 1)]), apart)):
+        pass
     with (
         pytest.raises(qv.QVLensError, match="targets of a Suppress in force"),
         lens.intervene(qv.Suppress(low, up), qv.Suppress(qv.NeuronSet.of([(1, 1)]), up)),

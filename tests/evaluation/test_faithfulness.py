@@ -79,6 +79,9 @@ def test_each_fact_loses_the_best_of_its_own_category():
         with lens.intervene(qv.Zero(qv.NeuronSet.of(units[-1]), "last")):
             assert frame["logprob"][prompt] == pytest.approx(lens.logprob(fact), abs=1e-5)
     assert units[0] != units[1]
+    other = dataclasses.replace(FACTS[0], category="z")
+    with pytest.raises(qv.QVLensError, match="no neurons for fact 1"):
+        qv.faithfulness(lens, [facts[0], other], {"of its kind": ranking}, (5,), seeds=0)
 
 
 def test_a_ranking_of_other_facts_or_of_another_token_is_refused():

@@ -224,9 +224,10 @@ def test_names_in_the_pathway_can_be_read_and_none_lies_over_another(opened, siz
     )
     assert min(height for height, *_ in names) >= least
     boxes = [box for _, *box in names]
-    for i, (x, y, width, _) in enumerate(boxes):
-        for left, top, _, height in boxes[i + 1 :]:
-            assert abs(y - top) >= height / 2 or left >= x + width - 1 or x >= left + width * 0.5
+    for i, (x, y, width, height) in enumerate(boxes):
+        for left, top, wide, _ in boxes[i + 1 :]:
+            beside = left >= x + width - 1 or x >= left + wide - 1
+            assert beside or abs(y - top) >= 0.75 * height
 
 
 def test_tables_and_pictures_are_downloaded(opened, study, tmp_path):

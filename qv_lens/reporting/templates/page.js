@@ -4,7 +4,15 @@
   document.documentElement.classList.add("js");
 
   // ---- downloads
-  const inLight = new Map(); // each picture's layout as it was made: for paper, whatever the screen's colours
+  const made = new Map(); // each picture's layout as it was made
+  const onPaper = (plot) => { // as it is zoomed now, in the colours and margins in which it was made
+    const layout = structuredClone(plot.layout), before = made.get(plot) ?? layout;
+    Object.assign(layout, { font: before.font, title: before.title, margin: before.margin });
+    for (const axis of axes(layout))
+      Object.assign(layout[axis], { gridcolor: before[axis]?.gridcolor, zerolinecolor: before[axis]?.zerolinecolor });
+    return layout;
+  };
+  const axes = (layout) => Object.keys(layout).filter((name) => /^[xy]axis\d*$/.test(name));
   const save = (name, type, text) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type }));
@@ -13,13 +21,13 @@
     URL.revokeObjectURL(link.href);
   };
   const button = (words, told, act) => {
-    const made = document.createElement("button");
-    made.type = "button";
-    made.className = "save";
-    made.textContent = words;
-    made.setAttribute("aria-label", told);
-    made.addEventListener("click", act);
-    return made;
+    const pressed = document.createElement("button");
+    pressed.type = "button";
+    pressed.className = "save";
+    pressed.textContent = words;
+    pressed.setAttribute("aria-label", told);
+    pressed.addEventListener("click", act);
+    return pressed;
   };
   const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
   const csv = (table) => {
@@ -33,7 +41,7 @@
   for (const figure of all(".figure")) {
     const plot = figure.querySelector(".plotly-graph-div");
     figure.prepend(button("SVG", `Download the picture ${figure.dataset.name}`, () =>
-      Plotly.downloadImage({ data: plot.data, layout: inLight.get(plot) ?? plot.layout },
+      Plotly.downloadImage({ data: plot.data, layout: onPaper(plot) },
         { format: "svg", filename: figure.dataset.name, width: 900, height: plot.clientHeight })));
   }
 
@@ -43,10 +51,10 @@
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim(), grid = style.getPropertyValue("--grid").trim();
     for (const plot of all(".plotly-graph-div")) {
-      if (!inLight.has(plot)) inLight.set(plot, structuredClone(plot.layout));
+      if (!made.has(plot)) made.set(plot, structuredClone(plot.layout));
       Plotly.Plots.resize(plot); // drawn before its place had its width
       const change = { "font.color": ink, "title.font.color": ink };
-      for (const axis of Object.keys(plot.layout).filter((name) => /^[xy]axis\d*$/.test(name))) {
+      for (const axis of axes(plot.layout)) {
         change[`${axis}.gridcolor`] = grid;
         change[`${axis}.zerolinecolor`] = grid;
       }
@@ -123,7 +131,7 @@
   });
   // the next node in the direction of an arrow: the nearest, distance across the arrow counting double
   const directions = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") select(null); });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape" && marked) select(null); });
   svg.addEventListener("keydown", (event) => {
     const node = event.target.closest(".node");
     if (!node) return;
