@@ -195,7 +195,8 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
     return [
         *lines,
         "",
-        f"Of these {frame['method'].nunique()}, with {SAID:.0%} of the drawn edits said and a perplexity at most "
+        f"Of these {frame['method'].nunique()}, with {SAID:.0%} of the drawn edits said and a "
+        "perplexity at most "
         f"{SURPRISED - 1:.0%} higher: {kept}.",
     ]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from qv_lens.errors import ConfigError, unknown
+from qv_lens.facts.records import Fact
 from qv_lens.files import whole
 
 #: FFN neuron, channel of W_O, channel at one position, head, and a column of a weight matrix (KNE's
@@ -154,6 +155,14 @@ class NeuronSet:
         if "round" not in self.frame:
             return self.frame.sort_values("score", ascending=False, kind="stable")
         return self.frame.sort_values(["round", "score"], ascending=[True, False], kind="stable")
+
+    def about(self, fact: Fact | str, prompt: int) -> NeuronSet:
+        """The rows about one prompt of those that were asked: its own, those summed over the set, or
+        over its fact's category."""
+        rows = self.frame[self.frame["prompt"].isin((prompt, -1))]
+        if "category" in rows:
+            rows = rows[rows["category"] == getattr(fact, "category", None)]
+        return replace(self, frame=rows)
 
     def where(self, condition: Callable[[pd.DataFrame], pd.Series] | pd.Series) -> NeuronSet:
         """The rows for which a condition holds, `value.where(lambda f: f.layer == 7)`, or which a

@@ -32,7 +32,6 @@ from qv_lens.attribution.readers import (
     Subkey,
     Through,
     Written,
-    rows_of,
     targets_of,
 )
 from qv_lens.attribution.setting import Target, setting
@@ -136,7 +135,7 @@ def _below(reader: Reader, query: NeuronSet, prompt: int) -> pd.DataFrame:
     """The query neurons of one prompt, the tokens at which they lie, and their rows of the
     trace."""
     rows = (reader.trace.prompt == prompt).nonzero()[:, 0].tolist()
-    found = rows_of(query, reader.trace.facts[prompt], prompt).assign(prompt=prompt)
+    found = query.about(reader.trace.facts[prompt], prompt).frame.assign(prompt=prompt)
     if not reader.by_position:
         found = found.assign(position=int(reader.trace.positions[rows[0]]))
     at = {int(reader.trace.positions[row]): row for row in rows}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -28,7 +28,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
 from qv_lens.models.backend import Hook, keeper
 from qv_lens.models.interventions import check_ffn, check_not_suppressed
@@ -345,18 +344,18 @@ def _check_same_prompts(value: NeuronSet, trace: Trace, reads_attention: bool) -
 
 def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataFrame:
     """The best value neurons of one prompt, with the row of the trace at which each is read."""
-    frame = rows_of(value, trace.facts[prompt], prompt)
-    if frame.empty:
+    own = value.about(trace.facts[prompt], prompt)
+    if own.frame.empty:
         raise ConfigError(
             f"The value neurons hold no row for prompt {prompt}: compute them for the same facts."
         )
-    if frame["score"].isna().any():
+    if own.frame["score"].isna().any():
         raise ConfigError(
             "Value neurons without a score (a set made by hand) have no weight here: give them "
             "scores, or use value_neurons."
         )
     rows = (trace.prompt == prompt).nonzero()[:, 0].tolist()
-    ordered = replace(value, frame=frame).best_first()
+    ordered = own.best_first()
     if value.unit != "attn_neuron" and len(rows) == 1:
         return ordered.head(targets).assign(prompt=prompt, row=rows[0])
     best = (
@@ -366,15 +365,6 @@ def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataF
     )
     by_position = {int(trace.positions[row]): row for row in rows}
     return best.assign(prompt=prompt, row=[by_position[p] for p in best["position"]])
-
-
-def rows_of(neurons: NeuronSet, fact: Fact | str, prompt: int) -> pd.DataFrame:
-    """The rows of a set that are about one prompt: its own, those summed over the set, or over its
-    fact's category."""
-    frame = neurons.frame[neurons.frame["prompt"].isin((prompt, -1))]
-    if "category" in frame:
-        frame = frame[frame["category"] == getattr(fact, "category", None)]
-    return frame
 
 
 def _keys(

@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.readers import rows_of
 from qv_lens.errors import ConfigError, check_count
 from qv_lens.evaluation.intervals import UNBOUNDED, interval
 from qv_lens.facts.records import Fact
@@ -232,7 +231,7 @@ def _check(
                 "else."
             )
         check_units(lens, neurons)
-        missing = [i for i, fact in enumerate(records) if rows_of(neurons, fact, i).empty]
+        missing = [i for i, fact in enumerate(records) if neurons.about(fact, i).frame.empty]
         if missing:
             raise ConfigError(
                 f"The ranking {name!r} holds no neurons for fact {missing[0]}, "
@@ -287,7 +286,7 @@ def _selections(
 ) -> Iterator[_Selection]:
     """Every set to take out of one prompt, or to keep in it."""
     for name, neurons in rankings.items():
-        own = replace(neurons, frame=rows_of(neurons, fact, prompt))
+        own = neurons.about(fact, prompt)
         units = replace(own, frame=own.best_first()).units
         for k in sizes:
             if k <= len(units):

@@ -1,7 +1,8 @@
 """The subset that a model can be asked about (ACE, Appendix B.1): what it answers before any edit.
 
 `known` picks cases whose single hops the model all answers; `known_edits` picks edits of facts that
-it answers; `known_facts` (`qv.known`) picks facts, `first_known` the first so many; `as_said` gives them the answers it says."""
+it answers; `known_facts` (`qv.known`) picks facts, `first_known` the first so many; `as_said` gives
+them the answers it says."""
 
 from __future__ import annotations
 
@@ -115,10 +116,10 @@ def as_said(lens: Lens, facts: Sequence[Fact]) -> list[Fact]:
     several = [i for i, fact in enumerate(found) if fact.aliases]
     if not several:
         return found
-    longest = max(_needed(lens, found[i]) for i in several)
+    longest = max(answer_length(lens, found[i], _names(found[i])) for i in several)
     texts = lens.generate([found[i] for i in several], longest, TOGETHER)
     for i, text in zip(several, texts, strict=True):
-        names = (found[i].answer, *found[i].aliases)
+        names = _names(found[i])
         telling = [name for name in names if not name.lower().startswith("the ")]
         said = next((name for name in telling if begins(text, [name])), names[0])
         others = tuple(name for name in names if name != said)
@@ -129,7 +130,7 @@ def as_said(lens: Lens, facts: Sequence[Fact]) -> list[Fact]:
 def _asked(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
     first = lens.next_token_logits(list(facts)).argmax(-1).tolist()
     likely = [i for i, token in enumerate(first) if _may_begin(lens.token_label(token), facts[i])]
-    needed = {i: _needed(lens, facts[i]) for i in likely}
+    needed = {i: answer_length(lens, facts[i], _names(facts[i])) for i in likely}
     likely.sort(key=lambda i: needed[i])
     known = [False] * len(facts)
     for at in range(0, len(likely), TOGETHER):  # no batch is longer than its answers need
@@ -141,7 +142,12 @@ def _asked(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
 
 
 def _right(fact: Fact, text: str) -> bool:
-    return begins(text, [fact.answer, *fact.aliases])
+    return begins(text, _names(fact))
+
+
+def _names(fact: Fact) -> tuple[str, ...]:
+    """Every name that counts as the answer."""
+    return fact.answer, *fact.aliases
 
 
 def _may_begin(token: str, fact: Fact) -> bool:
@@ -150,7 +156,7 @@ def _may_begin(token: str, fact: Fact) -> bool:
     said = normalise(token)
     if not any(letter.isalnum() for letter in said):
         return True
-    names = [normalise(name) for name in (fact.answer, *fact.aliases)]
+    names = [normalise(name) for name in _names(fact)]
     return any(name.startswith(said) or said.startswith(name) for name in names)
 
 
@@ -177,7 +183,7 @@ def known_facts(
     check_count("batch_size", batch_size)
     if not facts:
         return [], pd.DataFrame(columns=["prompt", "answer", "said", "right", "logprob"])
-    longest = max(_needed(lens, fact) for fact in facts)
+    longest = max(answer_length(lens, fact, _names(fact)) for fact in facts)
     texts = lens.generate(list(facts), max(SHOWN, longest), batch_size)
     logprobs = lens.logprob(list(facts))
     rows = []
@@ -199,11 +205,6 @@ def _check_facts(facts: Sequence[Fact]) -> None:
                 f"qv.known asks for facts, got {type(fact).__name__}. Of cases pass what they edit: "
                 "read(path).edited, or [case.request.fact for case in cases]."
             )
-
-
-def _needed(lens: Lens, fact: Fact) -> int:
-    """Tokens that tell whether an accepted answer is there."""
-    return answer_length(lens, fact, (fact.answer, *fact.aliases))
 
 
 def knowledge(lens: Lens, facts: Sequence[Fact]) -> dict[str, int]:

@@ -609,7 +609,8 @@ def _before(
 def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Means over the cases with 95% intervals (`intervals`), by the columns `by`; of a curve its
     last step: `metric, before, after` of the same cases, those that have both (a refused edit has
-    no `after`); the ends of the interval of `after` (`low`, `high`), `cases`, the largest `relative_norm`, median `seconds`.
+    no `after`); the ends of the interval of `after` (`low`, `high`), `cases`, the largest
+    `relative_norm`, median `seconds`.
 
     `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity
     (CounterFact). The same case number is the same case: frames put together need a column in `by`

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -37,22 +37,12 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
 })  # fmt: skip
 
 
-class Early(NamedTuple):
+class Early(Hook):
     """A hook that acts before the others at its point."""
 
-    site: str
-    """The hook point."""
-    function: Callable[..., Any]
-    """What acts there."""
 
-
-class Late(NamedTuple):
+class Late(Hook):
     """A hook that acts after the others at its point: it looks at what they leave."""
-
-    site: str
-    """The hook point."""
-    function: Callable[..., Any]
-    """What acts there."""
 
 
 def ordered(hooks: Sequence[Hook]) -> list[Hook]:

@@ -3,8 +3,10 @@ function) lists.
 
 `Zero`, `Scale` and `Replace` act on a unit (an FFN neuron, a channel of attention, a head) for every
 reader. `Suppress` acts on one path only: it takes what query neurons write out of what chosen value
-neurons read, and leaves all else alone (the direct effect that Eq. 10 claims). Nested in any order, a value neuron's m is first what `Suppress`
-lets it read, then what the others make of it, and a query neuron writes what is left of its own."""
+neurons read, and leaves all else alone (the direct effect that Eq. 10 claims).
+
+Nested in any order, a value neuron's m is first made of what `Suppress` lets it read, then changed
+by the others, and a query neuron writes what is left of its own."""
 
 from __future__ import annotations
 
@@ -148,7 +150,8 @@ class Suppress:
         read: dict[int, Tensor] = {}
         for layer, neurons in self.query.by_layer().items():
             if any(target > layer for target in self.targets.by_layer()):
-                yield Late(backend.coefficient(layer), self._record(lens, layer, neurons, written))
+                site = backend.coefficient(layer)
+                yield Late((site, self._record(lens, layer, neurons, written)))
         for layer, neurons in self.targets.by_layer().items():
             if any(query < layer for query in self.query.by_layer()):
                 yield from self._remove(lens, layer, neurons, written, read)
@@ -189,10 +192,10 @@ class Suppress:
             changed[..., index] = new.to(m.dtype)
             return _only(lens, self.positions, m, changed)
 
-        yield Late(backend.resid_pre(layer), keep_stream)
+        yield Late((backend.resid_pre(layer), keep_stream))
         if not backend.parallel:
-            yield Late(backend.attn_out(layer), keep_attention)
-        yield Early(backend.coefficient(layer), recompute)
+            yield Late((backend.attn_out(layer), keep_attention))
+        yield Early((backend.coefficient(layer), recompute))
 
 
 def ffn_coefficients(

@@ -4,9 +4,9 @@
   document.documentElement.classList.add("js");
 
   // ---- downloads
-  const made = new Map(); // each picture's layout as it was made
+  const layouts = new Map(); // each picture's layout as it was made
   const onPaper = (plot) => { // as it is zoomed now, in the colours and margins in which it was made
-    const layout = structuredClone(plot.layout), before = made.get(plot) ?? layout;
+    const layout = structuredClone(plot.layout), before = layouts.get(plot) ?? layout;
     Object.assign(layout, { font: before.font, title: before.title, margin: before.margin });
     for (const axis of axes(layout))
       Object.assign(layout[axis], { gridcolor: before[axis]?.gridcolor, zerolinecolor: before[axis]?.zerolinecolor });
@@ -21,13 +21,13 @@
     URL.revokeObjectURL(link.href);
   };
   const button = (words, told, act) => {
-    const pressed = document.createElement("button");
-    pressed.type = "button";
-    pressed.className = "save";
-    pressed.textContent = words;
-    pressed.setAttribute("aria-label", told);
-    pressed.addEventListener("click", act);
-    return pressed;
+    const made = document.createElement("button");
+    made.type = "button";
+    made.className = "save";
+    made.textContent = words;
+    made.setAttribute("aria-label", told);
+    made.addEventListener("click", act);
+    return made;
   };
   const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
   const csv = (table) => {
@@ -51,7 +51,7 @@
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim(), grid = style.getPropertyValue("--grid").trim();
     for (const plot of all(".plotly-graph-div")) {
-      if (!made.has(plot)) made.set(plot, structuredClone(plot.layout));
+      if (!layouts.has(plot)) layouts.set(plot, structuredClone(plot.layout));
       Plotly.Plots.resize(plot); // drawn before its place had its width
       const change = { "font.color": ink, "title.font.color": ink };
       for (const axis of axes(plot.layout)) {
