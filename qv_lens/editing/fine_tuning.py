@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor
 
 from qv_lens.attribution.gradients import (
@@ -231,10 +232,10 @@ class CTP:
     """(lr, steps, stop) for a job of one request."""
 
     def deltas(self, job: Job) -> Deltas:
-        trained: dict[Key, Tensor] = {}
+        nodes: list[_Nodes] = []
         for requests in [[r] for r in job.requests] if self.stream else [job.requests]:
-            trained = _contrast(self, job, requests, trained)
-        return {key: Delta(leaf.detach().double()) for key, leaf in trained.items() if leaf.any()}
+            nodes = _contrast(self, job, requests, nodes)
+        return {n.key: n.delta(job.lens) for n in nodes if n.entries.any()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,25 +361,73 @@ def _some(
 
 
 def _scattered(lens: Lens, key: Key, leaf: Tensor, index: Tensor, axis: str, scale: float) -> Delta:
-    """The same D as two factors: the leaf and a selection."""
-    size = lens.parameter(*key).shape[1 if axis == "column" else 0]
-    pick = torch.zeros(len(index), size, dtype=torch.float64, device=leaf.device)
-    pick[range(len(index)), index] = 1.0
+    """The same D as two factors, the leaf and a selection; whole where that is smaller."""
+    shape = lens.parameter(*key).shape
     part = (scale * leaf).detach().double()
+    if len(index) * sum(shape) > shape.numel():
+        whole = part.new_zeros(shape)
+        return Delta(whole.index_copy(1 if axis == "column" else 0, index, part))
+    pick = part.new_zeros(len(index), shape[1 if axis == "column" else 0])
+    pick[range(len(index)), index] = 1.0
     return Delta(part, pick) if axis == "column" else Delta(pick.T, part)
 
 
 # ------------------------------------------------------------------ CTP's loop
 
 
+@dataclass(frozen=True)
+class _Nodes:
+    """What is trained of one weight: some nodes' entries. All other entries stay."""
+
+    key: Key
+    index: Int[Tensor, " node"]
+    """Columns of W_in and W_gate, rows of W_out, entries of a bias."""
+    entries: Tensor
+    """D there: [d_model, node] of W_in and W_gate, [node, d_model] of W_out, [node] of a bias."""
+
+    @property
+    def axis(self) -> Literal["column", "row"]:
+        return "row" if self.key[1] == "W_out" else "column"
+
+    def added(self, lens: Lens) -> Added:
+        """D as `delta_hooks` takes it."""
+        weight = lens.parameter(*self.key)
+        if weight.ndim == 1:
+            return self.entries.new_zeros(len(weight)).index_copy(0, self.index, self.entries)
+        return _some(self.entries, self.index, weight.shape[1], self.axis, 1.0)
+
+    def delta(self, lens: Lens) -> Delta:
+        """D as it is written."""
+        added = self.added(lens)
+        if isinstance(added, Tensor):
+            return Delta(added.detach().double())
+        return _scattered(lens, self.key, self.entries, self.index, self.axis, 1.0)
+
+    def mask(self, nodes: Mapping[Key, Tensor]) -> Tensor:
+        """Which of the entries are some nodes'."""
+        theirs = torch.isin(self.index, nodes[self.key])
+        return theirs[:, None] if self.axis == "row" else theirs
+
+
+def _joined(nodes: Sequence[_Nodes]) -> list[_Nodes]:
+    """Every weight once."""
+    parts = {key: [n for n in nodes if n.key == key] for key in sorted({n.key for n in nodes})}
+    return [
+        _Nodes(
+            key,
+            torch.cat([n.index for n in of]),
+            torch.cat([n.entries for n in of], 0 if of[0].axis == "row" else -1),
+        )
+        for key, of in parts.items()
+    ]
+
+
 def _contrast(
-    editor: CTP, job: Job, requests: list[EditRequest], begun: dict[Key, Tensor]
-) -> dict[Key, Tensor]:
-    """One run of CTP's epochs; `begun` holds what earlier runs trained."""
-    lens = job.lens
-    leaves = zeros_like_parameters(lens, _trained(lens, editor))
-    for key, leaf in begun.items():
-        leaves[key].data.copy_(leaf)
+    editor: CTP, job: Job, requests: list[EditRequest], begun: list[_Nodes]
+) -> list[_Nodes]:
+    """One run of CTP's epochs; `begun` is what earlier runs trained. Only nodes that were in T+ or
+    T- at some time have entries here: the rest of a weight can't move."""
+    lens, nodes = job.lens, list(begun)
     prompts = lens.tokenize([request.target for request in requests])
     old_answers = _said(lens, prompts)
     single = len(job.requests) == 1
@@ -390,70 +439,34 @@ def _contrast(
     minus: dict[Key, Tensor] = {}
     for epoch in range(epochs):
         if epoch % editor.every == 0 and (not single or epoch == 0):
-            plus, minus = _masks(editor, job, requests, leaves)
+            plus, minus = _paths(editor, job, requests, nodes)
+            fresh = _unseen(lens, plus, minus, nodes)
+            nodes += fresh
             if not optimisers or editor.adam == "separate":
-                optimisers = _optimisers(editor, leaves, lr)
+                optimisers = _optimisers(editor, nodes, lr)
+            else:
+                _join(optimisers[0], fresh)
         shuffled = order.sample(range(len(prompts)), len(prompts))
         total = 0.0
         for i in range(0, len(shuffled), editor.batch_size):
             batch = shuffled[i : i + editor.batch_size]
             asked = [prompts[b] for b in batch]
-            loss = _step(lens, leaves, asked, None, plus, optimisers[0], 1.0)
+            loss = _step(lens, nodes, asked, None, plus, optimisers[0], 1.0)
             total += loss * len(batch)
             if editor.lam > 0 and editor.bottom > 0:
                 before = [old_answers[b] for b in batch]
-                _step(lens, leaves, asked, before, minus, optimisers[1], editor.lam)
+                _step(lens, nodes, asked, before, minus, optimisers[1], editor.lam)
         losses.append([total / len(prompts)])
         if losses[-1][0] < stop:
             break
     job.losses.append(losses)
-    return leaves
+    return [replace(n, entries=n.entries.detach().requires_grad_()) for n in _joined(nodes)]
 
 
-def _trained(lens: Lens, editor: CTP) -> list[Key]:
-    """The weights that CTP's nodes lie in, and the biases that go with them."""
-    weights = ("W_in", "W_out", "W_gate") if editor.gate else ("W_in", "W_out")
-    names = [(layer, name) for layer in range(lens.n_layers) for name in weights]
-    biases = [name for name in ("b_in", "b_out") if name in lens.parameter_names]
-    return names + [(layer, name) for layer in range(lens.n_layers) for name in biases]
-
-
-def _optimisers(editor: CTP, leaves: dict[Key, Tensor], lr: float) -> list[torch.optim.Adam]:
-    """Adam of step A and of step B: one state for both, or one each."""
-    first = torch.optim.Adam(list(leaves.values()), lr=lr)
-    if editor.adam == "shared":
-        return [first, first]
-    return [first, torch.optim.Adam(list(leaves.values()), lr=lr)]
-
-
-def _step(
-    lens: Lens,
-    leaves: dict[Key, Tensor],
-    prompts: list[Prompt],
-    labels: list[tuple[int, ...]] | None,
-    mask: dict[Key, Tensor],
-    adam: torch.optim.Optimizer,
-    factor: float,
-) -> float:
-    """One masked Adam step on the answers, or other labels at their positions; returns the loss
-    before it."""
-    adam.zero_grad(set_to_none=False)
-    with torch.enable_grad():
-        loss = -answer_logprobs(lens, prompts, delta_hooks(lens, dict(leaves)), labels).mean()
-        if not torch.isfinite(loss):
-            raise EditError("CTP's loss is not finite: lower lr.")
-        (factor * loss).backward()
-    for key, leaf in leaves.items():
-        assert leaf.grad is not None
-        leaf.grad.mul_(mask[key])
-    adam.step()
-    return loss.item()
-
-
-def _masks(
-    editor: CTP, job: Job, requests: list[EditRequest], leaves: dict[Key, Tensor]
+def _paths(
+    editor: CTP, job: Job, requests: list[EditRequest], nodes: list[_Nodes]
 ) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
-    """Entries that step A and step B may move: T+ and T- found on the weights as they are."""
+    """T+ and T- on the weights as they are: what step A and step B may move of each weight."""
     lens = job.lens
     table = transmission_paths(
         lens,
@@ -464,25 +477,91 @@ def _masks(
         paths=editor.paths,
         gate=editor.gate,
         batch_size=editor.batch_size,
-        added=dict(leaves),
+        added={part.key: part.added(lens) for part in _joined(nodes)},
     )
-    masks = []
+    key_names = [
+        name
+        for name in ("W_in", *(("W_gate",) if editor.gate else ()), "b_in")
+        if name in lens.parameter_names
+    ]
+    biases = range(lens.n_layers) if editor.train_b_out and "b_out" in lens.parameter_names else ()
+    paths = []
     for sign in ("T+", "T-"):
-        mask = {key: torch.zeros_like(leaf) for key, leaf in leaves.items()}
+        chosen = {
+            (layer, "b_out"): torch.arange(lens.d_model, device=lens.device) for layer in biases
+        }
         for (layer, kind), rows in table[table["path"] == sign].groupby(["layer", "kind"]):
             index = torch.tensor(rows["neuron"].to_numpy(), device=lens.device)
-            if kind == "value":
-                mask[int(layer), "W_out"][index] = 1
-                continue
-            for name in ("W_in", "W_gate", "b_in"):
-                if (int(layer), name) in mask:
-                    mask[int(layer), name][..., index] = 1
-        if editor.train_b_out:
-            for (_, name), entries in mask.items():
-                if name == "b_out":
-                    entries.fill_(1)
-        masks.append(mask)
-    return masks[0], masks[1]
+            for name in ("W_out",) if kind == "value" else key_names:
+                chosen[int(layer), name] = index
+        paths.append(chosen)
+    return paths[0], paths[1]
+
+
+def _unseen(
+    lens: Lens, plus: dict[Key, Tensor], minus: dict[Key, Tensor], nodes: list[_Nodes]
+) -> list[_Nodes]:
+    """Nodes of T+ and T- that have no entries yet, with a D of zeros."""
+    seen = {part.key: part.index for part in _joined(nodes)}
+    fresh = []
+    for key in sorted({*plus, *minus}):
+        index = torch.cat([path[key] for path in (plus, minus) if key in path]).unique()
+        if key in seen:
+            index = index[~torch.isin(index, seen[key])]
+        if len(index):
+            weight = lens.parameter(*key)
+            shape = list(weight.shape)
+            shape[0 if key[1] == "W_out" else -1] = len(index)
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            entries = torch.zeros(shape, dtype=wide, device=weight.device, requires_grad=True)
+            fresh.append(_Nodes(key, index, entries))
+    return fresh
+
+
+def _optimisers(editor: CTP, nodes: list[_Nodes], lr: float) -> list[torch.optim.Adam]:
+    """Adam of step A and of step B: one state for both, or one each."""
+    first = torch.optim.Adam([part.entries for part in nodes], lr=lr)
+    if editor.adam == "shared":
+        return [first, first]
+    return [first, torch.optim.Adam([part.entries for part in nodes], lr=lr)]
+
+
+def _join(adam: torch.optim.Adam, fresh: list[_Nodes]) -> None:
+    """Nodes enter an Adam under way as the entries of a whole matrix that were masked until now:
+    with the steps that were taken, and no momentum."""
+    steps = next(iter(adam.state.values()))["step"]
+    for part in fresh:
+        adam.add_param_group({"params": [part.entries]})
+        adam.state[part.entries] = {
+            "step": steps.clone(),
+            "exp_avg": torch.zeros_like(part.entries),
+            "exp_avg_sq": torch.zeros_like(part.entries),
+        }
+
+
+def _step(
+    lens: Lens,
+    nodes: list[_Nodes],
+    prompts: list[Prompt],
+    labels: list[tuple[int, ...]] | None,
+    path: dict[Key, Tensor],
+    adam: torch.optim.Optimizer,
+    factor: float,
+) -> float:
+    """One Adam step of a path's nodes on the answers, or other labels at their positions; returns
+    the loss before it. Nodes that are not on the path move by momentum alone."""
+    adam.zero_grad(set_to_none=False)
+    with torch.enable_grad():
+        added = {part.key: part.added(lens) for part in _joined(nodes)}
+        loss = -answer_logprobs(lens, prompts, delta_hooks(lens, added), labels).mean()
+        if not torch.isfinite(loss):
+            raise EditError("CTP's loss is not finite: lower lr.")
+        (factor * loss).backward()
+    for part in nodes:
+        assert part.entries.grad is not None
+        part.entries.grad.mul_(part.mask(path))
+    adam.step()
+    return loss.item()
 
 
 @torch.no_grad()

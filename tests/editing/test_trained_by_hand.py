@@ -281,6 +281,7 @@ CTPS = {
     "no bottom": {"bottom": 0},
     "one batch": {"batch_size": 3},
     "stream": {"stream": True},
+    "nearly every node": {"top": 12, "bottom": 1},
 }
 
 
