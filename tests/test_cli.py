@@ -87,6 +87,11 @@ def test_our_errors_are_one_line():
     assert "Traceback" not in result.stderr
 
 
+def test_the_shell_completes_editors():
+    said = run("-m", "qv_lens", "__complete", "tune", "toy-gptj", "--editor", "").stdout.split()
+    assert {"MEMIT", "ACE", "UltraEdit"} <= set(said)
+
+
 #: runs a command in a Python that refuses to import PyTorch, and everything that needs it
 LIGHT = """
 import sys

@@ -35,7 +35,9 @@ Model = Annotated[
         )
     ),
 ]
-EditorName = Annotated[str, Parameter(help=f"{', '.join(HOMES)} (in capitals or not).")]
+#: what the shell completes; other capitals and variants are taken as well
+Completed = Parameter(completer=lambda _: list(HOMES))
+EditorName = Annotated[str, Completed, Parameter(help=f"{', '.join(HOMES)} (in capitals or not).")]
 Settings = Annotated[
     list[str] | None,
     Parameter(
