@@ -73,8 +73,10 @@ class Delta:
         """Frobenius norm, without forming the product."""
         if self.right is None:
             return float(self.left.norm())
-        gram = (self.left.T @ self.left) * (self.right @ self.right.T)
-        return float(gram.sum().clamp_min(0).sqrt())
+        # by QR: the Gram matrices of factors that nearly cancel lose half of the digits
+        _, left = torch.linalg.qr(self.left, mode="r")
+        _, right = torch.linalg.qr(self.right.T, mode="r")
+        return float((left @ right.T).norm())
 
     def add_to(self, weight: Float[Tensor, "rows columns"]) -> None:
         """Write weight + delta into the weight: added in float64, rounded once."""
@@ -98,6 +100,18 @@ class Delta:
                 torch.cat([right for _, right in factors], 0),
             )
         return Delta(torch.stack([d.dense() for d in parts]).sum(0))
+
+
+def _balanced(
+    left: Float[Tensor, "rows rank"], right: Float[Tensor, "rank columns"]
+) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank columns"]]:
+    """Factors of the same product, of equal size and without columns that cancel one another, so
+    that they may be rounded: two facts with nearly one key give huge factors of a small delta."""
+    Q, A = torch.linalg.qr(left)
+    P, B = torch.linalg.qr(right.T)
+    U, s, V = torch.linalg.svd(A @ B.T)
+    root = s.sqrt()
+    return Q @ U[:, : len(s)] * root, root[:, None] * V[: len(s)] @ P.T
 
 
 def summed(parts: Iterable[Mapping[tuple[int, str], Delta]]) -> dict[tuple[int, str], Delta]:
@@ -246,7 +260,7 @@ class Patch:
                     f"A LoRA adapter cannot hold {name}[{layer}]: the checkpoint keeps it in one "
                     f"matrix with others ({module}). Use lens.save instead."
                 )
-            left, right = delta.factors()
+            left, right = _balanced(*delta.factors())
             if left.shape[1] > max_rank:
                 raise PatchError(
                     f"The delta of {name}[{layer}] has rank {left.shape[1]}, more than {max_rank}. "

@@ -68,6 +68,9 @@ def no_statistics(monkeypatch):
         (("evaluate", "--editor", "rome", "--text", "nowhere.txt"), "text: there is no file nowhere.txt."),
         (("evaluate", "--editor", "rome", "--out", "/proc/rows.csv"), "Cannot write to /proc/rows.csv"),
         (("evaluate", "none.json", "--editor", "none"), "data: there is no file none.json."),
+        (("evaluate", "--set", "lr=1"), "--set is for an editor, and none is named: add --editor."),
+        (("evaluate", "--protocol", "batch"), "--protocol is for an editor"),
+        (("evaluate", "--preset", "nowhere", "--editor", "none"), "--preset is for an editor"),
     ],
     ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, tuple) else "",
 )  # fmt: skip

@@ -24,6 +24,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -100,9 +101,15 @@ def neuron_ensemble(
         }
         frames.append(pd.DataFrame(columns))
     frame = pd.concat(frames, ignore_index=True)
+    if not frame["score"].any():
+        raise ConfigError(
+            "Every attribution is 0: the answers' probability is too small to be told from 0, or "
+            "nothing of these weights reaches it. Choose another answer, or other parameters."
+        )
     threshold = float(frame["score"].quantile(1 - share))
-    frame = frame[frame["score"] >= threshold]
-    frame = frame.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    below = ceil((len(frame) - 1) * (1 - share) - 1e-9)
+    frame = frame.sort_values("score", ascending=False, kind="stable")
+    frame = frame.head(len(frame) - below).reset_index(drop=True)
     settings = {
         **lens.label,
         "method": "integrated gradients of weights",
@@ -170,12 +177,15 @@ def weight_attributions(
         }
         with torch.enable_grad():
             start = first, below.repeat(len(shares), 1, 1)
-            p = answer_logprobs(
+            logp = answer_logprobs(
                 lens, prompts * len(shares), delta_hooks(lens, added), start=start
-            ).exp()
-            gradients = torch.autograd.grad(p.sum() / len(prompts), list(leaves.values()))
+            )
+            # dP = P dlog P: a small P's own gradient lies below the range of float16
+            p = logp.detach().exp()
+            largest = p.max().clamp_min(torch.finfo(p.dtype).tiny)
+            gradients = torch.autograd.grad((p / largest * logp).sum(), list(leaves.values()))
         for name, gradient in zip(names, gradients, strict=True):
-            total[name] = total[name].to(gradient.device) + gradient
+            total[name] = total[name].to(gradient.device) + gradient * (largest / len(prompts))
     return {
         (layer, name): lens.parameter(layer, name).to(g.dtype) * g / steps
         for (layer, name), g in total.items()
@@ -349,13 +359,14 @@ def _path_gradient(
         copies = len(shares)
         with torch.enable_grad():
             leaf = (value * shares[:, None, None]).flatten(0, 1).requires_grad_(True)
-            p = _probabilities(lens, asked, site, leaf, start, copies)
-            (each,) = torch.autograd.grad(p.sum(), leaf)
+            logp = _logprobs(lens, asked, site, leaf, start, copies)
+            (each,) = torch.autograd.grad(logp.sum(), leaf)
+        each *= logp.detach().exp()[:, None]  # dP = P dlog P, as above
         gradient += each.unflatten(0, (copies, count)).sum(0)
     return gradient
 
 
-def _probabilities(
+def _logprobs(
     lens: Lens,
     asked: _AnswerRows,
     site: str,
@@ -363,7 +374,7 @@ def _probabilities(
     start: Start,
     copies: int,
 ) -> Float[Tensor, " copy_row"]:
-    """P(token) of every copy of the rows, the site set to `leaf` at its last token."""
+    """log P(token) of every copy of the rows, the site set to `leaf` at its last token."""
     layer, stream = start
     last = asked.last.repeat(copies)
     row = torch.arange(len(leaf), device=leaf.device)
@@ -380,8 +391,7 @@ def _probabilities(
         (layer, stream.repeat(copies, 1, 1)),
         last=asked.ends * copies,
     )
-    logits = at_least_float32(lens.read_out(final[row, last]))
-    return logits.softmax(-1)[row, asked.token.repeat(copies)]
+    return log_probs(lens.read_out(final[row, last]))[row, asked.token.repeat(copies)]
 
 
 def transmission_paths(

@@ -279,6 +279,13 @@ def evaluate(
     named = None if editor is None or editor.lower() == "none" else editor
     if named is not None:
         check_name(named)
+    given = {
+        "--set": bool(settings), "--protocol": protocol != "single", "--text": bool(text),
+        "--statistics": statistics is not None, "--preset": preset is not None,
+    }  # fmt: skip
+    for option, there in given.items():
+        if there and named is None:
+            raise ConfigError(f"{option} is for an editor, and none is named: add --editor.")
     if out is not None:
         check_writable(out)
     announce(model)
@@ -417,7 +424,13 @@ def tune(
 
     from qv_lens.editing.edit import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
-    from qv_lens.editing.preset_files import entries_of, entry_of, file_name, write_presets
+    from qv_lens.editing.preset_files import (
+        check_of,
+        entries_of,
+        entry_of,
+        file_name,
+        write_presets,
+    )
     from qv_lens.tuning.grids import GRIDS, grid, shape_of
     from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose
@@ -428,6 +441,7 @@ def tune(
     check_writable(target)
     work = folder or Path("runs") / f"tune-{file_name(model).removesuffix('.toml')}"
     lens = loaded(model, loading)
+    check_of(target, lens.fingerprint)
     cases = known_cases(lens, count, seed)
     choosing, held = cases[: RUNGS[-1]], cases[RUNGS[-1] :]
     shape = shape_of(lens, [case.request.fact for case in choosing])

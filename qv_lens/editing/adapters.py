@@ -52,6 +52,9 @@ class LoRA:
     """Training ends below this loss (nats)."""
 
     def deltas(self, job: Job) -> Deltas:
+        return job.in_turn(self._trained)
+
+    def _trained(self, job: Job) -> Deltas:
         lens = job.lens
         generator = torch.Generator().manual_seed(job.seed)  # the CPU's: a GPU draws others
         factors: dict[Key, tuple[Tensor, Tensor]] = {}
@@ -116,6 +119,9 @@ class AdaLoRA(LoRA):
                 f"an early stop: got init_rank={self.init_rank}, rank={self.rank}, "
                 f"steps={self.steps}, stop={self.stop}."
             )
+        return job.in_turn(self._trained)
+
+    def _trained(self, job: Job) -> Deltas:
         lens = job.lens
         generator = torch.Generator().manual_seed(job.seed)  # the CPU's: a GPU draws others
         adapters = {key: self._adapter(lens, key, generator) for key in self._keys(lens)}

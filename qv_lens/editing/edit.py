@@ -33,7 +33,7 @@ from qv_lens.facts.records import (
 )
 from qv_lens.models.backend import versions
 from qv_lens.models.lens import Lens, log_probs
-from qv_lens.patch import Delta, Patch
+from qv_lens.patch import Delta, Patch, summed
 
 Deltas = dict[tuple[int, str], Delta]
 logger = logging.getLogger(__name__)
@@ -109,6 +109,23 @@ class Job:
         all together)."""
         size = self.batch_size or size or len(self.requests)
         return [self.requests[i : i + size] for i in range(0, len(self.requests), size)]
+
+    def in_turn(self, deltas_of: Callable[[Job], Deltas]) -> Deltas:
+        """The sum of what `deltas_of` gives for each batch on the weights as the batches before it
+        left them. What it notes of several batches is kept as a list."""
+        batches = self.batches(None)
+        if len(batches) == 1:
+            return deltas_of(self)
+        parts: list[Deltas] = []
+        notes: list[dict[str, Any]] = []
+        for requests in batches:
+            job = replace(self, requests=requests, batch_size=None, notes={})
+            parts.append(deltas_of(job))
+            notes.append(job.notes)
+            for key, delta in parts[-1].items():
+                self.write(*key, delta)
+        self.notes.update({name: [note.get(name) for note in notes] for name in notes[0]})
+        return summed(parts)
 
     def prefixes(self, style: str = "memit") -> tuple[str, ...]:
         """Contexts with `{}`: those given to `edit`, or sampled from the model (recorded)."""

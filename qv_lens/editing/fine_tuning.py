@@ -35,7 +35,7 @@ from qv_lens.attribution.gradients import (
 from qv_lens.editing.bounds import Count, Limit, Natural, NotNegative, Positive, Share
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.errors import EditError, unknown
-from qv_lens.facts.records import EditRequest
+from qv_lens.facts.records import UNKNOWN, EditRequest
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
 from qv_lens.models.lens import Lens, log_probs
@@ -70,6 +70,9 @@ class FT:
     """Largest change of any entry (None: free)."""
 
     def deltas(self, job: Job) -> Deltas:
+        return job.in_turn(self._trained)
+
+    def _trained(self, job: Job) -> Deltas:
         if self.objective not in ("last_token", "target_new"):
             raise unknown(
                 "Objective", self.objective, ("last_token", "target_new"), error=EditError
@@ -139,6 +142,9 @@ class KNE:
     """On how many of the requests the ensemble is located (None: all)."""
 
     def deltas(self, job: Job) -> Deltas:
+        return job.in_turn(self._trained)
+
+    def _trained(self, job: Job) -> Deltas:
         ensemble = neuron_ensemble(
             job.lens,
             job.requests[: self.located],
@@ -232,6 +238,9 @@ class CTP:
     """(lr, steps, stop) for a job of one request."""
 
     def deltas(self, job: Job) -> Deltas:
+        return job.in_turn(self._trained)
+
+    def _trained(self, job: Job) -> Deltas:
         nodes: list[_Nodes] = []
         for requests in [[r] for r in job.requests] if self.stream else [job.requests]:
             nodes = _contrast(self, job, requests, nodes)
@@ -268,13 +277,26 @@ class KN:
     def deltas(self, job: Job) -> Deltas:
         if self.rule not in ("paper", "easyedit"):
             raise unknown("KN's rule", self.rule, ("paper", "easyedit"), error=EditError)
+        return job.in_turn(self._moved)
+
+    def _moved(self, job: Job) -> Deltas:
         lens = job.lens
         rows: dict[int, dict[int, Tensor]] = {}
         for request in job.requests:
+            if request.fact.answer == UNKNOWN:
+                raise EditError(
+                    f"KN moves away from the old answer, and that of {request.fact.text!r} is not "
+                    "known. Give it, or choose another editor."
+                )
             neurons = integrated_gradients(
                 lens, request.fact, None, steps=self.steps, rule=self.rule
             ).frame
             strong = neurons[neurons["score"] > self.threshold * neurons["score"].max()]
+            if strong.empty:
+                raise EditError(
+                    f"No neuron speaks for {request.fact.answer!r} after {request.fact.text!r}: no "
+                    "attribution is above 0, so KN has nothing to write."
+                )
             for layer, neuron in strong[["layer", "neuron"]].itertuples(index=False):
                 table = rows.setdefault(int(layer), {})
                 W_out = at_least_float32(lens.w_out(int(layer)))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.editing.bounds import Count, Limit, Natural, NotNegative, Part, Positive
@@ -373,8 +374,21 @@ class Sweep:
         share = left if self.plan.share == "linear" else sqrt(left)
         R = (self.targets.z_of[place] - current.double()).T / share
         if site == lens.backend_adapter.written_at(self.plan.z_layer, module):
-            return R
+            if layer == self.plan.z_layer:
+                return R
+            R = _after_norm(lens, self.plan.z_layer, module, R, clean_values(self.rows, now))
         return _before_norm(lens, self.rows, layer, module, R, start)
+
+
+def _after_norm(
+    lens: Lens, layer: int, module: Module, R: Tensor, written: Float[Tensor, "fact d_model"]
+) -> Tensor:
+    """What R, in front of the norm that follows a sublayer, is in the stream behind it: R gain /
+    sigma, with sigma of what the sublayer writes. Where no norm follows, it is R itself."""
+    after = lens.backend_adapter.norm_after(layer, module)
+    if after is None:
+        return R
+    return R * after.gain.double()[:, None] / after.scale(written).double().T
 
 
 def _before_norm(

@@ -50,6 +50,9 @@ class LocFT:
     """Whether the end of the text is trained after the answer."""
 
     def deltas(self, job: Job) -> Deltas:
+        return job.in_turn(self._trained)
+
+    def _trained(self, job: Job) -> Deltas:
         key = (job.lens.check_layer(self.layer), "W_out")
         prompts = job.lens.tokenize([request.target for request in job.requests])
         if self.end_of_text:

@@ -116,7 +116,9 @@ class NSE(ClosedForm):
             history = []
             for i in range(len(requests)):
                 job.losses.append([list(step[i]) for step in targets.losses])
-            searched = len(job.losses)
+            searched, rounds = len(job.losses), len(written)
+            names = [(layer, "W_out") for layer in plan.groups[0]] if self.trims else []
+            before = {key: job.lens.parameter(*key).clone() for key in names}
             for _ in range(self.rounds):
                 distance = self._distance(job.lens, plan, rows, targets)
                 active = [i for i, far in enumerate(distance) if self.near < far < self.far]
@@ -130,6 +132,9 @@ class NSE(ClosedForm):
                 Sweep(job, some, targets.rows(active), plan, solver, deltas).run()
                 del job.losses[searched:]  # a round searches nothing
                 written.append({key: Delta.total(parts) for key, parts in deltas.items()})
+            if self.trims and len(written) > rounds:
+                whole = summed(written[rounds:])
+                written[rounds:] = [self._trimmed(job, before, whole)]
             self._warn_of_far(self._distance(job.lens, plan, rows, targets))
             job.notes["rounds"].append(history)
             earlier.learn(self._keys(job.lens, plan, rows))
@@ -140,6 +145,13 @@ class NSE(ClosedForm):
             )
         return summed(written)
 
+    def _trimmed(self, job: Job, before: Mapping[tuple[int, str], Tensor], whole: Deltas) -> Deltas:
+        """What is kept of a batch's deltas, written in their place."""
+        kept = {key: Delta(self.trim(before[key], delta.dense())) for key, delta in whole.items()}
+        for key, delta in kept.items():
+            job.rewrite(*key, before[key], delta)
+        return kept
+
     def _targets(
         self,
         job: Job,
@@ -148,7 +160,7 @@ class NSE(ClosedForm):
         templates: Sequence[str],
     ) -> list[Targets]:
         """z* of every batch, on the weights before all edits by this editor."""
-        if job.ahead is not None:
+        if job.ahead is not None and not job.earlier(self):  # searched on the weights as they are
             return [job.ahead.of(requests) for requests in batches]
         with job.before(self):
             return [

@@ -77,15 +77,29 @@ def read_presets(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Edito
 def entries_of(file: Path) -> Entries:
     """The editors of a file, as they stand there. Raises `ConfigError` for one that cannot be
     read."""
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"Cannot read the presets in {file}: {error}.") from error
+    table = _table(file)
     entries = {name: entry for name, entry in table.items() if isinstance(entry, dict)}
     for name, entry in entries.items():
         if not isinstance(entry.get("settings"), dict) or "source" not in entry:
             raise ConfigError(f"{file}: {name} needs a source and settings.")
     return entries
+
+
+def check_of(file: Path, fingerprint: str) -> None:
+    """Raise `ConfigError` for a file that holds the presets of other weights."""
+    there = _table(file).get("fingerprint") if file.exists() else None
+    if there not in (None, fingerprint):
+        raise ConfigError(
+            f"{file} holds settings that were chosen for other weights (fingerprint {there}, not "
+            f"{fingerprint}). Name another file with --out, or remove it; nothing was changed."
+        )
+
+
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"Cannot read the presets in {file}: {error}.") from error
 
 
 def entry_of(editor: Any, source: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ Source: SimIE (2025), released code; lam and the base model as released."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,8 @@ Key = tuple[int, str]
 class SimIE:
     """SimIE (2025): any editor that writes weights, made to last over many facts.
 
-    The keys are kept with the patch, for edits made while it is applied. An editor with a memory of
+    The keys are kept with the patch, for edits made while it is applied: at a weight that this edit
+    is the first to write, facts of those patches do not count. An editor with a memory of
     its own (AlphaEdit) starts from none at every fact."""
 
     editor: Any = "ROME"
@@ -78,17 +80,18 @@ class SimIE:
         earlier = summed(patch.kept for patch in job.earlier(self))
         A: dict[Key, Tensor] = {}
         parts: list[Deltas] = []
-        for request in progress_bar(job.requests, of="SimIE", unit="fact"):
-            moved, K = self._edited(job, editor, request)
+        for i, request in enumerate(progress_bar(job.requests, of="SimIE", unit="fact")):
+            moved, K, late = self._edited(job, editor, request, {*earlier, *A}, job.requests[:i])
             shift: Deltas = {}
             for key, target in moved.items():
                 if key not in A:
                     A[key] = self._held(K[key], earlier.get(key))
+                    A[key] = sum((read[key] @ read[key].T for read in late if key in read), A[key])
                 A[key] = A[key] + K[key] @ K[key].T
                 shift[key] = _shift(job.lens.parameter(*key), target, K[key], A[key])
                 job.write(*key, shift[key])
-            grams = {key: _gram(read) for key, read in K.items()}
-            job.kept.update(summed([job.kept, grams]))
+            grams = [{key: _gram(read) for key, read in seen.items()} for seen in (*late, K)]
+            job.kept.update(summed([job.kept, *grams]))
             parts.append(shift)
         return summed(parts)
 
@@ -98,9 +101,15 @@ class SimIE:
         return lam if earlier is None else lam + earlier.dense()
 
     def _edited(
-        self, job: Job, editor: Editor, request: EditRequest
-    ) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
-        """W_e of every weight that the editor writes, and K."""
+        self,
+        job: Job,
+        editor: Editor,
+        request: EditRequest,
+        known: set[Key],
+        done: Sequence[EditRequest],
+    ) -> tuple[dict[Key, Tensor], dict[Key, Tensor], list[dict[Key, Tensor]]]:
+        """W_e and K of every weight that the editor writes or that was written before, and K of the
+        facts that are done at the weights that are first written now."""
         alone = Job(
             job.lens, [request], None, job.statistics, job.templates, job.seed,
             factored=job.factored,
@@ -120,7 +129,11 @@ class SimIE:
                         "SimIE takes editors that write weights alone."
                     )
                 moved[key] = weight.double() + delta.dense()
-            return moved, _keys(job.lens, request, list(moved))
+            new = [key for key in moved if key not in known]
+            late = [_keys(job.lens, earlier, new) for earlier in done] if new else []
+            for key in known - moved.keys():  # it holds this fact as it is
+                moved[key] = job.lens.parameter(*key).double().clone()
+            return moved, _keys(job.lens, request, list(moved)), late
 
 
 @torch.no_grad()
@@ -131,7 +144,8 @@ def _keys(
     (prompt,) = lens.tokenize([request.target])
     tapped = taps(lens, names)
     row = (*prompt.ids, *prompt.answer)
-    lens.stream([row], lens.n_layers, delta_hooks(lens, dict(tapped)))
+    hooks = delta_hooks(lens, dict(tapped))
+    lens.stream([row], lens.n_layers, hooks, last=[prompt.last])
     return {key: tap.read[0].double().T for key, tap in tapped.items() if tap.read is not None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -66,7 +67,12 @@ def of_seed(found: Sequence[Found], count: int, seed: int, told: str) -> list[Fo
             f"{told}, none of them for seed {seed}: each seed takes {count} others. Take a lower "
             "seed or a smaller count."
         )
-    return list(found[upto - count : upto])
+    mine = list(found[upto - count : upto])
+    if len(mine) < count:
+        warnings.warn(
+            f"{told}: {len(mine)} of the {count} asked for are left for seed {seed}.", stacklevel=3
+        )
+    return mine
 
 
 def _first_known(lens: Lens, cases: Sequence[Case], wanted: int) -> tuple[list[Case], int]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
 from qv_lens.facts import relations
+from qv_lens.facts.prompts import matches
 from qv_lens.facts.records import UNKNOWN, Asked, Case, EditCase, Hop, MultiHopCase, Probe
 
 
@@ -151,7 +152,7 @@ def _of_edit(case: EditCase) -> dict[str, list[Probe]]:
     """Neighbours, multi-hop prompts and KnowEdit's groups."""
     new = case.request.new
     # where a neighbour's own answer is the new answer, there is no wrong answer to compare with
-    rivals = [fact for fact in case.neighbours if fact.answer != new]
+    rivals = [fact for fact in case.neighbours if not matches(fact.answer, [new])]
     groups = {
         "near_old": [_probe(fact) for fact in case.neighbours],
         "rival_old": [_probe(fact) for fact in rivals],
@@ -180,7 +181,7 @@ def _beside(case: Case) -> dict[str, list[Probe]]:
     groups["distracted_old"] = []
     if isinstance(case, EditCase):
         # where a neighbour's own answer is the new answer, there is no wrong answer to compare with
-        rivals = [fact for fact in case.neighbours if fact.answer != case.request.new]
+        rivals = [f for f in case.neighbours if not matches(f.answer, [case.request.new])]
         stated = f"{case.request.target.text} {case.request.new}."
         for fact in rivals:
             text = f"{stated} {fact.text}"

@@ -58,7 +58,8 @@ class _Progress:
     key: str
     done: int
     seconds: float
-    refused: int
+    refused: list[int]
+    """Places of the cases that could not be edited."""
     rows: list[list[Any]]
     patch: str | None = None
 
@@ -83,8 +84,8 @@ def sequence(
 
     The group `model` holds the model's own: `perplexity` of the texts `held_out`, `relative_norm`
     (the largest ||dW|| / ||W||), `seconds` per edit and `refused`, the number of edits that could
-    not be made. `folder`: where progress is kept; another call with the same arguments goes on from
-    it. The lens is left as it was. `batch`: how many cases are edited together; none reaches over a
+    not be made; their cases are not asked. `folder`: where progress is kept; another call with the
+    same arguments goes on from it. The lens is left as it was. `batch`: how many cases are edited together; none reaches over a
     checkpoint, and one that is refused is edited case by case.
 
     Raises `ConfigError` for a folder that holds another sequence, no cases, or an unknown metric;
@@ -99,9 +100,9 @@ def sequence(
     check_editor(editor)
     check_statistics(lens, editor, statistics)
     room = Path(folder)
-    key = _key(lens, cases, editor, metrics, batch, sample, held_out, seed, statistics)
+    wanted = sorted({at for at in checkpoints if 0 < at <= len(cases)} | {len(cases)})
+    key = _key(lens, cases, editor, metrics, wanted, batch, sample, held_out, seed, statistics)
     done = _resumed(room, key)
-    wanted = sorted({at for at in checkpoints if at <= len(cases)} | {len(cases)})
     templates, factored = contexts(lens, seed), Factored(statistics)
     patches = [] if done.patch is None else [Patch.load(room / done.patch)]
     if done.done == 0 and not done.rows and held_out:
@@ -117,7 +118,7 @@ def sequence(
                 seed=seed, factored=factored,
             )  # fmt: skip
             done.seconds += time.perf_counter() - start
-            done.refused += refused
+            done.refused += [before + place for place in refused]
             if made:
                 patches = [total([*patches, *made])]
             done.done = stop
@@ -139,20 +140,20 @@ def sequence(
 
 def _edited(
     lens: Lens, cases: Sequence[EditCase], patches: Sequence[Patch], editor: Editor, **options: Any
-) -> tuple[list[Patch], int]:
-    """The patches of cases edited together, on top of those in force, and how many cases were
+) -> tuple[list[Patch], list[int]]:
+    """The patches of cases edited together, on top of those in force, and which of the cases were
     refused: where all together are, each is edited alone."""
     with lens.patched(*patches):
         try:
-            return [edit(lens, [case.request for case in cases], editor, **options)], 0
+            return [edit(lens, [case.request for case in cases], editor, **options)], []
         except EditError:
             if len(cases) == 1:
-                return [], 1
-    made, refused = [], 0
-    for case in cases:
+                return [], [0]
+    made, refused = [], []
+    for place, case in enumerate(cases):
         more, out = _edited(lens, [case], [*patches, *made], editor, **options)
         made += more
-        refused += out
+        refused += [place] if out else []
     return made, refused
 
 
@@ -169,7 +170,7 @@ def _resumed(room: Path, key: str) -> _Progress:
     try:
         found = _Progress(**json.loads((room / RECORD).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return _Progress(key, 0, 0.0, 0, [])
+        return _Progress(key, 0, 0.0, [], [])
     if found.key != key:
         raise ConfigError(
             f"{room} holds another sequence (other weights, cases, editor or settings). Name "
@@ -205,8 +206,8 @@ def _asked(
 ) -> list[list[Any]]:
     """The rows of one checkpoint."""
     step = done.done
-    every = list(range(step))
-    drawn = random.Random(f"{seed}:{step}").sample(every, min(sample, step))
+    every = [place for place in range(step) if place not in set(done.refused)]
+    drawn = random.Random(f"{seed}:{step}").sample(every, min(sample, len(every)))
     members = {"newest": every[-sample:], "first": every[:sample], "drawn": sorted(drawn)}
     asked = sorted(set().union(*members.values()))
     about = [cases[i] for i in asked]
@@ -224,12 +225,16 @@ def _asked(
     rows: list[list[Any]] = []
     for group, index in members.items():
         for metric in metrics:
-            pairs = pd.DataFrame([[values[i][k][metric] for k in (0, 1)] for i in index])
-            rows.append([step, group, metric, *pairs.mean().tolist(), len(index)])
+            pairs = pd.DataFrame(
+                [[values[i][k][metric] for k in (0, 1)] for i in index], columns=[0, 1], dtype=float
+            )
+            # before and after of the same cases; a metric that has no before is asked after alone
+            pairs = pairs.dropna(axis=1, how="all").dropna().reindex(columns=[0, 1])
+            rows.append([step, group, metric, *pairs.mean().tolist(), len(pairs)])
     own = {
         "relative_norm": (0.0, largest(lens, patches)),
         "seconds": (nan, done.seconds / step),
-        "refused": (0, done.refused),
+        "refused": (0, len(done.refused)),
     }
     if held_out:
         clean = next(row[4] for row in done.rows if row[2] == "perplexity")

@@ -288,7 +288,9 @@ def onward(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
                 after = replace(chain.probe, answer=second.answer, aliases=second.aliases)
         elif chain.second == fact:
             after = replace(chain.probe, answer=new, aliases=names)
-        if after is not None and after.answer not in (chain.second.answer, *chain.second.aliases):
+        if after is None or chain.second.answer in after.aliases:
+            continue  # by another of its names the new answer is the old one
+        if after.answer not in (chain.second.answer, *chain.second.aliases):
             pairs.append((chain.probe, after))
     return pairs
 

@@ -433,6 +433,9 @@ def _plain(record: Record) -> Fact:
         answer,
         relation=record.get("relation"),
         category=record.get("category"),
+        aliases=_names(record, "aliases"),
+        paraphrases=tuple(_template(text) for text in _names(record, "paraphrases")),
+        subject_aliases=_names(record, "subject_aliases"),
         space=space,
     )
 

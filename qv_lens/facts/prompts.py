@@ -160,7 +160,23 @@ def one_line(text: str) -> str:
 
 
 def contains(text: str, accepted: Iterable[str]) -> bool:
-    """Whether a continuation holds one of the answers somewhere, as words of its own."""
+    """Whether a continuation holds one of the answers somewhere, as words of its own: "C++" holds no
+    "C", "it is -5" no "5"."""
     said = normalise(text)
     wanted = [normalise(answer) for answer in accepted]
-    return any(answer and word_places(said, answer) for answer in wanted)
+    return any(
+        not sign_follows(said, stop) and not _sign_ahead(said, start)
+        for answer in wanted
+        if answer
+        for start, stop in word_places(said, answer)
+    )
+
+
+def _sign_ahead(text: str, start: int) -> bool:
+    """Whether a minus, a currency or the like belongs to the number at a place; the dash of 3-5 does
+    not."""
+    if start == 0 or not text[start].isdigit():
+        return False
+    sign = text[start - 1]
+    dash = sign in "-." and not text[max(0, start - 2) : start - 1].isalnum()
+    return dash or category(sign) in ("Sc", "Sm")

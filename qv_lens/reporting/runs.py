@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from qv_lens.errors import ConfigError
 from qv_lens.reporting.document import document, picture
-from qv_lens.reporting.tables import Column, Table, table
+from qv_lens.reporting.tables import Column, Table, alike, table
 
 #: rows of a page's table
 MOST = 400
@@ -34,7 +34,7 @@ SHOWN = ("experiment", "settings", "grid", "models", "versions", "machine", "com
 
 def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None) -> str:
     """A run (`runs.store.load_run`) as a page: its figure, its means, its settings."""
-    done = frame[frame["status"] == "finished"]
+    done = _finished(frame)
     varied, measures = _varied(done), _measures(done)
     same = [measure for measure in measures if done[measure].nunique() < 2 and len(done) > 1]
     kept = [measure for measure in measures if measure not in same]
@@ -66,11 +66,13 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
             f"These runs are of different experiments: {', '.join(sorted(files))}. Compare runs of "
             "one."
         )
-    done = {name: frame[frame["status"] == "finished"] for name, frame in frames.items()}
+    done = {name: _finished(frame) for name, frame in frames.items()}
     several = {column for rows in done.values() for column in _varied(rows)}
     shared = set.intersection(*(set(rows) for rows in done.values()))
     first, *others = done.values()
     varied = [column for column in first if column in several & shared]
+    done = dict(zip(done, alike(list(done.values()), varied), strict=True))
+    first, *others = done.values()
     numeric = [set(_measures(rows)) for rows in others]
     measures = [each for each in _measures(first) if all(each in names for names in numeric)]
     together = pd.concat([rows[measures] for rows in done.values()])
@@ -99,15 +101,16 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
 
 
 def _varied(done: pd.DataFrame) -> list[str]:
-    """Columns of which the rows hold several values, but not one each; seeds only where nothing else
-    was varied, so that a mean is one over seeds."""
-    measures = _measures(done)
+    """What the run's grid varies, and other columns of which the rows hold several values, but not
+    one each; seeds only where nothing else was varied, so that a mean is one over seeds."""
+    more = done.attrs.get("more", {}).values()
+    asked = {*done.attrs["grid"], *(name for grid in more for name in grid)}
+    counts = {column: done[column].astype(str).nunique() for column in done}
     columns = [
         column
-        for column in done
-        if column not in SINGLE
-        and column not in measures
-        and 1 < done[column].astype(str).nunique() <= VALUES
+        for column, count in counts.items()
+        if column not in done.attrs["measures"]
+        and (count > 1 if column in asked else 1 < count <= VALUES and column not in SINGLE)
     ]
     several = [column for column in columns if column != "seed"]
     # of columns that say the same the first is enough: a layer, and the layer that was zeroed
@@ -115,6 +118,16 @@ def _varied(done: pd.DataFrame) -> list[str]:
     for column in several:
         firsts.setdefault(tuple(done[column].astype(str)), column)
     return list(firsts.values()) or columns
+
+
+def _finished(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of finished tasks; measures that are numbers there, though failed tasks lack them, are
+    numbers."""
+    done = frame[frame["status"] == "finished"]
+    measures = [name for name in frame.attrs["measures"] if name in done]
+    plain = done[measures].convert_dtypes()
+    numbers = [name for name in measures if plain[name].dtype.kind in "fiub"]
+    return done.assign(**{name: plain[name].astype("float64") for name in numbers})
 
 
 def _measures(done: pd.DataFrame) -> list[str]:

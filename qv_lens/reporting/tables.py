@@ -103,3 +103,17 @@ def shown_tokens(tokens: Sequence[str], most: int) -> tuple[str, ...]:
     """Tokens as chips: without their blanks, or as Python writes them where nothing else is
     left."""
     return tuple(token.strip() or repr(token) for token in tokens[:most])
+
+
+def alike(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> list[pd.DataFrame]:
+    """Frames whose keys can be compared: as text where some are text and others numbers (layer 2
+    beside "all")."""
+
+    def text(value: object) -> object:
+        if value is None or value != value:
+            return None
+        whole = isinstance(value, float) and value.is_integer()
+        return str(int(value) if whole else value)  # pyright: ignore[reportArgumentType]
+
+    unlike = [key for key in keys if len({frame[key].dtype for frame in frames}) > 1]
+    return [frame.assign(**{key: frame[key].map(text) for key in unlike}) for frame in frames]

@@ -106,6 +106,7 @@ def read_config(
         replaced[key] = {"varied": True, "value": value}
     for change in changes:
         key, value = _change(change)
+        replaced = {name: new for name, new in replaced.items() if not name.startswith(f"{key}.")}
         replaced[key] = {"varied": isinstance(value, list), "value": value}
     if models:
         replaced["model"] = {"varied": True, "value": list(models)}
@@ -114,8 +115,12 @@ def read_config(
         (grid if new["varied"] else settings)[key] = new["value"]
         if not new["varied"]:
             grid.pop(key, None)
-        for values in more.values():
-            values.pop(key, None)
+        # a whole table takes the place of what was said of its parts
+        parts = [part for part in (*settings, *grid) if part.startswith(f"{key}.")]
+        for part in (key, *parts):
+            for values in (*more.values(), *((settings, grid) if part in parts else ())):
+                if part == key or part not in replaced:
+                    values.pop(part, None)
     for key, values in grid.items():
         _check_grid(key, values)
     fixed = {key: values if values == ALL_LAYERS else tuple(values) for key, values in grid.items()}

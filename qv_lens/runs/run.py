@@ -27,7 +27,7 @@ from qv_lens.errors import ConfigError, QVLensError, unknown
 from qv_lens.progress import progress_bar
 from qv_lens.runs.config import RunConfig, Task, tasks_of
 from qv_lens.runs.experiment import Experiment, find_experiment
-from qv_lens.runs.store import Store, knows_nothing, remaining
+from qv_lens.runs.store import Store, knows_nothing, remaining, storable
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +60,21 @@ class Shelf:
         if name not in self.loaded:
             from qv_lens.models.zoo import load
 
-            self.loaded.clear()
-            self.known.clear()
+            self.forget()
             self.loaded[name] = load(name, device=self.device, dtype=self.dtype)
         return self.loaded[name]
+
+    def forget(self) -> None:
+        """Discard the model, with everything computed on it."""
+        self.loaded.clear()
+        self.known.clear()
 
     def once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
         """What `compute(*arguments)` gives, kept until another model is loaded: the function and
         its arguments are the key. Raises `ConfigError` for arguments that cannot be a key, or while
         the model is patched or intervened on, because the remembered result would be that of the
         changed model."""
-        key = (compute, arguments)
+        key = (compute, arguments, tuple(map(type, arguments)))  # 1, 1.0 and True are equal
         try:
             known = key in self.known
         except TypeError as error:
@@ -106,20 +110,46 @@ class Outcome:
 
 
 def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
-    """Run one task; an exception becomes part of the outcome."""
+    """Run one task; an exception becomes part of the outcome. The next task finds the model as it
+    was: patches left in force are taken off, and a model whose weights are others is loaded anew,
+    with the task failed."""
     start = time.perf_counter()
     model = getattr(task.fields, "model", None)
-    rows, error = None, None
+    rows, error, mark, before = None, None, None, None
     try:
         lens = shelf.lens(model) if isinstance(model, str) else None
+        before = None if lens is None else weights_of(lens)
         rows = experiment.rows(task.fields, lens, shelf.once)
         # rows that cannot be stored are the task's failure, not the run's
+        rows = storable(rows, task)
         pa.Table.from_pandas(rows, preserve_index=False)
     except Exception:
         rows, error = None, traceback.format_exc()
     lens = shelf.loaded.get(model) if isinstance(model, str) else None
-    mark = None if lens is None or lens.patches else (str(model), lens.fingerprint)
+    if lens is not None and before is not None:
+        while lens.patches:
+            lens.revert()
+        if weights_of(lens) == before:
+            mark = (str(model), lens.fingerprint)
+        else:
+            shelf.forget()
+            rows, error = (
+                None,
+                error
+                or (
+                    f"qv_lens.errors.ConfigError: The task wrote into the weights of {model!r} and did "
+                    "not put them back, so its rows are not kept and the model is loaded anew: edit "
+                    "with lens.patched(patch)."
+                ),
+            )
     return Outcome(task.index, rows, error, time.perf_counter() - start, mark)
+
+
+def weights_of(lens: Lens) -> tuple[int, ...]:
+    """A sum of the bits of every weight."""
+    from qv_lens.models.identity import bit_sum
+
+    return tuple(int(bit_sum(weight)) for weight in lens.model.parameters())
 
 
 def run(
@@ -143,6 +173,7 @@ def run(
     changed on the way."""
     if engine not in ("inline", "ray"):
         raise unknown("Engine", engine, ("inline", "ray"))
+    _check_options(engine, workers=workers, address=address, device=device)
     experiment, tasks = find_experiment(config.experiment), all_tasks(config)
     store = Store.open(out, config, tasks)
     todo = remaining(tasks, store.finished())
@@ -182,6 +213,19 @@ def run(
             )
     store.close(config, tasks)
     return Path(out)
+
+
+def _check_options(engine: Engine, **options: Any) -> None:
+    """Raise `ConfigError` for an option that the engine does not read."""
+    unread = ("device",) if engine == "ray" else ("workers", "address")
+    for name in unread:
+        if options[name] is not None:
+            why = (
+                "Ray gives every worker its share of the machine"
+                if engine == "ray"
+                else "one process runs all tasks"
+            )
+            raise ConfigError(f"{name} has no effect with engine={engine!r}: {why}. Leave it out.")
 
 
 def _named(task: Task, config: RunConfig) -> str:
@@ -323,7 +367,7 @@ def estimate(
     todo = remaining(tasks, finished)
     models = {m for task in tasks if isinstance(m := getattr(task.fields, "model", None), str)}
     gigabytes = max((weight_gigabytes(model) for model in models), default=0.0)
-    known = [s for s in (store.seconds() if store else []) if s == s]
+    known = [s for s in (store.seconds(tasks) if store else []) if s == s]
     if known:
         return Estimate(
             tasks,

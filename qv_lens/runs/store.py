@@ -20,8 +20,8 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ from qv_lens.runs.experiment import find_experiment
 if TYPE_CHECKING:
     import pandas as pd
 
+#: columns that `load_run` writes beside the fields and results
+RESERVED = ("task", "status", "error")
 PACKAGES = ("qv_lens", "torch", "transformer-lens", "transformers", "pandas", "pyarrow", "ray")
 
 
@@ -53,6 +55,12 @@ class Store:
         another config, a folder with other files in it, or one that cannot be written."""
         store = cls(Path(folder))
         experiment = find_experiment(config.experiment)
+        taken = [name for name in RESERVED if any(name in task.values for task in tasks)]
+        if taken:
+            raise ConfigError(
+                f"{config.experiment} has a field {taken[0]!r}, which the run itself writes: choose "
+                "another name."
+            )
         described = {
             **config.as_dict(),
             "measures": list(experiment.measures),
@@ -98,8 +106,8 @@ class Store:
                 f"{self.folder} holds a run with another config (different: {named}). "
                 "Choose another --out, or remove the folder; nothing was changed."
             )
-        files = beside["files"]
-        for name, content in known.get("files", {}).items():
+        files, held = beside["files"], known.get("files", {})
+        for name, content in held.items():
             if files.get(name, content) != content:
                 raise ConfigError(
                     f"{self.folder} was begun when {name} held something else: rows of both would "
@@ -112,6 +120,8 @@ class Store:
                 "another --out (or raise VERSION in the file).",
                 stacklevel=4,
             )
+        if files.keys() - held.keys():  # absent when the run was begun
+            self._write("config.json", {**known, "files": {**files, **held}})
 
     def finished(self) -> set[str]:
         """Ids of the tasks whose rows are here."""
@@ -119,12 +129,8 @@ class Store:
 
     def save(self, task: Task, rows: pd.DataFrame, seconds: float) -> None:
         """Write the rows of a task, with its fields as columns: whole or not at all."""
+        rows = storable(rows, task)
         columns = {"task": task.index, **task.values}
-        clash = sorted(set(columns) & set(rows.columns))
-        if clash:
-            raise ConfigError(
-                f"An experiment's rows must not hold the task's own column {clash[0]!r}."
-            )
         table = pa.Table.from_pandas(rows.reset_index(drop=True), preserve_index=False)
         for at, (name, value) in enumerate(columns.items()):
             table = table.add_column(at, name, pa.array([value] * len(rows)))
@@ -154,7 +160,10 @@ class Store:
     def check_model(self, name: str, fingerprint: str) -> None:
         """Keep a model's fingerprint. Raises `ConfigError` if the run began with other weights of
         that name."""
-        path = f"models/{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.json"
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+        if plain != name:  # other names may come out the same
+            plain += "-" + hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+        path = f"models/{plain}.json"
         known = self._read(path)
         if known is None:
             self._write(path, {"name": name, "fingerprint": fingerprint})
@@ -165,11 +174,13 @@ class Store:
                 "new folder with --out."
             )
 
-    def seconds(self) -> list[float]:
-        """What each finished task took."""
-        shards = (self.folder / "shards").glob("*.parquet")
+    def seconds(self, tasks: Iterable[Task]) -> list[float]:
+        """What each finished one of these tasks took."""
+        shards = [self.folder / "shards" / f"{task.id}.parquet" for task in tasks]
         return [
-            float((pq.read_schema(path).metadata or {}).get(b"seconds", b"nan")) for path in shards
+            float((pq.read_schema(path).metadata or {}).get(b"seconds", b"nan"))
+            for path in shards
+            if path.exists()
         ]
 
     def close(self, config: RunConfig, tasks: list[Task]) -> None:
@@ -262,10 +273,9 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     ):
         if path.stem in order:
             tables.append(_table(path))
-    # a field that is a number in one task and a text in another: layer 2 and "all"
-    mixed = _mixed(tables)
+    one = _of_one_type(tables)
     tables = [
-        table.cast(pa.schema([_as_text(f) if f.name in mixed else f for f in table.schema]))
+        table.cast(pa.schema([pa.field(f.name, one.get(f.name, f.type)) for f in table.schema]))
         for table in tables
     ]
     finished = (
@@ -335,35 +345,67 @@ def _plain(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, default=str)
 
 
+def storable(rows: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """A task's rows as they are stored: a named index becomes columns. Raises `ConfigError` for a
+    column that the run itself writes."""
+    if any(name is not None for name in rows.index.names):
+        rows = rows.reset_index()
+    clash = sorted({*RESERVED, *task.values} & set(rows.columns))
+    if clash:
+        raise ConfigError(
+            f"An experiment's rows must not hold the run's own column {clash[0]!r}: choose another "
+            "name."
+        )
+    return rows.reset_index(drop=True)
+
+
 def _files(tasks: list[Task]) -> dict[str, str]:
-    """Hash of every file that a task's fields name: rows of other data must not join those that are
-    here."""
-    named = {
-        value
-        for task in tasks
-        for value in task.values.values()
-        if isinstance(value, str) and 0 < len(value) < 256
-    }
-    return {name: _hash(Path(name)) for name in sorted(named) if Path(name).is_file()}
+    """Hash of every file and folder that a task's fields name, also within lists and tables: rows
+    of other data must not join those that are here. (Models are known by their weights.)"""
+    named: set[str] = set()
+    for task in tasks:
+        for field, value in asdict(task.fields).items():
+            if field != "model":
+                named |= {text for text in _texts(value) if 0 < len(text) < 256}
+    return {name: _hash(Path(name)) for name in sorted(named) if Path(name).exists()}
 
 
-def _hash(file: Path) -> str:
-    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a field's value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, Iterable):
+        for each in value:
+            yield from _texts(each)
 
 
-def _mixed(tables: list[pa.Table]) -> set[str]:
-    kinds: dict[str, set[bool]] = {}
+def _hash(place: Path) -> str:
+    """Hash of a file, or of all files in a folder and their names."""
+    if place.is_file():
+        return hashlib.blake2b(place.read_bytes(), digest_size=8).hexdigest()
+    files = sorted(file for file in place.rglob("*") if file.is_file())
+    said = [f"{file.relative_to(place)} {_hash(file)}" for file in files]
+    return hashlib.blake2b("\n".join(said).encode(), digest_size=8).hexdigest()
+
+
+def _of_one_type(tables: list[pa.Table]) -> dict[str, pa.DataType]:
+    """The type of every column that has several and none that holds them all: a text where one is
+    text (layer 2 and "all"), a number where truth and number meet (a mean that is missing once)."""
+    kinds: dict[str, set[str]] = {}
     for table in tables:
         for f in table.schema:
             if not pa.types.is_null(f.type):
-                kinds.setdefault(f.name, set()).add(
-                    pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
-                )
-    return {name for name, texts in kinds.items() if len(texts) > 1}
-
-
-def _as_text(f: pa.Field) -> pa.Field:
-    return pa.field(f.name, pa.string())
+                text = pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
+                kind = "text" if text else "truth" if pa.types.is_boolean(f.type) else "number"
+                kinds.setdefault(f.name, set()).add(kind)
+    return {
+        name: pa.string() if "text" in several else pa.float64()
+        for name, several in kinds.items()
+        if len(several) > 1
+    }
 
 
 #: columns that two runs of the same need not share
@@ -376,6 +418,10 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
 
     Raises `ConfigError` for runs of different experiments.
     """
+    from pandas.api.types import is_numeric_dtype
+
+    from qv_lens.reporting.tables import alike
+
     a, b = load_run(first), load_run(second)
     if a.attrs["experiment"] != b.attrs["experiment"]:
         raise ConfigError(
@@ -390,12 +436,17 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
                 "failed."
             )
     keys = [c for c in a.columns if c in b.columns and c not in (*measures, *NOT_KEYS)]
-    joined = a[[*keys, *measures]].merge(
-        b[[*keys, *measures]], on=keys, how="outer", suffixes=("_first", "_second")
+    # rows that no field tells apart are joined in their order
+    one, other = (
+        frame.assign(_row=frame.groupby(keys, dropna=False).cumcount() if keys else frame.index)
+        for frame in alike([a[[*keys, *measures]], b[[*keys, *measures]]], keys)
     )
+    joined = one.merge(other, on=[*keys, "_row"], how="outer", suffixes=("_first", "_second"))
     for name in measures:
-        joined[f"{name}_difference"] = joined[f"{name}_second"] - joined[f"{name}_first"]
-    return joined
+        before, after = joined[f"{name}_first"], joined[f"{name}_second"]
+        if is_numeric_dtype(before) and is_numeric_dtype(after):
+            joined[f"{name}_difference"] = after.astype(float) - before.astype(float)
+    return joined.drop(columns="_row")
 
 
 def machine() -> dict[str, Any]:

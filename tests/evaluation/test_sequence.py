@@ -129,5 +129,9 @@ def test_of_cases_that_conflict_each_is_edited_alone(lens, tmp_path):
     options = {**OPTIONS, "checkpoints": (), "metrics": ("efficacy_acc",)}
     frame = sequence(lens, twice, EDITOR, tmp_path, **options, batch=4)
     assert value(frame, 4, "model", "refused") == 1  # the one that asks for the old answer
-    assert value(frame, 4, "newest", "efficacy_acc") == 0.5
+    # as `evaluate` has it: of the three that could be edited, before and after of the same cases
+    wanted = qv.evaluate(lens, twice[:3], ["efficacy_acc"], EDITOR, "consecutive")
+    assert value(frame, 4, "newest", "efficacy_acc") == wanted["after"].iloc[-2:].mean()
+    assert value(frame, 4, "newest", "efficacy_acc", "cases") == 2
+    assert value(frame, 4, "first", "efficacy_acc", "before") == wanted["before"].iloc[:2].mean()
     assert value(frame, 4, "model", "relative_norm") > 0

@@ -189,6 +189,8 @@ def test_edits_never_ask_for_a_true_answer(seed):
             assert near.subject != fact.subject
             assert bare(new).casefold() not in accepted(near)
         two_hop += len(case.onward)
+        for before, after in case.onward:  # by none of its names is the new answer the old one
+            assert not {before.answer, *before.aliases} & {after.answer, *after.aliases}
         for before, after in case.onward:
             chain = said[before.text]
             assert before.text == after.text

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import qv_lens as qv
 from qv_lens.facts.benchmarks import parse
 from qv_lens.facts.formats import leading_to
-from qv_lens.facts.prompts import begins, matches, normalise
+from qv_lens.facts.prompts import begins, contains, matches, normalise
 from qv_lens.facts.records import Fact, Hop
 from qv_lens.facts.words import best_place, places
 
@@ -52,6 +52,15 @@ def test_a_continuation_begins_with_its_answer(text, answer):
 ])  # fmt: skip
 def test_a_continuation_begins_with_another_answer(text, answer):
     assert not begins(text, [answer])
+
+
+@pytest.mark.parametrize(("text", "answer", "held"), [
+    ("I use C++ and Java.", "C", False), ("I use C, not Java.", "C", True), ("I use C++.", "C++", True), ("it is -5", "5", False),
+    ("it costs $5", "5", False), ("it costs $5", "$5", True), ("scores of 3-5", "5", True), ("5 of them", "5", True), ("he won 5.", "5", True),
+    ("about .5 of it", "5", False), ("in Paris, France", "Paris", True), ("in Jean-Luc", "Luc", True),
+])  # fmt: skip
+def test_a_continuation_holds_an_answer(text, answer, held):
+    assert contains(text, [answer]) == held
 
 
 @pytest.mark.parametrize(("text", "answer", "same"), [
