@@ -87,6 +87,23 @@ class Experiment:
     version: int
     """Rows of another version are other rows."""
 
+    @property
+    def shared(self) -> list[Path]:
+        """The files of its package that it takes something from, and that these do."""
+        package = self.name.partition(".")[0] + "."
+        found, todo = {self.name}, [self.name]
+        while todo:
+            values = vars(sys.modules[todo.pop()]).values()
+            names = {
+                v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None)
+                for v in values
+            }
+            fresh = {n for n in names - found if n in sys.modules and str(n).startswith(package)}
+            found |= fresh
+            todo += fresh
+        files = [sys.modules[name].__file__ for name in found - {self.name}]
+        return sorted(Path(file) for file in files if file is not None)
+
     def rows(self, task: Any, lens: Lens | None, once: Once = directly) -> pd.DataFrame:
         """The rows of one cell."""
         if len(signature(self.compute).parameters) > 2:

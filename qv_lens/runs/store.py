@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from qv_lens.errors import ConfigError
 from qv_lens.files import whole
 from qv_lens.runs.config import RunConfig, Task
-from qv_lens.runs.experiment import find_experiment
+from qv_lens.runs.experiment import Experiment, find_experiment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +71,7 @@ class Store:
             "file": str(experiment.file),
             "code": _hash(experiment.file),
             "files": _files(tasks),
+            "read": _read_beside(experiment, tasks),
         }
         known = store._read("config.json")
         if known is None:
@@ -113,11 +114,18 @@ class Store:
                     f"{self.folder} was begun when {name} held something else: rows of both would "
                     "be mixed. Put the old file back, or choose another --out; nothing was changed."
                 )
+        changed = [
+            name
+            for name, content in known.get("read", {}).items()
+            if beside["read"].get(name, content) != content
+        ]
         if known.get("code", beside["code"]) != beside["code"]:
+            changed.insert(0, Path(beside["file"]).name)
+        if changed:
             warnings.warn(
-                f"{Path(beside['file']).name} has changed since {self.folder} was begun: rows that "
-                "are finished are kept as they are. If they would now come out otherwise, choose "
-                "another --out (or raise VERSION in the file).",
+                f"{' and '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since "
+                f"{self.folder} was begun: rows that are finished are kept as they are. If they "
+                "would now come out otherwise, choose another --out (or raise VERSION in the file).",
                 stacklevel=4,
             )
         if files.keys() - held.keys():  # absent when the run was begun
@@ -368,6 +376,19 @@ def _files(tasks: list[Task]) -> dict[str, str]:
             if field != "model":
                 named |= {text for text in _texts(value) if 0 < len(text) < 256}
     return {name: _hash(Path(name)) for name in sorted(named) if Path(name).exists()}
+
+
+def _read_beside(experiment: Experiment, tasks: list[Task]) -> dict[str, str]:
+    """Hashes of what rows may depend on besides: the code that the experiment shares with others, and
+    the presets of its models ('' where there are none)."""
+    from qv_lens.editing.preset_files import files_of
+
+    shared = {file.name: _hash(file) for file in experiment.shared}
+    models = {m for task in tasks if isinstance(m := getattr(task.fields, "model", None), str)}
+    presets = {
+        f"the presets of {model}": " ".join(map(_hash, files_of(model))) for model in sorted(models)
+    }
+    return {**shared, **presets}
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -199,3 +200,30 @@ def test_every_value_of_a_grid_is_a_row_of_the_page(tmp_path):
     whole = pd.concat([frame.assign(x=frame["x"] > 3), failed], ignore_index=True)
     whole.attrs.update(frame.attrs)
     assert cells(run_page("e", whole, None), "results")[0] == ["n", "text", "x"]
+
+
+def test_changed_presets_and_shared_code_are_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("QV_LENS_CACHE", str(tmp_path / "cache"))
+    package = tmp_path / "tried_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "parts.py").write_text("FACTOR = 1\n\ndef scaled(n):\n    return FACTOR * n\n")
+    body = '    return pd.DataFrame({"x": [float(scaled(task.n))]})'
+    path = experiment(package, "n: int; model: str = 'toy-gptj'", body)
+    text = Path(path).read_text()
+    Path(path).write_text(
+        text.replace("MEASURES", "from tried_package.parts import scaled\nMEASURES")
+    )
+    config = RunConfig(path, {}, {"n": (0, 1)})
+    run(config, tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(config, tmp_path / "out")
+    presets = tmp_path / "cache" / "presets" / "toy-gptj.toml"
+    presets.parent.mkdir(parents=True)
+    presets.write_text("")
+    with pytest.warns(UserWarning, match="the presets of toy-gptj has changed since"):
+        run(config, tmp_path / "out")
+    (package / "parts.py").write_text("FACTOR = 100\n\ndef scaled(n):\n    return FACTOR * n\n")
+    with pytest.warns(UserWarning, match=r"parts.py and the presets of toy-gptj have changed"):
+        run(config, tmp_path / "out")
