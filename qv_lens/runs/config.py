@@ -115,12 +115,14 @@ def read_config(
         (grid if new["varied"] else settings)[key] = new["value"]
         if not new["varied"]:
             grid.pop(key, None)
+        for values in more.values():
+            values.pop(key, None)
         # a whole table takes the place of what was said of its parts
-        parts = [part for part in (*settings, *grid) if part.startswith(f"{key}.")]
-        for part in (key, *parts):
-            for values in (*more.values(), *((settings, grid) if part in parts else ())):
-                if part == key or part not in replaced:
-                    values.pop(part, None)
+        for values in (settings, grid, *more.values()):
+            parts = [part for part in values if part.startswith(f"{key}.")]
+            for part in parts:
+                if part not in replaced:
+                    del values[part]
     for key, values in grid.items():
         _check_grid(key, values)
     fixed = {key: values if values == ALL_LAYERS else tuple(values) for key, values in grid.items()}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -38,6 +39,16 @@ if TYPE_CHECKING:
 
 Engine = Literal["inline", "ray"]
 RETRIES = 2
+#: options that an engine does not read, and why
+UNREAD = MappingProxyType({
+    "inline": (("workers", "address"), "one process runs all tasks"),
+    "ray": (("device",), "Ray gives every worker its share of the machine"),
+})  # fmt: skip
+#: the error of a task that leaves other weights behind
+WRITTEN = (
+    "qv_lens.errors.ConfigError: The task wrote into the weights of {model!r} and did not put them "
+    "back, so its rows are not kept and the model is loaded anew: edit with lens.patched(patch)."
+)
 
 
 @dataclass
@@ -133,15 +144,7 @@ def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
             mark = (str(model), lens.fingerprint)
         else:
             shelf.forget()
-            rows, error = (
-                None,
-                error
-                or (
-                    f"qv_lens.errors.ConfigError: The task wrote into the weights of {model!r} and did "
-                    "not put them back, so its rows are not kept and the model is loaded anew: edit "
-                    "with lens.patched(patch)."
-                ),
-            )
+            rows, error = None, error or WRITTEN.format(model=model)
     return Outcome(task.index, rows, error, time.perf_counter() - start, mark)
 
 
@@ -217,14 +220,9 @@ def run(
 
 def _check_options(engine: Engine, **options: Any) -> None:
     """Raise `ConfigError` for an option that the engine does not read."""
-    unread = ("device",) if engine == "ray" else ("workers", "address")
+    unread, why = UNREAD[engine]
     for name in unread:
         if options[name] is not None:
-            why = (
-                "Ray gives every worker its share of the machine"
-                if engine == "ray"
-                else "one process runs all tasks"
-            )
             raise ConfigError(f"{name} has no effect with engine={engine!r}: {why}. Leave it out.")
 
 

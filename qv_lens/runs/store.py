@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 #: columns that `load_run` writes beside the fields and results
 RESERVED = ("task", "status", "error")
+#: bytes of a file in a folder of data above which its size stands for it
+LARGE = 2**26
 PACKAGES = ("qv_lens", "torch", "transformer-lens", "transformers", "pandas", "pyarrow", "ray")
 
 
@@ -375,7 +377,12 @@ def _files(tasks: list[Task]) -> dict[str, str]:
         for field, value in asdict(task.fields).items():
             if field != "model":
                 named |= {text for text in _texts(value) if 0 < len(text) < 256}
-    return {name: _hash(Path(name)) for name in sorted(named) if Path(name).exists()}
+    around = {Path.cwd(), *Path.cwd().parents}  # a text that happens to be "." names no data
+    return {
+        name: _hash(Path(name))
+        for name in sorted(named)
+        if Path(name).exists() and Path(name).resolve() not in around
+    }
 
 
 def _read_beside(experiment: Experiment, tasks: list[Task]) -> dict[str, str]:
@@ -383,7 +390,7 @@ def _read_beside(experiment: Experiment, tasks: list[Task]) -> dict[str, str]:
     the presets of its models ('' where there are none)."""
     from qv_lens.editing.preset_files import files_of
 
-    shared = {file.name: _hash(file) for file in experiment.shared}
+    shared = {f"{file.parent.name}/{file.name}": _hash(file) for file in experiment.shared}
     models = {m for task in tasks if isinstance(m := getattr(task.fields, "model", None), str)}
     presets = {
         f"the presets of {model}": " ".join(map(_hash, files_of(model))) for model in sorted(models)
@@ -404,11 +411,15 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _hash(place: Path) -> str:
-    """Hash of a file, or of all files in a folder and their names."""
+    """Hash of a file, or of a folder's: their names and what they hold, of very large ones the
+    size."""
     if place.is_file():
         return hashlib.blake2b(place.read_bytes(), digest_size=8).hexdigest()
-    files = sorted(file for file in place.rglob("*") if file.is_file())
-    said = [f"{file.relative_to(place)} {_hash(file)}" for file in files]
+    files = {file: file.stat().st_size for file in sorted(place.rglob("*")) if file.is_file()}
+    said = [
+        f"{file.relative_to(place)} {_hash(file) if size < LARGE else size}"
+        for file, size in files.items()
+    ]
     return hashlib.blake2b("\n".join(said).encode(), digest_size=8).hexdigest()
 
 
