@@ -196,8 +196,7 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
         *lines,
         "",
         f"Of these {frame['method'].nunique()}, with {SAID:.0%} of the drawn edits said and a "
-        "perplexity at most "
-        f"{SURPRISED - 1:.0%} higher: {kept}.",
+        f"perplexity at most {SURPRISED - 1:.0%} higher: {kept}.",
     ]
 
 

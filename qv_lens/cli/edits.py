@@ -283,9 +283,9 @@ def evaluate(
         "--set": bool(settings), "--protocol": protocol != "single", "--text": bool(text),
         "--statistics": statistics is not None, "--preset": preset is not None,
     }  # fmt: skip
-    for option, there in given.items():
-        if there and named is None:
-            raise ConfigError(f"{option} is for an editor, and none is named: add --editor.")
+    unread = [option for option, there in given.items() if there and named is None]
+    if unread:
+        raise ConfigError(f"{unread[0]} is for an editor, and none is named: add --editor.")
     if out is not None:
         check_writable(out)
     announce(model)
@@ -425,7 +425,7 @@ def tune(
     from qv_lens.editing.edit import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.preset_files import (
-        check_of,
+        check_weights,
         entries_of,
         entry_of,
         file_name,
@@ -441,7 +441,7 @@ def tune(
     check_writable(target)
     work = folder or Path("runs") / f"tune-{file_name(model).removesuffix('.toml')}"
     lens = loaded(model, loading)
-    check_of(target, lens.fingerprint)
+    check_weights(target, lens.fingerprint)
     cases = known_cases(lens, count, seed)
     choosing, held = cases[: RUNGS[-1]], cases[RUNGS[-1] :]
     shape = shape_of(lens, [case.request.fact for case in choosing])

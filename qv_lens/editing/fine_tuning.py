@@ -37,7 +37,7 @@ from qv_lens.editing.edit import Deltas, Job
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import UNKNOWN, EditRequest
 from qv_lens.facts.spans import Prompt
-from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
+from qv_lens.models.deltas import Added, delta_hooks, zero_leaf, zeros_like_parameters
 from qv_lens.models.lens import Lens, log_probs
 from qv_lens.models.norms import at_least_float32
 from qv_lens.patch import Delta
@@ -171,12 +171,7 @@ class KNE:
                 if self.axis == "column"
                 else (len(index), weight.shape[1])
             )
-            leaves[key] = torch.zeros(
-                shape,
-                dtype=at_least_float32(weight).dtype,
-                device=weight.device,
-                requires_grad=True,
-            )
+            leaves[key] = zero_leaf(weight, *shape)
             added[key] = _some(
                 leaves[key], index, weight.shape[1], self.axis, self.alpha / sqrt(len(index))
             )
@@ -534,9 +529,7 @@ def _unseen(
             weight = lens.parameter(*key)
             shape = list(weight.shape)
             shape[0 if key[1] == "W_out" else -1] = len(index)
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            entries = torch.zeros(shape, dtype=wide, device=weight.device, requires_grad=True)
-            fresh.append(_Nodes(key, index, entries))
+            fresh.append(_Nodes(key, index, zero_leaf(weight, *shape)))
     return fresh
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, sqrt
 from pathlib import Path
@@ -172,6 +172,14 @@ class ClosedForm(ABC):
         """Whether `trim` changes anything."""
         return self.damp > 0 or type(self).trim is not ClosedForm.trim
 
+    def kept_of(self, job: Job, before: Mapping[tuple[int, str], Tensor], whole: Deltas) -> Deltas:
+        """What `trim` keeps of a batch's deltas, written in their place; `before`: the weights as
+        the batch found them."""
+        kept = {key: Delta(self.trim(before[key], delta.dense())) for key, delta in whole.items()}
+        for key, delta in kept.items():
+            job.rewrite(*key, before[key], delta)
+        return kept
+
     def deltas(self, job: Job) -> Deltas:
         passes = self.plan(job.lens)
         for place in _written(passes) if self.reads_statistics else ():
@@ -224,11 +232,10 @@ def sweep(job: Job, editor: ClosedForm, passes: tuple[Pass, ...], solver: Solver
                 targets = search(job.lens, requests, rows, plan.fact_token, plan.search)
             Sweep(job, rows, targets, plan, solver, written, keys).run()
         solver.learn(keys)
+        if editor.trims:
+            whole = {key: Delta.total(deltas) for key, deltas in written.items()}
+            written = {key: [delta] for key, delta in editor.kept_of(job, before, whole).items()}
         for key, deltas in written.items():
-            if editor.trims:
-                kept = Delta(editor.trim(before[key], Delta.total(deltas).dense()))
-                job.rewrite(*key, before[key], kept)
-                deltas = [kept]
             parts.setdefault(key, []).extend(deltas)
     return {key: Delta.total(deltas) for key, deltas in parts.items()}
 

@@ -133,8 +133,7 @@ class NSE(ClosedForm):
                 del job.losses[searched:]  # a round searches nothing
                 written.append({key: Delta.total(parts) for key, parts in deltas.items()})
             if self.trims and len(written) > rounds:
-                whole = summed(written[rounds:])
-                written[rounds:] = [self._trimmed(job, before, whole)]
+                written[rounds:] = [self.kept_of(job, before, summed(written[rounds:]))]
             self._warn_of_far(self._distance(job.lens, plan, rows, targets))
             job.notes["rounds"].append(history)
             earlier.learn(self._keys(job.lens, plan, rows))
@@ -144,13 +143,6 @@ class NSE(ClosedForm):
                 "was written. Lower near, or raise far."
             )
         return summed(written)
-
-    def _trimmed(self, job: Job, before: Mapping[tuple[int, str], Tensor], whole: Deltas) -> Deltas:
-        """What is kept of a batch's deltas, written in their place."""
-        kept = {key: Delta(self.trim(before[key], delta.dense())) for key, delta in whole.items()}
-        for key, delta in kept.items():
-            job.rewrite(*key, before[key], delta)
-        return kept
 
     def _targets(
         self,

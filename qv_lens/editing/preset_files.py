@@ -85,7 +85,7 @@ def entries_of(file: Path) -> Entries:
     return entries
 
 
-def check_of(file: Path, fingerprint: str) -> None:
+def check_weights(file: Path, fingerprint: str) -> None:
     """Raise `ConfigError` for a file that holds the presets of other weights."""
     there = _table(file).get("fingerprint") if file.exists() else None
     if there not in (None, fingerprint):

@@ -45,9 +45,9 @@ Key = tuple[int, str]
 class SimIE:
     """SimIE (2025): any editor that writes weights, made to last over many facts.
 
-    The keys are kept with the patch, for edits made while it is applied: at a weight that this edit
-    is the first to write, facts of those patches do not count. An editor with a memory of
-    its own (AlphaEdit) starts from none at every fact."""
+    The keys are kept with the patch, for edits made while it is applied. At a weight that no earlier
+    patch wrote, those patches' facts do not count. An editor with a memory of its own (AlphaEdit)
+    starts from none at every fact."""
 
     editor: Any = "ROME"
     """The editor for each fact, or the name of the model's preset of one."""

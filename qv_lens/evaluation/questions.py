@@ -150,9 +150,7 @@ def _of_requests(case: Case) -> dict[str, list[Probe]]:
 
 def _of_edit(case: EditCase) -> dict[str, list[Probe]]:
     """Neighbours, multi-hop prompts and KnowEdit's groups."""
-    new = case.request.new
-    # where a neighbour's own answer is the new answer, there is no wrong answer to compare with
-    rivals = [fact for fact in case.neighbours if not matches(fact.answer, [new])]
+    new, rivals = case.request.new, _rivals(case)
     groups = {
         "near_old": [_probe(fact) for fact in case.neighbours],
         "rival_old": [_probe(fact) for fact in rivals],
@@ -165,6 +163,12 @@ def _of_edit(case: EditCase) -> dict[str, list[Probe]]:
     for name, probes in case.locality:
         groups[f"locality_{name}"] = list(probes)
     return groups
+
+
+def _rivals(case: EditCase) -> list[Asked]:
+    """The neighbours for which the new answer is a wrong one: where it is a neighbour's own, there
+    is nothing to compare with."""
+    return [fact for fact in case.neighbours if not matches(fact.answer, [case.request.new])]
 
 
 def _beside(case: Case) -> dict[str, list[Probe]]:
@@ -180,10 +184,8 @@ def _beside(case: Case) -> dict[str, list[Probe]]:
             groups["reversed_new"].append(Probe(back, fact.subject))
     groups["distracted_old"] = []
     if isinstance(case, EditCase):
-        # where a neighbour's own answer is the new answer, there is no wrong answer to compare with
-        rivals = [f for f in case.neighbours if not matches(f.answer, [case.request.new])]
         stated = f"{case.request.target.text} {case.request.new}."
-        for fact in rivals:
+        for fact in _rivals(case):
             text = f"{stated} {fact.text}"
             groups["distracted_old"].append(Probe(text, fact.answer, space=fact.space))
             groups["distracted_new"].append(Probe(text, case.request.new, space=fact.space))

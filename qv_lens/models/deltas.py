@@ -94,14 +94,14 @@ def zeros_like_parameters(
     lens: Lens, names: list[tuple[int, str]]
 ) -> dict[tuple[int, str], Tensor]:
     """A D of zeros that asks for its gradient, in float32 or better, for each named weight."""
-    leaves = {}
-    for layer, name in names:
-        weight = lens.parameter(layer, name)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        leaves[layer, name] = torch.zeros(
-            weight.shape, dtype=wide, device=weight.device, requires_grad=True
-        )
-    return leaves
+    weights = {name: lens.parameter(*name) for name in names}
+    return {name: zero_leaf(weight, *weight.shape) for name, weight in weights.items()}
+
+
+def zero_leaf(weight: Tensor, *shape: int) -> Tensor:
+    """Zeros beside a weight that ask for their gradient, in float32 or better."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return torch.zeros(shape, dtype=wide, device=weight.device, requires_grad=True)
 
 
 class Tap:
@@ -115,10 +115,7 @@ class Tap:
 
     def __call__(self, x: Tensor) -> Tensor:
         self.read = x.detach()
-        wide = torch.promote_types(x.dtype, torch.float32)
-        self.given = torch.zeros(
-            *x.shape[:-1], self.columns, dtype=wide, device=x.device, requires_grad=True
-        )
+        self.given = zero_leaf(x, *x.shape[:-1], self.columns)
         return self.given
 
 

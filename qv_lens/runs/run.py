@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from qv_lens.models.lens import Lens
+    from qv_lens.trace import Setup
 
 Engine = Literal["inline", "ray"]
 RETRIES = 2
@@ -64,6 +65,8 @@ class Shelf:
     """The model loaded last, by name."""
     known: dict[Any, Any] = field(default_factory=dict)
     """What was computed on it."""
+    setup: Setup | None = None
+    """Its weights as they were loaded."""
 
     def lens(self, name: str) -> Lens:
         """The model, loaded once; loading another model discards it, with everything computed on
@@ -73,6 +76,7 @@ class Shelf:
 
             self.forget()
             self.loaded[name] = load(name, device=self.device, dtype=self.dtype)
+            self.setup = self.loaded[name].setup
         return self.loaded[name]
 
     def forget(self) -> None:
@@ -126,10 +130,9 @@ def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
     with the task failed."""
     start = time.perf_counter()
     model = getattr(task.fields, "model", None)
-    rows, error, mark, before = None, None, None, None
+    rows, error, mark = None, None, None
     try:
         lens = shelf.lens(model) if isinstance(model, str) else None
-        before = None if lens is None else weights_of(lens)
         rows = experiment.rows(task.fields, lens, shelf.once)
         # rows that cannot be stored are the task's failure, not the run's
         rows = storable(rows, task)
@@ -137,22 +140,15 @@ def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
     except Exception:
         rows, error = None, traceback.format_exc()
     lens = shelf.loaded.get(model) if isinstance(model, str) else None
-    if lens is not None and before is not None:
+    if lens is not None:
         while lens.patches:
             lens.revert()
-        if weights_of(lens) == before:
+        if lens.setup == shelf.setup:
             mark = (str(model), lens.fingerprint)
         else:
             shelf.forget()
             rows, error = None, error or WRITTEN.format(model=model)
     return Outcome(task.index, rows, error, time.perf_counter() - start, mark)
-
-
-def weights_of(lens: Lens) -> tuple[int, ...]:
-    """A sum of the bits of every weight."""
-    from qv_lens.models.identity import bit_sum
-
-    return tuple(int(bit_sum(weight)) for weight in lens.model.parameters())
 
 
 def run(

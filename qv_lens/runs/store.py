@@ -138,10 +138,9 @@ class Store:
         return {path.stem for path in (self.folder / "shards").glob("*.parquet")}
 
     def save(self, task: Task, rows: pd.DataFrame, seconds: float) -> None:
-        """Write the rows of a task, with its fields as columns: whole or not at all."""
-        rows = storable(rows, task)
+        """Write the rows of a task (`storable`), with its fields as columns: whole or not at all."""
         columns = {"task": task.index, **task.values}
-        table = pa.Table.from_pandas(rows.reset_index(drop=True), preserve_index=False)
+        table = pa.Table.from_pandas(rows, preserve_index=False)
         for at, (name, value) in enumerate(columns.items()):
             table = table.add_column(at, name, pa.array([value] * len(rows)))
         table = table.replace_schema_metadata(

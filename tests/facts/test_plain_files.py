@@ -7,7 +7,7 @@ import json
 import pytest
 
 import qv_lens as qv
-from qv_lens.editing.preset_files import check_of, entry_of, write_presets
+from qv_lens.editing.preset_files import check_weights, entry_of, write_presets
 from qv_lens.evaluation.cases import of_seed
 from qv_lens.evaluation.questions import questions
 from qv_lens.facts.benchmarks import read
@@ -45,8 +45,8 @@ def test_fewer_cases_than_asked_for_are_told():
 
 def test_settings_of_other_weights_are_not_added_to(tmp_path):
     file = tmp_path / "p.toml"
-    check_of(file, "a")  # there is none yet
+    check_weights(file, "a")  # there is none yet
     write_presets(file, {"model": "m", "fingerprint": "a"}, {"FT": entry_of(qv.FT(), "tuned")})
-    check_of(file, "a")
+    check_weights(file, "a")
     with pytest.raises(qv.QVLensError, match=r"p.toml holds settings that were chosen for other"):
-        check_of(file, "b")
+        check_weights(file, "b")
