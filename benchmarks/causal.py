@@ -2,7 +2,7 @@
 
     python benchmarks/causal.py smollm2-135m               # 50 known facts: hours on one core
     python benchmarks/causal.py toy-gptj --facts 12        # and any other model, name or folder
-    python benchmarks/causal.py smollm2-135m --part sets --chains
+    python benchmarks/causal.py smollm2-135m --part sets --chains --folder curves    # to be resumed
 
 Facts: of the atlas (bundled models: of their world), those that the model knows, drawn by a seed;
 `--chains`: its two-hop prompts instead.
@@ -21,9 +21,11 @@ edges   `qv.qv_graph` of 30 value and 30 query neurons, each edge taken out alon
 from __future__ import annotations
 
 import argparse
+import hashlib
 import random
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -155,24 +157,42 @@ RANKINGS: dict[str, Ranking] = {
 }
 
 
-def sets(lens: qv.Lens, facts: Sequence[qv.Fact], rankings: dict[str, Ranking]) -> None:
-    """Removal and keep curves of the rankings."""
-    parts, seconds = [], dict.fromkeys(rankings, 0.0)
+def curves(lens: qv.Lens, fact: qv.Fact, rankings: dict[str, Ranking]) -> pd.DataFrame:
+    """Removal and keep curves of the rankings for one fact, with the seconds of each ranking."""
+    found, seconds = {}, {}
+    for name, rank in rankings.items():
+        start = time.perf_counter()
+        found[name] = rank(lens, fact)
+        seconds[name] = time.perf_counter() - start
+    removed = qv.faithfulness(lens, fact, found, SIZES, seeds=RANDOM_SEEDS)
+    every = {
+        "Eq. 9": qv.value_neurons(lens, fact, None, method="moments"),
+        "gradient": qv.neuron_effects(lens, fact, None),
+        "RelP": qv.neuron_effects(lens, fact, None, method="relp"),
+    }
+    kept = qv.faithfulness(lens, fact, every, KEPT, keep=True, seeds=RANDOM_SEEDS)
+    removed["seconds"] = removed["ranking"].map(seconds)
+    return pd.concat([removed, kept], ignore_index=True)
+
+
+def sets(
+    lens: qv.Lens, facts: Sequence[qv.Fact], rankings: dict[str, Ranking], folder: Path | None
+) -> pd.DataFrame:
+    """Curves of every fact; those that lie in the folder are read from there."""
+    parts = []
     for number, fact in enumerate(facts):
-        found = {}
-        for name, rank in rankings.items():
-            start = time.perf_counter()
-            found[name] = rank(lens, fact)
-            seconds[name] += time.perf_counter() - start
-        frame = qv.faithfulness(lens, fact, found, SIZES, seeds=RANDOM_SEEDS)
-        every = {
-            "Eq. 9": qv.value_neurons(lens, fact, None, method="moments"),
-            "gradient": qv.neuron_effects(lens, fact, None),
-            "RelP": qv.neuron_effects(lens, fact, None, method="relp"),
-        }
-        kept = qv.faithfulness(lens, fact, every, KEPT, keep=True, seeds=RANDOM_SEEDS)
-        parts += [frame.assign(prompt=number), kept.assign(prompt=number)]
-    table = pd.concat(parts, ignore_index=True)
+        asked = hashlib.sha256(f"{lens.name} {fact} {list(rankings)}".encode()).hexdigest()
+        file = folder / f"{asked[:16]}.parquet" if folder else None
+        kept = file is not None and file.exists()
+        part = pd.read_parquet(file) if kept else curves(lens, fact, rankings)
+        if file and not kept:
+            part.to_parquet(file)
+        parts.append(part.assign(prompt=number))
+    return pd.concat(parts, ignore_index=True)
+
+
+def show(lens: qv.Lens, table: pd.DataFrame) -> None:
+    """Print the means of the curves, their areas and the seconds."""
     table.attrs["units"] = lens.n_layers * lens.d_mlp
     table["change"] = table["logprob"] - table["clean"]
     table["lost"] = table["known"] & ~table["right"]
@@ -186,7 +206,7 @@ def sets(lens: qv.Lens, facts: Sequence[qv.Fact], rankings: dict[str, Ranking]) 
     print("\nAreas")
     print(areas(table).round(3).to_string(index=False))
     print("\nSeconds a fact")
-    print((pd.Series(seconds) / len(facts)).round(1).to_string(), flush=True)
+    print(removed.groupby("ranking", sort=False)["seconds"].mean().round(1).to_string(), flush=True)
 
 
 def edges(lens: qv.Lens, facts: Sequence[qv.Fact]) -> pd.DataFrame:
@@ -231,6 +251,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("single", "sets", "edges", "all"), default="all")
     parser.add_argument("--skip", default="", help="rankings whose name begins so")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where the curves of each fact are kept")
     arguments = parser.parse_args()
     lens = qv.load(arguments.model)
     facts = known(lens, arguments.facts, arguments.chains, arguments.seed)
@@ -245,7 +266,9 @@ def main() -> None:
         rankings = dict(RANKINGS)
         if arguments.skip:
             rankings = {k: v for k, v in RANKINGS.items() if not k.startswith(arguments.skip)}
-        sets(lens, facts, rankings)
+        if arguments.folder:
+            arguments.folder.mkdir(parents=True, exist_ok=True)
+        show(lens, sets(lens, facts, rankings, arguments.folder))
 
 
 if __name__ == "__main__":
