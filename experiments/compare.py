@@ -26,7 +26,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.prompts import ATLAS, at_least, check_files, usual
+from experiments.prompts import ATLAS, at_least, chained, check_files, usual
 from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.edit import Editor, reads_statistics
@@ -35,7 +35,7 @@ from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.cases import DrawnCases, edited_facts, of_seed
-from qv_lens.evaluation.known_cases import first_known, knowledge
+from qv_lens.evaluation.known_cases import answered_onward, as_said, first_known, knowledge
 from qv_lens.evaluation.protocols import (
     PROTOCOLS,
     check_metrics,
@@ -46,8 +46,9 @@ from qv_lens.evaluation.protocols import (
 )
 from qv_lens.evaluation.protocols import Protocol as ProtocolName
 from qv_lens.evaluation.questions import Generation
-from qv_lens.facts.atlas import atlas, edit_case
+from qv_lens.facts.atlas import atlas, chains, edit_case
 from qv_lens.facts.corpora import corpus
+from qv_lens.facts.records import Fact
 from qv_lens.models.lens import Lens
 from qv_lens.plots import method_bars, seconds_bars
 from qv_lens.runs.experiment import Once, directly
@@ -235,11 +236,12 @@ def _drawn(lens: Lens, asked: Cases, once: Once) -> DrawnCases:
 
 
 def _of_atlas(lens: Lens, count: int, seed: int) -> DrawnCases:
-    """Edits of facts of the atlas that the model knows; each seed takes others."""
+    """Edits of facts of the atlas that the model knows, with the multi-hop prompts that it answers;
+    each seed takes others."""
     facts = random.Random("editors").sample(atlas(), len(atlas()))
     known = first_known(lens, facts, (seed + 1) * count)
     mine = of_seed(known, count, seed, f"{lens.name} knows {len(known)} facts of the atlas")
-    return DrawnCases([edit_case(fact, seed) for fact in mine])
+    return DrawnCases([answered_onward(lens, edit_case(fact, seed)) for fact in mine])
 
 
 def _examples(lens: Lens, asked: Cases, once: Once) -> tuple[str, ...]:
@@ -313,13 +315,16 @@ def _widened(lens: Lens, choice: Choice, editor: Editor) -> Editor:
 
 def _located(lens: Lens, asked: Cases, once: Once) -> Layers:
     """Layers ranked over prompts that say nothing about a case's own subject: two-hop prompts of
-    the bundled world on the cases' relations; of a file's cases their own prompts."""
+    the bundled world, or such of the atlas as the model knows, on the cases' relations; of a file's
+    cases their own prompts."""
     facts = [request.fact for case in _drawn(lens, asked, once).cases for request in case.requests]
     if asked.data not in OF_WORLD:
         return locate(lens, facts[:LOCATED_OVER])
-    world = generator.build(0)
     own = {fact.subject for fact in facts}
     relations = {fact.relation for fact in facts}
+    if usual(lens, "") == ATLAS:
+        return locate(lens, _known_chains(lens, relations, own))
+    world = generator.build(0)
     chains = [
         chain
         for chain in world.chains(2)
@@ -327,6 +332,18 @@ def _located(lens: Lens, asked: Cases, once: Once) -> Layers:
     ]
     drawn = random.Random("located").sample(chains, min(LOCATED_OVER, len(chains)))
     return locate(lens, [world_cases.as_fact(world, chain) for chain in drawn])
+
+
+def _known_chains(lens: Lens, relations: set[str | None], without: set[str]) -> list[Fact]:
+    """Two-hop prompts of the atlas over one of the relations, about other subjects."""
+    over = [
+        chained(chain)
+        for chain in chains()
+        if {chain.first.relation, chain.second.relation} & relations
+        and not {chain.first.subject, chain.second.subject} & without
+    ]
+    shuffled = random.Random("located").sample(over, len(over))
+    return as_said(lens, first_known(lens, shuffled, LOCATED_OVER))
 
 
 def _pick(

@@ -8,7 +8,7 @@ intervals are narrower than those over edits would be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -160,6 +160,18 @@ def lost(hits: float, asked: float) -> str:
 
 def points(found: Estimate) -> str:
     return f"{100 * found.mean:+.1f} {found.spread(100)} points, {found.cases} cases"
+
+
+def read_as(column: str, names: Mapping[str, str], decide: Decide) -> Decide:
+    """The same decision on other rows: those of each key stand where it looks for the value."""
+
+    def other(frame: pd.DataFrame) -> Verdict:
+        if not set(names) <= set(frame[column]):
+            return NOT_MEASURED
+        stays = ~frame[column].isin(list(names.values()))
+        return decide(frame[stays].replace({column: dict(names)}))
+
+    return other
 
 
 def averaged(frame: pd.DataFrame, part: str) -> pd.DataFrame:

@@ -48,7 +48,7 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
             else [world_cases.as_fact(world, c) for c in world.chains(hops)]
         )
     if source == ATLAS:
-        return list(atlas()) if hops == 1 else [_chained(chain) for chain in chains()]
+        return list(atlas()) if hops == 1 else [chained(chain) for chain in chains()]
     got = read(source, skip=True)
     warn_of(got.refused)
     asked_chains = [case for case in got.cases if isinstance(case, MultiHopCase)]
@@ -70,7 +70,7 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
     return [replace(fact, category=fact.category or of_relation(fact)) for fact in facts]
 
 
-def _chained(chain: Chain) -> Fact:
+def chained(chain: Chain) -> Fact:
     """A chain of the atlas as one prompt, of the category of its end."""
     end = chain.second
     return Fact(

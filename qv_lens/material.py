@@ -16,6 +16,7 @@ from typing import TypeVar
 from qv_lens.editing.kept import default_texts
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.answers import correct
+from qv_lens.evaluation.known_cases import answered_onward
 from qv_lens.facts import atlas
 from qv_lens.facts.benchmarks import plain_facts
 from qv_lens.facts.records import Asked, EditCase, Fact
@@ -121,10 +122,8 @@ def _own_case(lens: Lens, fact: Fact, new: str, near: Sequence[Fact], seed: int)
 
 def _believed(lens: Lens, case: EditCase, same: Sequence[Fact], seed: int) -> EditCase:
     """A case with the two-hop prompts whose answer the model knew, and neighbours that it knows."""
-    right = correct(lens, [before for before, _ in case.onward])
-    onward = tuple(pair for pair, hit in zip(case.onward, right, strict=True) if hit)
     near = atlas.neighbours(case.request, same, random.Random(f"{seed} {case.request.fact.text}"))
-    return replace(case, onward=onward, neighbours=near)
+    return replace(answered_onward(lens, case), neighbours=near)
 
 
 def file_material(

@@ -8,3 +8,5 @@ RELEASED = (
 NO_CODE = "the official release holds no code for this"
 #: the editors that ACE is compared with
 RIVALS = ("FT", "ROME", "MEMIT", "PMET")
+#: beside a claim by the paper's score: the same by what the model loses
+BY_EFFECT = "by the effect on log p (ours)"

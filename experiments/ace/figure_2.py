@@ -27,7 +27,7 @@ from typing import Literal
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.ace import NO_CODE
+from experiments.ace import BY_EFFECT, NO_CODE
 from experiments.decide import (
     FAILS,
     HOLDS,
@@ -37,6 +37,7 @@ from experiments.decide import (
     decided,
     difference,
     lost,
+    read_as,
     together,
 )
 from experiments.models import STUDIED
@@ -259,5 +260,11 @@ CLAIMS = (
         ),
         decide=loses_more_than_half,
         release=NO_CODE,
+    ),
+    Claim(
+        source="ACE, Figure 2",
+        words=f"the same, {BY_EFFECT}",
+        statistic="the same, neurons by their effect, summed over tokens and prompts",
+        decide=read_as("neurons", {"effects": "top"}, loses_more_than_half),
     ),
 )

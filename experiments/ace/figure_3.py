@@ -5,7 +5,8 @@ Sections 4.2 and 6.4.
     qv-lens run experiments/ace/figure_3.py --model EleutherAI/gpt-j-6B \\
         --set facts=MQuAKE-CF-3k-v2.json
 
-The rows are those of Table 1, over prompts of two hops.
+The rows are those of Table 1, over prompts of two hops; value neurons also by their effect on
+log p (ours).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from experiments.ace import BY_EFFECT
 from experiments.ace.overlap import best_layers, mean_overlap
 from experiments.ace.table_1 import MEASURES, Task, rows
 from experiments.decide import (
@@ -26,6 +28,7 @@ from experiments.decide import (
     averaged,
     decided,
     nearer,
+    read_as,
     share,
 )
 from experiments.models import STUDIED, is_gptj, layers_there
@@ -113,9 +116,21 @@ CLAIMS = (
     ),
     Claim(
         source="ACE, Figure 3",
+        words=f"the same, {BY_EFFECT}",
+        statistic="the same, the 300 neurons of the largest effects",
+        decide=read_as("part", {"effect_count": "count"}, values_after_queries),
+    ),
+    Claim(
+        source="ACE, Figure 3",
         words="value neurons lie in middle to deep layers and grow few at the end",
         statistic="layer with most of the 300 best, and the last layer against it",
         decide=late_values,
+    ),
+    Claim(
+        source="ACE, Figure 3",
+        words=f"the same, {BY_EFFECT}",
+        statistic="the same, the 300 neurons of the largest effects",
+        decide=read_as("part", {"effect_count": "count"}, late_values),
     ),
     Claim(
         source="ACE, section 6.4",

@@ -12,8 +12,9 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from experiments.ace import BY_EFFECT
 from experiments.ace.table_1 import GRID, MEASURES, SETTINGS, Task, rows
-from experiments.decide import FAILS, HOLDS, Claim, Estimate, Verdict, averaged, decided
+from experiments.decide import FAILS, HOLDS, Claim, Estimate, Verdict, averaged, decided, read_as
 from qv_lens.plots import VECTORS, layer_lines
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "Task", "figure", "rows"]
@@ -62,8 +63,22 @@ CLAIMS = (
     ),
     Claim(
         source="ACE, Appendix E",
+        words=f"the same, {BY_EFFECT}",
+        statistic="the same, the sum of a layer's effects",
+        decide=read_as(
+            "part", {"ffn_effect": "ffn_vector", "attn_effect": "attn_vector"}, attention_first
+        ),
+    ),
+    Claim(
+        source="ACE, Appendix E",
         words="the final layers hold little",
         statistic="FFN importance of the last layer against the peak, below half",
         decide=last_layers_low,
+    ),
+    Claim(
+        source="ACE, Appendix E",
+        words=f"the same, {BY_EFFECT}",
+        statistic="the same, the sum of a layer's effects",
+        decide=read_as("part", {"ffn_effect": "ffn_vector"}, last_layers_low),
     ),
 )

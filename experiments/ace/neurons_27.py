@@ -7,7 +7,8 @@ at random.
 
 Per fact the 300 best value neurons are split by the vocabulary test; `count` of each are zeroed. On
 a model with fewer interpretable ones all of them are, and `zeroed` says how many. Accuracy over
-1,000 draws from the model, and its exact probability. """
+1,000 draws from the model, and its exact probability. Beside them the `count` best by their effect
+on log p (ours). """
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from experiments.ace import NO_CODE
+from experiments.ace import BY_EFFECT, NO_CODE
 from experiments.decide import (
     FAILS,
     HOLDS,
+    NOT_MEASURED,
     Claim,
+    Estimate,
     Verdict,
     decided,
     difference,
@@ -32,6 +35,7 @@ from experiments.decide import (
 )
 from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
+from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.projection import interpretable as holds_answer
 from qv_lens.attribution.projection import surface_forms
 from qv_lens.attribution.value import value_neurons
@@ -69,7 +73,7 @@ class Task:
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
-    """One row per prompt and set ('none', 'interpretable', 'important', 'random'): how many neurons
+    """One row per prompt and set ('none', 'interpretable', 'important', 'random', 'effects'): how many neurons
     (`zeroed`), the share of draws that give the answer's first token or another form of it
     (`sampled`), their exact `probability`, and whether the first token is the argmax."""
     cells = []
@@ -86,6 +90,7 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
             "interpretable": telling,
             "important": mine.where(lambda frame, good=good: ~good).top(len(telling)),
             "random": random_neurons(lens, len(telling), rng),
+            "effects": neuron_effects(lens, fact, task.count),
         }
         target = lens.answer_ids(fact)[0]
         forms = sorted(surface_forms(lens, fact.answer) | {target})
@@ -140,6 +145,16 @@ def interpretable_ones_matter(frame: pd.DataFrame) -> Verdict:
     )
 
 
+def effects_matter(frame: pd.DataFrame) -> Verdict:
+    """Without as many neurons by effect less than half is left."""
+    found = frame[frame["set"] == "effects"]
+    if found.empty:
+        return NOT_MEASURED
+    without = Estimate.of(found["sampled"])
+    told = f"{share(without.mean)} {without.spread(100)} ({len(found)} cases)"
+    return told, decided((-without).shifted(0.5))
+
+
 CLAIMS = (
     Claim(
         source="ACE, section 6.4",
@@ -147,5 +162,11 @@ CLAIMS = (
         statistic="share of 1,000 draws that give the answer",
         decide=interpretable_ones_matter,
         release=NO_CODE,
+    ),
+    Claim(
+        source="ACE, section 6.4",
+        words=f"27 neurons zeroed leave less than half, {BY_EFFECT}",
+        statistic="share of 1,000 draws that give the answer",
+        decide=effects_matter,
     ),
 )

@@ -7,7 +7,8 @@ value neurons in later layers fall silent.
 
 The top query neurons of the two layers where they score highest are zeroed for every reader, or
 suppressed for the value neurons alone: two-hop accuracy, and activated value neurons in the layers
-after and in all others. Takeaway 2. """
+after and in all others. Takeaway 2. Beside them as many neurons of the same layer by their effect on
+log p (ours) are zeroed. """
 
 from __future__ import annotations
 
@@ -16,12 +17,15 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.ace import NO_CODE
-from experiments.decide import FAILS, HOLDS, OPEN, Claim, Verdict, lost
+from experiments.ace import BY_EFFECT, NO_CODE
+from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, Decide, Verdict, lost
 from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
-from qv_lens.evaluation.ablation import suppress
+from qv_lens.attribution.effects import neuron_effects
+from qv_lens.evaluation.ablation import DROP, answers, drop, suppress
 from qv_lens.evaluation.known_cases import knowledge
+from qv_lens.facts.records import Fact
+from qv_lens.models.interventions import Zero
 from qv_lens.models.lens import Lens
 from qv_lens.plots import counts
 
@@ -57,14 +61,31 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     """`condition, layer`: a row per layer with `count` activated value neurons per prompt
     (`interval`: half of its 95% one;
     `original`: those of them that were so before); and what was suppressed in `suppressed`, with
-    clean accuracy, accuracy and their drop in points."""
+    clean accuracy, accuracy and their drop in points. Without the neurons by effect ('Effects')
+    nothing is counted."""
     chains = asked(lens, task, 2)
     table, counted = suppress(lens, chains, task.top or None)
+    table = pd.concat([table, by_effect(lens, chains, table)], ignore_index=True)
     table = table.assign(condition=table["intervention"] + " layer " + table["layer"].astype(str))
     table = table.rename(columns={"layer": "suppressed", "count": "neurons"}).drop(
         columns="intervention"
     )
-    return counted.merge(table, on="condition", how="left").assign(**knowledge(lens, chains))
+    counts = counted.merge(table, on="condition", how="left")
+    uncounted = table[~table["condition"].isin(counted["condition"])]
+    frame = pd.concat([counts, uncounted], ignore_index=True)
+    return frame.assign(**knowledge(lens, chains))
+
+
+def by_effect(lens: Lens, chains: list[Fact], table: pd.DataFrame) -> pd.DataFrame:
+    """Rows as those of the table, with as many neurons of each layer by their summed effect
+    zeroed."""
+    effects = neuron_effects(lens, chains, None, over="set")
+    clean = answers(lens, chains)
+    lines = []
+    for layer, count in table[["layer", "count"]].drop_duplicates().itertuples(index=False):
+        with lens.intervene(Zero(effects.layer(layer).top(count))):
+            lines.append(("Effects", layer, count, *drop(clean, answers(lens, chains))))
+    return pd.DataFrame(lines, columns=["intervention", "layer", "count", *DROP])
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
@@ -75,16 +96,25 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     )
 
 
-def suppression_drop(frame: pd.DataFrame) -> Verdict:
-    rows = frame[
-        (frame["category"] == "all") & frame["condition"].str.startswith("Zero")
-    ].drop_duplicates("condition")
+def suppression_drop(condition: str) -> Decide:
+    """More than three answers in ten are lost in each of the layers."""
+
+    def decide(frame: pd.DataFrame) -> Verdict:
+        chosen = (frame["category"] == "all") & frame["condition"].str.startswith(condition)
+        return answers_lost(frame[chosen].drop_duplicates("condition"))
+
+    return decide
+
+
+def answers_lost(rows: pd.DataFrame) -> Verdict:
     right = rows["clean"] * rows["prompts_asked"]
     told = "; ".join(
         f"layer {row.suppressed:.0f} ({row.neurons:.0f} neurons): {lost(row.drop_relative * n, n)}"
         for row, n in zip(rows.itertuples(), right, strict=True)
     )
-    if rows.empty or rows["drop_relative"].isna().any():
+    if rows.empty:
+        return NOT_MEASURED
+    if rows["drop_relative"].isna().any():
         return told, OPEN
     return told, HOLDS if (rows["drop_relative"] > 0.3).all() else FAILS
 
@@ -120,8 +150,14 @@ CLAIMS = (
             "share of right two-hop answers lost (ten neurons of a layer's 512 and 384; 100 of "
             "GPT-J's 16,384 would be three)"
         ),
-        decide=suppression_drop,
+        decide=suppression_drop("Zero"),
         release=NO_CODE,
+    ),
+    Claim(
+        source="ACE, section 4.2",
+        words=f"the same of as many neurons of the same layers {BY_EFFECT}",
+        statistic="the same",
+        decide=suppression_drop("Effects"),
     ),
     Claim(
         source="ACE, section 4.2",

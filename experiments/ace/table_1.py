@@ -5,8 +5,9 @@
         --set facts=MQuAKE-CF-3k-v2.json
 
 The same rows hold Figure 5 (whole layers: `figure_5.py`), Figure 6 (heads: `figure_6.py`) and, over
-two-hop prompts, Figure 3 (query layers and value neurons by layer: `figure_3.py`). Measured,
-nothing intervened on. """
+two-hop prompts, Figure 3 (query layers and value neurons by layer: `figure_3.py`). Beside the
+paper's scores each claim is asked by the effect on log p (`neuron_effects`, ours). Measured, nothing
+intervened on. """
 
 from __future__ import annotations
 
@@ -17,18 +18,31 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.ace import NO_CODE
+from experiments.ace import BY_EFFECT, NO_CODE
 from experiments.ace.overlap import best_layers, mean_overlap, overlap
-from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, Estimate, Verdict, decided
+from experiments.decide import (
+    FAILS,
+    HOLDS,
+    NOT_MEASURED,
+    OPEN,
+    Claim,
+    Estimate,
+    Verdict,
+    decided,
+    read_as,
+)
 from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
+from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.query import query_layers
 from qv_lens.attribution.value import value_neurons
 from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.categories import RELATED
+from qv_lens.facts.records import Fact
 from qv_lens.models.lens import Lens
+from qv_lens.neurons import NeuronSet
 from qv_lens.plots import category_heatmap
 
 CATEGORIES = (
@@ -75,7 +89,8 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     where all prompts are alike) and `rank` among layers.
 
     Parts: 'ffn', 'attn' (sums over neurons: Table 1), 'ffn_vector', 'attn_vector' (whole outputs:
-    Figure 5), 'head' (Figure 6), 'query', 'count' (Figure 3)."""
+    Figure 5), 'head' (Figure 6), 'query', 'count' (Figure 3); by effect on log p 'ffn_effect' and
+    'attn_effect' (sums over neurons and channels) and 'effect_count'."""
     facts = asked(lens, task, task.hops)
     trace = lens.trace(list(facts))
     value = value_neurons(lens, trace, TOP)
@@ -84,10 +99,8 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     heads = layer_scores(lens, trace, "head", "layer_vector").assign(part="head")
     query = query_layers(lens, trace, value)
     query = query[query["kind"] == "ffn"].assign(part="query")
-    counted = pd.crosstab(value.frame["prompt"], value.frame["layer"])
-    counted = counted.reindex(columns=range(lens.n_layers), fill_value=0)
-    counts = counted.stack().rename("score").reset_index().assign(part="count")
-    each = pd.concat([*sums, *wholes, heads, query, counts])
+    counts = counted(lens, value).assign(part="count")
+    each = pd.concat([*sums, *wholes, heads, query, counts, *effects(lens, list(facts))])
     by_layer = each.groupby(["part", "layer", "head"], sort=False, dropna=False)["score"]
     frame = by_layer.agg(["mean", "sem", "count"]).reset_index().rename(columns={"mean": "score"})
     frame = frame.assign(interval=student(frame["sem"], frame["count"]), **knowledge(lens, facts))
@@ -95,6 +108,25 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     return frame[
         ["part", "layer", "head", "score", "interval", "rank", "prompts_asked", "prompts_known"]
     ]
+
+
+def counted(lens: Lens, neurons: NeuronSet) -> pd.DataFrame:
+    """How many neurons lie in each layer, by prompt."""
+    counts = pd.crosstab(neurons.frame["prompt"], neurons.frame["layer"])
+    counts = counts.reindex(columns=range(lens.n_layers), fill_value=0)
+    return counts.stack().rename("score").reset_index()
+
+
+def effects(lens: Lens, facts: list[Fact]) -> list[pd.DataFrame]:
+    """What the units of each layer are worth to log p, added up, by prompt; and how many of the best
+    neurons lie there."""
+    neurons = neuron_effects(lens, facts, None)
+    channels = neuron_effects(lens, facts, None, unit="attn_channel")
+    sums = [
+        found.frame.groupby(["prompt", "layer"])["score"].sum().reset_index().assign(part=part)
+        for part, found in (("ffn_effect", neurons), ("attn_effect", channels))
+    ]
+    return [*sums, counted(lens, neurons.top(TOP)).assign(part="effect_count")]
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
@@ -163,6 +195,12 @@ CLAIMS = (
         release=NO_CODE,
     ),
     Claim(
+        source="ACE, Table 1, Takeaway 1",
+        words=f"the same, {BY_EFFECT}",
+        statistic="the same, layers by the sum of their neurons' effects",
+        decide=read_as("part", {"ffn_effect": "ffn"}, takeaway_1),
+    ),
+    Claim(
         source="ACE, Table 1",
         words="attention's top layers are the same for all knowledge (a27, a26, a7), FFN's its own",
         statistic=(
@@ -171,5 +209,11 @@ CLAIMS = (
         ),
         decide=attention_is_general,
         release=NO_CODE,
+    ),
+    Claim(
+        source="ACE, Table 1",
+        words=f"the same, {BY_EFFECT}",
+        statistic="the same, layers by the sum of their neurons' and channels' effects",
+        decide=read_as("part", {"ffn_effect": "ffn", "attn_effect": "attn"}, attention_is_general),
     ),
 )

@@ -1,5 +1,5 @@
 """ACE, Table 5: FFN's and attention's importance at every token of a prompt, and what the model
-would say there.
+would say there; and what the answer loses when the neurons there are taken out (ours).
 
     qv-lens run experiments/ace/table_5.py
     qv-lens run experiments/ace/table_5.py --model EleutherAI/gpt-j-6B \\
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.ace import NO_CODE
-from experiments.decide import Claim, Verdict, decided, difference, together
+from experiments.ace import BY_EFFECT, NO_CODE
+from experiments.decide import NOT_MEASURED, Claim, Verdict, decided, difference, together
 from experiments.models import STUDIED
 from experiments.prompts import asked, check_asked
+from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.layers import by_token
 from qv_lens.evaluation.intervals import UNBOUNDED
 from qv_lens.evaluation.known_cases import knowledge
@@ -53,7 +54,8 @@ class Task:
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
     """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, by the layer
-    whose output adds most), `promoted`: the likeliest next tokens there, `place` ('subject', 'first
+    whose output adds most), `effect` (nats: the effects of all neurons there on log p of the answer,
+    added up), `promoted`: the likeliest next tokens there, `place` ('subject', 'first
     behind it', 'last', 'other')."""
     parts = []
     facts = asked(lens, task)
@@ -63,9 +65,16 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
             ", ".join(repr(token.strip()) for token in tokens) for tokens in frame["promoted"]
         ]
         places = _places(lens.tokenize(fact)[0])
+        neurons = neuron_effects(lens, fact, None, positions="all").frame
+        effect = neurons.groupby("position")["score"].sum().reindex(frame["position"])
         parts.append(
             frame.assign(
-                promoted=promoted, place=places, prompt=i, text=fact.text, answer=fact.answer
+                effect=effect.to_numpy(),
+                promoted=promoted,
+                place=places,
+                prompt=i,
+                text=fact.text,
+                answer=fact.answer,
             )
         )
     return pd.concat(parts, ignore_index=True).assign(**knowledge(lens, facts))
@@ -84,8 +93,19 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def converging_tokens(frame: pd.DataFrame) -> Verdict:
+    """By I of the best FFN layer and the best attention layer at a token."""
+    return higher_than_others(frame.assign(total=frame["ffn"] + frame["attn"]))
+
+
+def converging_effects(frame: pd.DataFrame) -> Verdict:
+    """By what the answer loses without the neurons at a token."""
+    if "effect" not in frame:
+        return NOT_MEASURED
+    return higher_than_others(frame.assign(total=frame["effect"]))
+
+
+def higher_than_others(whole: pd.DataFrame) -> Verdict:
     """The token after the subject and the last one, each against the mean of all other tokens."""
-    whole = frame.assign(total=frame["ffn"] + frame["attn"])
     named = whole["place"].where(whole["place"].isin(("first behind it", "last")), "others")
     table = whole.pivot_table(index="prompt", columns=named, values="total", aggfunc="mean")
     lines, verdicts = [], []
@@ -110,5 +130,11 @@ CLAIMS = (
         ),
         decide=converging_tokens,
         release=NO_CODE,
+    ),
+    Claim(
+        source="ACE, Table 5",
+        words=f"the same, {BY_EFFECT}",
+        statistic="the same, effects of all neurons at a token, added up",
+        decide=converging_effects,
     ),
 )

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.ace import NO_CODE
-from experiments.decide import Claim, Decide, Verdict, decided, difference, points, share
+from experiments.ace import BY_EFFECT, NO_CODE
+from experiments.decide import Claim, Decide, Verdict, decided, difference, points, read_as, share
 from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
+from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.projection import interpretable, vocabulary
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
@@ -56,7 +57,7 @@ class Task:
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
     """Per `prompt`, the best `top` neurons per `role` ('query', 'value', 'shared': among the 300
-    best of both): `layer, neuron, coefficient, score, promoted, interpretable` (the answer is among
+    best of both; 'effect': by their effect on log p): `layer, neuron, coefficient, score, promoted, interpretable` (the answer is among
     the ten promoted tokens)."""
     parts = []
     facts = asked(lens, task)
@@ -64,7 +65,13 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
         trace = lens.trace(fact)
         value = value_neurons(lens, trace, TOP)
         query = query_neurons(lens, trace, value, TOP)
-        for role, neurons in (("query", query), ("value", value), ("shared", value & query)):
+        roles = {
+            "query": query,
+            "value": value,
+            "shared": value & query,
+            "effect": neuron_effects(lens, fact, TOP),
+        }
+        for role, neurons in roles.items():
             best = neurons.top(task.top)
             tokens = vocabulary(lens, best)
             part = tokens[["layer", "neuron", "coefficient", "score"]].assign(
@@ -107,6 +114,12 @@ CLAIMS = (
         statistic="share of the ten best whose promoted tokens hold the answer, value minus query",
         decide=readable("value"),
         release=NO_CODE,
+    ),
+    Claim(
+        source="ACE, Tables 6 and 7",
+        words=f"the same of value neurons {BY_EFFECT}",
+        statistic="the same, neurons of the largest effects minus query neurons",
+        decide=read_as("role", {"effect": "value"}, readable("value")),
     ),
     Claim(
         source="ACE, Appendix D",

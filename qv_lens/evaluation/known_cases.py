@@ -86,6 +86,23 @@ def known_edits(lens: Lens, cases: Sequence[EditCase]) -> list[EditCase]:
     return [case for case, hit in zip(readable, right, strict=True) if hit]
 
 
+def answered_onward(lens: Lens, case: EditCase) -> EditCase:
+    """The case with only those multi-hop prompts whose answer before the edit the model gives, and
+    KnowEdit's portability without the other ones."""
+    right = correct(lens, [before for before, _ in case.onward])
+    pairs = list(zip(case.onward, right, strict=True))
+    dropped = {(after.text, after.answer) for (_, after), hit in pairs if not hit}
+    groups = [
+        (name, tuple(probe for probe in probes if (probe.text, probe.answer) not in dropped))
+        for name, probes in case.portability
+    ]
+    return replace(
+        case,
+        onward=tuple(pair for pair, hit in pairs if hit),
+        portability=tuple((name, probes) for name, probes in groups if probes),
+    )
+
+
 def knows(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
     """Which facts the model knows, as `known_facts` tells it; only prompts whose likeliest first
     token fits an answer are continued, so that many facts are asked quickly, and once

@@ -9,7 +9,8 @@
 3. `atlas` makes a `Fact` of every filled field; its category is ACE's, by `categories`.
 4. `chains` joins two facts where the answer of the first is the subject of the second.
 5. `edit_case` draws a counterfactual answer from the other answers of the relation, and takes
-   neighbours from the relation and multi-hop probes from the chains.
+   neighbours from the relation, multi-hop probes from the chains, and KnowEdit's groups from these
+   and from what else is known of the subject.
 """
 
 from __future__ import annotations
@@ -241,7 +242,9 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
 
     The new answer is an answer of another subject of the relation, never one that is accepted for
     this one. Neighbours are other subjects of the relation whose answer is not the new one.
-    `onward` asks chains over the fact, before and after.
+    `onward` asks chains over the fact, before and after. KnowEdit's groups: portability "Reasoning"
+    asks the same chains after the edit, locality "Relation_Specificity" other facts about the
+    subject.
 
     Raises `FactError` for a fact that is not in the atlas.
     """
@@ -257,12 +260,29 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
     request = fact.to(new)
     near = neighbours(request, others, rng)
     probes = onward(fact, new)
+    asked = tuple(rng.sample(probes, min(PROBES, len(probes))))
+    reasoning = tuple(after for _, after in asked)
+    besides = tuple(
+        Probe(other.text, other.answer, other.aliases) for other in about(fact)[:PROBES]
+    )
     return EditCase(
         request=request,
         paraphrases=tuple(fact.with_prompt(prompt) for prompt in fact.paraphrases),
         neighbours=near,
-        onward=tuple(rng.sample(probes, min(PROBES, len(probes)))),
+        onward=asked,
+        portability=(("Reasoning", reasoning),) if reasoning else (),
+        locality=(("Relation_Specificity", besides),) if besides else (),
+        generation=(fact.text, f"{fact.subject} is"),
         case_id=_facts().index(fact),
+    )
+
+
+def about(fact: Fact) -> tuple[Fact, ...]:
+    """What else the atlas knows of the fact's subject."""
+    return tuple(
+        other
+        for other in _facts()
+        if bare(other.subject) == bare(fact.subject) and other.relation != fact.relation
     )
 
 

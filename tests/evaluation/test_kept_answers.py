@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 import qv_lens as qv
 from qv_lens.evaluation import known_cases
@@ -85,3 +86,32 @@ def test_a_fact_gets_the_accepted_answer_that_the_model_says(monkeypatch):
     monkeypatch.undo()
     assert known_cases.knowledge(lens, [named])["prompts_known"] == 0
     assert known_cases.knowledge(lens, got[:1])["prompts_known"] == 1
+
+
+def test_what_follows_an_edit_is_asked_where_it_was_known_before(lens):
+    """The prompts left, against argmaxes of Hugging Face's model; what follows from the others is
+    no portability either."""
+    world = generator.build(0)
+    cases = [case for case in world_cases.edit_cases(world, 40) if case.onward][:8]
+    kept = dropped = 0
+    for case in cases:
+        wrong = replace(case.onward[0][0], answer="nobody")  # not known, whatever the model is
+        case = replace(case, onward=((wrong, case.onward[0][1]), *case.onward[1:]))
+        got = known_cases.answered_onward(lens, case)
+        right = []
+        for before, _ in case.onward:
+            start = lens.tokenizer(before.text)["input_ids"]
+            answer = lens.tokenizer(f" {before.answer}")["input_ids"]
+            said = lens.hf(torch.tensor([start + answer])).logits[0].argmax(-1)
+            right.append(said[len(start) - 1 : -1].tolist() == answer)
+        assert list(got.onward) == [
+            pair for pair, hit in zip(case.onward, right, strict=True) if hit
+        ]
+        asked = [after.text for (_, after), hit in zip(case.onward, right, strict=True) if hit]
+        assert [probe.text for probe in dict(got.portability).get("Reasoning", ())] == asked
+        aliases = dict(case.portability).get("Subject_Aliasing")
+        assert dict(got.portability).get("Subject_Aliasing") == aliases
+        assert (got.neighbours, got.locality) == (case.neighbours, case.locality)
+        kept, dropped = kept + sum(right), dropped + len(right) - sum(right)
+    assert kept
+    assert dropped

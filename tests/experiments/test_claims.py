@@ -317,10 +317,10 @@ def test_suppression(drop, after, verdicts):
     frame = pd.concat([clean, zeroed]).rename(columns={"score": "count"})
     frame["original"] = frame["count"] / 2
     assert (
-        section_4_2.suppression_drop(frame)[1],
+        section_4_2.suppression_drop("Zero")(frame)[1],
         section_4_2.suppression_counts(frame)[1],
     ) == verdicts
-    assert "50 prompts" in section_4_2.suppression_drop(frame)[0]  # those that were right
+    assert "50 prompts" in section_4_2.suppression_drop("Zero")(frame)[0]  # those that were right
     assert (
         f"30.0 ± {0.5 * 3**0.5:.1f} to {3 * after:.1f}" in section_4_2.suppression_counts(frame)[0]
     )

@@ -18,8 +18,10 @@ from experiments.ace import neurons_27, section_4_2, table_1, table_5, table_6_7
 from experiments.ctp import figure_4
 from experiments.prompts import asked, of_category, pool, usual
 from qv_lens.evaluation import known_cases
+from qv_lens.facts.atlas import chains
 from qv_lens.facts.categories import CATEGORIES
 from qv_lens.runs.config import read_config
+from qv_lens.runs.experiment import directly
 from qv_lens.runs.run import all_tasks
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
@@ -47,9 +49,12 @@ def test_layers_against_a_loop_over_neurons(lens):
         "head",
         "query",
         "count",
+        "ffn_effect",
+        "attn_effect",
+        "effect_count",
     }
     layer = 2
-    assert len(frame) == (6 + 4) * lens.n_layers
+    assert len(frame) == (9 + 4) * lens.n_layers
     assert (frame[frame["part"] == "count"]["score"].sum(), frame["prompts_asked"].iloc[0]) == (
         300,
         2,
@@ -81,6 +86,52 @@ def test_layers_against_a_loop_over_neurons(lens):
     assert got["interval"] == pytest.approx(12.7062 * error, rel=5e-3)
 
 
+def slope(lens, fact, layer, at) -> float:
+    """What log p of the answer loses, per unit, when a layer's FFN activations at one token shrink:
+    the sum of m dy/dm over its neurons."""
+    ids = torch.tensor([lens.tokenizer(fact.text)["input_ids"]])
+    step, said = 1e-2, []
+    for scale in (1 + step, 1 - step):
+
+        def shrink(module, inputs, scale=scale):
+            m = inputs[0].clone()
+            m[0, at] *= scale
+            return (m,)
+
+        hook = lens.hf.transformer.h[layer].mlp.fc_out.register_forward_pre_hook(shrink)
+        logits = lens.hf(ids).logits[0, -1].double()
+        hook.remove()
+        said.append(float(logits.log_softmax(-1)[lens.answer_ids(fact)[0]]))
+    return (said[0] - said[1]) / (2 * step)
+
+
+def test_layers_and_tokens_by_effect(lens, tmp_path):
+    """Against activations that are really made smaller, in Hugging Face's model. Of answers that it
+    does not give: of those that it is sure of nothing is lost to first order."""
+    told = of_category("sport", 2, 0)
+    records = [
+        {"prompt": f.prompt, "subject": f.subject, "answer": "archery", "category": "sport"}
+        for f in told
+    ]
+    file = tmp_path / "facts.json"
+    file.write_text(json.dumps(records))
+    facts = [replace(fact, answer="archery") for fact in told]
+    frame = table_1.rows(table_1.Task("toy-gptj", "sport", prompts=2, facts=str(file)), lens)
+    effect = frame[frame["part"] == "ffn_effect"].set_index("layer")["score"]
+    layers = range(lens.n_layers)
+    with torch.no_grad():
+        wanted = [sum(slope(lens, fact, layer, -1) for fact in facts) / 2 for layer in layers]
+        assert max(map(abs, wanted)) > 0.1
+        assert effect.tolist() == pytest.approx(wanted, abs=2e-2)
+        frame = table_5.rows(table_5.Task("toy-gptj", prompts=2, facts=str(file)), lens)
+        frame = frame[frame["text"] == facts[0].text]
+        wanted = [
+            sum(slope(lens, facts[0], layer, at) for layer in layers) for at in range(len(frame))
+        ]
+    assert frame["effect"].tolist() == pytest.approx(wanted, abs=5e-2)
+    assert max(map(abs, wanted[:-1])) > 0.1  # not at the last token alone
+
+
 def test_tokens_say_what_the_model_would_say(lens):
     frame = table_5.rows(table_5.Task("toy-gptj", prompts=2), lens)
     fact = of_category("sport", 1, 0)[0]
@@ -110,7 +161,9 @@ def test_tokens_say_what_the_model_would_say(lens):
 
 def test_neurons_and_nodes(lens):
     frame = table_6_7.rows(table_6_7.Task("toy-gptj", prompts=1, top=4), lens)
-    assert frame.groupby("role").size().to_dict() == {"query": 4, "value": 4, "shared": 4}
+    assert frame.groupby("role").size().to_dict() == dict.fromkeys(
+        ("query", "value", "shared", "effect"), 4
+    )
     fact = of_category("sport", 1, 0)[0]
     value = qv.value_neurons(lens, fact)
     assert (
@@ -148,6 +201,11 @@ def test_suppression_and_interpretable_neurons(lens):
     clean, other = (frame[(frame["condition"] == "clean") == same] for same in (True, False))
     assert clean["count"].sum() == pytest.approx(300)
     assert clean["original"].tolist() == clean["count"].tolist()
+    effects = other[other["condition"].str.startswith("Effects")]
+    assert effects["count"].isna().all()
+    assert effects["suppressed"].tolist() == other["suppressed"].drop_duplicates().tolist()
+    assert set(effects["neurons"]) == set(other["neurons"])
+    other = other.drop(effects.index)
     assert (other["original"] <= other["count"]).all()
     assert (other["original"] < other["count"]).any()
     assert frame["clean"].dropna().eq(1.0).all()
@@ -155,17 +213,18 @@ def test_suppression_and_interpretable_neurons(lens):
     fact = of_category("sport", 1, 0)[0]
     value = qv.value_neurons(lens, fact)
     telling = value.where(lambda f: qv.interpretable(lens, value, fact.answer)).top(5)
-    state = {layer: lens.w_out(layer).clone() for layer in range(lens.n_layers)}
-    for layer, neuron in telling.units:
-        lens.w_out(layer)[neuron] = 0.0
     ids = torch.tensor([lens.tokenizer(fact.text)["input_ids"]])
-    p = float(lens.hf(ids).logits[0, -1].softmax(-1)[lens.answer_ids(fact)[0]])
-    for layer, weight in state.items():
-        lens.w_out(layer).copy_(weight)
-    row = got.set_index("set").loc["interpretable"]
-    assert row["zeroed"] == len(telling)
-    assert row["probability"] == pytest.approx(p, abs=1e-5)
-    assert abs(row["sampled"] - p) < 4 * (p * (1 - p) / 200) ** 0.5 + 1e-3
+    for name, zeroed in (("interpretable", telling), ("effects", qv.neuron_effects(lens, fact, 5))):
+        state = {layer: lens.w_out(layer).clone() for layer in range(lens.n_layers)}
+        for layer, neuron in zeroed.units:
+            lens.w_out(layer)[neuron] = 0.0
+        p = float(lens.hf(ids).logits[0, -1].softmax(-1)[lens.answer_ids(fact)[0]])
+        for layer, weight in state.items():
+            lens.w_out(layer).copy_(weight)
+        row = got.set_index("set").loc[name]
+        assert row["zeroed"] == len(zeroed)
+        assert row["probability"] == pytest.approx(p, abs=1e-5)
+        assert abs(row["sampled"] - p) < 4 * (p * (1 - p) / 200) ** 0.5 + 1e-3
 
 
 def test_prompts_by_category():
@@ -210,6 +269,25 @@ def test_prompts_of_a_file_of_chains(tmp_path):
         pytest.raises(qv.QVLensError, match=r"No prompt .*; \d+ of \d+ prompts have none"),
     ):
         of_category("weather", 5, 0, str(path))
+
+
+def test_layers_of_the_atlas_are_located_over_its_own_chains(lens, monkeypatch):
+    """Of a model of the real world: two-hop prompts that it knows, on the cases' relations, about
+    none of their subjects; not the bundled world's."""
+    asked_of = []
+    monkeypatch.setattr(compare, "usual", lambda lens, source: prompts.ATLAS)
+    monkeypatch.setattr(compare, "first_known", lambda lens, facts, count: list(facts[:count]))
+    monkeypatch.setattr(compare, "as_said", lambda lens, facts: facts)
+    monkeypatch.setattr(compare, "locate", lambda lens, facts: asked_of.extend(facts))
+    cases = compare.Cases(count=4)
+    compare._located(lens, cases, directly)
+    edited = [case.request.fact for case in compare._drawn(lens, cases, directly).cases]
+    told = {chain.cloze: chain for chain in chains()}
+    assert len(asked_of) == compare.LOCATED_OVER
+    for fact in asked_of:
+        chain = told[fact.text]
+        assert {chain.first.relation, chain.second.relation} & {f.relation for f in edited}
+        assert not {chain.first.subject, chain.second.subject} & {f.subject for f in edited}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

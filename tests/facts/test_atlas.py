@@ -170,6 +170,7 @@ def test_chains_compose():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_edits_never_ask_for_a_true_answer(seed):
     told = {(fact.relation, bare(fact.subject)): fact for fact in FACTS}
+    by_text = {fact.text: fact for fact in FACTS}
     said = {chain.cloze: chain for chain in CHAINS}
     two_hop = 0
     for i, fact in enumerate(FACTS):
@@ -188,6 +189,14 @@ def test_edits_never_ask_for_a_true_answer(seed):
             assert near.relation == fact.relation
             assert near.subject != fact.subject
             assert bare(new).casefold() not in accepted(near)
+        assert case.generation[0] == fact.text
+        groups = {**dict(case.portability), **dict(case.locality)}
+        assert groups.get("Reasoning", ()) == tuple(after for _, after in case.onward)
+        for probe in groups.get("Relation_Specificity", ()):
+            other = by_text[probe.text]
+            assert bare(other.subject) == bare(fact.subject)
+            assert other.relation != fact.relation
+            assert (probe.answer, probe.aliases) == (other.answer, other.aliases)
         two_hop += len(case.onward)
         for before, after in case.onward:  # by none of its names is the new answer the old one
             assert not {before.answer, *before.aliases} & {after.answer, *after.aliases}
