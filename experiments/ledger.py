@@ -110,8 +110,8 @@ IN_SHORT = (
     "answer to 98 or 99 of 100 facts, on a model a fiftieth of GPT-J's size as well.",
     "6. ACE reaches 84 of the 100 and is behind ROME and MEMIT, although its layers and settings were "
     "tuned in the same way.",
-    "7. KNE and CTP give every new answer, and give it to most neighbours too; CTP was tuned on "
-    "learning rates of which the lowest was the best, and is to be measured at lower ones.",
+    "7. KNE and CTP give every new answer but one, and more than half of the neighbours lose theirs, "
+    "at the learning rates that do least harm.",
     "8. Zeroing ten query neurons of a peak layer costs 1 and 6 of 19 two-hop answers, and the value "
     "neurons of later layers stay active. Cells are empty where nothing was run on a real model yet: "
     "multi-hop answers after an edit, sweeps over layers and sizes, batches.",
