@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # the same names for type checkers
         AlphaEdit,
         BetaEdit,
     )
-    from qv_lens.editing.fine_tuning import CTP, FT, FTL, KN, KNE
+    from qv_lens.editing.ctp import CTP
+    from qv_lens.editing.fine_tuning import FT, FTL, KNE
+    from qv_lens.editing.kn import KN
     from qv_lens.editing.locft import LocFT
     from qv_lens.editing.nse import NSE
     from qv_lens.editing.simie import SimIE
@@ -44,8 +46,8 @@ HOMES: Mapping[str, str] = MappingProxyType({
     "MEMIT": "editing.closed_form", "PMET": "editing.closed_form", "AlphaEdit": "editing.closed_form",
     "RECT": "editing.closed_form", "PRUNE": "editing.closed_form", "IFMET": "editing.closed_form", "ACE": "editing.closed_form",
     "SPHERE": "editing.closed_form", "BetaEdit": "editing.closed_form", "ENCORE": "editing.closed_form",
-    "FT": "editing.fine_tuning", "FTL": "editing.fine_tuning", "KNE": "editing.fine_tuning", "CTP": "editing.fine_tuning",
-    "KN": "editing.fine_tuning", "LoRA": "editing.adapters", "AdaLoRA": "editing.adapters",
+    "FT": "editing.fine_tuning", "FTL": "editing.fine_tuning", "KNE": "editing.fine_tuning", "CTP": "editing.ctp",
+    "KN": "editing.kn", "LoRA": "editing.adapters", "AdaLoRA": "editing.adapters",
     "LocFT": "editing.locft", "UltraEdit": "editing.ultraedit", "SimIE": "editing.simie", "NSE": "editing.nse",
 })  # fmt: skip
 
