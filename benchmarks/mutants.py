@@ -46,7 +46,7 @@ SUITES = {
 #: quick tests that look closely at a file, before the slower ones that name it
 CLOSE = {
     "closed_form": ("by_hand",), "layer_by_layer": ("by_hand",), "targets": ("by_hand",), "keys": ("by_hand",), "solve": ("by_hand",),
-    "fine_tuning": ("trained_by_hand",), "statistics": ("habits",), "edit": ("habits", "by_hand"),
+    "fine_tuning": ("trained_by_hand",), "ctp": ("trained_by_hand",), "kn": ("trained_by_hand",), "statistics": ("habits",), "edit": ("habits", "by_hand"),
 }  # fmt: skip
 #: tests that start processes of their own take too long here: what they alone notice counts as
 #: unnoticed

@@ -33,7 +33,7 @@ def attention_first(frame: pd.DataFrame) -> Verdict:
     scores = scores.rename({part: part.removesuffix("_vector") for part in VECTORS}, level="part")
     peaks = {part: int(scores[part].idxmax()) for part in ("attn", "ffn")}
     falls = {
-        part: max(layer for layer, v in scores[part].items() if v >= 0.5 * scores[part].max())
+        part: max(int(layer) for layer, v in scores[part].items() if v >= 0.5 * scores[part].max())
         for part in peaks
     }
     told = "; ".join(
@@ -48,7 +48,7 @@ def last_layers_low(frame: pd.DataFrame) -> Verdict:
     last, peak = scores.iloc[-1], scores.loc[scores["score"].idxmax()]
     told = (
         f"last FFN layer {last['score']:.2f} ± {last['interval']:.2f} nats, the largest (layer "
-        f"{peak.name}) {peak['score']:.2f} ± {peak['interval']:.2f}"
+        f"{peak.name:.0f}) {peak['score']:.2f} ± {peak['interval']:.2f}"
     )
     half = (last["interval"] ** 2 + (peak["interval"] / 2) ** 2) ** 0.5
     return told, decided(Estimate.around(peak["score"] / 2 - last["score"], half))

@@ -213,6 +213,7 @@ def train(
 
 
 def nll(lens: Lens, added: Mapping[Key, Added]) -> Callable[[list[Prompt]], Tensor]:
+    """The loss of a trainer: minus the mean log-probability per answer token, with the deltas."""
     return lambda prompts: -answer_logprobs(lens, prompts, delta_hooks(lens, added)).mean()
 
 
