@@ -2,10 +2,10 @@
 by case.
 
 1. `Cases`: what is asked. 'facts' (single edits with paraphrases, neighbours, multi-hop prompts,
-   portability, locality, prompts for fluency; for any other model of facts of the atlas that it
-   knows) or 'multihop' (MQuAKE's chains of 2 to 4 hops with 1
-   to 4 edits, after worked examples: ACE, Appendix G.1) of the bundled world, or a file in any
-   format of `facts.benchmarks`; each seed takes others of it.
+   portability, locality, prompts for fluency) or 'multihop' (MQuAKE's chains of 2 to 4 hops with 1
+   to 4 edits, after worked examples: ACE, Appendix G.1) of the bundled world; for any other model
+   both of facts of the atlas that it knows, chains of 2 hops with 1 or 2 edits; or a file in any
+   format of `facts.benchmarks`. Each seed takes others of it.
 2. `Protocol`: one of `evaluation.protocols`; "none" asks the unedited model.
 3. `Choice`: the editor, at the model's preset (`editing.presets`), its layers too; `layers` changes
    ACE's: "located" (over multi-hop prompts on the cases' own relations), "value" and "query" (the
@@ -34,7 +34,7 @@ from qv_lens.editing.kept import default_text, default_texts, kept_covariance
 from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.evaluation.cases import DrawnCases, edited_facts, of_seed
+from qv_lens.evaluation.cases import DrawnCases, edited_facts, first_known_cases, of_seed
 from qv_lens.evaluation.known_cases import answered_onward, as_said, first_known, knowledge
 from qv_lens.evaluation.protocols import (
     PROTOCOLS,
@@ -47,6 +47,7 @@ from qv_lens.evaluation.protocols import (
 from qv_lens.evaluation.protocols import Protocol as ProtocolName
 from qv_lens.evaluation.questions import Generation
 from qv_lens.facts.atlas import atlas, chains, edit_case
+from qv_lens.facts.chain_cases import chain_case
 from qv_lens.facts.corpora import corpus
 from qv_lens.facts.records import Fact
 from qv_lens.models.lens import Lens
@@ -230,8 +231,9 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
 
 
 def _drawn(lens: Lens, asked: Cases, once: Once) -> DrawnCases:
-    if asked.data == "facts" and usual(lens, "") == ATLAS:
-        return once(_of_atlas, lens, asked.count, asked.seed)
+    if asked.data in OF_WORLD and usual(lens, "") == ATLAS:
+        drawn = _of_atlas if asked.data == "facts" else _chains_of_atlas
+        return once(drawn, lens, asked.count, asked.seed)
     return once(cases_of, lens, asked.data, asked.count, asked.seed, asked.known)
 
 
@@ -242,6 +244,17 @@ def _of_atlas(lens: Lens, count: int, seed: int) -> DrawnCases:
     known = first_known(lens, facts, (seed + 1) * count)
     mine = of_seed(known, count, seed, f"{lens.name} knows {len(known)} facts of the atlas")
     return DrawnCases([answered_onward(lens, edit_case(fact, seed)) for fact in mine])
+
+
+def _chains_of_atlas(lens: Lens, count: int, seed: int) -> DrawnCases:
+    """Two-hop chains of the atlas, one or both facts edited, of which the model answers both facts;
+    each seed takes others."""
+    shuffled = random.Random("editors").sample(chains(), len(chains()))
+    cases = [chain_case(chain, seed, number) for number, chain in enumerate(shuffled)]
+    edited = [case for case in cases if case is not None]
+    known, passed = first_known_cases(lens, edited, (seed + 1) * count)
+    told = f"{lens.name} answers both facts of {len(known)} chains of the atlas"
+    return DrawnCases(of_seed(known, count, seed, told), 0, passed)
 
 
 def _examples(lens: Lens, asked: Cases, once: Once) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def draw_cases(lens: Lens, file: str, count: int, seed: int = 0, known: bool = F
     upto = (seed + 1) * count
     passed = 0
     if known:
-        cases, passed = _first_known(lens, cases, upto)
+        cases, passed = first_known_cases(lens, cases, upto)
     what = (
         f"edits of facts that {lens.name} answers, chains in all their hops," if known else "edits"
     )
@@ -75,7 +75,7 @@ def of_seed(found: Sequence[Found], count: int, seed: int, told: str) -> list[Fo
     return mine
 
 
-def _first_known(lens: Lens, cases: Sequence[Case], wanted: int) -> tuple[list[Case], int]:
+def first_known_cases(lens: Lens, cases: Sequence[Case], wanted: int) -> tuple[list[Case], int]:
     """The first cases that the model knows, at least as many as are wanted if the file holds that
     many, and the number of cases that it does not know."""
     kept: list[Case] = []

@@ -254,9 +254,7 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
         )
     rng = random.Random(f"{seed} {fact.relation} {fact.subject}")
     others = [other for other in _facts() if other.relation == fact.relation and other != fact]
-    true = {normalise(name) for name in (fact.answer, *fact.aliases)}
-    false = sorted({other.answer for other in others if normalise(other.answer) not in true})
-    new = rng.choice(false)
+    new = rng.choice(false_answers(fact))
     request = fact.to(new)
     near = neighbours(request, others, rng)
     probes = onward(fact, new)
@@ -275,6 +273,32 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
         generation=(fact.text, f"{fact.subject} is"),
         case_id=_facts().index(fact),
     )
+
+
+def false_answers(fact: Fact) -> list[str]:
+    """The answers of other subjects of the relation that are not accepted for this one, sorted."""
+    true = {normalise(name) for name in (fact.answer, *fact.aliases)}
+    told = _answers(fact.relation)
+    return [answer for answer, normal in told.items() if normal not in true]
+
+
+@cache
+def _answers(relation: str | None) -> dict[str, str]:
+    """Every answer of a relation, sorted, and what it is compared by."""
+    answers = {fact.answer for fact in _facts() if fact.relation == relation}
+    return {answer: normalise(answer) for answer in sorted(answers)}
+
+
+def second_about(second: Fact, bridge: str) -> Fact | None:
+    """The fact of the same relation about another bridge; None where there is none, or it is asked
+    in other words: a kingdom has no president to ask about."""
+    found = _onward().get((second.relation or "", bare(bridge)))
+    return found if found is not None and found.prompt == second.prompt else None
+
+
+def names_of(answer: str) -> tuple[str, ...]:
+    """Other names of an answer that is a country."""
+    return _country_names().get(answer, ())
 
 
 def about(fact: Fact) -> tuple[Fact, ...]:
@@ -298,13 +322,13 @@ def neighbours(request: EditRequest, facts: Sequence[Fact], rng: random.Random) 
 
 def onward(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
     """Every chain over the fact whose answer the edit changes, as (before, after) the edit."""
-    names = _country_names().get(new, ())
+    names = names_of(new)
     pairs = []
     for chain in chains():
         after = None
         if chain.first == fact:
-            second = _onward().get((chain.second.relation or "", bare(new)))
-            if second is not None and _same_wording(chain.second, second):
+            second = second_about(chain.second, new)
+            if second is not None:
                 after = replace(chain.probe, answer=second.answer, aliases=second.aliases)
         elif chain.second == fact:
             after = replace(chain.probe, answer=new, aliases=names)
@@ -313,9 +337,3 @@ def onward(fact: Fact, new: str) -> list[tuple[Probe, Probe]]:
         if after.answer not in (chain.second.answer, *chain.second.aliases):
             pairs.append((chain.probe, after))
     return pairs
-
-
-def _same_wording(one: Fact, other: Fact) -> bool:
-    """Whether two facts ask for the same office in the same year: a kingdom has no president to ask
-    about."""
-    return one.prompt == other.prompt
