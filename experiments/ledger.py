@@ -113,9 +113,10 @@ IN_SHORT = (
     "tuned in the same way. Without its query layers it does no worse (Table 4).",
     "7. KNE and CTP give every new answer but one, and more than half of the neighbours lose theirs, "
     "at the learning rates that do least harm.",
-    "8. Zeroing ten query neurons of a peak layer costs 1 and 6 of 19 two-hop answers, and the value "
-    "neurons of later layers stay active. Cells are empty where nothing was run on a real model yet: "
-    "multi-hop answers after an edit, sweeps over layers and sizes, batches.",
+    "8. Zeroing ten query neurons of a peak layer costs 1 and 15 of 40 two-hop answers, ten neurons "
+    "of the same layers by effect 6 and 19; the value neurons of later layers stay active. Cells are "
+    "empty where nothing was run on a real model yet: chains of thought after an edit, sweeps over "
+    "nodes and sizes, batches.",
     "9. A claim about 6 billion parameters that fails at 0.1 may hold there, and the other way "
     "round; no trend over sizes can be told from one model.",
     "10. Every row is a test of its own, at 95%; of seventy such tests three or four would hold or "

@@ -147,8 +147,8 @@ CLAIMS = (
         source="ACE, section 4.2",
         words="zeroing the top 100 query neurons of a peak layer costs 46.2% and 61.9%",
         statistic=(
-            "share of right two-hop answers lost (ten neurons of a layer's 512 and 384; 100 of "
-            "GPT-J's 16,384 would be three)"
+            "share of right two-hop answers lost (100 of GPT-J's 16,384 neurons a layer, as large a "
+            "share of other models', at least ten)"
         ),
         decide=suppression_drop("Zero"),
         release=NO_CODE,
