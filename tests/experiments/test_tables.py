@@ -373,6 +373,9 @@ def test_rows_take_the_place_of_the_same_model_and_editor_alone(tmp_path, monkey
     assert kept.to_dict() == {
         ("small", "FT"): 2.0, ("small", "ROME"): 1.0, ("small", "MEMIT"): 2.0, ("large", "FT"): 1.0,
     }  # fmt: skip
+    for data in ("atlas", "counterfact"):  # of other data, other results
+        ledger._join("asked", rows(1.0, ("small", "FT")).assign(data=data))
+    assert len(pd.read_parquet(tmp_path / "asked.parquet")) == 2
     ledger._join("layers", rows(1.0, ("small", "")).drop(columns="method"))
     ledger._join("layers", rows(2.0, ("small", "")).drop(columns="method"))
     assert pd.read_parquet(tmp_path / "layers.parquet")["after"].tolist() == [2.0]
