@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -32,17 +33,23 @@ def drawn() -> Iterator[tuple[str, go.Figure]]:
             continue
         name = module.__name__.removeprefix("experiments.").replace(".", "-")
         for model, frame in pd.read_parquet(path).groupby("model", sort=False):
-            figure = module.figure(_of(module.GRID, frame))
+            asked = _of(module, frame)
+            if asked.empty:
+                continue
+            figure = module.figure(asked)
             figure.update_layout(title=f"{model}: {figure.layout.title.text}")
             yield f"{name}-{str(model).split('/')[-1]}", figure
 
 
-def _of(grid: dict, frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the experiment's own grid asks for, where it shares its results with others."""
-    methods = grid.get("method")
-    return (
-        frame if methods is None or "method" not in frame else frame[frame["method"].isin(methods)]
-    )
+def _of(module: ModuleType, frame: pd.DataFrame) -> pd.DataFrame:
+    """The editors and metrics that the experiment asks for, where it shares its results with
+    others."""
+    settings = getattr(module, "SETTINGS", {})
+    wanted = {"method": module.GRID.get("method"), "metric": settings.get("metrics")}
+    for column, values in wanted.items():
+        if values is not None and column in frame:
+            frame = frame[frame[column].isin(values)]
+    return frame
 
 
 def main() -> None:
