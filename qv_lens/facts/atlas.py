@@ -302,11 +302,14 @@ def names_of(answer: str) -> tuple[str, ...]:
 
 
 def about(fact: Fact) -> tuple[Fact, ...]:
-    """What else the atlas knows of the fact's subject."""
+    """What else the atlas knows of the fact's subject, and stays whatever the fact's answer is: not
+    the country of what is said to stand in another city, nor its city in another country."""
+    place = {"P131", "P17"}
+    moved = place if fact.relation in place else {fact.relation}
     return tuple(
         other
         for other in _facts()
-        if bare(other.subject) == bare(fact.subject) and other.relation != fact.relation
+        if bare(other.subject) == bare(fact.subject) and other.relation not in moved
     )
 
 
