@@ -110,7 +110,7 @@ IN_SHORT = (
     "5. Editors that locate and solve (MEMIT, AlphaEdit, PRUNE, RECT, EMMET, ROME) give the new "
     "answer to 98 or 99 of 100 facts, on a model a fiftieth of GPT-J's size as well.",
     "6. ACE reaches 84 of the 100 and is behind ROME and MEMIT, although its layers and settings were "
-    "tuned in the same way. Without its query layers it does no worse (Table 4).",
+    "tuned in the same way. Without three of its six query layers nothing can be told apart (Table 4).",
     "7. KNE and CTP give every new answer but one, and more than half of the neighbours lose theirs, "
     "at the learning rates that do least harm. But what else the model says of the edited subject "
     "stays in 80% with KNE, and in 26 and 31% with MEMIT and ROME (19 facts of the atlas).",
@@ -120,8 +120,8 @@ IN_SHORT = (
     "nodes and sizes, batches.",
     "9. A claim about 6 billion parameters that fails at 0.1 may hold there, and the other way "
     "round; no trend over sizes can be told from one model.",
-    "10. Every row is a test of its own, at 95%; of seventy such tests three or four would hold or "
-    "fail by chance.",
+    "10. Every row is a test of its own, at 95%; one in twenty of those with "
+    "an interval would hold or fail by chance. Rows marked as ours are no claims of the papers.",
     "",
     "A cell has its verdict, then the numbers. Editors are run as the model's presets say. Empty "
     "cells wait for the row's file (its first lines have the command) and `python -m "

@@ -50,6 +50,8 @@ def last_layers_low(frame: pd.DataFrame) -> Verdict:
         f"last FFN layer {last['score']:.2f} ± {last['interval']:.2f} nats, the largest (layer "
         f"{peak.name:.0f}) {peak['score']:.2f} ± {peak['interval']:.2f}"
     )
+    if last.name == peak.name:  # one number, not two
+        return told, decided(Estimate.around(-last["score"] / 2, last["interval"] / 2))
     half = (last["interval"] ** 2 + (peak["interval"] / 2) ** 2) ** 0.5
     return told, decided(Estimate.around(peak["score"] / 2 - last["score"], half))
 

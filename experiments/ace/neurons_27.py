@@ -25,7 +25,6 @@ from experiments.decide import (
     HOLDS,
     NOT_MEASURED,
     Claim,
-    Estimate,
     Verdict,
     decided,
     difference,
@@ -146,13 +145,13 @@ def interpretable_ones_matter(frame: pd.DataFrame) -> Verdict:
 
 
 def effects_matter(frame: pd.DataFrame) -> Verdict:
-    """Without as many neurons by effect less than half is left."""
-    found = frame[frame["set"] == "effects"]
-    if found.empty:
+    """Without the neurons by effect less than half of what was there is left, case by case."""
+    table = frame.pivot_table(index=["category", "prompt"], columns="set", values="sampled")
+    if "effects" not in table:
         return NOT_MEASURED
-    without = Estimate.of(found["sampled"])
-    told = f"{share(without.mean)} {without.spread(100)} ({len(found)} cases)"
-    return told, decided((-without).shifted(0.5))
+    gap = difference(table["none"] / 2, table["effects"])
+    told = f"none {share(table['none'].mean())}, effects {share(table['effects'].mean())}"
+    return f"{told} (half of none − effects {points(gap)})", decided(gap)
 
 
 CLAIMS = (
@@ -165,7 +164,7 @@ CLAIMS = (
     ),
     Claim(
         source="ACE, section 6.4",
-        words=f"27 neurons zeroed leave less than half, {BY_EFFECT}",
+        words=f"27 neurons zeroed leave less than half of it, {BY_EFFECT}",
         statistic="share of 1,000 draws that give the answer",
         decide=effects_matter,
     ),

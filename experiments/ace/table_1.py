@@ -155,7 +155,8 @@ def takeaway_1(frame: pd.DataFrame) -> Verdict:
         return NOT_MEASURED
     gaps = [gap(frozenset(chosen)) for chosen in itertools.combinations(sorted(sets), len(similar))]
     p = float(np.mean([value >= gap(similar) - 1e-12 for value in gaps]))
-    verdict = HOLDS if p < 0.05 else FAILS if gap(similar) < 0 else OPEN
+    lower = float(np.mean([value <= gap(similar) + 1e-12 for value in gaps]))
+    verdict = HOLDS if p < 0.05 else FAILS if lower < 0.05 else OPEN
     return (
         f"gap {gap(similar):+.2f}, p = {p:.2f} ({len(sets)} categories, "
         f"{len(next(iter(sets.values())))} layers each)",
