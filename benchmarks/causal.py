@@ -178,14 +178,14 @@ def curves(lens: qv.Lens, fact: qv.Fact, rankings: dict[str, Ranking]) -> pd.Dat
 def sets(
     lens: qv.Lens, facts: Sequence[qv.Fact], rankings: dict[str, Ranking], folder: Path | None
 ) -> pd.DataFrame:
-    """Curves of every fact; those that lie in the folder are read from there."""
+    """Curves of every fact; those that lie in the folder are read from there, others put there."""
     parts = []
     for number, fact in enumerate(facts):
         asked = hashlib.sha256(f"{lens.name} {fact} {list(rankings)}".encode()).hexdigest()
         file = folder / f"{asked[:16]}.parquet" if folder else None
-        kept = file is not None and file.exists()
-        part = pd.read_parquet(file) if kept else curves(lens, fact, rankings)
-        if file and not kept:
+        there = file is not None and file.exists()
+        part = pd.read_parquet(file) if there else curves(lens, fact, rankings)
+        if file and not there:
             part.to_parquet(file)
         parts.append(part.assign(prompt=number))
     return pd.concat(parts, ignore_index=True)

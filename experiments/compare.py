@@ -2,10 +2,10 @@
 by case.
 
 1. `Cases`: what is asked. 'facts' (single edits with paraphrases, neighbours, multi-hop prompts,
-   portability, locality, prompts for fluency) or 'multihop' (MQuAKE's chains of 2 to 4 hops with 1
-   to 4 edits, after worked examples: ACE, Appendix G.1) of the bundled world; for any other model
-   both of facts of the atlas that it knows, chains of 2 hops with 1 or 2 edits; or a file in any
-   format of `facts.benchmarks`. Each seed takes others of it.
+   portability, locality, prompts for fluency), 'multihop' (chains of MQuAKE's kind, after worked
+   examples: ACE, Appendix G.1), or a file in any format of `facts.benchmarks`. Both are of the
+   bundled world for its own models (chains of 2 to 4 hops with 1 to 4 edits), and of the atlas for
+   any other, of what it knows (2 hops, 1 or 2 edits). Each seed takes others.
 2. `Protocol`: one of `evaluation.protocols`; "none" asks the unedited model.
 3. `Choice`: the editor, at the model's preset (`editing.presets`), its layers too; `layers` changes
    ACE's: "located" (over multi-hop prompts on the cases' own relations), "value" and "query" (the

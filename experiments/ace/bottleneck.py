@@ -103,8 +103,8 @@ CLAIMS = (
         source="ACE, project page",
         words="at an equal number of layers (9 and 8) ACE is ahead of ROME, MEMIT and PMET",
         statistic=(
-            "multi-hop accuracy at as many layers as ACE edits (the presets'); ROME has one layer and "
-            "is left out"
+            "multi-hop accuracy at as many layers as ACE edits (the presets'); ROME has one layer "
+            "and is left out"
         ),
         decide=ahead_at_its_own_number,
         release=RELEASED,

@@ -72,9 +72,11 @@ class Task:
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
-    """One row per prompt and set ('none', 'interpretable', 'important', 'random', 'effects'): how many neurons
-    (`zeroed`), the share of draws that give the answer's first token or another form of it
-    (`sampled`), their exact `probability`, and whether the first token is the argmax."""
+    """One row per prompt and set: how many neurons (`zeroed`), the share of draws that give the
+    answer's first token or another form of it (`sampled`), their exact `probability`, and whether
+    the first token is the argmax.
+
+    Sets: 'none', 'interpretable', 'important', 'random', 'effects' (by the effect on log p)."""
     cells = []
     facts = asked(lens, task)
     value = value_neurons(lens, list(facts), task.top)

@@ -7,8 +7,8 @@ value neurons in later layers fall silent.
 
 The top query neurons of the two layers where they score highest are zeroed for every reader, or
 suppressed for the value neurons alone: two-hop accuracy, and activated value neurons in the layers
-after and in all others. Takeaway 2. Beside them as many neurons of the same layer by their effect on
-log p (ours) are zeroed. """
+after and in all others. Takeaway 2. Beside them as many neurons of the same layer by their effect
+on log p (ours) are zeroed. """
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ CLAIMS = (
         source="ACE, section 4.2",
         words="zeroing the top 100 query neurons of a peak layer costs 46.2% and 61.9%",
         statistic=(
-            "share of right two-hop answers lost (100 of GPT-J's 16,384 neurons a layer, as large a "
-            "share of other models', at least ten)"
+            "share of right two-hop answers lost (100 of GPT-J's 16,384 neurons a layer, as large "
+            "a share of other models', at least ten)"
         ),
         decide=suppression_drop("Zero"),
         release=NO_CODE,

@@ -6,7 +6,7 @@
 
 The same rows hold Figure 5 (whole layers: `figure_5.py`), Figure 6 (heads: `figure_6.py`) and, over
 two-hop prompts, Figure 3 (query layers and value neurons by layer: `figure_3.py`). Beside the
-paper's scores each claim is asked by the effect on log p (`neuron_effects`, ours). Measured, nothing
+paper's scores its claims are asked by the effect on log p (`neuron_effects`, ours). Nothing is
 intervened on. """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.layers import layer_scores
 from qv_lens.attribution.query import query_layers
 from qv_lens.attribution.value import value_neurons
+from qv_lens.evaluation.ablation import by_layer
 from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.categories import RELATED
@@ -99,7 +100,7 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     heads = layer_scores(lens, trace, "head", "layer_vector").assign(part="head")
     query = query_layers(lens, trace, value)
     query = query[query["kind"] == "ffn"].assign(part="query")
-    counts = counted(lens, value).assign(part="count")
+    counts = counted(lens, value, len(facts)).assign(part="count")
     each = pd.concat([*sums, *wholes, heads, query, counts, *effects(lens, list(facts))])
     by_layer = each.groupby(["part", "layer", "head"], sort=False, dropna=False)["score"]
     frame = by_layer.agg(["mean", "sem", "count"]).reset_index().rename(columns={"mean": "score"})
@@ -110,23 +111,22 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     ]
 
 
-def counted(lens: Lens, neurons: NeuronSet) -> pd.DataFrame:
-    """How many neurons lie in each layer, by prompt."""
-    counts = pd.crosstab(neurons.frame["prompt"], neurons.frame["layer"])
-    counts = counts.reindex(columns=range(lens.n_layers), fill_value=0)
-    return counts.stack().rename("score").reset_index()
-
-
 def effects(lens: Lens, facts: list[Fact]) -> list[pd.DataFrame]:
-    """What the units of each layer are worth to log p, added up, by prompt; and how many of the best
-    neurons lie there."""
+    """The effects on log p of the units of each layer, added up, by prompt; and how many of the
+    best neurons lie there."""
     neurons = neuron_effects(lens, facts, None)
     channels = neuron_effects(lens, facts, None, unit="attn_channel")
     sums = [
         found.frame.groupby(["prompt", "layer"])["score"].sum().reset_index().assign(part=part)
         for part, found in (("ffn_effect", neurons), ("attn_effect", channels))
     ]
-    return [*sums, counted(lens, neurons.top(TOP)).assign(part="effect_count")]
+    counts = counted(lens, neurons.top(TOP), len(facts)).assign(part="effect_count")
+    return [*sums, counts]
+
+
+def counted(lens: Lens, neurons: NeuronSet, prompts: int) -> pd.DataFrame:
+    """How many neurons lie in each layer, by prompt."""
+    return by_layer(lens, neurons.frame, prompts).stack().rename("score").reset_index()
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:

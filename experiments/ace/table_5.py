@@ -1,5 +1,5 @@
 """ACE, Table 5: FFN's and attention's importance at every token of a prompt, and what the model
-would say there; and what the answer loses when the neurons there are taken out (ours).
+would say there; and the effects of the neurons there on log p of the answer, added up (ours).
 
     qv-lens run experiments/ace/table_5.py
     qv-lens run experiments/ace/table_5.py --model EleutherAI/gpt-j-6B \\
@@ -54,8 +54,8 @@ class Task:
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
     """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, by the layer
-    whose output adds most), `effect` (nats: the effects of all neurons there on log p of the answer,
-    added up), `promoted`: the likeliest next tokens there, `place` ('subject', 'first
+    whose output adds most), `effect` (nats: the effects of all neurons there on log p of the
+    answer, added up), `promoted`: the likeliest next tokens there, `place` ('subject', 'first
     behind it', 'last', 'other')."""
     parts = []
     facts = asked(lens, task)
@@ -98,7 +98,7 @@ def converging_tokens(frame: pd.DataFrame) -> Verdict:
 
 
 def converging_effects(frame: pd.DataFrame) -> Verdict:
-    """By what the answer loses without the neurons at a token."""
+    """By the effects of the neurons at a token on log p of the answer, each for itself, added up."""
     if "effect" not in frame:
         return NOT_MEASURED
     return higher_than_others(frame.assign(total=frame["effect"]))

@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from experiments.ace import BY_EFFECT, NO_CODE
-from experiments.decide import Claim, Decide, Verdict, decided, difference, points, read_as, share
+from experiments.decide import Claim, Decide, Verdict, decided, difference, points, share
 from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.effects import neuron_effects
@@ -56,9 +56,11 @@ class Task:
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
-    """Per `prompt`, the best `top` neurons per `role` ('query', 'value', 'shared': among the 300
-    best of both; 'effect': by their effect on log p): `layer, neuron, coefficient, score, promoted, interpretable` (the answer is among
-    the ten promoted tokens)."""
+    """Per `prompt`, the best `top` neurons per `role`: `layer, neuron, coefficient, score, promoted,
+    interpretable` (the answer is among the ten promoted tokens).
+
+    Roles: 'query', 'value', 'shared' (among the 300 best of both), 'effect' (by the effect on log
+    p)."""
     parts = []
     facts = asked(lens, task)
     for i, fact in enumerate(facts):
@@ -119,7 +121,7 @@ CLAIMS = (
         source="ACE, Tables 6 and 7",
         words=f"the same of value neurons {BY_EFFECT}",
         statistic="the same, neurons of the largest effects minus query neurons",
-        decide=read_as("role", {"effect": "value"}, readable("value")),
+        decide=readable("effect"),
     ),
     Claim(
         source="ACE, Appendix D",

@@ -44,8 +44,8 @@ class CTP:
     is trained in both steps (`train_b_out`). `adam='shared'`: one state for both steps, so that
     nodes without gradient still move by momentum (as released); 'separate': one each, fresh at each
     selection. `stream` takes the requests one after another, each for all `epochs`. A job of one
-    request uses `alone` = (lr, steps, stop) instead (untuned), since twelve steps of 1e-5 do
-    nothing."""
+    request uses `alone` = (lr, steps, stop) instead, since twelve steps of 1e-5 do nothing; the
+    default is untuned."""
 
     top: Count = 15
     """Size of T+, nodes of a layer."""

@@ -148,14 +148,14 @@ def _activated(
     frame = value_neurons(lens, list(chains), None).frame
     frame = frame[frame["score"].to_numpy() >= threshold[frame["prompt"].to_numpy()]]
     same = frame.merge(value.frame[["prompt", "layer", "neuron"]])
-    now = _by_layer(lens, frame, len(chains))
-    before = _by_layer(lens, same, len(chains))
+    now = by_layer(lens, frame, len(chains))
+    before = by_layer(lens, same, len(chains))
     half = student(now.sem(), len(chains))
     counted = {"count": now.mean(), "interval": half, "original": before.mean()}
     return pd.DataFrame({"condition": condition, "layer": now.columns, **counted})
 
 
-def _by_layer(lens: Lens, frame: pd.DataFrame, prompts: int) -> pd.DataFrame:
+def by_layer(lens: Lens, frame: pd.DataFrame, prompts: int) -> pd.DataFrame:
     """Neurons counted by prompt (rows) and layer (columns)."""
     table = pd.crosstab(frame["prompt"], frame["layer"])
     return table.reindex(range(prompts), columns=range(lens.n_layers), fill_value=0)

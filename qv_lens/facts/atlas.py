@@ -29,6 +29,8 @@ from qv_lens.facts.prompts import normalise
 from qv_lens.facts.records import EditCase, EditRequest, Fact, Probe
 
 TABLES = Path(__file__).parent / "tables"
+#: a thing's city and its country: one follows from the other
+PLACES = frozenset({"P131", "P17"})
 #: how many neighbours, and at most how many multi-hop probes, an edit gets
 PROBES = 5
 
@@ -304,8 +306,7 @@ def names_of(answer: str) -> tuple[str, ...]:
 def about(fact: Fact) -> tuple[Fact, ...]:
     """What else the atlas knows of the fact's subject, and stays whatever the fact's answer is: not
     the country of what is said to stand in another city, nor its city in another country."""
-    place = {"P131", "P17"}
-    moved = place if fact.relation in place else {fact.relation}
+    moved = PLACES if fact.relation in PLACES else {fact.relation}
     return tuple(
         other
         for other in _facts()

@@ -27,9 +27,10 @@ EDITED = ((0,), (1,), (0, 1))
 
 
 def chain_case(chain: Chain, seed: int = 0, case_id: int = 0) -> MultiHopCase | None:
-    """The chain with one or both of its facts edited; None where no edit changes its answer.
+    """A chain of the atlas with one or both of its facts edited; None where no edit changes its
+    answer.
 
-    Raises `FactError` for a chain of facts that are not in the atlas."""
+    Raises `FactError` for a fact whose relation is not one of the atlas."""
     rng = random.Random(f"{seed} {chain.cloze}")
     for edited in rng.sample(EDITED, len(EDITED)):
         found = list(_rewritten(chain, edited))

@@ -15,7 +15,7 @@ COMPARISON = (EXPERIMENTS / "COMPARISON.md").read_text()
 #: Student's t of 99 degrees of freedom at 97.5% (a printed table's)
 T_99 = 1.984
 SMOLLM2 = "smollm2-135m"
-#: ACE's NN, CT, LG, CP and LS, of which leadership was not measured
+#: ACE's NN, CT, LG, CP and LS
 SIMILAR = {"nationality", "continent", "language", "capital", "leadership"}
 
 
