@@ -1,5 +1,5 @@
-"""The comparison of editors as text: a table for every protocol and model that has rows, and one of
-edits in a row."""
+"""The comparison of editors as text: a table for every protocol, model and data that have rows, and
+one of edits in a row."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ OF_FACTS = (
     "efficacy_success",
     "paraphrase_success",
     "specificity_success",
+    "edit_success",
     "portability",
     "locality",
     "multihop_acc",
@@ -69,15 +70,15 @@ def comparison(results: Path) -> str:
         "every method), where not all have such prompts. Only what is printed here was run.",
     ]
     for name, title, metrics in TABLES:
-        for model, frame in _by_model(results / f"{name}.parquet"):
-            lines += ["", f"## {title}: {model}", "", *_comparison_of(frame, metrics)]
-    for model, frame in _by_model(results / f"{sequence.RESULTS}.parquet"):
+        for (model, data), frame in _by(results / f"{name}.parquet", ["model", "data"]):
+            lines += ["", f"## {title}: {model}, {data}", "", *_comparison_of(frame, metrics)]
+    for (model,), frame in _by(results / f"{sequence.RESULTS}.parquet", ["model"]):
         lines += ["", f"## Edits in a row: {model}", "", OF_A_ROW, "", *in_a_row(frame)]
     return "\n".join([*lines, ""])
 
 
 def _comparison_of(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
-    """The table of one model and protocol: a line for each method."""
+    """The table of one protocol, model and data: a line for each method."""
     frame = pd.concat([frame, *compare.by_chain(frame)])
     steps = frame.groupby(["method", "seed", "case"])["step"]
     at_the_end = frame["step"] == steps.transform("max")
@@ -126,11 +127,11 @@ def head(*names: str) -> list[str]:
     return [line(*names), "|" + "---|" * len(names)]
 
 
-def _by_model(path: Path) -> Iterator[tuple[str, pd.DataFrame]]:
-    """A result's rows, by model."""
+def _by(path: Path, columns: list[str]) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """A result's rows, by the values of some columns."""
     if path.exists():
-        for model, frame in pd.read_parquet(path).groupby("model"):
-            yield str(model), frame
+        for values, frame in pd.read_parquet(path).groupby(columns):
+            yield tuple(map(str, values)), frame
 
 
 #: from how many edits on a checkpoint has a place in the curve

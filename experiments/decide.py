@@ -48,6 +48,11 @@ class Claim:
     both: bool = False
     """Whether it compares the two models."""
 
+    @property
+    def ours(self) -> bool:
+        """Whether no paper says so: the row asks something of our own."""
+        return self.source == "ours" or "(ours)" in self.words
+
 
 def share(value: float, metric: str = "") -> str:
     """A value times 100, as the papers print it: a share in percent, the entropy that fluency is in

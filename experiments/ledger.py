@@ -211,30 +211,38 @@ def written() -> str:
     """The ledger as text."""
     columns = ("source", "claim", "statistic", *COLUMNS.values(), "release and set-up", "file")
     lines = [*TITLE, *IN_SHORT, *head(*columns)]
-    count = {model: {HOLDS: 0, FAILS: 0, OPEN: 0} for model in COLUMNS}
-    claims = 0
+    verdicts: dict[tuple[str, bool], list[str]] = {}  # by model, and whether the row is ours
+    asked = {False: 0, True: 0}
     for module in experiments():
         path = RESULTS / f"{results_of(module)}.parquet"
         frame = pd.read_parquet(path) if path.exists() else pd.DataFrame({"model": []})
         for claim in getattr(module, "CLAIMS", ()):
-            claims += 1
+            asked[claim.ours] += 1
             cells = []
             for model in COLUMNS:
                 statistic, verdict = decided_on(claim, frame, model)
                 if verdict:
-                    count[model][verdict] += 1
+                    verdicts.setdefault((model, claim.ours), []).append(verdict)
                 cells.append(f"**{verdict}**<br>{statistic}" if verdict else statistic)
             file = module.__name__.replace("experiments.", "").replace(".", "/") + ".py"
             named = [claim.source, claim.words, claim.statistic]
             lines.append(line(*named, *cells, claim.release, f"[{file}]({file})"))
-    for model, verdicts in count.items():
-        if total := sum(verdicts.values()):
+    for model, called in COLUMNS.items():
+        papers, ours = verdicts.get((model, False), []), verdicts.get((model, True), [])
+        if papers or ours:
             lines += [
                 "",
-                f"{COLUMNS[model]}: of {claims} claims {total} were decided on it: "
-                f"{verdicts[HOLDS]} held, {verdicts[FAILS]} failed, {verdicts[OPEN]} stayed undecided.",
+                f"{called}: of the papers' {asked[False]} claims {_counted(papers)}. Of {asked[True]} "
+                f"rows of ours {_counted(ours)}.",
             ]
     return "\n".join([*lines, ""])
+
+
+def _counted(verdicts: list[str]) -> str:
+    return (
+        f"{len(verdicts)} were decided on it: {verdicts.count(HOLDS)} held, "
+        f"{verdicts.count(FAILS)} failed, {verdicts.count(OPEN)} stayed undecided"
+    )
 
 
 def decided_on(claim: Claim, frame: pd.DataFrame, model: str) -> tuple[str, str]:

@@ -73,7 +73,9 @@ def test_comparison_of_editors():
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
         low, high = (round(100 * (middle + side * half)) for side in (-1, 1))
-        table = COMPARISON.split(f"## Single edits, each taken back: {SMOLLM2}")[1].split("##")[0]
+        table = COMPARISON.split(f"## Single edits, each taken back: {SMOLLM2}, counterfact")[
+            1
+        ].split("##")[0]
         assert f"| {method} | {n} | {100 * p:.0f} [{low}, {high}] |" in table
 
 
