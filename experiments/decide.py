@@ -191,6 +191,15 @@ def averaged(frame: pd.DataFrame, part: str) -> pd.DataFrame:
     )
 
 
+def half_the_largest_less_the_last(scores: pd.DataFrame) -> Estimate:
+    """Of `averaged` scores; where the last is the largest they are one number, not two."""
+    last, peak = scores.iloc[-1], scores.loc[scores["score"].idxmax()]
+    if last.name == peak.name:
+        return Estimate.around(-last["score"] / 2, last["interval"] / 2)
+    half = (last["interval"] ** 2 + (peak["interval"] / 2) ** 2) ** 0.5
+    return Estimate.around(peak["score"] / 2 - last["score"], half)
+
+
 def multihop(frame: pd.DataFrame) -> str:
     """Which metric of two hops and more the rows hold: after worked examples (MQuAKE's chains),
     else cloze prompts."""

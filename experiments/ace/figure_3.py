@@ -27,9 +27,11 @@ from experiments.decide import (
     Verdict,
     averaged,
     decided,
+    half_the_largest_less_the_last,
     nearer,
     read_as,
     share,
+    together,
 )
 from experiments.models import STUDIED, is_gptj, layers_there
 from qv_lens.evaluation.intervals import DIFFERENCE
@@ -74,7 +76,8 @@ def late_values(frame: pd.DataFrame) -> Verdict:
         f"most of the 300 best value neurons in layer {peak} of {len(count)}: {most['score']:.1f} ± "
         f"{most['interval']:.1f}; in the last {last['score']:.1f} ± {last['interval']:.1f}"
     )
-    return told, HOLDS if peak >= len(count) / 3 and last["score"] < most["score"] / 2 else FAILS
+    deep = HOLDS if peak >= len(count) / 3 else FAILS
+    return told, together([deep, decided(half_the_largest_less_the_last(count))])
 
 
 def separation(frame: pd.DataFrame) -> Verdict:

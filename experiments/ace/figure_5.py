@@ -14,7 +14,16 @@ import plotly.graph_objects as go
 
 from experiments.ace import BY_EFFECT
 from experiments.ace.table_1 import GRID, MEASURES, SETTINGS, Task, rows
-from experiments.decide import FAILS, HOLDS, Claim, Estimate, Verdict, averaged, decided, read_as
+from experiments.decide import (
+    Claim,
+    Verdict,
+    averaged,
+    decided,
+    difference,
+    half_the_largest_less_the_last,
+    read_as,
+)
+from qv_lens.evaluation.intervals import UNBOUNDED
 from qv_lens.plots import VECTORS, layer_lines
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "Task", "figure", "rows"]
@@ -28,19 +37,28 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def attention_first(frame: pd.DataFrame) -> Verdict:
-    """By the layers' whole outputs, as Figure 5 is drawn."""
+    """By the layers' whole outputs, as Figure 5 is drawn: how many layers attention's last one above
+    half its peak lies below FFN's, category by category."""
     scores = frame[frame["part"].isin(VECTORS)].groupby(["part", "layer"])["score"].mean()
-    scores = scores.rename({part: part.removesuffix("_vector") for part in VECTORS}, level="part")
-    peaks = {part: int(scores[part].idxmax()) for part in ("attn", "ffn")}
-    falls = {
-        part: max(int(layer) for layer, v in scores[part].items() if v >= 0.5 * scores[part].max())
-        for part in peaks
-    }
     told = "; ".join(
-        f"{part}'s last layer above half its peak: {falls[part]} (peak {peaks[part]})"
-        for part in peaks
+        f"{part.removesuffix('_vector')}'s last layer above half its peak: {_falls(scores[part])} "
+        f"(peak {scores[part].idxmax():.0f})"
+        for part in VECTORS
     )
-    return told, HOLDS if falls["attn"] < falls["ffn"] else FAILS
+    each = frame.groupby(["category", "part"])[["layer", "score"]].apply(
+        lambda rows: _falls(rows.set_index("layer")["score"])
+    )
+    by_part = each.unstack("part")
+    gap = difference(by_part["ffn_vector"], by_part["attn_vector"], UNBOUNDED)
+    return (
+        f"{told}; by category {gap.mean:.1f} {gap.spread()} layers ({gap.cases} categories)",
+        decided(gap),
+    )
+
+
+def _falls(scores: pd.Series) -> int:
+    """The last layer above half of the largest."""
+    return int(scores.index[scores >= 0.5 * scores.max()].max())
 
 
 def last_layers_low(frame: pd.DataFrame) -> Verdict:
@@ -50,10 +68,7 @@ def last_layers_low(frame: pd.DataFrame) -> Verdict:
         f"last FFN layer {last['score']:.2f} ± {last['interval']:.2f} nats, the largest (layer "
         f"{peak.name:.0f}) {peak['score']:.2f} ± {peak['interval']:.2f}"
     )
-    if last.name == peak.name:  # one number, not two
-        return told, decided(Estimate.around(-last["score"] / 2, last["interval"] / 2))
-    half = (last["interval"] ** 2 + (peak["interval"] / 2) ** 2) ** 0.5
-    return told, decided(Estimate.around(peak["score"] / 2 - last["score"], half))
+    return told, decided(half_the_largest_less_the_last(scores))
 
 
 CLAIMS = (

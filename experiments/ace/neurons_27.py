@@ -8,7 +8,7 @@ at random.
 Per fact the 300 best value neurons are split by the vocabulary test; `count` of each are zeroed. On
 a model with fewer interpretable ones all of them are, and `zeroed` says how many. Accuracy over
 1,000 draws from the model, and its exact probability. Beside them the `count` best by their effect
-on log p (ours). """
+on log p (ours), and as many at random. """
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ from qv_lens.plots import set_bars
 SETTINGS = {"prompts": 100}
 GRID = {"model": STUDIED, "category": ["sport", "capital"]}
 MEASURES = ("sampled", "probability", "argmax")
-#: rows of an earlier version counted the answer's own first token alone
-VERSION = 2
+#: rows of earlier versions had no random neurons beside those by effect (2), and counted the answer's
+#: own first token alone (1)
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     answer's first token or another form of it (`sampled`), their exact `probability`, and whether
     the first token is the argmax.
 
-    Sets: 'none', 'interpretable', 'important', 'random', 'effects' (by the effect on log p)."""
+    Sets: 'none', 'interpretable', 'important' and 'random' (as many as are interpretable), 'effects'
+    (by the effect on log p) and 'random beside effects' (`count` each)."""
     cells = []
     facts = asked(lens, task)
     value = value_neurons(lens, list(facts), task.top)
@@ -92,6 +94,7 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
             "important": mine.where(lambda frame, good=good: ~good).top(len(telling)),
             "random": random_neurons(lens, len(telling), rng),
             "effects": neuron_effects(lens, fact, task.count),
+            "random beside effects": random_neurons(lens, task.count, rng),
         }
         target = lens.answer_ids(fact)[0]
         forms = sorted(surface_forms(lens, fact.answer) | {target})
@@ -147,13 +150,21 @@ def interpretable_ones_matter(frame: pd.DataFrame) -> Verdict:
 
 
 def effects_matter(frame: pd.DataFrame) -> Verdict:
-    """Without the neurons by effect less than half of what was there is left, case by case."""
+    """Without the neurons by effect less than half of what was there is left, and less than without
+    as many at random, case by case."""
     table = frame.pivot_table(index=["category", "prompt"], columns="set", values="sampled")
-    if "effects" not in table:
+    if not {"effects", "random beside effects"} <= set(table):
         return NOT_MEASURED
-    gap = difference(table["none"] / 2, table["effects"])
-    told = f"none {share(table['none'].mean())}, effects {share(table['effects'].mean())}"
-    return f"{told} (half of none − effects {points(gap)})", decided(gap)
+    below_half = difference(table["none"] / 2, table["effects"])
+    gap = difference(table["random beside effects"], table["effects"])
+    told = ", ".join(
+        f"{name} {share(table[name].mean())}"
+        for name in ("none", "effects", "random beside effects")
+    )
+    return (
+        f"{told} (half of none − effects {points(below_half)}; random − effects {points(gap)})",
+        together([decided(below_half), decided(gap)]),
+    )
 
 
 CLAIMS = (

@@ -18,11 +18,24 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from experiments.ace import BY_EFFECT, NO_CODE
-from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, Decide, Verdict, lost
+from experiments.decide import (
+    FAILS,
+    HOLDS,
+    NOT_MEASURED,
+    OPEN,
+    Claim,
+    Decide,
+    Estimate,
+    Verdict,
+    decided,
+    lost,
+    together,
+)
 from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.evaluation.ablation import DROP, answers, drop, suppress
+from qv_lens.evaluation.intervals import wilson
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.records import Fact
 from qv_lens.models.interventions import Zero
@@ -116,7 +129,11 @@ def answers_lost(rows: pd.DataFrame) -> Verdict:
         return NOT_MEASURED
     if rows["drop_relative"].isna().any():
         return told, OPEN
-    return told, HOLDS if (rows["drop_relative"] > 0.3).all() else FAILS
+    shares = [
+        Estimate(drop, *wilson(max(0.0, drop * n), n))
+        for drop, n in zip(rows["drop_relative"], right, strict=True)
+    ]
+    return told, together([decided(each.shifted(-0.3)) for each in shares])
 
 
 def suppression_counts(frame: pd.DataFrame) -> Verdict:

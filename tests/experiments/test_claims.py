@@ -274,19 +274,27 @@ def test_where_layers_end():
         by_layer("ffn_vector", [0, 1, 4, 9, 8, 1]),
         by_layer("attn_vector", [1, 9, 2, 0, 0, 0]),
     )
-    assert figure_5.attention_first(pd.concat([ffn, attn]))[1] == HOLDS
-    assert (
-        figure_5.attention_first(
-            pd.concat([ffn.assign(part="attn_vector"), attn.assign(part="ffn_vector")])
-        )[1]
-        == FAILS
-    )
+    other = ffn.assign(part="attn_vector"), attn.assign(part="ffn_vector")
+
+    def in_categories(count: int, *parts: pd.DataFrame) -> pd.DataFrame:
+        # every other category's scores lie a layer lower
+        return pd.concat([
+            part.assign(category=i, score=part["score"].shift(-(i % 2) * (part is parts[0]), fill_value=0))
+            for i in range(count) for part in parts
+        ])  # fmt: skip
+
+    assert figure_5.attention_first(in_categories(6, ffn, attn))[1] == HOLDS
+    assert figure_5.attention_first(in_categories(6, *other))[1] == FAILS
+    assert figure_5.attention_first(in_categories(5, ffn, attn))[1] == OPEN, "too few categories"
+    mixed = [in_categories(3, ffn, attn), in_categories(6, *other).query("category > 2")]
+    assert figure_5.attention_first(pd.concat(mixed))[1] == OPEN
     assert figure_5.last_layers_low(ffn)[1] == HOLDS
     assert figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 8]))[1] == FAILS
     # half of 9 is within the interval
     assert figure_5.last_layers_low(by_layer("ffn_vector", [1, 2, 9, 4.2]))[1] == OPEN
     assert figure_3.late_values(by_layer("count", [0, 1, 5, 9, 8, 1]))[1] == HOLDS
     assert figure_3.late_values(by_layer("count", [9, 5, 1, 1, 1, 1]))[1] == FAILS
+    assert figure_3.late_values(by_layer("count", [0, 1, 5, 9, 8, 4.2]))[1] == OPEN
 
 
 def test_layers_of_categories_are_the_same_or_not():
@@ -299,7 +307,8 @@ def test_layers_of_categories_are_the_same_or_not():
 
 
 @pytest.mark.parametrize(
-    ("drop", "after", "verdicts"), [(0.6, 2.0, (HOLDS, HOLDS)), (0.0, 10.0, (FAILS, FAILS))]
+    ("drop", "after", "verdicts"),
+    [(0.6, 2.0, (HOLDS, HOLDS)), (0.0, 10.0, (FAILS, FAILS)), (0.32, 2.0, (OPEN, HOLDS))],
 )
 def test_suppression(drop, after, verdicts):
     clean = by_layer("", [10.0] * 8, condition="clean", category="all")
@@ -346,6 +355,17 @@ def test_neurons():
     assert neurons_27.interpretable_ones_matter(sets(0.03, 0.6))[1] == HOLDS
     assert neurons_27.interpretable_ones_matter(sets(0.9, 0.95))[1] == FAILS
     assert neurons_27.interpretable_ones_matter(sets(0.4, 0.1))[1] == FAILS
+
+    def beside(effects: float, random: float) -> str:
+        values = {"none": 0.9, "effects": effects, "random beside effects": random}
+        return neurons_27.effects_matter(pd.DataFrame([
+            {"set": name, "sampled": value * (1 + 0.02 * (-1) ** i), "category": "sport", "prompt": i}
+            for name, value in values.items() for i in range(6)
+        ]))[1]  # fmt: skip
+
+    assert beside(0.1, 0.8) == HOLDS
+    assert beside(0.6, 0.8) == FAILS, "more than half is left"
+    assert beside(0.3, 0.1) == FAILS, "as many at random do more"
     roles = pd.DataFrame([
         {"prompt": p, "role": role, "interpretable": value} for p in range(8) for role, value in (("query", p == 0), ("value", True), ("shared", False))
     ])  # fmt: skip

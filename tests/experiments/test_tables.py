@@ -225,6 +225,8 @@ def test_suppression_and_interpretable_neurons(lens):
         assert row["zeroed"] == len(zeroed)
         assert row["probability"] == pytest.approx(p, abs=1e-5)
         assert abs(row["sampled"] - p) < 4 * (p * (1 - p) / 200) ** 0.5 + 1e-3
+    zeroed = got.set_index("set")["zeroed"]
+    assert zeroed["random beside effects"] == zeroed["effects"] == 5
 
 
 def test_prompts_by_category():
