@@ -181,7 +181,8 @@ def sets(
     """Curves of every fact; those that lie in the folder are read from there, others put there."""
     parts = []
     for number, fact in enumerate(facts):
-        asked = hashlib.sha256(f"{lens.name} {fact} {list(rankings)}".encode()).hexdigest()
+        what = (lens.name, fact, list(rankings), SIZES, KEPT, RANDOM_SEEDS)
+        asked = hashlib.sha256(repr(what).encode()).hexdigest()
         file = folder / f"{asked[:16]}.parquet" if folder else None
         there = file is not None and file.exists()
         part = pd.read_parquet(file) if there else curves(lens, fact, rankings)
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=50)
     parser.add_argument("--chains", action="store_true")
     parser.add_argument("--part", choices=("single", "sets", "edges", "all"), default="all")
-    parser.add_argument("--skip", default="", help="rankings whose name begins so")
+    parser.add_argument("--skip", nargs="*", default=(), help="rankings whose name begins so")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the curves of each fact are kept")
     arguments = parser.parse_args()
@@ -263,9 +264,7 @@ def main() -> None:
     if arguments.part in ("edges", "all"):
         print(f"\nEdges taken out alone\n{edges(lens, facts).round(3).T.to_string()}", flush=True)
     if arguments.part in ("sets", "all"):
-        rankings = dict(RANKINGS)
-        if arguments.skip:
-            rankings = {k: v for k, v in RANKINGS.items() if not k.startswith(arguments.skip)}
+        rankings = {k: v for k, v in RANKINGS.items() if not k.startswith(tuple(arguments.skip))}
         if arguments.folder:
             arguments.folder.mkdir(parents=True, exist_ok=True)
         show(lens, sets(lens, facts, rankings, arguments.folder))

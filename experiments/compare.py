@@ -355,6 +355,12 @@ def _known_chains(lens: Lens, relations: set[str | None], without: set[str]) -> 
         if {chain.first.relation, chain.second.relation} & relations
         and not {chain.first.subject, chain.second.subject} & without
     ]
+    if not over:
+        raise ConfigError(
+            "The atlas has no two-hop prompts over the cases' relations "
+            f"({', '.join(sorted(filter(None, relations)))}): ACE's layers cannot be located on them. "
+            "Leave layers, skip and edited as they are, or name a file of edits (data)."
+        )
     shuffled = random.Random("located").sample(over, len(over))
     return as_said(lens, first_known(lens, shuffled, LOCATED_OVER))
 

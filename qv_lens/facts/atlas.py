@@ -196,6 +196,11 @@ def _inside(fact: Fact) -> str:
     )
 
 
+def _in_front(subject: str) -> str:
+    """A subject as it begins a sentence: "the Netherlands" -> "The Netherlands"; eBay stays."""
+    return f"The{subject[3:]}" if subject.startswith("the ") else subject
+
+
 @cache
 def _rows() -> dict[tuple[str, str], Row]:
     """(Relation id, subject) -> its row."""
@@ -272,7 +277,7 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
         onward=asked,
         portability=(("Reasoning", reasoning),) if reasoning else (),
         locality=(("Relation_Specificity", besides),) if besides else (),
-        generation=(fact.text, f"{fact.subject} is"),
+        generation=(fact.text, f"{_in_front(fact.subject)} is"),
         case_id=_facts().index(fact),
     )
 

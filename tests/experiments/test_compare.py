@@ -130,6 +130,12 @@ def test_bad_cells_say_what_is_wrong(rows):
     assert compare.MEASURES[0] == "before"
 
 
+def test_layers_are_not_located_on_no_prompts():
+    lens = qv.load("toy-gptj")
+    with pytest.raises(qv.QVLensError, match="no two-hop prompts over the cases' relations .P999."):
+        compare._known_chains(lens, {"P999", None}, set())
+
+
 def test_chains_of_a_file(rows, tmp_path):
     """Those that the model knows, in the file's format; of facts without questions multi-hop
     accuracy is not a silent NaN."""

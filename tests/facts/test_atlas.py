@@ -190,6 +190,7 @@ def test_edits_never_ask_for_a_true_answer(seed):
             assert near.subject != fact.subject
             assert bare(new).casefold() not in accepted(near)
         assert case.generation[0] == fact.text
+        assert case.generation[1][0].isupper() or case.generation[1].startswith("eBay"), fact
         groups = {**dict(case.portability), **dict(case.locality)}
         assert groups.get("Reasoning", ()) == tuple(after for _, after in case.onward)
         for probe in groups.get("Relation_Specificity", ()):
