@@ -12,8 +12,8 @@ import pyarrow.parquet
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LEDGER = (EXPERIMENTS / "LEDGER.md").read_text()
 COMPARISON = (EXPERIMENTS / "COMPARISON.md").read_text()
-#: Student's t of 99 degrees of freedom at 97.5% (a printed table's)
-T_99 = 1.984
+#: Student's t at 97.5% by degrees of freedom (a printed table's)
+T = {9: 2.262, 18: 2.101, 99: 1.984}
 SMOLLM2 = "smollm2-135m"
 #: ACE's NN, CT, LG, CP and LS
 SIMILAR = {"nationality", "continent", "language", "capital", "leadership"}
@@ -32,13 +32,20 @@ def cell(source: str, words: str) -> str:
     return line
 
 
-def single(metric: str) -> dict[str, dict[int, float]]:
-    """After single edits of CounterFact: the metric by method and case."""
+def single(metric: str, data: str = "counterfact") -> dict[str, dict[int, float]]:
+    """After single edits of these data: the metric by method and case."""
     found: dict[str, dict[int, float]] = {}
     for row in rows("single"):
-        if row["metric"] == metric and row["data"] == "counterfact":
+        if row["metric"] == metric and row["data"] == data and row["after"] is not None:
             found.setdefault(row["method"], {})[row["case"]] = row["after"]
     return found
+
+
+def of_student(gaps: list[float]) -> tuple[float, float]:
+    """Their mean, and half of its 95% interval."""
+    mean = sum(gaps) / len(gaps)
+    spread = (sum((each - mean) ** 2 for each in gaps) / (len(gaps) - 1)) ** 0.5
+    return mean, T[len(gaps) - 1] * spread / len(gaps) ** 0.5
 
 
 def test_table_3_of_ace():
@@ -55,12 +62,32 @@ def test_table_3_of_ace():
         other = re.search(r"\(ACE − (\w+) ", told).group(1)
         assert means[other] == max(mean for method, mean in means.items() if method != "ACE")
         gaps = [values["ACE"][case] - values[other][case] for case in values["ACE"]]
-        gap = sum(gaps) / len(gaps)
-        spread = (sum((each - gap) ** 2 for each in gaps) / (len(gaps) - 1)) ** 0.5
-        half = T_99 * spread / len(gaps) ** 0.5
+        gap, half = of_student(gaps)
         assert f"{100 * gap:+.1f} ± {100 * half:.1f} points, {len(gaps)} cases" in told
         assert "**fails**" in told
         assert gap + half < 0
+
+
+def test_table_1_of_kne():
+    """Each editor's mean over the facts with such probes, the best of the others, and KNE's
+    difference from it."""
+    for words, metric, rivals in (
+        ("portability", "portability", ("ROME", "MEMIT")),
+        ("locality", "locality", ("FT", "FTL", "AdaLoRA", "ROME", "MEMIT")),
+    ):
+        told = cell("KNE, Table 1", words)
+        values = {m: v for m, v in single(metric, "facts").items() if m in ("KNE", *rivals)}
+        assert len(values) == 1 + len(rivals)
+        means = {method: sum(by.values()) / len(by) for method, by in values.items()}
+        for method, mean in means.items():
+            assert f"{method} {100 * mean:.1f}%" in told
+        other = max(rivals, key=means.__getitem__)
+        gaps = [values["KNE"][case] - values[other][case] for case in values["KNE"]]
+        gap, half = of_student(gaps)
+        numbers = f"{100 * gap:+.1f} ± {100 * half:.1f} points, {len(gaps)} cases"
+        assert f"(KNE − {other} {numbers})" in told
+        assert "**undecided**" in told
+        assert gap - half < 0 < gap + half
 
 
 def test_comparison_of_editors():

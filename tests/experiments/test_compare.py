@@ -132,7 +132,9 @@ def test_bad_cells_say_what_is_wrong(rows):
 
 def test_layers_are_not_located_on_no_prompts():
     lens = qv.load("toy-gptj")
-    with pytest.raises(qv.QVLensError, match=r"no two-hop prompts over the cases' relations \(P999\)"):
+    with pytest.raises(
+        qv.QVLensError, match=r"no two-hop prompts over the cases' relations \(P999\)"
+    ):
         compare._known_chains(lens, {"P999", None}, set())
 
 
