@@ -106,7 +106,8 @@ IN_SHORT = (
     "4. The ranking by effect on log p (ours) does the same here as Eq. 9: at one in a hundred both "
     "reach the floor. They differ at ten neurons (docs/results.md). Eq. 9's best are common to facts "
     "and do not say the answer: of the ten best for each of 43 sports, 1 of 430 has it among its "
-    "tokens, and 2 of 430 by effect. Zeroing the 27 best by effect loses all of 90 answers.",
+    "tokens, and 2 of 430 by effect. Zeroing the 27 best by effect loses all of 90 "
+    "answers, 27 at random one.",
     "5. Editors that locate and solve (MEMIT, AlphaEdit, PRUNE, RECT, EMMET, ROME) give the new "
     "answer to 98 or 99 of 100 facts, on a model a fiftieth of GPT-J's size as well.",
     "6. ACE reaches 84 of the 100 and is behind ROME and MEMIT, although its layers and settings "
