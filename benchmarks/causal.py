@@ -157,35 +157,48 @@ RANKINGS: dict[str, Ranking] = {
 }
 
 
-def curves(lens: qv.Lens, fact: qv.Fact, rankings: dict[str, Ranking]) -> pd.DataFrame:
-    """Removal and keep curves of the rankings for one fact, with the seconds of each ranking."""
+#: a ranking of every neuron, for what is kept alone
+EVERY: dict[str, Ranking] = {
+    "Eq. 9": lambda lens, fact: qv.value_neurons(lens, fact, None, method="moments"),
+    "gradient": lambda lens, fact: qv.neuron_effects(lens, fact, None),
+    "RelP": lambda lens, fact: qv.neuron_effects(lens, fact, None, method="relp"),
+}
+
+
+def curves(
+    lens: qv.Lens, fact: qv.Fact, rankings: dict[str, Ranking], every: dict[str, Ranking]
+) -> pd.DataFrame:
+    """Removal curves of the rankings, and keep curves of those of every neuron, for one fact, with
+    the seconds of each ranking."""
     found, seconds = {}, {}
     for name, rank in rankings.items():
         start = time.perf_counter()
         found[name] = rank(lens, fact)
         seconds[name] = time.perf_counter() - start
     removed = qv.faithfulness(lens, fact, found, SIZES, seeds=RANDOM_SEEDS)
-    every = {
-        "Eq. 9": qv.value_neurons(lens, fact, None, method="moments"),
-        "gradient": qv.neuron_effects(lens, fact, None),
-        "RelP": qv.neuron_effects(lens, fact, None, method="relp"),
-    }
-    kept = qv.faithfulness(lens, fact, every, KEPT, keep=True, seeds=RANDOM_SEEDS)
     removed["seconds"] = removed["ranking"].map(seconds)
+    if not every:
+        return removed
+    ranked = {name: rank(lens, fact) for name, rank in every.items()}
+    kept = qv.faithfulness(lens, fact, ranked, KEPT, keep=True, seeds=RANDOM_SEEDS)
     return pd.concat([removed, kept], ignore_index=True)
 
 
 def sets(
-    lens: qv.Lens, facts: Sequence[qv.Fact], rankings: dict[str, Ranking], folder: Path | None
+    lens: qv.Lens,
+    facts: Sequence[qv.Fact],
+    rankings: dict[str, Ranking],
+    every: dict[str, Ranking],
+    folder: Path | None,
 ) -> pd.DataFrame:
     """Curves of every fact; those that lie in the folder are read from there, others put there."""
     parts = []
     for number, fact in enumerate(facts):
-        what = (lens.name, fact, list(rankings), SIZES, KEPT, RANDOM_SEEDS)
+        what = (lens.name, fact, list(rankings), list(every), SIZES, KEPT, RANDOM_SEEDS)
         asked = hashlib.sha256(repr(what).encode()).hexdigest()
         file = folder / f"{asked[:16]}.parquet" if folder else None
         there = file is not None and file.exists()
-        part = pd.read_parquet(file) if there else curves(lens, fact, rankings)
+        part = pd.read_parquet(file) if there else curves(lens, fact, rankings, every)
         if file and not there:
             part.to_parquet(file)
         parts.append(part.assign(prompt=number))
@@ -202,8 +215,9 @@ def show(lens: qv.Lens, table: pd.DataFrame) -> None:
     print(_by_size(removed, "change"))
     print("\nTaken out: share of the facts whose answer is lost")
     print(_by_size(removed, "lost"))
-    print("\nKept alone: mean change of log p (nats)")
-    print(_by_size(kept, "change"))
+    if len(kept):
+        print("\nKept alone: mean change of log p (nats)")
+        print(_by_size(kept, "change"))
     print("\nAreas")
     print(areas(table).round(3).to_string(index=False))
     print("\nSeconds a fact")
@@ -251,6 +265,7 @@ def main() -> None:
     parser.add_argument("--chains", action="store_true")
     parser.add_argument("--part", choices=("single", "sets", "edges", "all"), default="all")
     parser.add_argument("--skip", nargs="*", default=(), help="rankings whose name begins so")
+    parser.add_argument("--removed", action="store_true", help="no curves of what is kept alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the curves of each fact are kept")
     arguments = parser.parse_args()
@@ -267,7 +282,8 @@ def main() -> None:
         rankings = {k: v for k, v in RANKINGS.items() if not k.startswith(tuple(arguments.skip))}
         if arguments.folder:
             arguments.folder.mkdir(parents=True, exist_ok=True)
-        show(lens, sets(lens, facts, rankings, arguments.folder))
+        every = {} if arguments.removed else EVERY
+        show(lens, sets(lens, facts, rankings, every, arguments.folder))
 
 
 if __name__ == "__main__":
