@@ -30,6 +30,7 @@ MORE = {
     "toy-gptj": {"editor.top": [511]},
     "toy-qwen3": {"editor.top": [383]},
     "smollm2-135m": {"editor.top": [1535]},
+    "qwen2.5-coder-0.5b": {"editor.top": [4863]},
     "EleutherAI/gpt-j-6B": {"editor.top": [16383]},
 }
 

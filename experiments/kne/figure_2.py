@@ -32,6 +32,7 @@ GRID = {
 MORE = {
     "toy-qwen3": {"editor.parameters": [["W_gate"]]},
     "smollm2-135m": {"editor.parameters": [["W_gate"]]},
+    "qwen2.5-coder-0.5b": {"editor.parameters": [["W_gate"]]},
     "Qwen/Qwen3-8B": {"editor.parameters": [["W_gate"]]},
 }
 MAPPING = ("['W_in']", "['W_gate']", "['W_Q']")
