@@ -17,6 +17,7 @@ edited one after another."""
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -425,6 +426,22 @@ def by_chain(frame: pd.DataFrame) -> list[pd.DataFrame]:
 VARIED = ("model", "data", "protocol", "method", "layers", "skip", "edited", "batch_size")
 
 
+def by_setting(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of runs with the editor's changed settings as columns, in the place of `editor`; those
+    that have them already as they are."""
+    if "editor" not in frame:
+        return frame
+    told = [
+        {} if value in (None, "null") or value != value else json.loads(value)
+        for value in frame["editor"]
+    ]
+    varied = pd.json_normalize(told).set_axis(frame.index)
+    varied = varied.rename(columns=lambda name: f"editor.{name}" if name in frame else name)
+    # a list of matrices as text: it has to be compared
+    varied = varied.map(str) if "parameters" in varied else varied
+    return pd.concat([frame.drop(columns="editor"), varied], axis=1)
+
+
 def figure(
     frame: pd.DataFrame, by: Sequence[str] = (), title: str = "Mean and 95% interval"
 ) -> go.Figure:
@@ -433,9 +450,11 @@ def figure(
 
     `by`: the columns that were varied; those of `VARIED` and the changes to the editor where none
     are named."""
+    known = set(frame)
+    frame = by_setting(frame)
     varied = [
         name
-        for name in (by or (*VARIED, "editor"))
+        for name in (by or (*VARIED, *(name for name in frame if name not in known)))
         if name in frame and frame[name].astype(str).nunique() > 1
     ]
     names = varied or list(by[-1:]) or ["method"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +21,7 @@ from types import ModuleType
 
 import pandas as pd
 
-from experiments import editors, sequence, single
+from experiments import compare, editors, sequence, single
 from experiments.comparison import comparison, head, line
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim
 from experiments.models import ACES, COLUMNS
@@ -191,14 +190,11 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows as results keep them: an editor's changed settings as columns, no long texts, no row
     twice."""
     if "editor" in frame:
-        told = [
-            {} if value in (None, "null") or value != value else json.loads(value)
-            for value in frame["editor"]
-        ]
-        varied = pd.json_normalize(told)
-        frame = pd.concat([frame, varied.map(str) if "parameters" in varied else varied], axis=1)
+        known = set(frame)
+        frame = compare.by_setting(frame)
+        varied = [name for name in frame if name not in known]
         frame = frame.drop_duplicates(
-            [name for name in (*KEY, *varied, "batch_size") if name in frame and name != "editor"]
+            [name for name in (*KEY, *varied, "batch_size") if name in frame]
         )
         frame = frame.astype(
             {name: int for name in ("edits", "hops", "case", "step") if name in frame}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import qv_lens as qv
-from experiments import compare
+from experiments import compare, ledger
 from experiments.ace import bottleneck, table_4
 from experiments.compare import Cases, Choice, Protocol, Task
 from qv_lens.cli import main
@@ -128,6 +128,35 @@ def test_bad_cells_say_what_is_wrong(rows):
     with pytest.raises(qv.QVLensError, match="leaves ACE no layer"):
         rows(cell(skip="vvqq"))
     assert compare.MEASURES[0] == "before"
+
+
+SWEEPS = [
+    (module, key)
+    for module in ledger.experiments()
+    for key in module.GRID
+    if key.startswith("editor.")
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "key"), SWEEPS, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_a_sweep_over_a_setting_is_drawn_from_the_rows_of_its_run(module, key):
+    """As `load_run` gives them: the changed settings as JSON in one column."""
+    name, values = key.removeprefix("editor."), module.GRID[key]
+    frame = pd.DataFrame([
+        {
+            "model": "toy-gptj", "method": "CTP", "editor": json.dumps({name: value}), "layers": "preset",
+            "data": "facts", "protocol": "batch", "batch_size": 20, "seed": 0, "case": case, "step": 20,
+            "edits": 1, "hops": 1, "metric": "edit_success", "before": 0.0, "relative_norm": 0.1, "after": 0.5 + 0.1 * case, "seconds": 1.0,
+        }
+        for value in values for case in range(3)
+    ])  # fmt: skip
+    drawn = {str(bar) for trace in module.figure(frame).data for bar in trace.x}
+    assert drawn == {str(value).strip("[]'") for value in values}
+    results = ledger.plain(frame)
+    assert sorted(map(str, results[name].unique())) == sorted(map(str, values))
+    assert len(results) == len(frame)
 
 
 def test_layers_are_not_located_on_no_prompts():
