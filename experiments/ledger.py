@@ -117,9 +117,10 @@ IN_SHORT = (
     "edited subject stays in 80% with KNE, and in 26 and 31% with MEMIT and ROME (19 facts of the "
     "atlas, counted in tokens).",
     "8. Zeroing ten query neurons of a peak layer costs 1 and 15 of 40 two-hop answers, ten neurons "
-    "of the same layers by effect 6 and 19; the value neurons of later layers stay active. Cells are "
-    "empty where nothing was run on a real model yet: chains of thought after an edit, sweeps over "
-    "nodes and sizes, batches.",
+    "of the same layers by effect 6 and 19; the value neurons of later layers stay active. With more "
+    "nodes CTP gives more paraphrases and keeps less of what should stay (Figure 5); what lambda "
+    "does is too little for 20 facts (Figure 6). Cells are empty where nothing was run on a real "
+    "model yet: chains of thought after an edit, KNE's sweeps, tables of consecutive edits.",
     "9. A claim about 6 billion parameters that fails at 0.1 may hold there, and the other way "
     "round; no trend over sizes can be told from one model.",
     "10. Every row is a test of its own, at 95%; one in twenty of those with "
