@@ -42,6 +42,8 @@ CPU_TOKENS = 4096
 #: up to this spread of delta over the vocabulary (and this size of delta), exp and the sum need no
 #: shift in float32
 SAFE = 50.0
+#: log sum below which it is taken by log-sum-exp
+LOW = -0.7
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ def log_sums(
     ):
         from qv_lens.attribution import kernel
 
-        return kernel.log_sums(V, task.U, task.log_p, task.of, task.alpha, task.beta, task.b)
+        sums = kernel.log_sums(V, task.U, task.log_p, task.of, task.alpha, task.beta, task.b)
+        return sums - mass(task.log_p).log()[task.of][:, None]
     far = (task.reach(V) >= SAFE).any(0)
     out = torch.zeros_like(task.alpha)
     for shifted in (False, True):
@@ -179,7 +182,16 @@ def log_sums(
         if len(some):
             each = None if wanted is None else wanted[:, some]
             out[:, some] = _sums(V[some], task.of_neurons(some), shape, shifted, each)
+    # 1 + x loses digits where x is near -1
+    low = ~far & (out < LOW)
+    if low.any():
+        out = torch.where(low, _sums(V, task, shape, True, low), out)
     return out
+
+
+def mass(log_p: Float[Tensor, "base d_vocab"]) -> Float[Tensor, " base"]:
+    """sum_j p_j: 1, but for the rounding of log p, which every sum over tokens shares."""
+    return log_p.double().exp().sum(1).to(log_p)
 
 
 def _sums(
@@ -205,11 +217,10 @@ def _sums(
                 if shifted:
                     new = torch.logsumexp(delta.add_(task.log_p[base, columns]), dim=1)
                     total[q, rows][keep] = torch.logaddexp(total[q, rows][keep], new)
-                else:
-                    total[q, rows][keep] += torch.mv(delta.exp_(), p[base, columns])
-    if not shifted:
-        # the sum of p is 1 but for rounding, the same rounding as in the sums
-        total = (total / torch.mv(p, p.new_ones(p.shape[1]))[task.of][:, None]).log_()
+                else:  # e^delta - 1: the sum of e^delta would round at 1, where scores are millionths
+                    total[q, rows][keep] += torch.mv(delta.exp_().sub_(1), p[base, columns])
+    whole = mass(task.log_p)[task.of][:, None]
+    total = total - whole.log() if shifted else (total / whole).log1p_()
     return total if wanted is None else total.masked_fill(~wanted, 0.0)
 
 

@@ -292,6 +292,31 @@ def test_log_sums_of_any_size_and_tile(spread, budget):
     assert ((some - expected).abs() / expected.abs().clamp_min(1))[wanted].max() < 1e-5
 
 
+@pytest.mark.parametrize("budget", [None, 2 * 333 * 4 * 7])
+def test_small_log_sums_have_no_common_error(budget):
+    """Those of a layer add up: what every neuron had too much would count as often as there are
+    neurons."""
+    V, task = random_problem(spread=1e-5)
+    task = replace(task, beta=None)
+    mass = task.log_p.double().exp().sum(1).log()[task.of][:, None]
+    error = engine.log_sums(V, task, budget) - (by_definition(V, task) - mass)
+    assert error.abs().max() < 1e-7
+    assert error.mean(1).abs().max() < 5e-9
+
+
+def test_log_sums_far_below_zero():
+    """Every token loses eight nats: one plus the sum of e^delta - 1 has no digits left in float32."""
+    V, task = random_problem(spread=0.01)
+    task = replace(task, beta=torch.ones_like(task.alpha), b=task.b * 0.1 - 8)
+    expected = by_definition(V, task)
+    assert (expected < -7).all()
+    assert (engine.log_sums(V, task) - expected).abs().max() < 1e-5
+    wanted = torch.rand(task.alpha.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    some = engine.log_sums(V, task, None, wanted)
+    assert (some - expected)[wanted].abs().max() < 1e-5
+    assert (some[~wanted] == 0).all()
+
+
 def test_memory_budget_sizes_the_tiles():
     U = torch.zeros(8, 1000)
     assert engine.tile_rows(U, 2 * 1000 * 4 * 10) == 10

@@ -82,6 +82,17 @@ def test_every_ffn_neuron_equals_brute_force(
                 )
 
 
+def test_exact_scores_of_float32_add_up_as_those_of_float64():
+    """A layer's sum: an error that its neurons share, too small for one of them, must not show."""
+    fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    single, double = (
+        qv.value_neurons(qv.load("toy-gptj", dtype=dtype), fact, None, method="exact").frame
+        for dtype in ("float32", "float64")
+    )
+    gap = (single.groupby("layer")["score"].sum() - double.groupby("layer")["score"].sum()).abs()
+    assert gap.max() < 1e-5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", ["frozen", "full", "none"])
 def test_layer_vectors_telescope(kind, norm, true_float64):
