@@ -333,13 +333,9 @@ def _ripple(record: Record) -> EditCase:
     edit's prompt shares with the prompts of `Relation_Specificity`, which are about the same
     subject."""
     edit = _table(record["edit"], "edit")
-    new_text = _text(edit["prompt"], "prompt").rstrip(". ")
-    previous = edit.get("previous_fact")
-    old_text = (
-        _text(_table(previous, "previous_fact")["prompt"], "prompt").rstrip(". ")
-        if previous
-        else ""
-    )
+    new_text = _sentence(edit)
+    original = edit.get("original_fact")  # recent facts have none
+    old_text = _sentence(_table(original, "original_fact")) if original else ""
     follows = {axis: _ripple_probes(record, axis) for axis in FOLLOWS}
     stays = {axis: _ripple_probes(record, axis) for axis in STAYS}
     prompt, new, old = _two_answers(new_text, old_text)
@@ -365,9 +361,15 @@ def _ripple_probes(record: Record, axis: str) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
+def _sentence(fact: Record) -> str:
+    """A fact's sentence without its full stop; that of an abbreviation stays ("... is U.S..")."""
+    return _text(fact["prompt"], "prompt").rstrip().removesuffix(".")
+
+
 def _two_answers(new_text: str, old_text: str) -> tuple[str, str, str]:
-    """The prompt, the new and the old answer: the sentences are alike up to the answer. Without an
-    old sentence the answer is what stands behind the last " is "."""
+    """The prompt, the new and the old answer: the sentences are alike up to the verb in front of the
+    answers, which may begin alike themselves (United States, United Kingdom). Without an old
+    sentence the answer is what stands behind the last " is "."""
     if not old_text:
         prompt, verb, new = new_text.rpartition(" is ")
         return (prompt + verb).rstrip(), new, UNKNOWN
@@ -375,6 +377,8 @@ def _two_answers(new_text: str, old_text: str) -> tuple[str, str, str]:
     alike = 0
     while alike < min(len(new_words), len(old_words)) - 1 and new_words[alike] == old_words[alike]:
         alike += 1
+    verbs = [i for i in range(alike) if new_words[i] in ("is", "are")]
+    alike = verbs[-1] + 1 if verbs else alike
     return " ".join(new_words[:alike]), " ".join(new_words[alike:]), " ".join(old_words[alike:])
 
 

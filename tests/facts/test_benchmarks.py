@@ -420,7 +420,7 @@ RIPPLE = {
     "example_type": "popular",
     "edit": {
         "prompt": "The name of the mother of Princess Maria is Anna Borg.", "subject_id": "Q1", "relation": "MOTHER", "target_id": "Q2",
-        "previous_fact": {"prompt": "The name of the mother of Princess Maria is Queen Sofia.", "subject_id": "Q1", "relation": "MOTHER", "target_id": "Q3"},
+        "original_fact": {"prompt": "The name of the mother of Princess Maria is Queen Sofia.", "subject_id": "Q1", "relation": "MOTHER", "target_id": "Q3"},
     },
     "Relation_Specificity": [
         {"test_queries": [{"prompt": "The name of the father of Princess Maria is", "answers": [{"value": "King Leo", "aliases": ["Leo"]}]}]},
@@ -445,3 +445,21 @@ def test_ripple_edits_by_hand():
     strange = {**RIPPLE, "Relation_Specificity": []}
     with pytest.raises(qv.QVLensError, match=r"'Relation_Specificity': shares no name with"):
         parse([strange])
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "prompt"),
+    [
+        ("United Kingdom", "United States of America", "The name of the country of citizenship of {} is"),
+        ("New Zealand", "New York", "The place of birth of {} is"),
+        ("U.S.", "Jr.", "The name of the country which {} is associated with is"),
+        ("Anna", "Anna Borg and Leo", "The names of the siblings of {} are"),
+    ],
+)  # fmt: skip
+def test_ripple_edits_whose_answers_begin_alike(new, old, prompt):
+    def told(answer: str) -> dict:
+        return {"prompt": f"{prompt.replace('{}', 'Princess Maria')} {answer}."}
+
+    edit = {**RIPPLE["edit"], **told(new), "original_fact": told(old)}
+    request = parse([{**RIPPLE, "edit": edit}]).cases[0].request
+    assert (request.fact.prompt, request.fact.answer, request.new) == (prompt, old, new)
