@@ -4,7 +4,7 @@ and load."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.files import whole
 
@@ -53,11 +53,21 @@ class NeuronSet:
         bad = set(self.frame["unit"].unique()) - set(UNITS)
         if bad:
             raise unknown("Unit", sorted(bad)[0], UNITS)
+        # pandas makes floats of whole numbers by itself, in a merge or of an empty column
+        whole_numbers = {name: _whole_numbers(self.frame[name]) for name in ("layer", "neuron")}
+        object.__setattr__(self, "frame", self.frame.assign(**whole_numbers))
 
     @classmethod
-    def of(cls, units: list[tuple[int, int]], unit: str = "ffn") -> NeuronSet:
-        """A set by hand: (layer, neuron) pairs, without scores."""
-        layers, neurons = [layer for layer, _ in units], [neuron for _, neuron in units]
+    def of(cls, units: Iterable[tuple[int, int]], unit: str = "ffn") -> NeuronSet:
+        """A set by hand: (layer, neuron) pairs, without scores. Raises `ConfigError` for what is no
+        pair of whole numbers."""
+        pairs = list(units)
+        try:
+            layers, neurons = [layer for layer, _ in pairs], [neuron for _, neuron in pairs]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"A set by hand is made of (layer, neuron) pairs, got {pairs!r:.60}."
+            ) from error
         frame = {
             "prompt": -1,
             "unit": unit,
@@ -134,9 +144,8 @@ class NeuronSet:
 
     def top(self, k: int) -> NeuronSet:
         """The k highest-scored units of each prompt (of each category, or of each position that was
-        ranked apart). Raises `ConfigError` for a negative k."""
-        if k < 0:
-            raise ConfigError(f"top(k) keeps the k best; got {k}.")
+        ranked apart). Raises `ConfigError` for what is no whole number of at least 0."""
+        check_count("k of top(k)", k, 0)
         apart = ["category"] if "category" in self.frame else []
         if (
             "position" in self.frame
@@ -162,12 +171,19 @@ class NeuronSet:
         rows = self.frame[self.frame["prompt"].isin((prompt, -1))]
         if "category" in rows:
             rows = rows[rows["category"] == getattr(fact, "category", None)]
-        return replace(self, frame=rows)
+        return replace(self, frame=rows.reset_index(drop=True))
 
     def where(self, condition: Callable[[pd.DataFrame], pd.Series] | pd.Series) -> NeuronSet:
         """The rows for which a condition holds, `value.where(lambda f: f.layer == 7)`, or which a
-        column of true and false marks."""
+        column of true and false marks. Raises `ConfigError` for any other column."""
         chosen = condition(self.frame) if callable(condition) else condition
+        marks = isinstance(chosen, (pd.Series, np.ndarray)) and pd.api.types.is_bool_dtype(chosen)
+        if not marks or len(chosen) != len(self.frame):
+            raise ConfigError(
+                f"where() takes true or false for each of the {len(self.frame)} rows, got "
+                f"{type(chosen).__name__} {chosen!r:.60}. To give rows of the frame back: "
+                "qv.NeuronSet(rows)."
+            )
         return replace(self, frame=self.frame[chosen].reset_index(drop=True))
 
     def layer(self, layer: int) -> NeuronSet:
@@ -186,8 +202,8 @@ class NeuronSet:
         return self.where(lambda frame: frame["layer"] == layer)
 
     def union(self) -> NeuronSet:
-        """The distinct units over all prompts, each with its highest score, as one set (prompt
-        -1)."""
+        """The distinct units over all prompts, each with its highest score (of the earliest round in
+        which it was found), as one set (prompt -1)."""
         ordered = replace(self, frame=self.best_first())
         best = ordered.frame[~ordered._keys().duplicated()]
         return replace(self, frame=best.assign(prompt=-1).reset_index(drop=True))
@@ -251,6 +267,24 @@ class NeuronSet:
             ) from error
         settings = json.loads(frame.attrs.pop("settings", "{}"))
         return cls(frame, settings)
+
+
+def _whole_numbers(column: pd.Series) -> pd.Series:
+    """A column of layers or neurons as integers. Raises `ConfigError` for anything else."""
+    if column.dtype == np.int64:
+        return column
+    whole = [
+        isinstance(value, (int, float, np.number))
+        and not isinstance(value, bool)
+        and float(value) % 1 == 0
+        for value in column
+    ]
+    if not all(whole):
+        raise ConfigError(
+            f"The column {str(column.name)!r} of a NeuronSet holds whole numbers, got "
+            f"{column.iloc[whole.index(False)]!r}."
+        )
+    return column.astype("int64")
 
 
 def check_set(neurons: object) -> None:

@@ -146,6 +146,9 @@ TINY = {
     }),
     "Llama": ("LlamaForCausalLM", LIKE_LLAMA),
     "Llama, tied": ("LlamaForCausalLM", {**LIKE_LLAMA, "tie_word_embeddings": True}),
+    "Llama, biases": (
+        "LlamaForCausalLM", {**LIKE_LLAMA, "attention_bias": True, "mlp_bias": True}
+    ),
     "Llama 3": ("LlamaForCausalLM", {**LIKE_LLAMA, "rope_parameters": {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32, "rope_theta": 10000.0,
@@ -166,9 +169,10 @@ TINY = {
 }  # fmt: skip
 
 
-def tiny_of(name: str, dtype: torch.dtype = torch.float32, seed: int = 0):
-    """A random Hugging Face model of any known architecture."""
-    kind, settings = TINY[name]
+def tiny_of(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
+    """A random Hugging Face model of any known architecture, with changes to its settings."""
+    kind, usual = TINY[name]
+    settings = {**usual, **changes}
     torch.manual_seed(seed)
     config_name = kind.replace("LMHeadModel", "Config").replace(
         "ForCausalLM", "TextConfig" if "Gemma3" in kind else "Config"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -120,3 +121,28 @@ def test_what_is_no_set_of_neurons_is_refused(ask):
     lens = tiny_lens("gptj", dtype=torch.float32)
     with pytest.raises(qv.QVLensError, match=r"NeuronSet|neurons by name"):
         ask(lens, qv.Fact("{} works for", "Olga Pelodan", "Nortek"))
+
+
+def test_layers_and_neurons_are_whole_numbers_whatever_pandas_made_of_them():
+    """A union with an empty set, a merge, pairs that can be read only once."""
+    both = qv.NeuronSet.of([]) | qv.NeuronSet.of(zip([1], [2], strict=True))
+    assert both.units == [(1, 2)]
+    assert both.frame[["layer", "neuron"]].dtypes.tolist() == [np.int64, np.int64]
+    frame = both.frame.astype({"layer": float, "neuron": "Int64"})
+    assert qv.NeuronSet(frame).units == [(1, 2)]
+    assert qv.NeuronSet.of(np.array([[4, 148]])).units == [(4, 148)]
+    for units in ([4, 148], [(1, 2, 3)], [(1, 2.7)], [("a", 2)], [(1, None)], [(True, 1)]):
+        with pytest.raises(qv.QVLensError, match=r"pairs, got|holds whole numbers, got"):
+            qv.NeuronSet.of(units)
+
+
+def test_what_is_kept_is_asked_for_rightly():
+    best = qv.NeuronSet.of([(0, 1), (0, 2)])
+    for k in (None, "3", 2.5, -1):
+        with pytest.raises(qv.QVLensError, match="whole number"):
+            best.top(k)
+    for rows in (best.frame.index, best.frame["neuron"], (best.frame["layer"] == 0)[:1], [True]):
+        with pytest.raises(qv.QVLensError, match="true or false for each of the 2 rows"):
+            best.where(rows)
+    some = best.where(best.frame["neuron"] == 2).about("a text", -1)
+    assert some == qv.NeuronSet(some.frame.reset_index(drop=True), some.settings)

@@ -430,7 +430,8 @@ def _subkeys(
     if weight is None:
         return _slope(lens, z_u)[:, None] * up, up
     gate = at_least_float32(weight.T[j])
-    z_g = (n * gate).sum(1)
+    b_gate = backend.b_gate(layer)
+    z_g = (n * gate).sum(1) + (0 if b_gate is None else at_least_float32(b_gate[j]))
     linear = (_slope(lens, z_g) * z_u)[:, None] * gate + lens.backend_adapter.activation(z_g)[
         :, None
     ] * up

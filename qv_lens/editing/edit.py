@@ -392,7 +392,13 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
 
 def check_editor(editor: object) -> None:
     """Raise `EditError` for what is not an editor, or one with a setting out of its bounds."""
-    if isinstance(editor, type) or not hasattr(editor, "deltas") or not is_dataclass(editor):
+    if isinstance(editor, Patch):
+        raise EditError(
+            "A patch is an edit already made, not an editor. To measure it: with lens.patched(patch): "
+            "qv.evaluate(lens, cases)."
+        )
+    known = is_dataclass(editor) and not isinstance(editor, type)
+    if not known or not callable(getattr(editor, "deltas", None)):
         raise EditError(
             "An editor is a frozen dataclass of hyperparameters with a method deltas(job), as "
             f"qv.MEMIT(layers=(3, 4, 5)); got {editor!r:.100}."
@@ -459,6 +465,9 @@ def _info(job: Job, editor: Any) -> dict[str, Any]:
             "contexts": list(job.used),
             "seed": job.seed,
             "batch_size": job.batch_size,
+            # what was in force: the edit was made for the model as it then was
+            "on": [patch.info.get("method") for patch in job.lens.patches],
+            "under": [type(one).__name__ for one in job.lens.interventions],
             "statistics": None
             if statistics is None
             else {"corpus": statistics.corpus, "tokens": statistics.tokens},

@@ -82,7 +82,7 @@ def contexts(lens: Lens, seed: int = 0, style: str = "memit") -> tuple[str, ...]
     MEMIT: five of 10 tokens that begin with "The", "Therefore", ... ROME: ten of 5 and ten of 10
     tokens that begin with the start of a text. As in the releases, the length counts the first
     token."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     if style == "memit":
         texts = _sampled(
             lens, [list(prompt.ids) for prompt in lens.tokenize(STARTS)], 10, generator

@@ -430,6 +430,6 @@ def inverses(job: Job) -> Callable[[int, str], InverseMetric]:
 
 def ordered(lens: Lens, groups: Sequence[Group]) -> tuple[Group, ...]:
     """Each group ascending, every layer checked against the model."""
-    if not all(groups):
+    if not all(len(group) for group in groups):
         raise EditError("An editor needs at least one layer.")
     return tuple(tuple(sorted({lens.check_layer(layer) for layer in group})) for group in groups)

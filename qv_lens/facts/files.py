@@ -166,12 +166,15 @@ def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str
     """
     suffix = path.suffix.lower()
     try:
-        if suffix == ".json":
+        if suffix == ".json" or (suffix in JSON_LINES and _is_list(path)):
             yield from _texts_of(path, read_records(path)[0], error)
         elif suffix == ".parquet":
             yield from _texts_of(path, of_frame(pd.read_parquet(path)), error)
         elif suffix in TABLES:
-            frame = pd.read_csv(path, sep="\t" if suffix == ".tsv" else ",", encoding="utf-8-sig")
+            frame = pd.read_csv(  # texts as they stand: "NA" and "1984" too
+                path, sep="\t" if suffix == ".tsv" else ",", encoding="utf-8-sig", dtype=str,
+                keep_default_na=False,
+            )  # fmt: skip
             yield from _texts_of(path, of_frame(frame), error)
         else:
             yield from _texts_of_lines(path, suffix in JSON_LINES, error)
@@ -180,6 +183,12 @@ def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str
     except (OSError, ValueError) as cause:
         # UnicodeDecodeError, and what pandas and pyarrow raise, are ValueErrors.
         raise error(f"Cannot read the text {path}: {cause}.") from cause
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file of JSON lines is one list."""
+    with path.open(encoding="utf-8-sig") as lines:
+        return next((line.strip() for line in lines if line.strip()), "").startswith("[")
 
 
 def _texts_of_lines(path: Path, json_lines: bool, error: type[QVLensError]) -> Iterator[str]:

@@ -232,9 +232,20 @@ class MultiHopCase(_Record):
     extra: tuple[tuple[str, object], ...] = ()
     """Keys of the source record that nothing here reads."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.edits, (tuple, list)) or not all(
+            isinstance(one, EditRequest) for one in self.edits
+        ):
+            raise FactError(
+                "MultiHopCase's edits are requests, [fact.to('new answer'), ...], got "
+                f"{self.edits!r:.80}."
+            )
+        for name in ("questions", "clozes", "aliases", "new_aliases"):
+            _texts(f"MultiHopCase's {name}", getattr(self, name))
+
     @property
     def requests(self) -> tuple[EditRequest, ...]:
-        """The edits, in the order of the chain."""
+        """The edits, in the order of the file."""
         return self.edits
 
 
@@ -266,6 +277,9 @@ class EditCase(_Record):
             raise FactError(
                 f"A case is an edit, qv.EditCase(fact.to('new answer')), got {self.request!r:.80}."
             )
+        for name in ("paraphrases", "neighbours"):
+            _check_asked(f"EditCase's {name}", getattr(self, name))
+        _texts("EditCase's generation", self.generation)
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
@@ -303,6 +317,17 @@ def check_space(what: str, value: object) -> None:
             f"{what} must be True (a blank before the answer), False (none) or None (by the rule), "
             f"got {value!r}."
         )
+
+
+def _check_asked(what: str, values: object) -> None:
+    """Raise `FactError` unless the values are a sequence of prompts with answers."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise FactError(f"{what} must be a sequence of facts or probes, got {values!r:.80}.")
+    for value in values:
+        if not hasattr(value, "answer") or not hasattr(value, "text"):
+            raise FactError(
+                f"{what} must be facts, qv.Fact(prompt, subject, answer), got {value!r:.80}."
+            )
 
 
 def _texts(what: str, values: object) -> tuple[str, ...]:

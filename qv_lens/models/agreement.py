@@ -47,6 +47,14 @@ def unread(config: Any, context: int, switches: Sequence[str]) -> list[str]:
     return reasons
 
 
+def rotary_base(config: Any) -> float | None:
+    """The base of a model's rotary positions, where its config names a single one."""
+    table = getattr(config, "rope_parameters", None)
+    named = table.get("rope_theta") if isinstance(table, Mapping) else None
+    found = getattr(config, "rope_theta", None) if named is None else named
+    return None if found is None else float(found)
+
+
 def _rotary_kinds(config: Any) -> list[str]:
     """The kinds of rotary scaling but for the plain one, also where each kind of layer has its
     own."""

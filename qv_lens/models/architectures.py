@@ -57,6 +57,8 @@ class Architecture:
     unread: tuple[str, ...] = ()
     """Switches of the config that TransformerLens 3.9 passes over: where one is on,
     HookedTransformer is another model."""
+    refused: Mapping[str, tuple[object, str]] = field(default_factory=dict)
+    """Settings of the config with which no number here would be right: the value, and why."""
     ace_layers: tuple[int, int, int] = (5, 3, 36)
     """How many value and query layers ACE's release edits, of how many layers: Qwen3-8B's, or the
     model's own."""
@@ -108,6 +110,7 @@ _RECORDS = (
     Architecture(
         model="OPTForCausalLM", family="OPT", layer="model.decoder.layers.{}",
         modules=_plain("self_attn", "q_proj", "k_proj", "v_proj", "out_proj", {"W_in": "fc1", "W_out": "fc2"}),
+        refused={"do_layer_norm_before": (False, "its norms follow the sum of the stream and a sublayer")},
     ),
     Architecture(model="LlamaForCausalLM", family="Llama (SmolLM2, Llama 3)", layer="model.layers.{}", modules=_LLAMA, unread=_BIASES),
     Architecture(model="MistralForCausalLM", family="Mistral", layer="model.layers.{}", modules=_LLAMA, unread=_BIASES),
@@ -145,6 +148,11 @@ _RECORDS = (
     Architecture(model="StableLmForCausalLM", family="StableLM", layer="model.layers.{}", modules=_LLAMA, hooked=False),
     Architecture(
         model="BloomForCausalLM", family="BLOOM", layer="transformer.h.{}", activation="gelu_new",
+        refused={
+            "apply_residual_connection_post_layernorm": (
+                True, "the stream goes on from behind each norm, so that its parts do not add up to it"
+            )
+        },
         modules=_joint(
             "self_attention.query_key_value", "self_attention.dense",
             {"W_in": "mlp.dense_h_to_4h", "W_out": "mlp.dense_4h_to_h"},
@@ -166,7 +174,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 def architecture_of(config: Any, name: str | None = None) -> Architecture:
     """The record of a Hugging Face config, or of its class `name`.
 
-    Raises `ModelError` for a mixture of experts, and for an architecture that is not known.
+    Raises `ModelError` for a mixture of experts, for an architecture that is not known, and for a
+    setting with which no number would be right.
     """
     name = name or str((getattr(config, "architectures", None) or ["?"])[0])
     counts = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -182,4 +191,8 @@ def architecture_of(config: Any, name: str | None = None) -> Architecture:
             f"Architecture {name!r} not found. Available: {', '.join(ARCHITECTURES)}. Any other "
             "decoder: wrap it yourself as a TransformerLens model and pass that, qv.Lens(model)."
         )
-    return ARCHITECTURES[name]
+    record = ARCHITECTURES[name]
+    for setting, (value, why) in record.refused.items():
+        if getattr(config, setting, None) == value:
+            raise ModelError(f"{name} with {setting} = {value} cannot be read rightly: {why}.")
+    return record

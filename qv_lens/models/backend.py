@@ -83,6 +83,10 @@ UNREADABLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
         ),
     ),
     (
+        lambda cfg: getattr(cfg, "final_rms", False) and cfg.normalization_type == "LN",
+        "its final norm is of another kind than the others (final_rms)",
+    ),
+    (
         _set("num_experts"),
         "it is a mixture of experts: which neurons run depends on the router",
     ),
@@ -129,6 +133,11 @@ class Backend:
         for unreadable, why in UNREADABLE:
             if unreadable(model.cfg):
                 raise ModelError(f"A Lens cannot read this model rightly: {why}.")
+        if getattr(getattr(model, "original_model", None), "training", False):
+            raise ModelError(
+                "This model is in training mode, in which dropout changes every pass: call "
+                "model.eval() first."
+            )
         self.model = model
         self.name: BackendName = "hooked" if kind == "HookedTransformer" else "bridge"
         self.cfg = model.cfg
@@ -137,6 +146,14 @@ class Backend:
         self.parallel = bool(getattr(self.cfg, "parallel_attn_mlp", False))
         self.gated = bool(self.cfg.gated_mlp)
         self.rms = self.cfg.normalization_type == "RMS"
+        if self.name == "hooked" and self.gated:
+            # there b_in is added behind the gate: m is act(gate) * up + b_in
+            biases = (self.b_in(layer) for layer in range(self.n_layers))
+            if any(bias is not None and bias.any() for bias in biases):
+                raise ModelError(
+                    "A Lens cannot read this model rightly: its gated FFN has a b_in, which "
+                    "HookedTransformer adds behind the gate."
+                )
 
     # ------------------------------------------------------------------ sizes
 
@@ -213,11 +230,20 @@ class Backend:
     def w_gate(self, layer: int) -> Float[Tensor, "d_model d_mlp"] | None:
         return self.model.blocks[layer].mlp.W_gate.data if self.gated else None
 
+    def b_gate(self, layer: int) -> Float[Tensor, " d_mlp"] | None:
+        """The gate's own bias, where there is one (a Llama with `mlp_bias`)."""
+        gate = getattr(self.model.blocks[layer].mlp, "gate", None) if self.gated else None
+        return _data(getattr(gate, "bias", None))
+
     def b_in(self, layer: int) -> Float[Tensor, " d_mlp"] | None:
         return _data(getattr(self.model.blocks[layer].mlp, "b_in", None))
 
+    def stored_b_out(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """b_out, where the model has one."""
+        return _data(getattr(self.model.blocks[layer].mlp, "b_out", None))
+
     def b_out(self, layer: int) -> Float[Tensor, " d_model"]:
-        bias = _data(getattr(self.model.blocks[layer].mlp, "b_out", None))
+        bias = self.stored_b_out(layer)
         return self.w_out(layer).new_zeros(self.cfg.d_model) if bias is None else bias
 
     def w_o(self, layer: int) -> Float[Tensor, "head_channel d_model"]:

@@ -49,9 +49,7 @@ class Scale:
     """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
-        number = isinstance(self.factor, (Real, Tensor))
-        if not number or not torch.as_tensor(self.factor).isfinite().all():
-            raise ConfigError(f"Scale's factor must be a finite number, got {self.factor!r}.")
+        _check_number("Scale's factor", self.factor)
         check_units(lens, self.neurons, self.positions)
         _warn_of_nothing(self.neurons)
 
@@ -89,12 +87,13 @@ class Replace:
     """At all positions, or at each prompt's last one."""
 
     def check(self, lens: Lens) -> None:
+        _check_number("Replace's value", self.value)
         check_units(lens, self.neurons, self.positions)
         _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
         return _rewrite(
-            lens, self.neurons, self.positions, lambda m: torch.full_like(m, self.value)
+            lens, self.neurons, self.positions, lambda m: torch.full_like(m, float(self.value))
         )
 
 
@@ -207,7 +206,8 @@ def ffn_coefficients(
     """m of chosen neurons when the FFN of `layer` reads the stream `x` (norm applied here): Eq. 3
     of ACE.
 
-    GPT-J: act(x_n W_in + b_in). Qwen3: act(x_n W_gate) * (x_n W_in).
+    GPT-J: act(x_n W_in + b_in). Qwen3: act(x_n W_gate) * (x_n W_in). Some Llamas have biases in
+    both.
     """
     backend = lens.backend_adapter
     normed = backend.norm(layer)(x)
@@ -217,7 +217,10 @@ def ffn_coefficients(
         up = up + bias[neurons].to(x.dtype)
     if gate is None:
         return backend.activation(up)
-    return backend.activation(normed @ gate[:, neurons].to(x.dtype)) * up
+    read, bias = normed @ gate[:, neurons].to(x.dtype), backend.b_gate(layer)
+    if bias is not None:
+        read = read + bias[neurons].to(x.dtype)
+    return backend.activation(read) * up
 
 
 def check_not_suppressed(lens: Lens, what: str) -> None:
@@ -263,6 +266,13 @@ def check_units(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
                 f"Layer {layer} has {named[neurons.unit]} 0 to {width - 1}; the set names "
                 f"{min(indices)} to {max(indices)}."
             )
+
+
+def _check_number(what: str, value: object) -> None:
+    """Raise `ConfigError` unless the value is one finite number."""
+    number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+    if not number or not torch.as_tensor(value).isfinite().all():
+        raise ConfigError(f"{what} must be a finite number, got {value!r:.80}.")
 
 
 def _warn_of_nothing(*sets: NeuronSet) -> None:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.errors import ConfigError, ModelError, PatchError
+from qv_lens.errors import ConfigError, ModelError, PatchError, check_count
 from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.backend import Backend, Hook, Past, ordered, versions
@@ -85,6 +85,7 @@ class Lens:
         self.tokenizer: Any = plain_tokenizer(model) if tokenizer is None else tokenizer
         self.hf: Any = None
         self._hf_state: dict[str, Tensor] = {}
+        self._made_up: dict[str, int] = {}
         self._shared_names: frozenset[str] | None = (
             None  # a joint matrix of Q, K and V is held in copies
         )
@@ -122,6 +123,7 @@ class Lens:
             if w is not None and w.untyped_storage().data_ptr() in held
         }
         lens.hf, lens._hf_state, lens._shared_names = hf, state, frozenset(shared)
+        lens._made_up = lens._own_parameters()
         if not {"W_out", "W_in", "W_O"} <= shared:
             raise ModelError(
                 f"The hooked {type(hf).__name__} holds copies of the checkpoint's weights "
@@ -130,11 +132,17 @@ class Lens:
             )
         return lens
 
+    def __reduce__(self) -> str:
+        raise ModelError(
+            "A Lens is neither copied nor pickled: hooks and patches hang on its model. Load a second "
+            "one, qv.load(...), and apply the patches to it."
+        )
+
     def __repr__(self) -> str:
         return (
             f"Lens({self.name}, {self.backend}, {self.n_layers} layers, d_model {self.d_model}, "
             f"d_mlp {self.d_mlp}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
-            f"patches {len(self._stack)})"
+            f"patches {len(self._stack)}, interventions {len(self.interventions)})"
         )
 
     # ------------------------------------------------------------------ what it is
@@ -249,7 +257,7 @@ class Lens:
         if backend.gated:
             every |= {"W_gate": backend.w_gate}
         else:
-            every |= {"b_in": backend.b_in, "b_out": backend.b_out}
+            every |= {"b_in": backend.b_in, "b_out": backend.stored_b_out}
         return {
             name: reader
             for name, reader in every.items()
@@ -420,6 +428,7 @@ class Lens:
         self, facts: Facts, batch_size: int = 64
     ) -> Float[Tensor, "prompt d_vocab"]:
         """Logits of the token after each prompt, in the order given (float32 or better)."""
+        check_count("batch_size", batch_size)
         rows = [prompt.ids for prompt in self.tokenize(facts)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out: dict[int, Tensor] = {}
@@ -476,10 +485,11 @@ class Lens:
 
         Without interventions in force it runs on the wrapped Hugging Face model (same weights) with
         its cache; with them, or with user-installed hooks, on the hooked model without one."""
-        if max_new_tokens < 0:
-            raise ConfigError(f"max_new_tokens must be at least 0, got {max_new_tokens}.")
-        if top_k is not None and top_k < 1:
-            raise ConfigError(f"top_k must be at least 1 (None: greedy), got {top_k}.")
+        check_count("max_new_tokens", max_new_tokens, 0)
+        check_count("batch_size", batch_size)
+        if top_k is not None:
+            check_count("top_k (None: greedy)", top_k)
+            top_k = min(top_k, self.d_vocab)
         rows = [list(prompt.ids) for prompt in self.tokenize(text)]
         self._check_context(rows)
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
@@ -510,10 +520,20 @@ class Lens:
         return _hooked(places)
 
     def _shares(self) -> bool:
-        """Whether the Hugging Face model still holds the weights: it does not hold a parameter that
-        was put in the place of another."""
+        """Whether the Hugging Face model still holds what the hooked model computes with: it does
+        not hold a parameter that was put in the place of another, nor a write to one that
+        TransformerLens made for itself (a bias that the checkpoint lacks)."""
+        return self.hf is not None and self._own_parameters() == self._made_up
+
+    def _own_parameters(self) -> dict[str, int]:
+        """The parameters that the hooked model does not share with the Hugging Face model, with the
+        sum of their bits."""
         held = {p.untyped_storage().data_ptr() for p in self._hf_state.values()}
-        return all(weight.untyped_storage().data_ptr() in held for weight in self._weights())
+        return {
+            name: int(bit_sum(parameter))
+            for name, parameter in self.model.named_parameters()
+            if parameter.untyped_storage().data_ptr() not in held
+        }
 
     def rows(self, facts: Facts, positions: Positions = "last") -> Rows:
         """The prompts and their positions: one of each (a name or an index), 'all' of them, or those
@@ -541,6 +561,7 @@ class Lens:
     ) -> Trace:
         """Capture one forward pass of the prompts, at the positions that `rows` gives. `attention`
         keeps patterns and value vectors as well."""
+        check_count("batch_size", batch_size)
         rows = self.rows(facts, positions)
         prompts = rows.prompts
         where = [prompt.positions(positions) for prompt in prompts]
@@ -673,7 +694,8 @@ class Lens:
         """Write a patch into the live weights, on top of those applied before; `revert` takes it
         back bit for bit.
 
-        Raises `PatchError` if the patch was made for other weights; nothing is written then.
+        Raises `PatchError` if the patch was made for other weights, or leads out of the range of
+        their type; nothing is written then.
         """
         if not hasattr(patch, "deltas"):
             raise PatchError(
@@ -694,6 +716,12 @@ class Lens:
                     weight = self.parameter(layer, name)
                     applied.saved[layer, name] = weight.clone()
                     delta.add_to(weight)
+                    if not weight.isfinite().all():
+                        raise PatchError(
+                            f"With this patch {name}[{layer}] leaves the range of "
+                            f"{str(weight.dtype).removeprefix('torch.')}: load the model with "
+                            "dtype='float32'. Nothing was written."
+                        )
             except BaseException:
                 self.revert()
                 raise
@@ -774,8 +802,9 @@ class Lens:
         can load.
 
         Raises `ModelError` without a Hugging Face model behind the lens, or where it no longer
-        holds the weights; `ConfigError` for a folder in use."""
-        hf = self._holder()
+        holds the weights; `ConfigError` for a folder in use, and while interventions or hooks are in
+        force, which no checkpoint holds."""
+        hf = self.plain_model()
         target = Path(folder)
         if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
             raise ConfigError(

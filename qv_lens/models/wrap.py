@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from qv_lens.errors import ModelError, unknown
 from qv_lens.models import agreement
@@ -62,20 +63,42 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
     hf.config.architectures = [record.model]
     ids = agreement.row(hf, tokenizer, _hooked_context(hf))
     theirs = agreement.probe(hf, ids)
-    if backend == "auto":
-        backend = "hooked" if hooked_available() and record.hooked else "bridge"
-        model = _wrapped(hf, tokenizer, backend)
-        wrong = _other_model(hf, model, ids, theirs)
-        if not wrong or backend == "bridge":
-            return _checked(model, wrong)
-        warnings.warn(
-            f"HookedTransformer computes another model than this checkpoint ({wrong}): "
-            "TransformerBridge is used instead.",
-            stacklevel=4,
-        )
-        backend = "bridge"
-    model = _wrapped(hf, tokenizer, backend)
+    if backend == "auto" and hooked_available() and record.hooked:
+        try:
+            model = _built(hf, tokenizer, "hooked")
+            wrong = _other_model(hf, model, ids, theirs)
+            if not wrong:
+                return model
+            why = f"HookedTransformer computes another model than this checkpoint ({wrong})"
+        except ModelError as error:
+            why = str(error).removesuffix(".")
+        warnings.warn(f"{why}: TransformerBridge is used instead.", stacklevel=4)
+    model = _built(hf, tokenizer, "hooked" if backend == "hooked" else "bridge")
     return _checked(model, _other_model(hf, model, ids, theirs))
+
+
+def _built(hf: Any, tokenizer: Any, backend: str) -> Any:
+    """The wrapped model. Raises `ModelError` where TransformerLens cannot hold it: each of its
+    readers knows the usual settings of an architecture, and fails on others as it happens."""
+    try:
+        return _wrapped(hf, tokenizer, backend)
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        kind = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}[backend]
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(
+            f"{kind} cannot hold this {type(hf).__name__}: an unusual setting of its config is not "
+            f"known there ({type(error).__name__}: {first[:200]})."
+        ) from error
 
 
 def _wrapped(hf: Any, tokenizer: Any, backend: str) -> Any:
@@ -103,11 +126,14 @@ def _hooked_context(hf: Any) -> int:
 def _other_model(hf: Any, model: Any, ids: Tensor | None, theirs: Tensor | None) -> str:
     """How the wrapped model's computation differs from that of `hf`, in words; empty where it does
     not."""
-    context = _hooked_context(hf)
-    if type(model).__name__ == "HookedTransformer" and (
-        reasons := agreement.unread(hf.config, context, ARCHITECTURES[type(hf).__name__].unread)
-    ):
-        return "it leaves out " + " and ".join(reasons)
+    if type(model).__name__ == "HookedTransformer":
+        switches = ARCHITECTURES[type(hf).__name__].unread
+        reasons = agreement.unread(hf.config, _hooked_context(hf), switches)
+        theta = agreement.rotary_base(hf.config)
+        if theta is not None and model.cfg.rotary_base != theta:
+            reasons.append(f"the base {theta:g} of its rotary positions")
+        if reasons:
+            return "it leaves out " + " and ".join(reasons)
     if ids is None or theirs is None:
         return ""
     apart = agreement.distance(theirs, model(ids, return_type="logits"))
@@ -133,13 +159,23 @@ def _checked(model: Any, wrong: str) -> Any:
 
 
 def plain_tokenizer(model: Any) -> Any:
-    """The model's tokenizer without the BOS that TransformerLens makes it put in front. Raises
-    `ModelError` if it has none."""
+    """The model's tokenizer without the BOS that TransformerLens makes it put in front; one that
+    puts it there by itself keeps it. Raises `ModelError` if it has none."""
     if getattr(model, "tokenizer", None) is None:
         raise ModelError("This model has no tokenizer. Pass one: qv.Lens(model, tokenizer=...).")
     tokenizer = copy.deepcopy(model.tokenizer)
-    tokenizer.add_bos_token = False
+    tokenizer.add_bos_token = _puts_bos(tokenizer)
     return tokenizer
+
+
+def _puts_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer as it is published begins a text with a BOS; not, where its files are
+    not at hand."""
+    try:
+        own = AutoTokenizer.from_pretrained(tokenizer.name_or_path, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return own("a")["input_ids"][:1] == [own.bos_token_id]
 
 
 def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:

@@ -14,7 +14,7 @@ from qv_lens.errors import ModelError
 from qv_lens.models import agreement
 from qv_lens.models.lens import Lens
 from qv_lens.models.wrap import hooked_available
-from tests.models import PROMPTS, tiny_hf, tokenizer
+from tests.models import PROMPTS, tiny_hf, tiny_of, tokenizer
 
 needs_hooked = pytest.mark.skipif(
     not hooked_available(), reason="TransformerLens 4.x has no HookedTransformer"
@@ -146,6 +146,11 @@ UNREADABLE = {
     "both directions": ({"attention_dir": "bidirectional"}, "looks ahead"),
     "activation": ({"act_fn": "solu_ln"}, "activation"),
     "positions": ({"positional_embedding_type": "shortformer"}, "shortformer"),
+    "final RMS": ({"final_rms": True}, "final norm"),
+    "gate and b_in": (
+        {"normalization_type": "RMS", "gated_mlp": True, "act_fn": "silu"},
+        "adds behind the gate",
+    ),
     "experts": (
         {"num_experts": 4, "experts_per_token": 2, "gated_mlp": True, "act_fn": "silu"},
         "mixture of experts",
@@ -159,6 +164,53 @@ def test_a_users_model_that_cannot_be_read_is_refused(case):
     settings, said = UNREADABLE[case]
     with pytest.raises(ModelError, match=said):
         qv.Lens(users_model(**settings))
+
+
+REFUSED = {
+    "OPT": ({"do_layer_norm_before": False}, "do_layer_norm_before = False"),
+    "BLOOM": ({"apply_residual_connection_post_layernorm": True}, "goes on from behind"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_with_which_no_number_would_be_right_are_refused(name):
+    settings, said = REFUSED[name]
+    hf = tiny_of(name, **settings)
+    with pytest.raises(ModelError, match=said):
+        qv.Lens.from_hf(hf, tokenizer())
+
+
+UNUSUAL = {
+    "Llama": {"head_dim": 16},
+    "GPT-2": {"n_inner": 72},
+    "GPT-Neo": {"intermediate_size": 72},
+    "OPT": {"enable_bias": False},
+}
+
+
+@needs_hooked
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_hooked_transformer_cannot_hold_is_bridged(name):
+    hf = tiny_of(name, **UNUSUAL[name])
+    with pytest.warns(
+        UserWarning, match="HookedTransformer cannot hold .*TransformerBridge is used"
+    ):
+        lens = qv.Lens.from_hf(hf, tokenizer())
+    prompt = lens.tokenize(PROMPTS[0])[0]
+    theirs = hf(torch.tensor([prompt.ids])).logits[0, -1]
+    torch.testing.assert_close(lens.next_token_logits(PROMPTS[0])[0], theirs, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ModelError, match="HookedTransformer cannot hold this"):
+        qv.Lens.from_hf(hf, tokenizer(), backend="hooked")
+
+
+@needs_hooked
+def test_the_rotary_base_of_a_model_too_big_for_a_probe(monkeypatch):
+    """HookedTransformer's reader of GPT-NeoX takes 10,000 whatever the config says."""
+    monkeypatch.setattr("qv_lens.models.agreement.BUDGET", 0)
+    hf = tiny_of("GPT-NeoX", rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5})  # fmt: skip
+    with pytest.warns(UserWarning, match="the base 500 of its rotary positions"):
+        lens = qv.Lens.from_hf(hf, tokenizer())
+    assert lens.backend_adapter.name == "bridge"
 
 
 @needs_hooked
