@@ -176,9 +176,12 @@ class NeuronSet:
     def where(self, condition: Callable[[pd.DataFrame], pd.Series] | pd.Series) -> NeuronSet:
         """The rows for which a condition holds, `value.where(lambda f: f.layer == 7)`, or which a
         column of true and false marks. Raises `ConfigError` for any other column."""
-        chosen = condition(self.frame) if callable(condition) else condition
-        marks = isinstance(chosen, (pd.Series, np.ndarray)) and pd.api.types.is_bool_dtype(chosen)
-        if not marks or len(chosen) != len(self.frame):
+        chosen: Any = condition(self.frame) if callable(condition) else condition
+        if (
+            not isinstance(chosen, (pd.Series, np.ndarray))
+            or not pd.api.types.is_bool_dtype(chosen)
+            or len(chosen) != len(self.frame)
+        ):
             raise ConfigError(
                 f"where() takes true or false for each of the {len(self.frame)} rows, got "
                 f"{type(chosen).__name__} {chosen!r:.60}. To give rows of the frame back: "

@@ -172,9 +172,10 @@ class Patch:
         named += [(f"kept.{layer}.{name}", delta) for (layer, name), delta in self.kept.items()]
         tensors = {}
         for name, delta in named:
-            tensors[f"{name}.left"] = delta.left.contiguous()
+            # a copy: two deltas may share a tensor, which safetensors refuses
+            tensors[f"{name}.left"] = delta.left.clone().contiguous()
             if delta.right is not None:
-                tensors[f"{name}.right"] = delta.right.contiguous()
+                tensors[f"{name}.right"] = delta.right.clone().contiguous()
         header = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,

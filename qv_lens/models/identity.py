@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -36,9 +36,21 @@ def content(intervention: object) -> tuple[object, ...]:
         else sorted(vars(intervention))
     ):
         value = getattr(intervention, name)
-        plain = (value.unit, value.units) if isinstance(value, NeuronSet) else value
-        said.append((name, checksum(plain) if isinstance(plain, Tensor) else plain))
+        said.append((name, _plain(value)))
     return type(intervention).__name__, *said
+
+
+def _plain(value: object) -> object:
+    """A value whose repr says all of it: that of a large tensor, or of a set, does not."""
+    if isinstance(value, NeuronSet):
+        return value.unit, value.units
+    if isinstance(value, Tensor):
+        return checksum(value)
+    if isinstance(value, Mapping):
+        return [(key, _plain(inner)) for key, inner in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def weighted_sum(w_out: Float[Tensor, "d_mlp d_model"]) -> Tensor:

@@ -38,7 +38,7 @@ from qv_lens.models.generation import (
 from qv_lens.models.identity import bit_sum, checksum, content, digest, weighted_sum
 from qv_lens.models.norms import at_least_float32, capped
 from qv_lens.models.turn import Turn
-from qv_lens.models.wrap import plain_tokenizer, wrap
+from qv_lens.models.wrap import check_tokenizer, plain_tokenizer, wrap
 from qv_lens.patch import Patch
 from qv_lens.progress import seen, transformers_bars
 from qv_lens.trace import Rows, Setup, Trace
@@ -83,6 +83,7 @@ class Lens:
         self.backend_adapter = Backend(model)
         self.model = model
         self.tokenizer: Any = plain_tokenizer(model) if tokenizer is None else tokenizer
+        check_tokenizer(self.tokenizer)
         self.hf: Any = None
         self._hf_state: dict[str, Tensor] = {}
         self._made_up: dict[str, int] = {}

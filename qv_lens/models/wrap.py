@@ -168,6 +168,22 @@ def plain_tokenizer(model: Any) -> Any:
     return tokenizer
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise `ModelError` for a tokenizer with which no prompt could be read rightly."""
+    if not getattr(tokenizer, "is_fast", True):
+        raise ModelError(
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not say where in a text a "
+            "token lies: subjects and answers could not be found. Load a fast one (AutoTokenizer)."
+        )
+    if tokenizer.eos_token_id is not None:
+        ids = tokenizer("a")["input_ids"]
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            raise ModelError(
+                "This tokenizer puts an end of text behind every prompt, after which no answer "
+                "follows: load it with add_eos_token=False."
+            )
+
+
 def _puts_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer as it is published begins a text with a BOS; not, where its files are
     not at hand."""

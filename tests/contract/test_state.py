@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
+from transformers import ByT5Tokenizer
 
 import qv_lens as qv
 from qv_lens.errors import ModelError, PatchError
@@ -146,3 +148,44 @@ def test_a_users_model_keeps_the_bos_of_its_own_tokenizer(tmp_path):
     model = HookedTransformer(loaded.model.cfg, tokenizer=loaded.tokenizer)
     assert loaded.tokenize(PROMPTS[0])[0].ids[0] == own.bos_token_id
     assert qv.Lens(model).tokenize(PROMPTS) == loaded.tokenize(PROMPTS)
+
+
+def test_tokenizers_with_which_no_prompt_can_be_read_are_refused():
+    own = tokenizer()
+    end = own.eos_token
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, own.convert_tokens_to_ids(end))]
+    )
+    with pytest.raises(ModelError, match="end of text behind every prompt"):
+        qv.Lens.from_hf(tiny_hf("gptj"), own)
+    with pytest.raises(ModelError, match="is a slow tokenizer"):
+        qv.Lens.from_hf(tiny_hf("gptj"), ByT5Tokenizer())
+
+
+def test_deltas_that_share_a_tensor_are_saved(tmp_path):
+    lens = tiny_lens("gptj")
+    delta = Delta(torch.ones_like(lens.w_out(0)))
+    patch = qv.Patch({(0, "W_out"): delta, (1, "W_out"): delta}, lens.fingerprint)
+    kept = qv.Patch.load(patch.save(tmp_path / "patch"))
+    assert all(torch.equal(kept.deltas[key].left, delta.left) for key in patch.deltas)
+
+
+def test_interventions_of_a_users_own_are_told_apart_by_what_lies_inside():
+    @dataclass
+    class Mine:
+        inside: dict
+
+        def check(self, lens):
+            pass
+
+        def hooks(self, lens):
+            return []
+
+    lens, states = tiny_lens("gptj"), set()
+    for at in (0, 2500):
+        weight = torch.zeros(5000)
+        weight[at] = 1.0
+        for held in ({"x": weight}, {"x": [weight]}):
+            with lens.intervene(Mine(held)):
+                states.add(lens.state())
+    assert len(states) == 4
