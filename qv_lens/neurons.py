@@ -54,8 +54,10 @@ class NeuronSet:
         if bad:
             raise unknown("Unit", sorted(bad)[0], UNITS)
         # pandas makes floats of whole numbers by itself, in a merge or of an empty column
-        whole_numbers = {name: _whole_numbers(self.frame[name]) for name in ("layer", "neuron")}
-        object.__setattr__(self, "frame", self.frame.assign(**whole_numbers))
+        strange = [name for name in ("layer", "neuron") if self.frame[name].dtype != np.int64]
+        if strange:
+            whole_numbers = {name: _whole_numbers(self.frame[name]) for name in strange}
+            object.__setattr__(self, "frame", self.frame.assign(**whole_numbers))
 
     @classmethod
     def of(cls, units: Iterable[tuple[int, int]], unit: str = "ffn") -> NeuronSet:
@@ -274,8 +276,6 @@ class NeuronSet:
 
 def _whole_numbers(column: pd.Series) -> pd.Series:
     """A column of layers or neurons as integers. Raises `ConfigError` for anything else."""
-    if column.dtype == np.int64:
-        return column
     whole = [
         isinstance(value, (int, float, np.number))
         and not isinstance(value, bool)

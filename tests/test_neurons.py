@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qv_lens as qv
@@ -18,6 +18,7 @@ from tests.models import tiny_lens
 units = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), unique=True)
 
 
+@settings(deadline=None)  # a busy machine is not a fault
 @given(units, units, units)
 def test_algebra_of_sets(a, b, c):
     A, B, C = map(qv.NeuronSet.of, (a, b, c))
