@@ -426,11 +426,11 @@ def by_chain(frame: pd.DataFrame) -> list[pd.DataFrame]:
 VARIED = ("model", "data", "protocol", "method", "layers", "skip", "edited", "batch_size")
 
 
-def by_setting(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of runs with the editor's changed settings as columns, in the place of `editor`; those
-    that have them already as they are."""
+def by_setting(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of runs with the editor's changed settings as columns, in the place of `editor`, and the
+    names of these columns; rows that have them already as they are."""
     if "editor" not in frame:
-        return frame
+        return frame, []
     told = [
         {} if value in (None, "null") or value != value else json.loads(value)
         for value in frame["editor"]
@@ -439,7 +439,7 @@ def by_setting(frame: pd.DataFrame) -> pd.DataFrame:
     varied = varied.rename(columns=lambda name: f"editor.{name}" if name in frame else name)
     # a list of matrices as text: it has to be compared
     varied = varied.map(str) if "parameters" in varied else varied
-    return pd.concat([frame.drop(columns="editor"), varied], axis=1)
+    return pd.concat([frame.drop(columns="editor"), varied], axis=1), list(varied)
 
 
 def figure(
@@ -450,11 +450,10 @@ def figure(
 
     `by`: the columns that were varied; those of `VARIED` and the changes to the editor where none
     are named."""
-    known = set(frame)
-    frame = by_setting(frame)
+    frame, settings = by_setting(frame)
     varied = [
         name
-        for name in (by or (*VARIED, *(name for name in frame if name not in known)))
+        for name in (by or (*VARIED, *settings))
         if name in frame and frame[name].astype(str).nunique() > 1
     ]
     names = varied or list(by[-1:]) or ["method"]

@@ -154,11 +154,18 @@ def together(verdicts: Collection[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else FAILS if FAILS in kinds else OPEN
 
 
+def share_lost(hits: float, asked: float) -> Estimate:
+    """A share lost (none, where more is right than before), with its 95% Wilson interval, which has
+    a width even where nothing was lost."""
+    hits = max(0.0, hits)
+    return Estimate(hits / asked, *wilson(hits, asked))
+
+
 def lost(hits: float, asked: float) -> str:
-    """A share lost, with its 95% Wilson interval, which has a width even where nothing was lost."""
-    ends = wilson(max(0.0, hits), asked)
+    """A share lost, in words."""
+    found = share_lost(hits, asked)
     return (
-        f"{share(max(0.0, hits / asked))} ({100 * ends.low:.1f} to {100 * ends.high:.1f}%, "
+        f"{share(found.mean)} ({100 * found.low:.1f} to {100 * found.high:.1f}%, "
         f"{asked:.0f} prompts)"
     )
 

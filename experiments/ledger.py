@@ -41,7 +41,6 @@ DROPPED = (
     "blocks",
     "documents",
     "preset",
-    "editor",
     "written",
     "skipped",
 )
@@ -191,11 +190,9 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows as results keep them: an editor's changed settings as columns, no long texts, no row
     twice."""
     if "editor" in frame:
-        known = set(frame)
-        frame = compare.by_setting(frame)
-        varied = [name for name in frame if name not in known]
+        frame, settings = compare.by_setting(frame)
         frame = frame.drop_duplicates(
-            [name for name in (*KEY, *varied, "batch_size") if name in frame]
+            [name for name in (*KEY, *settings, "batch_size") if name in frame]
         )
         frame = frame.astype(
             {name: int for name in ("edits", "hops", "case", "step") if name in frame}

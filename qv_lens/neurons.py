@@ -146,7 +146,7 @@ class NeuronSet:
 
     def top(self, k: int) -> NeuronSet:
         """The k highest-scored units of each prompt (of each category, or of each position that was
-        ranked apart). Raises `ConfigError` for what is no whole number of at least 0."""
+        ranked apart). Raises `ConfigError` for anything but a whole number of at least 0."""
         check_count("k of top(k)", k, 0)
         apart = ["category"] if "category" in self.frame else []
         if (

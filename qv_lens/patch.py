@@ -173,9 +173,9 @@ class Patch:
         tensors = {}
         for name, delta in named:
             # a copy: two deltas may share a tensor, which safetensors refuses
-            tensors[f"{name}.left"] = delta.left.clone().contiguous()
+            tensors[f"{name}.left"] = delta.left.clone(memory_format=torch.contiguous_format)
             if delta.right is not None:
-                tensors[f"{name}.right"] = delta.right.clone().contiguous()
+                tensors[f"{name}.right"] = delta.right.clone(memory_format=torch.contiguous_format)
         header = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,

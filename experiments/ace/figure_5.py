@@ -39,13 +39,14 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 def attention_first(frame: pd.DataFrame) -> Verdict:
     """By the layers' whole outputs, as Figure 5 is drawn: how many layers attention's last one above
     half its peak lies below FFN's, category by category."""
-    scores = frame[frame["part"].isin(VECTORS)].groupby(["part", "layer"])["score"].mean()
+    wholes = frame[frame["part"].isin(VECTORS)]
+    scores = wholes.groupby(["part", "layer"])["score"].mean()
     told = "; ".join(
         f"{part.removesuffix('_vector')}'s last layer above half its peak: {_falls(scores[part])} "
         f"(peak {scores[part].idxmax():.0f})"
         for part in VECTORS
     )
-    each = frame.groupby(["category", "part"])[["layer", "score"]].apply(
+    each = wholes.groupby(["category", "part"])[["layer", "score"]].apply(
         lambda rows: _falls(rows.set_index("layer")["score"])
     )
     by_part = each.unstack("part")

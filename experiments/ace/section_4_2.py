@@ -25,17 +25,16 @@ from experiments.decide import (
     OPEN,
     Claim,
     Decide,
-    Estimate,
     Verdict,
     decided,
     lost,
+    share_lost,
     together,
 )
 from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.evaluation.ablation import DROP, answers, drop, suppress
-from qv_lens.evaluation.intervals import wilson
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.records import Fact
 from qv_lens.models.interventions import Zero
@@ -129,10 +128,7 @@ def answers_lost(rows: pd.DataFrame) -> Verdict:
         return NOT_MEASURED
     if rows["drop_relative"].isna().any():
         return told, OPEN
-    shares = [
-        Estimate(drop, *wilson(max(0.0, drop * n), n))
-        for drop, n in zip(rows["drop_relative"], right, strict=True)
-    ]
+    shares = map(share_lost, rows["drop_relative"] * right, right)
     return told, together([decided(each.shifted(-0.3)) for each in shares])
 
 

@@ -369,7 +369,7 @@ def _sentence(fact: Record) -> str:
 def _two_answers(new_text: str, old_text: str) -> tuple[str, str, str]:
     """The prompt, the new and the old answer: the sentences are alike up to the verb in front of the
     answers, which may begin alike themselves (United States, United Kingdom). Without an old
-    sentence the answer is what stands behind the last " is "."""
+    sentence the answer is what follows the last " is "."""
     if not old_text:
         prompt, verb, new = new_text.rpartition(" is ")
         return (prompt + verb).rstrip(), new, UNKNOWN

@@ -147,7 +147,7 @@ class Backend:
         self.gated = bool(self.cfg.gated_mlp)
         self.rms = self.cfg.normalization_type == "RMS"
         if self.name == "hooked" and self.gated:
-            # there b_in is added behind the gate: m is act(gate) * up + b_in
+            # there b_in is added after the gate: m is act(gate) * up + b_in
             biases = (self.b_in(layer) for layer in range(self.n_layers))
             if any(bias is not None and bias.any() for bias in biases):
                 raise ModelError(

@@ -530,11 +530,16 @@ class Lens:
         """The parameters that the hooked model does not share with the Hugging Face model, with the
         sum of their bits."""
         held = {p.untyped_storage().data_ptr() for p in self._hf_state.values()}
-        return {
-            name: int(bit_sum(parameter))
+        sums = {
+            name: bit_sum(parameter)
             for name, parameter in self.model.named_parameters()
             if parameter.untyped_storage().data_ptr() not in held
         }
+        # one transfer from a GPU, not one for each
+        bits = (
+            torch.stack([each.to(self.device) for each in sums.values()]).tolist() if sums else []
+        )
+        return dict(zip(sums, bits, strict=True))
 
     def rows(self, facts: Facts, positions: Positions = "last") -> Rows:
         """The prompts and their positions: one of each (a name or an index), 'all' of them, or those
