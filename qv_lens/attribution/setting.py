@@ -44,6 +44,14 @@ METHODS: tuple[Method, ...] = ("exact", "topk", "moments", "first_order")
 #: 'answer', 'predicted', 'sequence', a token id, or a pair (for, against) of answers, ids, 'answer'
 #: or 'predicted'
 Target = str | int | tuple[str | int, str | int]
+TARGETS = (
+    "answer",
+    "predicted",
+    "sequence",
+    "a token id",
+    "a pair of answers",
+    "any other answer within a qv.Fact(prompt, subject, answer)",
+)
 #: neurons whose weights are upcast at a time
 CHUNK = 2048
 #: how far the divisor of a base may shrink, norm recomputed, before the closed form is left
@@ -425,9 +433,7 @@ def where_read(target: Target, positions: Positions = "last") -> Positions:
     positions that do not go with it."""
     target = _plain_target(target)
     if isinstance(target, str) and target not in ("answer", "predicted", "sequence"):
-        raise unknown(
-            "Target", target, ("answer", "predicted", "sequence", "a token id", "a pair of answers")
-        )
+        raise unknown("Target", target, TARGETS)
     sequence = target == "sequence"
     if positions == "answer" and not sequence:
         raise ConfigError(
@@ -469,8 +475,7 @@ def _plain_target(target: Any) -> Target:
     try:
         return operator.index(number)
     except TypeError:
-        kinds = ("'answer'", "'predicted'", "'sequence'", "a token id", "a pair of answers")
-        raise unknown("Target", target, kinds) from None
+        raise unknown("Target", target, TARGETS) from None
 
 
 def _check_positions(trace: Trace, where: Positions) -> None:

@@ -208,7 +208,8 @@ def _check(
     for record in records:
         if not isinstance(record, Fact):
             raise ConfigError(
-                f"Faithfulness is measured on an answer: pass facts, got the text {record!r:.80}."
+                "Faithfulness is measured on an answer: pass qv.Fact(prompt, subject, answer), got "
+                f"the text {record!r:.80}."
             )
     if not sizes:
         raise ConfigError("sizes are how many neurons are taken out: name at least one.")

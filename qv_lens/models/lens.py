@@ -854,8 +854,19 @@ def as_list(facts: Facts) -> list[Fact | str]:
 
 
 def _hooked(modules: Iterable[torch.nn.Module]) -> bool:
-    """Whether any of the modules carries a hook."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    """Whether any of the modules carries a hook that TransformerLens did not put there itself."""
+    return any(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        > sum(map(_wiring, getattr(module, "fwd_hooks", ())))
+        for module in modules
+    )
+
+
+def _wiring(handle: Any) -> bool:
+    """Whether the hook of a hook point is part of the model: the bridge of TransformerLens 4.3 hands
+    activations from one hook point to another by permanent hooks of its own (OPT)."""
+    home = getattr(getattr(handle, "user_hook", None), "__module__", None) or ""
+    return handle.is_permanent and home.startswith("transformer_lens.model_bridge.")
 
 
 def log_probs(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:

@@ -349,6 +349,21 @@ def test_a_written_value_reaches_the_stream(name, backend):
         )
 
 
+def test_only_a_hook_of_the_user_s_makes_a_checkpoint_impossible(name, backend):
+    """TransformerLens 4.3 wires OPT's hook points together by hooks of its own."""
+    lens = lens_of(name, backend)
+    assert lens.state() == lens.state() == lens.bare_state
+    assert lens.plain_model() is lens.hf
+    for permanent in (False, True):
+        lens.model.hook_dict["blocks.1.hook_mlp_out"].add_hook(
+            lambda tensor, hook: 0 * tensor, is_permanent=permanent
+        )
+        assert lens.bare_state is None
+        with pytest.raises(qv.QVLensError, match="hooks are in force"):
+            lens.plain_model()
+        lens.model.reset_hooks()
+
+
 def test_saved_it_loads_with_transformers_alone(name, backend, tmp_path):
     lens = lens_of(name, backend)
     patch = qv.edit(lens, FACT.to("Quorix"), qv.FT(layer=1, lr=1e-2, steps=3))
