@@ -460,6 +460,8 @@ def figure(
     values = frame[list(names)].astype(str).apply(lambda column: column.str.strip("[]'"))
     frame = frame.assign(what=values.agg(" · ".join, axis=1))
     if (frame["batch_size"] == 1).all() and (frame["protocol"] == "single").all():
-        return seconds_bars(frame, by="what")
+        # a seed's first case samples the contexts as well
+        later = frame["case"] > 0
+        return seconds_bars(frame[later] if later.any() else frame, title, by="what")
     means = table(frame, ("what",))
     return method_bars(means[means["metric"].isin(SHOWN)], title, by="what")

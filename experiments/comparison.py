@@ -42,15 +42,15 @@ OF_CHAINS = (
 )
 TABLES = (
     ("single", "Single edits, each taken back", OF_FACTS),
-    ("batch", "One batch of 32", OF_FACTS),
+    ("batch", "Edits in one batch", OF_FACTS),
     (
         "consecutive",
-        "100 consecutive edits, all asked at the end",
+        "Edits one after another, all asked at the end",
         ("efficacy_acc@25", "efficacy_acc@50", "efficacy_acc@75", *OF_FACTS),
     ),
     ("multihop", "MQuAKE's chains of 2 to 4 hops, chain of thought", OF_CHAINS),
-    ("multihop_batch", "The chains' edits in one batch of 32 chains", OF_CHAINS),
-    ("multihop_consecutive", "The chains' edits of 100 chains one after another", OF_CHAINS),
+    ("multihop_batch", "The chains' edits in one batch", OF_CHAINS),
+    ("multihop_consecutive", "The chains' edits one after another", OF_CHAINS),
 )
 
 
@@ -165,9 +165,10 @@ IN_A_ROW = (
 
 
 def in_a_row(frame: pd.DataFrame) -> list[str]:
-    """The table of one model's edits in a row, a line for each method, and which of them last."""
+    """The table of one model's edits in a row, a line for each row, and which of them last."""
     lines, lasting = head(*IN_A_ROW), []
-    for method, rows in frame.groupby("method", sort=False):
+    edits = frame.groupby(["method", "count", "batch", "seed"], sort=False)
+    for (method, *_), rows in edits:
         told = rows.set_index(["step", "group", "metric"])[["before", "after"]].sort_index()
         last = int(rows["step"].max())
         steps = sorted({int(step) for step in rows["step"] if step >= LONG} | {last})
@@ -196,7 +197,7 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
     return [
         *lines,
         "",
-        f"Of these {frame['method'].nunique()}, with {SAID:.0%} of the drawn edits said and a "
+        f"Of these {edits.ngroups}, with {SAID:.0%} of the drawn edits said and a "
         f"perplexity at most {SURPRISED - 1:.0%} higher: {kept}.",
     ]
 

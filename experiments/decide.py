@@ -8,7 +8,7 @@ intervals are narrower than those over edits would be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -214,42 +214,65 @@ def multihop(frame: pd.DataFrame) -> str:
 
 
 def per_case(frame: pd.DataFrame, metric: str, by: str) -> pd.DataFrame:
-    """Values of `after` per case, one column per value of `by`; of a curve its last step."""
-    case, chosen = ["data", "seed", "case"], frame[frame["metric"] == metric]
+    """Values of `after` per case, one column per value of `by`; of a curve its last step. Cases of
+    batches or of numbers of edits that differ are no pairs."""
+    chosen = frame[frame["metric"] == metric]
+    sizes = [name for name in ("count", "batch_size") if name in frame and name != by]
+    case = ["data", *sizes, "seed", "case"]
     chosen = chosen[chosen["step"] == chosen.groupby([by, *case])["step"].transform("max")]
     return chosen.pivot_table(index=case, columns=by, values="after", aggfunc="mean")
 
 
+def lacking(table: pd.DataFrame) -> str:
+    """Which columns lack cases that others have (an editor refused them, or was not asked), in
+    words; '' where none does."""
+    table = table.dropna(how="all")
+    return ", ".join(
+        f"{name} lacks {len(table) - told} of {len(table)} cases"
+        for name, told in table.count().items()
+        if told < len(table)
+    )
+
+
+def unless(told: str, verdict: str, *reasons: str) -> Verdict:
+    """The verdict; undecided where there are reasons against one, which are told."""
+    reasons = tuple(reason for reason in reasons if reason)
+    return ("; ".join([told, *reasons]), OPEN if reasons else verdict)
+
+
+def not_measured(names: Iterable[object]) -> str:
+    """Of what should have been measured and was not, in words; '' where there is nothing."""
+    told = ", ".join(map(str, names))
+    return f"not measured: {told}" if told else ""
+
+
 def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> Decide:
     """`one` is above each of its rivals: against the best of them, on the cases on which all were
-    measured; undecided while any rival has not been measured."""
+    measured; undecided while any rival has not been measured, on any of the cases."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         table = per_case(frame, metric, by)
         others = [name for name in rivals if name in table]
         if one not in table or not others:
             return NOT_MEASURED
-        table = table[[one, *others]].dropna()
+        asked = table[[one, *others]]
+        table = asked.dropna()
         means = table.mean().sort_values(ascending=False)
         rival = means.drop(one).index[0]
         gap = difference(table[one], table[rival], differences(metric))
         told = ", ".join(f"{name} {share(value, metric)}" for name, value in means.items())
-        missing = [name for name in rivals if name not in others]
+        missing = not_measured(name for name in rivals if name not in others)
         told = f"{told} ({one} − {rival} {points(gap)})"
-        return (
-            (f"{told}; not measured: {', '.join(missing)}", OPEN)
-            if missing
-            else (told, decided(gap))
-        )
+        return unless(told, decided(gap), missing, lacking(asked))
 
     return decide
 
 
-def best(metrics: Sequence[str], one: str, by: str) -> Decide:
-    """`one` is above all others that were measured, by each metric."""
+def best(metrics: Sequence[str], one: str, by: str, of: Collection[str]) -> Decide:
+    """`one` is above all others `of` these, and all that were measured besides, by each metric."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
-        rivals = sorted(set(frame[by].dropna()) - {one})
+        rivals = sorted({*of, *frame[by].dropna()} - {one})
         told = {metric: ahead(metric, one, rivals, by)(frame) for metric in metrics}
         if NOT_MEASURED in told.values():
             return NOT_MEASURED
@@ -309,9 +332,13 @@ def reaches(metric: str, one: str, least: float, by: str = "method") -> Decide:
     return decide
 
 
-def curve(column: str, *parts: tuple[str, float | None, float | None, bool]) -> Decide:
+def curve(
+    column: str,
+    *parts: tuple[str, float | None, float | None, bool],
+    of: Collection[float] = (),
+) -> Decide:
     """Along what is varied, each (metric, from, to, rises) goes up, or down; None: the first value,
-    the last one."""
+    the last one, of a sweep of at least the values in `of`."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         lines, verdicts = [], []
@@ -329,18 +356,20 @@ def curve(column: str, *parts: tuple[str, float | None, float | None, bool]) -> 
             values = ", ".join(f"{k:g}: {share(v, metric)}" for k, v in table.mean().items())
             lines.append(f"{metric} {values} ({a:g} to {b:g}: {points(gap)})")
             verdicts.append(decided(gap if rises else -gap))
-        return "; ".join(lines), together(verdicts)
+        missing = not_measured(sorted(set(of) - set(frame[column])))
+        return unless("; ".join(lines), together(verdicts), missing)
 
     return decide
 
 
-def groups(metrics: Sequence[str], inside: Collection[str], by: str = "parameters") -> Decide:
-    """Values of `by` in `inside` give more than all others, by each metric."""
+def groups(metrics: Sequence[str], inside: Collection[str], by: str, of: Collection[str]) -> Decide:
+    """Values of `by` in `inside` give more than all others, by each metric, on the cases on which
+    all were measured; undecided while any `of` these has not been measured."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         lines, verdicts = [], []
         for metric in metrics:
-            table = per_case(frame, metric, by)
+            table = per_case(frame, metric, by).dropna()
             mine = [name for name in table if name in inside]
             if not mine or len(mine) == table.shape[1]:
                 return NOT_MEASURED
@@ -352,6 +381,7 @@ def groups(metrics: Sequence[str], inside: Collection[str], by: str = "parameter
             )
             lines.append(f"{metric} {told} ({' and '.join(mine)} − others {points(gap)})")
             verdicts.append(decided(gap))
-        return "; ".join(lines), together(verdicts)
+        missing = not_measured(sorted(set(of) - set(frame[by])))
+        return unless("; ".join(lines), together(verdicts), missing)
 
     return decide

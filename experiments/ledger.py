@@ -8,13 +8,16 @@ editors.
 1. An experiment's claims are its `CLAIMS`; they read the results named by its `RESULTS` (or after
    its file).
 2. A run folder says which experiment it is of; its rows join that experiment's results and replace
-   those of the same models, editors and data. A real model's column is filled once its rows are among the results."""
+   those of the same cells: of the same settings, whatever number of cases they had. A real model's
+   column is filled once its rows are among the results.
+3. A claim on several data sets is decided on each."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +26,9 @@ import pandas as pd
 
 from experiments import compare, editors, sequence, single
 from experiments.comparison import comparison, head, line
-from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim
+from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, together
 from experiments.models import ACES, COLUMNS
+from qv_lens.runs.experiment import parts_of
 from qv_lens.runs.store import load_run
 
 HERE = Path(__file__).parent
@@ -44,6 +48,8 @@ DROPPED = (
     "written",
     "skipped",
 )
+#: how much of a cell was measured: a cell of other sizes is the same cell, unless they are varied
+SIZES = ("count", "prompts", "samples", "sample", "batch_size")
 #: what makes a row another row
 KEY = (
     "model",
@@ -136,25 +142,23 @@ IN_SHORT = (
 
 
 def collect(runs: Path) -> None:
-    """Gather the rows of the run folders in a folder. Rows of models, of editors and of data that
-    are not among them stay."""
-    parts: dict[str, list[pd.DataFrame]] = {}
+    """Gather the rows of the run folders in a folder, in the order of their names. Rows of cells
+    that are not among them stay."""
     unused = []
     for folder in sorted(path for path in runs.iterdir() if (path / "config.json").exists()):
         frame = load_run(folder)
         results = list(belonging(frame))
         if not results:
             unused.append(folder.name)
-        for name, rows in results:
-            parts.setdefault(name, []).append(rows)
-    for name, frames in parts.items():
-        _join(name, pd.concat(frames, ignore_index=True))
+        for name, rows, cell in results:
+            _join(name, rows, cell)
     if unused:
         print(f"of no result, left alone: {', '.join(unused)}")
 
 
-def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The results that a run's rows belong to, with the finished ones among them."""
+def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
+    """The results that a run's rows belong to, with the finished ones among them and the columns
+    that say of which cell they are."""
     module = {each.__name__: each for each in (*experiments(), editors, single, sequence)}.get(
         frame.attrs["experiment"]
     )
@@ -167,28 +171,53 @@ def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         return
     of_editors = module in (editors, single)
     parts = editors.results_of(rows) if of_editors else {results_of(module): rows}
-    yield from ((name, part) for name, part in parts.items() if len(part))
+    for name, part in parts.items():
+        if len(part):
+            yield name, part, cell_of(module)
 
 
-def _join(name: str, rows: pd.DataFrame) -> None:
-    """Put rows among the results, in the place of those of the same models and, where editors are
-    compared, of the same editors on the same data."""
-    frame = plain(rows.reset_index(drop=True))
-    path = RESULTS / f"{name}.parquet"
+def cell_of(module: ModuleType) -> list[str]:
+    """The columns that tell an experiment's cells apart: the fields of its tasks, and the metric,
+    which is asked of a cell by itself."""
+    return [
+        *(name for name in _names(module.Task) if name not in SIZES or name in module.GRID),
+        "metric",
+    ]
+
+
+def _names(task: type) -> Iterator[str]:
+    """The names of a task's fields, those of its parts among them."""
+    parts = parts_of(task)
+    for field in fields(task):
+        yield from _names(parts[field.name]) if field.name in parts else (field.name,)
+
+
+def _join(name: str, rows: pd.DataFrame, cell: Sequence[str]) -> None:
+    """Put rows among the results, in the place of those of the same cells."""
+    frame, settings = plain(rows.reset_index(drop=True))
+    path, replaced = RESULTS / f"{name}.parquet", 0
     if path.exists():
         old = pd.read_parquet(path)
-        whose = [name for name in ("model", "method", "data") if name in old and name in frame]
-        new = pd.MultiIndex.from_frame(frame[whose])
-        stays = ~pd.MultiIndex.from_frame(old[whose]).isin(new)
+        whose = [name for name in cell if name in old and name in frame] + settings
+        stays = ~_cells(old, whose).isin(_cells(frame, whose))
+        replaced = int((~stays).sum())
         frame = pd.concat([old[stays], frame], ignore_index=True)
     RESULTS.mkdir(exist_ok=True)
     frame.to_parquet(path, compression="zstd", index=False)
-    print(f"{name}: {len(frame)} rows, those of {', '.join(sorted(set(rows['model'])))} new")
+    models = ", ".join(sorted(set(rows["model"])))
+    print(f"{name}: {len(frame)} rows, those of {models} new, in the place of {replaced}")
 
 
-def plain(frame: pd.DataFrame) -> pd.DataFrame:
+def _cells(frame: pd.DataFrame, whose: list[str]) -> pd.MultiIndex:
+    """The cell of each row; a setting that was not varied is ''."""
+    named = frame.reindex(columns=whose).astype(object)
+    return pd.MultiIndex.from_frame(named.where(named.notna(), ""))
+
+
+def plain(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Rows as results keep them: an editor's changed settings as columns, no long texts, no row
-    twice."""
+    twice; and the names of these columns."""
+    settings: list[str] = []
     if "editor" in frame:
         frame, settings = compare.by_setting(frame)
         frame = frame.drop_duplicates(
@@ -199,7 +228,7 @@ def plain(frame: pd.DataFrame) -> pd.DataFrame:
         )
     if "layer" in frame and frame["layer"].dtype == object:
         frame["layer"] = frame["layer"].astype(str)
-    return frame.drop(columns=[name for name in DROPPED if name in frame])
+    return frame.drop(columns=[name for name in DROPPED if name in frame]), settings
 
 
 def written() -> str:
@@ -249,11 +278,26 @@ def decided_on(claim: Claim, frame: pd.DataFrame, model: str) -> tuple[str, str]
     rows = frame[frame["model"].isin(asked)]
     if rows["model"].nunique() < len(asked):
         return "", ""
-    try:
-        statistic, verdict = claim.decide(rows)
-    except KeyError:  # rows of a run that was stopped, or varied something else
+    found = {}
+    for data, part in _by_data(rows):
+        try:
+            found[data] = claim.decide(part)
+        except KeyError:  # rows of a run that was stopped, or varied something else
+            continue
+    found = {data: verdict for data, verdict in found.items() if verdict != NOT_MEASURED}
+    if not found:
         return "", ""
-    return ("", "") if (statistic, verdict) == NOT_MEASURED else (statistic, verdict)
+    statistics = [
+        f"{data}: {told}" if len(found) > 1 else told for data, (told, _) in found.items()
+    ]
+    return "<br>".join(statistics), together([verdict for _, verdict in found.values()])
+
+
+def _by_data(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each data set by its name; all of them where no other data were asked."""
+    if "data" not in rows:
+        return [("", rows)]
+    return [(str(data), part) for data, part in rows.groupby("data", sort=False)]
 
 
 def main() -> None:

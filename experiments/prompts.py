@@ -24,6 +24,8 @@ from qv_lens.world.models import of_world
 
 #: the source of prompts about the real world
 ATLAS = "atlas"
+#: categories that are asked apart: of each the atlas holds enough facts
+APART = ("nationality", "continent", "language", "capital", "leadership", "sport", "founder")
 
 
 def usual(lens: Lens, source: str) -> str:

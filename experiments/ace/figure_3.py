@@ -34,6 +34,7 @@ from experiments.decide import (
     together,
 )
 from experiments.models import STUDIED, is_gptj, layers_there
+from experiments.prompts import APART
 from qv_lens.evaluation.intervals import DIFFERENCE
 from qv_lens.plots import category_heatmap
 
@@ -41,8 +42,7 @@ __all__ = ["CLAIMS", "GRID", "MEASURES", "SETTINGS", "Task", "figure", "rows"]
 
 SETTINGS = {"hops": 2, "prompts": 100}
 #: no chain of the bundled world ends in an author
-CATEGORIES = ("nationality", "continent", "language", "capital", "leadership", "sport", "founder")
-GRID = {"model": STUDIED, "category": CATEGORIES}
+GRID = {"model": STUDIED, "category": APART}
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:

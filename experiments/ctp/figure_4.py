@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.decide import FAILS, HOLDS, Claim, Verdict, share
+from experiments.decide import Claim, Verdict, decided, difference, share, together
 from experiments.models import STUDIED
-from experiments.prompts import asked, at_least, check_asked, pool
+from experiments.prompts import APART, asked, at_least, check_asked, pool
 from qv_lens.attribution.gradients import NodeScore, transmission_paths
 from qv_lens.errors import ConfigError
+from qv_lens.evaluation.intervals import UNBOUNDED
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.models.lens import Lens
@@ -26,7 +27,8 @@ from qv_lens.plots import node_lines
 SETTINGS = {"prompts": 100}
 GRID = {
     "model": STUDIED,
-    "category": ["all", "sport", "capital"],
+    # each a sample of what the claims are about, as many as decide anything
+    "category": ["all", *APART],
     # as CTP's code (z-scored within each layer); the gradient's own size, which compares layers
     "score": ["mean_abs_z", "norm"],
 }
@@ -92,40 +94,52 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     return node_lines(together if len(together) else frame, "Nodes of T+ by layer (CTP, Figure 4)")
 
 
-def nodes_by_layer(frame: pd.DataFrame) -> pd.Series:
-    """Mean importance of T+ by layer, as a share of the largest layer's, each kind of node counting
-    the same."""
-    rows = frame[
-        (frame["path"] == "T+") & (frame["category"] == "all") & (frame["score"] == "norm")
-    ]
-    table = rows.pivot_table(index="layer", columns="kind", values="importance")
-    return (table / table.max()).mean(axis=1)
+def nodes_by_layer(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Mean importance of T+ by layer (columns) for each group of facts (rows: the categories where
+    there are any, else all facts), keys and values apart as the figure has them."""
+    rows = frame[(frame["path"] == "T+") & (frame["score"] == "norm")]
+    apart = rows[rows["category"] != "all"]
+    rows = apart if len(apart) else rows
+    return {
+        str(kind): of.pivot_table(index=["category", "seed"], columns="layer", values="importance")
+        for kind, of in rows.groupby("kind")
+    }
 
 
 def all_layers(frame: pd.DataFrame) -> Verdict:
-    shares = nodes_by_layer(frame)
-    told = (
-        f"smallest layer {shares.idxmin()} at {share(shares.min())}, largest {shares.idxmax()} at "
-        f"{share(shares.max())} of the largest of its kind"
-    )
-    return told, HOLDS if shares.min() > 0.1 else FAILS
+    """The smallest layer against a tenth of the largest, keys and values each."""
+    told, verdicts = [], []
+    for kind, table in nodes_by_layer(frame).items():
+        means = table.mean()
+        small, large = means.idxmin(), means.idxmax()
+        gap = difference(table[small], table[large] / 10, UNBOUNDED)
+        told.append(
+            f"{kind}s: smallest layer {small} at {share(means[small] / means[large])} of layer {large}"
+        )
+        verdicts.append(decided(gap))
+    return f"{'; '.join(told)} ({len(table)} groups of facts)", together(verdicts)
 
 
 def early_over_late(frame: pd.DataFrame) -> Verdict:
-    shares = nodes_by_layer(frame)
-    # the paper's 1 to 4, 4 to 18 and 28 to 32 of 32
-    edges = [round(layer * len(shares) / 32) for layer in (4, 18, 27)]
-    parts = {
-        "early": shares[: edges[0]],
-        "middle": shares[edges[0] : edges[1]],
-        "late": shares[edges[2] :],
-    }
-    told = ", ".join(
-        f"{name} ({part.index[0]} to {part.index[-1]}) {share(part.mean())}"
-        for name, part in parts.items()
-    )
-    early, middle, late = (part.mean() for part in parts.values())
-    return f"{told} of the largest layer's", HOLDS if middle > early > late else FAILS
+    """Middle layers over early ones and these over late ones, keys and values each."""
+    told, verdicts = [], []
+    for kind, table in nodes_by_layer(frame).items():
+        layers = table.shape[1]
+        # the paper's 1 to 4, 4 to 18 and 28 to 32 of 32
+        edges = [round(layer * layers / 32) for layer in (4, 18, 27)]
+        early, middle, late = (
+            table.iloc[:, first:end].mean(axis=1)
+            for first, end in ((0, edges[0]), (edges[0], edges[1]), (edges[2], layers))
+        )
+        largest = table.mean().max()
+        shares = ", ".join(
+            f"{name} {share(part.mean() / largest)}"
+            for name, part in (("early", early), ("middle", middle), ("late", late))
+        )
+        told.append(f"{kind}s: {shares} of the largest layer's")
+        gaps = difference(middle, early, UNBOUNDED), difference(early, late, UNBOUNDED)
+        verdicts += [decided(gap) for gap in gaps]
+    return f"{'; '.join(told)} ({len(table)} groups of facts)", together(verdicts)
 
 
 CLAIMS = (
@@ -133,8 +147,8 @@ CLAIMS = (
         source="CTP, Figure 4",
         words="nodes of all layers contribute",
         statistic=(
-            "importance of T+ (norm of the gradient, not z-scored) by layer: each above a tenth of "
-            "the largest"
+            "importance of T+ (norm of the gradient, not z-scored) by layer, keys and values each: "
+            "the smallest above a tenth of the largest, over categories of facts"
         ),
         decide=all_layers,
         release=SCALED,
@@ -142,7 +156,10 @@ CLAIMS = (
     Claim(
         source="CTP, Figure 4",
         words="middle layers contribute most, early ones more than late ones",
-        statistic="means over the paper's 1 to 4, 4 to 18 and 28 to 32 of 32 layers, scaled",
+        statistic=(
+            "means over the paper's 1 to 4, 4 to 18 and 28 to 32 of 32 layers, scaled, keys and "
+            "values each, over categories of facts"
+        ),
         decide=early_over_late,
         release=SCALED,
     ),

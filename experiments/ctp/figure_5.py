@@ -45,7 +45,12 @@ CLAIMS = (
         source="CTP, Figure 5",
         words="larger T+: efficacy and generality rise",
         statistic="smallest against largest",
-        decide=curve("top", ("edit_success", None, None, True), ("generality", None, None, True)),
+        decide=curve(
+            "top",
+            ("edit_success", None, None, True),
+            ("generality", None, None, True),
+            of=GRID["editor.top"],
+        ),
     ),
     Claim(
         source="CTP, Figure 5",
@@ -53,6 +58,6 @@ CLAIMS = (
         statistic=(
             "15 against the largest; neighbours and KnowEdit's locality, against the unedited model"
         ),
-        decide=curve("top", ("ctp_locality", 15, None, False)),
+        decide=curve("top", ("ctp_locality", 15, None, False), of=GRID["editor.top"]),
     ),
 )

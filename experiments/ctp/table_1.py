@@ -1,4 +1,4 @@
-"""CTP, Table 1: one batch of 100 facts; efficacy (edit_success), generality, locality and their
+"""CTP, Table 1: one batch of facts; efficacy (edit_success), generality, locality and their
 mean (ctp_score). Full-C: FTL.
 
     qv-lens run experiments/ctp/table_1.py
@@ -29,7 +29,7 @@ GRID = {
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Bars by what was varied."""
-    return bars(frame, ("model", "method"), "One batch of 100 facts (CTP, Table 1)")
+    return bars(frame, ("model", "method"), "One batch of facts (CTP, Table 1)")
 
 
 CLAIMS = (

@@ -37,6 +37,8 @@ MORE = {
 }
 MAPPING = ("['W_in']", "['W_gate']", "['W_Q']")
 FFN = ("['W_in']", "['W_gate']", "['W_out']")
+#: what every model has
+MODULES = tuple(map(str, GRID["editor.parameters"]))
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
@@ -52,25 +54,31 @@ CLAIMS = (
     Claim(
         source="KNE, Figure 2",
         words="FFN parameters give better edit success and portability than attention's",
-        statistic="mean over W_in and W_out, minus that over W_Q, W_K, W_V, W_O",
-        decide=groups(("edit_success", "portability"), FFN),
+        statistic=(
+            "mean over W_in, W_out and (where the FFN is gated) W_gate, minus that over W_Q, W_K, "
+            "W_V, W_O"
+        ),
+        decide=groups(("edit_success", "portability"), FFN, "parameters", MODULES),
     ),
     Claim(
         source="KNE, section 4.3",
         words="W_out is the best of all modules",
         statistic="edit success and portability, each against the best of the others",
-        decide=best(("edit_success", "portability"), "['W_out']", "parameters"),
+        decide=best(("edit_success", "portability"), "['W_out']", "parameters", MODULES),
     ),
     Claim(
         source="KNE, section 4.3",
         words="mapping layers (gate, up, queries) give better locality than the others",
-        statistic="mean over W_in and W_Q minus that over W_out, W_K, W_V, W_O",
-        decide=groups(("locality",), MAPPING),
+        statistic=(
+            "mean over W_in, W_Q and (where the FFN is gated) W_gate, minus that over W_out, W_K, "
+            "W_V, W_O"
+        ),
+        decide=groups(("locality",), MAPPING, "parameters", MODULES),
     ),
     Claim(
         source="KNE, section 4.3",
         words="and better fluency",
         statistic="the same, n-gram entropy times 100",
-        decide=groups(("fluency",), MAPPING),
+        decide=groups(("fluency",), MAPPING, "parameters", MODULES),
     ),
 )

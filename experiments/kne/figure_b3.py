@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
-from experiments.decide import NOT_MEASURED, Claim, Decide, Verdict, compared
+from experiments.decide import Claim, Decide, Verdict, compared
 from experiments.kne import METRICS
 from experiments.models import STUDIED
 
@@ -50,11 +50,9 @@ def quarter(metrics: Sequence[str], within: float | None = None) -> Decide:
     metric, or no further from it than `within`."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
-        counts = sorted(frame["located"].dropna().unique())
-        if len(counts) < 2:
-            return NOT_MEASURED
-        some = min(counts, key=lambda count: abs(count - counts[-1] / 4))
-        return compared(metrics, some, counts[-1], "located", within)(frame)
+        every = frame["count"].max()
+        rows = frame[frame["count"] == every]
+        return compared(metrics, round(every / 4), every, "located", within)(rows)
 
     return decide
 

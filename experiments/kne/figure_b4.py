@@ -46,6 +46,7 @@ CLAIMS = (
             ("edit_success", None, None, True),
             ("portability", None, None, True),
             ("locality", None, None, False),
+            of=GRID["editor.share"],
         ),
     ),
 )

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
-from experiments.decide import Claim, ahead, reaches
+from experiments.decide import Claim, Decide, Verdict, ahead, per_case, reaches, share
 from experiments.kne import METRICS
 from experiments.models import STUDIED
 
@@ -38,12 +38,33 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     return bars(frame, ("model", "method"), "Single edits (KNE, Tables 1 and 2)")
 
 
+#: whose edit success the numbers are
+EASYEDIT = (
+    "its text counts paraphrases as edit success too (Appendix A.4); EasyEdit's code, from which its "
+    "numbers come, does not"
+)
+
+
+def as_written(decide: Decide, *editors: str) -> Decide:
+    """The decision, and beside it the mean of the fact and its paraphrases with these editors."""
+
+    def both(frame: pd.DataFrame) -> Verdict:
+        told, verdict = decide(frame)
+        parts = [per_case(frame, name, "method") for name in ("edit_success", "generality")]
+        means = ((parts[0] + parts[1]) / 2).mean().dropna()
+        named = ", ".join(f"{name} {share(means[name])}" for name in editors if name in means)
+        return (f"{told}; with paraphrases: {named}" if named else told), verdict
+
+    return both
+
+
 CLAIMS = (
     Claim(
         source="KNE, Table 1",
         words="KNE has the best edit success (99.02 on wiki counterfact)",
         statistic="against the best of FT, FT-L, AdaLoRA, ROME, MEMIT",
-        decide=ahead("edit_success", "KNE", RIVALS),
+        decide=as_written(ahead("edit_success", "KNE", RIVALS), "KNE", *RIVALS),
+        release=EASYEDIT,
     ),
     Claim(
         source="KNE, Table 1",
@@ -68,6 +89,7 @@ CLAIMS = (
         source="KNE, Table 2",
         words="edit success is 97.75 to 99.90 on every model and dataset",
         statistic="mean of single edits, at least 97%",
-        decide=reaches("edit_success", "KNE", 0.97),
+        decide=as_written(reaches("edit_success", "KNE", 0.97), "KNE"),
+        release=EASYEDIT,
     ),
 )

@@ -1,7 +1,8 @@
 """CTP: critical transmission paths, with contrastive editing.
 
 1. T+ is the nodes of every layer that matter most to the new answers, T- those that matter least
-   (`transmission_paths`); both are found again every few epochs.
+   (`transmission_paths`); both are found again every few epochs (once, where a single request is
+   trained by `alone`).
 2. Only entries of nodes that were on a path at some time are trained (`_Nodes`); the forward pass
    runs with W + delta through hooks.
 3. Each mini-batch takes two Adam steps: (A) the new answer's cross-entropy on the nodes of T+, (B)
@@ -44,8 +45,8 @@ class CTP:
     is trained in both steps (`train_b_out`). `adam='shared'`: one state for both steps, so that
     nodes without gradient still move by momentum (as released); 'separate': one each, fresh at each
     selection. `stream` takes the requests one after another, each for all `epochs`. A job of one
-    request uses `alone` = (lr, steps, stop) instead, since twelve steps of 1e-5 do nothing; the
-    default is untuned."""
+    request uses `alone` = (lr, steps, stop) in the place of `lr`, `epochs` and `every`, since twelve
+    steps of 1e-5 do nothing, and its paths are found once; the default is untuned."""
 
     top: Count = 15
     """Size of T+, nodes of a layer."""

@@ -45,6 +45,7 @@ from experiments.decide import (
     two_samples,
 )
 from experiments.kne import figure_b3
+from experiments.kne import table_1 as kne_table_1
 
 
 def edits(column: str, **metrics: dict) -> pd.DataFrame:
@@ -119,32 +120,81 @@ def test_curves_go_the_way_they_should():
     assert curve("share", ("up", 0.5, 1.0, True))(frame)[1] == FAILS
     assert curve("share", ("up", None, None, True), ("down", None, None, True))(frame)[1] == FAILS
     assert curve("share", ("up", 0.1, 0.7, True))(frame) == ("not measured", OPEN)
+    up = ("up", None, None, True)
+    assert curve("share", up, of=(0.1, 1.0))(frame)[1] == HOLDS
+    told, verdict = curve("share", up, of=(0.1, 1.0, 2.0))(frame)
+    assert verdict == OPEN  # the largest is not among them
+    assert told.endswith("not measured: 2.0")
 
 
 def test_groups_of_modules():
-    frame = edits(
-        "parameters", locality={"['W_in']": 0.9, "['W_Q']": 0.8, "['W_out']": 0.4, "['W_O']": 0.3}
-    )
-    assert groups(("locality",), ("['W_in']", "['W_Q']"))(frame)[1] == HOLDS
-    assert groups(("locality",), ("['W_out']",))(frame)[1] == FAILS
+    means = {"['W_in']": 0.9, "['W_Q']": 0.8, "['W_out']": 0.4, "['W_O']": 0.3}
+    frame = edits("parameters", locality=means)
+
+    def of(inside, rows=frame, every=tuple(means)):
+        return groups(("locality",), inside, "parameters", every)(rows)
+
+    assert of(("['W_in']", "['W_Q']"))[1] == HOLDS
+    assert of(("['W_out']",))[1] == FAILS
+    told, verdict = of(("['W_in']", "['W_Q']"), every=(*means, "['W_K']"))
+    assert verdict == OPEN
+    assert told.endswith("not measured: ['W_K']")
+    # cases that the worst of them lacks do not make the others better
+    lacks = frame["after"].where((frame["parameters"] != "['W_Q']") | (frame["seed"] > 0))
+    fewer = of(("['W_in']", "['W_Q']"), frame.assign(after=lacks))
+    assert "8 cases" in fewer[0]
+    assert "['W_in']" in fewer[0]
+    assert "+50.0" in fewer[0]
+
+
+def test_cases_of_other_batches_are_no_pairs():
+    """Nor are those of another number of edits: a case's number is then another fact's."""
+    frame = edits("method", score={"A": 0.9, "B": 0.5})
+    for name in ("batch_size", "count"):
+        sized = frame.assign(**{name: 20})
+        assert beats("score", "A", "B")(sized)[1] == HOLDS
+        sized.loc[sized["method"] == "B", name] = 50
+        told, verdict = ahead("score", "A", ("B",))(sized)
+        assert verdict == OPEN
+        assert told.endswith("A lacks 12 of 24 cases, B lacks 12 of 24 cases")
+
+
+def test_refused_edits_do_not_leave_an_editor_better():
+    scores = edits("method", ctp_score={"CTP": 0.6, "MEMIT": 0.0, "PMET": 0.0, "AlphaEdit": 0.9})
+    refused = (scores["method"] == "AlphaEdit") & (scores["seed"] > 0)
+    some = scores.assign(after=scores["after"].mask(refused))
+    told, verdict = ctp_table_2.all_fall(some)
+    assert verdict == OPEN
+    assert told.endswith("(12 edits); AlphaEdit lacks 8 of 12 cases")
+    told, verdict = ahead("ctp_score", "AlphaEdit", ("CTP",))(some)
+    assert verdict == OPEN
+    assert told.endswith("AlphaEdit lacks 8 of 12 cases")
 
 
 def test_the_best_of_all_is_above_each_of_them():
     """A low mean of the others does not do: the strongest of them counts, by every metric."""
     success = {"['W_out']": 0.9, "['W_O']": 0.5, "['W_K']": 0.1}
     assert (
-        best(("success",), "['W_out']", "parameters")(edits("parameters", success=success))[1]
+        best(("success",), "['W_out']", "parameters", success)(
+            edits("parameters", success=success)
+        )[1]
         == HOLDS
     )
+    told, verdict = best(("success",), "['W_out']", "parameters", (*success, "['W_V']"))(
+        edits("parameters", success=success)
+    )
+    assert verdict == OPEN
+    assert told.endswith("not measured: ['W_V']")
     frame = edits(
         "parameters",
         success=success,
         portability={"['W_out']": 0.4, "['W_O']": 0.6, "['W_K']": 0.0},
     )
-    told, verdict = best(("success", "portability"), "['W_out']", "parameters")(frame)
+    told, verdict = best(("success", "portability"), "['W_out']", "parameters", success)(frame)
     assert verdict == FAILS
     assert "['W_out'] − ['W_O'] -20.0" in told
-    assert best(("success",), "['W_gate']", "parameters")(frame) == ("not measured", OPEN)
+    of_none = best(("success",), "['W_gate']", "parameters", ())
+    assert of_none(frame) == ("not measured", OPEN)
 
 
 def layers(**first_ones: list[int]) -> pd.DataFrame:
@@ -463,7 +513,10 @@ def test_layers_left_out_and_equal_numbers_of_layers():
         "not measured",
         OPEN,
     )
-    located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5})
+    located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5}).assign(count=100)
+    for count in (40, 200):  # 25 of 40 is no quarter, 100 of 200 not all
+        some = located.assign(count=count)
+        assert figure_b3.quarter(("locality",))(some) == ("not measured", OPEN)
     told, verdict = figure_b3.quarter(("locality",))(located)
     assert verdict == HOLDS
     assert told.startswith("25 90.0%, 100 50.0%")
@@ -517,22 +570,28 @@ def test_fluency_is_no_percentage():
 
 
 def test_nodes_by_layer():
-    def nodes(scores: list[float]) -> pd.DataFrame:
+    def nodes(keys: list[float], values: list[float] | None = None, groups=6) -> pd.DataFrame:
         return pd.DataFrame([
-            {"layer": layer, "kind": kind, "path": "T+", "category": "all", "score": "norm", "importance": value * scale}
-            for layer, value in enumerate(scores) for kind, scale in (("key", 1.0), ("value", 100.0))
+            {"layer": layer, "kind": kind, "path": "T+", "category": f"c{group}", "seed": 0, "score": "norm",
+             "importance": value * (1 + group / 100)}
+            for kind, scores in (("key", keys), ("value", values or [100 * key for key in keys]))
+            for layer, value in enumerate(scores) for group in range(groups)
         ])  # fmt: skip
 
     assert ctp_figure_4.all_layers(nodes([3, 3, 5, 5, 2, 2]))[1] == HOLDS
-    assert ctp_figure_4.all_layers(nodes([3, 3, 5, 5, 2, 0.1]))[1] == FAILS
+    assert ctp_figure_4.all_layers(nodes([3, 3, 5, 5, 2, 2], groups=5))[1] == OPEN
     assert ctp_figure_4.early_over_late(nodes([3, 3, 5, 5, 2, 2]))[1] == HOLDS
     assert ctp_figure_4.early_over_late(nodes([2, 2, 5, 5, 3, 3]))[1] == FAILS
+    # keys and values are no average of one another: one of them fails, in another layer each
+    for frame in (
+        nodes([3, 3, 5, 5, 2, 0.1], [3, 3, 5, 5, 2, 2]),
+        nodes([3, 3, 5, 5, 2, 2], [0.1, 3, 5, 5, 2, 2]),
+    ):
+        assert ctp_figure_4.all_layers(frame)[1] == FAILS
     # of 12: what lies between middle and late counts for neither
     scaled = ctp_figure_4.early_over_late(nodes([3, 3, *[5] * 5, *[9] * 3, 2, 2]))
     assert scaled[1] == HOLDS
-    assert scaled[0].startswith(
-        "early (0 to 1) 33.3%, middle (2 to 6) 55.6%, late (10 to 11) 22.2%"
-    )
+    assert scaled[0].startswith("keys: early 33.3%, middle 55.6%, late 22.2%")
 
 
 def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
@@ -576,6 +635,23 @@ def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
     assert frame.groupby("model").size().to_dict() == {"toy-gptj": 2, "Qwen/Qwen3-8B": 2}
     assert frame["edits"].dtype.kind == "i"
     assert not (tmp_path / "results" / "single.parquet").exists()
+
+
+def test_a_claim_is_decided_on_each_data_set():
+    """A rise in one does not hide a fall in the other."""
+    one = edits("method", locality=dict.fromkeys(("FT", "FTL", "AdaLoRA", "ROME", "MEMIT"), 0.5) | {"KNE": 0.9})  # fmt: skip
+    other = one.assign(data="wiki", after=1 - one["after"])
+    best_locality = next(c for c in kne_table_1.CLAIMS if "locality" in c.words)
+    told, verdict = ledger.decided_on(best_locality, one.assign(model="m"), "m")
+    assert verdict == HOLDS
+    assert told.startswith("KNE 90.0%")
+    both = pd.concat([one, other]).assign(model="m")
+    told, verdict = ledger.decided_on(best_locality, both, "m")
+    assert verdict == FAILS
+    first, second = told.split("<br>")
+    assert first.startswith("facts: KNE 90.0%")
+    assert second.startswith("wiki: ")
+    assert "KNE 10.0%" in second
 
 
 def test_which_model_loses_more():

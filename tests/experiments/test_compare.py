@@ -154,7 +154,8 @@ def test_a_sweep_over_a_setting_is_drawn_from_the_rows_of_its_run(module, key):
     ])  # fmt: skip
     drawn = {str(bar) for trace in module.figure(frame).data for bar in trace.x}
     assert drawn == {str(value).strip("[]'") for value in values}
-    results = ledger.plain(frame)
+    results, settings = ledger.plain(frame)
+    assert settings == [name]
     assert sorted(map(str, results[name].unique())) == sorted(map(str, values))
     assert len(results) == len(frame)
 

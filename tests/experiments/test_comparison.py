@@ -25,7 +25,7 @@ def made(method: str, said: dict[int, float], perplexity: float | None) -> pd.Da
         if perplexity is not None:
             rows.append((step, "model", "perplexity", 40.0, perplexity))
     frame = pd.DataFrame(rows, columns=["step", "group", "metric", "before", "after"])
-    return frame.assign(model="some-model", method=method, batch=10)
+    return frame.assign(model="some-model", method=method, batch=10, count=max(said), seed=0)
 
 
 def test_a_line_for_each_method_and_which_of_them_last():
@@ -45,6 +45,13 @@ def test_a_line_for_each_method_and_which_of_them_last():
     ]
     assert told.endswith("10% higher: Whole.")
     assert in_a_row(worse)[-1].endswith("10% higher: none.")
+    # a method in other batches, and to another number of edits, is another line
+    longer = made("Whole", {100: 0.98, 2000: 0.5}, 60.0)
+    rows = in_a_row(pd.concat([whole, whole.assign(batch=1), longer]))
+    assert [line.split(" | ")[1:3] for line in rows[2:5]] == [
+        ["100 / 1,000", "10"], ["100 / 1,000", "1"], ["100 / 2,000", "10"],
+    ]  # fmt: skip
+    assert rows[-1].startswith("Of these 3,")
 
 
 def test_it_stands_in_the_comparison_once_a_run_has_been_collected(tmp_path):

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import qv_lens as qv
-from experiments import compare, comparison, editors, ledger, prompts
+from experiments import compare, comparison, editors, ledger, prompts, single
 from experiments.ace import neurons_27, section_4_2, table_1, table_5, table_6_7
 from experiments.ctp import figure_4
+from experiments.kne import figure_b5
 from experiments.prompts import asked, of_category, pool, usual
 from qv_lens.evaluation import known_cases
 from qv_lens.facts.atlas import chains
@@ -362,25 +363,48 @@ def test_the_committed_ledger_is_what_the_command_writes():
         )
 
 
-def test_rows_take_the_place_of_the_same_model_and_editor_alone(tmp_path, monkeypatch):
+def test_rows_take_the_place_of_the_same_cell_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+    cell = ledger.cell_of(single)
+    assert {"model", "method", "data", "protocol", "seed", "known", "metric"} <= set(cell)
+    assert not {"count", "batch_size"} & set(cell)
+    assert "batch_size" in ledger.cell_of(figure_b5)  # varied there
 
     def rows(after, *whose):
         frame = pd.DataFrame(whose, columns=["model", "method"])
         return frame.assign(metric="efficacy_acc", case=0, after=after)
 
-    ledger._join("single", rows(1.0, ("small", "FT"), ("small", "ROME"), ("large", "FT")))
-    ledger._join("single", rows(2.0, ("small", "FT"), ("small", "MEMIT")))
+    ledger._join("single", rows(1.0, ("small", "FT"), ("small", "ROME"), ("large", "FT")), cell)
+    ledger._join("single", rows(2.0, ("small", "FT"), ("small", "MEMIT")), cell)
     kept = pd.read_parquet(tmp_path / "single.parquet").set_index(["model", "method"])["after"]
     assert kept.to_dict() == {
         ("small", "FT"): 2.0, ("small", "ROME"): 1.0, ("small", "MEMIT"): 2.0, ("large", "FT"): 1.0,
     }  # fmt: skip
     for data in ("atlas", "counterfact"):  # of other data, other results
-        ledger._join("asked", rows(1.0, ("small", "FT")).assign(data=data))
+        ledger._join("asked", rows(1.0, ("small", "FT")).assign(data=data), cell)
     assert len(pd.read_parquet(tmp_path / "asked.parquet")) == 2
-    ledger._join("layers", rows(1.0, ("small", "")).drop(columns="method"))
-    ledger._join("layers", rows(2.0, ("small", "")).drop(columns="method"))
+    ledger._join("layers", rows(1.0, ("small", "")).drop(columns="method"), cell)
+    ledger._join("layers", rows(2.0, ("small", "")).drop(columns="method"), cell)
     assert pd.read_parquet(tmp_path / "layers.parquet")["after"].tolist() == [2.0]
+    # part of a sweep, another seed, another metric: added; other sizes: in the place of those before
+    sweep = pd.concat(
+        rows(1.0, ("small", "CTP")).assign(editor=json.dumps({"lam": lam}), seed=0, count=34)
+        for lam in (0.0, 0.5, 1.0)
+    )
+
+    def swept(part: pd.DataFrame) -> list[tuple]:
+        ledger._join("sweep", part, cell)
+        kept = pd.read_parquet(tmp_path / "sweep.parquet")
+        return sorted(kept[["lam", "seed", "metric", "count", "after"]].itertuples(index=False))
+
+    first = swept(sweep)
+    assert len(first) == 3
+    again = sweep[sweep["editor"] == '{"lam": 0.5}'].assign(after=2.0, count=30)
+    now = swept(again)
+    assert [row.after for row in now] == [1.0, 2.0, 1.0]
+    assert [row.count for row in now] == [34, 30, 34]
+    assert len(swept(again.assign(seed=1))) == 4
+    assert len(swept(again.assign(metric="locality"))) == 5
 
 
 def test_a_ledger_that_is_out_of_date_says_where():
