@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qv_lens.errors import ConfigError
+
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
@@ -20,6 +22,18 @@ def whole(file: Path) -> Iterator[Path]:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def placed(file: Path, what: str) -> Iterator[Path]:
+    """`whole` for a path that a user names. Raises `ConfigError` if it cannot be written."""
+    try:
+        with whole(file) as partial:
+            yield partial
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write {what} to {file}: {error}. Choose another path."
+        ) from error
 
 
 def _sync(file: Path) -> None:

@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.metrics import harmonic
-from qv_lens.files import whole
+from qv_lens.files import placed
 
 __all__ = [
     "before_after",
@@ -59,15 +59,19 @@ DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
 
 def layer_heatmap(frame: pd.DataFrame, title: str = "Layer importance") -> go.Figure:
     """Layers across, one row per kind (or per prompt where there is one kind); colour is the score
-    in nats."""
+    in nats, the mean over the prompts of a cell."""
     rows = "kind" if frame["kind"].nunique() > 1 else "prompt" if "prompt" in frame else "kind"
     return _heatmap(_grid(frame, rows, "layer"), title, "layer", rows)
 
 
 def token_heatmap(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
-    """Tokens down, layers across (Table 5): a frame of `layer_scores(..., positions="all")`, one
-    prompt, kinds side by side."""
-    rows = [f"{row.position}: {row.token.strip() or repr(row.token)}" for row in frame.itertuples()]
+    """Tokens down, layers across (Table 5): a frame of `layer_scores(..., positions="all")`, the
+    first prompt's, kinds side by side."""
+    frame = _first_prompt(frame)
+    rows = [
+        f"{row.position}: {_plain(row.token.strip() or repr(row.token))}"
+        for row in frame.itertuples()
+    ]
     columns = (
         [f"{row.kind} {row.layer}" for row in frame.itertuples()]
         if frame["kind"].nunique() > 1
@@ -79,6 +83,8 @@ def token_heatmap(frame: pd.DataFrame, title: str = "Importance by token") -> go
 
 #: so many nodes of a pathway have room for their names
 NAMED = 40
+#: how far nodes of a layer at one token stand apart, and all of them together at most, in tokens
+APART, TOGETHER = 0.06, 0.8
 
 
 def pathway(
@@ -86,10 +92,11 @@ def pathway(
     edges: pd.DataFrame,
     title: str = "Query neurons and the value neurons they feed",
 ) -> go.Figure:
-    """The Q-V graph of one prompt (`qv_graph`): layers across, strongest neurons on top; of neurons
+    """The Q-V graph of the first prompt (`qv_graph`): layers across, strongest neurons on top; of neurons
     at several tokens, tokens across and layers upwards. Width is the edge's weight. Of more than 120
     edges the strongest are drawn; what a test of them showed (`edge_effects`) stands below the
     title. Hovering over an edge's middle tells its weight; of few nodes each shows its name."""
+    nodes, edges = _first_prompt(nodes), _first_prompt(edges)
     nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1))
     nodes = nodes.sort_values("size", ascending=False)
     tokens = _tokens_across(nodes, edges)
@@ -97,7 +104,8 @@ def pathway(
         nodes = nodes.assign(x=nodes["layer"], y=-nodes.groupby("layer").cumcount())
     else:
         place = nodes.groupby(["position", "layer"]).cumcount()
-        nodes = nodes.assign(x=nodes["position"] + 0.06 * place, y=nodes["layer"])
+        step = min(APART, TOGETHER / (place.max() + 1))
+        nodes = nodes.assign(x=nodes["position"] + step * place, y=nodes["layer"])
     at = {row.id: (row.x, row.y) for row in nodes.itertuples()}
     figure, largest = go.Figure(), float(edges["weight"].abs().max()) if len(edges) else 1.0
     middles = []
@@ -160,7 +168,7 @@ def _tokens_across(nodes: pd.DataFrame, edges: pd.DataFrame) -> list[str] | None
     if edges.attrs.get("through") != "attention":
         return None
     prompt = int(nodes["prompt"].iloc[0])
-    return [repr(token)[1:-1] for token in edges.attrs["prompts"][prompt]["tokens"]]
+    return [_plain(repr(token)[1:-1]) for token in edges.attrs["prompts"][prompt]["tokens"]]
 
 
 def before_after(
@@ -176,20 +184,30 @@ def before_after(
 
 
 def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figure:
-    """Heads down, layers across (ACE, Figure 6)."""
-    return _heatmap(_grid(frame.dropna(subset="head"), "head", "layer"), title, "layer", "head")
+    """Heads down, layers across (ACE, Figure 6); the mean over prompts and categories."""
+    heads = frame.dropna(subset="head")
+    if _several_models(heads):
+        at = zip(heads["model"], heads["head"].astype(int), strict=True)
+        heads = heads.assign(head=[f"{model} · {head}" for model, head in at])
+    table = _grid(heads, "head", "layer", sort=not _several_models(heads))
+    return _heatmap(table.sort_index(axis=1), title, "layer", "head")
 
 
 def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by category") -> go.Figure:
     """Layers across; FFN, attention, query layers and value-neuron counts of each category down,
     each row scaled to its largest value (ACE, Table 1 and Figure 3)."""
     shown = frame[~frame["part"].isin(("head", *VECTORS))]
+    rows = [*(["model"] if _several_models(shown) else []), "part", "category"]
     table = shown.pivot_table(
-        index=["part", "category"], columns="layer", values="score", aggfunc="mean", sort=False
-    )
+        index=rows, columns="layer", values="score", aggfunc="mean", sort=False
+    ).sort_index(axis=1)
     table = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)  # a row of zeros stays one
-    table.index = [f"{part} · {category}" for part, category in table.index]
+    table.index = [" · ".join(names) for names in table.index]
     return _heatmap(table, title, "layer", "part and category", "share of the largest")
+
+
+def _several_models(frame: pd.DataFrame) -> bool:
+    return "model" in frame and frame["model"].nunique() > 1
 
 
 def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go.Figure:
@@ -221,13 +239,14 @@ def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Fi
     bars = itertools.product(frame["model"].unique(), ("ffn", "attn"))
     for colour, (model, kind) in zip(itertools.cycle(COLOURS), bars, strict=False):
         rows = frame[frame["model"] == model]
-        labels = [f"{p}: {t.strip()}" for p, t in zip(rows["position"], rows["token"], strict=True)]
+        at = zip(rows["position"], rows["token"], strict=True)
+        labels = [f"{position}: {_plain(token.strip())}" for position, token in at]
         figure.add_bar(
             x=labels,
             y=rows[kind],
             name=f"{model} {kind}",
             marker_color=colour,
-            hovertext=rows["promoted"],
+            hovertext=rows["promoted"].map(_plain),
             hovertemplate=f"{model} {kind} at %{{x}}: %{{y:.3f}} nats<br>next: %{{hovertext}}<extra></extra>",
         )
     figure.update_xaxes(title="token", type="category")
@@ -237,6 +256,11 @@ def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Fi
 
 def _first_prompt(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["prompt"] == frame["prompt"].min()] if "prompt" in frame else frame
+
+
+def _plain(text: Any) -> str:
+    """A text of a model as it stands: plotly reads HTML, in which the token <s> is nothing."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def vocabulary_table(
@@ -327,6 +351,8 @@ def lasting(
 ) -> go.Figure:
     """How many edits of each group still hold (`evaluation.sequence`), against their number, a line
     per method; last the perplexity of ordinary text."""
+    if frame.empty:
+        return _layout(go.Figure(), title, height=430)
     panels = [group for group in ("newest", "first", "drawn") if (frame["group"] == group).any()]
     names = [f"{group} edits: {metric}" for group in panels]
     if (frame["metric"] == "perplexity").any():
@@ -357,14 +383,15 @@ WIDTH, CHARACTER, LINE, CELL, FRAME = 600, 8.0, 18, 8, 150
 
 def _table(names: list[str], cells: Sequence[Any], shares: list[float], title: str) -> go.Figure:
     """A table that is high enough for every row, with the lines into which its texts are broken."""
-    columns = [[str(value) for value in column] for column in cells]
+    told = [[str(value) for value in column] for column in cells]
     height = 0
-    for row in zip(*columns, strict=True):
+    for row in zip(*told, strict=True):
         lines = [
             len(textwrap.wrap(text, max(4, int(WIDTH * share / sum(shares) / CHARACTER)))) or 1
             for text, share in zip(row, shares, strict=True)
         ]
         height += CELL + LINE * max(lines)
+    columns = [list(map(_plain, column)) for column in told]
     header = {"values": names, "fill_color": "#eef2f6", "align": "left"}
     body = {"values": columns, "align": "left", "fill_color": "white", "height": CELL + LINE}
     figure = go.Figure(go.Table(header=header, cells=body, columnwidth=shares))
@@ -481,6 +508,8 @@ def removal_curve(
     ranking, the random orders as their mean with their range; a panel for each value of column `by`
     (`evaluation.faithfulness`; by prompt where there is none). A hollow mark: the model says
     something else. A column `went` names the neurons that a step takes out; hovering tells them."""
+    if frame.empty:
+        return _layout(go.Figure(), title)
     by = by if by in frame else "prompt"
     panels = list(dict.fromkeys(frame[by]))
     names = [_broken(str(name)) for name in panels]
@@ -606,13 +635,9 @@ def _error(rows: pd.DataFrame, value: str, most: float = np.inf) -> dict[str, An
 
 
 def _grid(frame: pd.DataFrame, rows: str, column: str, sort: bool = True) -> pd.DataFrame:
-    """Sums of `score`; where all scores are missing the sum is missing, not zero, and its row and
-    column are kept."""
-    return (
-        frame.groupby([rows, column], sort=sort)["score"]
-        .sum(min_count=1)
-        .unstack(column, sort=sort)
-    )
+    """Means of `score` over all that is not an axis; where all scores are missing so is the mean,
+    and its row and column are kept."""
+    return frame.groupby([rows, column], sort=sort)["score"].mean().unstack(column, sort=sort)
 
 
 def _heatmap(table: pd.DataFrame, title: str, x: str, y: str, unit: str = "nats") -> go.Figure:
@@ -712,10 +737,11 @@ def check_figure(file: Path) -> None:
 def save(figure: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
     """Write a figure: .html as a page that needs nothing else, .png, .svg or .pdf as a picture
     (`pip install kaleido`, and a Chrome or Chromium; `scale`: pixels of a PNG per pixel of the
-    figure). Raises `ConfigError` for another ending, and where a picture cannot be drawn."""
+    figure). Raises `ConfigError` for another ending, where a picture cannot be drawn, and if the path
+    cannot be written."""
     file = Path(path)
     check_figure(file)
-    with whole(file) as partial:
+    with placed(file, "the figure") as partial:
         if file.suffix == ".html":
             figure.write_html(partial, include_plotlyjs=True)
         else:

@@ -13,8 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from qv_lens.errors import ConfigError
-from qv_lens.files import whole
+from qv_lens.files import placed
 from qv_lens.reporting.tables import Table
 
 
@@ -66,11 +65,6 @@ def document(template: str, **view: Any) -> str:
 def write(page: str, path: str | Path) -> Path:
     """Write a page, whole or not at all. Raises `ConfigError` if the path cannot be written."""
     target = Path(path)
-    try:
-        with whole(target) as file:
-            file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot write the page to {target}: {error}. Choose another path."
-        ) from error
+    with placed(target, "the page") as file:
+        file.write_text(page, encoding="utf-8")
     return target

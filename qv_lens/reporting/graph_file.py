@@ -24,7 +24,7 @@ import pandas as pd
 
 from qv_lens.attribution.edges import Graph
 from qv_lens.errors import ConfigError
-from qv_lens.files import whole
+from qv_lens.files import placed
 
 #: what the viewers show at first: the neurons that hold this share of all |score|
 SHOWN = 0.8
@@ -37,14 +37,15 @@ def save_graph(graph: Graph, path: str | Path, *, prompt: int = 0) -> Path:
     Neuronpedia.
 
     Where the nodes have a column `promoted` (lists of tokens, as `vocabulary` gives), neurons are
-    named by it. Raises `ConfigError` for a prompt that the graph does not hold.
+    named by it. Raises `ConfigError` for a prompt that the graph does not hold, and if the path
+    cannot be written.
     """
     prompts = graph.nodes.attrs["prompts"]
     if not 0 <= prompt < len(prompts):
         raise ConfigError(f"The graph holds prompts 0 to {len(prompts) - 1}, not {prompt}.")
     target = Path(path)
     text = json.dumps(_content(graph, prompt), indent=1, ensure_ascii=False, allow_nan=False)
-    with whole(target) as file:
+    with placed(target, "the graph") as file:
         file.write_text(text, encoding="utf-8")
     return target
 

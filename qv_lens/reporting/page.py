@@ -80,6 +80,8 @@ class Loss:
     """Every group."""
     lost: bool
     """Whether any number of it moves."""
+    right: bool
+    """Whether any answer was right before."""
 
 
 def report(study: Study, path: str | Path, command: str = "") -> Path:
@@ -111,6 +113,7 @@ def _view(study: Study, command: str) -> dict[str, Any]:
         **_removal(study),
         "graph": graph,
         "tested": study.edges.attrs["tested"],
+        "targets": study.query.settings["targets"],
         "code": _code(study),
         "strip_tokens": _strip(study.tokens),
         "lens_rows": _beliefs(study.beliefs),
@@ -374,8 +377,10 @@ def _suppression(study: Study) -> Loss | None:
 
 
 def _loss(name: str, frame: pd.DataFrame, words: Iterable[str]) -> Loss:
-    moved = bool((frame["drop_points"].abs() > NOTHING).any())
-    return Loss(_told(name, frame, words), moved)
+    # one answer lost and another gained leave the points as they were
+    moved = (frame["drop_points"].abs() > NOTHING) | (frame["drop_relative"].abs() > NOTHING / 100)
+    right = frame["clean"] > 0
+    return Loss(_told(name, frame, words), bool(moved.any()), bool(right.any()))
 
 
 def _told(name: str, frame: pd.DataFrame, words: Iterable[str]) -> Table:

@@ -36,17 +36,16 @@ def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None) -> str:
     """A run (`runs.store.load_run`) as a page: its figure, its means, its settings."""
     done = _finished(frame)
     varied, measures = _varied(done), _measures(done)
-    same = [measure for measure in measures if done[measure].nunique() < 2 and len(done) > 1]
+    same = [
+        measure for measure in measures if done[measure].nunique(dropna=False) < 2 and len(done) > 1
+    ]
     kept = [measure for measure in measures if measure not in same]
     means = _means(done, varied, kept)
     settings = {key: frame.attrs.get(key) for key in SHOWN}
     return document(
         "run.html.j2",
         title=name,
-        tasks=frame["task"].nunique(),
-        failed=int((frame["status"] == "failed").sum()),
-        rows=len(done),
-        complete=frame.attrs["complete"],
+        state=_state(frame),
         figure=None if figure is None else picture("run", figure),
         failures=_failures(frame),
         shown=min(len(means), MOST),
@@ -77,13 +76,13 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
     measures = [each for each in _measures(first) if all(each in names for names in numeric)]
     together = pd.concat([rows[measures] for rows in done.values()])
     measures = [each for each in measures if (together[each].fillna(0) != 0).any()] or measures
-    parts = [
-        _means(rows, varied, measures).set_index(varied).add_suffix(f" · {name}")
-        for name, rows in done.items()
-    ]
-    if not varied or not measures:
-        raise ConfigError("These runs have no rows in common: there is nothing to compare.")
-    joined = pd.concat(parts, axis=1, join="inner").reset_index()
+    if not measures:
+        raise ConfigError("These runs have no measure in common: there is nothing to compare.")
+    parts = []
+    for name, rows in done.items():
+        means = _means(rows, varied, measures)
+        parts.append((means.set_index(varied) if varied else means).add_suffix(f" · {name}"))
+    joined = pd.concat(parts, axis=1, join="inner").reset_index(drop=not varied)
     if joined.empty:
         raise ConfigError(
             "These runs have no combination of what was varied in common: there is nothing to "
@@ -94,10 +93,20 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
     return document(
         "runs.html.j2",
         title=" and ".join(frames),
-        runs=list(frames),
+        runs=[f"{name}: {_state(frame)}" for name, frame in frames.items()],
         settings=settings,
+        shown=min(len(joined), MOST),
+        combinations=len(joined),
         results=table("comparison", joined.head(MOST), _columns(varied, numbers)),
     )
+
+
+def _state(frame: pd.DataFrame) -> str:
+    """How much of a run is there."""
+    failed = int((frame["status"] == "failed").sum())
+    rows = int((frame["status"] == "finished").sum())
+    unfinished = "" if frame.attrs["complete"] else "; unfinished"
+    return f"{frame['task'].nunique()} tasks, {failed} failed, {rows} rows{unfinished}"
 
 
 def _varied(done: pd.DataFrame) -> list[str]:

@@ -88,12 +88,15 @@ def signed(value: float) -> str:
     measured."""
     if value != value:
         return "–"
-    return f"{value:+.4f}" if abs(value) >= 0.00005 or value == 0 else "about 0"
+    # a zero has no minus
+    return f"{value + 0.0:+.4f}" if abs(value) >= 0.00005 or value == 0 else "about 0"
 
 
 def by_layer(name: str, frame: pd.DataFrame, rows: str, value: str = "score") -> Table:
-    """A row for each value of column `rows`, layers across, sums of `value` in nats."""
-    wide = frame.pivot_table(index=rows, columns="layer", values=value, aggfunc="sum", sort=False)
+    """A row for each value of column `rows`, layers across, means of `value` in nats."""
+    wide = frame.pivot_table(
+        index=rows, columns="layer", values=value, aggfunc="mean", sort=False, dropna=False
+    )
     columns = {rows: Column(rows)}
     columns |= {layer: Column(f"layer {layer}", "nats", number=True) for layer in wide.columns}
     return table(name, wide.reset_index(), columns)

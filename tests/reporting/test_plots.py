@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import qv_lens as qv
 from qv_lens import plots
 from qv_lens.errors import ConfigError
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 
 NAMES = [f"group {i}" for i in range(11)]  # more than there are colours
 
@@ -45,7 +48,7 @@ def test_what_was_not_measured_is_empty_and_there():
     assert (heat.zmin, heat.zmax) == (-2, 2)
     np.testing.assert_array_equal(heat.z, [[0, 2], [0, math.nan], [math.nan, math.nan]])
     missing = pd.DataFrame({"layer": [0, 1], "kind": "ffn", "score": [math.nan, 1.0]})
-    assert math.isnan(plots.layer_heatmap(missing).data[0].z[0][0])  # a sum of nothing is not zero
+    assert math.isnan(plots.layer_heatmap(missing).data[0].z[0][0])  # a mean of nothing is not zero
     assert plots.layer_heatmap(missing.assign(score=math.nan)).data[0].zmax == 1.0
 
 
@@ -64,6 +67,77 @@ def test_heads_and_layers_are_whole_numbers():
     assert list(heat.y) == ["0", "1"]
     assert list(heat.x) == [0, 3]
     assert all(isinstance(layer, int) for layer in heat.x)
+
+
+def test_cells_are_means_over_what_is_not_an_axis():
+    """Nats of one prompt, however many there are; of each model apart."""
+    prompts = pd.DataFrame({
+        "prompt": [0, 1] * 2, "kind": ["ffn", "ffn", "attn", "attn"], "layer": 3, "score": [1.0, 2.0, -1.0, -3.0],
+    })  # fmt: skip
+    assert np.ravel(plots.layer_heatmap(prompts).data[0].z).tolist() == [-2.0, 1.5]
+    heads = pd.DataFrame(
+        {"category": ["a", "b"], "head": [0.0, 0.0], "layer": 1, "score": [1.0, 4.0]}
+    )
+    assert plots.head_heatmap(heads).data[0].z.tolist() == [[2.5]]
+    both = pd.concat([heads.assign(model="m"), heads.assign(model="n", score=0.0)])
+    heat = plots.head_heatmap(both).data[0]
+    assert (list(heat.y), heat.z.tolist()) == (["m · 0", "n · 0"], [[2.5], [0.0]])
+    rows = pd.DataFrame({"category": "c", "part": "ffn", "layer": [0, 1], "score": [1.0, 2.0]})
+    both = pd.concat([rows.assign(model="m"), rows.assign(model="n", score=[4.0, 0.0])])
+    heat = plots.category_heatmap(both).data[0]
+    assert list(heat.y) == ["m · ffn · c", "n · ffn · c"]
+    np.testing.assert_array_equal(heat.z, [[0.5, 1.0], [1.0, 0.0]])
+
+
+def test_tokens_that_look_like_html_are_seen():
+    """As Llama's BOS does; plotly reads HTML, and shows an entity as its sign."""
+    frame = pd.DataFrame({
+        "model": "m", "prompt": 0, "position": [0, 1], "token": ["<s>", " A&B"], "kind": "ffn", "layer": 0,
+        "score": 1.0, "ffn": 1.0, "attn": 0.0, "promoted": "<b>",
+    })  # fmt: skip
+    names = ["0: &lt;s>", "1: A&amp;B"]
+    assert list(plots.token_heatmap(frame).data[0].y) == names
+    bars = plots.token_bars(frame).data[0]
+    assert (list(bars.x), list(bars.hovertext)) == (names, ["&lt;b>", "&lt;b>"])
+    promoted = table(1).assign(promoted=[["<s>", "&lt;"]])
+    assert plots.neuron_table(promoted).data[0].cells["values"][3] == ["'&lt;s>', '&amp;lt;'"]
+
+
+@pytest.mark.parametrize("draw", [plots.removal_curve, plots.lasting])
+def test_nothing_is_drawn_of_nothing(draw):
+    columns = ["text", "prompt", "ranking", "k", "group", "metric", "step", "method", "after"]
+    assert not draw(pd.DataFrame(columns=columns)).data
+
+
+def test_a_figure_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "figure.html").mkdir()
+    with pytest.raises(qv.QVLensError, match=r"Cannot write the figure to .*figure\.html"):
+        plots.save(
+            plots.layer_heatmap(pd.DataFrame({"kind": ["ffn"], "layer": 0, "score": 1.0})),
+            tmp_path / "figure.html",
+        )
+
+
+def test_a_pathway_is_of_one_prompt_and_its_nodes_stand_at_their_tokens():
+    """Of four prompts the first; of many nodes in a cell none reaches the next token."""
+    lens = qv.load("toy-gptj")
+    facts = world_cases.facts(generator.build(0), "P641")[:3]
+    value = qv.value_neurons(lens, facts, 10)
+    graph = qv.qv_graph(lens, facts, value, qv.query_neurons(lens, facts, value, 10))
+    one = qv.value_neurons(lens, facts[0], 10)
+    alone = qv.qv_graph(lens, facts[0], one, qv.query_neurons(lens, facts[0], one, 10))
+    drawn, wanted = plots.pathway(*graph), plots.pathway(*alone)
+    assert [len(trace.x) for trace in drawn.data] == [len(trace.x) for trace in wanted.data]
+    query = qv.query_neurons(lens, facts[0], one, 150, through="attention")
+    nodes, edges = qv.qv_graph(lens, facts[0], one, query)
+    figure = plots.pathway(nodes, edges)
+    at = {
+        name: x
+        for trace in figure.data if trace.customdata is not None
+        for name, x in zip(trace.customdata, trace.x, strict=True)
+    }  # fmt: skip
+    assert nodes.groupby(["position", "layer"]).size().max() > 10
+    assert all(0 <= at[row.id] - row.position < 0.81 for row in nodes.itertuples())
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,27 @@ def test_runs_of_different_experiments_are_not_compared():
     other.attrs["file"] = "f.py"
     with pytest.raises(ConfigError, match=r"different experiments: e\.py, f\.py"):
         runs_page({"a": run(lambda layer, seed: 1.0), "b": other})
+
+
+def test_a_killed_run_beside_a_whole_one_is_told():
+    whole, killed = run(lambda layer, seed: 1.0), run(lambda layer, seed: 1.0)
+    killed.loc[0, ["status", "error"]] = ["failed", "ValueError: no"]
+    killed.attrs["complete"] = False
+    page = " ".join(runs_page({"a": whole, "b": killed}).split())
+    assert "<li>a: 4 tasks, 0 failed, 4 rows</li>" in page
+    assert "<li>b: 4 tasks, 1 failed, 3 rows; unfinished</li>" in page
+    assert "2 of 2 combinations" in page
+
+
+def test_runs_in_which_nothing_was_varied_are_compared():
+    frames = {
+        name: run(lambda layer, seed, drop=drop: drop, seeds=(0,)).head(1)
+        for name, drop in (("a", 0.5), ("b", 0.6))
+    }
+    assert cells(runs_page(frames), "comparison") == [["drop · a", "drop · b"], ["0.500", "0.600"]]
+
+
+def test_a_measure_that_most_rows_lack_is_not_the_same_in_all():
+    frame = run(lambda layer, seed: 1.0 if layer == 2 else float("nan"))
+    page = run_page("e", frame, None)
+    assert cells(page, "results")[0] == ["layer", "drop"]
