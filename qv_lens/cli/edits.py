@@ -457,13 +457,14 @@ def tune(
             tuned = choose(lens, name, shape, choosing, held, statistics, work)
         figures = ", ".join(f"{metric} {value:.2f}" for metric, value in tuned.figures.items())
         print(
-            f"{tuned.editor}\n  score {tuned.score:.3f} on {tuned.edits} edits held apart: {figures}",
+            f"{tuned.editor}\n  score {tuned.score:.3f}, the better of two on {tuned.edits} edits held apart: "
+            f"{figures}",
             flush=True,
         )
         source = (
             f"qv-lens tune, {date.today()}, {str(lens.dtype).removeprefix('torch.')}: of "
-            f"{tuned.table['editor'].nunique()} settings, score {tuned.score:.3f} on {tuned.edits} "
-            f"edits held apart ({figures})"
+            f"{tuned.table['editor'].nunique()} settings, score {tuned.score:.3f}, the better "
+            f"of two on {tuned.edits} edits held apart ({figures})"
         )
         entries = entries_of(target) if target.exists() else {}
         entries[name] = entry_of(tuned.editor, source)

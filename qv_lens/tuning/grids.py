@@ -49,7 +49,7 @@ from qv_lens.editing.locft import LocFT
 from qv_lens.editing.nse import NSE
 from qv_lens.editing.simie import SimIE
 from qv_lens.editing.ultraedit import UltraEdit
-from qv_lens.errors import EditError, unknown
+from qv_lens.errors import ConfigError, EditError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.models.lens import Lens
 
@@ -124,10 +124,16 @@ class Shape:
 
 
 def shape_of(lens: Lens, facts: list[Fact]) -> Shape:
-    """The shape of a model, its depth measured on facts that it knows."""
-    return Shape(
-        lens.n_layers, lens.backend_adapter.first_editable, lens.d_mlp, subject_depth(lens, facts)
-    )
+    """The shape of a model, its depth measured on facts that it knows. Raises `ConfigError` for a
+    model without layers to choose among."""
+    first = lens.backend_adapter.first_editable
+    if lens.n_layers - 2 < first:
+        raise ConfigError(
+            f"{lens.name} has {lens.n_layers} layers. Settings are chosen among layers {first} to the "
+            f"last but one (what the last one writes no other token reads): tuning takes at least "
+            f"{first + 2}."
+        )
+    return Shape(lens.n_layers, first, lens.d_mlp, subject_depth(lens, facts))
 
 
 def subject_depth(lens: Lens, facts: list[Fact]) -> int:
@@ -135,6 +141,11 @@ def subject_depth(lens: Lens, facts: list[Fact]) -> int:
     token lies."""
     frame = neuron_effects(lens, facts, None, over="set", positions="subject_last").frame
     positive = frame[frame["score"] > 0].groupby("layer")["score"].sum().sort_index().cumsum()
+    if positive.empty:
+        raise ConfigError(
+            f"No neuron of {lens.name} at the subject's last token raises the answer of these facts: "
+            "there is no depth to measure."
+        )
     reached = positive[positive >= positive.iloc[-1] / 2]
     return int(reached.index[0])
 

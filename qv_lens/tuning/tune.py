@@ -3,13 +3,14 @@
 1. Edits: facts that the model knows, each to a false answer of its kind, with phrasings and
    neighbours that it knows too (`known_cases`). Some choose the settings, others are held apart.
 2. Every setting of the editor's grid (`grids`) is tried on the first 4 edits; the better half goes
-   on to 8, the better half of those to 16.
-3. Where the best one lies at the grid's edge in a number such as lr or lam, the next one beyond is
-   tried, and so on while the score rises (`beyond`).
+   on to 8, the better half of those to 16, with those that are as good as the last of them.
+3. Where the best one (or one as good) lies at the grid's edge in a number such as lr or lam, the next
+   one beyond is tried, and so on while the score rises (`beyond`).
 4. The two best are tried on the edits held apart; the better one is the result, with its figures
-   there.
+   there: a little high, since they chose between two.
 5. Score: the harmonic mean of efficacy, paraphrase and specificity, each the mean of its two forms
-   (every token of the answer is the argmax; the answer is likelier than the other one).
+   (every token of the answer is the argmax; the answer is likelier than the other one). Of equal
+   scores (0 where one part is) the better one has the higher mean.
 
 Results are kept in the folder, a line per setting and edit, and are not measured again: after a
 kill at any moment, the same call resumes. Searches of z* are kept there too; editors share them.
@@ -30,6 +31,8 @@ from typing import Any
 import pandas as pd
 
 from qv_lens.editing.edit import Editor, Factored
+from qv_lens.editing.presets import editor_of
+from qv_lens.editing.simie import SimIE
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, EditError
 from qv_lens.evaluation.answers import correct
@@ -88,7 +91,7 @@ def tune(
 ) -> Tuned:
     """The best settings of an editor, by its name.
 
-    `cases` choose, `held` tell how good the choice is. `table`: `editor, rung, edits, score` and
+    `cases` choose two, `held` between these and tell how good the choice is. `table`: `editor, rung, edits, score` and
     the six metrics.
     Raises `ConfigError` for an editor without a grid, too few cases, or a folder of another model,
     `EditError` where no setting can be applied."""
@@ -97,14 +100,22 @@ def tune(
             f"Tuning takes {rungs[-1]} edits to choose by and some held apart; got {len(cases)} and "
             f"{len(held)}."
         )
+    for case in (*cases, *held):
+        if not (case.paraphrases and case.neighbours):
+            raise ConfigError(
+                f"The edit of {case.request.fact.text!r} has no paraphrases or no neighbours, by which "
+                "its settings are scored: give it both, or leave it out."
+            )
     log = _Log.open(Path(folder), lens, statistics)
     with progress_bar(of=f"tuning {method}", unit="setting") as bar:
         race = _Race(lens, log, bar)
         left = grid(method, shape)
-        for rung, count in enumerate(rungs):
+        *earlier, last = rungs
+        for rung, count in enumerate(earlier):
             left = race.run(left, rung, cases[:count])
-            left = left[: FINALISTS if rung == len(rungs) - 1 else -(-len(left) // 2)]
-        left = race.carry_on(left, len(rungs) - 1, cases[: rungs[-1]])
+            left = race.best(left, -(-len(left) // 2), cases[:count])
+        left = race.run(left, len(earlier), cases[:last])
+        left = race.carry_on(left, len(earlier), cases[:last])
         best, *_ = race.run(left, len(rungs), held)
     figures = log.means(lens, best, held)
     if not figures:
@@ -134,19 +145,33 @@ class _Race:
         self.tried |= set(race)
         return self._best_first(race, cases)
 
+    def best(self, ranked: Sequence[Editor], count: int, cases: Sequence[EditCase]) -> list[Editor]:
+        """The first so many, and those that are as good as the last of them."""
+        least = self._standing(ranked[count - 1], cases)
+        return [one for one in ranked if self._standing(one, cases) >= least]
+
     def carry_on(
-        self, finalists: Sequence[Editor], rung: int, cases: Sequence[EditCase]
+        self, ranked: Sequence[Editor], rung: int, cases: Sequence[EditCase]
     ) -> list[Editor]:
-        """The finalists, once what lies beyond the grid's edges was tried too."""
-        best, before = list(finalists), None
-        while best[0] != before and (further := beyond(best[0], self.tried)):
-            before = best[0]
+        """The finalists, once what lies beyond the grid's edges was tried too: of all that are as
+        good as the best, so that a level grid is left on both sides."""
+        ranked, before = list(ranked), None
+        while before is None or self._standing(ranked[0], cases) > before:
+            before = self._standing(ranked[0], cases)
+            leaders = self.best(ranked, 1, cases)
+            found = (each for leader in leaders for each in beyond(leader, self.tried))
+            further = list(dict.fromkeys(found))
             self.run(further, rung, cases)
-            best = self._best_first([*best, *further], cases)[:FINALISTS]
-        return best
+            ranked = self._best_first([*ranked, *further], cases)
+        return ranked[:FINALISTS]
 
     def _best_first(self, race: Sequence[Editor], cases: Sequence[EditCase]) -> list[Editor]:
-        return sorted(race, key=lambda one: -score(self.log.means(self.lens, one, cases)))
+        return sorted(race, key=lambda one: self._standing(one, cases), reverse=True)
+
+    def _standing(self, editor: Editor, cases: Sequence[EditCase]) -> tuple[float, float]:
+        """The score, and of equal scores the mean of all metrics."""
+        values = self.log.means(self.lens, editor, cases)
+        return score(values), sum(values.values())
 
 
 def score(values: Mapping[str, float]) -> float:
@@ -165,7 +190,9 @@ def known_cases(
 
     The relations take turns, one fact each; a fact is left out if the model knows no other phrasing
     or no neighbour of it. Raises `ConfigError` where the model knows too few."""
-    drawn = list(atlas() if facts is None else facts)
+    given = atlas() if facts is None else facts
+    # one fact twice would choose the settings and be held apart as well
+    drawn = list({(fact.text, fact.subject): fact for fact in given}.values())
     random.Random(f"tune:{seed}").shuffle(drawn)
     known = [fact for fact, right in zip(drawn, knows(lens, drawn), strict=True) if right]
     cases = []
@@ -237,14 +264,16 @@ class _Log:
             known[record["editor"], record["statistics"], record["edit"]] = record["values"]
         return cls(folder, statistics, known)
 
-    def _key(self, editor: Editor, case: EditCase) -> tuple[str, str | None, str]:
+    def _key(self, lens: Lens, editor: Editor, case: EditCase) -> tuple[str, str | None, str]:
         source = None if self.statistics is None else self.statistics.source
+        if isinstance(editor, SimIE):  # the preset that it names may be another one next time
+            editor = replace(editor, editor=editor_of(lens, editor.editor))
         return repr(editor), source, _name(case)
 
     def means(self, lens: Lens, editor: Editor, cases: Sequence[EditCase]) -> Values:
         """The metrics' means over the cases; those that were not measured yet are. {} where an edit
         is refused."""
-        keys = [self._key(editor, case) for case in cases]
+        keys = [self._key(lens, editor, case) for case in cases]
         missing = [case for case, key in zip(cases, keys, strict=True) if key not in self.known]
         if missing:
             self._measure(lens, editor, missing)
@@ -266,7 +295,7 @@ class _Log:
             values = (
                 {} if str(i) in skipped else {name: float(table.loc[i, name]) for name in METRICS}
             )
-            key = self._key(editor, case)
+            key = self._key(lens, editor, case)
             self.known[key] = values
             said = dict(zip(("editor", "statistics", "edit"), key, strict=True))
             lines.append(json.dumps({**said, "values": values}))

@@ -7,6 +7,8 @@ import dataclasses
 import json
 import math
 import random
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +159,72 @@ def test_the_best_is_carried_on_beyond_the_grid_while_the_score_rises(toy, tmp_p
         for layer, lr in ((2, 1e-3), (3, 1e-3), (2, 1e-2), (2, 1e-1), (2, 1.0))
     ]
     assert len(table[table["rung"] == 2]) == 2
+
+
+def test_a_level_grid_is_left_on_both_sides(toy, tmp_path, monkeypatch):
+    """All settings score 0 (efficacy 0); what is good lies beyond the upper edge, the better of it
+    by the means of the metrics; and where all stay level the search ends."""
+    lens, _ = toy
+    settings = [qv.FT(layer=3, lr=lr) for lr in (1e-4, 1e-3, 1e-2)]
+    monkeypatch.setattr(tune, "grid", lambda method, shape: list(settings))
+
+    def found(good):
+        def made_up(log, lens, editor, cases):
+            values = dict.fromkeys(tune.METRICS, 1.0)
+            return values | dict.fromkeys(("efficacy_acc", "efficacy_success"), good(editor.lr))
+
+        monkeypatch.setattr(tune._Log, "means", made_up)
+        return tune.tune(lens, "FT", SHAPE, CASES[:4], CASES[4:], None, tmp_path, rungs=(2, 4))
+
+    assert found(lambda lr: float(lr > 0.05)).editor == qv.FT(layer=3, lr=0.1)
+    level = found(lambda lr: 0.0).table
+    assert sorted({float(re.search(r"lr=([^,)]+)", one).group(1)) for one in level["editor"]}) == [
+        1e-5, 1e-4, 1e-3, 1e-2, 1e-1,
+    ]  # fmt: skip
+
+
+def test_settings_that_tie_at_the_cut_go_on(toy, tmp_path, monkeypatch):
+    """All are as good on two edits; on four the last of them is the best."""
+    lens, _ = toy
+    settings = [qv.FT(layer=layer) for layer in range(6)]
+    monkeypatch.setattr(tune, "grid", lambda method, shape: list(settings))
+    monkeypatch.setattr(
+        tune._Log, "means",
+        lambda log, lens, editor, cases: dict.fromkeys(tune.METRICS, 1.0 if len(cases) == 2 else editor.layer / 10),
+    )  # fmt: skip
+    arguments = (lens, "FT", SHAPE, CASES[:4], [*CASES[4:], *CASES[4:]], None, tmp_path)
+    assert tune.tune(*arguments, rungs=(2, 4)).editor == qv.FT(layer=5)
+
+
+def test_trials_of_a_wrapped_preset_are_that_presets(toy, tmp_path, monkeypatch):
+    lens, _ = toy
+    keys = []
+    for ft in (qv.FT(lr=1e-4), qv.FT(lr=1e-2)):
+        monkeypatch.setattr(tune, "editor_of", lambda lens, name, ft=ft: ft)
+        log = tune._Log.open(tmp_path, lens, None)
+        keys.append(log._key(lens, qv.SimIE(editor="FT"), CASES[0]))
+    assert keys[0] != keys[1]
+
+
+def test_what_cannot_be_tuned_is_told(toy, tmp_path):
+    lens, _ = toy
+    for part in ("paraphrases", "neighbours"):
+        bare = [*CASES[:3], dataclasses.replace(CASES[3], **{part: ()})]
+        with pytest.raises(qv.QVLensError, match="has no paraphrases or no neighbours"):
+            tune.tune(lens, "FT", SHAPE, bare, CASES[4:], None, tmp_path, rungs=(2, 4))
+    for layers in (1, 2):
+        small = SimpleNamespace(n_layers=layers, name="small", backend_adapter=lens.backend_adapter)
+        with pytest.raises(qv.QVLensError, match=rf"has {layers} layers.*takes at least 3"):
+            grids.shape_of(small, [CASES[0].request.fact])
+
+
+def test_a_fact_given_twice_is_one_edit(toy, monkeypatch):
+    lens, _ = toy
+    facts = [fact for fact in tune.atlas() if fact.relation == "P36"][:8]
+    monkeypatch.setattr(tune, "knows", lambda lens, facts: [True] * len(facts))
+    monkeypatch.setattr(tune, "correct", lambda lens, asked: [True] * len(asked))
+    with pytest.raises(qv.QVLensError, match="knows 8 of the atlas's facts"):
+        tune.known_cases(lens, 16, facts=[*facts, *facts])
 
 
 def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
