@@ -7,6 +7,7 @@ files alike."""
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -99,11 +100,16 @@ def leading_to(world: World, fact: Chain, avoid: Collection[str] = (), count: in
 
 
 def edit_case(
-    world: World, chain: Chain, new: str, rng: random.Random, neighbour_count: int = 8
+    world: World,
+    chain: Chain,
+    new: str,
+    rng: random.Random,
+    neighbour_count: int = 8,
+    phrasing: int = 0,
 ) -> EditCase:
-    """An edit of one fact with its paraphrases, neighbours, the two-hop prompts that depend on it,
-    and KnowEdit's groups."""
-    fact = as_fact(world, chain)
+    """An edit of one fact in one of its phrasings, with the others as its paraphrases, neighbours,
+    the two-hop prompts that depend on it, and KnowEdit's groups."""
+    fact = as_fact(world, chain, phrasing)
     through = chains_through(world, chain, new)
     request = fact.to(new, leading_to(world, chain))
     paraphrases = tuple(request.target.with_prompt(prompt) for prompt in fact.paraphrases)
@@ -270,10 +276,15 @@ def _hop(world: World, chain: Chain, hop: int) -> dict[str, Any]:
 
 
 def counterfact(world: World, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` records in CounterFact's format, neighbourhood prompts included."""
+    """`count` records in CounterFact's format: of facts that have neighbours of the same object,
+    since that is what all neighbourhood prompts of the format ask for."""
     rng = random.Random(f"counterfact:{world.seed}:{seed}")
+    shared = Counter((world.kind[c.subject], c.relations[0].id, c.answer) for c in world.facts())
+    pool = [
+        c for c in world.facts() if shared[world.kind[c.subject], c.relations[0].id, c.answer] > 1
+    ]
     records = []
-    for case_id, chain in enumerate(rng.sample(world.facts(), count)):
+    for case_id, chain in enumerate(rng.sample(pool, count)):
         relation = chain.relations[0]
         new = new_object(world, relation, (chain.answer,), rng)
         near = neighbours(world, chain, 10, rng)
@@ -290,8 +301,7 @@ def counterfact(world: World, count: int, seed: int = 0) -> list[dict[str, Any]]
                 "pararel_idx": case_id,
                 "requested_rewrite": rewrite,
                 "paraphrase_prompts": [p.format(chain.subject) for p in relation.phrasings[1:]],
-                "neighborhood_prompts": [f.text for f in near if f.answer == chain.answer]
-                or [f.text for f in near],
+                "neighborhood_prompts": [f.text for f in near if f.answer == chain.answer],
                 "attribute_prompts": [f.text for f in facts(world, relation.id) if f.answer == new][
                     :10
                 ],

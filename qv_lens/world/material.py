@@ -56,7 +56,8 @@ def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     same = [f for f in cases.facts(world, relation.id) if f.subject != fact.subject]
     other = [f for f in cases.facts(world) if f.relation != relation.id]
     onward = [c for c in world.chains(2) if c.relations[0].id == relation.id]
-    edits = [cases.edit_case(world, chain, new, rng)]
+    phrasing = relation.phrasings.index(fact.prompt)
+    edits = [cases.edit_case(world, chain, new, rng, phrasing=phrasing)]
     edits += [
         c
         for c in cases.edit_cases(world, 24, seed, relation.id)

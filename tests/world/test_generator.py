@@ -122,6 +122,10 @@ def test_benchmark_layouts(writer):
         assert old != (new["str"] if isinstance(new, dict) else new)
     records = world_cases.counterfact(WORLD, 40)
     assert all(len(r["paraphrase_prompts"]) == 3 and r["neighborhood_prompts"] for r in records)
+    true = {(fact.text, fact.answer) for fact in world_cases.facts(WORLD)}
+    for record in world_cases.counterfact(WORLD, 400):
+        answer = record["requested_rewrite"]["target_true"]["str"]
+        assert all((text, answer) in true for text in record["neighborhood_prompts"])
     probes = world_cases.knowedit(WORLD, 40)
     assert any(r["portability"].get("Reasoning") for r in probes)
     assert all(

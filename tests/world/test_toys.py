@@ -264,3 +264,15 @@ def test_a_study_of_the_users_own_facts(lens, tmp_path):
     assert found.suppression.empty
     assert found.edits[found.edits["metric"] == "specificity_acc"]["cases"].tolist() == [1, 1, 1]
     assert "Query neurons are not silenced" in report(found, tmp_path / "page.html").read_text()
+
+
+def test_the_phrasing_that_is_studied_is_the_one_that_is_edited():
+    world = generator.build(0)
+    chain = next(c for c in world.facts() if c.relations[0].id == "P641")
+    asked = [world_cases.as_fact(world, chain, phrasing) for phrasing in (0, 2)]
+    for fact, other in zip(asked, reversed(asked), strict=True):
+        case = world_material(qv.load("toy-gptj"), fact, "golf").edits[0]
+        assert case.request.fact.text == fact.text
+        told = [each.text for each in case.paraphrases]
+        assert other.text in told
+        assert fact.text not in told
