@@ -16,10 +16,9 @@ from experiments.ace import RELEASED, RIVALS
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
 from experiments.decide import (
-    FAILS,
-    HOLDS,
     NOT_MEASURED,
     Claim,
+    Estimate,
     Verdict,
     ahead,
     decided,
@@ -72,15 +71,21 @@ def above_pmet(frame: pd.DataFrame) -> Verdict:
 
 
 def base(frame: pd.DataFrame) -> Verdict:
-    value = frame.loc[frame["metric"] == "multihop_cot", "before"].mean()
-    return (share(value), HOLDS if value > 0.95 else FAILS) if value == value else NOT_MEASURED
+    asked = frame[frame["metric"] == "multihop_cot"].drop_duplicates(["data", "seed", "case"])
+    found = Estimate.of(asked["before"])
+    if not found.cases:
+        return NOT_MEASURED
+    told = f"{share(found.mean)} {found.spread(100)}, {found.cases} cases"
+    return told, decided(found.shifted(-0.95))
 
 
 def tuning_fails(frame: pd.DataFrame) -> Verdict:
     table = per_case(frame, "multihop_cot", "method")
     if "FT" not in table:
         return NOT_MEASURED
-    return f"FT {share(table['FT'].mean())}", HOLDS if table["FT"].mean() < 0.1 else FAILS
+    found = Estimate.of(table["FT"])
+    told = f"FT {share(found.mean)} {found.spread(100)}, {found.cases} cases"
+    return told, decided((-found).shifted(0.1))
 
 
 def by_edits(frame: pd.DataFrame) -> Verdict:
@@ -93,6 +98,8 @@ def by_edits(frame: pd.DataFrame) -> Verdict:
     lines, falls = [], {}
     for method in ("ROME", "MEMIT", "ACE"):
         few, many = table.loc[edits == 1, method].dropna(), table.loc[edits >= 3, method].dropna()
+        if few.empty or many.empty:
+            return NOT_MEASURED
         fall = falls[method] = two_samples(few, many)
         lines.append(
             f"{method} {share(few.mean())} to {share(many.mean())} ({100 * fall.mean:+.1f} "

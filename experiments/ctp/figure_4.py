@@ -114,7 +114,8 @@ def all_layers(frame: pd.DataFrame) -> Verdict:
         small, large = means.idxmin(), means.idxmax()
         gap = difference(table[small], table[large] / 10, UNBOUNDED)
         told.append(
-            f"{kind}s: smallest layer {small} at {share(means[small] / means[large])} of layer {large}"
+            f"{kind}s: smallest layer {small:g} at {share(means[small] / means[large])} of layer "
+            f"{large:g}"
         )
         verdicts.append(decided(gap))
     return f"{'; '.join(told)} ({len(table)} groups of facts)", together(verdicts)

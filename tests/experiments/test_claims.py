@@ -424,7 +424,8 @@ def test_neurons():
 
 
 def test_edits_of_chains():
-    frame = edits("method", multihop_cot={"ACE": 0.8, "PMET": 0.4, "FT": 0.03}).assign(before=0.99)
+    frame = edits("method", multihop_cot={"ACE": 0.8, "PMET": 0.4, "FT": 0.03})
+    frame["before"] = 0.99 + 0.005 * (-1) ** frame["case"]
     frame["edits"] = 1 + frame["case"] % 2
     told, verdict = table_2.above_pmet(frame)
     assert verdict == HOLDS
@@ -435,6 +436,11 @@ def test_edits_of_chains():
         table_2.base(frame.assign(before=0.5))[1],
         table_2.tuning_fails(frame.assign(after=0.5))[1],
     ) == (FAILS, FAILS)
+    # two right of twelve are not known to be more than a tenth
+    few = frame.assign(after=(frame["case"] == 0) & (frame["seed"] < 2)).astype({"after": float})
+    assert table_2.tuning_fails(few)[1] == OPEN
+    two_edits = frame.replace({"method": {"PMET": "ROME", "FT": "MEMIT"}})
+    assert table_2.by_edits(two_edits) == ("not measured", OPEN)
     assert (
         table_2.base(frame.assign(metric="efficacy_acc"))
         == table_2.tuning_fails(frame[frame["method"] != "FT"])
