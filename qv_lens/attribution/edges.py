@@ -251,6 +251,8 @@ def agreement(edges: pd.DataFrame) -> pd.Series:
 
 
 def _in_words(edges: int, found: pd.Series) -> str:
+    if not edges:
+        return "No edge leads from these query neurons to these value neurons."
     return (
         f"Each of the {edges} edges was taken out: its weight agrees with what the value neuron's "
         f"coefficient lost with Spearman's rho {found['spearman_m']:.2f}, and with what the "

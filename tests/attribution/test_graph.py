@@ -284,3 +284,14 @@ def test_the_picture_puts_neurons_at_their_tokens_and_says_what_edges_are_worth(
     for node in graph.nodes.itertuples():
         assert drawn[node.id][1] == node.layer
         assert node.position <= drawn[node.id][0] < node.position + 1
+
+
+def test_a_graph_without_edges_says_so():
+    """Of value neurons in the first layer nothing lies below."""
+    lens = tiny_lens("gptj")
+    fact = FACTS[0]
+    value = qv.value_neurons(lens, fact, None, method="exact").where(lambda f: f["layer"] == 0)
+    query = qv.query_neurons(lens, fact, qv.value_neurons(lens, fact, 10), 10)
+    graph = qv.edge_effects(lens, fact, qv.qv_graph(lens, fact, value.top(5), query))
+    assert not len(graph.edges)
+    assert graph.edges.attrs["tested"].startswith("No edge leads")
