@@ -143,7 +143,7 @@ def test_where_the_answer_is_lost():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((["just a text"], {}), "pass facts"),
+        ((["just a text"], {}), "pass qv.Fact"),
         ((FACTS, {}, (0,)), "at least 1"),
         ((FACTS, {"random": qv.NeuronSet.of([(0, 1)])}), "random orders"),
         ((FACTS, {"mine": qv.NeuronSet.of([(99, 1)])}), "Layer 99"),

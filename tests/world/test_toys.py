@@ -271,7 +271,7 @@ def test_the_phrasing_that_is_studied_is_the_one_that_is_edited():
     chain = next(c for c in world.facts() if c.relations[0].id == "P641")
     asked = [world_cases.as_fact(world, chain, phrasing) for phrasing in (0, 2)]
     for fact, other in zip(asked, reversed(asked), strict=True):
-        case = world_material(qv.load("toy-gptj"), fact, "golf").edits[0]
+        case = world_material(qv.load("toy-gptj"), fact, "golf").cases[0]
         assert case.request.fact.text == fact.text
         told = [each.text for each in case.paraphrases]
         assert other.text in told
