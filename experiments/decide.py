@@ -170,6 +170,11 @@ def lost(hits: float, asked: float) -> str:
     )
 
 
+def mean_told(found: Estimate, metric: str = "") -> str:
+    """A mean of shares with its interval and the number of cases."""
+    return f"{share(found.mean, metric)} {found.spread(100)}, {found.cases} cases"
+
+
 def points(found: Estimate) -> str:
     return f"{100 * found.mean:+.1f} {found.spread(100)} points, {found.cases} cases"
 
@@ -326,8 +331,7 @@ def reaches(metric: str, one: str, least: float, by: str = "method") -> Decide:
         if one not in table:
             return NOT_MEASURED
         found = Estimate.of(table[one], bounds(metric))
-        told = f"{share(found.mean, metric)} {found.spread(100)}, {found.cases} cases"
-        return told, decided(found.shifted(-least))
+        return mean_told(found, metric), decided(found.shifted(-least))
 
     return decide
 

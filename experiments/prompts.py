@@ -24,7 +24,7 @@ from qv_lens.world.models import of_world
 
 #: the source of prompts about the real world
 ATLAS = "atlas"
-#: categories that are asked apart: of each the atlas holds enough facts
+#: categories that are asked apart (no chain of the bundled world ends in an author)
 APART = ("nationality", "continent", "language", "capital", "leadership", "sport", "founder")
 
 

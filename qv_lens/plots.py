@@ -92,11 +92,13 @@ def pathway(
     edges: pd.DataFrame,
     title: str = "Query neurons and the value neurons they feed",
 ) -> go.Figure:
-    """The Q-V graph of the first prompt (`qv_graph`): layers across, strongest neurons on top; of neurons
-    at several tokens, tokens across and layers upwards. Width is the edge's weight. Of more than 120
-    edges the strongest are drawn; what a test of them showed (`edge_effects`) stands below the
-    title. Hovering over an edge's middle tells its weight; of few nodes each shows its name."""
-    nodes, edges = _first_prompt(nodes), _first_prompt(edges)
+    """The Q-V graph of the first prompt (`qv_graph`): layers across, strongest neurons on top; of
+    neurons at several tokens, tokens across and layers upwards. Width is the edge's weight. Of more
+    than 120 edges the strongest are drawn; what a test of them showed (`edge_effects`) stands below
+    the title. Hovering over an edge's middle tells its weight; of few nodes each shows its name."""
+    nodes = _first_prompt(nodes)
+    if "prompt" in edges:
+        edges = edges[edges["prompt"].isin(nodes["prompt"])]  # it may have none, where a later has
     nodes = nodes.assign(size=nodes[["value_score", "query_score"]].abs().max(axis=1))
     nodes = nodes.sort_values("size", ascending=False)
     tokens = _tokens_across(nodes, edges)
@@ -186,28 +188,31 @@ def before_after(
 def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figure:
     """Heads down, layers across (ACE, Figure 6); the mean over prompts and categories."""
     heads = frame.dropna(subset="head")
-    if _several_models(heads):
-        at = zip(heads["model"], heads["head"].astype(int), strict=True)
-        heads = heads.assign(head=[f"{model} · {head}" for model, head in at])
-    table = _grid(heads, "head", "layer", sort=not _several_models(heads))
-    return _heatmap(table.sort_index(axis=1), title, "layer", "head")
+    table = _grid(heads, [*_several_models(heads), "head"], "layer")
+    if table.index.nlevels > 1:
+        table.index = [f"{model} · {head:g}" for model, head in table.index]
+    return _heatmap(table, title, "layer", "head")
 
 
 def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by category") -> go.Figure:
     """Layers across; FFN, attention, query layers and value-neuron counts of each category down,
     each row scaled to its largest value (ACE, Table 1 and Figure 3)."""
     shown = frame[~frame["part"].isin(("head", *VECTORS))]
-    rows = [*(["model"] if _several_models(shown) else []), "part", "category"]
     table = shown.pivot_table(
-        index=rows, columns="layer", values="score", aggfunc="mean", sort=False
+        index=[*_several_models(shown), "part", "category"],
+        columns="layer",
+        values="score",
+        aggfunc="mean",
+        sort=False,
     ).sort_index(axis=1)
     table = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)  # a row of zeros stays one
     table.index = [" · ".join(names) for names in table.index]
     return _heatmap(table, title, "layer", "part and category", "share of the largest")
 
 
-def _several_models(frame: pd.DataFrame) -> bool:
-    return "model" in frame and frame["model"].nunique() > 1
+def _several_models(frame: pd.DataFrame) -> list[str]:
+    """The column that tells models apart, where there are several."""
+    return ["model"] if "model" in frame and frame["model"].nunique() > 1 else []
 
 
 def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go.Figure:
@@ -634,10 +639,13 @@ def _error(rows: pd.DataFrame, value: str, most: float = np.inf) -> dict[str, An
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
-def _grid(frame: pd.DataFrame, rows: str, column: str, sort: bool = True) -> pd.DataFrame:
+def _grid(
+    frame: pd.DataFrame, rows: str | Sequence[str], column: str, sort: bool = True
+) -> pd.DataFrame:
     """Means of `score` over all that is not an axis; where all scores are missing so is the mean,
     and its row and column are kept."""
-    return frame.groupby([rows, column], sort=sort)["score"].mean().unstack(column, sort=sort)
+    by = [rows] if isinstance(rows, str) else rows
+    return frame.groupby([*by, column], sort=sort)["score"].mean().unstack(column, sort=sort)
 
 
 def _heatmap(table: pd.DataFrame, title: str, x: str, y: str, unit: str = "nats") -> go.Figure:

@@ -41,7 +41,6 @@ from qv_lens.plots import category_heatmap
 __all__ = ["CLAIMS", "GRID", "MEASURES", "SETTINGS", "Task", "figure", "rows"]
 
 SETTINGS = {"hops": 2, "prompts": 100}
-#: no chain of the bundled world ends in an author
 GRID = {"model": STUDIED, "category": APART}
 
 

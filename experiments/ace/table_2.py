@@ -23,6 +23,7 @@ from experiments.decide import (
     ahead,
     decided,
     difference,
+    mean_told,
     minus,
     per_case,
     points,
@@ -75,8 +76,7 @@ def base(frame: pd.DataFrame) -> Verdict:
     found = Estimate.of(asked["before"])
     if not found.cases:
         return NOT_MEASURED
-    told = f"{share(found.mean)} {found.spread(100)}, {found.cases} cases"
-    return told, decided(found.shifted(-0.95))
+    return mean_told(found), decided(found.shifted(-0.95))
 
 
 def tuning_fails(frame: pd.DataFrame) -> Verdict:
@@ -84,8 +84,7 @@ def tuning_fails(frame: pd.DataFrame) -> Verdict:
     if "FT" not in table:
         return NOT_MEASURED
     found = Estimate.of(table["FT"])
-    told = f"FT {share(found.mean)} {found.spread(100)}, {found.cases} cases"
-    return told, decided((-found).shifted(0.1))
+    return f"FT {mean_told(found)}", decided((-found).shifted(0.1))
 
 
 def by_edits(frame: pd.DataFrame) -> Verdict:

@@ -456,15 +456,14 @@ def tune(
         with phases("tuning", unless_seen=True):
             tuned = choose(lens, name, shape, choosing, held, statistics, work)
         figures = ", ".join(f"{metric} {value:.2f}" for metric, value in tuned.figures.items())
+        scored = f"score {tuned.score:.3f}, the better of two on {tuned.edits} edits held apart"
         print(
-            f"{tuned.editor}\n  score {tuned.score:.3f}, the better of two on {tuned.edits} edits held apart: "
-            f"{figures}",
+            f"{tuned.editor}\n  {scored}: {figures}",
             flush=True,
         )
         source = (
             f"qv-lens tune, {date.today()}, {str(lens.dtype).removeprefix('torch.')}: of "
-            f"{tuned.table['editor'].nunique()} settings, score {tuned.score:.3f}, the better "
-            f"of two on {tuned.edits} edits held apart ({figures})"
+            f"{tuned.table['editor'].nunique()} settings, {scored} ({figures})"
         )
         entries = entries_of(target) if target.exists() else {}
         entries[name] = entry_of(tuned.editor, source)

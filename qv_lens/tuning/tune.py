@@ -91,8 +91,8 @@ def tune(
 ) -> Tuned:
     """The best settings of an editor, by its name.
 
-    `cases` choose two, `held` between these and tell how good the choice is. `table`: `editor, rung, edits, score` and
-    the six metrics.
+    `cases` choose two, `held` between these and tell how good the choice is. `table`: `editor,
+    rung, edits, score` and the six metrics.
     Raises `ConfigError` for an editor without a grid, too few cases, or a folder of another model,
     `EditError` where no setting can be applied."""
     if len(cases) < rungs[-1] or not held:

@@ -279,10 +279,9 @@ def counterfact(world: World, count: int, seed: int = 0) -> list[dict[str, Any]]
     """`count` records in CounterFact's format: of facts that have neighbours of the same object,
     since that is what all neighbourhood prompts of the format ask for."""
     rng = random.Random(f"counterfact:{world.seed}:{seed}")
-    shared = Counter((world.kind[c.subject], c.relations[0].id, c.answer) for c in world.facts())
-    pool = [
-        c for c in world.facts() if shared[world.kind[c.subject], c.relations[0].id, c.answer] > 1
-    ]
+    alike = [(world.kind[c.subject], c.relations[0].id, c.answer) for c in world.facts()]
+    shared = Counter(alike)
+    pool = [c for c, kind in zip(world.facts(), alike, strict=True) if shared[kind] > 1]
     records = []
     for case_id, chain in enumerate(rng.sample(pool, count)):
         relation = chain.relations[0]

@@ -520,7 +520,7 @@ def test_layers_left_out_and_equal_numbers_of_layers():
         OPEN,
     )
     located = edits("located", locality={10: 0.1, 25: 0.9, 100: 0.5}).assign(count=100)
-    for count in (40, 200):  # 25 of 40 is no quarter, 100 of 200 not all
+    for count in (40, 200):  # 25 is not a quarter of 40, nor is 100 all of 200
         some = located.assign(count=count)
         assert figure_b3.quarter(("locality",))(some) == ("not measured", OPEN)
     told, verdict = figure_b3.quarter(("locality",))(located)

@@ -128,6 +128,8 @@ def test_a_pathway_is_of_one_prompt_and_its_nodes_stand_at_their_tokens():
     alone = qv.qv_graph(lens, facts[0], one, qv.query_neurons(lens, facts[0], one, 10))
     drawn, wanted = plots.pathway(*graph), plots.pathway(*alone)
     assert [len(trace.x) for trace in drawn.data] == [len(trace.x) for trace in wanted.data]
+    bare = graph.edges[graph.edges["prompt"] > 0]  # the first prompt has nodes and no edges
+    assert not any(trace.mode == "lines" for trace in plots.pathway(graph.nodes, bare).data)
     query = qv.query_neurons(lens, facts[0], one, 150, through="attention")
     nodes, edges = qv.qv_graph(lens, facts[0], one, query)
     figure = plots.pathway(nodes, edges)
