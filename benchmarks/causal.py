@@ -2,7 +2,7 @@
 
     python benchmarks/causal.py smollm2-135m               # 50 known facts: hours on one core
     python benchmarks/causal.py toy-gptj --facts 12        # and any other model, name or folder
-    python benchmarks/causal.py smollm2-135m --part sets --chains --folder curves    # to be resumed
+    python benchmarks/causal.py smollm2-135m --part sets --chains --folder found    # to be resumed
 
 Facts: of the atlas (bundled models: of their world), those that the model knows, drawn by a seed;
 `--chains`: its two-hop prompts instead.
@@ -25,6 +25,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -105,23 +106,29 @@ def scores(lens: qv.Lens, fact: qv.Fact) -> dict[str, pd.Series]:
     }
 
 
-def single(lens: qv.Lens, facts: Sequence[qv.Fact]) -> pd.DataFrame:
-    """How each score agrees with single zeroing."""
+def agreement(lens: qv.Lens, fact: qv.Fact) -> pd.DataFrame:
+    """How each score agrees with single zeroing, for one fact."""
     rows = []
-    for fact in facts:
-        truth = zeroed(lens, fact, neurons_asked(lens, fact))
-        best = set(truth.nlargest(TOP).index)
-        found = scores(lens, fact)
-        shuffled = truth.index.to_list()
-        random.Random(fact.text).shuffle(shuffled)
-        found["random"] = pd.Series(range(len(shuffled)), pd.MultiIndex.from_tuples(shuffled))
-        for name, values in found.items():
-            values = values.reindex(truth.index).fillna(0.0)
-            overlap = len(best & set(values.nlargest(TOP).index)) / TOP
-            agreement = values.rank().corr(truth.rank()), values.corr(truth), overlap
-            rows.append((name, *agreement))
-    frame = pd.DataFrame(rows, columns=["score", "Spearman", "Pearson", "top-100 overlap"])
-    return frame.groupby("score", sort=False).agg(["mean", "sem"])
+    truth = zeroed(lens, fact, neurons_asked(lens, fact))
+    best = set(truth.nlargest(TOP).index)
+    found = scores(lens, fact)
+    shuffled = truth.index.to_list()
+    random.Random(fact.text).shuffle(shuffled)
+    found["random"] = pd.Series(range(len(shuffled)), pd.MultiIndex.from_tuples(shuffled))
+    for name, values in found.items():
+        values = values.reindex(truth.index).fillna(0.0)
+        overlap = len(best & set(values.nlargest(TOP).index)) / TOP
+        rows.append((name, values.rank().corr(truth.rank()), values.corr(truth), overlap))
+    return pd.DataFrame(rows, columns=["score", "Spearman", "Pearson", "top-100 overlap"])
+
+
+def single(lens: qv.Lens, facts: Sequence[qv.Fact], folder: Path | None) -> pd.DataFrame:
+    """How each score agrees with single zeroing: mean and standard error over the facts."""
+    parts = [
+        _kept(folder, (lens.name, fact, "single", OTHERS), partial(agreement, lens, fact))
+        for fact in facts
+    ]
+    return pd.concat(parts).groupby("score", sort=False).agg(["mean", "sem"])
 
 
 RANKINGS: dict[str, Ranking] = {
@@ -191,18 +198,27 @@ def sets(
     every: dict[str, Ranking],
     folder: Path | None,
 ) -> pd.DataFrame:
-    """Curves of every fact; those that lie in the folder are read from there, others put there."""
+    """Curves of every fact."""
     parts = []
     for number, fact in enumerate(facts):
-        what = (lens.name, fact, list(rankings), list(every), SIZES, KEPT, RANDOM_SEEDS)
-        asked = hashlib.sha256(repr(what).encode()).hexdigest()
-        file = folder / f"{asked[:16]}.parquet" if folder else None
-        there = file is not None and file.exists()
-        part = pd.read_parquet(file) if there else curves(lens, fact, rankings, every)
-        if file and not there:
-            part.to_parquet(file)
+        asked = (lens.name, fact, list(rankings), list(every), SIZES, KEPT, RANDOM_SEEDS)
+        part = _kept(folder, asked, partial(curves, lens, fact, rankings, every))
         parts.append(part.assign(prompt=number))
     return pd.concat(parts, ignore_index=True)
+
+
+def _kept(
+    folder: Path | None, asked: tuple[object, ...], found: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
+    """The frame that the folder holds of what is asked, or a new one, which is put there."""
+    if folder is None:
+        return found()
+    file = folder / f"{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.parquet"
+    if file.exists():
+        return pd.read_parquet(file)
+    frame = found()
+    frame.to_parquet(file)
+    return frame
 
 
 def show(lens: qv.Lens, table: pd.DataFrame) -> None:
@@ -267,21 +283,21 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=(), help="rankings whose name begins so")
     parser.add_argument("--removed", action="store_true", help="no curves of what is kept alone")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where the curves of each fact are kept")
+    parser.add_argument("--folder", type=Path, help="where what was found of each fact is kept")
     arguments = parser.parse_args()
     lens = qv.load(arguments.model)
     facts = known(lens, arguments.facts, arguments.chains, arguments.seed)
     kind = "two-hop prompts" if arguments.chains else "facts"
     print(f"{arguments.model}: {len(facts)} {kind} that it knows", flush=True)
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     if arguments.part in ("single", "all"):
-        table = single(lens, facts).round(3).to_string()
+        table = single(lens, facts, arguments.folder).round(3).to_string()
         print(f"\nEach neuron zeroed alone\n{table}", flush=True)
     if arguments.part in ("edges", "all"):
         print(f"\nEdges taken out alone\n{edges(lens, facts).round(3).T.to_string()}", flush=True)
     if arguments.part in ("sets", "all"):
         rankings = {k: v for k, v in RANKINGS.items() if not k.startswith(tuple(arguments.skip))}
-        if arguments.folder:
-            arguments.folder.mkdir(parents=True, exist_ok=True)
         every = {} if arguments.removed else EVERY
         show(lens, sets(lens, facts, rankings, every, arguments.folder))
 
