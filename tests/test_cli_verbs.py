@@ -15,11 +15,14 @@ import torch
 
 import qv_lens as qv
 from qv_lens import case_study, cli
+from qv_lens.cli import edits
 from qv_lens.editing import kept
 from qv_lens.errors import ModelError
 from qv_lens.runs import run as runs
+from qv_lens.tuning import grids, tune
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
+from tests.models import texts, tiny_lens
 
 SPORT = ("{} plays the sport of", "--subject", "Elena Morefeld", "--answer", "fencing")
 
@@ -475,3 +478,45 @@ def test_bars_are_drawn_where_somebody_looks(monkeypatch):
     assert seen()
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert not seen()
+
+
+@pytest.fixture
+def untuned(monkeypatch):
+    """A model that nobody tuned, and editors of which one setting each is tried."""
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    cases = world_cases.edit_cases(generator.build(0), 32)
+    monkeypatch.setattr(edits, "announce", lambda model: None)
+    monkeypatch.setattr(edits, "loaded", lambda model, loading: lens)
+    monkeypatch.setattr(tune, "known_cases", lambda lens, count, seed: cases[:count])
+    few = {
+        "FT": lambda shape: [qv.FT(layer=1, steps=1)],
+        "ROME": lambda shape: [qv.ROME(layer=1, steps=1)],
+        "SimIE": lambda shape: [qv.SimIE(lam=10.0)],
+    }
+    monkeypatch.setattr(grids, "GRIDS", few)
+    return lens
+
+
+def test_tuned_settings_are_written_one_editor_after_another(call, untuned, tmp_path, monkeypatch):
+    """SimIE wraps the preset of ROME that was tuned before it; in a file of presets nobody finds it,
+    and SimIE is left out, or refused where it alone is asked for: before any work."""
+    monkeypatch.setenv("QV_LENS_CACHE", str(tmp_path / "cache"))
+    words = ("tune", untuned.name, "--count", "32", "--folder", tmp_path / "trials")
+    words = (*words, "--text", tmp_path / "text.txt")
+    (tmp_path / "text.txt").write_text("\n\n".join(texts(200)))
+    out = tmp_path / "presets.toml"
+    code, said, told = call(*words, "--out", out)
+    assert code == 0, told
+    assert "SimIE is left out: it wraps the preset of ROME, and none is found" in said
+    assert set(qv.presets(str(out))) == {"FT", "ROME"}
+    code, _, told = call(*words, "--out", out, "--editor", "simie")
+    assert code == 2
+    assert f"qv-lens tune {untuned.name} --editor ROME --editor SimIE." in told
+    code, said, told = call(*words)
+    assert code == 0, told
+    found = qv.presets(untuned.name)
+    assert set(found) == {"FT", "ROME", "SimIE"}
+    for name, preset in found.items():
+        assert repr(preset.editor) in said
+        assert type(preset.editor).__name__ == name
+        assert "of 1 settings" in preset.source

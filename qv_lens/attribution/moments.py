@@ -3,11 +3,11 @@ the likeliest tokens exactly, the others by moments.
 
 delta_j = alpha G_kj with G = V U, as in `engine` (a frozen divisor).
 
-1. Head: the tokens with the largest p |u|^2, and the longest u of all, are summed exactly,
-   sum_head p_j (e^delta_j - 1).
+1. Head: the tokens with the largest p |u / s|^2, and the longest u / s of all, are summed exactly,
+   sum_head p_j (e^delta_j - 1); s as in `engine.Lengths`.
 2. Tail, one base: sum_tail p_j (delta_j + delta_j^2 / 2) = alpha v.mu + alpha^2 v'Sv / 2, with
    mu = sum_tail p u and S = sum_tail p u u': one matrix for all neurons of a layer. What is left
-   out is at most alpha^2 v'Sv rho e^rho / 6, with rho = |alpha| |v| max_tail |u|.
+   out is at most alpha^2 v'Sv rho e^rho / 6, with rho = |alpha| |s v| max_tail |u / s|.
 3. Tail, several bases: the moments sum_tail p_j G_kj^r, r = 1..4, of all bases together as products
    of G, which all share. What is left out is at most alpha^4 E|G|^4 / 24 * y e^y / 5, with
    y = |alpha| max_tail |G|.
@@ -23,13 +23,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.engine import CPU_TOKENS, Problems, blocks, log_sums, tile_shape
+from qv_lens.attribution.engine import (
+    CPU_TOKENS,
+    Lengths,
+    Problems,
+    blocks,
+    log_sums,
+    tile_shape,
+)
 from qv_lens.errors import ConfigError
 
 TOLERANCE = 1e-6
 #: tokens of the head where a matrix holds the tail, and where products of G do
 HEAD, HEAD_OF_MANY = 4096, 512
-#: how many of them are the longest u, and not the likeliest
+#: how many of them are the longest u / s, and not the likeliest
 LONGEST = 256
 #: S is symmetric: so many bands of it are formed from the diagonal on
 BANDS = 4
@@ -62,8 +69,8 @@ class HeadAndTail:
     """The probabilities of all others; 0 for the head's."""
     longest: Int[Tensor, " some"]
     """Tokens that are in every base's head."""
-    length: Float[Tensor, " d_vocab"]
-    """|u| of every token."""
+    lengths: Lengths
+    """How far a vector can move any logit."""
     S: Float[Tensor, "base d_model d_model"] | None
     """sum_tail p u u' of every base; None where products of G hold the tail."""
 
@@ -73,22 +80,23 @@ class HeadAndTail:
         U: Float[Tensor, "d_model d_vocab"],
         log_p: Float[Tensor, "base d_vocab"],
         neurons: int,
-        length: Float[Tensor, " d_vocab"] | None = None,
+        lengths: Lengths | None = None,
     ) -> HeadAndTail:
-        """The split for a layer of so many neurons; `length`: |u|, where it is known already."""
+        """The split for a layer of so many neurons; `lengths`: those of U, where they are known
+        already."""
         d_model, d_vocab = U.shape
         p = log_p.exp()
         p = p / p.sum(1, keepdim=True)
         by_matrix = len(p) * SHARE * d_model < neurons
         size = min(HEAD if by_matrix else HEAD_OF_MANY, d_vocab // 4)
-        length = U.norm(dim=0) if length is None else length
-        longest = length.topk(min(LONGEST, size)).indices
-        weight = p * length.square()
+        lengths = Lengths.of(U) if lengths is None else lengths
+        longest = lengths.token.topk(min(LONGEST, size)).indices
+        weight = p * lengths.token.square()
         weight[:, longest] = torch.inf
         head = weight.topk(size, dim=1).indices
         p_tail = p.scatter(1, head, 0.0)
         S = torch.stack([second_moment(U, row) for row in p_tail]) if by_matrix else None
-        return cls(U, head, p.gather(1, head), p_tail, longest, length, S)
+        return cls(U, head, p.gather(1, head), p_tail, longest, lengths, S)
 
 
 def second_moment(
@@ -161,15 +169,15 @@ def _by_matrix(
     """The tail to second order, from S; and the bound of what is left out."""
     assert split.S is not None
     tail, error = torch.empty_like(task.alpha), torch.empty_like(task.alpha)
-    norm = V.norm(dim=1)
+    length = split.lengths.vector(V)
     for base, (S, p) in enumerate(zip(split.S, split.p_tail, strict=True)):
         first = V @ (split.U @ p)
         second = ((V @ S) * V).sum(1).clamp_min(0)
-        longest = (split.length * (p > 0)).max()
+        longest = (split.lengths.token * (p > 0)).max()
         for q in (task.of == base).nonzero()[:, 0].tolist():
             alpha = task.alpha[q]
             moment = alpha.square() * second
-            rho = alpha.abs() * norm * longest
+            rho = alpha.abs() * length * longest
             tail[q] = alpha * first + moment / 2
             error[q] = moment * rho * rho.exp() / 6
     return tail, error

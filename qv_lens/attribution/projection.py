@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qv_lens.attribution.engine import Lengths
 from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.scripts import unspaced
@@ -53,8 +54,8 @@ class Readout:
     """What is added to the logits."""
     sigma: Float[Tensor, "row 1"]
     """The pass's own divisors."""
-    length: Float[Tensor, " d_vocab"]
-    """|u| of every token."""
+    lengths: Lengths
+    """How far a vector can move any logit."""
     cap: float | None = None
     """The soft cap of the logits."""
 
@@ -80,7 +81,7 @@ class Readout:
         if cap is None:
             U -= U.mean(1, keepdim=True)  # in place: with a real vocabulary a copy is half a GB
             c = c - c.mean()
-        return cls(mode, norm, U, c, sigma, U.norm(dim=0), cap)
+        return cls(mode, norm, U, c, sigma, Lengths.of(U), cap)
 
     def centre(self, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return y if self.mode == "none" else self.norm.center(y)

@@ -303,7 +303,7 @@ class Setting:
         out, fallback = torch.empty(m.shape, dtype=x.dtype, device=x.device), 0
         split = None
         if method == "moments":
-            split = HeadAndTail.of(self.readout.U, bases.log_p, len(vectors), self.readout.length)
+            split = HeadAndTail.of(self.readout.U, bases.log_p, len(vectors), self.readout.lengths)
         for i in range(0, len(vectors), CHUNK):
             chunk = slice(i, i + CHUNK)
             V = self.readout.centre(at_least_float32(vectors[chunk]))
@@ -355,7 +355,7 @@ class Setting:
         if out.mode != "full":
             alpha = m / sigma_0[of]
             return Problems(
-                out.U, bases.log_p, of, alpha, cap=cap, z=z, length=out.length, mean=bases.mean
+                out.U, bases.log_p, of, alpha, cap=cap, z=z, lengths=out.lengths, mean=bases.mean
             )
         # sigma of x + m_k v_k, without forming the sums
         wide, base, c = (V.double(), x_c.double(), m.double())
@@ -372,7 +372,7 @@ class Setting:
             sigma_0[of],
             cap,
             z,
-            out.length,
+            out.lengths,
             bases.mean,
         )
 

@@ -376,6 +376,21 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
     print(out)
 
 
+def _lacks_wrapped(names: list[str], model: str, *, found: bool) -> bool:
+    """Whether SimIE would be tuned without the preset that it wraps: the model has none, and none
+    is tuned before it and `found` afterwards."""
+    from qv_lens.editing.presets import preset_of
+    from qv_lens.tuning.grids import WRAPPED
+
+    if "SimIE" not in names or (found and WRAPPED in names[: names.index("SimIE")]):
+        return False
+    try:
+        preset_of(model, WRAPPED)
+    except ConfigError:
+        return True
+    return False
+
+
 def tune(
     model: Model,
     *,
@@ -431,7 +446,7 @@ def tune(
         file_name,
         write_presets,
     )
-    from qv_lens.tuning.grids import GRIDS, grid, shape_of
+    from qv_lens.tuning.grids import GRIDS, WRAPPED, grid, shape_of
     from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose
 
@@ -449,6 +464,15 @@ def tune(
         f"{lens.name}: {len(choosing)} edits choose, {len(held)} are held apart; half of the "
         f"subject's part lies up to layer {shape.depth}"
     )
+    if _lacks_wrapped(names, lens.name, found=out is None):
+        lacking = (
+            f"it wraps the preset of {WRAPPED}, and none is found for {lens.name}. Tune both, without "
+            f"--out: qv-lens tune {model} --editor {WRAPPED} --editor SimIE."
+        )
+        if editor:
+            raise ConfigError(f"SimIE cannot be tuned: {lacking}")
+        print(f"SimIE is left out: {lacking}")
+        names.remove("SimIE")
     reading = [name for name in names if any(map(reads_statistics, grid(name, shape)))]
     C0 = corpus_statistics(lens, text) if reading else None
     for name in names:

@@ -234,7 +234,7 @@ def _nse(shape: Shape) -> Iterable[Editor]:
 
 def _simie(shape: Shape) -> Iterable[Editor]:
     for lam in (1.0, 100.0, 10000.0):
-        yield SimIE(editor="ROME", lam=lam)
+        yield SimIE(editor=WRAPPED, lam=lam)
 
 
 def _ultraedit(shape: Shape) -> Iterable[Editor]:
@@ -328,6 +328,8 @@ def _kn(shape: Shape) -> Iterable[Editor]:
         yield KN(rule=rule, threshold=threshold)
 
 
+#: the preset that SimIE wraps
+WRAPPED = "ROME"
 #: the settings to try for each editor
 GRIDS: Mapping[str, Callable[[Shape], Iterable[Editor]]] = MappingProxyType({
     "ROME": lambda shape: _one_layer(ROME, shape),
