@@ -442,6 +442,11 @@ def by_setting(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return pd.concat([frame.drop(columns="editor"), varied], axis=1), list(varied)
 
 
+def timed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose seconds are an edit's: a seed's first case samples the contexts as well."""
+    return frame[frame["case"] > 0]
+
+
 def figure(
     frame: pd.DataFrame, by: Sequence[str] = (), title: str = "Mean and 95% interval"
 ) -> go.Figure:
@@ -460,8 +465,7 @@ def figure(
     values = frame[list(names)].astype(str).apply(lambda column: column.str.strip("[]'"))
     frame = frame.assign(what=values.agg(" · ".join, axis=1))
     if (frame["batch_size"] == 1).all() and (frame["protocol"] == "single").all():
-        # a seed's first case samples the contexts as well
-        later = frame["case"] > 0
-        return seconds_bars(frame[later] if later.any() else frame, title, by="what")
+        later = timed(frame)
+        return seconds_bars(later if len(later) else frame, title, by="what")
     means = table(frame, ("what",))
     return method_bars(means[means["metric"].isin(SHOWN)], title, by="what")

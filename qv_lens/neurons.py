@@ -14,7 +14,7 @@ import pandas as pd
 
 from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.records import Fact
-from qv_lens.files import whole
+from qv_lens.files import placed
 
 #: FFN neuron, channel of W_O, channel at one position, head, and a column of a weight matrix (KNE's
 #: neuron)
@@ -253,11 +253,8 @@ class NeuronSet:
         target = Path(path)
         frame = self.frame.copy()
         frame.attrs = {"settings": json.dumps(self.settings)}
-        try:
-            with whole(target) as file:
-                frame.to_parquet(file, index=False)
-        except OSError as error:
-            raise ConfigError(f"Cannot write the neuron set to {target}: {error}.") from error
+        with placed(target, "the neuron set") as file:
+            frame.to_parquet(file, index=False)
         return target
 
     @classmethod

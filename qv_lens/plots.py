@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -265,7 +266,7 @@ def _first_prompt(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _plain(text: Any) -> str:
     """A text of a model as it stands: plotly reads HTML, in which the token <s> is nothing."""
-    return str(text).replace("&", "&amp;").replace("<", "&lt;")
+    return html.escape(str(text), quote=False)
 
 
 def vocabulary_table(

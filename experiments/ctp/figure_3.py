@@ -11,7 +11,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.compare import MEASURES, VERSION, Task, rows
+from experiments.compare import MEASURES, VERSION, Task, rows, timed
 from experiments.compare import figure as bars
 from experiments.decide import NOT_MEASURED, Claim, Decide, Verdict, decided, difference, together
 from experiments.models import STUDIED
@@ -54,8 +54,12 @@ def seconds(one: str, others: tuple[str, ...], sign: int) -> Decide:
     """`one` takes less time than each of the others (sign 1), or more (-1)."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
-        alone = frame[frame["case"] > 0]  # a seed's first case samples the contexts as well
-        each = alone.groupby(["seed", "case", "method"], sort=False)["seconds"].first().unstack()
+        each = (
+            timed(frame)
+            .groupby(["seed", "case", "method"], sort=False)["seconds"]
+            .first()
+            .unstack()
+        )
         if not {one, *others} <= set(each):
             return NOT_MEASURED
         told = "medians: " + ", ".join(

@@ -25,7 +25,7 @@ from typing import Any
 from qv_lens.cache import cache_folder
 from qv_lens.editing.edit import Editor
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.files import whole
+from qv_lens.files import placed
 
 PACKAGE = Path(__file__).parent / "settings"
 
@@ -120,11 +120,8 @@ def write_presets(file: Path, header: Mapping[str, str], entries: Entries) -> No
             f"[{json.dumps(name)}.settings]",
         ]
         lines += [f"{key} = {json.dumps(value)}" for key, value in entry["settings"].items()]
-    try:
-        with whole(file) as partial:
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"Cannot write the presets to {file}: {error}.") from error
+    with placed(file, "the presets") as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _frozen(value: Any) -> Any:

@@ -123,7 +123,9 @@ def _device(device: Any) -> Any:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(1, device=torch.device(device)).device
+        place = torch.empty(1, device=torch.device(device))
+        place.item()  # the device "meta" holds no numbers
+        return place.device
     except (RuntimeError, TypeError, AssertionError) as error:  # torch's own, by kind of device
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():
@@ -259,11 +261,12 @@ def _source(name: str | Path) -> tuple[str, str | None]:
 def _dtype(dtype: Any) -> Any:
     import torch
 
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES, error=ConfigError)
-    return getattr(torch, dtype)
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES, error=ConfigError)
+    return getattr(torch, name)
 
 
 def _first_line(error: BaseException) -> str:

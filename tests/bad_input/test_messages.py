@@ -190,6 +190,8 @@ CASES = {
     "unknown model": lambda tmp: qv.load("toy-llama"),
     "unknown folder": lambda tmp: qv.load("./nowhere"),
     "unknown dtype": lambda tmp: qv.load("toy-gptj", dtype="float12"),
+    "a dtype of whole numbers": lambda tmp: qv.load("toy-gptj", dtype=torch.int8),
+    "a device without numbers": lambda tmp: qv.load("toy-gptj", device="meta"),
     "unknown backend": lambda tmp: qv.load("toy-gptj", backend="nnsight"),
     "other architecture": other_architecture,
     "mixture of experts": lambda tmp: other_architecture(tmp, "Qwen3MoeForCausalLM"),

@@ -95,12 +95,12 @@ def test_tokens_that_look_like_html_are_seen():
         "model": "m", "prompt": 0, "position": [0, 1], "token": ["<s>", " A&B"], "kind": "ffn", "layer": 0,
         "score": 1.0, "ffn": 1.0, "attn": 0.0, "promoted": "<b>",
     })  # fmt: skip
-    names = ["0: &lt;s>", "1: A&amp;B"]
+    names = ["0: &lt;s&gt;", "1: A&amp;B"]
     assert list(plots.token_heatmap(frame).data[0].y) == names
     bars = plots.token_bars(frame).data[0]
-    assert (list(bars.x), list(bars.hovertext)) == (names, ["&lt;b>", "&lt;b>"])
+    assert (list(bars.x), list(bars.hovertext)) == (names, ["&lt;b&gt;", "&lt;b&gt;"])
     promoted = table(1).assign(promoted=[["<s>", "&lt;"]])
-    assert plots.neuron_table(promoted).data[0].cells["values"][3] == ["'&lt;s>', '&amp;lt;'"]
+    assert plots.neuron_table(promoted).data[0].cells["values"][3] == ["'&lt;s&gt;', '&amp;lt;'"]
 
 
 @pytest.mark.parametrize("draw", [plots.removal_curve, plots.lasting])
