@@ -8,6 +8,7 @@ own float64 code ends 2e-5 from NAS, SPHERE and BetaEdit (1e-4 where facts come 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -325,3 +326,66 @@ def test_ultraedit(lens, run):
     whole = qv.edit(lens, [r for turn in turns for r in turn], editor, batch_size=3)
     apart = sum(patch.deltas[2, "W_out"].dense() for patch in patches)
     assert relative(whole.deltas[2, "W_out"].dense(), apart) < 1e-5
+
+
+#: NSE 9ef6573 and SimIE 3a697bc (their repositories), run by us on the tiny GPT-J with the facts of
+#: `betaedit` and MEMIT's settings, in float32: norms of each delta, and LEFT @ delta @ RIGHT
+RELEASED = json.loads((Path(__file__).parent / "released.json").read_text())
+DRAWN = torch.Generator().manual_seed(0)
+LEFT, RIGHT = (
+    torch.randn(size, generator=DRAWN, dtype=torch.float64) for size in ((8, 256), (64,))
+)
+
+
+def assert_probed(deltas, probed, norms, tolerance):
+    for layer in LAYERS:
+        dense, expected = deltas[layer], torch.tensor(probed[str(layer)], dtype=torch.float64)
+        assert float(dense.norm()) == pytest.approx(norms[str(layer)], rel=tolerance)
+        assert relative(LEFT @ (dense @ RIGHT), expected) < tolerance
+
+
+def memits_settings(record):
+    h = record["hparams_llm"]
+    return {"layers": LAYERS, **search_of(h)}
+
+
+@pytest.mark.parametrize("of", RELEASED["nse"], ids=lambda of: f"near{of['near']}-far{of['far']:g}")
+def test_nse_as_released(lens, statistics, of):
+    """Three batches in a row: all facts in two rounds; the near ones left out; the far ones too,
+    three rounds. There z* is searched for all facts on the unedited model first. With the released
+    lam W moves by so little that its rounding shows."""
+    record, _ = read("betaedit")
+    settings = {name: of[name] for name in ("near", "far", "share", "lam", "rounds")}
+    editor = qv.NSE(**memits_settings(record), **settings)
+    requests = requests_of(record["runs"]["tau3"]["requests"])
+    batches = [requests[i : i + 3] for i in range(0, 9, 3)]
+    templates = ("{}", *record["context_templates"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "1 of 3 facts are farther")
+        patches = in_a_row(lens, batches, editor, statistics, templates)
+    chosen = [count for patch in patches for _, count in patch.info["neurons"]]
+    assert chosen == of["chosen"]
+    for patch, probed, norms in zip(patches, of["deltas"], of["norms"], strict=True):
+        deltas = {layer: patch.deltas[layer, "W_out"].dense() for layer in LAYERS}
+        assert_probed(deltas, probed, norms, 5e-4 if of["lam"] == 15000 else 5e-5)
+    for layer in LAYERS:
+        S = sum(patch.kept[layer, "W_out"].dense() for patch in patches)
+        assert float(S.norm()) == pytest.approx(of["S"][str(layer)], rel=1e-5)
+
+
+@pytest.mark.parametrize("of", RELEASED["simie"], ids=lambda of: f"{of['lam']:g}-{of['unedited']}")
+def test_simie_as_released(lens, statistics, of):
+    """Six facts around MEMIT, whose W_e both take from here (`test_editors` compares it). With the
+    released lam W moves by so little that its rounding shows."""
+    record, _ = read("betaedit")
+    memit = qv.MEMIT(lam=100.0, **memits_settings(record))
+    editor = qv.SimIE(editor=memit, lam=of["lam"], unedited=of["unedited"])
+    requests = requests_of(record["runs"]["tau3"]["requests"][:6])
+    templates = ("{}", *record["context_templates"])
+    tolerance = 1e-3 if of["lam"] == 1e4 else 2e-5
+    whole = qv.edit(lens, requests, editor, statistics=statistics, templates=templates)
+    deltas = {layer: whole.deltas[layer, "W_out"].dense() for layer in LAYERS}
+    assert_probed(deltas, of["deltas"], of["norms"], tolerance)
+    patches = in_a_row(lens, [[one] for one in requests], editor, statistics, templates)
+    deltas = {layer: sum(p.deltas[layer, "W_out"].dense() for p in patches) for layer in LAYERS}
+    assert_probed(deltas, of["deltas"], of["norms"], tolerance)
