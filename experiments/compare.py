@@ -232,10 +232,17 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
 
 
 def _drawn(lens: Lens, asked: Cases, once: Once) -> DrawnCases:
-    if asked.data in OF_WORLD and usual(lens, "") == ATLAS:
-        drawn = _of_atlas if asked.data == "facts" else _chains_of_atlas
-        return once(drawn, lens, asked.count, asked.seed)
-    return once(cases_of, lens, asked.data, asked.count, asked.seed, asked.known)
+    return drawn_cases(lens, asked.data, asked.count, asked.seed, asked.known, once)
+
+
+def drawn_cases(
+    lens: Lens, data: str, count: int, seed: int, known: bool, once: Once
+) -> DrawnCases:
+    """`count` cases of a file; 'facts' and 'multihop' are the bundled world's for its models, for
+    others those of the atlas that the model knows."""
+    if data in OF_WORLD and usual(lens, "") == ATLAS:
+        return once(_of_atlas if data == "facts" else _chains_of_atlas, lens, count, seed)
+    return once(cases_of, lens, data, count, seed, known)
 
 
 def _of_atlas(lens: Lens, count: int, seed: int) -> DrawnCases:

@@ -48,7 +48,7 @@ TABLES = (
         "Edits one after another, all asked at the end",
         ("efficacy_acc@25", "efficacy_acc@50", "efficacy_acc@75", *OF_FACTS),
     ),
-    ("multihop", "MQuAKE's chains of 2 to 4 hops, chain of thought", OF_CHAINS),
+    ("multihop", "Chains of facts, chain of thought", OF_CHAINS),
     ("multihop_batch", "The chains' edits in one batch", OF_CHAINS),
     ("multihop_consecutive", "The chains' edits one after another", OF_CHAINS),
 )
@@ -61,13 +61,13 @@ def comparison(results: Path) -> str:
         "",
         "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
         "`experiments/single.py` and `experiments/editors.py`; settings: the model's presets, by "
-        "`qv-lens tune` on other facts). Percent, mean and in square brackets its 95% interval over "
+        "`qv-lens tune`, on facts of the atlas of which at most three are among those asked here). Percent, mean and in square brackets its 95% interval over "
         "the cases (Wilson's of shares of 0 and 1, Student's t of other values). `_gen`: what the "
         "model says, greedy, begins with the answer; `_acc`: every token of the answer is the "
         "argmax; `_success`: the new answer is likelier than the old one. Fluency is n-gram entropy "
         "times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread "
         "with another job beside it. In round brackets: of how many cases (after a metric: for "
-        "every method), where not all have such prompts. Only what is printed here was run.",
+        "every method), where not all have such prompts. Editors that were not run are left out.",
     ]
     for name, title, metrics in TABLES:
         for (model, data), frame in _by(results / f"{name}.parquet", ["model", "data"]):

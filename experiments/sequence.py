@@ -5,9 +5,9 @@ text.
     qv-lens run experiments/sequence.py --set data=counterfact.json --set 'method=["UltraEdit"]' --set count=10000 \
         --set batch=100
 
-CounterFact facts that the model knows, in a row that a seed draws; checkpoints at 1, 10, 100, 300,
-1,000 and so on. Killed at any moment, the same command goes on within a row: the patch in force is
-kept in the user's cache. Source: the consecutive protocol of ROME's and MEMIT's successors; MPES and
+Facts that the model knows (CounterFact's, or without `data` those of the atlas, which are fewer),
+in a row that a seed draws; checkpoints at 1, 10, 100, 300, 1,000 and so on. Killed at any moment,
+the same command goes on within a row: the patch in force is kept in the user's cache. Source: the consecutive protocol of ROME's and MEMIT's successors; MPES and
 ENCORE, UltraEdit and SimIE go to 10,000 and more."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from experiments.compare import statistics_of
+from experiments.compare import drawn_cases, statistics_of
 from experiments.prompts import at_least, check_files
 from qv_lens.cache import cache_folder
 from qv_lens.editing.edit import reads_statistics
@@ -30,7 +30,6 @@ from qv_lens.facts.files import read_texts
 from qv_lens.models.lens import Lens
 from qv_lens.plots import lasting as figure
 from qv_lens.runs.experiment import Once, directly
-from qv_lens.world.evaluation import cases_of
 
 __all__ = ["GRID", "MEASURES", "RESULTS", "Task", "figure", "rows"]
 
@@ -47,7 +46,7 @@ class Task:
     method: str
     """The editor's preset."""
     data: str = "facts"
-    """A file of edits ('facts': the bundled world's)."""
+    """A file of edits ('facts': those of the atlas that the model knows; of a toy its world's)."""
     count: int = 1_000
     """How many edits."""
     batch: int = 1
@@ -84,7 +83,7 @@ RESULTS = "sequences"
 def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     """The rows of `sequence`."""
     known = task.known and task.data != "facts"
-    drawn = once(cases_of, lens, task.data, task.count, task.seed, known)
+    drawn = drawn_cases(lens, task.data, task.count, task.seed, known, once)
     editor = preset_of(task.model, task.method).editor
     texts = enough(lens, read_texts(Path(task.held_out)), TOKENS) if task.held_out else ()
     C0 = once(statistics_of, lens, task.text, 0) if reads_statistics(editor) else None
