@@ -411,6 +411,12 @@ def reads_statistics(editor: object) -> bool:
     return getattr(editor, "reads_statistics", False)
 
 
+def style_of(editor: object) -> str:
+    """Of which kind the sampled contexts of an editor are (`keys.contexts`): MEMIT's where it names
+    none."""
+    return getattr(editor, "style", "memit")
+
+
 def check_statistics(lens: Lens, editor: Any, statistics: object) -> None:
     """Raise `EditError`, before anything is searched, for statistics that are not `Statistics`, or
     that are absent although the editor reads them."""

@@ -26,7 +26,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.editing.bounds import Positive
-from qv_lens.editing.edit import Deltas, Editor, Job, check_editor, reads_statistics
+from qv_lens.editing.edit import (
+    Deltas,
+    Editor,
+    Job,
+    check_editor,
+    reads_statistics,
+    style_of,
+)
 from qv_lens.editing.editors import editors
 from qv_lens.editing.layer_by_layer import ClosedForm
 from qv_lens.editing.presets import editor_of
@@ -59,11 +66,21 @@ class SimIE:
     @property
     def reads_statistics(self) -> bool:
         """Whether the wrapped editor reads C0."""
-        if isinstance(self.editor, str):
-            kinds = {name.lower(): kind for name, kind in editors().items()}
-            kind = kinds.get(self.editor.split(".")[0].lower())
-            return kind is not None and kind is not SimIE and reads_statistics(kind())
-        return reads_statistics(self.editor)
+        wrapped = self._wrapped()
+        return wrapped is not None and reads_statistics(wrapped)
+
+    @property
+    def style(self) -> str:
+        """Of which kind the wrapped editor's contexts are."""
+        return style_of(self._wrapped())
+
+    def _wrapped(self) -> Editor | None:
+        """The wrapped editor, for a name its class's defaults; None where there is no such editor."""
+        if not isinstance(self.editor, str):
+            return self.editor
+        kinds = {name.lower(): kind for name, kind in editors().items()}
+        kind = kinds.get(self.editor.split(".")[0].lower())
+        return None if kind is None or kind is SimIE else kind()
 
     def written(self, lens: Lens) -> tuple[tuple[int, ...], tuple[Module, ...]]:
         """The layers and modules that the wrapped editor, a closed form, writes. Raises `EditError`

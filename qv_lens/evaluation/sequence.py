@@ -26,7 +26,14 @@ from typing import Any
 
 import pandas as pd
 
-from qv_lens.editing.edit import Editor, Factored, check_editor, check_statistics, edit
+from qv_lens.editing.edit import (
+    Editor,
+    Factored,
+    check_editor,
+    check_statistics,
+    edit,
+    style_of,
+)
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
@@ -103,7 +110,7 @@ def sequence(
     wanted = sorted({at for at in checkpoints if 0 < at <= len(cases)} | {len(cases)})
     key = _key(lens, cases, editor, metrics, wanted, batch, sample, held_out, seed, statistics)
     done = _resumed(room, key)
-    templates, factored = contexts(lens, seed), Factored(statistics)
+    templates, factored = contexts(lens, seed, style_of(editor)), Factored(statistics)
     patches = [] if done.patch is None else [Patch.load(room / done.patch)]
     if done.done == 0 and not done.rows and held_out:
         done.rows.append([0, "model", "perplexity", *[perplexity(lens, held_out)] * 2, 1])
