@@ -471,3 +471,93 @@ def without(lens, units):
 def test_candidates_that_mean_nothing_are_refused(options, words):
     with pytest.raises(qv.QVLensError, match=words):
         qv.neuron_effects(tiny_lens("gptj"), FACTS, **options)
+
+
+def replaced(lens, units, values):
+    """Coefficients held at values, each at the prompt's last token."""
+    return lens.intervene(
+        *(
+            qv.Replace(qv.NeuronSet.of([unit]), float(values[unit]), "last")
+            for unit in dict.fromkeys(units)
+        )
+    )
+
+
+@pytest.mark.parametrize("candidates", [None, 4])
+def test_rounds_against_a_baseline_take_out_to_the_baseline(candidates, true_float64):
+    """What was found before stands at the mean, and not at zero; so does a candidate that is really
+    taken out."""
+    lens = tiny_lens("gptj")
+    mean = lens.trace(FACTS).m.mean(1)
+    found = qv.neuron_effects(
+        lens, FACTS, 3, rounds=3, baseline="mean",
+        **({} if candidates is None else {"candidates": candidates}),
+    )  # fmt: skip
+    for i, fact in enumerate(FACTS):
+        rows, taken = found.frame[found.frame["prompt"] == i], []
+        for unit, score in zip(
+            zip(rows["layer"], rows["neuron"], strict=True), rows["score"], strict=True
+        ):
+            with replaced(lens, taken, mean):
+                now = qv.neuron_effects(lens, fact, None).frame.set_index(["layer", "neuron"])
+                before = lens.logprob(fact)
+            layers, neurons = (torch.tensor(now.index.get_level_values(n)) for n in (0, 1))
+            # gradient times m, against the mean: gradient times (m - mean)
+            share = 1 - mean[layers, neurons].double().numpy() / now["coefficient"]
+            slope = (now["score"] * share).drop(taken).sort_values(ascending=False)
+            if candidates is None:
+                assert (slope.index[0], slope.iloc[0]) == (unit, pytest.approx(score, abs=1e-8))
+            else:
+                losses = {}
+                for other in slope.index[:candidates]:
+                    with replaced(lens, [*taken, other], mean):
+                        losses[other] = before - lens.logprob(fact)
+                assert max(losses, key=losses.__getitem__) == unit
+                assert losses[unit] == pytest.approx(score, abs=1e-9)
+            taken.append(unit)
+
+
+def test_candidates_of_a_contrast_lose_the_difference(true_float64):
+    """The second answer is another one for each prompt."""
+    lens = tiny_lens("gptj")
+    found = qv.neuron_effects(lens, FACTS, 1, target=("Paris", "answer"), candidates=3, rounds=1)
+    for i, fact in enumerate(FACTS):
+        tokens = lens.answer_ids(fact.to("Paris").target)[0], lens.answer_ids(fact)[0]
+
+        def difference(fact=fact, tokens=tokens):
+            logits = lens.logits([list(lens.tokenize(fact)[0].ids)])[0, -1]
+            return float(logits[tokens[0]] - logits[tokens[1]])
+
+        (row,) = found.frame[found.frame["prompt"] == i].itertuples()
+        with without(lens, [(row.layer, row.neuron)]):
+            taken_out = difference()
+        assert row.score == pytest.approx(difference() - taken_out, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounds_of_heads_take_one_head_out(kind, true_float64):
+    lens = tiny_lens(kind)
+    found = qv.neuron_effects(lens, FACTS[0], 3, rounds=3, unit="head")
+    taken = []
+    for unit, score in zip(found.units, found.frame["score"], strict=True):
+        chosen = found.where(
+            lambda frame: frame[["layer", "head"]].apply(tuple, axis=1).isin(taken)
+        )
+        with lens.intervene(qv.Zero(chosen, "last")) if taken else nullcontext():
+            frame = qv.neuron_effects(lens, FACTS[0], None, unit="head").frame
+        pairs = list(zip(frame["layer"], frame["head"], strict=True))
+        left = frame[[pair not in taken for pair in pairs]]
+        best = left.iloc[0]
+        assert (int(best["layer"]), int(best["head"])) == unit
+        assert best["score"] == pytest.approx(score, abs=1e-9)
+        taken.append(unit)
+
+
+@pytest.mark.parametrize("over", ["set", "category"])
+def test_the_coefficient_of_prompts_added_up_is_their_mean(over):
+    lens = tiny_lens("gptj")
+    facts = [FACTS[0], qv.Fact("{} works for", "Norway", "Oslo", category="company")]
+    frame = qv.neuron_effects(lens, facts, None, over=over).frame
+    m = lens.trace(facts).m.mean(1)
+    for row in frame.iloc[::37].itertuples():
+        assert row.coefficient == pytest.approx(float(m[row.layer, row.neuron]), rel=1e-5)

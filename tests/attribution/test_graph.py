@@ -9,9 +9,12 @@ from contextlib import ExitStack
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import pearsonr, spearmanr
 from torch import nn
 
 import qv_lens as qv
+from qv_lens.attribution import edges
+from qv_lens.attribution.edges import agreement
 from tests.models import BACKENDS, KINDS, TINY, lens_and_twin, tiny_lens
 
 FACTS = [
@@ -295,3 +298,49 @@ def test_a_graph_without_edges_says_so():
     graph = qv.edge_effects(lens, fact, qv.qv_graph(lens, fact, value.top(5), query))
     assert not len(graph.edges)
     assert graph.edges.attrs["tested"].startswith("No edge leads")
+
+
+def test_agreement_is_the_mean_of_the_prompts_correlations():
+    g = torch.Generator().manual_seed(0)
+    columns = ("weight", "predicted_m", "lost_m", "lost_logprob")
+    tested = pd.DataFrame(torch.randn(14, 4, generator=g).double().numpy(), columns=list(columns))
+    tested["prompt"] = [0] * 8 + [1] * 6
+    found = agreement(tested)
+    for name, one, other in (
+        ("m", "predicted_m", "lost_m"),
+        ("logprob", "weight", "lost_logprob"),
+    ):
+        parts = [(rows[one], rows[other]) for _, rows in tested.groupby("prompt")]
+        for method, of in (("pearson", pearsonr), ("spearman", spearmanr)):
+            wanted = sum(of(*pair).statistic for pair in parts) / len(parts)
+            assert found[f"{method}_{name}"] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("method", ["grad", "share", "inner_product"])
+def test_what_a_value_neuron_would_hear_less(method, true_float64):
+    """v_q . subkey to the letter; else the weight, freed of what the value neuron is worth."""
+    lens = tiny_lens("gptj")
+    value = qv.value_neurons(lens, FACTS, 4)
+    query = qv.query_neurons(lens, FACTS, value, 6, method=method)
+    drawn = qv.qv_graph(lens, FACTS, value, query, method=method)
+    tested = qv.edge_effects(lens, FACTS, drawn).edges
+    rows = value.frame.set_index(["prompt", "layer", "neuron"])
+    for edge in tested.itertuples():
+        nodes = drawn.nodes[drawn.nodes["prompt"] == edge.prompt].set_index("id")
+        target = rows.loc[(edge.prompt, *nodes.loc[edge.target, ["layer", "neuron"]])]
+        wanted = edge.weight
+        if method != "inner_product":
+            wanted = edge.weight * target["coefficient"] / target["score"]
+        assert edge.predicted_m == pytest.approx(wanted, rel=1e-6)
+
+
+def test_query_neurons_asked_a_few_at_a_time_are_what_they_are_together(monkeypatch, true_float64):
+    lens = tiny_lens("gptj")
+    value = qv.value_neurons(lens, FACTS, 4)
+    query = qv.query_neurons(lens, FACTS, value, 10, through="attention")
+    drawn = qv.qv_graph(lens, FACTS, value, query)
+    whole = qv.edge_effects(lens, FACTS, drawn).edges
+    monkeypatch.setattr(edges, "TOGETHER", 3)
+    split = qv.edge_effects(lens, FACTS, drawn).edges
+    assert whole["lost_m"].abs().max() > 1e-3
+    pd.testing.assert_frame_equal(split, whole)

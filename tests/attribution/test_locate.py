@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
 import qv_lens as qv
-from qv_lens.attribution.locate import Layers
+from qv_lens.attribution.locate import Layers, layer_counts
 from tests.attribution.test_value import FACTS
 from tests.models import tiny_lens
 
@@ -84,3 +86,31 @@ def test_layers_are_ranked_by_the_sums_of_their_neurons(
         )
     attributes = {"norm": norm, "base": base, "method": method, "position": position, "prompts": 2}
     assert attributes.items() <= found.frame.attrs.items()
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_layers_by_effects_are_ranked_by_what_the_answer_loses(kind):
+    """The positive effects of the best neurons, with so many of them that some are negative."""
+    lens = tiny_lens(kind)
+    most = lens.n_layers * lens.d_mlp
+    found = qv.locate(lens, FACTS, "subject_last", by="effects", top=most)
+    frame = qv.neuron_effects(lens, FACTS, None, positions="subject_last").frame
+    wanted = frame[frame["score"] > 0].groupby("layer")["score"].sum()
+    scores = found.frame[found.frame["kind"] == "value"].set_index("layer")["score"]
+    wanted = wanted.reindex(range(lens.n_layers), fill_value=0.0)  # nothing reads the last one
+    assert scores.tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert found.value == tuple(wanted.sort_values(ascending=False, kind="stable").index)
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    # ACE's 3 value and 6 query layers of GPT-J's 28, 5 and 3 of Qwen3-8B's 36
+    [
+        ("gptj", {3: (1, 1), 12: (1, 3), 28: (3, 6)}),
+        ("qwen3-gqa", {3: (1, 1), 12: (2, 1), 36: (5, 3)}),
+    ],
+)
+def test_so_many_layers_are_edited(kind, counts):
+    backend = tiny_lens(kind).backend_adapter
+    for n_layers, wanted in counts.items():
+        assert layer_counts(SimpleNamespace(n_layers=n_layers, backend_adapter=backend)) == wanted

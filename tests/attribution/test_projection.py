@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution.projection import projected, surface_forms
+from qv_lens.attribution.projection import logit_lens, projected, surface_forms
 from tests.models import tiny_lens
 
 
@@ -146,3 +146,34 @@ def test_interpretable_looks_for_any_form_among_the_top():
     assert qv.interpretable(lens, neurons, "play", 2).tolist()[3]
     shown = qv.NeuronSet(neurons.frame.set_axis([9, 7, 5, 3]))
     assert qv.interpretable(lens, shown, "play", 1).index.tolist() == [9, 7, 5, 3]
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_the_logit_lens_reads_every_layer_by_its_own_scale(kind, true_float64):
+    lens = tiny_lens(kind)
+    fact = qv.Fact("The capital of {} is the city of", "Norway", "Oslo")
+    frame = logit_lens(lens, fact, 3)
+    hf, ids = lens.hf, torch.tensor([lens.tokenize(fact)[0].ids])
+    streams = hf(ids, output_hidden_states=True).hidden_states
+    norm = hf.transformer.ln_f if kind == "gptj" else hf.model.norm
+    for layer in range(lens.n_layers - 1):  # the last of them is normed already
+        p = hf.lm_head(norm(streams[layer + 1][0])).softmax(-1)
+        rows = frame[frame["layer"] == layer].sort_values("position")
+        assert rows["probability"].tolist() == pytest.approx(p.amax(-1).tolist(), rel=1e-6)
+        answer = p[:, lens.answer_ids(fact)[0]].tolist()
+        assert rows["answer"].tolist() == pytest.approx(answer, rel=1e-6)
+
+
+def test_interpretable_counts_the_unembeddings_bias():
+    """Of vectors that are short beside it the bias alone chooses the tokens."""
+    lens = tiny_lens("gptj")
+    lens.w_out(1).mul_(1e-6)
+    lens.hf.lm_head.bias.data[:] = torch.linspace(0, 1, len(lens.hf.lm_head.bias)).to(
+        lens.hf.lm_head.bias
+    )
+    neurons = qv.NeuronSet.of([(1, 3), (1, 8)])
+    likeliest = qv.vocabulary(lens, neurons, 1, bias=True)["promoted"].iloc[0][0]
+    told = [
+        qv.interpretable(lens, neurons, likeliest, 1, bias=bias).tolist() for bias in (True, False)
+    ]
+    assert told == [[True, True], [False, False]]

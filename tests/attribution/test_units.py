@@ -13,7 +13,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.attribution import engine, moments
-from qv_lens.attribution.layers import HOWS
+from qv_lens.attribution.layers import HOWS, by_token
 from qv_lens.attribution.setting import setting
 from tests.attribution.test_value import FACTS, final_sigma, log_prob
 from tests.models import KINDS, tiny_lens
@@ -435,6 +435,31 @@ def test_how_far_a_vector_moves_a_logit_where_a_gain_is_uneven():
         assert (lengths.vector(V) * lengths.token.max() < 5 * largest).all()
     plain = V.norm(dim=1) * U.norm(dim=0).max()
     assert (plain > 20 * largest).all()
+
+
+def test_the_bound_is_needed_where_every_token_is_as_far():
+    """One coordinate: Cauchy-Schwarz is tight, and half of the bound would let errors above the
+    tolerance through."""
+    U = (torch.arange(400) % 2).double()[None]
+    V = torch.logspace(-3, -1, 600, dtype=torch.float64)[:, None]
+    log_p = torch.full((1, 400), -math.log(400), dtype=torch.float64)
+    task = engine.Problems(U, log_p, torch.tensor([0]), torch.ones(1, 600, dtype=torch.float64))
+    split = moments.HeadAndTail.of(U, log_p, 10**9)
+    got = moments.log_sums_by_moments(V, task, split)
+    exact = (log_p[0] + V @ U).logsumexp(1)
+    error = (got.value[0] - exact).abs()
+    assert error.max() < moments.TOLERANCE
+    assert error[~got.fallback[0]].max() > moments.TOLERANCE * 0.8
+
+
+def test_importance_by_token_is_the_layers_that_add_most():
+    lens = tiny_lens("gptj")
+    fact = FACTS[0]
+    frame = by_token(lens, fact).set_index("position")
+    for kind in ("ffn", "attn"):
+        rows = qv.layer_scores(lens, fact, kind, "layer_vector", positions="all")
+        most = {at: max(part["score"]) for at, part in rows.groupby("position")}
+        assert frame[kind].to_dict() == pytest.approx(most)
 
 
 def test_the_second_moment_of_any_size():
