@@ -129,21 +129,34 @@ def test_an_adapter_holds_two_facts_of_one_key(tmp_path):
     assert patch.deltas[0, "W_out"].norm() == pytest.approx(float(whole.norm()), rel=1e-9)
 
 
-def test_damp_is_an_option_of_nse_too():
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_damp_is_an_option_of_nse_too(share):
     """Half of the part along the principal directions of the weight's normalised columns is taken
     out."""
     lens = tiny_lens("gptj")
     options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
     one = {"rounds": 1, "share": 1.0}
     free = qv.edit(lens, REQUESTS, nse(**one), **options).deltas[1, "W_out"].dense()
-    damped = qv.edit(lens, REQUESTS, nse(damp=0.5, **one), **options).deltas[1, "W_out"].dense()
+    editor = nse(damp=0.5, spectrum=share, **one)
+    damped = qv.edit(lens, REQUESTS, editor, **options).deltas[1, "W_out"].dense()
     W = lens.w_out(1).double()
     columns = W / W.norm(dim=0)
     spectrum, vectors = torch.linalg.eigh(columns @ columns.T)
     spectrum, vectors = spectrum.flip(0), vectors.flip(1)
-    count = int((spectrum.cumsum(0) <= 0.5 * spectrum.sum()).sum()) + 1
+    count = int((spectrum.cumsum(0) <= share * spectrum.sum()).sum()) + 1
     top = vectors[:, :count]
     close(damped, free - 0.5 * top @ top.T @ free, 1e-6)
+
+
+def test_damp_takes_from_each_batch_what_is_its_own():
+    lens, editor = tiny_lens("gptj"), nse(damp=0.5, rounds=2, share=1.0)
+    options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
+    whole = qv.edit(lens, REQUESTS[:2], editor, batch_size=1, **options)
+    first = qv.edit(lens, REQUESTS[0], editor, **options)
+    with lens.patched(first):
+        second = qv.edit(lens, REQUESTS[1], editor, **options)
+    apart = first.deltas[1, "W_out"].dense() + second.deltas[1, "W_out"].dense()
+    close(whole.deltas[1, "W_out"].dense(), apart, 1e-9)
 
 
 def test_targets_searched_ahead_are_not_those_of_an_earlier_nse():

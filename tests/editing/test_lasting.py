@@ -4,6 +4,7 @@ Face's modules."""
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -384,3 +385,18 @@ def test_a_sum_of_patches_is_remembered_as_its_parts(editor):
     with lens.patched(dataclasses.replace(whole, kept=dense)):
         together = qv.edit(lens, third, editor, **options)
     close(together.deltas[1, "W_out"].dense(), apart.deltas[1, "W_out"].dense(), 1e-6)
+
+
+def test_the_limit_of_an_update_is_a_facts():
+    """Of two facts the norm over sqrt(2) counts."""
+    lens = tiny_lens("gptj")
+    C0 = covariance(lens, TEXTS, [1])
+    options = {"threshold": 1.0, "L2": 0.1, "lam": 1.0, "steps": 4}
+    edit = lambda limit: qv.edit(  # noqa: E731
+        lens, REQUESTS[:2], qv.BetaEdit(layers=(1,), limit=limit, **options),
+        statistics=C0, templates=TEMPLATES,
+    )  # fmt: skip
+    norm = float(edit(1e9).deltas[1, "W_out"].norm())
+    edit(1.01 * norm / math.sqrt(2))
+    with pytest.raises(qv.QVLensError, match="nothing was kept"):
+        edit(0.99 * norm / math.sqrt(2))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.attribution.gradients import transmission_paths
 from qv_lens.errors import EditError
 from tests.attribution.test_gradients import hf_name
 from tests.editing.test_closed_form import REQUESTS
@@ -310,6 +311,34 @@ def test_ctp(kind, case):
                 else torch.zeros_like(want)
             )
             torch.testing.assert_close(got, want, atol=1e-8, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "option", [{}, {"gate": True}, {"score": "norm"}, {"paths": "k_best"}], ids=repr
+)
+def test_ctp_trains_the_nodes_of_its_paths_and_no_others(option):
+    lens = tiny_lens("qwen3-gqa")
+    editor = qv.CTP(
+        top=4, bottom=2, epochs=1, every=1, lr=2e-3, batch_size=1, train_b_out=False, **option
+    )
+    patch = qv.edit(lens, [REQUESTS[0], REQUESTS[1]], editor)
+    marked = transmission_paths(
+        lens, REQUESTS[:2], 4, 2, batch_size=1,
+        **{"score": editor.score, "paths": editor.paths, "gate": editor.gate},
+    )  # fmt: skip
+    marked = marked[marked["path"].isin(["T+", "T-"])]
+    names = {"value": ["W_out"], "key": ["W_in", *(["W_gate"] if editor.gate else [])]}
+    wanted: dict[tuple[int, str], set[int]] = {}
+    for row in marked.itertuples():
+        for name in names[row.kind]:
+            if name in lens.parameter_names:
+                wanted.setdefault((row.layer, name), set()).add(row.neuron)
+    found = {}
+    for (layer, name), delta in patch.deltas.items():
+        if name.startswith("W_"):
+            entries = delta.dense().abs().sum(1 if name == "W_out" else 0)
+            found[layer, name] = set(entries.nonzero()[:, 0].tolist())
+    assert found == wanted
 
 
 def test_ctp_of_one_request_takes_its_own_settings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import qv_lens as qv
 from qv_lens.evaluation import faithfulness as module
 from qv_lens.evaluation.faithfulness import lost_at
+from qv_lens.models.units import random_neurons
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from tests.models import BACKENDS, tiny_lens
@@ -222,6 +224,49 @@ def test_what_is_taken_out_goes_to_the_baseline():
         one = qv.Replace(qv.NeuronSet.of([(layer, neuron)]), value, "last")
         with lens.intervene(one):
             assert row.logprob == pytest.approx(lens.logprob(FACTS[row.prompt]), abs=1e-9)
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_each_prompt_goes_to_its_own_baseline(positions):
+    """Of other prompts as the baseline each prompt has its own."""
+    lens = tiny_lens("gptj")
+    every = world_cases.facts(generator.build(0), "P641")
+    alike = [fact for fact in every if len(lens.tokenize(fact)[0].ids) == 8]
+    facts, others = alike[:2], [fact.text for fact in alike[2:4]]
+    best = qv.NeuronSet.of([(1, 5)])
+    frame = qv.faithfulness(
+        lens, facts, {"one": best}, (1,), baseline=others, positions=positions, seeds=0
+    )
+    there = lens.trace(others, positions)
+    for i, fact in enumerate(facts):
+        rows = there.m[1, there.prompt == i, 5]
+        length = len(lens.tokenize(fact)[0].ids)
+
+        def put(m, rows=rows, length=length):
+            m[0, length - len(rows) : length, 5] = rows
+            return m
+
+        ids = [list(lens.tokenize(fact)[0].ids)]
+        logits = lens.logits(ids, [(lens.backend_adapter.coefficient(1), put)])
+        wanted = float(logits[0, -1].log_softmax(-1)[lens.answer_ids(fact)[0]])
+        assert frame["logprob"][frame["prompt"] == i].item() == pytest.approx(wanted, abs=1e-9)
+
+
+def test_a_draw_of_all_units_has_every_unit_once():
+    lens = tiny_lens("gptj")
+    drawn = random_neurons(lens, lens.n_layers * lens.d_mlp, random.Random(0)).units
+    assert sorted(drawn) == [(i, k) for i in range(lens.n_layers) for k in range(lens.d_mlp)]
+
+
+def test_an_area_is_a_prompts_mean_over_its_draws():
+    rows = [
+        ("random", seed, prompt, False, k, -1.0 + depth, -1.0, -9.0)
+        for (seed, prompt), depth in {(0, 0): -3.0, (1, 0): 0.0, (0, 1): -1.0, (1, 1): -2.0}.items()
+        for k in (1, 10)
+    ]
+    columns = ["ranking", "seed", "prompt", "kept", "k", "logprob", "clean", "empty"]
+    (row,) = module.areas(pd.DataFrame(rows, columns=columns)).itertuples()
+    assert (row.prompts, row.area) == (2, -1.5)
 
 
 def test_areas_by_hand():

@@ -154,6 +154,33 @@ def test_what_is_asked_of_a_chain():
     }
 
 
+def test_other_names_count_on_their_side_of_a_chain():
+    """Those of a hop with it, the new answer's with the edit of its hop, also where that is not the
+    first one."""
+    hops = (Hop("q1", "c1", "Spain", ("ES",)), Hop("q2", "c2", "Madrid", ("Villa",)))
+    new = (hops[0], Hop("q2", "c2", "Paris", ("Lutetia",)))
+    case = MultiHopCase(
+        7, (FACT.to("Paris"),), ("Q",), "Madrid", "Paris", ("Villa",), ("Lutetia",), hops, new, (1,), ("cloze",)
+    )  # fmt: skip
+    aliases = {name: [p.aliases for p in probes] for name, probes in questions(case).items()}
+    assert aliases["rewrite_new"] == [("Lutetia",)]
+    assert aliases["rewrite_old"] == [()]
+    assert aliases["near_old"] == [("ES",)]
+    assert aliases["hops_old"] == [("ES",), ("Villa",)]
+    assert aliases["hops_new"] == [("ES",), ("Lutetia",)]
+    assert (aliases["onward_old"], aliases["onward_new"]) == ([("Villa",)], [("Lutetia",)])
+
+
+def test_a_summary_is_of_the_last_step_and_the_median_second():
+    rows = [
+        (0, 1, 0.0, 1.0, 1.0), (0, 2, 0.0, 0.0, 1.0), (1, 1, 0.0, 1.0, 10.0), (1, 2, 0.0, 0.0, 10.0),
+        (2, 2, 0.0, 1.0, 1.0),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["case", "step", "before", "after", "seconds"])
+    (row,) = summary(frame.assign(metric="a", relative_norm=0.0)).itertuples()
+    assert (row.after, row.cases, row.seconds) == (pytest.approx(1 / 3), 3, 1.0)
+
+
 def test_what_is_written_counts_by_any_name():
     case = replace(
         CASE,

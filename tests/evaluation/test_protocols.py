@@ -18,7 +18,7 @@ from qv_lens.editing import layer_by_layer
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation import answers, protocols
 from qv_lens.evaluation.known_cases import known
-from qv_lens.evaluation.metrics import GENERATED
+from qv_lens.evaluation.metrics import GENERATED, ngram_entropy
 from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.protocols import _compatible, evaluate, total
 from qv_lens.evaluation.questions import Generation
@@ -429,6 +429,45 @@ def test_perplexity_of_ordinary_text_stands_in_every_row(tiny):
         evaluate(lens, CASES[:1], ["efficacy_acc"], editor, held_out="one text")
     with pytest.raises(qv.QVLensError, match="no text to measure"):
         perplexity(lens, ["A"])
+
+
+def test_of_a_long_text_the_beginning_is_read(tiny):
+    lens, _ = tiny
+    limit = lens.backend_adapter.cfg.n_ctx
+    text = " ".join(CASES[i % 4].request.fact.text for i in range(60))
+    ids = torch.tensor([lens.tokenizer(text)["input_ids"][:limit]])
+    assert len(lens.tokenizer(text)["input_ids"]) > 2 * limit
+    wanted = math.exp(float(lens.hf(ids, labels=ids).loss))
+    assert perplexity(lens, [text]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_fluency_is_of_text_drawn_as_asked(tiny, tmp_path):
+    """Of the likeliest token alone it is the greedy text's; another way to draw is asked anew,
+    whatever the folder keeps."""
+    lens, _ = tiny
+    case = dataclasses.replace(CASES[0], generation=("The capital of Norway is",))
+    (prompt,) = case.generation
+    greedy = lens.generate(prompt, 20)
+    told = {}
+    for top_k in (1, 50):
+        frame = evaluate(
+            lens, [case], ["fluency"], cache=tmp_path,
+            generation=Generation(fluency_tokens=20, top_k=top_k),
+        )  # fmt: skip
+        told[top_k] = frame["after"].item()
+    assert told[1] == pytest.approx(ngram_entropy(prompt + greedy))
+    assert told[50] != pytest.approx(told[1])
+
+
+def test_a_judge_is_told_every_accepted_name(tiny):
+    lens, _ = tiny
+    case = dataclasses.replace(
+        CASES[0], neighbours=(Probe("The capital is", "Oslo", ("Kristiania",)),)
+    )
+    seen = []
+    judge = lambda prompt, said, accepted: bool(seen.append(tuple(accepted)))  # noqa: E731
+    evaluate(lens, [case], ["specificity_judged"], judge=judge)
+    assert set(seen) == {("Oslo", "Kristiania")}
 
 
 def test_a_judge_is_asked_only_where_it_is_passed(tiny):

@@ -1,0 +1,31 @@
+"""What is lost without neurons: shares by hand, and which layers are asked."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+import qv_lens as qv
+from qv_lens.evaluation import ablation
+from qv_lens.evaluation.ablation import Answers, drop
+from tests.models import tiny_lens
+
+
+def test_what_is_lost_is_lost_of_what_was_right():
+    """One of the two right answers is lost, another prompt becomes right: accuracy stays."""
+    clean = Answers([True, True, False, False], [-1.0, -1.0, -3.0, -3.0])
+    now = Answers([True, False, True, False], [-1.0, -2.0, -1.0, -3.0])
+    assert drop(clean, now) == pytest.approx((0.5, 0.5, 0.0, 0.5, 0.25))
+
+
+def test_query_layers_are_ranked_by_what_raises_the_value_neurons(monkeypatch):
+    """Scores below zero do not count: a layer of 3 and -4 is ahead of one of 1 and 0."""
+    lens = tiny_lens("gptj")
+    rows = [(0, 0, 3.0), (0, 1, -4.0), (1, 0, 1.0), (1, 1, 0.0), (2, 0, -1.0), (2, 1, -2.0)]
+    frame = pd.DataFrame(rows, columns=["layer", "neuron", "score"])
+    found = qv.NeuronSet.of([(layer, neuron) for layer, neuron, _ in rows])
+    found = qv.NeuronSet(found.frame.assign(score=frame["score"]), found.settings)
+    monkeypatch.setattr(ablation, "query_neurons", lambda *words, **options: found)
+    best = ablation._best_query_neurons(lens, None, found, 2)
+    assert list(best) == [0, 1]
+    assert best[0].units == [(0, 0), (0, 1)]
