@@ -8,7 +8,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.attribution.setting import setting
-from tests.models import KINDS, tiny_lens
+from tests.models import KINDS, tiny_lens, tiny_of, tokenizer
 
 FACTS = [
     qv.Fact("{} works for", "Olga Pelodan", "Nortek"),
@@ -242,3 +242,51 @@ def test_refusals_come_before_any_work(monkeypatch):
     for options in ({"prompts": "x"}, {"cases": []}):
         with pytest.raises(qv.QVLensError):
             qv.locate(lens, **{"cases": FACTS, **options})
+
+
+@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "OLMo 2"])
+def test_heads_behind_a_norm_are_brute_force_on_hugging_faces_modules(name, true_float64):
+    """What a head adds is its channels through W_O, scaled as the norm behind attention scales the
+    sum of all heads. Positions of a head add up to it where the score is linear."""
+    hf = tiny_of(name, torch.float64)
+    lens = qv.Lens.from_hf(tiny_of(name, torch.float64), tokenizer(), backend="bridge")
+    fact = FACTS[0]
+    ids = torch.tensor([lens.tokenize(fact)[0].ids])
+    token, block, seen = lens.answer_ids(fact)[0], hf.model.layers[1], {}
+    for key, module in (("o", block.self_attn.o_proj), ("norm", block.post_attention_layernorm)):
+        module.register_forward_hook(
+            lambda _, inputs, output, key=key: seen.update({key: (inputs[0][0, -1], output[0, -1])})
+        )
+    block.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.update(
+            x=(args[0] if args else kwargs["hidden_states"])[0, -1]
+        ),
+        with_kwargs=True,
+    )
+    hf(ids)
+    cap = getattr(hf.config, "final_logit_softcapping", None)
+
+    def logp(y):
+        logits = hf.lm_head(hf.model.norm(y[None]))[0]
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        return float(logits.log_softmax(-1)[token])
+
+    (z, added), (_, normed) = seen["o"], seen["norm"]
+    found = qv.value_neurons(lens, fact, None, unit="head", norm="full", base="pre").to_frame()
+    heads = hf.config.num_attention_heads
+    width = len(z) // heads
+    for head in range(heads):
+        channels = slice(head * width, (head + 1) * width)
+        v = block.self_attn.o_proj.weight[:, channels] @ z[channels] * normed / added
+        row = found[(found["layer"] == 1) & (found["head"] == head)]
+        assert row["score"].item() == pytest.approx(logp(seen["x"] + v) - logp(seen["x"]), abs=1e-6)
+    if cap is None:
+        linear = {"norm": "frozen", "target": ("answer", "Paris"), "base": "pre"}
+        whole, apart = (
+            qv.value_neurons(lens, fact, None, unit=unit, **linear).to_frame()
+            for unit in ("head", "head_position")
+        )
+        keys = ["layer", "head"]
+        assert apart.groupby(keys)["score"].sum().tolist() == pytest.approx(
+            whole.set_index(keys)["score"].sort_index().tolist(), abs=1e-9
+        )

@@ -230,6 +230,19 @@ def test_an_answer_is_written_to_its_end_however_long():
         assert frame["after"].tolist() == [1.0, 1.0], said
 
 
+def test_a_name_that_only_begins_the_word_is_not_the_answer():
+    """As many tokens are written as tell whether the word goes on."""
+    lens = qv.load("toy-gptj")
+    prompt = "Elena Morefeld plays the sport of"
+    first, second = lens.answer_ids(prompt, lens.generate(prompt, 20))
+    begins_so = lens.tokenizer.decode([first]).strip()
+    assert len(lens.answer_ids(prompt, begins_so)) == 1
+    assert lens.tokenizer.decode([second])[0].isalpha()
+    case = dataclasses.replace(CASES[0], neighbours=(Probe(prompt, begins_so),))
+    frame = evaluate(lens, [case], ["specificity_gen"], generation=Generation(answer_tokens=1))
+    assert frame["after"].tolist() == [0.0]
+
+
 def test_totals_of_patches_are_sums(tiny):
     lens, statistics = tiny
     patches = [
