@@ -78,7 +78,8 @@ def qv_graph(
     """Which query FFN neuron feeds which value FFN neuron: the terms of Eq. 10's sum, prompt by
     prompt.
 
-    An edge weight is what query_neurons adds up over the targets. Queries that were found with
+    An edge weight is what query_neurons adds up over the targets; `method`, `targets`, `subkey` and
+    `positions` are those with which the queries were found. Queries that were found with
     `through='attention'` are drawn at the tokens at which they lie. `edges` is what networkx takes:
     `nx.from_pandas_edgelist(edges, "source", "target", "weight", create_using=nx.DiGraph)`.
     """

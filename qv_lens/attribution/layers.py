@@ -83,6 +83,7 @@ def layer_scores(
     the layer's output) and `gap` = whole - score - bias. `kind='head'` gives I of each head's
     vector and a column `head`. `over='set'` or 'category' adds the prompts up (prompt -1).
     `positions='all'` (Table 5) gives a row per token, with `position` and `token`.
+    `norm`, `base`, `target`, `memory_budget`: as in `value_neurons`.
     `count_top`: how many are the best ('count', 'neuron_sum_top').
     `method`: 'exact', 'moments' (each neuron to 1e-6), or None for moments where they hold; raises
     `ConfigError` for the others, which do not score every neuron.

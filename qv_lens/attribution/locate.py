@@ -87,7 +87,9 @@ def locate(
 
     `by`: 'importance' (Eq. 9 of every neuron, read out at `position`) or 'effects' (the gradient
     score of neurons at `position` on the answer at the prompt's end; `norm` and `base` then play no
-    part).
+    part). `top`: how many value neurons the query layers are asked for, by `method` (as
+    `query_neurons`); by effects also how many count for their layers. `prompts`: of a chain its
+    question ('multi_hop') or those of its hops ('single_hop').
     Raises `ConfigError` for no cases, or an unknown `by`.
 
     >>> import qv_lens as qv

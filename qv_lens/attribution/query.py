@@ -61,7 +61,8 @@ def query_neurons(
     prompt): FFN neurons, or attention neurons (`unit='attn_neuron'`), whose query units have a
     `position`, that which they read. `unit`: what may be a query, 'ffn', 'attn_channel' or 'head'
     (FFN targets also take 'attn_neuron', 'head_position'). `over` ranks by the sum over a set or
-    category. `subkey`: for a gated FFN, 'linear' (share's default), 'gate' (inner_product's) or
+    category. `method`: 'grad', 'share' or 'inner_product' (see the module). `positions`: the tokens
+    at which the value neurons lie, as they were found. `subkey`: for a gated FFN, 'linear' (share's default), 'gate' (inner_product's) or
     'up'. `through='attention'` asks units at every token of the prompt, whose effect heads carry
     to the value neurons (method 'grad', FFN neurons as targets); the queries then have a
     `position`. Scores are in nats for `grad` and `share`.
@@ -141,7 +142,7 @@ def query_layers(
     """Query scores of whole outputs: `prompt, kind ('ffn', 'attn', 'embed'), layer, score`; the
     embedding is layer -1.
 
-    For attention neurons as targets, and `through='attention'`, the positions are added up.
+    `value`, `method`, `targets`, `subkey`, `positions`: as in `query_neurons`. For attention neurons as targets, and `through='attention'`, the positions are added up.
     """
     reader = targets_of(lens, facts, value, method, targets, subkey, positions, through=through)
     frame = layers_of(lens, reader)

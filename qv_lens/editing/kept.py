@@ -113,6 +113,8 @@ def corpus_statistics(
     """C0 over the `default_texts` of a source by name, of all layers unless some are named, from
     the cache where it is there.
 
+    `modules`: whose inputs, 'ffn' (W_out's) and 'attn' (W_O's). `max_tokens`: length to which each
+    text is cut (None: the model's context).
     Raises `ConfigError` for a text that cannot be read, and what `covariance` raises.
     """
     texts = default_texts(lens, text, max_tokens=max_tokens)

@@ -167,6 +167,8 @@ def covariance(
 ) -> Statistics:
     """C0 of `layers` over `texts`; with `folder` resumable, and saved there at the end.
     `max_tokens`: length to which each text is cut (None: the model's context, as the releases do).
+    `batch_size`: texts in a pass. `modules`: whose inputs, 'ffn' (W_out's) or 'attn' (W_O's).
+    `every`: with a folder, after how many texts the sums so far are kept.
     `total`: how many texts there are, for the progress bar. If the folder already holds exactly
     these statistics, they are returned. Raises `EditError` for a patched lens, no text, or a folder
     of other statistics, which is left as it is."""

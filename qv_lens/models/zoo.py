@@ -77,6 +77,7 @@ def load(
     default.
     `device`: as torch names it; the first GPU if there is one, else the CPU.
     `backend`: 'auto', 'hooked', 'bridge'.
+    `prepend_bos`: whether prompts begin with a BOS also where the tokenizer puts none by itself.
 
     Raises `ModelError` for a model that is not there, damaged, not finite, or without tokenizer.
 
