@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import random
+import time
 from types import SimpleNamespace
 
 import pandas as pd
@@ -380,6 +381,9 @@ def test_editors_with_one_search_share_the_targets_in_the_cache(exact, tmp_path,
     lens, statistics = exact
     memit = qv.MEMIT(layers=(0, 1), steps=4, lam=10.0)
     alone = evaluate(lens, CASES, None, memit, statistics=statistics)
+    search = layer_by_layer.search
+    slow = lambda *words, **options: time.sleep(2) or search(*words, **options)  # noqa: E731
+    monkeypatch.setattr(layer_by_layer, "search", slow)
     first = evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
     kept = {file: file.read_bytes() for file in tmp_path.glob("*.safetensors")}
     assert len(kept) == len(CASES)
@@ -387,9 +391,8 @@ def test_editors_with_one_search_share_the_targets_in_the_cache(exact, tmp_path,
     again = evaluate(lens, CASES, None, memit, statistics=statistics, cache=tmp_path)
     for frame in (first, again):
         pd.testing.assert_series_equal(values(frame), values(alone))
-    assert (
-        again["seconds"] > 0.9 * first["seconds"].min()
-    ).all()  # the search that was spared counts all the same
+    # the search that was spared counts all the same, each case with its share
+    assert (again["seconds"] > 2 / len(CASES)).all()
     rival = qv.RECT(layers=(0, 1), steps=4, lam=10.0)
     # the same search: nothing is searched
     evaluate(lens, CASES, None, rival, statistics=statistics, cache=tmp_path)
