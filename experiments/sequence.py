@@ -16,6 +16,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 
@@ -83,7 +84,7 @@ RESULTS = "sequences"
 def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     """The rows of `sequence`."""
     known = task.known and task.data != "facts"
-    drawn = drawn_cases(lens, task.data, task.count, task.seed, known, once)
+    cases: list[Any] = drawn_cases(lens, task.data, task.count, task.seed, known, once).cases
     editor = preset_of(task.model, task.method).editor
     texts = enough(lens, read_texts(Path(task.held_out)), TOKENS) if task.held_out else ()
     C0 = once(statistics_of, lens, task.text, 0) if reads_statistics(editor) else None
@@ -97,8 +98,8 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     place = cache_folder()
     if place is None:
         with TemporaryDirectory() as folder:
-            return sequence(lens, drawn.cases, editor, folder, **options)
-    return sequence(lens, drawn.cases, editor, _folder(place, task), **options)
+            return sequence(lens, cases, editor, folder, **options)
+    return sequence(lens, cases, editor, _folder(place, task), **options)
 
 
 def _folder(place: Path, task: Task) -> Path:
