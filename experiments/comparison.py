@@ -61,8 +61,8 @@ def comparison(results: Path) -> str:
         "",
         "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
         "`experiments/single.py` and `experiments/editors.py`; settings: the model's presets, by "
-        "`qv-lens tune`, on facts of the atlas of which at most three are among those asked here). Percent, mean and in square brackets its 95% interval over "
-        "the cases (Wilson's of shares of 0 and 1, Student's t of other values). `_gen`: what the "
+        "`qv-lens tune`, on facts of the atlas of which at most three are among those asked here). "
+        "Percent, mean and in square brackets its 95% interval over the cases (Wilson's of shares of 0 and 1, Student's t of other values). `_gen`: what the "
         "model says, greedy, begins with the answer; `_acc`: every token of the answer is the "
         "argmax; `_success`: the new answer is likelier than the old one. Fluency is n-gram entropy "
         "times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread "

@@ -1,5 +1,5 @@
-"""Every editor, every protocol: single facts, then two-hop chains (of the atlas; of a toy its world's;
-of a file with `data`).
+"""Every editor, every protocol: single facts, then chains of them (the atlas's; for a toy, those of
+its world; with `data`, a file's).
 
     qv-lens run experiments/editors.py    # hours on 2 cores; stop and resume at will
     qv-lens run experiments/editors.py --set count=8 --set 'seed=[0]'

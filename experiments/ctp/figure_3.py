@@ -54,12 +54,8 @@ def seconds(one: str, others: tuple[str, ...], sign: int) -> Decide:
     """`one` takes less time than each of the others (sign 1), or more (-1)."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
-        each = (
-            timed(frame)
-            .groupby(["seed", "case", "method"], sort=False)["seconds"]
-            .first()
-            .unstack()
-        )
+        alone = timed(frame)
+        each = alone.groupby(["seed", "case", "method"], sort=False)["seconds"].first().unstack()
         if not {one, *others} <= set(each):
             return NOT_MEASURED
         told = "medians: " + ", ".join(

@@ -64,8 +64,9 @@ class Lengths:
         s = U.norm(dim=1) / U.shape[1] ** 0.5
         s = torch.where(s > 0, s, 1.0)  # nothing is read there
         # in blocks: with a real vocabulary a copy of U is half a GB
-        token = [(U[:, some] / s[:, None]).norm(dim=0) for some in blocks(U.shape[1], CPU_TOKENS)]
-        return cls(s, torch.cat(token))
+        places = blocks(U.shape[1], CPU_TOKENS)
+        square = torch.cat([U[:, some].square().T @ s.pow(-2) for some in places])
+        return cls(s, square.sqrt())
 
     def vector(self, V: Float[Tensor, "neuron d_model"]) -> Float[Tensor, " neuron"]:
         """|s v| of every vector."""

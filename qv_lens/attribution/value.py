@@ -77,8 +77,8 @@ def value_neurons(
     `unit`: 'ffn', 'attn_channel' (a row of W_O), 'attn_neuron' (channel and position), 'head',
     'head_position'.
     `norm`: the final norm's divisor as it was in the pass ('frozen', as released), recomputed for
-    every vector ('full'), or none. `base`: the stream that a unit is added to, behind attention
-    ('mid') or before it ('pre'), or the last one, from which it is taken ('loo_final').
+    every vector ('full'), or none. `base`: the stream to which a unit is added, after attention
+    ('mid') or before it ('pre'); 'loo_final' takes it out of the last stream instead.
     `method`: 'exact' scores every unit; 'topk' only as many as its certificate needs (the same
     result, `settings` say how many); 'moments' scores every FFN neuron or channel to 1e-6 beside
     float32's rounding (`settings` give the share that had to be done exactly);

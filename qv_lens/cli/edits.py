@@ -457,13 +457,6 @@ def tune(
     work = folder or Path("runs") / f"tune-{file_name(model).removesuffix('.toml')}"
     lens = loaded(model, loading)
     check_weights(target, lens.fingerprint)
-    cases = known_cases(lens, count, seed)
-    choosing, held = cases[: RUNGS[-1]], cases[RUNGS[-1] :]
-    shape = shape_of(lens, [case.request.fact for case in choosing])
-    print(
-        f"{lens.name}: {len(choosing)} edits choose, {len(held)} are held apart; half of the "
-        f"subject's part lies up to layer {shape.depth}"
-    )
     if _lacks_wrapped(names, lens.name, found=out is None):
         lacking = (
             f"it wraps the preset of {WRAPPED}, and none is found for {lens.name}. Tune both, without "
@@ -473,6 +466,13 @@ def tune(
             raise ConfigError(f"SimIE cannot be tuned: {lacking}")
         print(f"SimIE is left out: {lacking}")
         names.remove("SimIE")
+    cases = known_cases(lens, count, seed)
+    choosing, held = cases[: RUNGS[-1]], cases[RUNGS[-1] :]
+    shape = shape_of(lens, [case.request.fact for case in choosing])
+    print(
+        f"{lens.name}: {len(choosing)} edits choose, {len(held)} are held apart; half of the "
+        f"subject's part lies up to layer {shape.depth}"
+    )
     reading = [name for name in names if any(map(reads_statistics, grid(name, shape)))]
     C0 = corpus_statistics(lens, text) if reading else None
     for name in names:

@@ -412,7 +412,7 @@ def reads_statistics(editor: object) -> bool:
 
 
 def style_of(editor: object) -> str:
-    """Of which kind the sampled contexts of an editor are (`keys.contexts`): MEMIT's where it names
+    """The style of an editor's sampled contexts (`keys.contexts`): its `style`, MEMIT's if it has
     none."""
     return getattr(editor, "style", "memit")
 

@@ -26,14 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.editing.bounds import Positive
-from qv_lens.editing.edit import (
-    Deltas,
-    Editor,
-    Job,
-    check_editor,
-    reads_statistics,
-    style_of,
-)
+from qv_lens.editing.edit import Deltas, Editor, Job, check_editor, reads_statistics, style_of
 from qv_lens.editing.editors import editors
 from qv_lens.editing.layer_by_layer import ClosedForm
 from qv_lens.editing.presets import editor_of
@@ -71,11 +64,12 @@ class SimIE:
 
     @property
     def style(self) -> str:
-        """Of which kind the wrapped editor's contexts are."""
+        """The style of the wrapped editor's contexts."""
         return style_of(self._wrapped())
 
     def _wrapped(self) -> Editor | None:
-        """The wrapped editor, for a name its class's defaults; None where there is no such editor."""
+        """The wrapped editor; for a name, its class with default settings, or None if no class has
+        that name."""
         if not isinstance(self.editor, str):
             return self.editor
         kinds = {name.lower(): kind for name, kind in editors().items()}

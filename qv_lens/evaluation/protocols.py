@@ -104,8 +104,8 @@ def evaluate(
     `held_out`: texts whose perplexity before and with the edits in force is a row of every case.
     `editor`: one with its settings, or the name of one of the model's presets; None asks the
     unedited model alone (`after` is `before`).
-    `step`: how many cases had been edited; `every`: in the consecutive protocol, after how many
-    edits all cases so far are asked (None: behind the last one alone).
+    `step`: how many cases had been edited; `every`: in the consecutive protocol, ask the
+    cases edited so far after every so many edits (None: only after the last).
     `templates`: contexts of the edits (None: sampled once from the unedited model).
     `cache`: a folder for what the unedited model says and for its z*; `seconds` count the search
     also where it was read from there. `before` of multi-hop metrics counts the answers before the

@@ -476,10 +476,7 @@ def test_candidates_that_mean_nothing_are_refused(options, words):
 def replaced(lens, units, values):
     """Coefficients held at values, each at the prompt's last token."""
     return lens.intervene(
-        *(
-            qv.Replace(qv.NeuronSet.of([unit]), float(values[unit]), "last")
-            for unit in dict.fromkeys(units)
-        )
+        *(qv.Replace(qv.NeuronSet.of([unit]), float(values[unit]), "last") for unit in units)
     )
 
 
@@ -494,10 +491,8 @@ def test_rounds_against_a_baseline_take_out_to_the_baseline(candidates, true_flo
         **({} if candidates is None else {"candidates": candidates}),
     )  # fmt: skip
     for i, fact in enumerate(FACTS):
-        rows, taken = found.frame[found.frame["prompt"] == i], []
-        for unit, score in zip(
-            zip(rows["layer"], rows["neuron"], strict=True), rows["score"], strict=True
-        ):
+        mine, taken = found.where(lambda frame, i=i: frame["prompt"] == i), []
+        for unit, score in zip(mine.units, mine.frame["score"], strict=True):
             with replaced(lens, taken, mean):
                 now = qv.neuron_effects(lens, fact, None).frame.set_index(["layer", "neuron"])
                 before = lens.logprob(fact)

@@ -246,8 +246,8 @@ def test_refusals_come_before_any_work(monkeypatch):
 
 @pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "OLMo 2"])
 def test_heads_behind_a_norm_are_brute_force_on_hugging_faces_modules(name, true_float64):
-    """What a head adds is its channels through W_O, scaled as the norm behind attention scales the
-    sum of all heads. Positions of a head add up to it where the score is linear."""
+    """A head adds its channels through W_O, divided as the norm after attention divides the sum of
+    all heads. Where the score is linear, those of a head's positions add up to the head's."""
     hf = tiny_of(name, torch.float64)
     lens = qv.Lens.from_hf(tiny_of(name, torch.float64), tokenizer(), backend="bridge")
     fact = FACTS[0]

@@ -463,8 +463,8 @@ def test_of_a_long_text_the_beginning_is_read(tiny):
 
 
 def test_fluency_is_of_text_drawn_as_asked(tiny, tmp_path):
-    """Of the likeliest token alone it is the greedy text's; another way to draw is asked anew,
-    whatever the folder keeps."""
+    """With `top_k=1` the text drawn is the greedy one. Another `top_k` is another text, although the
+    folder holds what was drawn before."""
     lens, _ = tiny
     case = dataclasses.replace(CASES[0], generation=("The capital of Norway is",))
     (prompt,) = case.generation

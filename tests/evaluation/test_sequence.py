@@ -71,21 +71,15 @@ def test_the_rows_are_those_of_edits_made_by_hand(lens, whole):
     assert lens.state() == state
 
 
-def by_hand(lens, editor, tmp_path):
-    """The norm of one edit in a row, and of the same edit by `evaluate`."""
-    one = {"metrics": ("efficacy_acc",), "sample": 1}
-    row = sequence(lens, CASES[:1], editor, tmp_path, **one)
-    frame = qv.evaluate(lens, CASES[:1], ["efficacy_acc"], editor, "consecutive")
-    return value(row, 1, "model", "relative_norm"), frame["relative_norm"].iloc[-1]
-
-
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_edits_in_a_row_have_the_contexts_of_their_editor(lens, tmp_path, wrapped):
     """ROME samples twenty of its own, MEMIT five; SimIE has those of the editor that it wraps."""
     rome = qv.ROME(layer=2, steps=2, mom2_adjustment=False)
     editor = qv.SimIE(editor=rome, lam=1.0) if wrapped else rome
-    in_a_row, alone = by_hand(lens, editor, tmp_path)
-    assert in_a_row == pytest.approx(alone, rel=1e-6)
+    row = sequence(lens, CASES[:1], editor, tmp_path, metrics=("efficacy_acc",), sample=1)
+    frame = qv.evaluate(lens, CASES[:1], ["efficacy_acc"], editor, "consecutive")
+    alone = frame["relative_norm"].iloc[-1]
+    assert value(row, 1, "model", "relative_norm") == pytest.approx(alone, rel=1e-6)
 
 
 def test_seconds_are_an_edits_and_drawn_ones_are_drawn(lens, tmp_path, monkeypatch):
