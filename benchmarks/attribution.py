@@ -212,9 +212,14 @@ METHODS = {
 def compare(
     shape: dict, prompts: int, device: str, dtype: torch.dtype, repeats: int
 ) -> pd.DataFrame:
-    lens = random_lens(shape, device, dtype)
-    trace = problem(lens, prompts)
-    lens.fingerprint  # noqa: B018 - hashed once per model, not part of any method
+    def step(name: str, run: Callable[[], Any]) -> Any:
+        measured = timed(run, 1, device)
+        told(name, *measured)
+        return measured[-1]
+
+    lens = step("the model", lambda: random_lens(shape, device, dtype))
+    step("its fingerprint", lambda: lens.fingerprint)  # hashed once per model, part of no method
+    trace = step("the trace", lambda: problem(lens, prompts))
     whole = device == "cpu"
     layers, some = (range(lens.n_layers), range(prompts)) if whole else (range(1), range(2))
     # on a GPU naive is timed on a part and said so
@@ -227,11 +232,8 @@ def compare(
     best = min(trials, key=trials.__getitem__)
     with torch.no_grad():
         seconds, peak, _ = timed(lambda: naive(lens, trace, best, layers, some), repeats, device)
-    rows["naive"] = (
-        seconds * scale,
-        peak,
-        f"chunks of {best}" + ("" if whole else f", {1 / scale:.1%} timed"),
-    )
+    part = "" if whole else f", {1 / scale:.1%} timed"
+    rows["naive"] = (*told("naive", seconds * scale, peak, None)[:2], f"chunks of {best}{part}")
     for name, options in METHODS.items():
         run = lambda o=options: qv.value_neurons(lens, trace, **o)  # noqa: E731
         rows[name] = told(name, *timed(run, repeats, device))
@@ -294,7 +296,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--model")
     parser.add_argument("--prompts", type=int)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, help="by itself 5 on a CPU, 1 on a GPU")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()
@@ -302,7 +304,7 @@ def main() -> None:
         lens = qv.load(arguments.model)
         print(f"{arguments.model}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         for count in dict.fromkeys((1, arguments.prompts or 32)):
-            frame = compare_real(lens, count, 1 if count > 1 else arguments.repeats)
+            frame = compare_real(lens, count, 1 if count > 1 else arguments.repeats or 5)
             print(f"\n{count} prompts")
             print(frame.round({"seconds": 2, "ratio": 1, "peak_MB": 0}).to_string(), flush=True)
         return
@@ -310,7 +312,7 @@ def main() -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"--shape {arguments.shape} needs a CUDA GPU; torch sees none here.")
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
-    prompts = arguments.prompts or 16
+    prompts, repeats = arguments.prompts or 16, arguments.repeats or (5 if device == "cpu" else 1)
     card = (
         torch.cuda.get_device_name()
         if device == "cuda"
@@ -325,7 +327,7 @@ def main() -> None:
         ]
     for count, neurons in cells:
         print(f"\n{count} prompts, {neurons} neurons per layer")
-        frame = compare({**shape, "d_mlp": neurons}, count, device, dtype, arguments.repeats)
+        frame = compare({**shape, "d_mlp": neurons}, count, device, dtype, repeats)
         print(frame.round({"seconds": 3, "ratio": 1, "peak_MB": 0}).to_string())
 
 
