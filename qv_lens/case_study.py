@@ -171,7 +171,7 @@ def study(
     edits: int = 4,
     seed: int = 0,
 ) -> Study:
-    """Run the whole walk for one fact.
+    """Run the whole walk for one fact, whose answer the edit makes `new`.
 
     `material`: what else to ask; None takes it from the atlas, or from the bundled world for its
     own models.
@@ -179,6 +179,7 @@ def study(
     `rival`: MEMIT's settings. Where `editor` or `rival` is None, the model's preset is taken, or
     untuned settings scaled to the model.
     `edits`: how many cases are edited.
+    `seed`: of everything drawn.
     Raises `FactError` for a fact that the bundled world does not hold, where that is asked.
     """
     if not isinstance(fact, Fact) or not isinstance(new, str):

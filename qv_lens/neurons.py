@@ -61,8 +61,9 @@ class NeuronSet:
 
     @classmethod
     def of(cls, units: Iterable[tuple[int, int]], unit: str = "ffn") -> NeuronSet:
-        """A set by hand: (layer, neuron) pairs, without scores. Raises `ConfigError` for what is no
-        pair of whole numbers."""
+        """A set by hand: (layer, neuron) pairs of one `unit` ('ffn', 'attn_channel',
+        'attn_neuron' or 'head'), without scores. Raises `ConfigError` for what is no pair of whole
+        numbers."""
         pairs = list(units)
         try:
             layers, neurons = [layer for layer, _ in pairs], [neuron for _, neuron in pairs]

@@ -221,7 +221,8 @@ def integrated_gradients(
     that predicts.
 
     Each layer is scaled alone, all its neurons jointly. An answer of several tokens is teacher
-    forced, token by token, and added up. Scores are probabilities.
+    forced, token by token, and added up. Scores are probabilities. The `top` best of each prompt are
+    kept (None: all).
 
     `rule='easyedit'`: what EasyEdit runs. It scales what the non-linearity reads (not m), on a grid
     from 0 to 1 with both ends; later tokens of an answer follow what the model itself would say,
@@ -416,6 +417,7 @@ def transmission_paths(
     on the `top` paths (one node per layer and kind) with the largest sum of scores, and on the
     `bottom` paths with the lowest.
     `gate`: a gated FFN's key node includes its column of W_gate.
+    `batch_size`: prompts a pass.
     `added`: deltas in force, as `delta_hooks` takes them."""
     if score not in NODE_SCORES:
         raise unknown("Node score", score, NODE_SCORES)

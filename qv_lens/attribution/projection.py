@@ -186,7 +186,8 @@ def interpretable(
     """For each row of the set, whether the answer or a surface variant of it is among the `top`
     promoted tokens.
 
-    Variants: `surface_forms`. Use: `value.where(qv.interpretable(lens, value, "basketball"))`.
+    Variants: `surface_forms` (`plural` adds the answer with an s). `bias` adds the unembedding's bias, as
+    `vocabulary` does. Use: `value.where(qv.interpretable(lens, value, "basketball"))`.
     Source: ACE, section 6.4 ("associated vocabulary included the correct target token").
     """
     check_set(neurons)

@@ -186,7 +186,7 @@ def known_facts(
     A fact is known (`right`) if the greedy continuation of its prompt begins with the answer or an
     alias, at a word's end. `said` is that continuation, as long as the longest accepted answer
     needs; `logprob` is log p of the answer's first token (natural log). One row per fact, in their
-    order.
+    order. `batch_size`: prompts continued together.
 
     Raises `FactError` for anything but facts.
 

@@ -98,15 +98,16 @@ def evaluate(
     fact; of a search for several cases each case's share (`batch_size=1`: every edit timed alone).
 
     `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases), of
-    `metrics.NAMED` (denial, reversal, overfit), of `metrics.GENERATED`, whose settings are `generation`, and of `metrics.JUDGED`: these are what
-    `judge(prompt, continuation, accepted answers)` gives, a value from 0 to 1 of a model or a
-    person. None is called unless it is passed.
+    `metrics.NAMED` (denial, reversal, overfit), of `metrics.GENERATED`, whose settings are
+    `generation`, and of `metrics.JUDGED`: these are what `judge(prompt, continuation, accepted
+    answers)` gives, a value from 0 to 1 of a model or a person. None is called unless it is passed.
     `held_out`: texts whose perplexity before and with the edits in force is a row of every case.
     `editor`: one with its settings, or the name of one of the model's presets; None asks the
     unedited model alone (`after` is `before`).
     `step`: how many cases had been edited; `every`: in the consecutive protocol, ask the
     cases edited so far after every so many edits (None: only after the last).
-    `templates`: contexts of the edits (None: sampled once from the unedited model).
+    `templates`: contexts of the edits (None: sampled once from the unedited model). `seed`: of what
+    an edit draws.
     `cache`: a folder for what the unedited model says and for its z*; `seconds` count the search
     also where it was read from there. `before` of multi-hop metrics counts the answers before the
     edit. `factored`: a `Factored(statistics)` that several calls share, so that C0 is factored once

@@ -110,7 +110,10 @@ class Lens:
         name: str = "",
     ) -> Lens:
         """Wrap a loaded Hugging Face model of a known architecture; weights are shared, not copied
-        or processed."""
+        or processed.
+
+        `backend`, `prepend_bos`: as `load` takes them. `name`: what results call the model (default:
+        the checkpoint's own)."""
         # before the bridge re-registers parameters under other keys
         state = dict(hf.state_dict(keep_vars=True))
         lens = cls(
@@ -349,7 +352,9 @@ class Lens:
         last: Sequence[int] | None = None,
     ) -> Float[Tensor, "asked d_vocab"]:
         """`logits` at chosen places alone, each (row, position): with a large vocabulary the
-        unembedding of all others would cost as much as many layers."""
+        unembedding of all others would cost as much as many layers.
+
+        `rows`, `hooks`, `start` and `last`: as `logits` takes them."""
         row, position = torch.tensor(where, device=self.device).T
         if self._acts_on_read_out(hooks):
             return self.logits(rows, hooks, start, last=last)[row, position]
@@ -428,7 +433,8 @@ class Lens:
     def next_token_logits(
         self, facts: Facts, batch_size: int = 64
     ) -> Float[Tensor, "prompt d_vocab"]:
-        """Logits of the token after each prompt, in the order given (float32 or better)."""
+        """Logits of the token after each prompt, in the order given (float32 or better); `batch_size`
+        prompts a pass, those of like length together."""
         check_count("batch_size", batch_size)
         rows = [prompt.ids for prompt in self.tokenize(facts)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -475,9 +481,9 @@ class Lens:
         seed: int = 0,
         enough: Callable[[str], bool] | None = None,
     ) -> Any:
-        """The continuation of a text or a fact's prompt, or of each of several: greedy, or with
-        `top_k` sampled from the likeliest tokens (`seed`; a text's draws depend on no other text,
-        so the same text gets the same ones).
+        """The continuation of a text or a fact's prompt, of at most `max_new_tokens`, or of each of
+        several (`batch_size` a pass): greedy, or with `top_k` sampled from the likeliest tokens
+        (`seed`; a text's draws depend on no other text, so the same text gets the same ones).
 
         Special tokens are left out. A continuation ends at an end-of-text token (the tokenizer's,
         or any of the checkpoint's generation_config, of which nothing else is used), where it fills
@@ -565,8 +571,8 @@ class Lens:
         attention: bool = False,
         batch_size: int = 64,
     ) -> Trace:
-        """Capture one forward pass of the prompts, at the positions that `rows` gives. `attention`
-        keeps patterns and value vectors as well."""
+        """Capture the passes of the prompts, `batch_size` in each, at the positions that `rows` gives.
+        `attention` keeps patterns and value vectors as well."""
         check_count("batch_size", batch_size)
         rows = self.rows(facts, positions)
         prompts = rows.prompts
