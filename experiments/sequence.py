@@ -7,8 +7,9 @@ text.
 
 Facts that the model knows (CounterFact's, or without `data` those of the atlas, which are fewer),
 in a row that a seed draws; checkpoints at 1, 10, 100, 300, 1,000 and so on. Killed at any moment,
-the same command goes on within a row: the patch in force is kept in the user's cache. Source: the consecutive protocol of ROME's and MEMIT's successors; MPES and
-ENCORE, UltraEdit and SimIE go to 10,000 and more."""
+the same command goes on within a row: the patch in force is kept in the user's cache. Source: the
+consecutive protocol of ROME's and MEMIT's successors; MPES and ENCORE, UltraEdit and SimIE go to
+10,000 and more."""
 
 from __future__ import annotations
 

@@ -54,6 +54,8 @@ GROUND = "#d5dbe1"
 COLOURS = (BLUE, ORANGE, "#5b8c5a", VIOLET, "#c9a227", "#2f9c95", "#b5476b", "#7a5c3e")
 #: the parts of a layer table that are whole outputs
 VECTORS = ("attn_vector", "ffn_vector")
+#: what tells rows of edits of one method apart
+SEQUENCE = ("model", "data", "known", "batch", "count", "seed")
 #: blue for increase, orange for decrease, white at zero
 DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
 
@@ -356,20 +358,22 @@ def lasting(
     frame: pd.DataFrame, metric: str = "efficacy_gen", title: str = "Edits in a row"
 ) -> go.Figure:
     """How many edits of each group still hold (`evaluation.sequence`), against their number, a line
-    per method; last the perplexity of ordinary text."""
+    per method (and model, file, seed and so on, where there are several); last the perplexity of
+    ordinary text."""
     if frame.empty:
         return _layout(go.Figure(), title, height=430)
+    frame = _named(frame, "method", SEQUENCE)
     panels = [group for group in ("newest", "first", "drawn") if (frame["group"] == group).any()]
     names = [f"{group} edits: {metric}" for group in panels]
     if (frame["metric"] == "perplexity").any():
         panels, names = [*panels, "model"], [*names, "perplexity of ordinary text"]
     figure = make_subplots(1, len(panels), subplot_titles=[_broken(name, 24) for name in names])
-    colours = {name: colour for colour, name, _ in _coloured(frame, "method")}
+    colours = {name: colour for colour, name, _ in _coloured(frame, "line")}
     for column, group in enumerate(panels, 1):
         wanted = "perplexity" if group == "model" else metric
         told = "%{x} edits: %{y:.1f}" if group == "model" else "%{x} edits: %{y:.1%}"
         shown = frame[(frame["group"] == group) & (frame["metric"] == wanted) & (frame["step"] > 0)]
-        for name, rows in shown.groupby("method", sort=False):
+        for name, rows in shown.groupby("line", sort=False):
             line = _line(rows["step"], rows["after"], str(name), colours[str(name)], told)
             figure.add_scatter(
                 **line, legendgroup=str(name), showlegend=column == 1, row=1, col=column
@@ -496,9 +500,10 @@ def seconds_bars(
 
 def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Figure:
     """Mean number of activated value neurons per layer with its 95% interval, one line per
-    condition."""
+    condition (and model and seed, where there are several)."""
     figure = go.Figure()
-    for colour, name, rows in _coloured(frame, "condition", first=GREY):
+    lines = _named(frame, "condition", ("model", "seed"))
+    for colour, name, rows in _coloured(lines, "line", first=GREY):
         told = "layer %{x}: %{y:.1f} neurons per prompt"
         line = _line(rows["layer"], rows["count"], name, colour, told)
         figure.add_scatter(**line, error_y=_error(rows, "count"))
@@ -610,6 +615,13 @@ def layer_profile(frame: pd.DataFrame, title: str = "Layers") -> go.Figure:
     _layers_across(figure, frame["layer"])
     figure.update_yaxes(title="nats per fact")
     return _layout(figure, title)
+
+
+def _named(frame: pd.DataFrame, by: str, also: Sequence[str]) -> pd.DataFrame:
+    """The frame with a column `line`: column `by`, and those of `also` in which its rows differ, so
+    that no line joins two models."""
+    parts = [by, *(name for name in also if name in frame and frame[name].nunique() > 1)]
+    return frame.assign(line=frame[parts].astype(str).agg(" · ".join, axis=1))
 
 
 def _coloured(

@@ -147,3 +147,19 @@ def test_what_is_kept_is_asked_for_rightly():
             best.where(rows)
     some = best.where(best.frame["neuron"] == 2).about("a text", -1)
     assert some == qv.NeuronSet(some.frame.reset_index(drop=True), some.settings)
+
+
+def test_rows_about_a_prompt_are_its_own_and_those_of_the_whole_set():
+    frame = {"prompt": [0, 1, -1], "unit": "ffn", "layer": 0, "neuron": [5, 6, 7], "coefficient": 1.0, "score": 1.0}  # fmt: skip
+    some = qv.NeuronSet(pd.DataFrame(frame))
+    assert some.about("a text", 1).units == [(0, 6), (0, 7)]
+
+
+def test_attention_at_another_position_is_another_unit_and_a_neuron_is_not():
+    frame = {"prompt": 0, "unit": "attn_neuron", "layer": 0, "neuron": 5, "position": [2, 3], "coefficient": 1.0,
+             "score": [1.0, 2.0]}  # fmt: skip
+    heads = qv.NeuronSet(pd.DataFrame(frame))
+    first = heads.where(heads.frame["position"] == 2)
+    assert (len(heads.union()), len(heads - first), len(heads & first)) == (2, 1, 1)
+    ffn = qv.NeuronSet(heads.frame.assign(unit="ffn"))
+    assert ffn.union().frame["score"].tolist() == [2.0]

@@ -33,11 +33,14 @@ from experiments.decide import (
     HOLDS,
     OPEN,
     Claim,
+    Estimate,
     Verdict,
     decided,
-    difference,
     lost,
+    minus,
     read_as,
+    share,
+    share_lost,
     together,
 )
 from experiments.models import STUDIED
@@ -210,42 +213,44 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 def loses_more_than_half(frame: pd.DataFrame) -> Verdict:
     """In either scope: more than half is lost in category, and more than with random neurons or off
-    category. Different seeds ask the same facts again, so the intervals count only as many prompts
-    as one seed asks."""
+    category."""
     lines, verdicts = [], []
     for (layer, apart), rows in frame.groupby(["layer", "held_out"]):
-        table = rows.pivot_table(
-            index=["category", "seed"], columns=["neurons", "group"], values="drop_relative"
-        )
-        top, drawn, off = (
-            table[key]
-            for key in (("top", "in category"), ("random", "in category"), ("top", "off category"))
-        )
+        shares = {
+            "in category": share_lost_of(rows, "top", "in category"),
+            "at random": share_lost_of(rows, "random", "in category"),
+            "off category": share_lost_of(rows, "top", "off category"),
+        }
         where = {"all": "whole model", "top": "each category's best layer"}.get(
             str(layer), f"layer {layer}"
         )
-        right = rows["clean"] * rows["prompts_asked"]
-        sums = (
-            rows.assign(right=right, gone=right * rows["drop_relative"])
-            .groupby(["neurons", "group"])[["gone", "right"]]
-            .sum()
-        )
-        sums /= rows["seed"].nunique()
-        named = {
-            "in category": ("top", "in category"),
-            "at random": ("random", "in category"),
-            "off category": ("top", "off category"),
-        }
         where += ", other prompts than rank" if apart else ", the prompts that rank"
-        lines.append(
-            f"{where}: "
-            + ", ".join(f"{lost(*sums.loc[key])} {name}" for name, key in named.items())
-        )
-        large = HOLDS if top.mean() > 0.5 else FAILS
-        verdicts.append(
-            together([large, *(decided(difference(top, other)) for other in (drawn, off))])
-        )
+        told = ", ".join(f"{words} {name}" for name, (_, words) in shares.items())
+        lines.append(f"{where}: {told}")
+        top, *others = (found for found, _ in shares.values())
+        large = HOLDS if top.mean > 0.5 else FAILS
+        verdicts.append(together([large, *(decided(minus(top, other)) for other in others)]))
     return "; ".join(lines), HOLDS if HOLDS in verdicts else OPEN if OPEN in verdicts else FAILS
+
+
+def share_lost_of(rows: pd.DataFrame, neurons: str, group: str) -> tuple[Estimate, str]:
+    """The share of right answers lost, and in words.
+
+    Its interval is that over the prompts of one seed, for another seed asks the same facts again;
+    or that over the seeds' draws (Student's t), where it is wider."""
+    rows = rows[(rows["neurons"] == neurons) & (rows["group"] == group)]
+    right = rows["clean"] * rows["prompts_asked"]
+    sums = rows.assign(right=right, gone=right * rows["drop_relative"]).groupby("seed")
+    sums = sums[["gone", "right"]].sum()
+    gone, asked = sums.mean()
+    found = share_lost(gone, asked)
+    if len(sums) == 1:
+        return found, lost(gone, asked)
+    draws = Estimate.of((sums["gone"] / sums["right"]).clip(lower=0))
+    low, high = max(found[1:3], draws[1:3], key=lambda ends: ends[1] - ends[0])
+    ends = f"{100 * low:.1f} to {100 * high:.1f}%"
+    told = f"{share(found.mean)} ({ends}, {asked:.0f} prompts, {len(sums)} seeds)"
+    return Estimate(found.mean, low, high), told
 
 
 CLAIMS = (
@@ -255,7 +260,7 @@ CLAIMS = (
             "zeroing 1% important neurons costs over 90% of accuracy; 1% at random 9.47% and 8.19%"
         ),
         statistic=(
-            "share of right answers lost: above half in category, and more than at random and off "
+            "share of right answers lost, over the prompts of the categories asked: above half in category, and more than at random and off "
             "category"
         ),
         decide=loses_more_than_half,

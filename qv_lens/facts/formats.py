@@ -172,15 +172,27 @@ def _edited(record: Record) -> tuple[int, ...]:
         raise RefusedError(
             "edit_triples_idx", f"is {index!r}, not a list of hops from 0 to {hops - 1}"
         )
-    if len(index) < count:  # by the edited fact's new object
-        answers = [_answer(hop["answer"], "answer") for hop in record["new_single_hops"]]
-        named = [_object(rewrite, "target_new") for rewrite in _rewrites(record)]
-        index = [answers.index(name) for name in named if name in answers]
+    if len(index) < count:
+        index = _by_object(record)
     if len(index) < count:
         raise RefusedError(
             "orig", f"says for {len(index)} of {count} edits which hop they belong to"
         )
     return tuple(index[:count])
+
+
+def _by_object(record: Record) -> list[int]:
+    """Which hop each edit belongs to, by its new object: of several hops with that answer the first
+    about the edit's subject, else the first; no hop twice."""
+    hops = [_table(hop, "new_single_hops") for hop in record["new_single_hops"]]
+    free, found = list(range(len(hops))), []
+    for rewrite in _rewrites(record):
+        name, subject = _object(rewrite, "target_new"), str(rewrite.get("subject", ""))
+        alike = [i for i in free if _answer(hops[i]["answer"], "answer") == name]
+        about = [i for i in alike if subject in str(hops[i].get("cloze", ""))]
+        found += (about or alike)[:1]
+        free = [i for i in free if i not in found]
+    return found
 
 
 def _origin(record: Record) -> Record:

@@ -4,6 +4,7 @@ file of a known architecture."""
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ MODELS: tuple[Entry, ...] = (
     Entry("EleutherAI/gpt-j-6B", "GPT-J", 28, 6_050_882_784, "float32", "Hugging Face hub"),
     Entry("Qwen/Qwen3-8B", "Qwen3", 36, 8_190_735_360, "bfloat16", "Hugging Face hub"),
 )
+#: bytes of a number by its name in a safetensors file; all else of weights has two
+STORED = {"F64": 8, "F32": 4}
 BUNDLED = tuple(entry.name for entry in MODELS if entry.source == "bundled")
 
 
@@ -196,18 +199,43 @@ def n_layers(name: str) -> int:
         raise ModelError(f"Cannot read the config of {name!r}: {_first_line(error)}") from error
 
 
-def weight_gigabytes(name: str) -> float:
-    """Size of a model's weights in GB: for a known name from its parameter count, for a folder from
-    the size of its files."""
+def weight_gigabytes(name: str, dtype: str | Any = None) -> float:
+    """Size of a model's weights as `load` holds them, in GB (1e9 bytes): of a known name by its
+    parameters, of a folder or a .gguf file by its tensors. 0.0 where only a download would tell.
+
+    Raises `ConfigError` for a dtype that `load` does not take, `ModelError` for a damaged file."""
+    wanted = _dtype(dtype)
     for entry in MODELS:
         if entry.name == name:
-            return entry.gigabytes()
-    folder = Path(name)
-    return (
-        sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
-        if folder.is_dir()
-        else 0.0
-    )
+            return entry.gigabytes(None if wanted is None else str(wanted).removeprefix("torch."))
+    path = Path(name)
+    try:
+        if path.suffix.lower() == ".gguf":
+            return _of_gguf(path, wanted) if path.is_file() else 0.0
+        return sum(_of_safetensors(file, wanted) for file in path.glob("*.safetensors"))
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
+        raise ModelError(f"Cannot read the weights of {name!r}: {_first_line(error)}") from error
+
+
+def _of_gguf(file: Path, dtype: Any) -> float:
+    """GB of its tensors; `load` takes them as float32 where nothing else is asked."""
+    from gguf import GGUFReader
+
+    size = 4 if dtype is None else dtype.itemsize
+    return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors) * size / 1e9
+
+
+def _of_safetensors(file: Path, dtype: Any) -> float:
+    """GB of its tensors; the header alone is read."""
+    from safetensors import safe_open
+
+    gigabytes = 0.0
+    with safe_open(file, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118 - no mapping
+            view = tensors.get_slice(key)
+            size = STORED.get(view.get_dtype(), 2) if dtype is None else dtype.itemsize
+            gigabytes += math.prod(view.get_shape()) * size / 1e9
+    return gigabytes
 
 
 def _class_of(config: Any) -> str | None:

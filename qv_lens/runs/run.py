@@ -360,7 +360,7 @@ def estimate(
     finished = store.finished() if store else set()
     todo = remaining(tasks, finished)
     models = {m for task in tasks if isinstance(m := getattr(task.fields, "model", None), str)}
-    gigabytes = max((weight_gigabytes(model) for model in models), default=0.0)
+    gigabytes = max((weight_gigabytes(model, dtype) for model in models), default=0.0)
     known = [s for s in (store.seconds(tasks) if store else []) if s == s]
     if known:
         return Estimate(

@@ -9,6 +9,7 @@ import torch
 
 import qv_lens as qv
 from qv_lens.attribution import effects
+from qv_lens.models.baselines import baseline_values
 from tests.models import BACKENDS, KINDS, TINY, tiny_lens, tiny_of, tokenizer
 
 FACTS = [
@@ -556,3 +557,15 @@ def test_the_coefficient_of_prompts_added_up_is_their_mean(over):
     m = lens.trace(facts).m.mean(1)
     for row in frame.iloc[::37].itertuples():
         assert row.coefficient == pytest.approx(float(m[row.layer, row.neuron]), rel=1e-5)
+
+
+def test_another_prompt_is_followed_by_the_answer_that_is_asked():
+    """Patched at the tokens of an answer: whatever answer the other fact has itself."""
+    lens = tiny_lens("gptj")
+    fact = qv.Fact("{} works for", "Olga Pelodan", "Nortek Dalrin")
+    other = qv.Fact("{} lives in", "Olga Pelodan", "Dalrin Nortek")
+    rows = lens.rows([fact], "answer")
+    found = baseline_values(lens, rows, [other], "answer")
+    wanted = lens.trace([qv.Fact("{} lives in", "Olga Pelodan", "Nortek Dalrin")], "answer").m
+    torch.testing.assert_close(found, wanted)
+    assert (wanted[:, 1] - lens.trace([other], "answer").m[:, 1]).abs().max() > 1e-3

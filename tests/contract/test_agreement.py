@@ -291,3 +291,11 @@ def test_a_model_is_asked_about_text_that_its_tokenizer_can_read():
     spread = agreement.row(model, OneWord(), 512)[0].tolist()
     assert len(set(spread)) > 100
     assert spread[:2] == [7919 % len(words), 2 * 7919 % len(words)]
+
+
+def test_the_distance_of_logits_is_relative_to_their_spread():
+    """(0, 2) spreads by the root of 2, wherever it lies; off by 1 in one token that is 1 / 2^(1/2)."""
+    theirs, ours = torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[0.0, 3.0]]])
+    for shift in (0.0, 100.0):
+        found = agreement.distance(theirs + shift, ours + shift)
+        assert found == pytest.approx(0.5**0.5)

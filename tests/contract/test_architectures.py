@@ -391,3 +391,20 @@ def test_generation_is_greedy(name, backend):
 
 def hf_logits_of(lens, ids):
     return lens.hf(torch.tensor([ids])).logits[0, -1]
+
+
+def test_all_weights_in_passing_at_once_equal_all_written(name, backend):
+    """What one weight adds is there before the next one reads the stream."""
+    lens = lens_of(name, backend)
+    rows = [list(lens.tokenize(PROMPTS)[0].ids)]
+    generator = torch.Generator().manual_seed(1)
+    deltas = {
+        (layer, weight): torch.randn(lens.parameter(layer, weight).shape, generator=generator)
+        * 0.05
+        for layer in (0, 1)
+        for weight in sorted(lens.parameter_names)
+    }
+    passing = lens.logits(rows, delta_hooks(lens, deltas))
+    for (layer, weight), delta in deltas.items():
+        lens.parameter(layer, weight).add_(delta)
+    torch.testing.assert_close(passing, lens.logits(rows), atol=5e-4, rtol=0)

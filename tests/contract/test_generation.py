@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 import qv_lens as qv
 from qv_lens.errors import ConfigError
-from qv_lens.models.generation import following
+from qv_lens.models.generation import Sampling, following, plain
 from tests.models import BACKENDS, PROMPTS, tiny_lens
 
 NOTHING = qv.Scale(qv.NeuronSet.of([(0, 0)]), 1.0)
@@ -172,3 +172,23 @@ def test_inference_mode_is_refused_in_a_sentence():
     lens = tiny_lens("gptj", dtype=torch.float32)
     with torch.inference_mode(), pytest.raises(ConfigError, match=r"torch.no_grad\(\)"):
         lens.logprob("Olga Pelodan works for", "Nortek")
+
+
+def test_draws_are_from_the_likeliest_by_their_probabilities_and_follow_the_seed():
+    """Of tokens with 4/10, 3/10, 2/10 and 1/10, top_k=3: 4/9, 3/9 and 2/9 of 900 draws."""
+    p = torch.tensor([0.1, 0.4, 0.2, 0.3])
+
+    def logits(rows, last):
+        return p.log().expand(len(rows), max(map(len, rows)), 4)
+
+    def drawn(rows, seed, steps=900):
+        return plain(logits, rows, steps, frozenset(), Sampling(3, seed))
+
+    (one,) = drawn([[1]], seed=0)
+    counts = torch.bincount(torch.tensor(one), minlength=4) / 900
+    assert counts[0] == 0
+    assert counts.tolist() == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9], abs=0.06)
+    # a row's draws depend on no other row, and on the seed
+    assert drawn([[2, 3], [1]], seed=0, steps=30)[1] == one[:30]
+    assert drawn([[1]], seed=1, steps=30)[0] != one[:30]
+    assert drawn([[2]], seed=0, steps=30)[0] != one[:30]

@@ -12,6 +12,7 @@ from qv_lens.editing.fine_tuning import last_token_loss
 from qv_lens.evaluation.answers import tell
 from qv_lens.facts.records import Probe
 from qv_lens.models.interventions import ffn_coefficients
+from qv_lens.patch import Delta
 from tests.models import BACKENDS, KINDS, PROMPTS, tiny_hf, tiny_lens, tokenizer
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -405,3 +406,51 @@ def test_the_unembedding_runs_where_it_is_read_and_nowhere_else(backend):
         assert seen
     finally:
         del model.unembed.forward
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_scaled_and_replaced_neurons_are_so_at_the_last_token_or_at_all(kind, backend):
+    lens, some = tiny_lens(kind, backend), qv.NeuronSet.of([(0, 3), (0, 5)])
+    clean = lens.trace(FACT, "all").m[0][:, [3, 5]]
+    for where, rows in (("all", slice(None)), ("last", slice(-1, None))):
+        for change, wanted in (
+            (qv.Scale(some, 3.0, where), 3 * clean[rows]),
+            (qv.Replace(some, 2.0, where), torch.full_like(clean[rows], 2.0)),
+            (qv.Zero(some, where), torch.zeros_like(clean[rows])),
+        ):
+            with lens.intervene(change):
+                m = lens.trace(FACT, "all").m[0]
+            torch.testing.assert_close(m[rows][:, [3, 5]], wanted)
+            if where == "last":
+                torch.testing.assert_close(m[:-1][:, [3, 5]], clean[:-1])
+
+
+def test_a_pass_from_a_layer_on_has_what_interventions_do_below_it(backend):
+    """The stream that was kept is that of the clean model: it is not gone on from, nor are keys and
+    values kept, while anything is in force."""
+    lens = tiny_lens("gptj", backend)
+    rows = [list(lens.tokenize(FACT)[0].ids)]
+    start = (1, lens.stream(rows, 1))
+    clean = lens.logits(rows)
+    torch.testing.assert_close(lens.logits(rows, start=start), clean)
+    first = torch.tensor([1])
+    assert (lens.past(start, first) is None) == (backend == "bridge")
+    with lens.intervene(qv.Zero(qv.NeuronSet.of([(0, n) for n in range(20)]))):
+        wanted = lens.logits(rows)
+        torch.testing.assert_close(lens.logits(rows, start=start), wanted)
+        assert lens.past(start, first) is None
+    assert (wanted - clean).abs().max() > 1e-3
+
+
+def test_weights_before_patches_are_those_before_the_first_of_them(backend):
+    lens = tiny_lens("gptj", backend)
+    W = lens.parameter(1, "W_out")
+    one, other = (
+        qv.Patch({(1, "W_out"): Delta(torch.full(W.shape, by).double())}, lens.fingerprint)
+        for by in (1.0, 10.0)
+    )
+    was = W.clone()
+    with lens.patched(one, other):
+        torch.testing.assert_close(lens.before_patches()[1, "W_out"], was)
+        torch.testing.assert_close(lens.before_patches(1)[1, "W_out"], was + 1)
+        assert lens.before_patches(2) == {}

@@ -3,6 +3,7 @@ presets, the verbs."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -298,3 +299,29 @@ def test_enough_text_is_counted_as_it_is_read():
     assert C0.tokens == 100
     with pytest.warns(UserWarning, match=f"holds {tokens} tokens, and 100000 are wanted"):
         assert enough(lens, lines[:1], 100_000) == lines[:1]
+
+
+def test_an_adapter_of_unequal_ranks_is_every_weights_own_delta(tmp_path):
+    """Read as PEFT reads it: alpha / r of each module times B A. A dense delta keeps its small
+    singular values."""
+    from safetensors.torch import load_file
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(*s, generator=generator).double() for s in ((6, 2), (2, 4)))
+    Q, P = (torch.linalg.qr(torch.randn(n, n, generator=generator).double())[0] for n in (5, 4))
+    dense = Q[:, :3] @ torch.diag(torch.tensor([1.0, 0.1, 0.005]).double()) @ P[:3]
+    deltas = {(0, "W_out"): Delta(left, right), (1, "W_out"): Delta(dense)}
+    patch = qv.Patch(deltas, "0" * 16, {"modules": {"0.W_out": "h.0.out", "1.W_out": "h.1.out"}})
+    folder = patch.to_lora(tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    told = load_file(folder / "adapter_model.safetensors")
+    for module, wanted in (("h.0.out", left @ right), ("h.1.out", dense)):
+        A, B = (told[f"base_model.model.{module}.lora_{which}.weight"] for which in "AB")
+        alpha = config["alpha_pattern"].get(module, config["lora_alpha"])
+        rank = config["rank_pattern"].get(module, config["r"])
+        torch.testing.assert_close(alpha / rank * (B @ A).T.double(), wanted, atol=1e-6, rtol=0)
+    frame = patch.frame()
+    assert frame["norm"].tolist() == pytest.approx(
+        [(left @ right).norm().item(), dense.norm().item()]
+    )
+    assert frame["rank"].tolist() == [2, 4]

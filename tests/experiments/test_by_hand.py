@@ -13,7 +13,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LEDGER = (EXPERIMENTS / "LEDGER.md").read_text()
 COMPARISON = (EXPERIMENTS / "COMPARISON.md").read_text()
 #: Student's t at 97.5% by degrees of freedom (a printed table's)
-T = {9: 2.262, 18: 2.101, 99: 1.984}
+T = {9: 2.262, 18: 2.101, 49: 2.010, 99: 1.984}
 SMOLLM2 = "smollm2-135m"
 #: ACE's NN, CT, LG, CP and LS
 SIMILAR = {"nationality", "continent", "language", "capital", "leadership"}
@@ -88,6 +88,29 @@ def test_table_1_of_kne():
         assert f"(KNE − {other} {numbers})" in told
         assert "**undecided**" in told
         assert gap - half < 0 < gap + half
+
+
+def test_table_1_of_ctp():
+    """Of every fact the mean of the three parts of the score, each editor's mean, the best of the
+    others, and CTP's difference from it."""
+    parts: dict[str, dict[int, list[float]]] = {}
+    for row in rows("ctp_table1"):
+        if row["metric"] in ("edit_success", "generality", "ctp_locality"):
+            parts.setdefault(row["method"], {}).setdefault(row["case"], []).append(row["after"])
+    assert len(parts) == 7
+    assert {len(three) for by in parts.values() for three in by.values()} == {3}
+    values = {m: {case: sum(three) / 3 for case, three in by.items()} for m, by in parts.items()}
+    means = {method: sum(by.values()) / len(by) for method, by in values.items()}
+    told = cell("CTP, Table 1", "best score")
+    for method, mean in means.items():
+        assert f"{method} {100 * mean:.1f}%" in told
+    other = max(set(means) - {"CTP"}, key=means.__getitem__)
+    gaps = [values["CTP"][case] - values[other][case] for case in values["CTP"]]
+    gap, half = of_student(gaps)
+    numbers = f"{100 * gap:+.1f} ± {100 * half:.1f} points, {len(gaps)} cases"
+    assert f"(CTP − {other} {numbers})" in told
+    verdict = "holds" if gap > half else "fails" if gap < -half else "undecided"
+    assert f"**{verdict}**" in told
 
 
 def test_comparison_of_editors():

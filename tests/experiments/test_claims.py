@@ -32,6 +32,7 @@ from experiments.decide import (
     HOLDS,
     OPEN,
     ahead,
+    averaged,
     beats,
     best,
     compared,
@@ -39,9 +40,12 @@ from experiments.decide import (
     decided,
     difference,
     groups,
+    half_the_largest_less_the_last,
     lost,
     nearer,
+    per_case,
     reaches,
+    read_as,
     two_samples,
 )
 from experiments.kne import figure_b3
@@ -247,13 +251,25 @@ def test_figure_2_wants_more_than_random_and_more_than_off_category():
         ])  # fmt: skip
 
     assert figure_2.loses_more_than_half(frame(0.9, 0.2, 0.1))[1] == HOLDS
-    assert figure_2.loses_more_than_half(frame(0.9, 0.95, 0.1))[1] == FAILS
+    assert figure_2.loses_more_than_half(frame(0.9, 0.99, 0.1))[1] == FAILS
     assert figure_2.loses_more_than_half(frame(0.1, 0.0, 0.0))[1] == FAILS
     apart = pd.concat([frame(0.1, 0.0, 0.0), frame(0.9, 0.2, 0.1).assign(held_out=False)])
     told, verdict = figure_2.loses_more_than_half(apart)
     assert verdict == HOLDS  # in one of the scopes
     assert told.index("the prompts that rank: 90.3%") < told.index("other prompts than rank: 10.3%")
-    assert told.count(", 200 prompts)") == 6  # of one seed
+    assert told.count(", 200 prompts, 3 seeds)") == 6  # of one seed
+    # at random by 5 seeds, all else by one: 40 prompts each, and the draws differ more than they do
+    one = frame(0.5, 0.0, 0.0).query("seed == 0 and neurons == 'top'").assign(prompts_asked=20)
+    row = frame(0.0, 0.0, 0.0).query("seed == 0 and neurons == 'random'").assign(prompts_asked=20)
+    draws = [row.assign(seed=s, drop_relative=v) for s, v in enumerate((0.0, 0.0, 0.1, 0.2, 0.95))]
+    told, verdict = figure_2.loses_more_than_half(pd.concat([one, *draws]))
+    assert "in category" in told
+    assert "25.0% (0.0 to 74.7%, 40 prompts, 5 seeds) at random" in told
+    assert verdict == OPEN
+    alike = [row.assign(seed=s, drop_relative=0.1 + 0.02 * (s - 2)) for s in range(5)]
+    told, verdict = figure_2.loses_more_than_half(pd.concat([one, *alike]))
+    assert "10.0% (4.0 to 23.1%, 40 prompts, 5 seeds) at random" in told  # Wilson's, 4 of 40
+    assert verdict == HOLDS
 
 
 @pytest.mark.parametrize(("lag", "verdict"), [(1, HOLDS), (2, HOLDS), (-2, FAILS), (0, FAILS)])
@@ -696,3 +712,44 @@ def test_what_runs_all_gives_every_result_once():
     assert not set(given) & set(editors.RESULTS.values())
     others = {*editors.RESULTS.values(), sequence.RESULTS}
     assert {path.stem for path in ledger.RESULTS.glob("*.parquet")} <= set(given) | others
+
+
+def test_a_curve_is_read_at_its_last_step():
+    """Two methods that stop at different steps, each at its own last one."""
+    rows = [("A", 1, 0.1), ("A", 2, 0.9), ("B", 1, 0.3)]
+    frame = pd.DataFrame(rows, columns=["method", "step", "after"])
+    table = per_case(frame.assign(data="d", seed=0, case=0, metric="m"), "m", "method")
+    assert table.to_numpy().tolist() == [[0.9, 0.3]]
+
+
+def test_the_interval_of_a_mean_over_categories():
+    """Half of it is the root of the sum of squares over their number: of 3 and 4 it is 5 / 2."""
+    two = [by_layer("ffn_vector", [1.0, 2.0]), by_layer("ffn_vector", [3.0, 6.0])]
+    frame = pd.concat([two[0].assign(interval=3.0), two[1].assign(interval=4.0)])
+    other = by_layer("attn_vector", [9.0, 9.0]).assign(interval=9.0)
+    table = averaged(pd.concat([frame, other]), "ffn_vector")
+    assert table["score"].tolist() == [2.0, 4.0]
+    assert table["interval"].tolist() == [2.5, 2.5]
+
+
+def test_half_of_the_largest_less_the_last():
+    """5 - 2 with the root of (6 / 2)^2 + 4^2; a large negative score is no peak; and where the last
+    is the largest, half of one number."""
+    scores = pd.DataFrame({"score": [-20.0, 10.0, 2.0], "interval": [1.0, 6.0, 4.0]})
+    assert half_the_largest_less_the_last(scores)[:3] == (3.0, -2.0, 8.0)
+    assert half_the_largest_less_the_last(scores.iloc[:2])[:3] == (-5.0, -8.0, -2.0)
+
+
+def test_a_decision_on_other_rows_sees_those_alone():
+    """B's rows in the place of A's, which are left out; without any, nothing was measured."""
+    frame = edits("method", score={"A": 0.9, "B": 0.1})
+    assert reaches("score", "A", 0.5)(frame)[1] == HOLDS
+    told, verdict = read_as("method", {"B": "A"}, reaches("score", "A", 0.5))(frame)
+    assert (told.split("%")[0], verdict) == ("10.0", FAILS)
+    assert read_as("method", {"C": "A"}, reaches("score", "A", 0.5))(frame)[0] == "not measured"
+
+
+def test_differences_of_entropies_are_not_cut_off_as_those_of_shares():
+    told, verdict = beats("fluency", "A", "B")(edits("method", fluency={"A": 6.0, "B": 3.0}))
+    assert verdict == HOLDS
+    assert "A 600.0, B 300.0: +300.0 ± 0.0 points" in told

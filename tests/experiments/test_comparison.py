@@ -60,3 +60,35 @@ def test_it_stands_in_the_comparison_once_a_run_has_been_collected(tmp_path):
     text = comparison(tmp_path)
     assert "## Edits in a row: some-model" in text
     assert "| FT | 100 | 10 |" in text
+
+
+def test_what_an_editor_costs_and_at_how_many_edits_it_was_asked(tmp_path):
+    """The largest norm of any case, and the median over the cases, not over the rows, of the
+    seconds; of consecutive edits the last step, and what was asked on the way under its step."""
+    rows = [  # case, step, metric, after, norm, seconds
+        (0, 50, "efficacy_acc", 0.75, 0.2, 1.0), (0, 100, "efficacy_acc", 0.25, 0.2, 1.0),
+        (1, 100, "efficacy_acc", 0.25, 0.9, 2.0), (2, 100, "efficacy_acc", 1.0, 0.4, 9.0),
+        (2, 100, "paraphrase_acc", 1.0, 0.4, 9.0), (2, 100, "specificity_acc", 0.5, 0.4, 9.0),
+    ]  # fmt: skip
+    frame = pd.DataFrame(
+        rows, columns=["case", "step", "metric", "after", "relative_norm", "seconds"]
+    )
+    ft = frame.assign(model="m", data="d", method="FT", seed=0)
+    # ROME's paraphrases were asked in two of three cases, FT's in one: each says so by itself
+    rome = ft.assign(
+        method="ROME", metric=ft["metric"].replace("specificity_acc", "paraphrase_acc")
+    )
+    rome.loc[5, "case"] = 1
+    pd.concat([ft, rome]).to_parquet(tmp_path / "consecutive.parquet")
+    head, _, *lines = comparison(tmp_path).strip().splitlines()[-4:]
+    names = head.strip("| ").split(" | ")
+    assert names[:5] == [
+        "method", "cases", "efficacy_acc@50 (1)", "efficacy_acc", "paraphrase_acc",
+    ]  # fmt: skip
+    cells = [dict(zip(names, line.strip("| ").split(" | "), strict=True)) for line in lines]
+    assert [cell["cases"] for cell in cells] == ["3", "3"]
+    assert [cell["efficacy_acc@50 (1)"][:3] for cell in cells] == ["75 ", "75 "]
+    assert [cell["efficacy_acc"][:3] for cell in cells] == ["50 ", "50 "]
+    assert cells[0]["paraphrase_acc"].endswith("(1)")
+    assert cells[1]["paraphrase_acc"].endswith("(2)")
+    assert [(cell["‖dW‖/‖W‖"], cell["s"]) for cell in cells] == [("0.9", "2.00")] * 2

@@ -463,3 +463,54 @@ def test_ripple_edits_whose_answers_begin_alike(new, old, prompt):
     edit = {**RIPPLE["edit"], **told(new), "original_fact": told(old)}
     request = parse([{**RIPPLE, "edit": edit}]).cases[0].request
     assert (request.fact.prompt, request.fact.answer, request.new) == (prompt, old, new)
+
+
+def test_a_chain_leads_to_an_edit_by_its_new_hops_and_equal_answers_are_told_apart():
+    """Of three hops the first and the last are edited, both to Y: the last fact is about the new
+    second hop's answer."""
+
+    def hops(*told):
+        return [{"question": q, "cloze": q, "answer": a, "answer_alias": []} for q, a in told]
+
+    def rewrite(subject, old):
+        named = {"target_true": {"str": old}, "target_new": {"str": "Y"}}
+        return {
+            "prompt": "The friend of {} is",
+            "relation_id": "P1",
+            "subject": subject,
+            "question": "?",
+            **named,
+        }
+
+    last = ["Q5", "P1", "Q6"]
+    record = {
+        **MQUAKE_T,
+        "requested_rewrite": [rewrite("A", "B"), rewrite("Z", "D")],
+        "single_hops": hops(("Who is A's friend?", "B"), ("What is the town of B?", "C"), ("Who is C's friend?", "D")),
+        "new_single_hops": hops(("Who is A's friend?", "Y"), ("What is the town of Y?", "Z"), ("Who is Z's friend?", "Y")),
+        "orig": {"new_triples": [["Q1", "P1", "Q6"], ["Q6", "P2", "Q5"], last], "triples": [["Q1", "P1", "Q2"]],
+                 "edit_triples": [["Q1", "P1", "Q6"], last]},
+    }  # fmt: skip
+    case = parse([record]).cases[0]
+    assert case.edited == (0, 2)
+    assert [edit.via for edit in case.edits] == [(), ("The friend of the town of Y is",)]
+    # where `orig` does not say: every hop once, and by the subject where the order would mislead
+    untold = {**record, "orig": {"triples": [], "new_triples": []}}
+    turned = {**untold, "requested_rewrite": [rewrite("Z", "D"), rewrite("A", "B")]}
+    last = {**untold, "requested_rewrite": [rewrite("Z", "D")]}
+    found = [parse([each]).cases[0].edited for each in (untold, turned, last)]
+    assert found == [(0, 2), (2, 0), (2,)]
+
+
+def test_every_answer_of_zsre_counts():
+    record = {"subject": "X", "src": "Who is X?", "rephrase": "X is who?", "answers": ["a", "b", "c"], "alt": "d",
+              "loc": "nq question: who", "loc_ans": "e"}  # fmt: skip
+    fact = parse([record]).cases[0].request.fact
+    assert (fact.answer, fact.aliases) == ("a", ("b", "c"))
+
+
+def test_a_known_fact_has_its_relation():
+    record = {"prompt": "The Louvre is in", "subject": "The Louvre", "attribute": "Paris", "template": "{} is in",
+              "relation_id": "P131", "relation": "location"}  # fmt: skip
+    fact = parse([record]).facts[0]
+    assert (fact.prompt, fact.answer, fact.relation) == ("{} is in", "Paris", "P131")

@@ -325,3 +325,89 @@ def test_edits_in_a_row_are_drawn_by_group():
     assert list(figure.data[2].x) == [1, 10]
     assert list(figure.data[2].y) == [0.1, 1.0]
     assert figure.layout.xaxis3.title.text == "edits"
+
+
+def test_no_line_joins_two_models_or_two_seeds():
+    steps = pd.DataFrame({"method": "A", "step": [1, 10], "group": "first", "metric": "efficacy_gen", "after": [1, 0.5]})  # fmt: skip
+    layers = pd.DataFrame({"condition": "clean", "layer": [0, 1], "count": [1.0, 2.0]})
+    for draw, frame, name in ((plots.lasting, steps, "A"), (plots.counts, layers, "clean")):
+        (alone,) = draw(frame.assign(model="m", seed=0)).data
+        assert alone.name == name
+        two = draw(pd.concat([frame.assign(model="m", seed=s) for s in (0, 1)])).data
+        assert [line.name for line in two] == [f"{name} · 0", f"{name} · 1"]
+        two = draw(pd.concat([frame.assign(model=m, seed=0) for m in "mn"])).data
+        assert [line.name for line in two] == [f"{name} · m", f"{name} · n"]
+        assert {len(line.x) for line in two} == {2}
+
+
+def test_lines_of_whole_layers_lie_where_the_outputs_lie():
+    """Attention at its layer, FFN half a layer on; the mean over the categories."""
+    frame = pd.DataFrame({
+        "model": "m", "part": ["attn_vector", "ffn_vector"] * 2 + ["ffn"], "layer": 3,
+        "category": ["a", "a", "b", "b", "a"], "score": [1.0, 2.0, 3.0, 6.0, 99.0],
+    })  # fmt: skip
+    drawn = {trace.name: (list(trace.x), list(trace.y)) for trace in plots.layer_lines(frame).data}
+    assert drawn == {"m attn": ([3.0], [2.0]), "m ffn": ([3.5], [4.0])}
+
+
+def test_nodes_are_shares_of_their_own_largest_layer():
+    """Of T+ alone, each model, score and kind by itself; of layers means of 1 and 4, which is 1 / 4."""
+    rows = [("m", "key", "T+", 0, 0.5), ("m", "key", "T+", 0, 1.5), ("m", "key", "T+", 1, 4.0),
+            ("m", "key", "T-", 1, 400.0), ("m", "value", "T+", 0, 100.0), ("m", "value", "T+", 1, 50.0)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["model", "kind", "path", "layer", "importance"])
+    key, value = plots.node_lines(frame.assign(score="s")).data
+    assert (key.name, list(key.y)) == ("m key, s", [0.25, 1.0])
+    assert (value.name, list(value.y)) == ("m value, s", [1.0, 0.5])
+
+
+def test_sets_are_drawn_by_their_means():
+    frame = pd.DataFrame({
+        "model": "m", "set": ["none", "none", "best"], "sampled": [1.0, 0.5, 0.0], "probability": [0.2, 0.4, 0.1],
+    })  # fmt: skip
+    sampled, probability = plots.set_bars(frame).data
+    assert list(sampled.x) == ["m · none", "m · best"]
+    assert list(sampled.y) == [0.75, 0.0]
+    assert list(probability.y) == pytest.approx([0.3, 0.1])
+
+
+def test_edges_of_a_pathway_show_their_sign_and_the_strongest_are_drawn():
+    """Blue raises, orange lowers; of 130 edges the ten smallest in size are left out."""
+    at = dict.fromkeys(("prompt", "position"), 0) | {"coefficient": 1.0, "query_score": 0.0}
+    nodes = pd.DataFrame([
+        {"id": "a", "role": "query", "layer": 0, "neuron": 0, "value_score": 1.0, **at},
+        {"id": "b", "role": "value", "layer": 1, "neuron": 0, "value_score": 1.0, **at},
+    ])  # fmt: skip
+    weights = [
+        *(0.001 * i for i in range(1, 11)),
+        *(-1.0 - i for i in range(60)),
+        *(1.5 + i for i in range(60)),
+    ]
+    edges = pd.DataFrame({"source": "a", "target": "b", "weight": weights, "prompt": 0})
+    traces = plots.pathway(nodes, edges).data
+    lines = [t for t in traces if t.mode == "lines" and list(t.x) == [0, 1]]
+    assert [line.line.color for line in lines].count(plots.ORANGE) == 60
+    assert [line.line.color for line in lines].count(plots.BLUE) == 60
+    assert lines[-1].line.color == plots.BLUE  # the largest, 60.5, last
+    assert lines[-1].line.width == pytest.approx(4.3)
+
+
+def test_a_curve_is_hollow_where_the_model_says_something_else():
+    """Of several random orders by most of them; log p is their mean between the lowest and the
+    highest, and each panel has the dotted line of its own clean prompt."""
+    rows = [("random", 0, 1, -1.0, True), ("random", 1, 1, -3.0, True), ("random", 2, 1, -2.0, False),
+            ("random", 0, 9, -6.0, True), ("random", 1, 9, -8.0, False), ("random", 2, 9, -10.0, False)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["ranking", "seed", "k", "logprob", "right"])
+    frame = frame.assign(prompt=0, clean=-0.5, said="x", text="a", kept=False)
+    figure = plots.removal_curve(pd.concat([frame, frame.assign(text="b", clean=-0.25)]))
+    area, line = figure.data[:2]
+    assert list(area.y) == [-1.0, -6.0, -10.0, -3.0]
+    assert list(line.y) == [-2.0, -8.0]
+    assert list(line.marker.symbol) == ["circle", "circle-open"]
+    assert [shape.y0 for shape in figure.layout.shapes] == [-0.5, -0.25]
+
+
+def test_seconds_of_an_edit_count_once_whatever_was_asked_of_it():
+    frame = pd.DataFrame({
+        "method": "FT", "seed": 0, "case": [0, 0, 1], "metric": ["a", "b", "a"], "seconds": [1.0, 1.0, 3.0],
+    })  # fmt: skip
+    assert list(plots.seconds_bars(frame).data[0].y) == [1.0, 3.0]

@@ -9,13 +9,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import qv_lens as qv
+from qv_lens.models.zoo import weight_gigabytes
 from qv_lens.plots import sweep_heatmap
+from qv_lens.runs import run as run_module
 from qv_lens.runs import store as store_module
 from qv_lens.runs.config import RunConfig, read_config, tasks_of
 from qv_lens.runs.run import estimate, run
@@ -557,3 +561,33 @@ def test_what_was_varied_is_no_scale():
     figure = sweep_heatmap(frame, ["group"], "layer", "value", "title", "points")
     assert figure.layout.xaxis.type == "category"
     assert list(figure.data[0].x) == ["0", "5"]
+
+
+def test_the_size_of_weights_is_that_of_what_is_loaded(tmp_path):
+    """In GB of 10^9 bytes, at the type asked for: by name, of a folder, of a GGUF file."""
+    gguf = pytest.importorskip("gguf")
+    lens = qv.load("toy-qwen3")
+    held = sum(weight.numel() * weight.element_size() for weight in lens.hf.parameters()) / 1e9
+    folder = lens.save(tmp_path / "saved")
+    for name in ("toy-qwen3", str(folder)):
+        for dtype, times in ((None, 1), ("bfloat16", 0.5), ("float64", 2), (torch.float16, 0.5)):
+            assert weight_gigabytes(name, dtype) == pytest.approx(held * times)
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_tensor("x", np.zeros((30, 50), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert weight_gigabytes(str(tmp_path / "a.gguf")) == pytest.approx(6e-6)  # taken as float32
+    assert weight_gigabytes(str(tmp_path / "a.gguf"), "bfloat16") == pytest.approx(3e-6)
+    assert weight_gigabytes("some/model") == 0.0  # not here
+    (tmp_path / "torn.safetensors").write_bytes(b"0" * 1500)
+    with pytest.raises(qv.QVLensError, match="Cannot read the weights"):
+        weight_gigabytes(str(tmp_path))
+
+
+def test_the_estimate_is_of_the_weights_at_the_type_that_is_asked(monkeypatch):
+    monkeypatch.setattr(run_module, "run_task", lambda *_: SimpleNamespace(error="", seconds=1.0))
+    config = read_config(EXPERIMENTS / "ablation.py", ["model=toy-qwen3"])
+    held = [estimate(config, dtype=dtype).gigabytes for dtype in (None, "bfloat16", "float64")]
+    assert held == pytest.approx([2_756_480 * size / 1e9 for size in (4, 2, 8)])

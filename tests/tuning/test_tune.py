@@ -227,6 +227,28 @@ def test_a_fact_given_twice_is_one_edit(toy, monkeypatch):
         tune.known_cases(lens, 16, facts=[*facts, *facts])
 
 
+def test_edits_keep_what_the_model_knows_of_them_and_follow_the_seed(toy, monkeypatch):
+    """Of eight facts six are known, of each one's other phrasings every second."""
+    lens, _ = toy
+    facts = [fact for fact in tune.atlas() if fact.relation == "P36"][:8]
+    known = {fact.text for fact in facts[:6]}
+    monkeypatch.setattr(tune, "knows", lambda lens, facts: [fact.text in known for fact in facts])
+    monkeypatch.setattr(
+        tune, "correct", lambda lens, asked: [i % 2 == 1 for i in range(len(asked))]
+    )
+    drawn = {seed: tune.known_cases(lens, 6, seed, facts) for seed in (0, 1)}
+    orders = []
+    for cases in drawn.values():
+        assert {case.request.fact.text for case in cases} == known
+        for case in cases:
+            fact = case.request.fact
+            assert [asked.prompt for asked in case.paraphrases] == list(fact.paraphrases[1::2])
+            assert case.neighbours
+            assert {near.text for near in case.neighbours} <= known - {fact.text}
+        orders.append([case.request.fact.text for case in cases])
+    assert orders[0] != orders[1]
+
+
 def test_what_was_measured_is_not_measured_again(toy, tmp_path, monkeypatch):
     lens, _ = toy
     asked = []
