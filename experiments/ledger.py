@@ -172,7 +172,7 @@ def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str
         return
     if failed := int((frame["status"] != "finished").sum()):
         print(f"{module.__name__}: {failed} failed tasks left out")
-    rows = frame[frame["status"] == "finished"].infer_objects()
+    rows = _of_no_machine(frame[frame["status"] == "finished"].infer_objects(), module)
     if rows.empty:
         return
     of_editors = module in (editors, single)
@@ -180,6 +180,17 @@ def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str
     for name, part in parts.items():
         if len(part):
             yield name, part, cell_of(module)
+
+
+def _of_no_machine(rows: pd.DataFrame, module: ModuleType) -> pd.DataFrame:
+    """The rows with the names of a task's files in the place of their paths on one machine."""
+
+    def named(value: object) -> object:
+        absolute = isinstance(value, str) and Path(value).is_absolute()
+        return Path(value).name if absolute else value
+
+    fields = [name for name in _names(module.Task) if name in rows]
+    return rows.assign(**{name: rows[name].map(named) for name in fields})
 
 
 def cell_of(module: ModuleType) -> list[str]:

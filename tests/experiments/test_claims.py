@@ -618,9 +618,9 @@ def test_nodes_by_layer():
 
 def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
     """A file's chains belong to `multihop`, asked twice they count once; what is there of other
-    models stays."""
+    models stays; a file goes by its name, wherever it lay."""
     monkeypatch.setattr(ledger, "RESULTS", tmp_path / "results")
-    row = {"method": "ACE", "protocol": "single", "data": "chains.json", "count": 2, "seed": 0, "layers": "preset", "skip": "", "edited": 0,
+    row = {"method": "ACE", "protocol": "single", "data": "/one/machine/chains.json", "count": 2, "seed": 0, "layers": "preset", "skip": "", "edited": 0,
            "batch_size": 32, "edits": 2, "hops": 3, "step": 1, "metric": "multihop_cot", "after": 1.0, "seconds": 1.0, "editor": "null"}  # fmt: skip
 
     def rows(folder) -> pd.DataFrame:
@@ -656,6 +656,7 @@ def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
     frame = pd.read_parquet(tmp_path / "results" / "multihop.parquet")
     assert frame.groupby("model").size().to_dict() == {"toy-gptj": 2, "Qwen/Qwen3-8B": 2}
     assert frame["edits"].dtype.kind == "i"
+    assert set(frame["data"]) == {"chains.json"}
     assert not (tmp_path / "results" / "single.parquet").exists()
 
 
