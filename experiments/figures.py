@@ -22,7 +22,7 @@ from experiments.ledger import RESULTS, experiments, results_of
 
 FIGURES = Path(__file__).parents[1] / "figures"
 #: in the README
-SHOWN = ("ace-table_1-smollm2-135m", "single-smollm2-135m")
+SHOWN = ("ace-table_1-smollm2-135m", "single-smollm2-135m", "sequence-smollm2-135m")
 
 
 def drawn() -> Iterator[tuple[str, go.Figure]]:
