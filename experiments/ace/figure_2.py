@@ -228,7 +228,7 @@ def loses_more_than_half(frame: pd.DataFrame) -> Verdict:
         told = ", ".join(f"{words} {name}" for name, (_, words) in shares.items())
         lines.append(f"{where}: {told}")
         top, *others = (found for found, _ in shares.values())
-        large = HOLDS if top.mean > 0.5 else FAILS
+        large = HOLDS if top.mean > 0.5 else FAILS if top.mean <= 0.5 else OPEN
         verdicts.append(together([large, *(decided(minus(top, other)) for other in others)]))
     return "; ".join(lines), HOLDS if HOLDS in verdicts else OPEN if OPEN in verdicts else FAILS
 
@@ -239,6 +239,8 @@ def share_lost_of(rows: pd.DataFrame, neurons: str, group: str) -> tuple[Estimat
     Its interval is that over the prompts of one seed, for another seed asks the same facts again;
     or that over the seeds' draws (Student's t), where it is wider."""
     rows = rows[(rows["neurons"] == neurons) & (rows["group"] == group)]
+    if rows.empty:
+        return Estimate(float("nan"), float("nan"), float("nan")), "not measured"
     right = rows["clean"] * rows["prompts_asked"]
     sums = rows.assign(right=right, gone=right * rows["drop_relative"]).groupby("seed")
     sums = sums[["gone", "right"]].sum()
@@ -260,8 +262,8 @@ CLAIMS = (
             "zeroing 1% important neurons costs over 90% of accuracy; 1% at random 9.47% and 8.19%"
         ),
         statistic=(
-            "share of right answers lost, over the prompts of the categories asked: above half in category, and more than at random and off "
-            "category"
+            "share of right answers lost, over the prompts of the categories asked: above half in "
+            "category, and more than at random and off category"
         ),
         decide=loses_more_than_half,
         release=NO_CODE,

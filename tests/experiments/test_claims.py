@@ -266,6 +266,10 @@ def test_figure_2_wants_more_than_random_and_more_than_off_category():
     assert "in category" in told
     assert "25.0% (0.0 to 74.7%, 40 prompts, 5 seeds) at random" in told
     assert verdict == OPEN
+    told, verdict = figure_2.loses_more_than_half(one)
+    assert "not measured at random" in told
+    assert verdict == OPEN
+    assert figure_2.loses_more_than_half(row)[1] == OPEN
     alike = [row.assign(seed=s, drop_relative=0.1 + 0.02 * (s - 2)) for s in range(5)]
     told, verdict = figure_2.loses_more_than_half(pd.concat([one, *alike]))
     assert "10.0% (4.0 to 23.1%, 40 prompts, 5 seeds) at random" in told  # Wilson's, 4 of 40
