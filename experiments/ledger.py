@@ -186,8 +186,9 @@ def _of_no_machine(rows: pd.DataFrame, module: ModuleType) -> pd.DataFrame:
     """The rows with the names of a task's files in the place of their paths on one machine."""
 
     def named(value: object) -> object:
-        absolute = isinstance(value, str) and Path(value).is_absolute()
-        return Path(value).name if absolute else value
+        if isinstance(value, str) and Path(value).is_absolute():
+            return Path(value).name
+        return value
 
     fields = [name for name in _names(module.Task) if name in rows]
     return rows.assign(**{name: rows[name].map(named) for name in fields})
