@@ -300,19 +300,20 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()
+    device = "cpu" if arguments.shape == "small" else "cuda"
+    repeats = arguments.repeats or (5 if device == "cpu" else 1)
     if arguments.model:
         lens = qv.load(arguments.model)
         print(f"{arguments.model}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         for count in dict.fromkeys((1, arguments.prompts or 32)):
-            frame = compare_real(lens, count, 1 if count > 1 else arguments.repeats or 5)
+            frame = compare_real(lens, count, 1 if count > 1 else repeats)
             print(f"\n{count} prompts")
             print(frame.round({"seconds": 2, "ratio": 1, "peak_MB": 0}).to_string(), flush=True)
         return
-    device = "cpu" if arguments.shape == "small" else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"--shape {arguments.shape} needs a CUDA GPU; torch sees none here.")
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
-    prompts, repeats = arguments.prompts or 16, arguments.repeats or (5 if device == "cpu" else 1)
+    prompts = arguments.prompts or 16
     card = (
         torch.cuda.get_device_name()
         if device == "cuda"

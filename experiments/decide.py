@@ -163,11 +163,12 @@ def share_lost(hits: float, asked: float) -> Estimate:
 
 def lost(hits: float, asked: float) -> str:
     """A share lost, in words."""
-    found = share_lost(hits, asked)
-    return (
-        f"{share(found.mean)} ({100 * found.low:.1f} to {100 * found.high:.1f}%, "
-        f"{asked:.0f} prompts)"
-    )
+    return share_of(share_lost(hits, asked), f"{asked:.0f} prompts")
+
+
+def share_of(found: Estimate, asked: str) -> str:
+    """A share with the ends of its interval, and of what it is one."""
+    return f"{share(found.mean)} ({100 * found.low:.1f} to {100 * found.high:.1f}%, {asked})"
 
 
 def mean_told(found: Estimate, metric: str = "") -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import html
 import itertools
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def before_after(
 def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figure:
     """Heads down, layers across (ACE, Figure 6); the mean over prompts and categories."""
     heads = frame.dropna(subset="head")
-    table = _grid(heads, [*_several_models(heads), "head"], "layer")
+    table = _grid(heads, [*_that_differ(heads, ["model"]), "head"], "layer")
     if table.index.nlevels > 1:
         table.index = [f"{model} · {head:g}" for model, head in table.index]
     return _heatmap(table, title, "layer", "head")
@@ -202,7 +202,7 @@ def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by cate
     each row scaled to its largest value (ACE, Table 1 and Figure 3)."""
     shown = frame[~frame["part"].isin(("head", *VECTORS))]
     table = shown.pivot_table(
-        index=[*_several_models(shown), "part", "category"],
+        index=[*_that_differ(shown, ["model"]), "part", "category"],
         columns="layer",
         values="score",
         aggfunc="mean",
@@ -213,9 +213,9 @@ def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by cate
     return _heatmap(table, title, "layer", "part and category", "share of the largest")
 
 
-def _several_models(frame: pd.DataFrame) -> list[str]:
-    """The column that tells models apart, where there are several."""
-    return ["model"] if "model" in frame and frame["model"].nunique() > 1 else []
+def _that_differ(frame: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """Those of these columns in which the rows differ."""
+    return [name for name in names if name in frame and frame[name].nunique() > 1]
 
 
 def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go.Figure:
@@ -617,11 +617,11 @@ def layer_profile(frame: pd.DataFrame, title: str = "Layers") -> go.Figure:
     return _layout(figure, title)
 
 
-def _named(frame: pd.DataFrame, by: str, also: Sequence[str]) -> pd.DataFrame:
+def _named(frame: pd.DataFrame, by: str, also: Iterable[str]) -> pd.DataFrame:
     """The frame with a column `line`: column `by`, and those of `also` in which its rows differ, so
     that no line joins two models."""
-    parts = [by, *(name for name in also if name in frame and frame[name].nunique() > 1)]
-    return frame.assign(line=frame[parts].astype(str).agg(" · ".join, axis=1))
+    parts = frame[[by, *_that_differ(frame, also)]]
+    return frame.assign(line=parts.astype(str).agg(" · ".join, axis=1))
 
 
 def _coloured(

@@ -36,11 +36,10 @@ from experiments.decide import (
     Estimate,
     Verdict,
     decided,
-    lost,
     minus,
     read_as,
-    share,
     share_lost,
+    share_of,
     together,
 )
 from experiments.models import STUDIED
@@ -245,14 +244,12 @@ def share_lost_of(rows: pd.DataFrame, neurons: str, group: str) -> tuple[Estimat
     sums = rows.assign(right=right, gone=right * rows["drop_relative"]).groupby("seed")
     sums = sums[["gone", "right"]].sum()
     gone, asked = sums.mean()
-    found = share_lost(gone, asked)
-    if len(sums) == 1:
-        return found, lost(gone, asked)
-    draws = Estimate.of((sums["gone"] / sums["right"]).clip(lower=0))
-    low, high = max(found[1:3], draws[1:3], key=lambda ends: ends[1] - ends[0])
-    ends = f"{100 * low:.1f} to {100 * high:.1f}%"
-    told = f"{share(found.mean)} ({ends}, {asked:.0f} prompts, {len(sums)} seeds)"
-    return Estimate(found.mean, low, high), told
+    found, prompts = share_lost(gone, asked), f"{asked:.0f} prompts"
+    if len(sums) > 1:
+        draws = Estimate.of((sums["gone"] / sums["right"]).clip(lower=0))
+        low, high = max(found[1:3], draws[1:3], key=lambda ends: ends[1] - ends[0])
+        found, prompts = Estimate(found.mean, low, high), f"{prompts}, {len(sums)} seeds"
+    return found, share_of(found, prompts)
 
 
 CLAIMS = (

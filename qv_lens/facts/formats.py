@@ -185,13 +185,13 @@ def _by_object(record: Record) -> list[int]:
     """Which hop each edit belongs to, by its new object: of several hops with that answer the first
     about the edit's subject, else the first; no hop twice."""
     hops = [_table(hop, "new_single_hops") for hop in record["new_single_hops"]]
-    free, found = list(range(len(hops))), []
+    answers = [_answer(hop["answer"], "answer") for hop in hops]
+    found: list[int] = []
     for rewrite in _rewrites(record):
         name, subject = _object(rewrite, "target_new"), str(rewrite.get("subject", ""))
-        alike = [i for i in free if _answer(hops[i]["answer"], "answer") == name]
+        alike = [i for i, given in enumerate(answers) if given == name and i not in found]
         about = [i for i in alike if subject in str(hops[i].get("cloze", ""))]
         found += (about or alike)[:1]
-        free = [i for i in free if i not in found]
     return found
 
 

@@ -43,7 +43,7 @@ class Entry:
     def gigabytes(self, dtype: str | None = None) -> float:
         """Size of the weights alone, in GB (1e9 bytes), at the checkpoint's own dtype or
         another."""
-        return self.parameters * {"float64": 8, "float32": 4}.get(dtype or self.dtype, 2) / 1e9
+        return self.parameters * _bytes(dtype or self.dtype) / 1e9
 
 
 MODELS: tuple[Entry, ...] = (
@@ -53,8 +53,8 @@ MODELS: tuple[Entry, ...] = (
     Entry("EleutherAI/gpt-j-6B", "GPT-J", 28, 6_050_882_784, "float32", "Hugging Face hub"),
     Entry("Qwen/Qwen3-8B", "Qwen3", 36, 8_190_735_360, "bfloat16", "Hugging Face hub"),
 )
-#: bytes of a number by its name in a safetensors file; all else of weights has two
-STORED = {"F64": 8, "F32": 4}
+#: bytes of a number by its name in torch and in a safetensors file; all else of weights has two
+BYTES = {"float64": 8, "F64": 8, "float32": 4, "F32": 4}
 BUNDLED = tuple(entry.name for entry in MODELS if entry.source == "bundled")
 
 
@@ -204,10 +204,10 @@ def weight_gigabytes(name: str, dtype: str | Any = None) -> float:
     parameters, of a folder or a .gguf file by its tensors. 0.0 where only a download would tell.
 
     Raises `ConfigError` for a dtype that `load` does not take, `ModelError` for a damaged file."""
-    wanted = _dtype(dtype)
+    wanted = None if dtype is None else str(_dtype(dtype)).removeprefix("torch.")
     for entry in MODELS:
         if entry.name == name:
-            return entry.gigabytes(None if wanted is None else str(wanted).removeprefix("torch."))
+            return entry.gigabytes(wanted)
     path = Path(name)
     try:
         if path.suffix.lower() == ".gguf":
@@ -217,25 +217,27 @@ def weight_gigabytes(name: str, dtype: str | Any = None) -> float:
         raise ModelError(f"Cannot read the weights of {name!r}: {_first_line(error)}") from error
 
 
-def _of_gguf(file: Path, dtype: Any) -> float:
+def _of_gguf(file: Path, dtype: str | None) -> float:
     """GB of its tensors; `load` takes them as float32 where nothing else is asked."""
     from gguf import GGUFReader
 
-    size = 4 if dtype is None else dtype.itemsize
-    return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors) * size / 1e9
+    numbers = sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+    return numbers * _bytes(dtype or "float32") / 1e9
 
 
-def _of_safetensors(file: Path, dtype: Any) -> float:
+def _of_safetensors(file: Path, dtype: str | None) -> float:
     """GB of its tensors; the header alone is read."""
     from safetensors import safe_open
 
-    gigabytes = 0.0
-    with safe_open(file, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118 - no mapping
-            view = tensors.get_slice(key)
-            size = STORED.get(view.get_dtype(), 2) if dtype is None else dtype.itemsize
-            gigabytes += math.prod(view.get_shape()) * size / 1e9
-    return gigabytes
+    with safe_open(file, framework="pt") as stored:
+        tensors = [stored.get_slice(key) for key in stored.keys()]  # noqa: SIM118 - no mapping
+        sizes = [math.prod(one.get_shape()) * _bytes(dtype or one.get_dtype()) for one in tensors]
+    return sum(sizes) / 1e9
+
+
+def _bytes(dtype: str) -> int:
+    """Of one number."""
+    return BYTES.get(dtype, 2)
 
 
 def _class_of(config: Any) -> str | None:

@@ -16,7 +16,7 @@ def test_an_edit_is_asked_about_from_its_new_answer():
 
 
 def test_other_relations_have_other_answers_and_the_same_kind_of_subject():
-    """Of a place: what is no place (its twin city is), and nothing that is asked of people."""
+    """Of a place: answers of other kinds than a place, and nothing that is asked of people."""
     assert others(CAPITAL) == (
         "France is on the continent of",
         "In France, the official language is",
