@@ -110,7 +110,7 @@ def _cell(rows: pd.DataFrame, metric: str, cases: int) -> str:
     values = rows.loc[rows["metric"] == metric, "after"].dropna()
     if not len(values):
         return ""
-    ends = interval(values, bounds(metric.partition("@")[0]))
+    ends = interval(values, bounds(metric))
     known = ends.low == ends.low
     between = f" [{100 * ends.low:.0f}, {100 * ends.high:.0f}]" if known else ""
     few = f" ({len(values)})" if len(values) < cases else ""

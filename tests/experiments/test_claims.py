@@ -681,6 +681,18 @@ def test_a_claim_is_decided_on_each_data_set():
     assert "KNE 10.0%" in second
 
 
+def test_a_claim_about_two_models_waits_for_both():
+    """Rows of the second alone decide nothing, not even in its own column."""
+    claim = next(claim for claim in table_2.CLAIMS if claim.both)
+    first, second = ledger.ACES
+    rows = edits("method", multihop_cot={"ROME": 0.5, "MEMIT": 0.5, "PMET": 0.5})
+    alone = rows.assign(model=second)
+    assert ledger.decided_on(claim, alone, second) == ("", "")
+    both = pd.concat([alone, rows.assign(model=first, after=rows["after"] + 0.2)])
+    assert ledger.decided_on(claim, both, second)[1] == HOLDS
+    assert ledger.decided_on(claim, both, first) == ("against the next column", "")
+
+
 def test_which_model_loses_more():
     """10 and 40 points lost without a query layer, 20 and 50 without a value layer: the second is
     the more sensitive one."""

@@ -13,7 +13,7 @@ import pytest
 import qv_lens as qv
 from qv_lens.errors import FactError
 from qv_lens.evaluation.known_cases import knows
-from qv_lens.facts.atlas import TABLES, Chain, bare, chains, edit_case, question
+from qv_lens.facts.atlas import TABLES, Chain, bare, chains, edit_case, false_answers, question
 from qv_lens.facts.categories import CATEGORIES, of_relation
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
@@ -213,6 +213,18 @@ def test_edits_never_ask_for_a_true_answer(seed):
                 assert after.answer == told[chain.second.relation, bare(new)].answer
             assert bare(after.answer).casefold() not in accepted(chain.second)
     assert two_hop > 1500
+
+
+def test_no_false_answer_is_true_by_another_name():
+    """Of every fact and every answer of its relation, not only of those that a seed draws."""
+    names = {fact.answer for fact in FACTS}
+    shared = 0
+    for fact in FACTS:
+        false = {bare(answer).casefold() for answer in false_answers(fact)}
+        assert false
+        assert not false & accepted(fact)
+        shared += bool(names & {*fact.aliases})
+    assert shared  # answers of some facts are other names of others'
 
 
 def test_edits_follow_the_seed():
