@@ -10,7 +10,9 @@ Needs the extra `ability` (`pip install 'qv_lens[ability]'`: lm-eval, EleutherAI
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -40,19 +42,21 @@ def ability(
     `shots`: worked examples in front (None: the task's own number). `error`: lm-eval's standard
     error; NaN where it gives none.
 
-    Raises `ConfigError` without lm-eval, for interventions or hooks in force, or no task;
-    `ModelError` where no Hugging Face model holds the weights.
+    Raises `ConfigError` without lm-eval, for interventions or hooks in force, for no task, or one
+    that lm-eval does not have; `ModelError` where no Hugging Face model holds the weights.
     """
     if isinstance(tasks, (str, Mapping)) or not tasks:
         raise ConfigError(f"tasks= takes a list of tasks, as ['arc_easy'], got {tasks!r:.100}.")
     try:
         run = import_module("lm_eval").simple_evaluate
         wrapper = import_module("lm_eval.models.huggingface").HFLM
+        manager = import_module("lm_eval.tasks").TaskManager
     except ImportError as error:
         raise ConfigError(
             "General ability is measured by lm-eval, which is not installed: pip install "
             "'qv_lens[ability]'."
         ) from error
+    index = _index(manager, tasks)
     with lens.patched(*patches):
         wrapped = wrapper(
             pretrained=lens.plain_model(), tokenizer=lens.tokenizer, batch_size=batch_size
@@ -60,6 +64,7 @@ def ability(
         found = run(
             model=wrapped,
             tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
+            task_manager=index,
             limit=limit,
             num_fewshot=shots,
             bootstrap_iters=0,
@@ -70,6 +75,22 @@ def ability(
             fewshot_random_seed=seed,
         )
     return _table(found)
+
+
+def _index(manager: Any, tasks: Sequence[Task]) -> Any:
+    """lm-eval's index of its own tasks, whose files take half a minute to read: empty where every
+    task is given whole. Raises `ConfigError` for a name that is not in it."""
+    named = any(isinstance(task, str) or "group" in task for task in tasks)
+    index = manager(include_defaults=named)
+    for task in tasks:
+        if isinstance(task, str) and task not in index.all_tasks and not Path(task).is_file():
+            close = get_close_matches(task, index.all_tasks, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"lm-eval has no task {task!r}, and no file is called so.{meant} `lm-eval ls tasks` "
+                "lists its tasks."
+            )
+    return index
 
 
 def _table(found: Mapping[str, Any]) -> pd.DataFrame:

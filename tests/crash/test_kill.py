@@ -3,11 +3,7 @@ that never stopped."""
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,18 +14,14 @@ import qv_lens as qv
 from qv_lens.models import fetch
 from qv_lens.runs.config import RunConfig
 from qv_lens.runs.run import run
+from tests.processes import started
 
 KILLS = 30
 TRIVIAL = str(Path(__file__).parents[1] / "runs" / "trivial.py")
-DRIVER = """
-import sys
-from qv_lens.runs.config import RunConfig
-from qv_lens.runs.run import run
 
-experiment, out, log = sys.argv[1:]
-print("ready", flush=True)
-run(RunConfig(experiment, {"wait": 0.015, "log": log}, {"n": tuple(range(200))}), out)
-"""
+
+def two_hundred_tasks(out: Path, log: Path) -> None:
+    run(RunConfig(TRIVIAL, {"wait": 0.015, "log": str(log)}, {"n": tuple(range(200))}), out)
 
 
 def test_thirty_kills(tmp_path):
@@ -37,25 +29,20 @@ def test_thirty_kills(tmp_path):
     run(config, tmp_path / "whole")
     out, log, rng, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), 0
     while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, TRIVIAL, str(out), str(log)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        assert process.stdout.readline().strip() == b"ready"
+        process = started(two_hundred_tasks, out, log)
         if kills < KILLS:
             time.sleep(rng.uniform(0.0, 0.2))
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.join()
             kills += 1
             if (out / "shards").is_dir():  # what is there can be read: nothing half-written counts
                 finished = qv.load_run(out)["task"].nunique()
-                started = len(log.read_text().split()) if log.exists() else 0
+                begun = len(log.read_text().split()) if log.exists() else 0
                 # a kill costs the one task that was at work
-                assert finished <= started <= finished + kills
+                assert finished <= begun <= finished + kills
             continue
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+        process.join(timeout=120)
+        assert process.exitcode == 0
         break
     columns = ["task", "n", "seed", "part", "draw", "status"]
     pd.testing.assert_frame_equal(

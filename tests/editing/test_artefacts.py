@@ -4,12 +4,9 @@ presets, the verbs."""
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +22,7 @@ from tests.attribution.test_value import FACTS
 from tests.editing.test_closed_form import REQUESTS, TEXTS
 from tests.editing.test_methods import EVERY
 from tests.models import tiny_hf, tiny_lens
+from tests.processes import started
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
@@ -70,46 +68,30 @@ def test_what_no_adapter_can_hold_is_refused(tmp_path):
         patch.to_lora(tmp_path, max_rank=8)
 
 
-DRIVER = """
-import sys, time
-from qv_lens.editing.statistics import covariance
-from tests.editing.test_closed_form import TEXTS
-from tests.models import tiny_lens
-import torch
+def slow_statistics(folder: Path) -> None:
+    def slow():
+        for i, text in enumerate(TEXTS):
+            if i % 20 == 0:
+                time.sleep(0.05)
+            yield text
 
-def slow():
-    for i, text in enumerate(TEXTS):
-        if i % 20 == 0:
-            time.sleep(0.05)
-        yield text
-
-lens = tiny_lens("gptj", dtype=torch.float32)
-print("ready", flush=True)
-covariance(lens, slow(), (1, 2), folder=sys.argv[1], every=20, modules=("ffn", "attn"))
-"""
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    covariance(lens, slow(), (1, 2), folder=folder, every=20, modules=("ffn", "attn"))
 
 
-#: each costs the start of a process
-KILLS = 3
+KILLS = 10
 
 
 def test_statistics_survive_kills(tmp_path):
     lens, rng = tiny_lens("gptj", dtype=torch.float32), random.Random(0)
     whole = covariance(lens, TEXTS, (1, 2), modules=("ffn", "attn"))
     for attempt in range(KILLS + 1):
-        process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(tmp_path / "C0")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        assert process.stdout.readline().strip() == b"ready"
+        process = started(slow_statistics, tmp_path / "C0")
         if attempt < KILLS:
-            time.sleep(rng.uniform(0.05, 0.5))
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        else:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors.decode()
+            time.sleep(rng.uniform(0.2, 0.8))
+            process.kill()
+        process.join(timeout=120)
+    assert process.exitcode == 0
     resumed = Statistics.load(tmp_path / "C0")
     assert (resumed.tokens, resumed.corpus, resumed.fingerprint) == (
         whole.tokens,

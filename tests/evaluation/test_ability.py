@@ -19,8 +19,10 @@ SPORTS = sorted({fact.answer for fact in FACTS})
 
 
 @pytest.fixture
-def task(tmp_path):
-    """Which sport, of those that occur."""
+def task(tmp_path, monkeypatch):
+    """Which sport, of those that occur; without lm-eval's list of the machine's packages, which
+    takes seconds."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda storage: None)
     file = tmp_path / "questions.jsonl"
     rows = [{"question": fact.text, "gold": SPORTS.index(fact.answer)} for fact in FACTS]
     file.write_text("\n".join(json.dumps(row) for row in rows))
@@ -83,3 +85,20 @@ def test_what_lm_eval_would_not_see_is_refused(task):
         ability(lens, [task])
     with pytest.raises(qv.QVLensError, match="takes a list of tasks"):
         ability(lens, "arc_easy")
+
+
+def test_a_task_that_lm_eval_does_not_have(monkeypatch):
+    """Asked before the model is; a list of names in place of lm-eval's, whose files take long to
+    read."""
+    asked = []
+
+    class Names:
+        all_tasks = ("arc_easy", "mmlu")
+
+        def __init__(self, include_defaults):
+            asked.append(include_defaults)
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Names)
+    with pytest.raises(qv.QVLensError, match=r"no task 'arc_eezy'.*Did you mean 'arc_easy'"):
+        ability(qv.load("toy-gptj"), ["arc_eezy"])
+    assert asked == [True]

@@ -87,7 +87,9 @@ def test_nothing_is_requested_nothing_scrolls_sideways_everything_can_be_read(
     page.wait_for_selector("#figure-edits .bars")
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     page.locator("#pathway-drawing .node").first.click()
-    found = Axe().run(page)["violations"]
+    contrast = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
+    options = None if scheme == "light" else contrast  # the other rules do not ask for colours
+    found = Axe().run(page, options=options)["violations"]
     assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
     widths = page.eval_on_selector_all(
