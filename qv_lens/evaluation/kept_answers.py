@@ -18,6 +18,8 @@ from qv_lens.files import whole
 from qv_lens.models.backend import versions
 from qv_lens.models.lens import Lens
 
+#: raised when another answer counts as right: what was kept before is asked again
+RULE = 1
 #: facts from which on an answer is looked up: hashing the weights takes as long as asking a few
 MANY = 64
 
@@ -44,7 +46,7 @@ def _file(lens: Lens) -> Path | None:
     state = None if folder is None else lens.bare_state
     if folder is None or state is None:
         return None
-    said = repr((state, str(lens.dtype), lens.device.type, versions()))
+    said = repr((state, str(lens.dtype), lens.device.type, versions(), RULE))
     return folder / "known" / f"{hashlib.blake2b(said.encode(), digest_size=16).hexdigest()}.json"
 
 

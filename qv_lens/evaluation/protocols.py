@@ -214,6 +214,18 @@ def groups_of(wanted: Sequence[str]) -> list[str]:
     return sorted({group for name in wanted if name in forced for group in forced[name][0]})
 
 
+def unreadable(lens: Lens, case: Case, groups: Sequence[str]) -> str | None:
+    """Why a case cannot be asked: one of its probes does not tokenise. None where all do."""
+    try:
+        for probes in questions(case, groups).values():
+            for probe in probes:
+                lens.answer_ids(probe)
+        lens.tokenize([request.target for request in case.requests])
+    except FactError as error:
+        return str(error)
+    return None
+
+
 def continued(generation: Generation | None, wanted: Sequence[str], seed: int) -> Generation:
     """The settings of the continuations, and which of them the metrics read."""
     kinds = dict.fromkeys(kind for name in wanted if (kind := _kind(name)))
@@ -306,14 +318,11 @@ class _Run:
         """The cases whose probes tokenise."""
         good = []
         for i, case in enumerate(cases):
-            try:
-                for probes in questions(case, self.groups).values():
-                    for probe in probes:
-                        self.lens.answer_ids(probe)
-                self.lens.tokenize([request.target for request in case.requests])
+            reason = unreadable(self.lens, case, self.groups)
+            if reason is None:
                 good.append(i)
-            except FactError as error:
-                self.skipped[i] = str(error)
+            else:
+                self.skipped[i] = reason
         return good
 
     def ahead(self, cases: Sequence[Case]) -> PrecomputedTargets | None:

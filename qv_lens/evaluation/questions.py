@@ -150,11 +150,11 @@ def _of_requests(case: Case) -> dict[str, list[Probe]]:
 
 def _of_edit(case: EditCase) -> dict[str, list[Probe]]:
     """Neighbours, multi-hop prompts and KnowEdit's groups."""
-    new, rivals = case.request.new, _rivals(case)
+    new, others = case.request.new, rivals(case)
     groups = {
         "near_old": [_probe(fact) for fact in case.neighbours],
-        "rival_old": [_probe(fact) for fact in rivals],
-        "rival_new": [Probe(fact.text, new, space=fact.space) for fact in rivals],
+        "rival_old": [_probe(fact) for fact in others],
+        "rival_new": [Probe(fact.text, new, space=fact.space) for fact in others],
         "onward_old": [_probe(before) for before, _ in case.onward],
         "onward_new": [_probe(after) for _, after in case.onward],
     }
@@ -165,7 +165,7 @@ def _of_edit(case: EditCase) -> dict[str, list[Probe]]:
     return groups
 
 
-def _rivals(case: EditCase) -> list[Asked]:
+def rivals(case: EditCase) -> list[Asked]:
     """The neighbours for which the new answer is a wrong one: where it is a neighbour's own, there
     is nothing to compare with."""
     return [fact for fact in case.neighbours if not matches(fact.answer, [case.request.new])]
@@ -185,7 +185,7 @@ def _beside(case: Case) -> dict[str, list[Probe]]:
     groups["distracted_old"] = []
     if isinstance(case, EditCase):
         stated = f"{case.request.target.text} {case.request.new}."
-        for fact in _rivals(case):
+        for fact in rivals(case):
             text = f"{stated} {fact.text}"
             groups["distracted_old"].append(Probe(text, fact.answer, space=fact.space))
             groups["distracted_new"].append(Probe(text, case.request.new, space=fact.space))

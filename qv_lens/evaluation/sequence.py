@@ -37,11 +37,18 @@ from qv_lens.editing.edit import (
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
-from qv_lens.errors import ConfigError, EditError
+from qv_lens.errors import ConfigError, EditError, FactError
 from qv_lens.evaluation.answers import look
 from qv_lens.evaluation.metrics import measured
 from qv_lens.evaluation.perplexity import perplexity
-from qv_lens.evaluation.protocols import check_metrics, continued, groups_of, largest, total
+from qv_lens.evaluation.protocols import (
+    check_metrics,
+    continued,
+    groups_of,
+    largest,
+    total,
+    unreadable,
+)
 from qv_lens.facts.records import EditCase
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -66,7 +73,7 @@ class _Progress:
     done: int
     seconds: float
     refused: list[int]
-    """Places of the cases that could not be edited."""
+    """Places of the cases that could not be edited, or asked."""
     rows: list[list[Any]]
     patch: str | None = None
 
@@ -91,7 +98,7 @@ def sequence(
 
     The group `model` holds the model's own: `perplexity` of the texts `held_out`, `relative_norm`
     (the largest ||dW|| / ||W||), `seconds` per edit and `refused`, the number of edits that could
-    not be made; their cases are not asked. `folder`: where progress is kept; another call with the
+    not be made, or whose case does not tokenise; these are not asked. `folder`: where progress is kept; another call with the
     same arguments goes on from it. The lens is left as it was. `batch`: how many cases are edited
     together; none reaches over a checkpoint, and one that is refused is edited case by case.
 
@@ -110,6 +117,7 @@ def sequence(
     wanted = sorted({at for at in checkpoints if 0 < at <= len(cases)} | {len(cases)})
     key = _key(lens, cases, editor, metrics, wanted, batch, sample, held_out, seed, statistics)
     done = _resumed(room, key)
+    groups = groups_of(metrics)
     templates, factored = contexts(lens, seed, style_of(editor)), Factored(statistics)
     patches = [] if done.patch is None else [Patch.load(room / done.patch)]
     if done.done == 0 and not done.rows and held_out:
@@ -119,13 +127,16 @@ def sequence(
         while done.done < len(cases):
             before = done.done
             stop = min(before + batch, next(at for at in wanted if at > before))
+            batch_of = range(before, stop)
+            asked = [at for at in batch_of if unreadable(lens, cases[at], groups) is None]
             start = time.perf_counter()
             made, refused = _edited(
-                lens, cases[before:stop], patches, editor, statistics=statistics, templates=templates,
-                seed=seed, factored=factored,
+                lens, [cases[at] for at in asked], patches, editor, statistics=statistics,
+                templates=templates, seed=seed, factored=factored,
             )  # fmt: skip
             done.seconds += time.perf_counter() - start
-            done.refused += [before + place for place in refused]
+            out = {*batch_of} - {*asked} | {asked[place] for place in refused}
+            done.refused += sorted(out)
             if made:
                 patches = [total([*patches, *made])]
             done.done = stop
@@ -150,10 +161,12 @@ def _edited(
 ) -> tuple[list[Patch], list[int]]:
     """The patches of cases edited together, on top of those in force, and which of the cases were
     refused: where all together are, each is edited alone."""
+    if not cases:
+        return [], []
     with lens.patched(*patches):
         try:
             return [edit(lens, [case.request for case in cases], editor, **options)], []
-        except EditError:
+        except (EditError, FactError):
             if len(cases) == 1:
                 return [], [0]
     made, refused = [], []
@@ -166,9 +179,9 @@ def _edited(
 
 def _key(lens: Lens, *asked: object) -> str:
     """What a sequence is about: the weights, the cases, the editor and every setting."""
-    *others, statistics = asked
+    cases, *others, statistics = asked
     source = None if statistics is None else statistics.source  # pyright: ignore[reportAttributeAccessIssue]
-    said = repr((lens.state(), *others, source))
+    said = repr((lens.state(), list(cases), *others, source))  # pyright: ignore[reportArgumentType]
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 

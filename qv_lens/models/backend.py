@@ -110,7 +110,8 @@ UNREADABLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    return {"torch": torch.__version__, "transformer_lens": version("transformer-lens")}
+    libraries = {"transformer_lens": "transformer-lens", "transformers": "transformers"}
+    return {"torch": torch.__version__} | {name: version(of) for name, of in libraries.items()}
 
 
 class Backend:

@@ -215,7 +215,12 @@ def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:
     cfg.default_prepend_bos = False
     state = get_pretrained_state_dict(folder, cfg, hf_model=hf, dtype=parameter.dtype)
     model = HookedTransformer(cfg, tokenizer=tokenizer, move_to_device=False)
-    model.load_state_dict(state, assign=True, strict=False)
+    unfilled = model.load_state_dict(state, assign=True, strict=False).missing_keys
+    # BLOOM's positions are ALiBi: a table of positions is made at random and never read, and would
+    # give the same weights another hash each time
+    for name, parameter in model.named_parameters():
+        if name in unfilled:
+            parameter.data.zero_()
     return model.to(parameter.device, print_details=False)
 
 

@@ -193,12 +193,12 @@ def _short(token: str, width: float) -> str:
 
 
 def _drawn(edges: pd.DataFrame, at: dict[str, tuple[float, float]]) -> list[Edge]:
-    largest = float(edges["weight"].abs().max()) if len(edges) else 1.0
+    largest = float(edges["weight"].abs().max()) if len(edges) else 0.0
     drawn = []
     for edge in edges.sort_values("weight", key=abs).tail(EDGES).itertuples():
         (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
         middle = (y0 + y1) / 2
-        share = abs(edge.weight) / largest
+        share = abs(edge.weight) / (largest or 1.0)
         told = (
             f"{edge.source} → {edge.target}: weight {signed(edge.weight)} nats; without this edge log p "
             f"of the answer really falls by {signed(edge.lost_logprob)}"

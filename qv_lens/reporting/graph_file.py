@@ -128,9 +128,11 @@ def _answer(about: dict[str, Any], n_layers: int, last: int) -> dict[str, Any]:
 
 
 def _neurons(nodes: pd.DataFrame, names: dict[str, str]) -> list[dict[str, Any]]:
-    size = nodes[["value_score", "query_score"]].abs().max(axis=1)
+    size = (
+        nodes[["value_score", "query_score"]].abs().max(axis=1).fillna(0.0)
+    )  # of one that was given
     ordered = nodes.loc[size.sort_values(ascending=False, kind="stable").index]
-    share = size.loc[ordered.index].cumsum() / size.sum()
+    share = size.loc[ordered.index].cumsum() / (size.sum() or 1.0)
     promoted = ordered["promoted"] if "promoted" in ordered else [()] * len(ordered)
     return [
         _node(

@@ -59,10 +59,10 @@ def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None) -> str:
 def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
     """Runs of one experiment side by side, by name. Raises `ConfigError` for runs of different
     experiments, or with nothing in common."""
-    files = {frame.attrs["file"] for frame in frames.values()}
-    if len(files) > 1:
+    names = {frame.attrs["experiment"] for frame in frames.values()}
+    if len(names) > 1:
         raise ConfigError(
-            f"These runs are of different experiments: {', '.join(sorted(files))}. Compare runs of "
+            f"These runs are of different experiments: {', '.join(sorted(names))}. Compare runs of "
             "one."
         )
     done = {name: _finished(frame) for name, frame in frames.items()}
@@ -148,7 +148,18 @@ def _means(done: pd.DataFrame, varied: Sequence[str], measures: Sequence[str]) -
     if not varied:
         return done[list(measures)].mean().to_frame().T
     keyed = done.assign(**{column: done[column].map(_plain) for column in varied})
-    return keyed.groupby(list(varied), dropna=False)[list(measures)].mean().reset_index()
+    means = keyed.groupby(list(varied), dropna=False)[list(measures)].mean().reset_index()
+    ordered = means.sort_values(list(varied), key=lambda column: column.map(_order), kind="stable")
+    return ordered.reset_index(drop=True)
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    """Numbers by size, also where they are text beside a word (2, 10, "all"); then words."""
+    try:
+        number = float(value)
+    except ValueError:
+        return 1, value
+    return (0, number) if number == number else (2, 0)
 
 
 def _plain(value: Any) -> Any:
@@ -171,7 +182,8 @@ def _failures(frame: pd.DataFrame) -> Table | None:
     failed = frame[frame["status"] == "failed"]
     if failed.empty:
         return None
-    names = [name for name in frame.attrs["grid"] if name in failed]
+    asked = dict.fromkeys(name.partition(".")[0] for name in frame.attrs["grid"])
+    names = [name for name in asked if name in failed]
     last = [str(error).strip().splitlines()[-1] for error in failed["error"]]
     # a column that some rows lack holds floats: whole numbers are shown as such
     varied = failed[names].convert_dtypes().astype(object)

@@ -110,7 +110,7 @@ def shown_tokens(tokens: Sequence[str], most: int) -> tuple[str, ...]:
 
 def alike(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> list[pd.DataFrame]:
     """Frames whose keys can be compared: as text where some are text and others numbers (layer 2
-    beside "all")."""
+    beside "all"), in different frames or in one."""
 
     def text(value: object) -> object:
         if value is None or value != value:
@@ -118,5 +118,6 @@ def alike(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> list[pd.DataFr
         whole = isinstance(value, float) and value.is_integer()
         return str(int(value) if whole else value)  # pyright: ignore[reportArgumentType]
 
-    unlike = [key for key in keys if len({frame[key].dtype for frame in frames}) > 1]
+    kinds = {key: {frame[key].dtype for frame in frames} for key in keys}
+    unlike = [key for key, of in kinds.items() if len(of) > 1 or object in of]
     return [frame.assign(**{key: frame[key].map(text) for key in unlike}) for frame in frames]

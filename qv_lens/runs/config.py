@@ -25,7 +25,7 @@ import itertools
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -98,7 +98,8 @@ def read_config(
     grid = _plain(experiment.grid)
     more = {model: dict(values) for model, values in experiment.more.items()}
     replaced: dict[str, Any] = {
-        key: {"varied": False, "value": value} for key, value in over.get("settings", {}).items()
+        key: {"varied": False, "value": value}
+        for key, value in _dotted(over.get("settings", {})).items()
     }
     for key, value in _dotted(over.get("grid", {})).items():
         if key in replaced:
@@ -281,11 +282,42 @@ def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
         if each.name in parts:
             given[each.name] = _built(parts[each.name], values, name)
         elif each.name in values:
-            _check_kind(name, each.name, values[each.name], hints.get(each.name), each.type)
-            given[each.name] = values[each.name]
+            value, hint = values[each.name], hints.get(each.name)
+            _check_kind(name, each.name, value, hint, each.type)
+            # 5 and 5.0 of a field that holds both alike are one task
+            given[each.name] = float(value) if type(value) is int and _of_floats(hint) else value
         elif each.default is MISSING and each.default_factory is MISSING:
             raise ConfigError(f"{name} needs a value for {each.name!r}, in [settings] or [grid].")
-    return task(**given)
+    made = task(**given)
+    for each in fields(task):
+        if each.name not in parts:
+            _check_plain(name, each.name, getattr(made, each.name))
+    return made
+
+
+def _of_floats(hint: Any) -> bool:
+    """Whether a field's annotation names float and not int."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return float in kinds and int not in kinds
+
+
+def _check_plain(experiment: str, name: str, value: Any) -> None:
+    """Refuse a value that the run folder could not hold as what it is."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        inner = list(value.values())
+    elif isinstance(value, (list, tuple)):
+        inner = list(value)
+    elif is_dataclass(value):
+        inner = list(vars(value).values())
+    else:
+        raise ConfigError(
+            f"{experiment}: {name} holds {value!r} ({type(value).__name__}), which a run folder "
+            "cannot hold: write text, numbers, true or false, and lists and tables of these."
+        )
+    for each in inner:
+        _check_plain(experiment, name, each)
 
 
 #: the types that TOML can hold, as an annotation names them
@@ -316,11 +348,13 @@ def _check_kind(experiment: str, name: str, value: Any, hint: Any, declared: Any
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """[grid] editor.lam = [5, 10] as {"editor.lam": [5, 10]}."""
+    """editor.lam = [5, 10] as {"editor.lam": [5, 10]}: what it leaves out of the table stays."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         flat |= (
-            _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            _dotted(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {prefix + key: value}
         )
     return flat
 

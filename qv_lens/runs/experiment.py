@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from qv_lens.models.lens import Lens
 
 Value = TypeVar("Value")
+#: in front of the module's name of a file that belongs to no package: a file called random.py must
+#: not take the library's place
+ALONE = "qv_lens experiment "
 #: a grid: every value of a key, or `ALL_LAYERS`
 Grid = Mapping[str, Sequence[Any] | str]
 
@@ -67,7 +70,9 @@ class Experiment:
     """What an experiment's file says."""
 
     name: str
-    """Its module's name: the same on every machine."""
+    """Its name: the same on every machine."""
+    module: str
+    """The name of its module in this process."""
     file: Path
     """Where it lies."""
     task: type
@@ -90,8 +95,8 @@ class Experiment:
     @property
     def shared(self) -> list[Path]:
         """The files of its package that it takes something from, and that these do."""
-        package = self.name.partition(".")[0] + "."
-        found, todo = {self.name}, [self.name]
+        package = self.module.partition(".")[0] + "."
+        found, todo = {self.module}, [self.module]
         while todo:
             values = vars(sys.modules[todo.pop()]).values()
             names = {
@@ -101,7 +106,7 @@ class Experiment:
             fresh = {n for n in names - found if n in sys.modules and str(n).startswith(package)}
             found |= fresh
             todo += fresh
-        files = [sys.modules[name].__file__ for name in found - {self.name}]
+        files = [sys.modules[name].__file__ for name in found - {self.module}]
         return sorted(Path(file) for file in files if file is not None)
 
     def rows(self, task: Any, lens: Lens | None, once: Once = directly) -> pd.DataFrame:
@@ -127,7 +132,8 @@ def find_experiment(file: str | Path) -> Experiment:
     if not (isinstance(task, type) and is_dataclass(task)):
         raise ConfigError(f"{file}: Task must be a frozen dataclass.")
     return Experiment(
-        name=module.__name__,
+        name=module.__name__.removeprefix(ALONE),
+        module=module.__name__,
         file=path,
         task=task,
         compute=module.rows,
@@ -167,6 +173,7 @@ def _imported(path: Path) -> ModuleType:
 
 def _alone(name: str, path: Path) -> ModuleType:
     """A file that belongs to no package; read again, so that a changed file counts."""
+    name = ALONE + name
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"The experiment {path} cannot be imported: it is not a Python file.")

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import ceil
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,7 +90,7 @@ class Shelf:
         its arguments are the key. Raises `ConfigError` for arguments that cannot be a key, or while
         the model is patched or intervened on, because the remembered result would be that of the
         changed model."""
-        key = (compute, arguments, tuple(map(type, arguments)))  # 1, 1.0 and True are equal
+        key = (compute, _typed(arguments))
         try:
             known = key in self.known
         except TypeError as error:
@@ -106,6 +107,11 @@ class Shelf:
                 )
             self.known[key] = compute(*arguments)
         return self.known[key]
+
+
+def _typed(value: Any) -> Any:
+    """A value with its type, and those of a tuple with theirs: 1, 1.0 and True are equal."""
+    return (type(value), tuple(map(_typed, value)) if isinstance(value, tuple) else value)
 
 
 @dataclass(frozen=True)
@@ -256,6 +262,20 @@ def _inline(
         yield run_task(experiment, task, shelf)
 
 
+def _shares(gpus: int, cpus: int, workers: int | None, tasks: int) -> tuple[int, dict[str, float]]:
+    """How many workers there are, and what each takes of the cluster: with GPUs whole ones, or a
+    share of one, otherwise a CPU. Ray waits for ever for what the cluster does not have."""
+    count = min(workers or gpus or max(1, cpus), tasks)
+    if gpus:
+        return count, {"num_gpus": gpus // count if count <= gpus else 1 / ceil(count / gpus)}
+    if count > max(1, cpus):
+        warnings.warn(
+            f"Ray has {cpus} CPU cores: as many workers in place of {count}.", stacklevel=3
+        )
+        count = max(1, cpus)
+    return count, {"num_cpus": 1}
+
+
 def _on_ray(
     config: RunConfig,
     tasks: list[Task],
@@ -279,8 +299,7 @@ def _on_ray(
             ) from error
     try:
         gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
-        count = min(workers or gpus or max(1, cpus), len(tasks))
-        share = {"num_gpus": gpus / count} if gpus else {"num_cpus": 1}
+        count, share = _shares(gpus, cpus, workers, len(tasks))
         remote = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **share)(Worker)
         pool = pools.ActorPool([remote.remote(config, dtype) for _ in range(count)])
         for task in tasks:

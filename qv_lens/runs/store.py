@@ -282,28 +282,18 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     ):
         if path.stem in order:
             tables.append(_table(path))
-    one = _of_one_type(tables)
-    tables = [
-        table.cast(pa.schema([pa.field(f.name, one.get(f.name, f.type)) for f in table.schema]))
-        for table in tables
-    ]
-    finished = (
-        pa.concat_tables(tables, promote_options="permissive").to_pandas()
-        if tables
-        else pd.DataFrame()
-    )
-    frame = finished.assign(status="finished")
-    failures = store.failures()
-    if failures:
-        frame = pd.concat(
-            [frame, pd.DataFrame(failures).assign(status="failed")], ignore_index=True
-        )
-    if "task" in frame:
-        frame = frame.sort_values("task", kind="stable").reset_index(drop=True)
+    tables = [table.append_column("status", _repeated("finished", table)) for table in tables]
+    for failure in store.failures():
+        tables.append(pa.Table.from_pylist([{**failure, "status": "failed"}]))
+    if tables:
+        whole = pa.concat_tables(_of_one_type(tables), promote_options="permissive")
+        frame = whole.to_pandas().sort_values("task", kind="stable").reset_index(drop=True)
+    else:
+        frame = pd.DataFrame(columns=["task", "status"])
     manifest = store.manifest()
     there = store.finished() | {path.stem for path in (store.folder / "failed").glob("*.json")}
-    whole = manifest is not None and there >= set(order)
-    frame.attrs.update(manifest or config, complete=whole, measures=config["measures"])
+    complete = manifest is not None and there >= set(order)
+    frame.attrs.update(manifest or config, complete=complete, measures=config["measures"])
     return frame
 
 
@@ -375,13 +365,21 @@ def _files(tasks: list[Task]) -> dict[str, str]:
     for task in tasks:
         for field, value in asdict(task.fields).items():
             if field != "model":
-                named |= {text for text in _texts(value) if 0 < len(text) < 256}
+                named.update(_texts(value))
     around = {Path.cwd(), *Path.cwd().parents}  # a text that happens to be "." names no data
     return {
         name: _hash(Path(name))
         for name in sorted(named)
-        if Path(name).exists() and Path(name).resolve() not in around
+        if _exists(name) and Path(name).resolve() not in around
     }
+
+
+def _exists(name: str) -> bool:
+    """Whether a text names a file or a folder; one that is too long for a name does not."""
+    try:
+        return bool(name) and Path(name).exists()
+    except OSError:
+        return False
 
 
 def _read_beside(experiment: Experiment, tasks: list[Task]) -> dict[str, str]:
@@ -422,21 +420,46 @@ def _hash(place: Path) -> str:
     return hashlib.blake2b("\n".join(said).encode(), digest_size=8).hexdigest()
 
 
-def _of_one_type(tables: list[pa.Table]) -> dict[str, pa.DataType]:
-    """The type of every column that has several and none that holds them all: a text where one is
-    text (layer 2 and "all"), a number where truth and number meet (a mean that is missing once)."""
+def _repeated(value: str, table: pa.Table) -> pa.Array:
+    return pa.array([value] * len(table), pa.string())
+
+
+def _of_one_type(tables: list[pa.Table]) -> list[pa.Table]:
+    """Tables whose columns can be put below each other. A column that has several types, none of
+    which holds them all, becomes a number where truth and number meet (a mean that is missing
+    once), otherwise text (layer 2 and "all")."""
     kinds: dict[str, set[str]] = {}
     for table in tables:
         for f in table.schema:
             if not pa.types.is_null(f.type):
-                text = pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
-                kind = "text" if text else "truth" if pa.types.is_boolean(f.type) else "number"
-                kinds.setdefault(f.name, set()).add(kind)
-    return {
-        name: pa.string() if "text" in several else pa.float64()
-        for name, several in kinds.items()
-        if len(several) > 1
-    }
+                kinds.setdefault(f.name, set()).add(_kind(f.type))
+    for name, several in kinds.items():
+        if len(several) < 2:
+            continue
+        for i, table in enumerate(tables):
+            if name in table.column_names:
+                column = table[name]
+                numbers = several <= {"truth", "number"}
+                column = column.cast(pa.float64()) if numbers else _as_text(column)
+                tables[i] = table.set_column(table.column_names.index(name), name, column)
+    return tables
+
+
+def _kind(of: pa.DataType) -> str:
+    """What a column holds: types of one kind go into one column as they are."""
+    if pa.types.is_string(of) or pa.types.is_large_string(of):
+        return "text"
+    if pa.types.is_boolean(of):
+        return "truth"
+    return "number" if pa.types.is_integer(of) or pa.types.is_floating(of) else str(of)
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as text; a list or a table as JSON."""
+    if not pa.types.is_nested(column.type):
+        return column.cast(pa.string())
+    said = [None if each is None else json.dumps(each, default=str) for each in column.to_pylist()]
+    return pa.chunked_array([pa.array(said, pa.string())])
 
 
 #: columns that two runs of the same need not share

@@ -264,7 +264,10 @@ def _ifmet(shape: Shape) -> Iterable[Editor]:
 def _ace(shape: Shape, **reading: Any) -> Iterable[Editor]:
     """Value layers at several depths, query layers as MEMIT's or right below them."""
     for end, lam in itertools.product(shape.value_ends, _lams(shape, WRITTEN_TWICE)):
-        value = shape.window(end, 3)
+        # at least one layer is left for the query layers
+        value = tuple(layer for layer in shape.window(end, 3) if layer > shape.first)
+        if not value:
+            continue
         low = shape.window(min(shape.end(1), value[0] - 1))
         near = shape.window(value[0] - 1)
         for query in (low, near):

@@ -39,7 +39,7 @@ from qv_lens.evaluation.answers import correct
 from qv_lens.evaluation.known_cases import knows
 from qv_lens.evaluation.metrics import harmonic
 from qv_lens.evaluation.protocols import evaluate
-from qv_lens.evaluation.questions import questions
+from qv_lens.evaluation.questions import questions, rivals
 from qv_lens.facts.atlas import atlas, edit_case, neighbours
 from qv_lens.facts.records import EditCase, Fact
 from qv_lens.models.lens import Lens
@@ -101,10 +101,11 @@ def tune(
             f"{len(held)}."
         )
     for case in (*cases, *held):
-        if not (case.paraphrases and case.neighbours):
+        if not (case.paraphrases and rivals(case)):
             raise ConfigError(
-                f"The edit of {case.request.fact.text!r} has no paraphrases or no neighbours, by which "
-                "its settings are scored: give it both, or leave it out."
+                f"The edit of {case.request.fact.text!r} has no paraphrases, or no neighbours with "
+                "another answer than the new one, by which its settings are scored: give it both, or "
+                "leave it out."
             )
     log = _Log.open(Path(folder), lens, statistics)
     with progress_bar(of=f"tuning {method}", unit="setting") as bar:

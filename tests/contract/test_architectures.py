@@ -6,12 +6,14 @@ norm after it."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qv_lens as qv
-from qv_lens.editing.statistics import covariance
+from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.errors import ConfigError
 from qv_lens.models.architectures import ARCHITECTURES, architecture_of
 from qv_lens.models.deltas import delta_hooks
@@ -35,8 +37,31 @@ PAIRS = [
 pytestmark = pytest.mark.parametrize(("name", "backend"), PAIRS, ids=lambda value: value)
 
 
-def lens_of(name: str, backend: str, dtype: torch.dtype = torch.float32) -> Lens:
+def own_lens(name: str, backend: str, dtype: torch.dtype = torch.float32) -> Lens:
+    """For a test that leaves it changed."""
     return Lens.from_hf(tiny_of(name, dtype), tokenizer(), backend=backend, name=name)
+
+
+@cache
+def lens_of(name: str, backend: str, dtype: torch.dtype = torch.float32) -> Lens:
+    """For tests that leave it as it was: wrapping takes longer than most of them."""
+    return own_lens(name, backend, dtype)
+
+
+@cache
+def state_of(name: str, backend: str) -> str:
+    return own_lens(name, backend).state()
+
+
+@cache
+def statistics_of(name: str, backend: str) -> Statistics:
+    return covariance(lens_of(name, backend), texts(60), (0, 1))
+
+
+@pytest.fixture(autouse=True)
+def the_shared_lens_is_left_as_it_was(name, backend):
+    yield
+    assert lens_of(name, backend).bare_state == state_of(name, backend)
 
 
 def hf_logits(hf, text):
@@ -295,10 +320,11 @@ EDITORS = [
 @pytest.mark.parametrize("editor", EDITORS, ids=lambda e: type(e).__name__)
 def test_edits_raise_the_new_answer_and_come_off_bit_for_bit(name, backend, editor):
     lens = lens_of(name, backend)
-    statistics = covariance(lens, texts(60), (0, 1))
     state = {key: value.clone() for key, value in lens._hf_state.items()}
     before = lens.logprob(FACT, "Quorix")
-    patch = qv.edit(lens, FACT.to("Quorix"), editor, statistics=statistics, templates=("{}",))
+    patch = qv.edit(
+        lens, FACT.to("Quorix"), editor, statistics=statistics_of(name, backend), templates=("{}",)
+    )
     with lens.patched(patch):
         assert lens.logprob(FACT, "Quorix") > before
     assert all(torch.equal(value, state[key]) for key, value in lens._hf_state.items())
@@ -309,7 +335,7 @@ def test_a_written_value_reaches_the_stream(name, backend):
     through the norms."""
     lens = lens_of(name, backend)
     request, templates = FACT.to("Quorix"), ("{}",)
-    statistics = covariance(lens, texts(60), (1,))
+    statistics = statistics_of(name, backend)
     for editor in (
         qv.ROME(layer=1, steps=5, mom2_adjustment=False),
         qv.MEMIT(layers=(1,), steps=5, lam=1e-7, clamp=0.01),
@@ -351,7 +377,7 @@ def test_a_written_value_reaches_the_stream(name, backend):
 
 def test_only_a_hook_of_the_user_s_makes_a_checkpoint_impossible(name, backend):
     """TransformerLens 4.3 wires OPT's hook points together by hooks of its own."""
-    lens = lens_of(name, backend)
+    lens = own_lens(name, backend)
     assert lens.state() == lens.state() == lens.bare_state
     assert lens.plain_model() is lens.hf
     for permanent in (False, True):
@@ -365,7 +391,7 @@ def test_only_a_hook_of_the_user_s_makes_a_checkpoint_impossible(name, backend):
 
 
 def test_saved_it_loads_with_transformers_alone(name, backend, tmp_path):
-    lens = lens_of(name, backend)
+    lens = own_lens(name, backend)
     patch = qv.edit(lens, FACT.to("Quorix"), qv.FT(layer=1, lr=1e-2, steps=3))
     lens.apply(patch)
     edited = lens.next_token_logits(PROMPTS)
@@ -395,7 +421,7 @@ def hf_logits_of(lens, ids):
 
 def test_all_weights_in_passing_at_once_equal_all_written(name, backend):
     """What one weight adds is there before the next one reads the stream."""
-    lens = lens_of(name, backend)
+    lens = own_lens(name, backend)
     rows = [list(lens.tokenize(PROMPTS)[0].ids)]
     generator = torch.Generator().manual_seed(1)
     deltas = {

@@ -95,8 +95,8 @@ def test_seeds_are_told_apart_where_nothing_else_was_varied():
 
 def test_runs_of_different_experiments_are_not_compared():
     other = run(lambda layer, seed: 1.0)
-    other.attrs["file"] = "f.py"
-    with pytest.raises(ConfigError, match=r"different experiments: e\.py, f\.py"):
+    other.attrs["experiment"] = "f"
+    with pytest.raises(ConfigError, match=r"different experiments: e, f"):
         runs_page({"a": run(lambda layer, seed: 1.0), "b": other})
 
 

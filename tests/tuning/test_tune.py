@@ -210,7 +210,7 @@ def test_what_cannot_be_tuned_is_told(toy, tmp_path):
     lens, _ = toy
     for part in ("paraphrases", "neighbours"):
         bare = [*CASES[:3], dataclasses.replace(CASES[3], **{part: ()})]
-        with pytest.raises(qv.QVLensError, match="has no paraphrases or no neighbours"):
+        with pytest.raises(qv.QVLensError, match="has no paraphrases, or no neighbours"):
             tune.tune(lens, "FT", SHAPE, bare, CASES[4:], None, tmp_path, rungs=(2, 4))
     for layers in (1, 2):
         small = SimpleNamespace(n_layers=layers, name="small", backend_adapter=lens.backend_adapter)
