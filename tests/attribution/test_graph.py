@@ -220,6 +220,38 @@ def test_what_cannot_be_asked_is_refused(call, says):
         call(lens, value, graph)
 
 
+def test_a_graph_of_neurons_that_were_given_has_a_file(tmp_path):
+    """Those without a score have no influence of their own."""
+    lens = tiny_lens("gptj")
+    value, given = qv.value_neurons(lens, FACTS[0], 5), qv.NeuronSet.of([(0, 1), (1, 2)])
+    graph = qv.qv_graph(lens, FACTS[0], value, given)
+    file = json.loads(qv.save_graph(graph, tmp_path / "graph.json").read_text())
+    told = [node for node in file["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    assert len(told) == len(graph.nodes)
+    assert [node["influence"] for node in told][-3:] == [1.0] * 3
+
+
+def test_what_a_file_says_of_a_neuron(tmp_path):
+    """Influence adds up in the order of the scores; layer, position and number are the neuron's."""
+    lens = tiny_lens("gptj")
+    value = qv.neuron_effects(lens, FACTS, 6)
+    graph = qv.qv_graph(lens, FACTS, value, qv.query_neurons(lens, FACTS, value, 6))
+    file = json.loads(qv.save_graph(graph, tmp_path / "graph.json").read_text())
+    nodes = graph.nodes[graph.nodes["prompt"] == 0]
+    size = nodes[["value_score", "query_score"]].abs().max(axis=1)
+    order = size.sort_values(ascending=False, kind="stable").index
+    told = [node for node in file["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    assert [n["influence"] for n in told] == pytest.approx(
+        (size[order].cumsum() / size.sum()).tolist()
+    )
+    for node, row in zip(told, nodes.loc[order].itertuples(), strict=True):
+        total = row.layer + row.neuron
+        assert (node["layer"], node["ctx_idx"]) == (str(row.layer), row.position)
+        assert node["feature"] == total * (total + 1) // 2 + row.neuron
+    (answer,) = [node for node in file["nodes"] if node["feature_type"] == "logit"]
+    assert answer["layer"] == str(lens.n_layers + 1)
+
+
 def test_the_file_has_every_node_and_link_once(tmp_path):
     """The fields are those of circuit-tracer 0.5 and of Neuronpedia's schema."""
     lens = tiny_lens("gptj")

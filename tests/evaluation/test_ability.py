@@ -76,6 +76,28 @@ def test_ten_questions_before_with_and_after_a_patch(task):
     )  # the edited question's gold answer is the old one
 
 
+def test_what_is_asked_of_lm_eval_and_what_of_its_answer_is_told(monkeypatch):
+    """Settings reach it, and of its results the counts, errors and filters are the right ones."""
+    asked = {}
+    found = {
+        "results": {
+            "one": {"alias": "one", "acc,none": 0.5, "acc_stderr,none": 0.25, "acc,strict": 0.75,
+                    "acc_stderr,strict": "N/A"},
+            "two": {"acc,none": 1.0},
+        },
+        "n-samples": {"one": {"original": 9, "effective": 4}},
+    }  # fmt: skip
+    monkeypatch.setattr("lm_eval.simple_evaluate", lambda **said: asked.update(said) or found)
+    own = {"task": "one", "dataset_path": "json"}
+    frame = ability(qv.load("toy-gptj"), [own], limit=4, shots=1, seed=7)
+    assert (asked["limit"], asked["num_fewshot"], asked["random_seed"]) == (4, 1, 7)
+    assert frame["metric"].tolist() == ["acc", "acc, strict", "acc"]
+    assert frame["value"].tolist() == [0.5, 0.75, 1.0]
+    assert frame["questions"].tolist()[:2] == [4, 4]
+    assert frame["error"][0] == 0.25
+    assert frame["error"][1:].isna().all()
+
+
 def test_what_lm_eval_would_not_see_is_refused(task):
     lens = qv.load("toy-gptj")
     with (

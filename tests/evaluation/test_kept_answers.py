@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.evaluation import known_cases
+from qv_lens.evaluation import kept_answers, known_cases
 from qv_lens.evaluation.known_cases import knows
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
@@ -45,6 +46,31 @@ def test_facts_are_asked_once_of_the_same_weights(lens, asked, tmp_path):
     file.write_text('{"cut')
     assert knows(lens, FACTS[:80]) == first
     assert asked[3:] == [80]
+
+
+def test_other_versions_and_other_accepted_answers_are_asked_again(lens, asked, monkeypatch):
+    knows(lens, FACTS)
+    monkeypatch.setattr(kept_answers, "versions", lambda: {"torch": "0"})
+    knows(lens, FACTS)
+    knows(lens, [replace(fact, aliases=("nobody",)) for fact in FACTS])
+    knows(lens, [replace(fact, space=not fact.space) for fact in FACTS])
+    monkeypatch.setattr(kept_answers, "RULE", 0)
+    knows(lens, FACTS)
+    assert asked == [90] * 5
+
+
+def test_what_another_process_writes_meanwhile_stays(lens, asked, tmp_path, monkeypatch):
+    knows(lens, FACTS[:70])
+    (file,) = (tmp_path / "known").iterdir()
+    ask = known_cases._asked
+
+    def slow(lens, facts):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "theirs": True}))
+        return ask(lens, facts)
+
+    monkeypatch.setattr(known_cases, "_asked", slow)
+    knows(lens, FACTS)
+    assert len(json.loads(file.read_text())) == 91
 
 
 def test_other_weights_are_asked_again(lens, asked, tmp_path):

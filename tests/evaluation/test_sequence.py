@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -160,3 +161,53 @@ def test_of_cases_that_conflict_each_is_edited_alone(lens, tmp_path):
     assert value(frame, 4, "newest", "efficacy_acc", "cases") == 2
     assert value(frame, 4, "first", "efficacy_acc", "before") == wanted["before"].iloc[:2].mean()
     assert value(frame, 4, "model", "relative_norm") > 0
+
+
+def test_a_case_that_does_not_tokenise_is_left_out(lens, tmp_path):
+    """A blank at the end of a prompt, or of a paraphrase: the others are edited and asked."""
+    case = CASES[1]
+    fact, paraphrase = case.request.fact, case.paraphrases[0]
+    blank = replace(fact, prompt=f"{fact.prompt} ")
+    bad = (
+        replace(case, request=replace(case.request, fact=blank)),
+        replace(case, paraphrases=(replace(paraphrase, text=f"{paraphrase.text} "),)),
+    )
+    row = [CASES[0], bad[0], CASES[2], CASES[3], bad[1], bad[0]]
+    options = {**OPTIONS, "metrics": ("efficacy_acc", "paraphrase_acc"), "checkpoints": (3, 4)}
+    frame = sequence(lens, row, EDITOR, tmp_path, batch=2, **options)
+    assert [value(frame, step, "model", "refused") for step in (3, 4, 6)] == [1, 1, 3]
+    good = [CASES[0], CASES[2], CASES[3]]
+    alone = qv.evaluate(lens, good, ["efficacy_acc"], EDITOR, "consecutive")
+    assert value(frame, 6, "newest", "efficacy_acc") == alone["after"].iloc[-2:].mean()
+    assert value(frame, 6, "model", "relative_norm") == pytest.approx(
+        alone["relative_norm"].iloc[-1], rel=1e-4
+    )
+    again = sequence(lens, tuple(row), EDITOR, tmp_path, batch=2, **options)  # the same cases
+    pd.testing.assert_frame_equal(again, frame)
+
+
+def test_a_refused_case_of_a_later_batch_is_that_one(lens, tmp_path):
+    fact = CASES[3].request.fact
+    row = [*CASES[:3], EditCase(fact.to(fact.answer)), CASES[4], CASES[5]]
+    options = {**OPTIONS, "checkpoints": (), "metrics": ("efficacy_acc",), "sample": 6}
+    frame = sequence(lens, row, EDITOR, tmp_path, **options, batch=3)
+    together = qv.edit(lens, [case.request for case in CASES[:3]], EDITOR)
+    patches = [together]
+    for case in (CASES[4], CASES[5]):  # a batch that is refused is edited one by one
+        with lens.patched(*patches):
+            patches.append(qv.edit(lens, case.request, EDITOR))
+    kept = [*CASES[:3], CASES[4], CASES[5]]
+    with lens.patched(*patches):
+        told = [lens.next_token_logits(case.request.fact).argmax().item() for case in kept]
+    said = [
+        token == lens.answer_ids(replace(case.request.fact, answer=case.request.new, aliases=()))[0]
+        for token, case in zip(told, kept, strict=True)
+    ]
+    assert value(frame, 6, "first", "efficacy_acc", "cases") == 5
+    assert value(frame, 6, "first", "efficacy_acc") == pytest.approx(sum(said) / 5)
+    before = [
+        lens.next_token_logits(case.request.fact).argmax().item()
+        == lens.answer_ids(replace(case.request.fact, answer=case.request.new, aliases=()))[0]
+        for case in kept
+    ]
+    assert value(frame, 6, "first", "efficacy_acc", "before") == pytest.approx(sum(before) / 5)

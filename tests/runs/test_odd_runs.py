@@ -14,7 +14,6 @@ import qv_lens as qv
 from qv_lens.reporting.runs import run_page, runs_page
 from qv_lens.runs.config import RunConfig, read_config, tasks_of
 from qv_lens.runs.run import Shelf, _shares, all_tasks, run
-
 from qv_lens.runs.store import Store
 
 HEAD = """

@@ -52,6 +52,30 @@ def test_every_setting_lies_within_the_model(method, shape):
                 assert shape.first <= layer < shape.n_layers
 
 
+def test_the_grids_of_gpt_j_written_out():
+    """28 layers, 16,384 neurons each, half of the subject's part below layer 6."""
+    shape = Shape(28, 0, 16384, 6)
+    assert shape.ends == (4, 6, 7, 11, 15)
+    assert shape.window(10) == (5, 6, 7, 8, 9, 10)
+    assert Shape(28, 0, 16384, 27).ends[-1] == 26  # what the last layer writes no token reads
+    memit = grid("MEMIT", shape)
+    assert {editor.lam for editor in memit} == {1638.4, 16384.0}
+    assert {editor.layers for editor in memit} == {shape.window(end) for end in shape.ends}
+    assert {editor.clamp for editor in grid("ROME", shape)} == {4.0}
+    assert {editor.lam for editor in grid("BetaEdit", shape)} == {1638.4, 16384.0}
+    assert {len(editor.deep_layers) for editor in grid("IFMET", shape)} == {5}
+    for editor in grid("ACE", shape):
+        assert len(editor.value_layers) == 3
+        assert max(editor.query_layers) < min(editor.value_layers)
+
+
+def test_query_layers_are_left_below_value_layers_that_would_be_the_first():
+    for shape in (TINY, Shape(6, 0, 48, 2)):
+        for editor in grid("ACE", shape):
+            assert editor.query_layers
+            assert max(editor.query_layers) < min(editor.value_layers)
+
+
 @pytest.mark.filterwarnings("ignore:Query layers")
 def test_plans_of_a_real_lens_are_made_without_a_refusal():
     lens = tiny_lens("gptj", n_layers=4)
@@ -212,6 +236,11 @@ def test_what_cannot_be_tuned_is_told(toy, tmp_path):
         bare = [*CASES[:3], dataclasses.replace(CASES[3], **{part: ()})]
         with pytest.raises(qv.QVLensError, match="has no paraphrases, or no neighbours"):
             tune.tune(lens, "FT", SHAPE, bare, CASES[4:], None, tmp_path, rungs=(2, 4))
+    new = CASES[3].request.new
+    near = tuple(dataclasses.replace(each, answer=new) for each in CASES[3].neighbours)
+    alike = [*CASES[:3], dataclasses.replace(CASES[3], neighbours=near)]
+    with pytest.raises(qv.QVLensError, match="no neighbours with another answer than the new one"):
+        tune.tune(lens, "FT", SHAPE, alike, CASES[4:], None, tmp_path, rungs=(2, 4))
     for layers in (1, 2):
         small = SimpleNamespace(n_layers=layers, name="small", backend_adapter=lens.backend_adapter)
         with pytest.raises(qv.QVLensError, match=rf"has {layers} layers.*takes at least 3"):
