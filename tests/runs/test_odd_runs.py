@@ -8,12 +8,14 @@ import statistics
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import qv_lens as qv
 from qv_lens.reporting.runs import run_page, runs_page
 from qv_lens.runs.config import RunConfig, read_config, tasks_of
-from qv_lens.runs.run import Shelf, _shares, all_tasks, run
+from qv_lens.runs.experiment import find_experiment
+from qv_lens.runs.run import Shelf, _shares, all_tasks, estimate, run
 from qv_lens.runs.store import Store
 
 HEAD = """
@@ -241,3 +243,41 @@ def test_a_part_in_the_settings_goes_into_each_table_of_the_grid(tmp_path):
     assert [task.fields.editor for task in tasks_of(config)] == [
         {"steps": 1, "lam": 5}, {"steps": 2, "lam": 5},
     ]  # fmt: skip
+
+
+def test_what_is_left_takes_its_share_of_the_time(tmp_path):
+    """Of four tasks two are done, one of which does not say how long it took."""
+    config = RunConfig(written(tmp_path, "n: int = 0"), {}, {"n": (1, 2, 3, 4)})
+    tasks = all_tasks(config)
+    store = Store.open(tmp_path / "run", config, tasks)
+    for task, seconds in zip(tasks, (10.0, float("nan")), strict=False):
+        store.save(task, pd.DataFrame({"x": [1.0]}), seconds)
+    cost = estimate(config, tmp_path / "run")
+    assert (cost.todo, cost.seconds) == (2, 20.0)
+
+
+def test_runs_that_know_other_numbers_of_prompts_are_joined(tmp_path):
+    count = tmp_path / "count"
+    body = (
+        f"known = int(Path({str(count)!r}).read_text())\n"
+        "return pd.DataFrame({'x': [1.0], 'prompts_asked': [9], 'prompts_known': [known]})"
+    )
+    file, runs = written(tmp_path, "n: int = 0", body), []
+    for text in ("3", "4"):
+        count.write_text(text)
+        runs.append(run(RunConfig(file, {}, {"n": (1, 2)}), tmp_path / f"run {text}"))
+    assert qv.compare_runs(*runs)["x_difference"].tolist() == [0.0, 0.0]
+
+
+def test_what_the_files_of_a_package_import_is_watched_too(tmp_path):
+    """The experiment imports `near`, and that `far`."""
+    package = tmp_path / "watched"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "far.py").write_text("def far():\n    return 1.0\n")
+    (package / "near.py").write_text(
+        "from watched.far import far\n\ndef near():\n    return far()\n"
+    )
+    file = Path(written(package, "n: int = 0", "return pd.DataFrame({'x': [near()]})"))
+    file.write_text(file.read_text().replace("import pandas", "from watched.near import near\nimport pandas", 1))  # fmt: skip
+    assert {f.name for f in find_experiment(file).shared} >= {"near.py", "far.py"}
