@@ -466,7 +466,7 @@ def figure(
     varied = [
         name
         for name in (by or (*VARIED, *settings))
-        if name in frame and frame[name].astype(str).nunique() > 1
+        if name in frame and frame[name].astype(str).nunique(dropna=False) > 1
     ]
     names = varied or list(by[-1:]) or ["method"]
     values = frame[list(names)].astype(str).apply(lambda column: column.str.strip("[]'"))

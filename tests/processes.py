@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,3 +23,11 @@ def started(work: Callable[..., None], *args: Any) -> Any:
 def _ready(tell: Any, work: Callable[..., None], args: tuple[Any, ...]) -> None:
     tell.send("ready")
     work(*args)
+
+
+def wait_for_more_than(before: float, now: Callable[[], float], seconds: float = 60.0) -> None:
+    """Until something has grown beyond what it was. Raises `AssertionError` after so long."""
+    end = time.monotonic() + seconds
+    while now() <= before:
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.002)

@@ -114,7 +114,9 @@ def _varied(done: pd.DataFrame) -> list[str]:
     one each; seeds only where nothing else was varied, so that a mean is one over seeds."""
     more = done.attrs.get("more", {}).values()
     asked = {*done.attrs["grid"], *(name for grid in more for name in grid)}
-    counts = {column: done[column].astype(str).nunique() for column in done}
+    # None is a value like others: pandas would not count it
+    said = {column: done[column].astype(object).map(str) for column in done}
+    counts = {column: values.nunique() for column, values in said.items()}
     columns = [
         column
         for column, count in counts.items()
@@ -125,7 +127,7 @@ def _varied(done: pd.DataFrame) -> list[str]:
     # of columns that say the same the first is enough: a layer, and the layer that was zeroed
     firsts: dict[tuple[str, ...], str] = {}
     for column in several:
-        firsts.setdefault(tuple(done[column].astype(str)), column)
+        firsts.setdefault(tuple(said[column]), column)
     return list(firsts.values()) or columns
 
 
@@ -164,6 +166,8 @@ def _order(value: Any) -> tuple[int, Any]:
 
 def _plain(value: Any) -> Any:
     """What groupby can take and order."""
+    if value is None or value != value:
+        return "none"
     return value if isinstance(value, (int, float, str)) else str(value)
 
 

@@ -15,7 +15,7 @@ import qv_lens as qv
 from qv_lens.models import fetch
 from qv_lens.runs.config import RunConfig
 from qv_lens.runs.run import run
-from tests.processes import started
+from tests.processes import started, wait_for_more_than
 
 KILLS = 30
 TRIVIAL = str(Path(__file__).parents[1] / "runs" / "trivial.py")
@@ -25,22 +25,28 @@ def two_hundred_tasks(out: Path, log: Path) -> None:
     run(RunConfig(TRIVIAL, {"wait": 0.015, "log": str(log)}, {"n": tuple(range(200))}), out)
 
 
+def lines(log: Path) -> int:
+    return len(log.read_text().split()) if log.exists() else 0
+
+
 def test_thirty_kills(tmp_path):
     config = RunConfig(TRIVIAL, {"wait": 0.0}, {"n": tuple(range(200))})
     run(config, tmp_path / "whole")
-    out, log, rng, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), 0
+    out, rng, kills = tmp_path / "killed", random.Random(0), 0
+    log, seen = tmp_path / "log.txt", set()
     while True:
-        process = started(two_hundred_tasks, out, log)
+        process = started(two_hundred_tasks, out, tmp_path / "log")
         if kills < KILLS:
-            time.sleep(rng.uniform(0.0, 0.2))
+            wait_for_more_than(lines(log), lambda: lines(log))  # a task has begun
+            time.sleep(rng.uniform(0.0, 0.1))
             process.kill()
             process.join()
             kills += 1
-            if (out / "shards").is_dir():  # what is there can be read: nothing half-written counts
-                finished = qv.load_run(out)["task"].nunique()
-                begun = len(log.read_text().split()) if log.exists() else 0
-                # a kill costs the one task that was at work
-                assert finished <= begun <= finished + kills
+            # what is there can be read: nothing half-written counts
+            finished = qv.load_run(out)["task"].nunique()
+            # a kill costs the one task that was at work
+            assert finished <= lines(log) <= finished + kills
+            seen.add(finished)
             continue
         process.join(timeout=120)
         assert process.exitcode == 0
@@ -50,8 +56,9 @@ def test_thirty_kills(tmp_path):
         qv.load_run(out)[columns], qv.load_run(tmp_path / "whole")[columns]
     )
     # a task ran again only if a kill came before its rows were written: at most one per kill
-    assert len(log.read_text().split()) <= 200 + kills
+    assert lines(log) <= 200 + kills
     assert len(list((out / "shards").glob("*.parquet"))) == 200
+    assert len(seen) > 10  # the kills came while there was something to lose
 
 
 def test_a_model_that_another_process_has_brought_meanwhile_stays(tmp_path, monkeypatch):

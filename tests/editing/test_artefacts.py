@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from tests.attribution.test_value import FACTS
 from tests.editing.test_closed_form import REQUESTS, TEXTS
 from tests.editing.test_methods import EVERY
 from tests.models import tiny_hf, tiny_lens
-from tests.processes import started
+from tests.processes import started, wait_for_more_than
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
@@ -71,24 +73,31 @@ def test_what_no_adapter_can_hold_is_refused(tmp_path):
 def slow_statistics(folder: Path) -> None:
     def slow():
         for i, text in enumerate(TEXTS):
-            if i % 20 == 0:
+            if i % 10 == 0:
                 time.sleep(0.05)
             yield text
 
     lens = tiny_lens("gptj", dtype=torch.float32)
-    covariance(lens, slow(), (1, 2), folder=folder, every=20, modules=("ffn", "attn"))
+    covariance(lens, slow(), (1, 2), folder=folder, every=10, modules=("ffn", "attn"))
 
 
-KILLS = 10
+#: fewer than there are times at which something is kept
+KILLS = 5
 
 
 def test_statistics_survive_kills(tmp_path):
     lens, rng = tiny_lens("gptj", dtype=torch.float32), random.Random(0)
     whole = covariance(lens, TEXTS, (1, 2), modules=("ffn", "attn"))
+    kept = tmp_path / "C0" / "partial.json"
+
+    def last_kept() -> int:
+        return kept.stat().st_mtime_ns if kept.exists() else 0
+
     for attempt in range(KILLS + 1):
         process = started(slow_statistics, tmp_path / "C0")
         if attempt < KILLS:
-            time.sleep(rng.uniform(0.2, 0.8))
+            wait_for_more_than(last_kept(), last_kept)
+            time.sleep(rng.uniform(0.0, 0.06))
             process.kill()
         process.join(timeout=120)
     assert process.exitcode == 0

@@ -34,8 +34,8 @@ def first(mark: Path) -> bool:
 
 
 def rows(task: Task, lens) -> pd.DataFrame:
-    if task.log:  # who ran, and how often
-        with Path(task.log).open("a") as log:
+    if task.log:  # who ran, and how often; a field that names a file would be data of the run
+        with Path(f"{task.log}.txt").open("a") as log:
             log.write(f"{task.n}\n")
     time.sleep(task.wait)
     if task.do == "raise" and task.n == 1:
