@@ -466,13 +466,18 @@ def figure(
     varied = [
         name
         for name in (by or (*VARIED, *settings))
-        if name in frame and frame[name].astype(str).nunique(dropna=False) > 1
+        if name in frame and _said(frame[name]).nunique() > 1
     ]
     names = varied or list(by[-1:]) or ["method"]
-    values = frame[list(names)].astype(str).apply(lambda column: column.str.strip("[]'"))
+    values = frame[list(names)].apply(lambda column: _said(column).str.strip("[]'"))
     frame = frame.assign(what=values.agg(" · ".join, axis=1))
     if (frame["batch_size"] == 1).all() and (frame["protocol"] == "single").all():
         later = timed(frame)
         return seconds_bars(later if len(later) else frame, title, by="what")
     means = table(frame, ("what",))
     return method_bars(means[means["metric"].isin(SHOWN)], title, by="what")
+
+
+def _said(column: pd.Series) -> pd.Series:
+    """A column's values as text; one that is missing is a value too."""
+    return column.astype(object).map(lambda each: "none" if pd.isna(each) else str(each))
