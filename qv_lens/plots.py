@@ -48,6 +48,8 @@ __all__ = [
 
 INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
 VIOLET = "#8e5ea2"
+#: numbers to write at a logarithmic axis, without the small digits between them
+ROUND = tuple(n * 10**power for power in range(7) for n in (1, 2, 5))
 #: where a heatmap has no cell
 GROUND = "#d5dbe1"
 #: one per group; where there are more groups they come round again, so that no group is left out
@@ -379,7 +381,7 @@ def lasting(
                 **line, legendgroup=str(name), showlegend=column == 1, row=1, col=column
             )
         if group == "model":
-            figure.update_yaxes(type="log", row=1, col=column)
+            figure.update_yaxes(type="log", tickvals=ROUND, row=1, col=column)
         else:
             figure.update_yaxes(range=[0, 1.05], tickformat=".0%", row=1, col=column)
     figure.update_xaxes(title="edits", type="log")
