@@ -36,7 +36,7 @@ from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.cases import DrawnCases, edited_facts, first_known_cases, of_seed
-from qv_lens.evaluation.known_cases import answered_onward, as_said, first_known, knowledge
+from qv_lens.evaluation.known_cases import answered_onward, first_known, knowledge
 from qv_lens.evaluation.protocols import (
     PROTOCOLS,
     check_metrics,
@@ -53,6 +53,7 @@ from qv_lens.facts.corpora import corpus
 from qv_lens.facts.records import Fact
 from qv_lens.models.lens import Lens
 from qv_lens.plots import method_bars, seconds_bars
+from qv_lens.reporting.tables import as_text
 from qv_lens.runs.experiment import Once, directly
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
@@ -370,7 +371,7 @@ def _known_chains(lens: Lens, relations: set[str | None], without: set[str]) -> 
             "Leave layers, skip and edited as they are, or name a file of edits (data)."
         )
     shuffled = random.Random("located").sample(over, len(over))
-    return as_said(lens, first_known(lens, shuffled, LOCATED_OVER))
+    return asas_text(lens, first_known(lens, shuffled, LOCATED_OVER))
 
 
 def _pick(
@@ -466,18 +467,13 @@ def figure(
     varied = [
         name
         for name in (by or (*VARIED, *settings))
-        if name in frame and _said(frame[name]).nunique() > 1
+        if name in frame and as_text(frame[name]).nunique() > 1
     ]
     names = varied or list(by[-1:]) or ["method"]
-    values = frame[list(names)].apply(lambda column: _said(column).str.strip("[]'"))
+    values = frame[list(names)].apply(lambda column: as_text(column).str.strip("[]'"))
     frame = frame.assign(what=values.agg(" · ".join, axis=1))
     if (frame["batch_size"] == 1).all() and (frame["protocol"] == "single").all():
         later = timed(frame)
         return seconds_bars(later if len(later) else frame, title, by="what")
     means = table(frame, ("what",))
     return method_bars(means[means["metric"].isin(SHOWN)], title, by="what")
-
-
-def _said(column: pd.Series) -> pd.Series:
-    """A column's values as text; one that is missing is a value too."""
-    return column.astype(object).map(lambda each: "none" if pd.isna(each) else str(each))

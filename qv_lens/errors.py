@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
@@ -37,10 +38,14 @@ def unknown(
     """The error for a name that is not one of `known`: '<what> X not found. Available: ...', and
     which of them it resembles."""
     names = [str(name) for name in known]  # pyright: ignore[reportGeneralTypeIssues]
+    return error(f"{what} {got!r} not found.{meant(got, names)} Available: {', '.join(names)}.")
+
+
+def meant(got: object, names: Iterable[str]) -> str:
+    """' Did you mean X?' of the name that it resembles; '' where it resembles none."""
     spelled = {name.lower(): name for name in names}
     close = get_close_matches(str(got).lower(), spelled, n=1, cutoff=0.75)
-    meant = f" Did you mean {spelled[close[0]]!r}?" if close else ""
-    return error(f"{what} {got!r} not found.{meant} Available: {', '.join(names)}.")
+    return f" Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:

@@ -10,14 +10,13 @@ Needs the extra `ability` (`pip install 'qv_lens[ability]'`: lm-eval, EleutherAI
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, meant
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Patch
 
@@ -84,11 +83,9 @@ def _index(manager: Any, tasks: Sequence[Task]) -> Any:
     index = manager(include_defaults=named)
     for task in tasks:
         if isinstance(task, str) and task not in index.all_tasks and not Path(task).is_file():
-            close = get_close_matches(task, index.all_tasks, n=1)
-            meant = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                f"lm-eval has no task {task!r}, and no file is called so.{meant} `lm-eval ls tasks` "
-                "lists its tasks."
+                f"lm-eval has no task {task!r}, and no file is called so."
+                f"{meant(task, index.all_tasks)} `lm-eval ls tasks` lists its tasks."
             )
     return index
 

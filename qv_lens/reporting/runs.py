@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from qv_lens.errors import ConfigError
 from qv_lens.reporting.document import document, picture
-from qv_lens.reporting.tables import Column, Table, alike, table
+from qv_lens.reporting.tables import Column, Table, alike, as_text, missing, table
 
 #: rows of a page's table
 MOST = 400
@@ -114,8 +114,7 @@ def _varied(done: pd.DataFrame) -> list[str]:
     one each; seeds only where nothing else was varied, so that a mean is one over seeds."""
     more = done.attrs.get("more", {}).values()
     asked = {*done.attrs["grid"], *(name for grid in more for name in grid)}
-    # None is a value like others: pandas would not count it
-    said = {column: done[column].astype(object).map(str) for column in done}
+    said = {column: as_text(done[column]) for column in done}
     counts = {column: values.nunique() for column, values in said.items()}
     columns = [
         column
@@ -166,7 +165,7 @@ def _order(value: Any) -> tuple[int, Any]:
 
 def _plain(value: Any) -> Any:
     """What groupby can take and order."""
-    if value is None or value != value:
+    if missing(value):
         return "none"
     return value if isinstance(value, (int, float, str)) else str(value)
 

@@ -108,12 +108,23 @@ def shown_tokens(tokens: Sequence[str], most: int) -> tuple[str, ...]:
     return tuple(token.strip() or repr(token) for token in tokens[:most])
 
 
+def missing(value: object) -> bool:
+    """Whether a cell holds nothing: None or NaN, not a list."""
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
+
+
+def as_text(column: pd.Series) -> pd.Series:
+    """A column's values as text; one that is missing is a value too, which pandas would not
+    count."""
+    return column.astype(object).map(lambda value: "none" if missing(value) else str(value))
+
+
 def alike(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> list[pd.DataFrame]:
     """Frames whose keys can be compared: as text where some are text and others numbers (layer 2
     beside "all"), in different frames or in one."""
 
     def text(value: object) -> object:
-        if value is None or value != value:
+        if missing(value):
             return None
         whole = isinstance(value, float) and value.is_integer()
         return str(int(value) if whole else value)  # pyright: ignore[reportArgumentType]

@@ -297,8 +297,12 @@ def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
 
 def _of_floats(hint: Any) -> bool:
     """Whether a field's annotation names float and not int."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return float in kinds and int not in kinds
+    return float in _members(hint) and int not in _members(hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation names: those of a union, or itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _check_plain(experiment: str, name: str, value: Any) -> None:
@@ -329,7 +333,7 @@ KINDS: Mapping[Any, tuple[type, ...]] = MappingProxyType({
 def _check_kind(experiment: str, name: str, value: Any, hint: Any, declared: Any) -> None:
     """Refuse a value that is none of the kinds and none of the choices (`Literal`) of a field's
     annotation. An annotation that names anything else is not checked."""
-    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    parts = _members(hint)
     choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
     kinds = [get_origin(part) or part for part in parts if get_origin(part) is not Literal]
     if hint is None or any(kind not in KINDS for kind in kinds):

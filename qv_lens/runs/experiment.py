@@ -69,8 +69,6 @@ def directly(compute: Callable[..., Value], *arguments: Any) -> Value:
 class Experiment:
     """What an experiment's file says."""
 
-    name: str
-    """Its name: the same on every machine."""
     module: str
     """The name of its module in this process."""
     file: Path
@@ -91,6 +89,11 @@ class Experiment:
     """Draws the finished rows."""
     version: int
     """Rows of another version are other rows."""
+
+    @property
+    def name(self) -> str:
+        """Its name: the same on every machine."""
+        return self.module.removeprefix(ALONE)
 
     @property
     def shared(self) -> list[Path]:
@@ -132,7 +135,6 @@ def find_experiment(file: str | Path) -> Experiment:
     if not (isinstance(task, type) and is_dataclass(task)):
         raise ConfigError(f"{file}: Task must be a frozen dataclass.")
     return Experiment(
-        name=module.__name__.removeprefix(ALONE),
         module=module.__name__,
         file=path,
         task=task,

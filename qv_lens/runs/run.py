@@ -265,15 +265,15 @@ def _inline(
 def _shares(gpus: int, cpus: int, workers: int | None, tasks: int) -> tuple[int, dict[str, float]]:
     """How many workers there are, and what each takes of the cluster: with GPUs whole ones, or a
     share of one, otherwise a CPU. Ray waits for ever for what the cluster does not have."""
-    count = min(workers or gpus or max(1, cpus), tasks)
+    cores = max(1, cpus)
+    count = min(workers or gpus or cores, tasks)
     if gpus:
         return count, {"num_gpus": gpus // count if count <= gpus else 1 / ceil(count / gpus)}
-    if count > max(1, cpus):
+    if count > cores:
         warnings.warn(
-            f"Ray has {cpus} CPU cores: as many workers in place of {count}.", stacklevel=3
+            f"Ray has {cores} CPU cores: as many workers in place of {count}.", stacklevel=3
         )
-        count = max(1, cpus)
-    return count, {"num_cpus": 1}
+    return min(count, cores), {"num_cpus": 1}
 
 
 def _on_ray(

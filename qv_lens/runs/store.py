@@ -282,12 +282,14 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     ):
         if path.stem in order:
             tables.append(_table(path))
-    tables = [table.append_column("status", _repeated("finished", table)) for table in tables]
+    tables = [
+        table.append_column("status", pa.array(["finished"] * len(table))) for table in tables
+    ]
     for failure in store.failures():
         tables.append(pa.Table.from_pylist([{**failure, "status": "failed"}]))
     if tables:
-        whole = pa.concat_tables(_of_one_type(tables), promote_options="permissive")
-        frame = whole.to_pandas().sort_values("task", kind="stable").reset_index(drop=True)
+        rows = pa.concat_tables(_of_one_type(tables), promote_options="permissive")
+        frame = rows.to_pandas().sort_values("task", kind="stable").reset_index(drop=True)
     else:
         frame = pd.DataFrame(columns=["task", "status"])
     manifest = store.manifest()
@@ -418,10 +420,6 @@ def _hash(place: Path) -> str:
         for file, size in files.items()
     ]
     return hashlib.blake2b("\n".join(said).encode(), digest_size=8).hexdigest()
-
-
-def _repeated(value: str, table: pa.Table) -> pa.Array:
-    return pa.array([value] * len(table), pa.string())
 
 
 def _of_one_type(tables: list[pa.Table]) -> list[pa.Table]:

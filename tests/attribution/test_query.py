@@ -663,7 +663,7 @@ def test_attention_targets_add_up_over_the_positions_they_read(kind):
 def test_suppress_needs_queries_below_its_targets():
     lens = tiny_lens("gptj")
     with (
-        pytest.raises(qv.QVLensError),
+        pytest.raises(qv.QVLensError, match="cannot reach them"),
         lens.intervene(qv.Suppress(qv.NeuronSet.of([(1, 0)]), qv.NeuronSet.of([(1, 3)]))),
     ):
         lens.logprob(qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing"))
@@ -673,7 +673,7 @@ def test_a_neuron_past_the_last_is_refused():
     lens = tiny_lens("gptj")
     width = lens.d_mlp
     with (
-        pytest.raises(qv.QVLensError),
+        pytest.raises(qv.QVLensError, match="names 128 to 128"),
         lens.intervene(qv.Zero(qv.NeuronSet.of([(1, width)]))),
     ):
         lens.next_token_logits("The capital of Norway is")

@@ -61,41 +61,34 @@ def test_thirty_kills(tmp_path):
     assert len(seen) > 10  # the kills came while there was something to lose
 
 
+def made_of_nothing(monkeypatch, meanwhile=lambda: None):
+    """Models that are saved as a single file, while something else happens."""
+
+    class Model:
+        config = SimpleNamespace()
+
+        def save_pretrained(self, folder):
+            folder.mkdir(exist_ok=True)
+            (folder / "config.json").write_text("ours")
+            meanwhile()
+
+    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+        monkeypatch.setattr(
+            f"transformers.{name}", SimpleNamespace(from_pretrained=lambda *a, **k: Model())
+        )
+
+
 def test_a_model_that_another_process_has_brought_meanwhile_stays(tmp_path, monkeypatch):
     """Two commands fetch at once: what the first one moved into place may be open already."""
-    made, target = tmp_path / "made", tmp_path / "target"
+    target = tmp_path / "target"
 
-    class Model:
-        config = SimpleNamespace()
+    def theirs():
+        target.mkdir(exist_ok=True)
+        (target / "config.json").write_text("theirs")
 
-        def save_pretrained(self, folder):
-            folder.mkdir(exist_ok=True)
-            (folder / "config.json").write_text("ours")
-            target.mkdir(exist_ok=True)
-            (target / "config.json").write_text("theirs")
-
-    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
-        monkeypatch.setattr(
-            f"transformers.{name}", SimpleNamespace(from_pretrained=lambda *a, **k: Model())
-        )
-    fetch._convert(tmp_path / "model.gguf", made, target)
+    made_of_nothing(monkeypatch, theirs)
+    fetch._convert(tmp_path / "model.gguf", tmp_path / "made", target)
     assert (target / "config.json").read_text() == "theirs"
-
-
-def made_of_nothing(monkeypatch):
-    """Models that are saved as a single file."""
-
-    class Model:
-        config = SimpleNamespace()
-
-        def save_pretrained(self, folder):
-            folder.mkdir(exist_ok=True)
-            (folder / "config.json").write_text("ours")
-
-    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
-        monkeypatch.setattr(
-            f"transformers.{name}", SimpleNamespace(from_pretrained=lambda *a, **k: Model())
-        )
 
 
 def test_what_a_killed_fetch_left_is_replaced(tmp_path, monkeypatch):

@@ -152,3 +152,12 @@ def test_a_measure_that_one_of_three_lacks_is_left_out():
         "drop · b",
         "drop · c",
     ]
+
+
+def test_a_column_of_lists_is_told_apart_by_what_it_holds():
+    frame = run(lambda layer, seed: layer + seed).drop(columns=["zeroed_layer", "layer"])
+    frame["tokens"] = [["a", "b"], ["a", "b"], ["c"], None]
+    page = run_page("e", frame, None)
+    assert cells(page, "results")[1:] == [
+        ["[&#39;a&#39;, &#39;b&#39;]", "10.500"], ["[&#39;c&#39;]", "2.000"], ["none", "3.000"],
+    ]  # fmt: skip

@@ -242,9 +242,8 @@ def test_a_run_resumes_and_reads_back(tmp_path):
     assert len(qv.load_run(out)) == 14
     run(config, out)
     pd.testing.assert_frame_equal(qv.load_run(out), frame)
-    assert (
-        len(log.with_suffix(".txt").read_text().split()) == 12 + 5
-    )  # nothing that was finished ran again
+    # nothing that was finished ran again
+    assert len(log.with_suffix(".txt").read_text().split()) == 12 + 5
 
 
 def test_failed_tasks_are_marked_and_the_rest_goes_on(tmp_path):
@@ -472,9 +471,8 @@ def test_a_killed_worker_changes_no_row(tmp_path, ray):
     columns = ["n", "seed", "part", "draw", "status"]
     inline, other = (qv.load_run(tmp_path / name)[columns] for name in ("inline", "ray"))
     pd.testing.assert_frame_equal(inline, other, check_like=True)
-    assert (
-        log.with_suffix(".txt").read_text().split().count("1") > 2
-    )  # it did die, and was tried again
+    # it did die, and was tried again
+    assert log.with_suffix(".txt").read_text().split().count("1") > 2
 
 
 def test_a_task_that_takes_its_worker_along_is_marked(tmp_path, ray):
