@@ -36,7 +36,7 @@ from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.cases import DrawnCases, edited_facts, first_known_cases, of_seed
-from qv_lens.evaluation.known_cases import answered_onward, first_known, knowledge
+from qv_lens.evaluation.known_cases import answered_onward, as_said, first_known, knowledge
 from qv_lens.evaluation.protocols import (
     PROTOCOLS,
     check_metrics,
@@ -371,7 +371,7 @@ def _known_chains(lens: Lens, relations: set[str | None], without: set[str]) -> 
             "Leave layers, skip and edited as they are, or name a file of edits (data)."
         )
     shuffled = random.Random("located").sample(over, len(over))
-    return asas_text(lens, first_known(lens, shuffled, LOCATED_OVER))
+    return as_said(lens, first_known(lens, shuffled, LOCATED_OVER))
 
 
 def _pick(
