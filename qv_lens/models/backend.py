@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import TransformerLensKeyValueCacheEntry as Entry
+from transformer_lens.hook_points import HookPoint
 
 from qv_lens.errors import ModelError
 from qv_lens.models.architectures import ARCHITECTURES, Architecture, Sublayer
@@ -116,7 +117,7 @@ def versions() -> dict[str, str]:
 
 class Backend:
     """One face for both hooked classes: names, weights, one forward pass. Holds the model, and no
-    other state."""
+    state of its own."""
 
     def __init__(self, model: Any) -> None:
         kind = type(model).__name__
@@ -394,7 +395,7 @@ class Backend:
         """Hooks for a layer's norms, those before and after its sublayers: sigma is a constant to
         the gradient, and nothing that the norms compute changes."""
         names = [f"blocks.{layer}.{norm}" for norm in ("ln1", "ln2", "ln1_post", "ln2_post")]
-        names = [name for name in names if f"{name}.hook_scale" in self.model.hook_dict]
+        names = [name for name in names if f"{name}.hook_scale" in self.points]
         if self.name == "hooked":
             return [(f"{name}.hook_scale", Tensor.detach) for name in names]
         # the bridge does not compute with its hook_scale where Hugging Face's own norm runs
@@ -421,11 +422,16 @@ class Backend:
 
     # ------------------------------------------------------------------ running
 
+    @cached_property
+    def points(self) -> dict[str, HookPoint]:
+        """The model's hook points, by every name that they have. Read once: a TransformerBridge
+        makes its table anew whenever it is asked (18 ms with SmolLM2's 1,725 names)."""
+        return dict(self.model.hook_dict)
+
     def check_names(self, hooks: Sequence[Hook]) -> None:
         """Refuse hook names the model does not have (the bridge of 3.9 would ignore them)."""
-        names = self.model.hook_dict
         for name, _ in hooks:
-            if name not in names:
+            if name not in self.points:
                 raise ModelError(
                     f"This model has no hook point {name!r}. lens.model.hook_dict lists all of "
                     "them."
@@ -443,9 +449,8 @@ class Backend:
         handles = []
         try:
             for name, function in hooks:
-                handles.append(
-                    self.model.hook_dict[name].register_forward_hook(_adapt(function, shape))
-                )
+                adapted = _adapt(function, shape)
+                handles.append(self.points[name].register_forward_hook(adapted))
             yield
         finally:
             for handle in handles:

@@ -378,7 +378,7 @@ class Lens:
         points count)."""
         if any(name.startswith(READ_OUT) for name, _ in (*self._forced(), *hooks)):
             return True
-        points = self.model.hook_dict.items()
+        points = self.backend_adapter.points.items()
         places = (
             [module for part in READ_OUT for module in getattr(self.model, part).modules()]
             if self.backend == "hooked"
@@ -523,8 +523,8 @@ class Lens:
         """Whether there are user-installed hooks: between two passes there are no others. (The
         modules of a bridge and of Hugging Face carry hooks of their own, so there only the hook
         points count.)"""
-        places = self.model.modules() if self.backend == "hooked" else self.model.hook_dict.values()
-        return _hooked(places)
+        points = self.backend_adapter.points.values()
+        return _hooked(self.model.modules() if self.backend == "hooked" else points)
 
     def _shares(self) -> bool:
         """Whether the Hugging Face model still holds what the hooked model computes with: it does
