@@ -50,14 +50,20 @@ def ends_of_text(tokenizer: Any, hf: Any = None) -> frozenset[int]:
 
 
 def continued(
-    step: Step, rows: Sequence[Sequence[int]], tokens: int, context: int, batch_size: int
+    step: Step,
+    rows: Sequence[Sequence[int]],
+    tokens: int,
+    context: int,
+    batch_size: int,
+    of_one_length: bool = False,
 ) -> list[list[int]]:
-    """New tokens of each row, by `step` in batches. A row ends where it fills the `context`; a
-    warning says so."""
+    """New tokens of each row, by `step` in batches, where asked of rows `of_one_length`. A row ends
+    where it fills the `context`; a warning says so."""
     room = [min(tokens, context - len(row)) for row in rows]
     out: dict[int, list[int]] = {i: [] for i in range(len(rows))}
-    for steps in sorted({count for count in room if count > 0}):
-        alike = [i for i, count in enumerate(room) if count == steps]
+    kinds = [(count, of_one_length and len(row)) for row, count in zip(rows, room, strict=True)]
+    for kind in sorted({kind for kind in kinds if kind[0] > 0}):
+        steps, alike = kind[0], [i for i, each in enumerate(kinds) if each == kind]
         for at in range(0, len(alike), batch_size):
             chunk = alike[at : at + batch_size]
             out.update(zip(chunk, step([rows[i] for i in chunk], steps), strict=True))
@@ -88,8 +94,7 @@ def cached(
     sampling: Sampling | None = None,
     enough: Enough | None = None,
 ) -> list[list[int]]:
-    """On the Hugging Face model with its key-value cache; rows are padded on the left and
-    masked."""
+    """On a Hugging Face model with its key-value cache; rows are padded on the left and masked."""
     longest = max(map(len, rows))
     fill = min(eos, default=0)
     device = next(hf.parameters()).device

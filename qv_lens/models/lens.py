@@ -490,8 +490,8 @@ class Lens:
         the context (with a warning), or where `enough` says that the continuation so far is all
         that is wanted.
 
-        Without interventions in force it runs on the wrapped Hugging Face model (same weights) with
-        its cache; with them, or with user-installed hooks, on the hooked model without one."""
+        Without interventions in force it runs on the Hugging Face model (same weights) with its
+        cache; with them, or with user-installed hooks, on the hooked model without one."""
         check_count("max_new_tokens", max_new_tokens, 0)
         check_count("batch_size", batch_size)
         if top_k is not None:
@@ -502,15 +502,14 @@ class Lens:
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         sample = None if top_k is None else Sampling(top_k, seed)
         done = None if enough is None else lambda ids: enough(decode(ids))
-        bare = (
-            self.backend == "hooked"
-            and not (self._in_force or self._own_hooks())
-            and self._shares()
-        )
-        way = partial(cached, self.hf) if bare else partial(plain, self.logits)
+        hf = None if self._in_force or self._own_hooks() else self._alike()
+        way = partial(plain, self.logits) if hf is None else partial(cached, hf)
         step = partial(way, eos=self.ends_of_text, sampling=sample, enough=done)
+        # a bridge's attention knows no token that only fills a row up: its weights would be NaN
+        of_one_length = hf is not None and self.backend == "bridge"
+        context = self.backend_adapter.cfg.n_ctx
         with self.turn.one_pass():
-            new = continued(step, rows, max_new_tokens, self.backend_adapter.cfg.n_ctx, batch_size)
+            new = continued(step, rows, max_new_tokens, context, batch_size, of_one_length)
         texts = [following(decode, row, ids) for row, ids in zip(rows, new, strict=True)]
         return texts[0] if isinstance(text, (str, Fact)) else texts
 
@@ -525,6 +524,13 @@ class Lens:
         points count.)"""
         points = self.backend_adapter.points.values()
         return _hooked(self.model.modules() if self.backend == "hooked" else points)
+
+    def _alike(self) -> Any | None:
+        """The Hugging Face model that computes what the hooked model does: a bridge runs it, a
+        HookedTransformer shares its weights with it."""
+        if self.backend == "bridge":
+            return self.model.original_model
+        return self.hf if self._shares() else None
 
     def _shares(self) -> bool:
         """Whether the Hugging Face model still holds what the hooked model computes with: it does

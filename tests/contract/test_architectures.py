@@ -405,14 +405,17 @@ def test_saved_it_loads_with_transformers_alone(name, backend, tmp_path):
 
 
 def test_generation_is_greedy(name, backend):
+    """Prompts of unequal lengths together, each as Hugging Face gives it alone."""
     lens = lens_of(name, backend)
-    ids = list(lens.tokenize(PROMPTS[0])[0].ids)
-    start = len(ids)
-    for _ in range(5):
-        ids.append(int(hf_logits_of(lens, ids).argmax()))
-    assert lens.generate(PROMPTS[0], 5) == lens.tokenizer.decode(
-        ids[start:], skip_special_tokens=True
-    )
+    rows = [list(prompt.ids) for prompt in lens.tokenize(PROMPTS)]
+    assert len({len(row) for row in rows}) > 1
+    expected = []
+    for ids in rows:
+        start = len(ids)
+        for _ in range(5):
+            ids.append(int(hf_logits_of(lens, ids).argmax()))
+        expected.append(lens.tokenizer.decode(ids[start:], skip_special_tokens=True))
+    assert lens.generate(PROMPTS, 5) == expected
 
 
 def hf_logits_of(lens, ids):

@@ -48,6 +48,15 @@ def test_every_end_of_text_token_ends_a_text(kind, backend):
     assert both_ways(lens, prompt, 6) == expected
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_token_is_read_once_where_nothing_is_in_force(backend):
+    lens = tiny_lens("qwen3-gqa", backend, torch.float32)
+    lengths = []
+    lens.hf.model.norm.register_forward_hook(lambda _m, _i, out: lengths.append(out.shape[1]))
+    lens.generate(PROMPTS[0], 3)
+    assert lengths == [len(lens.tokenize(PROMPTS[0])[0].ids), 1, 1]
+
+
 def test_a_continuation_keeps_the_blank_that_a_tokenizer_drops_at_a_texts_beginning():
     pieces = ["The", " capital", " is", " Paris", "."]
     dropping = lambda ids: "".join(pieces[i] for i in ids).lstrip()  # noqa: E731
