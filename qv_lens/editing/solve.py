@@ -61,7 +61,7 @@ def identity(K: Float[Tensor, "d_mlp n"]) -> Float[Tensor, "d_mlp n"]:
     return K.double()
 
 
-Spectrum = tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_mlp d_mlp"]]
+Spectrum = tuple[Float[Tensor, " d_mlp"], Float[Tensor, "d_mlp d_mlp"]]
 
 
 def eigen(C0: Float[Tensor, "d_mlp d_mlp"]) -> Spectrum:
