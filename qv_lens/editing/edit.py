@@ -399,6 +399,10 @@ def check_editor(editor: object) -> None:
         )
     known = is_dataclass(editor) and not isinstance(editor, type)
     if not known or not callable(getattr(editor, "deltas", None)):
+        if callable(getattr(getattr(editor, "editor", None), "deltas", None)):
+            raise EditError(
+                f"A {type(editor).__name__} holds an editor and is none: pass its .editor."
+            )
         raise EditError(
             "An editor is a frozen dataclass of hyperparameters with a method deltas(job), as "
             f"qv.MEMIT(layers=(3, 4, 5)); got {editor!r:.100}."

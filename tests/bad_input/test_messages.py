@@ -286,6 +286,7 @@ CASES = {
     "edit of a fact": lambda tmp: edit(qv.MEMIT(layers=(1,)), FACT),
     "editor by name": lambda tmp: edit("ROME"),
     "editor that is a class": lambda tmp: edit(qv.ROME),
+    "preset for an editor": lambda tmp: edit(qv.presets("toy-gptj")["ROME"]),
     "edit without statistics": lambda tmp: qv.edit(tiny_lens("gptj"), FACT.to("Quorix"), qv.MEMIT(layers=(1,))),
     "statistics by path": lambda tmp: edit(qv.MEMIT(layers=(1,)), statistics="stats"),
     "editor that gives no deltas": lambda tmp: edit(Gives(None)),
