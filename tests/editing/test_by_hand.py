@@ -384,13 +384,16 @@ def test_the_order_of_multi_hop_prompts_changes_nothing(lens, statistics):
 LAYERS = {"value_layers": (2, 3), "query_layers": (0, 1), "lam": 3.0, **SEARCH}
 
 
-@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize(
-    "reading", ["default", "algorithm 1", "flat", "overlap", "attention", "no query layers"]
-)
+    ("reading", "joint"),
+    [
+        ("default", False), ("default", True), ("algorithm 1", False), ("flat", True), ("overlap", False),
+        ("attention", False), ("attention", True), ("no query layers", True),
+    ],
+)  # fmt: skip
 def test_ace_with_one_search(lens, statistics, hand, reading, joint):
     """One z* at the last value layer; each group ends with the full remaining residual, in the
-    order asked for."""
+    order asked for. The facts together, or one after the other."""
     changes, groups, modules = {
         "default": ({}, [[0, 1], [2, 3]], ("ffn",)),
         "algorithm 1": ({"order": "value first"}, [[2, 3], [0, 1]], ("ffn",)),
