@@ -10,7 +10,7 @@ d_head, d_model], W_U [d_model, d_vocab]."""
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -468,7 +468,8 @@ class Backend:
         `past`, where it is given). Causal attention never looks at what follows, so no mask is
         needed.
 
-        A TransformerBridge cannot run in part: it runs in full, with the same result.
+        A TransformerBridge cannot begin in the middle: it begins at the tokens, with the same
+        result.
         """
         # a tokenizer that pads on the left would make it guess a mask from the ids
         if self.name == "hooked":
@@ -484,8 +485,13 @@ class Backend:
         if stop is None:
             return self.model(ids, return_type="logits")
         kept: list[Tensor] = []
+
+        def leave(x: Tensor) -> None:
+            kept.append(x)
+            raise _Reached
+
         site = self.resid_pre(stop) if stop < self.n_layers else self.resid_post(stop - 1)
-        with self.hooks([(site, kept.append)]):
+        with suppress(_Reached), self.hooks([(site, leave)]):
             self.model(ids, return_type="logits")
         return kept[0]
 
@@ -548,6 +554,11 @@ def keeper(kept: dict[Any, Tensor], name: Hashable) -> Callable[[Tensor], None]:
         kept[name] = x
 
     return hook
+
+
+class _Reached(Exception):  # noqa: N818 - nothing went wrong
+    """A pass through a bridge has come as far as it was asked to (its own `stop_at_layer` runs on
+    through the unembedding of every token after the last layer)."""
 
 
 def _adapt(function: Callable[..., Any], shape: Sequence[int]) -> Callable[..., Any]:
