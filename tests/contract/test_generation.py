@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 import qv_lens as qv
 from qv_lens.errors import ConfigError
 from qv_lens.models.generation import Sampling, following, plain
-from tests.models import BACKENDS, PROMPTS, tiny_lens
+from tests.models import BACKENDS, PROMPTS, tiny_lens, tiny_of, tokenizer
 
+WINDOW = {"Qwen3": {"use_sliding_window": True, "max_window_layers": 0}}
 NOTHING = qv.Scale(qv.NeuronSet.of([(0, 0)]), 1.0)
 
 
@@ -46,6 +47,15 @@ def test_every_end_of_text_token_ends_a_text(kind, backend):
     lens.hf.generation_config.eos_token_id = [lens.tokenizer.eos_token_id, second]
     expected = lens.tokenizer.decode(steps[: steps.index(second)], skip_special_tokens=True)
     assert both_ways(lens, prompt, 6) == expected
+
+
+@pytest.mark.parametrize("name", ["Gemma 3", "Mistral", "Qwen3"])
+def test_a_window_that_slides_is_the_same_with_the_cache(name):
+    """Prompts longer than the window, and texts that grow out of it."""
+    hf = tiny_of(name, **WINDOW.get(name, {}), sliding_window=4)
+    lens = qv.Lens.from_hf(hf, tokenizer(), backend="bridge")
+    assert len({len(prompt.ids) for prompt in lens.tokenize(PROMPTS)}) == len(PROMPTS)
+    both_ways(lens, list(PROMPTS), 12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
