@@ -61,9 +61,11 @@ def continued(
     where it fills the `context`; a warning says so."""
     room = [min(tokens, context - len(row)) for row in rows]
     out: dict[int, list[int]] = {i: [] for i in range(len(rows))}
-    kinds = [(count, of_one_length and len(row)) for row, count in zip(rows, room, strict=True)]
-    for kind in sorted({kind for kind in kinds if kind[0] > 0}):
-        steps, alike = kind[0], [i for i, each in enumerate(kinds) if each == kind]
+    together: dict[tuple[int, int], list[int]] = {}
+    for i, (row, count) in enumerate(zip(rows, room, strict=True)):
+        if count > 0:
+            together.setdefault((count, len(row) if of_one_length else 0), []).append(i)
+    for (steps, _length), alike in sorted(together.items()):
         for at in range(0, len(alike), batch_size):
             chunk = alike[at : at + batch_size]
             out.update(zip(chunk, step([rows[i] for i in chunk], steps), strict=True))
