@@ -58,6 +58,20 @@ def test_a_window_that_slides_is_the_same_with_the_cache(name):
     both_ways(lens, list(PROMPTS), 12)
 
 
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_continuation_ends_where_it_has_enough(backend, ends, monkeypatch):
+    """Also of a model that knows no end of text."""
+    lens = tiny_lens("qwen3-gqa", backend, torch.float32)
+    if not ends:
+        monkeypatch.setattr(type(lens), "ends_of_text", frozenset())
+    grown = [argmaxes(lens, text, 8) for text in PROMPTS]
+    said = [[lens.tokenizer.decode(ids[:n]) for n in range(1, 9)] for ids in grown]
+    enough = [next(text for text in texts if len(text) > 12) for texts in said]
+    assert len({texts.index(text) for texts, text in zip(said, enough, strict=True)}) > 1
+    assert both_ways(lens, list(PROMPTS), 8, enough=lambda text: len(text) > 12) == enough
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_token_is_read_once_where_nothing_is_in_force(backend):
     lens = tiny_lens("qwen3-gqa", backend, torch.float32)

@@ -120,6 +120,16 @@ def test_killed_at_any_moment_it_goes_on_and_gives_the_same(
     assert len(list(tmp_path.glob("patch-*"))) == 1
 
 
+def test_a_patch_without_its_record_is_written_anew(lens, whole, tmp_path):
+    """What a process leaves that is killed between the two."""
+    qv.edit(lens, CASES[0].request, EDITOR).save(tmp_path / "patch-6")
+    frame = sequence(lens, CASES, EDITOR, tmp_path, **OPTIONS)
+    seconds = frame["metric"] == "seconds"
+    pd.testing.assert_frame_equal(frame[~seconds], whole[~seconds])
+    again = sequence(lens, CASES, EDITOR, tmp_path, **OPTIONS)
+    pd.testing.assert_frame_equal(again, frame)
+
+
 def test_another_sequences_folder_is_refused(lens, tmp_path):
     sequence(lens, CASES[:2], EDITOR, tmp_path, **OPTIONS)
     with pytest.raises(qv.QVLensError, match="holds another sequence"):

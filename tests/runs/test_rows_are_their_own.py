@@ -37,7 +37,8 @@ LEAK = """
     fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
     before = lens.logprob(fact)
     if task.how == "patch":
-        lens.apply(qv.edit(lens, fact.to("golf"), qv.FT(layer=3, steps=2)))
+        for layer in (2, 3):
+            lens.apply(qv.edit(lens, fact.to("golf"), qv.FT(layer=layer, steps=2)))
     if task.how == "write":
         lens.w_out(3).zero_()
     if task.how == "raise":
@@ -51,7 +52,7 @@ LEAK = """
     ("how", "fails"), [("patch", ""), ("write", "wrote into the weights"), ("raise", "ValueError")]
 )
 def test_a_task_finds_the_model_as_it_was(tmp_path, how, fails):
-    """An experiment that leaves its edit behind: the next task's rows are those of a fresh model."""
+    """An experiment that leaves its edits behind: the next task's rows are those of a fresh model."""
     path = experiment(tmp_path, "how: str; n: int; model: str = 'toy-gptj'", LEAK)
     done = run(RunConfig(path, {"how": how}, {"n": (0, 1)}), tmp_path / "out", device="cpu")
     fresh = qv.load("toy-gptj", device="cpu").logprob(
