@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -31,6 +32,11 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(WEIGHTS / "toy-gptj")
 
 
+@cache
+def vocabulary_size() -> int:
+    return len(tokenizer())
+
+
 def tiny_hf(
     kind: str,
     dtype: torch.dtype = torch.float64,
@@ -42,7 +48,7 @@ def tiny_hf(
     torch.manual_seed(seed)
     heads, kv = KINDS[kind]
     size = {
-        "vocab_size": len(tokenizer()),
+        "vocab_size": vocabulary_size(),
         "bos_token_id": 0,
         "eos_token_id": 0,
         "tie_word_embeddings": False,
@@ -178,7 +184,7 @@ def tiny_of(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
         "ForCausalLM", "TextConfig" if "Gemma3" in kind else "Config"
     )
     config = getattr(transformers, config_name)(
-        vocab_size=len(tokenizer()), bos_token_id=0, eos_token_id=0, **settings
+        vocab_size=vocabulary_size(), bos_token_id=0, eos_token_id=0, **settings
     )
     model = getattr(transformers, kind)(config)
     with torch.no_grad():

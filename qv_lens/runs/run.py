@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import traceback
 import warnings
@@ -328,9 +329,8 @@ class Worker:
     reads the experiment's file itself, which lies at the same place on every machine."""
 
     def __init__(self, config: RunConfig, dtype: str | None = None) -> None:
-        import torch
-
-        torch.set_num_threads(1)
+        # torch reads it where a task first imports it: not for tasks without a model
+        os.environ["OMP_NUM_THREADS"] = "1"
         self.experiment = find_experiment(config.experiment)
         self.tasks = all_tasks(config)
         self.shelf = Shelf(dtype=dtype)

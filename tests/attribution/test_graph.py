@@ -229,7 +229,7 @@ def test_a_graph_of_neurons_that_were_given_has_a_file(tmp_path):
     file = json.loads(qv.save_graph(graph, tmp_path / "graph.json").read_text())
     told = [node for node in file["nodes"] if node["feature_type"] == "cross layer transcoder"]
     assert len(told) == len(graph.nodes)
-    assert [node["influence"] for node in told][-3:] == [1.0] * 3
+    assert [node["influence"] for node in told][-3:] == pytest.approx([1.0] * 3)
 
 
 def test_what_a_file_says_of_a_neuron(tmp_path):

@@ -14,7 +14,7 @@ from qv_lens.errors import ModelError
 from qv_lens.models import agreement
 from qv_lens.models.lens import Lens
 from qv_lens.models.wrap import hooked_available
-from tests.models import PROMPTS, tiny_hf, tiny_of, tokenizer
+from tests.models import PROMPTS, tiny_hf, tiny_of, tokenizer, vocabulary_size
 
 needs_hooked = pytest.mark.skipif(
     not hooked_available(), reason="TransformerLens 4.x has no HookedTransformer"
@@ -42,7 +42,7 @@ UNREAD = {
 def tiny_qwen3(**settings) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=vocabulary_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=512, tie_word_embeddings=False,
         **{"rope_theta": 10000.0, **settings},
     )  # fmt: skip
@@ -126,7 +126,7 @@ def users_model(**settings):
     torch.manual_seed(0)
     config = HookedTransformerConfig(
         **{"n_layers": 3, "d_model": 32, "n_ctx": 64, "d_head": 8, "n_heads": 4, "d_mlp": 48, "act_fn": "gelu",
-        "d_vocab": len(tokenizer()), "normalization_type": "LN", "positional_embedding_type": "rotary", "rotary_dim": 8,
+        "d_vocab": vocabulary_size(), "normalization_type": "LN", "positional_embedding_type": "rotary", "rotary_dim": 8,
         "default_prepend_bos": False, **settings}
     )  # fmt: skip
     model = HookedTransformer(config, tokenizer=tokenizer())
@@ -270,7 +270,7 @@ def test_a_mixture_of_experts_is_refused_with_its_reason():
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     config = Qwen3MoeConfig(
-        vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2,
+        vocab_size=vocabulary_size(), hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, head_dim=8,
     )  # fmt: skip
     with pytest.raises(ModelError, match="mixture of experts"):

@@ -3,7 +3,8 @@ runs of several batches, own search, own keys, own solve, every method through i
 
 The references solve in float32 and take the null space from a float32 decomposition; the bundle's
 own float64 code ends 2e-5 from NAS, SPHERE and BetaEdit (1e-4 where facts come one by one), and
-1e-6 to 8e-6 from ENCORE. Tolerances are about five times what is seen."""
+1e-6 to 8e-6 from ENCORE. Tolerances are about five times what is seen, on processors whose float32
+sums differ (AVX2, AVX-512, neither): NSE's rounds of search end 1e-5 to 8e-4 apart there."""
 
 from __future__ import annotations
 
@@ -352,8 +353,7 @@ def memits_settings(record):
 @pytest.mark.parametrize("of", RELEASED["nse"], ids=lambda of: f"near{of['near']}-far{of['far']:g}")
 def test_nse_as_released(lens, statistics, of):
     """Three batches in a row: all facts in two rounds; the near ones left out; the far ones too,
-    three rounds. There z* is searched for all facts on the unedited model first. With the released
-    lam W moves by so little that its rounding shows."""
+    three rounds. There z* is searched for all facts on the unedited model first."""
     record, _ = read("betaedit")
     settings = {name: of[name] for name in ("near", "far", "share", "lam", "rounds")}
     editor = qv.NSE(**memits_settings(record), **settings)
@@ -367,10 +367,10 @@ def test_nse_as_released(lens, statistics, of):
     assert chosen == of["chosen"]
     for patch, probed, norms in zip(patches, of["deltas"], of["norms"], strict=True):
         deltas = {layer: patch.deltas[layer, "W_out"].dense() for layer in LAYERS}
-        assert_probed(deltas, probed, norms, 5e-4 if of["lam"] == 15000 else 5e-5)
+        assert_probed(deltas, probed, norms, 4e-3)
     for layer in LAYERS:
         S = sum(patch.kept[layer, "W_out"].dense() for patch in patches)
-        assert float(S.norm()) == pytest.approx(of["S"][str(layer)], rel=1e-5)
+        assert float(S.norm()) == pytest.approx(of["S"][str(layer)], rel=1e-4)
 
 
 @pytest.mark.parametrize("of", RELEASED["simie"], ids=lambda of: f"{of['lam']:g}-{of['unedited']}")
@@ -382,7 +382,7 @@ def test_simie_as_released(lens, statistics, of):
     editor = qv.SimIE(editor=memit, lam=of["lam"], unedited=of["unedited"])
     requests = requests_of(record["runs"]["tau3"]["requests"][:6])
     templates = ("{}", *record["context_templates"])
-    tolerance = 1e-3 if of["lam"] == 1e4 else 2e-5
+    tolerance = 1e-3 if of["lam"] == 1e4 else 5e-4
     whole = qv.edit(lens, requests, editor, statistics=statistics, templates=templates)
     deltas = {layer: whole.deltas[layer, "W_out"].dense() for layer in LAYERS}
     assert_probed(deltas, of["deltas"], of["norms"], tolerance)

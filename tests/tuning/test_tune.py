@@ -127,10 +127,14 @@ def test_beyond_the_edge_a_search_of_z_stays_and_ctp_keeps_its_two_rates_alike()
     assert grids.beyond(tried[1], tried) == []  # five times the neurons that there are
 
 
+@pytest.fixture(scope="module")
+def lens():
+    return qv.load("toy-gptj")
+
+
 @pytest.fixture
-def toy(monkeypatch):
+def toy(lens, monkeypatch):
     """A bundled model, and three settings of FT of which the last is good for nothing."""
-    lens = qv.load("toy-gptj")
     settings = [qv.FT(layer=3, lr=1e-2), qv.FT(layer=2, lr=1e-2), qv.FT(layer=3, lr=1e-2, steps=1)]
     monkeypatch.setattr(tune, "grid", lambda method, shape: list(settings))
     return lens, settings

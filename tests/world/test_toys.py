@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 import torch
@@ -30,6 +31,17 @@ WORLD = generator.build(0)
 @pytest.fixture(scope="module", params=BUNDLED)
 def lens(request):
     return qv.load(request.param)
+
+
+@pytest.fixture(scope="module")
+def in_dtype(lens):
+    return cache(partial(qv.load, lens.name))
+
+
+@pytest.fixture(scope="module")
+def gptj():
+    """One of the two is enough for a whole study; the demo of toy-qwen3 is run by hand."""
+    return qv.load("toy-gptj")
 
 
 def test_size_and_shape(lens):
@@ -81,10 +93,10 @@ def test_chain_of_thought(lens):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
 @pytest.mark.parametrize("norm", ["frozen", "full"])
 @pytest.mark.parametrize("base", ["mid", "pre"])
-def test_every_neuron_equals_brute_force(lens, dtype, tolerance, norm, base):
+def test_every_neuron_equals_brute_force(in_dtype, dtype, tolerance, norm, base):
     """6,144 neurons, each added to the stream and read out in float64 with Hugging Face's
     weights."""
-    model = qv.load(lens.name, dtype=dtype)
+    model = in_dtype(dtype=dtype)
     fact = world_cases.facts(WORLD, "P641")[0]
     trace = model.trace(fact)
     got = qv.value_neurons(model, trace, top=None, norm=norm, base=base).frame.set_index(
@@ -189,12 +201,10 @@ def test_interventions_of_the_study(lens):
     assert list(layers.raising) == summed[summed > 0].sort_values(ascending=False).index.tolist()
 
 
-def test_study_and_its_page(lens, tmp_path):
+def test_study_and_its_page(gptj, tmp_path):
     """The whole walk on a small material, and the page that it writes."""
-    if lens.name != "toy-gptj":
-        pytest.skip("one page is enough for the suite; the demo of toy-qwen3 is run by hand")
     fact, new = _request()
-    material = world_material(lens, fact, new)
+    material = world_material(gptj, fact, new)
     small = replace(
         material,
         same=material.same[:8],
@@ -202,7 +212,7 @@ def test_study_and_its_page(lens, tmp_path):
         chains=material.chains[:6],
         texts=material.texts[:600],
     )
-    found = qv.study(lens, fact, new, material=small, edits=1)
+    found = qv.study(gptj, fact, new, material=small, edits=1)
     assert found.answered.strip() == fact.answer
     assert found.settings["seed"] == 0
     assert all(found.settings["versions"].values())
@@ -248,7 +258,7 @@ def test_vocabulary_is_sign_aware(lens):
     assert all(len(set(tokens)) == 4 for tokens in frame["promoted"])
 
 
-def test_a_study_of_the_users_own_facts(lens, tmp_path):
+def test_a_study_of_the_users_own_facts(gptj, tmp_path):
     """Facts and text from files; steps without material are left out and the page says so."""
     import json
 
@@ -258,8 +268,8 @@ def test_a_study_of_the_users_own_facts(lens, tmp_path):
     facts.write_text(
         json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in others])
     )
-    text.write_text("\n".join(world_material(lens, fact, new).texts[:700]))
-    found = qv.study(lens, fact, new, material=file_material(fact, new, facts, text))
+    text.write_text("\n".join(world_material(gptj, fact, new).texts[:700]))
+    found = qv.study(gptj, fact, new, material=file_material(fact, new, facts, text))
     assert len(found.ablation) == 12
     assert found.suppression.empty
     assert found.edits[found.edits["metric"] == "specificity_acc"]["cases"].tolist() == [1, 1, 1]
