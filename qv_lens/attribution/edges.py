@@ -26,12 +26,15 @@ from torch import Tensor
 
 from qv_lens.attribution.query import settings_of
 from qv_lens.attribution.readers import (
+    METHODS,
     Method,
     PatternReader,
     Reader,
     Subkey,
     Through,
     Written,
+    check_same_texts,
+    once,
     targets_of,
 )
 from qv_lens.attribution.setting import Target, setting
@@ -55,9 +58,10 @@ TOGETHER = 32
 
 class Graph(NamedTuple):
     """The Q-V graph. `nodes`: prompt, id, layer, neuron, position, role ('value', 'query',
-    'shared'), value_score, query_score, coefficient. `edges`: prompt, source, target,
-    source_layer, target_layer, weight (nats); tested ones also predicted_m, lost_m (in units of
-    m_j), lost_logprob (nats)."""
+    'shared'), value_score, query_score, coefficient (in the prompt). `edges`: prompt, source,
+    target, source_layer, target_layer, weight (nats; with `method='inner_product'` in units of m_j
+    before its non-linearity); tested ones also predicted_m, lost_m (in units of m_j), lost_logprob
+    (nats)."""
 
     nodes: pd.DataFrame
     edges: pd.DataFrame
@@ -82,11 +86,14 @@ def qv_graph(
     `positions` are those with which the queries were found. Queries that were found with
     `through='attention'` are drawn at the tokens at which they lie. `edges` is what networkx takes:
     `nx.from_pandas_edgelist(edges, "source", "target", "weight", create_using=nx.DiGraph)`.
+
+    Raises `ConfigError` for neurons of other prompts, or queries that were found by another method.
     """
     check_ffn(lens, value)
     check_ffn(lens, query)
     through: Through = query.settings.get("through", "stream")
     reader = targets_of(lens, facts, value, method, targets, subkey, positions, through=through)
+    _check_queries(query, reader, method)
     if through == "stream" and len(reader.trace.prompt) != len(reader.trace.prompts):
         raise ConfigError(
             "The graph is drawn for one position of each prompt: trace at one, not at several."
@@ -94,7 +101,10 @@ def qv_graph(
     named = _ids if reader.by_position else _short_ids
     below = [_below(reader, query, prompt) for prompt in range(len(reader.trace.prompts))]
     targets_at, sources = _at_tokens(reader), pd.concat(below, ignore_index=True)
-    targets_at, sources = (frame.assign(id=named(frame)) for frame in (targets_at, sources))
+    targets_at, sources = (
+        frame.assign(id=named(frame), coefficient=_coefficients(reader, frame))
+        for frame in (targets_at, sources)
+    )
     nodes = [
         _nodes(*(frame[frame["prompt"] == prompt] for frame in (targets_at, sources)))
         for prompt in range(len(below))
@@ -102,27 +112,56 @@ def qv_graph(
     edges = _edges(reader, targets_at, sources)
     graph = Graph(pd.concat(nodes, ignore_index=True), edges)
     settings = settings_of(lens, reader, method, targets, value)
-    prompts = [_about(lens, reader, prompt) for prompt in range(len(below))]
+    prompts = [_about(lens, reader.trace, value, prompt) for prompt in range(len(below))]
     for frame in graph:
         frame.attrs.update(settings, through=through, prompts=prompts, n_layers=lens.n_layers)
     return graph
 
 
-def _about(lens: Lens, reader: Reader, number: int) -> dict[str, Any]:
-    """The prompt as tokens, and the answer's first one (the model's own where the prompt has none)
-    with its probability at the last row that was read."""
-    prompt = reader.trace.prompts[number]
-    row = int((reader.trace.prompt == number).nonzero()[-1])
-    logits = at_least_float32(reader.trace.logits[row])
-    answer = prompt.answer[0] if prompt.answer else int(logits.argmax())
-    return {
+def _check_queries(query: NeuronSet, reader: Reader, method: Method) -> None:
+    """Raise `ConfigError` for queries of other prompts, found by another method, or without a token
+    where they need one."""
+    check_same_texts("query", query, [prompt.text for prompt in reader.trace.prompts])
+    theirs = query.settings.get("method", method)
+    if theirs in METHODS and theirs != method:
+        raise ConfigError(
+            f"The queries were found with method={theirs!r}, the graph is asked for with {method!r}: "
+            "give both the same."
+        )
+    if not reader.by_position:
+        return
+    if "position" not in query.frame or query.frame["position"].isna().any():
+        raise ConfigError(
+            "Queries through attention lie at tokens, and some of these have no position: a set made "
+            "by hand goes with queries through='stream'."
+        )
+
+
+def _about(lens: Lens, trace: Trace, value: NeuronSet, number: int) -> dict[str, Any]:
+    """The prompt as tokens; what its value neurons were scored by: a token (the answer's first, or
+    the model's own, where they do not say), its probability at the token where it is read, and the
+    other one of a contrast."""
+    prompt, said = trace.prompts[number], value.settings
+    by_prompt = len(said.get("target_ids", ())) == len(trace.prompts)
+    at = said["read_at"][number] if by_prompt else prompt.last
+    here = ((trace.prompt == number) & (trace.positions == at)).nonzero()[:, 0]
+    read = trace if len(here) else lens.trace(trace.facts[number])
+    logits = at_least_float32(read.logits[int(here[0]) if len(here) else 0])
+    own = prompt.answer[0] if prompt.answer else int(logits.argmax())
+    answer = said["target_ids"][number] if by_prompt else own
+    about = {
         "text": prompt.text,
         "ids": list(prompt.ids),
         "tokens": [lens.token_label(token) for token in prompt.ids],
         "answer_id": answer,
         "answer": lens.token_label(answer),
+        "position": at,
         "probability": float(logits.softmax(-1)[answer]),
     }
+    if not by_prompt or "against_ids" not in said:
+        return about
+    other = said["against_ids"][number]
+    return {**about, "against_id": other, "against": lens.token_label(other)}
 
 
 def _at_tokens(reader: Reader) -> pd.DataFrame:
@@ -132,15 +171,26 @@ def _at_tokens(reader: Reader) -> pd.DataFrame:
     return reader.table.assign(position=at.tolist())
 
 
+def _coefficients(reader: Reader, frame: pd.DataFrame) -> list[float]:
+    """m of FFN neurons in their prompts: a set's own may be a mean over prompts, or none."""
+    at = (torch.tensor(frame[name].to_numpy()) for name in ("layer", "position", "neuron"))
+    layer, position, neuron = at
+    trace, prompt = reader.trace, torch.tensor(frame["prompt"].to_numpy())
+    where = (trace.prompt.cpu() == prompt[:, None]) & (trace.positions.cpu() == position[:, None])
+    return trace.m[layer, where.int().argmax(1), neuron].tolist()
+
+
 def _below(reader: Reader, query: NeuronSet, prompt: int) -> pd.DataFrame:
     """The query neurons of one prompt, the tokens at which they lie, and their rows of the
     trace."""
     rows = (reader.trace.prompt == prompt).nonzero()[:, 0].tolist()
-    found = query.about(reader.trace.facts[prompt], prompt).frame.assign(prompt=prompt)
+    found = once(query.about(reader.trace.facts[prompt], prompt).frame).assign(prompt=prompt)
     if not reader.by_position:
         found = found.assign(position=int(reader.trace.positions[rows[0]]))
     at = {int(reader.trace.positions[row]): row for row in rows}
-    return found.assign(row=[at[position] for position in found["position"]])
+    rows_of = found.assign(row=[at[position] for position in found["position"]])
+    # pandas takes the columns of no rows for floats
+    return rows_of.astype(dict.fromkeys(("layer", "neuron", "position", "row"), "int64"))
 
 
 def _edges(reader: Reader, targets: pd.DataFrame, sources: pd.DataFrame) -> pd.DataFrame:
@@ -198,19 +248,21 @@ def _nodes(value: pd.DataFrame, query: pd.DataFrame) -> pd.DataFrame:
 
 @torch.no_grad()
 def edge_effects(
-    lens: Lens, facts: Facts | Trace, graph: Graph, *, target: Target = "answer"
+    lens: Lens, facts: Facts | Trace, graph: Graph, *, target: Target | None = None
 ) -> Graph:
     """The graph with every edge taken out in turn: `predicted_m`, what the edge's weight says of
-    m_j's loss; `lost_m`, what m_j really loses without the edge; `lost_logprob`, what the answer
-    (`target`, as for `value_neurons`) then loses, in nats. Both losses are positive where the edge
-    supports.
+    m_j's loss; `lost_m`, what m_j really loses without the edge; `lost_logprob`, what the token
+    that the value neurons were scored by (or another `target`, as for `value_neurons`) then loses
+    at the prompt's end, in nats. Both losses are positive where the edge supports.
 
     `facts`: those of the graph. The edges' attribute `agreement` holds `agreement(edges)`, `tested`
     says so in words, and `qv.plots.pathway` prints it.
     Raises `ConfigError` for other facts, and under a `Suppress`.
     """
     check_not_suppressed(lens, "Tests of edges")
-    task = setting(lens, facts, target=target)
+    # whatever a trace holds, an answer is read at the prompt's end
+    records = lens.traced(facts).facts if isinstance(facts, Trace) else facts
+    task = setting(lens, records, target="answer" if target is None else target)
     texts = [prompt.text for prompt in task.trace.prompts]
     if texts != graph.edges.attrs.get("texts"):
         raise ConfigError(
@@ -225,8 +277,12 @@ def edge_effects(
         edges = graph.edges[graph.edges["prompt"] == prompt]
         test = _Test(lens, every, prompt, graph.nodes[graph.nodes["prompt"] == prompt], edges)
         without = test.coefficients(graph.edges.attrs["through"])
-        against = None if task.against is None else int(task.against[prompt])
-        parts.append(test.measured(without, int(task.token[prompt]), against))
+        about = graph.edges.attrs["prompts"][prompt]
+        token, against = about["answer_id"], about.get("against_id")
+        if target is not None:
+            token = int(task.token[prompt])
+            against = None if task.against is None else int(task.against[prompt])
+        parts.append(test.measured(without, token, against))
     edges = pd.concat(parts)
     edges.attrs.update(graph.edges.attrs)
     found = agreement(edges)
@@ -254,6 +310,8 @@ def agreement(edges: pd.DataFrame) -> pd.Series:
 def _in_words(edges: int, found: pd.Series) -> str:
     if not edges:
         return "No edge leads from these query neurons to these value neurons."
+    if found.isna().any():
+        return f"Each of the {edges} edges was taken out; too few of a prompt for a correlation."
     return (
         f"Each of the {edges} edges was taken out: its weight agrees with what the value neuron's "
         f"coefficient lost with Spearman's rho {found['spearman_m']:.2f}, and with what the "
@@ -318,12 +376,13 @@ class _Test:
         place = {name: number for number, name in enumerate(sources["id"])}
         copy = torch.tensor([place[name] for name in self.sources["id"]])
         out = v.new_zeros(len(self.edges))
-        for some in torch.arange(len(sources)).split(TOGETHER):
-            mine = ((copy >= some[0]) & (copy <= some[-1])).nonzero()[:, 0]
-            m = self._held(sources.iloc[some.tolist()], v[some.to(v.device)])
+        for first in range(0, len(sources), TOGETHER):
+            some = slice(first, first + TOGETHER)
+            mine = ((copy >= first) & (copy < first + TOGETHER)).nonzero()[:, 0]
+            m = self._held(sources.iloc[some], v[some])
             for edge in mine.tolist():
                 target = self.targets.iloc[edge]
-                where = int(copy[edge] - some[0]), int(target["position"]), int(target["neuron"])
+                where = int(copy[edge] - first), int(target["position"]), int(target["neuron"])
                 out[edge] = m[int(target["layer"])][where]
         return out
 

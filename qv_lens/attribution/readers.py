@@ -16,7 +16,7 @@ below them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -27,7 +27,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.models.backend import Hook, keeper
 from qv_lens.models.interventions import check_ffn, check_not_suppressed
@@ -138,6 +138,8 @@ class PatternReader(Reader):
         position = self.trace.positions[written.rows]
         for targets, gradients in self._gradients():
             keys = gradients["ffn"]
+            if not len(keys):  # targets of the first layer
+                continue
             # what lies above these targets, or in a longer prompt, reaches none of them
             layer = written.layers.clamp_max(len(keys) - 1)
             token = position.clamp_max(keys.shape[2] - 1)
@@ -269,10 +271,7 @@ def _check_options(method: str, targets: int, subkey: str | None, through: str) 
             "through='attention' follows the gradient of a value neuron's coefficient: use "
             f"method='grad', not {method!r}."
         )
-    if targets < 1:
-        raise ConfigError(
-            f"targets is how many value neurons of a prompt are asked, at least 1; got {targets}."
-        )
+    check_count("targets (how many value neurons of a prompt are asked)", targets)
     if subkey not in (None, "linear", "gate", "up"):
         raise unknown("Subkey", subkey, ("linear", "gate", "up"))
     if method == "grad" and subkey is not None:
@@ -313,21 +312,12 @@ def _traced(
 def _check_same_prompts(value: NeuronSet, trace: Trace, reads_attention: bool) -> None:
     """Raise `ConfigError` for value neurons of other prompts, or of other positions in them."""
     texts = [prompt.text for prompt in trace.prompts]
-    theirs: list[str] = value.settings.get("texts") or []
-    # sets summed over prompts fit any prompts
-    ranked_apart = {int(p) for p in value.frame["prompt"].unique() if p >= 0}
-    for p, text in enumerate(texts):
-        if p in ranked_apart and p < len(theirs) and theirs[p] != text:
-            raise ConfigError(
-                f"The value neurons of prompt {p} were computed for {theirs[p]!r}, asked is "
-                f"{text!r}: give both the same facts, or ask for one set everywhere "
-                "(value.union())."
-            )
+    check_same_texts("value", value, texts)
     if reads_attention:
         return
     here = trace.positions.tolist()
     computed = value.settings.get("positions")
-    same_prompts = theirs[: len(texts)] == texts
+    same_prompts = (value.settings.get("texts") or [])[: len(texts)] == texts
     if computed is not None and same_prompts and computed[: len(here)] != here:
         raise ConfigError(
             f"The value neurons were computed at positions {computed}, the queries are asked for at "
@@ -340,6 +330,25 @@ def _check_same_prompts(value: NeuronSet, trace: Trace, reads_attention: bool) -
             "them (a whole answer, a set): trace at one position, or rank the value neurons with "
             "positions='all'."
         )
+
+
+def check_same_texts(role: str, neurons: NeuronSet, texts: Sequence[str]) -> None:
+    """Raise `ConfigError` for neurons that were ranked for other prompts; sets summed over prompts
+    fit any."""
+    theirs: list[str] = neurons.settings.get("texts") or []
+    ranked_apart = {int(p) for p in neurons.frame["prompt"].unique() if p >= 0}
+    for p, text in enumerate(texts):
+        if p in ranked_apart and p < len(theirs) and theirs[p] != text:
+            raise ConfigError(
+                f"The {role} neurons of prompt {p} were computed for {theirs[p]!r}, asked is "
+                f"{text!r}: give both the same facts, or ask for one set everywhere "
+                f"({role}.union())."
+            )
+
+
+def once(frame: pd.DataFrame) -> pd.DataFrame:
+    """Each unit once, by its first row: a set may hold it of a prompt and of the set."""
+    return frame.drop_duplicates([c for c in ("layer", "neuron", "position") if c in frame])
 
 
 def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataFrame:
@@ -355,7 +364,7 @@ def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataF
             "scores, or use value_neurons."
         )
     rows = (trace.prompt == prompt).nonzero()[:, 0].tolist()
-    ordered = own.best_first()
+    ordered = once(own.best_first())
     if value.unit != "attn_neuron" and len(rows) == 1:
         return ordered.head(targets).assign(prompt=prompt, row=rows[0])
     best = (

@@ -135,19 +135,25 @@ class Wanted:
 
     def attrs(self, predicted: Int[Tensor, " row"]) -> dict[str, Any]:
         """What frames and sets are labelled with; `predicted`: the model's own most likely token at
-        each row."""
+        each row. `positions` are where units lie, `read_at` where the target is read."""
         label = self.lens.token_label
         attrs = {
             **self.lens.label,
             "texts": [p.text for p in self.rows.prompts],
             "dtype": str(self.dtype).removeprefix("torch."),
             "targets": [label(int(t)) for t in self.token],
+            "target_ids": self.token.tolist(),
             "positions": self.rows.positions.tolist(),
+            "read_at": self.rows.positions.tolist(),
             "target_is_argmax": (predicted == self.token).tolist(),
         }
         if self.against is None:
             return attrs
-        return {**attrs, "against": [label(int(t)) for t in self.against]}
+        return {
+            **attrs,
+            "against": [label(int(t)) for t in self.against],
+            "against_ids": self.against.tolist(),
+        }
 
 
 @dataclass(frozen=True)

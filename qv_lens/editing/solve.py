@@ -51,8 +51,8 @@ def inverse_of(C0: Float[Tensor, "d_mlp d_mlp"]) -> InverseMetric:
             return lambda K: torch.cholesky_solve(K.double(), factor)
     raise EditError(
         f"C0 of {len(C0)} neurons is not positive definite even with jitter: compute the statistics "
-        f"from more text, at least {10 * len(C0):,} tokens (ten a neuron; qv-lens stats takes so many "
-        "by default)."
+        f"from more text that does not repeat itself, at least {10 * len(C0):,} tokens (ten a neuron; "
+        "qv-lens stats takes so many by default)."
     )
 
 

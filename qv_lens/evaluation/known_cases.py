@@ -6,7 +6,7 @@ them the answers it says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -196,13 +196,13 @@ def known_facts(
     >>> len(kept), bool(table["right"][0])
     (1, True)
     """
-    _check_facts(facts)
+    facts = _checked_facts(facts)
     check_count("batch_size", batch_size)
     if not facts:
         return [], pd.DataFrame(columns=["prompt", "answer", "said", "right", "logprob"])
     longest = max(answer_length(lens, fact, _names(fact)) for fact in facts)
-    texts = lens.generate(list(facts), max(SHOWN, longest), batch_size)
-    logprobs = lens.logprob(list(facts))
+    texts = lens.generate(facts, max(SHOWN, longest), batch_size)
+    logprobs = lens.logprob(facts)
     rows = []
     for fact, text, logprob in zip(facts, texts, logprobs, strict=True):
         rows.append((fact.text, fact.answer, text, _right(fact, text), logprob))
@@ -210,18 +210,20 @@ def known_facts(
     return kept, pd.DataFrame(rows, columns=["prompt", "answer", "said", "right", "logprob"])
 
 
-def _check_facts(facts: Sequence[Fact]) -> None:
+def _checked_facts(facts: Iterable[Fact]) -> list[Fact]:
     if isinstance(facts, Fact):
         raise FactError(
             f"qv.known asks for several facts, got the single fact {facts.text!r}. Pass a list of "
             "facts."
         )
-    for fact in facts:
+    every = list(facts)
+    for fact in every:
         if not isinstance(fact, Fact):
             raise FactError(
                 f"qv.known asks for facts, got {type(fact).__name__}. Of cases pass what they edit: "
                 "read(path).edited, or [case.request.fact for case in cases]."
             )
+    return every
 
 
 def knowledge(lens: Lens, facts: Sequence[Fact]) -> dict[str, int]:

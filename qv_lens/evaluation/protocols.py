@@ -132,7 +132,7 @@ def evaluate(
         )
     if protocol not in PROTOCOLS:
         raise unknown("Protocol", protocol, PROTOCOLS)
-    _check_cases(cases)
+    cases = _checked_cases(cases)
     check_count("batch_size", batch_size)
     if every is not None:
         check_count("every", every)
@@ -191,21 +191,24 @@ def evaluate(
     return frame
 
 
-def _check_cases(cases: Sequence[Case]) -> None:
-    """Raise `ConfigError` for nothing to evaluate, or for what is not a case."""
+def _checked_cases(cases: Iterable[Case]) -> list[Case]:
+    """The cases as a list. Raises `ConfigError` for nothing to evaluate, or for what is not a
+    case."""
     if isinstance(cases, (EditCase, MultiHopCase)):
         raise ConfigError("evaluate takes several cases: pass a list, [case].")
-    if not cases:
+    every = list(cases)
+    if not every:
         raise ConfigError(
             "There is nothing to evaluate: pass at least one case. (A file of plain facts holds no "
             "cases: give its facts new answers, qv.EditCase(fact.to('new answer')).)"
         )
-    for case in cases:
+    for case in every:
         if not isinstance(case, (EditCase, MultiHopCase)):
             raise ConfigError(
                 "evaluate takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as "
                 f".cases), got {case!r:.100}."
             )
+    return every
 
 
 def groups_of(wanted: Sequence[str]) -> list[str]:

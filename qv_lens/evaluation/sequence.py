@@ -107,6 +107,7 @@ def sequence(
     what the editor raises for its statistics.
     """
     check_metrics(metrics)
+    cases = list(cases)
     if not cases or min(batch, sample, save_every) < 1:
         raise ConfigError(
             "A sequence needs at least one case, and a batch, a sample and a save_every of at least 1."

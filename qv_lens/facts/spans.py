@@ -91,7 +91,8 @@ class Prompt:
             return tuple(range(self.last, self.last + len(self.answer)))
         if isinstance(where, str):
             return (self.position(where),)
-        if isinstance(where, Integral) and 0 <= (index := int(where)) < len(self.ids):
+        number = isinstance(where, Integral) and not isinstance(where, bool)
+        if number and 0 <= (index := int(where)) < len(self.ids):
             return (index,)
         raise FactError(
             f"Position {where} does not exist in {self.text!r}: it has tokens 0 to {self.last}."

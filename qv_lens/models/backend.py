@@ -124,7 +124,8 @@ class Backend:
         if kind not in ("HookedTransformer", "TransformerBridge"):
             raise ModelError(
                 f"A Lens wraps a HookedTransformer or a TransformerBridge, not {kind}. "
-                "Load a Hugging Face model with qv.load(folder)."
+                "A Hugging Face model is loaded with qv.load(folder), or wrapped with "
+                "qv.Lens.from_hf(model, tokenizer)."
             )
         if str(model.cfg.normalization_type).endswith("Pre"):
             raise ModelError(
@@ -135,11 +136,7 @@ class Backend:
         for unreadable, why in UNREADABLE:
             if unreadable(model.cfg):
                 raise ModelError(f"A Lens cannot read this model rightly: {why}.")
-        if getattr(getattr(model, "original_model", None), "training", False):
-            raise ModelError(
-                "This model is in training mode, in which dropout changes every pass: call "
-                "model.eval() first."
-            )
+        check_not_training(getattr(model, "original_model", None))
         self.model = model
         self.name: BackendName = "hooked" if kind == "HookedTransformer" else "bridge"
         self.cfg = model.cfg
@@ -263,14 +260,17 @@ class Backend:
         self, layer: int, which: Literal["Q", "K", "V"]
     ) -> Float[Tensor, "d_model head_channel"]:
         """W_Q, W_K or W_V, heads (for K and V the key-value heads) and channels in one axis."""
-        attn = self.model.blocks[layer].attn
-        # HookedTransformer's W_K and W_V repeat the key-value heads
-        weight = getattr(attn, f"_W_{which}", None)
-        weight = getattr(attn, f"W_{which}") if weight is None else weight
+        weight = self._by_head(layer, which)
         flat = rearrange(weight.data, "head d channel -> d (head channel)")
         if not _shared(flat, weight):  # a user's model may be laid out otherwise
             weight.data = rearrange(flat, "d (head channel) -> head d channel", head=len(weight))
         return flat
+
+    def _by_head(self, layer: int, which: str) -> Float[Tensor, "head d_model channel"]:
+        attn = self.model.blocks[layer].attn
+        # HookedTransformer's W_K and W_V repeat the key-value heads
+        weight = getattr(attn, f"_W_{which}", None)
+        return getattr(attn, f"W_{which}") if weight is None else weight
 
     def b_o(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """Attention's own bias, where there is one."""
@@ -278,6 +278,14 @@ class Backend:
         if hasattr(attn, "b_O"):
             return _data(attn.b_O)
         return _data(getattr(getattr(attn, "o", None), "bias", None))
+
+    def b_qkv(self, layer: int, which: str) -> Float[Tensor, " head_channel"] | None:
+        """The bias of queries, keys or values, where there is one."""
+        attn = self.model.blocks[layer].attn
+        for name in (f"_b_{which}", f"b_{which}"):  # HookedTransformer's b_K and b_V repeat
+            if (bias := _data(getattr(attn, name, None))) is not None:
+                return bias.flatten()
+        return None
 
     def stored_name(self, layer: int, name: str) -> str:
         """The Hugging Face module that holds a weight; TransformerLens's own name for a user's
@@ -344,6 +352,44 @@ class Backend:
     def unembed(self) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
         weight, bias = self.model.unembed.W_U.data, _data(getattr(self.model.unembed, "b_U", None))
         return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias
+
+    def every_weight(self) -> Iterator[Tensor]:
+        """All that the model computes with, in one order on both hooked classes: matrices, biases
+        and norms layer by layer, then what lies before and after the layers. A bias of zeros is
+        none, since a hooked class may make it up."""
+        found: list[Tensor | None] = []
+        for layer in range(self.n_layers):
+            found += [self.w_out(layer), self.w_in(layer), self.w_gate(layer), self.w_o(layer)]
+            # as they lie: `w_qkv` lays them out anew
+            by_head = (self._by_head(layer, which).detach() for which in "QKV")
+            found += [rearrange(w, "head d channel -> d (head channel)") for w in by_head]
+            found += [self.b_qkv(layer, which) for which in "QKV"]
+            found += [self.b_in(layer), self.b_gate(layer), self.b_out(layer), self.b_o(layer)]
+            attn = self.model.blocks[layer].attn
+            norms = [self.norm(layer, sublayer) for sublayer in ("attn", "ffn")]
+            norms += [self.norm_after(layer, sublayer) for sublayer in ("attn", "ffn")]
+            norms += [
+                self._norm(norm)
+                for norm in (getattr(attn, "q_norm", None), getattr(attn, "k_norm", None))
+                if norm is not None
+            ]
+            found += [part for norm in norms if norm is not None for part in (norm.gain, norm.bias)]
+        final = self.norm(None)
+        found += [self.embedding(), *self._beside_embedding()]
+        found += [final.gain, final.bias, *self.unembed()]
+        return (weight for weight in found if weight is not None and weight.any())
+
+    def _beside_embedding(self) -> Iterator[Tensor | None]:
+        """Positions that are added to the tokens, as far as they are read, and the norm behind the
+        embedding (BLOOM)."""
+        positions = getattr(self.model, "pos_embed", None)
+        if positions is not None:
+            unread = getattr(getattr(positions, "original_component", None), "offset", 0)  # OPT
+            yield _data(positions.W_pos)[unread:]
+        after = getattr(self.model.embed, "ln", None) or getattr(self.model, "embed_ln", None)
+        if after is not None:
+            norm = self._norm(after)
+            yield from (norm.gain, norm.bias)
 
     def norm(self, layer: int | None, sublayer: Sublayer = "ffn") -> Norm:
         """The norm in front of a sublayer, or the final one (`layer=None`); where there is none, a
@@ -417,8 +463,13 @@ class Backend:
 
     def activation(self, x: Tensor) -> Tensor:
         """The FFN's non-linearity, as the model applies it."""
+        return ACTIVATIONS[self.activation_name](x)
+
+    @property
+    def activation_name(self) -> str:
+        """The name of the FFN's non-linearity, one on both hooked classes."""
         named = None if self.record is None else self.record.activation
-        return ACTIVATIONS[named or self.cfg.act_fn](x)
+        return named or self.cfg.act_fn
 
     # ------------------------------------------------------------------ running
 
@@ -471,6 +522,7 @@ class Backend:
         A TransformerBridge cannot begin in the middle: it begins at the tokens, with the same
         result.
         """
+        check_not_training(getattr(self.model, "original_model", None))
         # a tokenizer that pads on the left would make it guess a mask from the ids
         if self.name == "hooked":
             options = {"return_type": "logits", "padding_side": "right", "stop_at_layer": stop}
@@ -545,6 +597,15 @@ class Past:
             for i, e in self.layers.items()
         }
         return Past(self.mask[index], chosen)
+
+
+def check_not_training(model: Any) -> None:
+    """Raise `ModelError` for a model whose dropout is on."""
+    if getattr(model, "training", False):
+        raise ModelError(
+            "This model is in training mode, in which dropout changes every pass: call "
+            "model.eval() first."
+        )
 
 
 def keeper(kept: dict[Any, Tensor], name: Hashable) -> Callable[[Tensor], None]:

@@ -7,10 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor
 
 from qv_lens.neurons import NeuronSet
+
+#: of the table in which a weight's words are added up: prime, so that the rows of a weight lie
+#: askew in it
+COLUMNS = 1021
 
 
 def checksum(weight: Tensor) -> bytes:
@@ -53,20 +57,25 @@ def _plain(value: object) -> object:
     return value
 
 
-def weighted_sum(w_out: Float[Tensor, "d_mlp d_model"]) -> Tensor:
-    """The sum of a matrix's rows, each times a weight of its own: nearly any write to the matrix
-    changes this sum, at the price of one pass over the matrix."""
-    rows = torch.linspace(1, 2, len(w_out), dtype=torch.float64, device=w_out.device)
-    return rows @ w_out.sum(1, dtype=torch.float64)
-
-
 def bit_sum(weight: Tensor) -> Tensor:
-    """The sum of a tensor's bits, eight bytes at a time: any write to one place changes this sum,
-    on every device, at the price of one pass over the tensor."""
+    """A weighted sum of a tensor's bits, eight bytes at a time: a write to one place changes it, and
+    so do two places that change theirs. The same on every device, at the price of two passes over
+    the tensor."""
     # in the order in which it lies in memory: a transposed view is not copied
     order = sorted(range(weight.ndim), key=weight.stride, reverse=True)
     data = weight.detach().permute(order).contiguous().flatten().view(torch.uint8)
     if data.storage_offset() % 8:  # a part of a larger tensor
         data = data.clone()
-    whole = len(data) - len(data) % 8
-    return data[:whole].view(torch.int64).sum() + data[whole:].sum()
+    words = data[: len(data) - len(data) % 8].view(torch.int64)
+    # two words in the same row and column of the table are the same word
+    table = words[: len(words) - len(words) % COLUMNS].view(-1, COLUMNS)
+    rest = torch.cat([words[table.numel() :], data[8 * len(words) :].long()])
+    parts = torch.cat([table.sum(0), table.sum(1), rest])
+    return (parts * _odd_numbers(len(parts), parts.device)).sum()
+
+
+def _odd_numbers(count: int, device: torch.device) -> Int[Tensor, " count"]:
+    """Odd numbers that follow no line: by them a sum of integers modulo 2^64 knows its terms'
+    places."""
+    x = torch.arange(1, count + 1, device=device) * -7046029254386353131
+    return ((x ^ (x >> 29)) * -4658895280553007687) | 1

@@ -35,7 +35,7 @@ from qv_lens.models.generation import (
     own_settings_aside,
     plain,
 )
-from qv_lens.models.identity import bit_sum, checksum, content, digest, weighted_sum
+from qv_lens.models.identity import bit_sum, checksum, content, digest
 from qv_lens.models.norms import at_least_float32, capped
 from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import check_tokenizer, plain_tokenizer, wrap
@@ -200,17 +200,16 @@ class Lens:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the weights as first seen and of the architecture: 16 hex digits. Patches record
+        """Hash of every weight as first seen and of the architecture: 16 hex digits. Patches record
         it."""
         if self._stack:
             raise PatchError(
                 "The fingerprint belongs to the unpatched model: revert the patches first."
             )
         cfg, backend = self.backend_adapter.cfg, self.backend_adapter
-        shape = cfg.n_layers, cfg.d_model, cfg.n_heads, backend.n_kv_heads, cfg.act_fn, backend.rms
-        # canonical tensors, so that both backends give the same hash
-        ends = (backend.embedding(), backend.unembed()[0])
-        return digest(shape, map(checksum, itertools.chain(self._weights(), ends)))
+        heads = cfg.n_heads, backend.n_kv_heads
+        shape = cfg.n_layers, cfg.d_model, *heads, backend.activation_name, backend.rms
+        return digest(shape, map(checksum, backend.every_weight()))
 
     def check_layer(self, layer: int) -> int:
         """The layer as an int (also from a frame's column); raises `ConfigError` for one that does
@@ -267,14 +266,6 @@ class Lens:
             for name, reader in every.items()
             if self._shared_names is None or name in self._shared_names
         }
-
-    def _weights(self) -> Iterator[Tensor]:
-        """Every weight that has a name, layer by layer."""
-        return (
-            self.parameter(layer, name)
-            for layer in range(self.n_layers)
-            for name in self.parameter_names
-        )
 
     # ------------------------------------------------------------------ tokens
 
@@ -334,13 +325,10 @@ class Lens:
         """Keys and values of each row's tokens in front of `first`, for passes over the tokens
         after it alone.
 
-        None where that is not possible: on a TransformerBridge, and while interventions are in
-        force."""
-        return (
-            self.backend_adapter.past(start, first)
-            if self.backend == "hooked" and not self._in_force
-            else None
-        )
+        None where that is not possible: on a TransformerBridge, and while interventions, or hooks
+        of the user's, are in force, which count tokens from the row's beginning."""
+        free = self.backend == "hooked" and not self._in_force and not self._own_hooks()
+        return self.backend_adapter.past(start, first) if free else None
 
     def logits_at(
         self,
@@ -527,16 +515,23 @@ class Lens:
 
     def _alike(self) -> Any | None:
         """The Hugging Face model that computes what the hooked model does: a bridge runs it, a
-        HookedTransformer shares its weights with it."""
+        HookedTransformer shares its weights with it. None where it has hooks or dropout of its
+        own."""
         if self.backend == "bridge":
             return self.model.original_model
-        return self.hf if self._shares() else None
+        alike = self._shares() and not self.hf.training and not _hooked(self.hf.modules())
+        return self.hf if alike else None
 
     def _shares(self) -> bool:
-        """Whether the Hugging Face model still holds what the hooked model computes with: it does
-        not hold a parameter that was put in the place of another, nor a write to one that
-        TransformerLens made for itself (a bias that the checkpoint lacks)."""
-        return self.hf is not None and self._own_parameters() == self._made_up
+        """Whether the Hugging Face model still holds what the hooked model computes with: neither
+        has a parameter that was put in the place of another, and none that TransformerLens made for
+        itself (a bias that the checkpoint lacks) was written to."""
+        if self.hf is None:
+            return False
+        held = {weight.data_ptr() for weight in self._hf_state.values()}
+        # a bridge runs the Hugging Face model's own modules
+        same = self.backend == "bridge" or all(w.data_ptr() in held for w in self.hf.parameters())
+        return same and self._own_parameters() == self._made_up
 
     def _own_parameters(self) -> dict[str, int]:
         """The parameters that the hooked model does not share with the Hugging Face model, with the
@@ -629,19 +624,11 @@ class Lens:
 
     @property
     def setup(self) -> Setup:
-        """What a trace is taken on: every parameter by the sum of its bits, W_out by a weighted sum
-        too, which rows that change places change."""
-        sums = [weighted_sum(self.w_out(layer)) for layer in range(self.n_layers)]
-        bits = [bit_sum(weight) for weight in self.model.parameters()]
-        numbers = [
-            torch.stack([each.to(self.device) for each in kind]).tolist() for kind in (sums, bits)
-        ]
+        """What a trace is taken on: every parameter by a sum of its bits, tied ones once."""
+        places = {(w.data_ptr(), w.numel()): w for w in self.model.parameters()}
+        bits = [bit_sum(weight).to(self.device) for weight in places.values()]
         return Setup(
-            self.fingerprint,
-            self.patches,
-            tuple(numbers[0]),
-            tuple(numbers[1]),
-            self.interventions,
+            self.fingerprint, self.patches, tuple(torch.stack(bits).tolist()), self.interventions
         )
 
     def traced(
@@ -809,8 +796,8 @@ class Lens:
             )
         if not self._shares():
             raise ModelError(
-                "A parameter of the hooked model was replaced, so that the Hugging Face model "
-                "behind it holds other weights. Write in place (parameter.data.copy_(...)) or apply "
+                "A parameter of the hooked model, or of the Hugging Face model behind it, was "
+                "replaced, so that the two hold different weights. Write in place (parameter.data.copy_(...)) or apply "
                 "a patch; nothing was written."
             )
         return self.hf

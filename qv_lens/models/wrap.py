@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 from qv_lens.errors import ModelError, unknown
 from qv_lens.models import agreement
 from qv_lens.models.architectures import ARCHITECTURES, architecture_of
+from qv_lens.models.backend import check_not_training
 
 #: HookedTransformer's context is capped as TransformerLens caps it
 HOOKED_CONTEXT = 2048
@@ -46,8 +47,10 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
     another model, 'auto' takes the bridge and warns.
 
     Raises `ModelError` for an architecture that is not known (`architectures`), a backend that is
-    not installed or does not have it, or one that computes other logits."""
+    not installed or does not have it, one that computes other logits, or a model in training
+    mode."""
     record = architecture_of(hf.config, type(hf).__name__)
+    check_not_training(hf)
     if backend not in ("auto", "hooked", "bridge"):
         raise unknown("Backend", backend, ("auto", "hooked", "bridge"))
     if backend == "hooked" and not hooked_available():

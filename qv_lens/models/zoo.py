@@ -257,7 +257,8 @@ def _source(name: str | Path) -> tuple[str, str | None]:
     if not isinstance(name, (str, Path)):
         raise ModelError(
             f"qv.load takes a name, a folder or a file, got {name!r:.60}. A model that is loaded "
-            "already is wrapped by qv.Lens."
+            "already is wrapped: qv.Lens(model) a hooked one, qv.Lens.from_hf(model, tokenizer) one "
+            "of Hugging Face's."
         )
     path = Path(name)
     if str(name) in BUNDLED:

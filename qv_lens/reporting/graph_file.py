@@ -3,8 +3,9 @@
 1. Nodes: the graph's neurons, one for each token of the prompt (`embedding`), and the answer
    (`logit`). Both viewers draw a neuron as the feature of a transcoder, which is what they call
    nodes between embedding and logits; its number is Cantor's pairing of layer and neuron.
-2. Links, all in nats of the answer's log p: the graph's edges, and each value neuron's own score,
-   from it to the answer. A tested edge carries what the answer really lost without it
+2. Links, in nats of the answer's log p: the graph's edges (of `method='inner_product'` in units of
+   m_j), and each value neuron's own score, from it to the answer. The answer is the token that the
+   value neurons were scored by, at the token where it is read. A tested edge carries what the answer really lost without it
    (`lost_logprob`).
 3. `influence`, by which the viewers prune: of the neurons in order of |score|, the share of all
    |score| up to this one.
@@ -23,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from qv_lens.attribution.edges import Graph
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, check_count
 from qv_lens.files import placed
 
 #: what the viewers show at first: the neurons that hold this share of all |score|
@@ -40,8 +41,14 @@ def save_graph(graph: Graph, path: str | Path, *, prompt: int = 0) -> Path:
     named by it. Raises `ConfigError` for a prompt that the graph does not hold, and if the path
     cannot be written.
     """
-    prompts = graph.nodes.attrs["prompts"]
-    if not 0 <= prompt < len(prompts):
+    prompts = graph.nodes.attrs.get("prompts")
+    if prompts is None:
+        raise ConfigError(
+            "These nodes do not say for which prompts they were drawn: a merge or a file drops the "
+            "attrs of a frame. Pass the graph of qv_graph or edge_effects, or give its attrs back."
+        )
+    check_count("prompt", prompt, 0)
+    if prompt >= len(prompts):
         raise ConfigError(f"The graph holds prompts 0 to {len(prompts) - 1}, not {prompt}.")
     target = Path(path)
     text = json.dumps(_content(graph, prompt), indent=1, ensure_ascii=False, allow_nan=False)
@@ -55,8 +62,7 @@ def _content(graph: Graph, prompt: int) -> dict[str, Any]:
     nodes = graph.nodes[graph.nodes["prompt"] == prompt]
     edges = graph.edges[graph.edges["prompt"] == prompt]
     names = {row.id: f"{row.layer}_{row.neuron}_{row.position}" for row in nodes.itertuples()}
-    last = len(about["ids"]) - 1
-    answer = _answer(about, settings["n_layers"], last)
+    answer = _answer(about, settings["n_layers"])
     return {
         "metadata": {
             "slug": re.sub(r"[^a-z0-9]+", "-", about["text"].lower()).strip("-") or "prompt",
@@ -111,17 +117,19 @@ def _tokens(about: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _answer(about: dict[str, Any], n_layers: int, last: int) -> dict[str, Any]:
-    token, text, share = about["answer_id"], about["answer"], about["probability"]
-    layer = str(n_layers + 1)
+def _answer(about: dict[str, Any], n_layers: int) -> dict[str, Any]:
+    token, at, share = about["answer_id"], about["position"], about["probability"]
+    layer, text = str(n_layers + 1), f'"{about["answer"]}"'
+    if "against" in about:
+        text += f' rather than "{about["against"]}"'
     return _node(
-        f"{layer}_{token}_{last}",
-        jsNodeId=f"L_{token}-{last}",
+        f"{layer}_{token}_{at}",
+        jsNodeId=f"L_{token}-{at}",
         feature=token,
         layer=layer,
-        ctx_idx=last,
+        ctx_idx=at,
         feature_type="logit",
-        clerp=f'Output "{text}" (p={share:.3f})',
+        clerp=f"Output {text} (p={share:.3f})",
         token_prob=share,
         is_target_logit=True,
     )
@@ -143,7 +151,7 @@ def _neurons(nodes: pd.DataFrame, names: dict[str, str]) -> list[dict[str, Any]]
             ctx_idx=int(node.position),
             feature_type="cross layer transcoder",
             clerp=_named(node.layer, node.neuron, tokens),
-            influence=float(influence),
+            influence=min(1.0, influence),  # a sum of shares may exceed 1 by rounding
             activation=None if math.isnan(node.coefficient) else float(node.coefficient),
         )
         for node, influence, tokens in zip(ordered.itertuples(), share, promoted, strict=True)

@@ -492,6 +492,6 @@ def _probes(probes: pd.DataFrame) -> Table:
 
 def _settings(study: Study) -> list[tuple[str, str]]:
     """What reproduces the numbers."""
-    hidden = ("targets", "target_is_argmax")
+    hidden = ("targets", "target_ids", "read_at", "target_is_argmax")
     shown = [(name, str(value)) for name, value in study.settings.items() if name not in hidden]
     return [*shown, ("editor", str(study.edits["editor"].iloc[0]))]

@@ -202,6 +202,24 @@ def test_the_answer_of_an_edge_may_be_any_token_or_a_contrast():
     assert (losses[0] - losses[1] - losses[2]).abs().max() < 1e-5
 
 
+OTHER_LAYERS = qv.NeuronSet.of([(0, 99999)])
+HEADS = qv.NeuronSet.of([(0, 1)], "head")
+
+
+def bare(graph):
+    """A graph whose frames lost their attrs."""
+    return edges.Graph(*(pd.DataFrame(frame.to_dict("list")) for frame in graph))
+
+
+def at_tokens(lens, value):
+    return qv.query_neurons(lens, FACTS[0], value, 5, through="attention")
+
+
+def queries_of_the_other(lens):
+    value = qv.value_neurons(lens, FACTS[1], 5)
+    return qv.query_neurons(lens, FACTS[1], value, 5)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -211,6 +229,16 @@ def test_the_answer_of_an_edge_may_be_any_token_or_a_contrast():
         (lambda lens, value, graph: qv.query_neurons(lens, FACTS[0], value, 5, through="attention", method="share"), "method='grad'"),
         (lambda lens, value, graph: qv.query_neurons(lens, FACTS[0], value, 5, through="attention", over="set"), "over='prompt'"),
         (lambda lens, value, graph: qv.save_graph(graph, "graph.json", prompt=1), "prompts 0 to 0"),
+        (lambda lens, value, graph: qv.save_graph(graph, "graph.json", prompt=0.5), "whole number"),
+        (lambda lens, value, graph: qv.save_graph(bare(graph), "graph.json"), "do not say for which prompts"),
+        (lambda lens, value, graph: qv.query_neurons(lens, FACTS[0], value, 5, targets=1.5), "targets .* whole number"),
+        (lambda lens, value, graph: qv.qv_graph(lens, FACTS[0], value, value | OTHER_LAYERS), "has neurons 0 to"),
+        (lambda lens, value, graph: qv.qv_graph(lens, FACTS[0], value, HEADS), "ffn"),
+        (lambda lens, value, graph: qv.qv_graph(lens, FACTS[0], value, queries_of_the_other(lens)), "query neurons of prompt 0 were computed for 'The capital"),
+        (lambda lens, value, graph: qv.qv_graph(lens, FACTS[0], value, qv.query_neurons(lens, FACTS[0], value, 5, method="share")), "found with method='share'"),
+        (lambda lens, value, graph: qv.qv_graph(lens, FACTS[0], value, at_tokens(lens, value) | qv.NeuronSet.of([(0, 2)])), "no position"),
+        (lambda lens, value, graph: qv.edge_effects(lens, FACTS[:1], graph, target="last"), "Target"),
+        (lambda lens, value, graph: lens.trace(FACTS, True), "Position True"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused(call, says):
@@ -251,6 +279,91 @@ def test_what_a_file_says_of_a_neuron(tmp_path):
         assert node["feature"] == total * (total + 1) // 2 + row.neuron
     (answer,) = [node for node in file["nodes"] if node["feature_type"] == "logit"]
     assert answer["layer"] == str(lens.n_layers + 1)
+
+
+def test_a_file_says_what_the_graph_says(tmp_path):
+    """Every field of every node and link, of the second prompt."""
+    lens = tiny_lens("gptj")
+    every = qv.neuron_effects(lens, FACTS, None)
+    value = every.where(lambda f: (f["score"].abs() > 1e-3) & (f.index % 7 == 0))
+    query = qv.query_neurons(lens, FACTS, value, 20, through="attention")
+    graph = qv.qv_graph(lens, FACTS, value, query, targets=400)
+    named = graph.nodes.assign(promoted=[[" a", "b", " c", "d"]] * len(graph.nodes))
+    path = qv.save_graph(edges.Graph(named, graph.edges), tmp_path / "graph.json", prompt=1)
+    file = json.loads(path.read_text())
+    mine, ties = (frame[frame["prompt"] == 1] for frame in graph)
+    assert (mine["value_score"] < 0).any()
+    assert (mine["coefficient"] < 0).any()
+
+    prompt = lens.tokenize(FACTS[1])[0]
+    token, last = prompt.answer[0], prompt.last
+    answer = f"{lens.n_layers + 1}_{token}_{last}"
+    by_id = {node["node_id"]: node for node in file["nodes"]}
+    names = {node.id: f"{node.layer}_{node.neuron}_{node.position}" for node in mine.itertuples()}
+    for node in mine.itertuples():
+        told = by_id[names[node.id]]
+        assert told["activation"] == node.coefficient
+        assert told["clerp"] == f"L{node.layer} N{node.neuron}: a, b, c"
+        assert told["jsNodeId"] == f"{node.layer}_{node.neuron}-0"
+    links = {(link["source"], link["target"]): link["weight"] for link in file["links"]}
+    drawn = {(names[edge.source], names[edge.target]): edge.weight for edge in ties.itertuples()}
+    scored = mine[mine["value_score"].notna()].itertuples()
+    assert links == {**drawn, **{(names[node.id], answer): node.value_score for node in scored}}
+    said = by_id[answer]
+    assert said["is_target_logit"]
+    assert (said["ctx_idx"], said["jsNodeId"]) == (last, f"L_{token}-{last}")
+    assert said["clerp"] == f'Output "{lens.token_label(token)}" (p={said["token_prob"]:.3f})'
+    for place, (number, text) in enumerate(zip(prompt.ids, lens.str_tokens(FACTS[1]), strict=True)):
+        told = by_id[f"E_{number}_{place}"]
+        assert (told["feature"], told["ctx_idx"], told["clerp"]) == (place, place, text)
+        assert told["jsNodeId"] == f"E_{number}-{place}"
+    about = file["metadata"]
+    assert (about["scan"], about["prompt"]) == (lens.name, prompt.text)
+    assert about["node_threshold"] == 0.8
+    size = mine[["value_score", "query_score"]].abs().max(axis=1)
+    share = size.sort_values(ascending=False, kind="stable").cumsum() / size.sum()
+    told = [n for n in file["nodes"] if n["feature_type"] == "cross layer transcoder"]
+    assert [node["influence"] for node in told] == pytest.approx(share.tolist())
+
+
+def test_the_answer_of_a_file_is_what_the_value_neurons_were_scored_by(tmp_path):
+    """A token, the model's own, one of a contrast; read where the scores were read, and taken for
+    the tests of edges."""
+    lens = tiny_lens("gptj")
+    fact = FACTS[1]
+    prompt, (own,) = lens.tokenize(fact)[0], lens.next_token_logits([fact]).argmax(-1).tolist()
+    p = lens.next_token_logits([fact])[0].softmax(-1)
+    at_subject = lens.trace(fact, "subject_last").logits[0].softmax(-1)
+    oslo, other = prompt.answer[0], 7
+    contrast = f'"{lens.token_label(other)}" rather than "{lens.token_label(oslo)}"'
+    effects, increases = qv.neuron_effects, qv.value_neurons
+    for find, asked, options, token, at, share, clerp in (
+        (effects, fact, {}, oslo, prompt.last, p, ""),
+        (effects, fact, {"target": other}, other, prompt.last, p, ""),
+        (effects, fact, {"target": "predicted"}, own, prompt.last, p, ""),
+        (effects, fact.text, {}, own, prompt.last, p, ""),
+        (effects, fact, {"target": (other, "answer")}, other, prompt.last, p, contrast),
+        (effects, fact, {"positions": "subject_last"}, oslo, prompt.last, p, ""),
+        (increases, fact, {"positions": "subject_last"}, oslo, prompt.subject[1], at_subject, ""),
+    ):
+        value = find(lens, asked, 5, **options)
+        where = {name: options[name] for name in ("positions",) if name in options}
+        graph = qv.qv_graph(
+            lens, asked, value, qv.query_neurons(lens, asked, value, 5, **where), **where
+        )
+        path = qv.save_graph(graph, tmp_path / "graph.json")
+        (said,) = [
+            node
+            for node in json.loads(path.read_text())["nodes"]
+            if node["feature_type"] == "logit"
+        ]
+        assert (said["feature"], said["ctx_idx"]) == (token, at)
+        assert said["token_prob"] == pytest.approx(share[token].item(), rel=1e-5)
+        assert clerp in said["clerp"]
+        target = options.get("target", token)
+        tested = qv.edge_effects(lens, asked, graph).edges
+        wanted = qv.edge_effects(lens, asked, graph, target=target).edges
+        pd.testing.assert_frame_equal(tested, wanted)
 
 
 def test_the_file_has_every_node_and_link_once(tmp_path):
@@ -322,6 +435,87 @@ def test_the_picture_puts_neurons_at_their_tokens_and_says_what_edges_are_worth(
         assert node.position <= drawn[node.id][0] < node.position + 1
 
 
+@pytest.mark.parametrize("through", ["stream", "attention"])
+@pytest.mark.parametrize("asked", [FACTS, [fact.text for fact in FACTS]])
+def test_a_trace_gives_what_its_facts_give(asked, through):
+    """Whatever positions it holds: answers are read at the prompts' ends."""
+    lens = tiny_lens("gptj")
+    value = qv.neuron_effects(lens, asked, 4)
+    query = qv.query_neurons(lens, asked, value, 12, through=through)
+    graph = qv.qv_graph(lens, asked, value, query)
+    for target in (None, "predicted", (3, "answer")):
+        wanted = qv.edge_effects(lens, asked, graph, target=target).edges
+        traced = qv.edge_effects(lens, lens.trace(asked, "all"), graph, target=target).edges
+        pd.testing.assert_frame_equal(traced, wanted)
+        for number, alone in enumerate(asked):  # each prompt's own tokens
+            one = value.where(lambda f, n=number: f["prompt"] == n).frame.assign(prompt=0)
+            its = query.where(lambda f, n=number: f["prompt"] == n).frame.assign(prompt=0)
+            own, found = (qv.NeuronSet(rows, {"through": through}) for rows in (one, its))
+            drawn = qv.qv_graph(lens, alone, own, found)
+            tested = qv.edge_effects(lens, alone, drawn, target=target).edges
+            mine = wanted[wanted["prompt"] == number]["lost_logprob"]
+            assert tested["lost_logprob"].tolist() == pytest.approx(mine.tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("through", ["stream", "attention"])
+def test_one_of_several_prompts_may_have_no_edge(through):
+    lens = tiny_lens("gptj")
+    value = qv.value_neurons(lens, FACTS, 200)
+    query = qv.query_neurons(lens, FACTS, value, 10, through=through)
+    for chosen in (0, 1):
+        some = query.where(lambda f, n=chosen: f["prompt"] == n)
+        graph = qv.edge_effects(lens, FACTS, qv.qv_graph(lens, FACTS, value, some))
+        assert set(graph.edges["prompt"]) == {chosen}
+    lowest = value.where(lambda f: (f["prompt"] == 0) | (f["layer"] == 0))
+    graph = qv.edge_effects(lens, FACTS, qv.qv_graph(lens, FACTS, lowest, query))
+    assert set(graph.edges["prompt"]) == {0}
+    nothing = qv.qv_graph(lens, FACTS, lowest.where(lambda f: f["layer"] == 0), query)
+    assert not len(nothing.edges)
+
+
+def test_nodes_hold_the_prompts_own_activations_and_units_once():
+    """Of queries summed over the set too, of those made by hand, of any that come twice."""
+    lens = tiny_lens("gptj")
+    value, trace = qv.value_neurons(lens, FACTS, 6), lens.trace(FACTS)
+    over_all = qv.query_neurons(lens, FACTS, value, 6, over="set")
+    rows = pd.concat([over_all.frame, over_all.frame, qv.NeuronSet.of([(0, 3)]).frame])
+    twice = qv.NeuronSet(rows.reset_index(drop=True), over_all.settings)
+    doubled = qv.NeuronSet(pd.concat([value.frame, value.union().frame]), value.settings)
+    once, graph = (
+        qv.edge_effects(lens, FACTS, qv.qv_graph(lens, FACTS, values, query))
+        for values, query in ((value, over_all | qv.NeuronSet.of([(0, 3)])), (doubled, twice))
+    )
+    assert not graph.nodes.duplicated(["prompt", "id"]).any()
+    assert set(zip(once.edges["source"], once.edges["target"], strict=True)) <= set(
+        zip(graph.edges["source"], graph.edges["target"], strict=True)
+    )
+    for node in graph.nodes.itertuples():
+        assert node.coefficient == trace.m[node.layer, node.prompt, node.neuron].item()
+
+
+def test_edges_lie_in_the_order_of_their_sources_and_of_thirty_targets():
+    lens = tiny_lens("gptj")
+    value = qv.value_neurons(lens, FACTS, 40)
+    query = qv.query_neurons(lens, FACTS, value, 10)
+    drawn = qv.qv_graph(lens, FACTS, value, query).edges
+    assert drawn.groupby("prompt")["source_layer"].is_monotonic_increasing.all()
+    pd.testing.assert_frame_equal(
+        drawn, qv.qv_graph(lens, FACTS, value, query, targets=30).edges, check_like=True
+    )
+    assert len(qv.qv_graph(lens, FACTS, value, query, targets=40).edges) > len(drawn)
+    with pytest.raises(qv.QVLensError, match="drawn for"):
+        qv.edge_effects(lens, FACTS[::-1], qv.qv_graph(lens, FACTS, value, query))
+
+
+def test_a_value_neuron_that_is_hardly_active_keeps_its_weight(true_float64):
+    lens = tiny_lens("gptj")
+    every = qv.neuron_effects(lens, FACTS[0], None)
+    small = every.where(lambda f: f["coefficient"].abs().between(1e-5, 5e-3) & (f["layer"] == 2))
+    graph = qv.qv_graph(lens, FACTS[0], small, qv.query_neurons(lens, FACTS[0], every, 10))
+    assert len(small)
+    assert (graph.edges["weight"] != 0).all()
+
+
 def test_a_graph_without_edges_says_so():
     """Of value neurons in the first layer nothing lies below."""
     lens = tiny_lens("gptj")
@@ -337,7 +531,7 @@ def test_agreement_is_the_mean_of_the_prompts_correlations():
     g = torch.Generator().manual_seed(0)
     columns = ("weight", "predicted_m", "lost_m", "lost_logprob")
     tested = pd.DataFrame(torch.randn(14, 4, generator=g).double().numpy(), columns=list(columns))
-    tested["prompt"] = [0] * 8 + [1] * 6
+    tested["prompt"] = [0] * 5 + [1] * 5 + [2] * 4
     found = agreement(tested)
     for name, one, other in (
         ("m", "predicted_m", "lost_m"),
@@ -347,6 +541,17 @@ def test_agreement_is_the_mean_of_the_prompts_correlations():
         for method, of in (("pearson", pearsonr), ("spearman", spearmanr)):
             wanted = sum(of(*pair).statistic for pair in parts) / len(parts)
             assert found[f"{method}_{name}"] == pytest.approx(wanted)
+
+
+def test_what_the_words_say_of_the_correlations():
+    found = pd.Series(
+        {"pearson_m": 0.1, "spearman_m": 0.2, "pearson_logprob": 0.3, "spearman_logprob": 0.4}
+    )
+    told = edges._in_words(9, found)
+    assert told.startswith("Each of the 9 edges was taken out")
+    assert "rho 0.20" in told
+    assert "with 0.40" in told
+    assert "too few" in edges._in_words(1, found.replace(0.2, float("nan")))
 
 
 @pytest.mark.parametrize("method", ["grad", "share", "inner_product"])

@@ -130,9 +130,8 @@ def test_settings_say_how_scores_came_about(kind):
     assert (
         read.items() <= qv.query_layers(lens, FACTS, value, method="share", targets=9).attrs.items()
     )
-    for part in qv.qv_graph(
-        lens, FACTS, value, qv.query_neurons(lens, FACTS, value, 5), method="share", targets=9
-    ):
+    drawn = qv.query_neurons(lens, FACTS, value, 5, method="share", targets=9)
+    for part in qv.qv_graph(lens, FACTS, value, drawn, method="share", targets=9):
         assert read.items() <= part.attrs.items()
 
 

@@ -75,6 +75,27 @@ def test_logits_are_hugging_faces(name, backend):
         assert (row - hf_logits(hf, prompt)).abs().max() < 1e-4
 
 
+def test_the_fingerprint_is_that_of_every_parameter(name, backend):
+    """The same on both backends, and another one where any parameter of the checkpoint is."""
+    lens = own_lens(name, backend)
+    clean = lens.fingerprint
+    assert clean == lens_of(name, "bridge").fingerprint
+    for parameter, weight in lens._hf_state.items():
+        if not isinstance(weight, torch.nn.Parameter) or ".0." in parameter or ".2." in parameter:
+            continue
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.view(-1)[-1] += 0.5
+        del lens.fingerprint
+        other = lens.fingerprint
+        if other == clean:  # the hooked class holds a copy
+            hf = tiny_of(name)
+            hf.load_state_dict(lens._hf_state)
+            other = Lens.from_hf(hf, tokenizer(), backend=backend).fingerprint
+        assert other != clean, parameter
+        weight.data.copy_(kept)
+
+
 @pytest.mark.usefixtures("true_float64")
 def test_logits_are_hugging_faces_in_float64(name, backend):
     """Up to the rotary tables, which Hugging Face keeps in float32."""

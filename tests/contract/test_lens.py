@@ -161,7 +161,7 @@ def test_generation_agrees_with_hugging_face_and_with_itself_under_hooks(kind, b
         assert lens.generate(texts, max_new_tokens=6) == fast
 
 
-def test_generation_stops_where_a_text_says_enough(backend):
+def test_generation_stops_where_a_text_says_enough(backend, monkeypatch):
     """Each row is its own shortest continuation that is enough, found by asking for 1, 2, ...
     tokens of it alone."""
     lens = tiny_lens("gptj", backend)
@@ -177,7 +177,7 @@ def test_generation_stops_where_a_text_says_enough(backend):
     assert lens.generate(list(PROMPTS), 6, enough=enough) == expected
     with lens.intervene(qv.Scale(qv.NeuronSet.of([(0, 0)]), 1.0)):  # without the cache
         assert lens.generate(list(PROMPTS), 6, enough=enough) == expected
-    lens.tokenizer.eos_token = None
+    monkeypatch.setattr(type(lens), "ends_of_text", frozenset())  # rows go on behind their ends
     assert lens.generate(list(PROMPTS), 6, enough=enough) == expected
 
 
@@ -332,6 +332,64 @@ def test_parameters_put_in_the_place_of_others_are_noticed(backend, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("how", ["parameters", "hook", "dropout"])
+def test_what_is_generated_is_what_the_lens_computes(how, backend):
+    """Whatever was done to the Hugging Face model behind a HookedTransformer."""
+    if backend == "bridge":
+        pytest.skip("a bridge runs the Hugging Face model itself")
+    lens = tiny_lens("gptj", backend, torch.float32)
+    said = lens.generate(list(PROMPTS), 6)
+    if how == "parameters":
+        other = {name: -w for name, w in lens.hf.state_dict().items()}
+        lens.hf.load_state_dict(other, assign=True)
+        with pytest.raises(qv.QVLensError, match="was replaced"):
+            lens.plain_model()
+    elif how == "hook":
+        block = lens.hf.transformer.h[1]
+        block.mlp.register_forward_hook(lambda _module, _inputs, out: -3 * out)
+    else:
+        for block in lens.hf.transformer.h:
+            block.mlp.dropout.p = 0.9
+        lens.hf.train()
+    assert lens.generate(list(PROMPTS), 6) == said
+
+
+def test_a_model_in_training_mode_is_told_so(backend):
+    lens = tiny_lens("gptj", backend)
+    with pytest.raises(qv.QVLensError, match=r"training mode.*model\.eval\(\)"):
+        qv.Lens.from_hf(tiny_hf("gptj").train(), tokenizer(), backend=backend)
+    if backend == "bridge":
+        lens.hf.train()
+        with pytest.raises(qv.QVLensError, match="training mode"):
+            lens.logprob(FACT)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_a_hook_that_counts_tokens_is_in_every_pass(kind, backend, monkeypatch):
+    """No pass over the prompt's end alone, in which the first token would be another."""
+    lens = tiny_lens(kind, backend)
+    site = lens.model.hook_dict[lens.backend_adapter.resid_pre(1)]
+    site.register_forward_hook(lambda _module, _inputs, x: torch.cat([-x[:, :1], x[:, 1:]], 1))
+    value = qv.neuron_effects(lens, FACT, 6)
+    query = qv.query_neurons(lens, FACT, value, 6)
+    editor = qv.ROME(layer=1, steps=3, mom2_adjustment=False)
+    request = FACT.to("golf")
+
+    def measured():
+        curve = qv.faithfulness(lens, FACT, {"best": value}, (1, 3), seeds=1)
+        edges = qv.edge_effects(lens, FACT, qv.qv_graph(lens, FACT, value, query)).edges
+        patch = qv.edit(lens, [request], editor, templates=("{}",))
+        deltas = [delta.dense().flatten() for delta in patch.deltas.values()]
+        return curve, [*curve["logprob"], *edges["lost_logprob"]], torch.cat(deltas)
+
+    curve, numbers, deltas = measured()
+    assert curve["clean"].tolist() == pytest.approx([lens.logprob(FACT)] * len(curve))
+    monkeypatch.setattr(type(lens), "past", lambda *_: None)
+    _, wanted, whole = measured()
+    assert numbers == pytest.approx(wanted, abs=1e-9)
+    assert (deltas - whole).norm() < 1e-6 * whole.norm()
+
+
 def test_folded_weights_are_refused(backend):
     lens = tiny_lens("gptj", backend, torch.float32)
     lens.model.cfg.normalization_type = "LNPre"
@@ -354,6 +412,14 @@ def test_a_trace_is_stale_after_any_weight_was_written_by_hand(name, backend):
         qv.value_neurons(lens, trace, 5)
     weight.data[place] -= 0.01
     qv.value_neurons(lens, lens.trace(FACT), 5)
+    for axis in range(weight.ndim):  # two places that change theirs
+        trace = lens.trace(FACT)
+        order = torch.arange(weight.shape[axis])
+        order[[0, 3]] = order[[3, 0]]
+        weight.data.copy_(weight.data.index_select(axis, order))
+        if weight.ndim > 1:
+            with pytest.raises(qv.QVLensError, match="other weights"):
+                qv.value_neurons(lens, trace, 5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

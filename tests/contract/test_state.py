@@ -43,12 +43,12 @@ def test_generation_sees_a_write_to_any_parameter(kind):
     lens.model.unembed.b_U.data[7] += 100.0
     assert lens.generate(PROMPTS[0], 3).strip() == said().strip() != before.strip()
     if kind == "qwen3-gqa":  # no checkpoint of it has such a bias
-        with pytest.raises(ModelError, match="holds other weights"):
+        with pytest.raises(ModelError, match="hold different weights"):
             lens.plain_model()
     lens = tiny_lens(kind, "hooked")
     lens.model.embed.W_E = torch.nn.Parameter(lens.model.embed.W_E.flip(0))
     assert lens.generate(PROMPTS[0], 3).strip() == said().strip()
-    with pytest.raises(ModelError, match="holds other weights"):
+    with pytest.raises(ModelError, match="hold different weights"):
         lens.save("nowhere")
 
 

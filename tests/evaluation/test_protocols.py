@@ -118,7 +118,8 @@ def test_an_editor_in_the_place_of_the_metrics_is_told(tiny, metrics):
 @pytest.mark.filterwarnings("ignore:These cases hold no prompt")
 def test_results_do_not_depend_on_the_company_a_case_is_in(tiny):
     lens, _ = tiny
-    together = evaluate(lens, CASES, [*protocols.FORCED, *GENERATED])
+    one_by_one = (case for case in CASES)
+    together = evaluate(lens, one_by_one, [*protocols.FORCED, *GENERATED])
     for i, case in enumerate(CASES):
         alone = evaluate(
             lens, [case], [*protocols.FORCED, *(name for name in GENERATED if name != "fluency")]

@@ -145,7 +145,7 @@ def test_another_sequences_folder_is_refused(lens, tmp_path):
 
 def test_cases_edited_together_are_those_of_edits_made_by_hand(lens, whole, tmp_path):
     """Batches end at the checkpoints: 1, then 2 and 3, then 4 and 5, then 6."""
-    frame = sequence(lens, CASES, EDITOR, tmp_path, **OPTIONS, batch=2)
+    frame = sequence(lens, (case for case in CASES), EDITOR, tmp_path, **OPTIONS, batch=2)
     patches = []
     for index in ([0], [1, 2], [3, 4], [5]):
         with lens.patched(*patches):

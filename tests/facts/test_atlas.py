@@ -286,7 +286,7 @@ def test_known_facts_are_those_a_model_says():
     other_name = qv.Fact(facts[0].prompt, facts[0].subject, "Nowhere", aliases=(facts[0].answer,))
     beginning = qv.Fact(facts[0].prompt, facts[0].subject, facts[0].answer[:-1])
     facts += [wrong, other_name, beginning]
-    kept, told = qv.known(lens, facts, batch_size=4)
+    kept, told = qv.known(lens, (fact for fact in facts), batch_size=4)
     assert list(told.columns) == ["prompt", "answer", "said", "right", "logprob"]
     assert told["prompt"].tolist() == [fact.text for fact in facts]
     assert told["right"].tolist()[-3:] == [False, True, False]
