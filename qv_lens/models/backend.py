@@ -385,7 +385,7 @@ class Backend:
         positions = getattr(self.model, "pos_embed", None)
         if positions is not None:
             unread = getattr(getattr(positions, "original_component", None), "offset", 0)  # OPT
-            yield _data(positions.W_pos)[unread:]
+            yield positions.W_pos.data[unread:]
         after = getattr(self.model.embed, "ln", None) or getattr(self.model, "embed_ln", None)
         if after is not None:
             norm = self._norm(after)
