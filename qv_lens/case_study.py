@@ -49,7 +49,7 @@ from qv_lens.editing.presets import Preset, has_presets, presets
 from qv_lens.editing.statistics import Module, Statistics
 from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.ablation import DROP, ablate, answers, suppress
-from qv_lens.evaluation.answers import correct, first_sentences
+from qv_lens.evaluation.answers import correct, first_sentences, greedy_answer
 from qv_lens.evaluation.faithfulness import faithfulness, lost_at
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
@@ -330,7 +330,7 @@ def without(
         counts |= {int(own[name])} if own[name] == own[name] else set()
         for k in sorted(counts):
             with lens.intervene(Zero(neurons.union().top(k))):
-                rows.append((name, k, lens.generate(fact.text, WORDS)))
+                rows.append((name, k, greedy_answer(lens, fact, least=WORDS)))
     return pd.DataFrame(rows, columns=["ranking", "k", "said"])
 
 
@@ -518,11 +518,14 @@ def _words(
     probes_asked += [("follows from it", after) for _, after in case.onward[:3]] + [
         ("must stay", near) for near in case.neighbours[:3]
     ]
-    texts = [probe.text for _, probe in probes_asked]
-    kinds = [kind for kind, _ in probes_asked]
-    wanted = [probe.answer for _, probe in probes_asked]
+    asked, names = [probe for _, probe in probes_asked], (case.request.fact.answer, new)
     probes = pd.DataFrame(
-        {"kind": kinds, "prompt": texts, "wanted": wanted, "before": first_sentences(lens, texts)}
+        {
+            "kind": [kind for kind, _ in probes_asked],
+            "prompt": [probe.text for probe in asked],
+            "wanted": [probe.answer for probe in asked],
+            "before": first_sentences(lens, asked, *names),
+        }
     )
     states = [_layer_line(lens, case.request.fact, "before")]
     after: list[pd.DataFrame] = []
@@ -530,7 +533,7 @@ def _words(
         ahead = search_ahead(lens, [case.request], editor, templates=templates, folder=folder)
         patch = edit(lens, case.request, editor, statistics=statistics, ahead=ahead)
         with lens.patched(patch):
-            probes[name] = first_sentences(lens, texts)
+            probes[name] = first_sentences(lens, asked, *names)
             if not after:
                 target = case.request.target
                 states.append(_layer_line(lens, target, "after"))

@@ -140,7 +140,9 @@ def file_material(
     paragraphs = _paragraphs(text) if isinstance(text, (str, Path)) else text
     same = tuple(f for f in read if f.prompt == fact.prompt and f.subject != fact.subject)
     other = tuple(f for f in read if f.prompt != fact.prompt)
-    return Material(same, other, (), (EditCase(fact.to(new), (), same[:8]),), tuple(paragraphs))
+    # of a neighbour whose answer is the new one nothing could be seen to change
+    near = tuple(f for f in same if new not in (f.answer, *f.aliases))[:8]
+    return Material(same, other, (), (EditCase(fact.to(new), (), near),), tuple(paragraphs))
 
 
 def _paragraphs(file: str | Path) -> list[str]:

@@ -517,7 +517,7 @@ def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Fi
 def removal_curve(
     frame: pd.DataFrame, title: str = "What is left of the answer", by: str = "text"
 ) -> go.Figure:
-    """log p of the answer against how many neurons are taken out, or are kept alone, one line per
+    """log p of the answer's first token against how many neurons are taken out, or are kept alone, one line per
     ranking, the random orders as their mean with their range; a panel for each value of column `by`
     (`evaluation.faithfulness`; by prompt where there is none). A hollow mark: the model says
     something else. A column `went` names the neurons that a step takes out; hovering tells them."""
@@ -551,7 +551,9 @@ def removal_curve(
     kept = "kept" in frame and bool(frame["kept"].all())
     counted = "neurons kept, all others zero" if kept else "neurons taken out"
     figure.update_xaxes(title=counted, type="log", dtick=1)
-    figure.update_yaxes(title="log p of the answer, nats", exponentformat="power", col=1)
+    figure.update_yaxes(
+        title="log p of the answer's first token, nats", exponentformat="power", col=1
+    )
     lines = max(name.count("<br>") for name in (*names, title))
     return _layout(figure, title, height=430).update_layout(margin_t=80 + 18 * lines)
 
@@ -576,11 +578,12 @@ def _removal_lines(
         }
         yield go.Scatter(**around, **filled, hoverinfo="skip", showlegend=False)
     first = rows.drop_duplicates("k").set_index("k")
+    said = rows.groupby("k")["said"].agg(lambda words: words.mode().iloc[0])
     symbols = [
         "circle" if right else "circle-open" for right in rows.groupby("k")["right"].mean() >= 0.5
     ]
     words = [
-        f"{k} neurons by {ranking}: log p {p:.2f} nats; says {first.loc[k, 'said']!r}{_went(first, k)}"
+        f"{k} neurons by {ranking}: log p {p:.2f} nats; says {_plain(repr(said[k]))}{_went(first, k)}"
         for k, p in table["mean"].items()
     ]
     yield go.Scatter(

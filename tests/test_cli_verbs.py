@@ -227,6 +227,44 @@ def test_the_curve_is_printed_and_drawn(call, tmp_path):
     assert "--curve" in told
 
 
+def test_the_curve_is_that_of_what_is_left_not_of_the_clean_model(call):
+    """Of an answer that the model does not give, whose log p is far from 0."""
+    asked = (*SPORT[:4], "golf")
+    code, said, _ = call("ablate", *asked, "--curve", "--top", "30", "--draws", "1")
+    assert code == 0
+    lens, fact = qv.load("toy-gptj"), qv.Fact(SPORT[0], SPORT[2], "golf")
+    best = qv.value_neurons(lens, fact, 30)
+    frame = qv.faithfulness(lens, fact, {"Eq. 9": best}, (1, 3, 10, 30), seeds=0)
+    line = next(line for line in said.splitlines() if " Eq. 9 " in line)
+    numbers = [float(word) for word in line.split()[-4:]]
+    assert numbers == pytest.approx(frame["logprob"].tolist(), abs=0.006)
+    assert numbers != pytest.approx(frame["clean"].tolist(), abs=0.006)
+
+
+def test_what_is_said_after_an_edit_is_as_long_as_the_new_answer(call):
+    """Ten tokens here; log p is that of first tokens, and says so."""
+    name, words = "J. R. R. Tolkien", ("--set", "objective=target_new", "steps=100")
+    code, said, _ = call(*EDIT[:-4], "--new", name, "--editor", "ft", *words)
+    assert code == 0
+    heard = next(line for line in said.splitlines() if line.startswith("After the edit"))
+    assert name in heard.split(";")[0]
+    assert "of the first tokens" in said
+    code, said, _ = call(*EDIT, "--set", "lr=1e-9", "steps=1")
+    assert "the edit did not take: golf is not in it" in said
+    lens, fact = qv.load("toy-gptj"), qv.Fact(SPORT[0], SPORT[2], SPORT[4])
+    new, old = lens.logprob([fact.to("golf").target, fact])
+    assert f"log p(golf) {new:.3f} -> " in said
+    assert f"log p(fencing) {old:.3f} -> " in said
+
+
+def test_log_p_of_an_answer_of_several_tokens_is_said_to_be_its_first_tokens(call):
+    asked = ("The head of state of {} is", "--subject", "Norway", "--answer", "Simon Krieg")
+    _, said, _ = call("attribute", *asked, "--top", "3")
+    assert "log p of the answer's first token ' " in said
+    _, said, _ = call("attribute", *SPORT, "--top", "3")
+    assert "log p of the answer -" in said or "log p of the answer's first token" in said
+
+
 def test_a_warning_is_one_line(call, monkeypatch):
     before = warnings.showwarning
     meta = cli.app.meta

@@ -177,6 +177,7 @@ def edit(
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics
+    from qv_lens.evaluation.answers import greedy_answer
     from qv_lens.facts.prompts import contains, one_line
 
     chosen = preset_of(preset or model, editor)
@@ -194,7 +195,7 @@ def edit(
     patch = qv.edit(lens, request, used, statistics=C0, seed=seed)
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):
-        after, said = lens.logprob([request.target, fact]), lens.generate(fact.text, 8)
+        after, said = lens.logprob([request.target, fact]), greedy_answer(lens, fact, new)
         if save is not None:
             lens.save(save)
     heard = one_line(said)
@@ -202,9 +203,11 @@ def edit(
     print(f"After the edit: {fact.text} {heard}{took}")
     begins, began = (lens.answer_ids(each)[0] for each in (request.target, fact))
     same = f" (of both the first token, {lens.token_label(begins)!r})" if begins == began else ""
+    several = max(len(lens.answer_ids(each)) for each in (request.target, fact)) > 1
+    which = " of the first tokens" if several and not same else ""
     print(
         f"log p({new}) {before[0]:.3f} -> {after[0]:.3f}, log p({answer}) {before[1]:.3f} -> "
-        f"{after[1]:.3f}{same}"
+        f"{after[1]:.3f}{which}{same}"
     )
     print(patch.frame().round(4).to_string(index=False))
     if out is not None:

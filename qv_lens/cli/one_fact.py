@@ -29,6 +29,7 @@ from qv_lens.cli.options import (
     requested,
 )
 from qv_lens.cli.printing import (
+    of_answer,
     print_facts,
     print_knowledge,
     print_neurons,
@@ -249,7 +250,9 @@ def attribute(
     if len(facts) == 1:
         fact = facts[0]
         print_knowledge(lens, fact)
-        print(f"{fact.text} {fact.answer}   log p of the answer {lens.logprob(fact):.3f} {told}")
+        print(
+            f"{fact.text} {fact.answer}   {of_answer(lens, fact)} {lens.logprob(fact):.3f} {told}"
+        )
         print_neurons("Value neurons", qv.vocabulary(lens, value.top(10)))
         print_neurons("Query neurons", qv.vocabulary(lens, query.top(10)))
     else:
@@ -372,7 +375,8 @@ def ablate(
     for draw in range(draws):
         sets.append((f"random {draw}", random_neurons(lens, top, random.Random(f"{seed}:{draw}"))))
     print(
-        f"{fact.text} {fact.answer}: log p {lens.logprob(fact):.4f} ({model}); zeroed at every token:"
+        f"{fact.text} {fact.answer}: {of_answer(lens, fact)} {lens.logprob(fact):.4f} ({model}); "
+        "zeroed at every token:"
     )
     for name, neurons in sets:
         if not len(neurons):
@@ -401,7 +405,7 @@ def _curve(lens: Lens, fact: Fact, top: int, draws: int, seed: int, out: Path | 
     sizes = [size for size in SIZES if size < top] + [top]
     frame = qv.faithfulness(lens, fact, rankings, sizes, seeds=draws, seed=seed)
     frame["text"] = f"{fact.text} {fact.answer}"
-    print(f"log p of the answer, by how many of {frame.attrs['units']:,} neurons are zeroed")
+    print(f"{of_answer(lens, fact)}, by how many of {frame.attrs['units']:,} neurons are zeroed")
     print_removal(frame)
     if out is not None:
         print(qv.plots.save(qv.plots.removal_curve(frame), out))

@@ -16,19 +16,26 @@ if TYPE_CHECKING:
 
 def print_knowledge(lens: Lens, fact: Fact) -> None:
     """Say, before anything is done, whether the model knows the fact."""
-    from qv_lens.evaluation.answers import tell
+    from qv_lens.evaluation.answers import greedy_answer, tell
     from qv_lens.facts.prompts import one_line
 
     knows = tell(lens, [fact])[0].right
-    said = lens.generate(fact.text, 8)
+    said = greedy_answer(lens, fact)
     if knows:
         print(f"{lens.name} knows the fact. It says: {fact.text} {one_line(said)}")
     else:
         print(
             f"{lens.name} does not know the fact: it says {said.strip()!r}, not {fact.answer!r} "
-            f"(log p {lens.logprob(fact):.3f}). What follows is about an answer that it does not "
-            "give."
+            f"({of_answer(lens, fact)} {lens.logprob(fact):.3f}). What follows is about an answer "
+            "that it does not give."
         )
+
+
+def of_answer(lens: Lens, fact: Fact) -> str:
+    """What `lens.logprob` is of."""
+    tokens = lens.answer_ids(fact)
+    part = "" if len(tokens) == 1 else f"'s first token {lens.token_label(tokens[0])!r}"
+    return f"log p of the answer{part}"
 
 
 def print_facts(
@@ -37,11 +44,12 @@ def print_facts(
     """A line for each fact: whether it is known, log p of its answer, its best value neuron with
     what it promotes, and its best query neuron."""
     from qv_lens.attribution.projection import vocabulary
-    from qv_lens.evaluation.answers import correct
+    from qv_lens.evaluation.answers import answer_length, correct
     from qv_lens.facts.prompts import one_line
 
     known, logprobs = correct(lens, facts), lens.logprob(facts)
-    said = lens.generate(list(facts), 6)
+    longest = max(answer_length(lens, fact, (fact.answer,)) for fact in facts)
+    said = lens.generate(list(facts), max(6, longest))
     print(
         f"{lens.name} knows {sum(known)} of them (every token of the answer is the likeliest). log p "
         "is that of its first token."
@@ -89,15 +97,16 @@ def print_study(study: Study) -> None:
         else "; it does not know this fact, and what follows is about an answer that it does not give"
     )
     print(
-        f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of {fact.answer!r} {study.logprob:.3f}{knows})"
+        f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of the first token of {fact.answer!r} {study.logprob:.3f}{knows})"
     )
-    told = [f"{row.known} of {row.asked} {row.kind}" for row in study.material.itertuples()]
+    asked = study.material[study.material["asked"] > 0]
+    told = [f"{row.known} of {row.asked} {row.kind}" for row in asked.itertuples()]
     print(f"Beside it are asked what the model answers before anything is done: {', '.join(told)}.")
     print_neurons("Value neurons", study.value_tokens)
     print_neurons("Query neurons", study.query_tokens)
     print_neurons("Neurons of the largest effect", study.effect_tokens)
     print(
-        f"\nThe best of {study.settings['neurons']:,} neurons zeroed at the last token: log p, by how many"
+        f"\nThe best of {study.settings['neurons']:,} neurons zeroed at the last token: log p of the answer's first token, by how many"
     )
     print_removal(study.removal)
     print(

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from qv_lens.errors import FactError
 from qv_lens.evaluation.metrics import mean
 from qv_lens.evaluation.questions import WRITTEN, CaseAnswers, Generation, ProbeAnswer, questions
 from qv_lens.facts.prompts import answered, cot_prompt
-from qv_lens.facts.records import Asked, Case, MultiHopCase
+from qv_lens.facts.records import Asked, Case, Fact, MultiHopCase
 from qv_lens.facts.spans import continuation
 from qv_lens.models.lens import Lens, log_probs
 
@@ -159,9 +160,29 @@ def _continued(
     return lens.generate(list(prompts), tokens, enough=answered if kind == "cot" else None)
 
 
-def first_sentences(lens: Lens, texts: Sequence[str], tokens: int = 8) -> list[str]:
-    """The greedy continuations, up to their first full stop or line."""
-    return [
-        text.strip().split("\n")[0].split(".")[0].strip()
-        for text in lens.generate(list(texts), tokens)
-    ]
+def greedy_answer(lens: Lens, fact: Fact, *others: str, least: int = 8) -> str:
+    """The greedy continuation of a fact's prompt, long enough for its answer and any of `others`;
+    at least so many tokens."""
+    names = (fact.answer, *fact.aliases, *others)
+    return lens.generate(fact.text, max(least, answer_length(lens, fact, names)))
+
+
+def first_sentences(lens: Lens, probes: Sequence[Asked], *others: str) -> list[str]:
+    """The greedy continuations up to their first full stop or line, long enough for each probe's
+    answer and any of `others`; a full stop within one of these ends no sentence."""
+    names = [(probe.answer, *probe.aliases, *others) for probe in probes]
+    lengths = [answer_length(lens, probe, of) for probe, of in zip(probes, names, strict=True)]
+    texts = lens.generate([probe.text for probe in probes], max([8, *lengths]))
+    return [_first_sentence(text, of) for text, of in zip(texts, names, strict=True)]
+
+
+def _first_sentence(text: str, names: Sequence[str]) -> str:
+    line = text.strip().split("\n")[0]
+    within = {
+        place
+        for name in names
+        for found in re.finditer(re.escape(name), line)
+        for place in range(*found.span())
+    }
+    stops = (found.start() for found in re.finditer(r"\.(?!\w)", line))
+    return line[: next((at for at in stops if at not in within), len(line))].strip()

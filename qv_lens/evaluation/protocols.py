@@ -141,6 +141,8 @@ def evaluate(
         check_editor(editor)
         check_statistics(lens, editor, statistics)
     wanted = list(metrics) if metrics is not None else fitting(cases, FORCED) or list(FORCED)
+    if generation is None and any(_kind(name) == "cot" for name in wanted):
+        warnings.warn(UNAIDED, stacklevel=2)
     ordinary = checked_texts(held_out)
     run = _Run(
         lens,
@@ -189,6 +191,14 @@ def evaluate(
         }
     )
     return frame
+
+
+#: a chain of thought asked for with nothing in front of it
+UNAIDED = (
+    "multihop_cot asks without worked examples here, in front of which the papers put five: pass "
+    "generation=Generation(blocks=...), as qv_lens.facts.prompts.G1 has ACE's, or Generation() to ask "
+    "so."
+)
 
 
 def _checked_cases(cases: Iterable[Case]) -> list[Case]:

@@ -194,9 +194,11 @@ def _beside(case: Case) -> dict[str, list[Probe]]:
 
 def _of_chain(case: MultiHopCase) -> dict[str, list[Probe]]:
     """Hops that no edit touches, the hops before and after, and prompts over the whole chain."""
-    before = {hop.cloze for hop in case.hops}
+    before = {(hop.cloze, hop.answer) for hop in case.hops}
     kept = [
-        hop for i, hop in enumerate(case.new_hops) if i not in case.edited and hop.cloze in before
+        hop
+        for i, hop in enumerate(case.new_hops)
+        if i not in case.edited and (hop.cloze, hop.answer) in before
     ]
     return {
         "near_old": [_hop(hop) for hop in kept],

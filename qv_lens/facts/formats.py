@@ -172,13 +172,21 @@ def _edited(record: Record) -> tuple[int, ...]:
         raise RefusedError(
             "edit_triples_idx", f"is {index!r}, not a list of hops from 0 to {hops - 1}"
         )
-    if len(index) < count:
+    if len(index) < count or not _name_the_edits(record, index):
         index = _by_object(record)
     if len(index) < count:
         raise RefusedError(
             "orig", f"says for {len(index)} of {count} edits which hop they belong to"
         )
     return tuple(index[:count])
+
+
+def _name_the_edits(record: Record, index: list[int]) -> bool:
+    """Whether the hops at these numbers are the edits', in their order."""
+    hops = record["new_single_hops"]
+    answers = [_answer(_table(hops[i], "new_single_hops")["answer"], "answer") for i in index]
+    wanted = [_object(rewrite, "target_new") for rewrite in _rewrites(record)]
+    return all(answer == name for answer, name in zip(answers, wanted, strict=False))
 
 
 def _by_object(record: Record) -> list[int]:

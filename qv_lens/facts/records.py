@@ -242,6 +242,12 @@ class MultiHopCase(_Record):
             )
         for name in ("questions", "clozes", "aliases", "new_aliases"):
             _texts(f"MultiHopCase's {name}", getattr(self, name))
+        links = range(len(self.new_hops))
+        if any(isinstance(i, bool) or i not in links for i in self.edited):
+            raise FactError(
+                f"MultiHopCase's edited says which of its {len(links)} new_hops each edit belongs to, "
+                f"numbers from 0; got {self.edited!r}."
+            )
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
@@ -279,6 +285,8 @@ class EditCase(_Record):
             )
         for name in ("paraphrases", "neighbours"):
             _check_asked(f"EditCase's {name}", getattr(self, name))
+        for name in ("portability", "locality"):
+            _check_groups(f"EditCase's {name}", getattr(self, name))
         _texts("EditCase's generation", self.generation)
 
     @property
@@ -288,6 +296,18 @@ class EditCase(_Record):
 
 
 Case = EditCase | MultiHopCase
+
+
+def _check_groups(what: str, groups: object) -> None:
+    """Raise `FactError` for anything but pairs of a name and what is asked."""
+    pairs = groups if isinstance(groups, (tuple, list)) else [groups]
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise FactError(
+                f"{what} are pairs of a name and probes, [('Reasoning', [probe, ...])], got "
+                f"{pair!r:.80}."
+            )
+        _check_asked(f"{what}, {pair[0]},", pair[1])
 
 
 def check_text(what: str, value: object) -> None:

@@ -256,13 +256,15 @@ class Backend:
             layer
         ].attn.o.weight.data.T  # 4.x hands out a copy of the heads' view
 
-    def w_qkv(
-        self, layer: int, which: Literal["Q", "K", "V"]
-    ) -> Float[Tensor, "d_model head_channel"]:
+    def w_qkv(self, layer: int, which: str) -> Float[Tensor, "d_model head_channel"]:
         """W_Q, W_K or W_V, heads (for K and V the key-value heads) and channels in one axis."""
-        weight = self._by_head(layer, which)
-        flat = rearrange(weight.data, "head d channel -> d (head channel)")
-        if not _shared(flat, weight):  # a user's model may be laid out otherwise
+        return rearrange(self._by_head(layer, which).data, "head d channel -> d (head channel)")
+
+    def live_w_qkv(self, layer: int, which: str) -> Float[Tensor, "d_model head_channel"]:
+        """The same as a live view, for which a weight that is laid out otherwise is laid out
+        anew."""
+        weight, flat = self._by_head(layer, which), self.w_qkv(layer, which)
+        if not _shared(flat, weight):
             weight.data = rearrange(flat, "d (head channel) -> head d channel", head=len(weight))
         return flat
 
@@ -360,10 +362,7 @@ class Backend:
         found: list[Tensor | None] = []
         for layer in range(self.n_layers):
             found += [self.w_out(layer), self.w_in(layer), self.w_gate(layer), self.w_o(layer)]
-            # as they lie: `w_qkv` lays them out anew
-            by_head = (self._by_head(layer, which).detach() for which in "QKV")
-            found += [rearrange(w, "head d channel -> d (head channel)") for w in by_head]
-            found += [self.b_qkv(layer, which) for which in "QKV"]
+            found += [read(layer, which) for read in (self.w_qkv, self.b_qkv) for which in "QKV"]
             found += [self.b_in(layer), self.b_gate(layer), self.b_out(layer), self.b_o(layer)]
             attn = self.model.blocks[layer].attn
             norms = [self.norm(layer, sublayer) for sublayer in ("attn", "ffn")]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qv_lens.errors import ModelError
 from qv_lens.models.architectures import Sublayer
 from qv_lens.models.backend import Backend, Hook
 
@@ -66,6 +67,12 @@ def capture(
     for group, keeping in zip(extra, (keep_pattern, keep_values), strict=False):
         hooks += [keeping(name) for name in group]
     logits = run(hooks)
+    silent = [name for group in extra for name in group if name not in kept]
+    if silent:
+        raise ModelError(
+            f"Attention is not seen here: {silent[0]} of this TransformerBridge is never reached. "
+            "Load the model with backend='hooked'."
+        )
     stacked, more = (
         [torch.stack([kept[name] for name in group]) for group in groups]
         for groups in (names, extra)

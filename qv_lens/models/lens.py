@@ -254,7 +254,9 @@ class Lens:
         """A reader for every weight that can be written: for a wrapped checkpoint, the weights that
         the hooked model shares with it."""
         backend = self.backend_adapter
-        attention = {f"W_{which}": partial(backend.w_qkv, which=which) for which in ("Q", "K", "V")}
+        attention = {
+            f"W_{which}": partial(backend.live_w_qkv, which=which) for which in ("Q", "K", "V")
+        }
         every = {"W_out": backend.w_out, "W_in": backend.w_in, "W_O": backend.w_o, **attention}
         # its biases are zeros that the hooked classes make up and no checkpoint holds
         if backend.gated:

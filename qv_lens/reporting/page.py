@@ -312,11 +312,12 @@ def _neurons(
 
 def _heads(study: Study) -> list[dict[str, Any]]:
     """The heads that raise the answer most, and where they look from the last token."""
-    best = study.heads.dropna(subset="head").nlargest(HEADS_SHOWN, "score")
+    raising = study.heads[study.heads["head"].notna() & (study.heads["score"] > 0)]
+    best = raising.nlargest(HEADS_SHOWN, "score")
     weights = study.attention.set_index(["layer", "head"])
     shown = []
     for row in best.itertuples():
-        part = weights.loc[(row.layer, int(row.head))]
+        part = weights.loc[[(row.layer, int(row.head))]]
         tokens = [
             (token, _shade(True, 0.7 * weight), f"{100 * weight:.1f}%")
             for token, weight in zip(part["token"], part["weight"], strict=True)

@@ -23,6 +23,8 @@ from qv_lens.reporting.tables import Column, Table, alike, as_text, missing, tab
 MOST = 400
 #: a column with more values than this is not one that was varied
 VALUES = 40
+#: columns over which nobody averages, however many values they have
+ALWAYS = frozenset(("layer", "head", "metric"))
 #: columns that tell rows apart, or say something of one row
 SINGLE = frozenset((
     "task", "status", "case", "subject", "text", "prompt", "written", "skipped", "promoted",
@@ -51,7 +53,7 @@ def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None) -> str:
         shown=min(len(means), MOST),
         combinations=len(means),
         same=[f"{measure} ({_only(done[measure])})" for measure in same],
-        results=table("results", means.head(MOST), _columns(varied, kept)),
+        results=table("results", means.head(MOST), _columns(varied, kept)) if len(done) else None,
         settings=json.dumps(settings, indent=1),
     )
 
@@ -120,7 +122,8 @@ def _varied(done: pd.DataFrame) -> list[str]:
         column
         for column, count in counts.items()
         if column not in done.attrs["measures"]
-        and (count > 1 if column in asked else 1 < count <= VALUES and column not in SINGLE)
+        and count > 1
+        and (column in asked | ALWAYS or (count <= VALUES and column not in SINGLE))
     ]
     several = [column for column in columns if column != "seed"]
     # of columns that say the same the first is enough: a layer, and the layer that was zeroed
@@ -195,7 +198,18 @@ def _failures(frame: pd.DataFrame) -> Table | None:
 
 def _differences(frames: Mapping[str, pd.DataFrame]) -> Table:
     """Settings in which the runs differ."""
-    settings = {name: {**f.attrs["settings"], **f.attrs["grid"]} for name, f in frames.items()}
+    settings = {
+        name: {
+            **f.attrs["settings"],
+            **f.attrs["grid"],
+            **{
+                f"{key} ({model})": values
+                for model, grid in f.attrs.get("more", {}).items()
+                for key, values in grid.items()
+            },
+        }
+        for name, f in frames.items()
+    }
     keys = dict.fromkeys(key for each in settings.values() for key in each)
     rows = [
         {"setting": key} | {name: str(each.get(key, "–")) for name, each in settings.items()}

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qv_lens as qv
 from qv_lens.editing.statistics import Statistics, covariance
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, ModelError
 from qv_lens.models.architectures import ARCHITECTURES, architecture_of
 from qv_lens.models.deltas import delta_hooks
 from qv_lens.models.interventions import ffn_coefficients
@@ -73,6 +73,18 @@ def test_logits_are_hugging_faces(name, backend):
     batch = lens.next_token_logits(PROMPTS)
     for row, prompt in zip(batch, PROMPTS, strict=True):
         assert (row - hf_logits(hf, prompt)).abs().max() < 1e-4
+
+
+def test_reading_leaves_the_weights_with_their_checkpoint(name, backend):
+    """Also Q, K and V that a checkpoint holds as one matrix."""
+    lens = own_lens(name, backend)
+    if (name, backend) == ("OPT", "bridge"):
+        with pytest.raises(ModelError, match=r"Attention is not seen.*backend='hooked'"):
+            qv.value_neurons(lens, FACT, 5, unit="attn_neuron")
+        return
+    value = qv.value_neurons(lens, FACT, 5, unit="attn_neuron")
+    qv.query_neurons(lens, FACT, value, 5)
+    assert lens.plain_model() is lens.hf
 
 
 def test_the_fingerprint_is_that_of_every_parameter(name, backend):

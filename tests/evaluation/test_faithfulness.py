@@ -125,6 +125,11 @@ def test_interventions_in_force_stay_in_force():
         assert frame["logprob"].item() == pytest.approx(lens.logprob(FACTS[0]), abs=1e-9)
 
 
+def test_an_answer_that_comes_back_was_lost_where_it_first_went():
+    rows = {"ranking": "a", "seed": 0, "prompt": 0, "known": True, "k": [1, 3, 10, 30]}
+    assert lost_at(pd.DataFrame(rows).assign(right=[True, False, True, False]))["k"].item() == 3
+
+
 def test_where_the_answer_is_lost():
     lens = qv.load("toy-gptj")
     fact = world_cases.facts(generator.build(0), "P641")[0]

@@ -407,6 +407,23 @@ def test_what_is_asked_beside_an_edit():
     assert not set(questions(CAPITAL)) & set(texts).difference({"near_old"})
 
 
+def test_a_chain_made_by_hand_has_no_edited_hop_among_its_neighbours():
+    """Also where the case does not say which hop the edit belongs to."""
+    fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    old = (Hop("q1", fact.text, "fencing"), Hop("q2", "It is played in", "Veldora"))
+    new = (Hop("q1", fact.text, "golf"), Hop("q2", "It is played in", "Veldora"))
+    case = MultiHopCase(
+        0, (fact.to("golf"),), ("q?",), "Veldora", "Veldora", hops=old, new_hops=new
+    )
+    assert [probe.text for probe in questions(case)["near_old"]] == ["It is played in"]
+    for edited in ((-1,), (2,), ("0",), (True,)):
+        with pytest.raises(qv.QVLensError, match="edited says which of its 2 new_hops"):
+            dataclasses.replace(case, edited=edited)
+    for groups in ({"Reasoning": [fact]}, [("Reasoning", "text")], [fact]):
+        with pytest.raises(qv.QVLensError, match="portability"):
+            qv.EditCase(fact.to("golf"), portability=groups)
+
+
 @pytest.mark.parametrize(
     ("prompt", "id"),
     [("The mother tongue of {} is", "P103"), ("{} is a citizen of", "P27"), ("What is the twin city of {}? It is", "P190"),

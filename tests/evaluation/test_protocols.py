@@ -9,6 +9,7 @@ import json
 import math
 import random
 import time
+import warnings
 from types import SimpleNamespace
 
 import pandas as pd
@@ -25,7 +26,7 @@ from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.protocols import _compatible, evaluate, total
 from qv_lens.evaluation.questions import Generation
 from qv_lens.facts.benchmarks import parse, read
-from qv_lens.facts.records import Hop, Probe
+from qv_lens.facts.records import Hop, MultiHopCase, Probe
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
@@ -113,6 +114,15 @@ def test_batch_writes_one_joint_edit_and_single_one_at_a_time(tiny):
 def test_an_editor_in_the_place_of_the_metrics_is_told(tiny, metrics):
     with pytest.raises(qv.QVLensError, match="editor="):
         evaluate(tiny[0], CASES, metrics)
+
+
+def test_a_chain_of_thought_without_examples_is_warned_of(tiny):
+    case = MultiHopCase(0, (CASES[0].request,), ("Who?",), "golf", "chess")
+    for generation, warned in ((None, True), (Generation(thought_tokens=2), False)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            evaluate(tiny[0], [case], ["multihop_cot"], generation=generation)
+        assert any("without worked examples" in str(each.message) for each in told) == warned
 
 
 @pytest.mark.filterwarnings("ignore:These cases hold no prompt")

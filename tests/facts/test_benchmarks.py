@@ -494,6 +494,17 @@ def test_a_chain_leads_to_an_edit_by_its_new_hops_and_equal_answers_are_told_apa
     case = parse([record]).cases[0]
     assert case.edited == (0, 2)
     assert [edit.via for edit in case.edits] == [(), ("The friend of the town of Y is",)]
+    # triples in another order than the edits
+    second = {**rewrite("Z", "D"), "target_new": {"str": "W", "id": "Q7"}}
+    other = ["Q5", "P1", "Q7"]
+    askew = {
+        **record,
+        "requested_rewrite": [rewrite("A", "B"), second],
+        "new_single_hops": hops(("Who is A's friend?", "Y"), ("What is the town of Y?", "Z"), ("Who is Z's friend?", "W")),
+        "orig": {**record["orig"], "new_triples": [["Q1", "P1", "Q6"], ["Q6", "P2", "Q5"], other],
+                 "edit_triples": [other, ["Q1", "P1", "Q6"]]},
+    }  # fmt: skip
+    assert parse([askew]).cases[0].edited == (0, 2)
     # where `orig` does not say: every hop once, and by the subject where the order would mislead
     untold = {**record, "orig": {"triples": [], "new_triples": []}}
     turned = {**untold, "requested_rewrite": [rewrite("Z", "D"), rewrite("A", "B")]}

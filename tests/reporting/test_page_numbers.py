@@ -144,3 +144,103 @@ def test_shares_are_percent_and_a_download_gets_the_number():
     share = Column("share", number=True, share=True)
     assert (cell(0.125, share).text, cell(0.125, share).value) == ("12.5%", "0.125")
     assert cell(-0.0001, Column("n", number=True)).text == "0.000"
+
+
+def removal(**of) -> pd.DataFrame:
+    """Two facts: the study's own loses its answer at 3 by Eq. 9, at 1 by the gradient, in two of five
+    random draws; the other at 10, and never."""
+    rows = []
+    for prompt, whose in ((0, "this fact"), (1, "another")):
+        lost = [{"Eq. 9": 3, "gradient": 1, page.IN_ROUNDS: 99}, {"Eq. 9": 10, "gradient": 99,
+                page.IN_ROUNDS: 1}][prompt]  # fmt: skip
+        draws = [(name, 0, at) for name, at in lost.items()]
+        draws += [("random", seed, 10 if seed < 2 else 99) for seed in range(5)]
+        rows += [
+            {"ranking": name, "seed": seed, "prompt": prompt, "kept": False, "k": k, "right": k < at,
+             "known": True, "clean": -0.1, "logprob": -float(k), "said": "x", "whose": whose, "text": "t"}
+            for name, seed, at in draws for k in (1, 3, 10)
+        ]  # fmt: skip
+    return pd.DataFrame(rows).assign(**of)
+
+
+def test_the_sentence_about_the_curve_is_about_this_fact():
+    kept = removal(kept=True).query("ranking == 'Eq. 9'")
+    without = pd.DataFrame(
+        [("Eq. 9", 3, "a game of fencing"), ("gradient", 1, "golf")],
+        columns=["ranking", "k", "said"],
+    )
+    study = SimpleNamespace(
+        removal=removal(), kept=kept, without=without,
+        request=SimpleNamespace(fact=SimpleNamespace(answer="fencing")),
+    )  # fmt: skip
+    told = page._removal(study)  # pyright: ignore[reportArgumentType]
+    assert [count for count, _ in told["lost_at"]] == [
+        "3 neurons", "1 neurons", "none of the numbers tried",
+    ]  # fmt: skip
+    assert told["lost_at_random"] == (2, 5)
+    assert told["most"] == 10
+    assert told["without"] == [
+        ("Eq. 9", 3, "a game of fencing", True), ("gradient", 1, "golf", False),
+    ]  # fmt: skip
+    (row,) = told["kept"].table.rows
+    assert [each.text for each in row] == ["Eq. 9", "-1.00", "-3.00", "-10.00"]
+    own, other = told["removal_table"].rows
+    assert [each.text for each in own[2:]] == ["3", "1", "not lost", "2 of 5 draws"]
+    assert [each.text for each in other[2:]] == ["10", "not lost", "1", "2 of 5 draws"]
+
+
+def test_what_zeroing_costs_is_the_mean_of_its_draws():
+    rows = [("random", "same", 0.5, 0.25, 25.0, 0.5), ("random", "same", 0.5, 0.75, -25.0, -0.5),
+            ("top", "same", 0.5, 0.429, 7.1, 0.142)]  # fmt: skip
+    frame = pd.DataFrame(
+        rows, columns=["neurons", "group", "clean", "accuracy", "drop_points", "drop_relative"]
+    ).assign(count=5, logprob_change=-0.25)
+    loss = page._ablation(SimpleNamespace(ablation=frame))  # pyright: ignore[reportArgumentType]
+    assert loss is not None
+    random, top = ([each.text for each in row] for row in loss.table.rows)
+    assert random == ["random", "same", "5", "50.0%", "50.0%", "0.0", "0.0%", "-0.250"]
+    assert top == ["top", "same", "5", "50.0%", "42.9%", "7.1", "14.2%", "-0.250"]
+    assert (loss.lost, loss.right) == (True, True)
+    gained = page._loss("x", frame[1:2], ("neurons", "group"))
+    assert (gained.lost, gained.right) == (True, True)  # an answer won is no "nothing"
+    still = frame[:1].assign(drop_points=0.0, drop_relative=0.0, clean=0.0, accuracy=0.25)
+    assert (page._loss("x", still, ("neurons",)).lost, page._loss("x", still, ()).right) == (
+        False, False,
+    )  # fmt: skip
+
+
+def test_verdicts_and_changed_answers_are_those_of_the_editors():
+    probes = pd.DataFrame({
+        "kind": ["the fact", "must stay"], "prompt": ["p", "n"], "wanted": ["golf", "chess"],
+        "before": ["fencing", "chess"], "A": ["golf of course", "chess"], "B": ["fencing", "golf"],
+    })  # fmt: skip
+    request = SimpleNamespace(new="golf", fact=SimpleNamespace(answer="fencing"))
+    verdicts = page._verdicts(SimpleNamespace(probes=probes, request=request))  # pyright: ignore[reportArgumentType]
+    assert verdicts == [("A", True, "golf of course"), ("B", False, "fencing")]
+    changed = [[each.changed for each in row] for row in page._probes(probes).rows]
+    assert changed == [[False] * 4 + [True, False], [False] * 4 + [False, True]]
+
+
+def test_a_neurons_row_holds_its_coefficient_and_its_score():
+    frame = pd.DataFrame(
+        {"layer": [2], "neuron": [7], "coefficient": [1.5], "score": [-0.25], "alone": [0.125]}
+    ).assign(promoted=[["a", "b"]])
+    (row,) = page._neurons("", "value", "Eq. 9", frame, {(2, 7): "f2-7"})[1].rows
+    assert [each.text for each in row[:4]] == ["f2-7", "1.50", "-0.2500", "0.1250"]
+    assert row[0].node == "f2-7"
+
+
+def test_a_belief_is_as_dark_as_it_is_likely():
+    frame = pd.DataFrame(
+        {"layer": [0], "position": [0], "token": ["t"], "probability": [0.5], "answer": [0.01]}
+    ).assign(promoted=[["x"]])
+    ((_, ((_, shade, _),)),) = page._beliefs(frame)
+    assert shade.endswith(",0.35)")
+
+
+def test_no_head_that_lowers_the_answer_is_among_those_that_raise_it():
+    heads = pd.DataFrame({"layer": [0, 1], "head": 0.0, "score": [0.5, -0.5]})
+    look = [(layer, 0, "a", 1.0) for layer in (0, 1)]
+    attention = pd.DataFrame(look, columns=["layer", "head", "token", "weight"])
+    shown = page._heads(SimpleNamespace(heads=heads, attention=attention))  # pyright: ignore[reportArgumentType]
+    assert [head["name"] for head in shown] == ["a0-0"]

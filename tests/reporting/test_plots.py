@@ -273,6 +273,14 @@ def test_dots_of_editors_best_on_top_beside_the_unedited_model():
     assert line.line.color == neighbours.marker.color
 
 
+def test_a_random_curve_says_what_most_of_its_draws_say():
+    rows = {"ranking": "random", "seed": range(5), "prompt": 0, "k": 3, "logprob": -3.0, "clean": -0.5,
+            "right": [True, *[False] * 4], "said": ["fencing", *["<s>"] * 4], "text": "a", "kept": False}  # fmt: skip
+    line = plots.removal_curve(pd.DataFrame(rows)).data[-1]
+    assert list(line.marker.symbol) == ["circle-open"]
+    assert "says '&lt;s&gt;'" in line.hovertext[0]
+
+
 def test_the_curve_names_the_neurons_that_went():
     rows = {"ranking": "Eq. 9", "seed": 0, "prompt": 0, "k": [1, 3], "logprob": [-1.0, -2.0],
             "clean": -0.5, "right": True, "said": " Paris", "text": "a", "kept": False}  # fmt: skip

@@ -67,6 +67,44 @@ def test_runs_stand_side_by_side():
     assert cells(page, "settings")[1:] == [["lam", "1", "5"]]
 
 
+def test_what_the_runs_give_one_model_alone_is_a_difference():
+    a, b = run(lambda layer, seed: 1.0), run(lambda layer, seed: 1.0)
+    a.attrs["more"], b.attrs["more"] = {"m": {"share": [1]}}, {"m": {"share": [2]}}
+    page = runs_page({"a": a, "b": b})
+    assert cells(page, "settings")[1:] == [["share (m)", "[1]", "[2]"]]
+    assert "settings are the same" in " ".join(runs_page({"a": a, "c": a.copy()}).split())
+
+
+def test_a_run_of_which_everything_failed_has_no_results():
+    frame = run(lambda layer, seed: 1.0)
+    frame[["status", "error"]] = ["failed", "ValueError: no"]
+    page = run_page("e", frame, None)
+    assert "<h2>Failed</h2>" in page
+    assert "<h2>Results</h2>" not in page
+
+
+def test_layers_are_never_averaged_however_many_there_are():
+    frame = run(lambda layer, seed: 1.0)
+    rows = pd.concat([frame.head(2)] * 48, ignore_index=True)
+    rows["layer"] = rows["zeroed_layer"] = [i // 2 for i in range(96)]
+    rows.attrs.update(frame.attrs, grid={"seed": [0, 1]})
+    table = cells(run_page("e", rows, None), "results")
+    assert table[0][0] == "layer"
+    assert len(table) == 49
+
+
+def test_of_many_combinations_the_first_are_shown_and_means_are_means():
+    frame = run(lambda layer, seed: 9.0 * (seed == 2), seeds=(0, 1, 2))
+    assert cells(run_page("e", frame, None), "results")[1:] == [["2", "3.000"], ["10", "3.000"]]
+    many = pd.concat([frame.head(1)] * 401, ignore_index=True)
+    many["layer"] = many["zeroed_layer"] = range(401)
+    many["drop"] = [float(layer) for layer in range(401)]
+    many.attrs.update(frame.attrs, grid={"layer": list(range(401))})
+    page = run_page("e", many, None)
+    assert "400 of 401 combinations" in page
+    assert cells(page, "results")[1] == ["0", "0.000"]
+
+
 def test_runs_that_asked_another_number_of_prompts_are_compared():
     frames = {
         str(count): run(lambda layer, seed: layer + seed).assign(

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.case_study import without_the_best
+from qv_lens.case_study import alone, without_the_best
 from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.ablation import suppress
-from qv_lens.evaluation.answers import accuracy
+from qv_lens.evaluation.answers import accuracy, first_sentences
 from qv_lens.evaluation.metrics import FORCED
 from qv_lens.evaluation.protocols import evaluate
+from qv_lens.facts.records import Probe
 from qv_lens.material import file_material
 from qv_lens.models.interventions import ffn_coefficients
 from qv_lens.models.zoo import BUNDLED, WEIGHTS
@@ -24,6 +25,7 @@ from qv_lens.reporting.page import report
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from qv_lens.world.material import world_material
+from tests.models import tiny_lens
 
 WORLD = generator.build(0)
 
@@ -218,6 +220,9 @@ def test_study_and_its_page(gptj, tmp_path):
     assert all(found.settings["versions"].values())
     assert set(found.edits["variant"]) == {"ACE, located layers", "MEMIT", "ACE, random layers"}
     assert found.restored
+    assert found.probes["MEMIT"].iloc[0].startswith(new)
+    assert found.probes["before"].iloc[0].startswith(fact.answer)
+    assert found.states["state"].unique().tolist() == [f"before ({fact.answer})", f"after ({new})"]
     assert found.known
     assert found.removal["whose"].unique().tolist() == [
         "this fact",
@@ -229,6 +234,29 @@ def test_study_and_its_page(gptj, tmp_path):
     for text in (fact.subject, new, "qv-lens demo", "Plotly.newPlot", "Eq. 10"):
         assert text in page
     assert "<script src=" not in page
+
+
+def test_what_a_neuron_does_alone_is_what_is_won_or_lost_without_it(gptj):
+    """Of an answer that the model does not give, whose log p moves."""
+    fact = replace(_request()[0], answer="golf")
+    best = qv.vocabulary(gptj, qv.value_neurons(gptj, fact, 5))
+    clean, told = gptj.logprob(fact), alone(gptj, fact, best)
+    for row in told.itertuples():
+        with gptj.intervene(qv.Zero(qv.NeuronSet.of([(row.layer, row.neuron)]))):
+            assert row.alone == pytest.approx(gptj.logprob(fact) - clean, abs=1e-4)
+    assert told["alone"].abs().max() > 0.05
+
+
+def test_what_is_said_goes_to_the_end_of_its_sentence(monkeypatch):
+    """A full stop in a name, or in a number, ends none; the text is long enough for every name."""
+    lens, asked = tiny_lens("gptj", dtype=torch.float32), []
+    texts = [" J. R. R. Tolkien. He wrote", " 3.5 m\nmore", " golf. Tim plays"]
+    monkeypatch.setattr(lens, "generate", lambda texts_, tokens: asked.append(tokens) or texts)
+    names = ("J. R. R. Tolkien", "C. S. Lewis of Oxford and Cambridge")
+    probes = [Probe(f"{text} is", name) for text, name in zip("abc", (*names, "golf"), strict=True)]
+    assert first_sentences(lens, probes, names[0]) == ["J. R. R. Tolkien", "3.5 m", "golf"]
+    assert asked == [max(len(lens.answer_ids(probe)) for probe in probes) + 1]
+    assert asked[0] > 8
 
 
 def test_facts_outside_the_world_are_refused(lens):
@@ -273,6 +301,9 @@ def test_a_study_of_the_users_own_facts(gptj, tmp_path):
     assert len(found.ablation) == 12
     assert found.suppression.empty
     assert found.edits[found.edits["metric"] == "specificity_acc"]["cases"].tolist() == [1, 1, 1]
+    (case,) = file_material(fact, others[0].answer, facts, text).cases
+    assert others[0] not in case.neighbours  # nothing could be seen to change there
+    assert len(case.neighbours) == sum(f.answer != others[0].answer for f in others[:6])
     assert "Query neurons are not silenced" in report(found, tmp_path / "page.html").read_text()
 
 
