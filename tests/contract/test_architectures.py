@@ -78,12 +78,11 @@ def test_logits_are_hugging_faces(name, backend):
 def test_reading_leaves_the_weights_with_their_checkpoint(name, backend):
     """Also Q, K and V that a checkpoint holds as one matrix."""
     lens = own_lens(name, backend)
-    try:
-        value = qv.value_neurons(lens, FACT, 5, unit="attn_neuron")
-    except ModelError as error:  # the bridge of 3.9, which shows no pattern of OPT's
-        assert (name, backend) == ("OPT", "bridge")
-        assert "Attention is not seen" in str(error)
+    if (name, backend) == ("OPT", "bridge") and hooked_available():  # 3.9's shows no pattern
+        with pytest.raises(ModelError, match=r"Attention is not seen.*backend='hooked'"):
+            qv.value_neurons(lens, FACT, 5, unit="attn_neuron")
         return
+    value = qv.value_neurons(lens, FACT, 5, unit="attn_neuron")
     qv.query_neurons(lens, FACT, value, 5)
     assert lens.plain_model() is lens.hf
 
