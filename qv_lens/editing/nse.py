@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.attribution.effects import neuron_effects
-from qv_lens.attribution.value import value_neurons
+from qv_lens.attribution.value import for_every_neuron, value_neurons
 from qv_lens.editing.bounds import Count, Limit, NotNegative, Positive, Share
 from qv_lens.editing.closed_form import EarlierKeys
 from qv_lens.editing.edit import Deltas, Job
@@ -199,7 +199,9 @@ class NSE(ClosedForm):
             return {}
         facts, lens, at = [request.fact for request in requests], job.lens, self.fact_token
         if self.score == "value":
-            frame = value_neurons(lens, facts, None, over="set", positions=at).frame
+            method = for_every_neuron(lens)
+            found_by = value_neurons(lens, facts, None, over="set", positions=at, method=method)
+            frame = found_by.frame
         else:
             frame = neuron_effects(lens, facts, None, over="set", positions=at).frame
         found = {}

@@ -35,6 +35,8 @@ QUERY_LAYERS = 2
 #: ACE's query neurons of a layer, and GPT-J's neurons of a layer
 SILENCED = 100
 OF = 16384
+#: by how much a score may differ between two calls: the last neuron above a threshold is one of them
+ROUNDING = 1e-6
 #: the columns that `drop` gives
 DROP = ("clean", "accuracy", "drop_points", "drop_relative", "logprob_change")
 
@@ -98,8 +100,8 @@ def suppress(
     `top`: query neurons per layer; by default 100 scaled from GPT-J's 16,384 (at least 10). A
     layer's sum over all its neurons is not used: where most scores are negative, the layers with
     hardly any target above them would come first.
-    `counted`: whether activated value neurons are counted, which scores every neuron again under
-    each condition."""
+    `counted`: whether activated value neurons are counted, which scores neurons again under each
+    condition."""
     nothing = pd.DataFrame(columns=["condition", "layer", "count", "interval", "original"])
     if not chains:
         return pd.DataFrame(columns=["intervention", "layer", "count", *DROP]), nothing
@@ -145,14 +147,27 @@ def _activated(
     """How many neurons' scores reach the prompt's clean threshold, by layer: the mean over the
     prompts and half its 95% interval (NaN where the number is the same for all prompts), and how
     many of these neurons also reached it before (`original`)."""
-    frame = value_neurons(lens, list(chains), None).frame
-    frame = frame[frame["score"].to_numpy() >= threshold[frame["prompt"].to_numpy()]]
+    frame = _reaching(lens, chains, threshold)
     same = frame.merge(value.frame[["prompt", "layer", "neuron"]])
     now = by_layer(lens, frame, len(chains))
     before = by_layer(lens, same, len(chains))
     half = student(now.sem(), len(chains))
     counted = {"count": now.mean(), "interval": half, "original": before.mean()}
     return pd.DataFrame({"condition": condition, "layer": now.columns, **counted})
+
+
+def _reaching(lens: Lens, chains: Sequence[Fact], threshold: np.ndarray) -> pd.DataFrame:
+    """The neurons whose scores reach their prompt's threshold. Best first, as many as it takes until
+    each prompt has one below: with a real vocabulary to score all neurons takes many times
+    longer."""
+    every, asked = lens.n_layers * lens.d_mlp, 2 * ACTIVATED
+    trace, least = lens.trace(list(chains)), threshold - ROUNDING * np.abs(threshold)
+    while True:
+        frame = value_neurons(lens, trace, min(asked, every)).frame
+        reached = frame[frame["score"].to_numpy() >= least[frame["prompt"].to_numpy()]]
+        if asked >= every or reached.groupby("prompt").size().max() < asked:
+            return reached.reset_index(drop=True)
+        asked *= 2
 
 
 def by_layer(lens: Lens, frame: pd.DataFrame, prompts: int) -> pd.DataFrame:

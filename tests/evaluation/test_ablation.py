@@ -8,6 +8,8 @@ import pytest
 import qv_lens as qv
 from qv_lens.evaluation import ablation
 from qv_lens.evaluation.ablation import Answers, drop
+from qv_lens.world import cases as world_cases
+from qv_lens.world import generator
 from tests.models import tiny_lens
 
 
@@ -29,3 +31,19 @@ def test_query_layers_are_ranked_by_what_raises_the_value_neurons(monkeypatch):
     best = ablation._best_query_neurons(lens, None, found, 2)
     assert list(best) == [0, 1]
     assert best[0].units == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("reached", [40, 300, 2000])
+def test_what_reaches_a_threshold_is_found_without_scoring_all(reached):
+    """As many as reach it, more than are asked at first too."""
+    lens = qv.load("toy-gptj")
+    facts = world_cases.facts(generator.build(0), "P641")[:3]
+    every = qv.value_neurons(lens, facts, None, method="exact").frame
+    least = every.groupby("prompt")["score"].nlargest(reached).groupby("prompt").min().to_numpy()
+    wanted = every[every["score"].to_numpy() >= least[every["prompt"].to_numpy()]]
+    units = ["prompt", "layer", "neuron"]
+    found = ablation._reaching(lens, facts, least)
+    assert set(found[units].itertuples(index=False, name=None)) == set(
+        wanted[units].itertuples(index=False, name=None)
+    )
+    assert len(found) == 3 * reached
