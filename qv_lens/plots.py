@@ -551,9 +551,7 @@ def removal_curve(
     kept = "kept" in frame and bool(frame["kept"].all())
     counted = "neurons kept, all others zero" if kept else "neurons taken out"
     figure.update_xaxes(title=counted, type="log", dtick=1)
-    figure.update_yaxes(
-        title="log p of the answer's first token, nats", exponentformat="power", col=1
-    )
+    figure.update_yaxes(title="log p of first token, nats", exponentformat="power", col=1)
     lines = max(name.count("<br>") for name in (*names, title))
     return _layout(figure, title, height=430).update_layout(margin_t=80 + 18 * lines)
 
