@@ -49,7 +49,7 @@ from qv_lens.editing.presets import Preset, has_presets, presets
 from qv_lens.editing.statistics import Module, Statistics
 from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.ablation import DROP, ablate, answers, suppress
-from qv_lens.evaluation.answers import correct, first_sentences, greedy_answer
+from qv_lens.evaluation.answers import correct, first_sentences, greedy_answers
 from qv_lens.evaluation.faithfulness import faithfulness, lost_at
 from qv_lens.evaluation.protocols import evaluate, fitting, summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
@@ -330,7 +330,7 @@ def without(
         counts |= {int(own[name])} if own[name] == own[name] else set()
         for k in sorted(counts):
             with lens.intervene(Zero(neurons.union().top(k))):
-                rows.append((name, k, greedy_answer(lens, fact, least=WORDS)))
+                rows.append((name, k, *greedy_answers(lens, [fact], least=WORDS)))
     return pd.DataFrame(rows, columns=["ranking", "k", "said"])
 
 
@@ -518,7 +518,8 @@ def _words(
     probes_asked += [("follows from it", after) for _, after in case.onward[:3]] + [
         ("must stay", near) for near in case.neighbours[:3]
     ]
-    asked, names = [probe for _, probe in probes_asked], (case.request.fact.answer, new)
+    asked = [probe for _, probe in probes_asked]
+    names = (case.request.fact.answer, new)
     probes = pd.DataFrame(
         {
             "kind": [kind for kind, _ in probes_asked],

@@ -517,9 +517,9 @@ def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Fi
 def removal_curve(
     frame: pd.DataFrame, title: str = "What is left of the answer", by: str = "text"
 ) -> go.Figure:
-    """log p of the answer's first token against how many neurons are taken out, or are kept alone, one line per
-    ranking, the random orders as their mean with their range; a panel for each value of column `by`
-    (`evaluation.faithfulness`; by prompt where there is none). A hollow mark: the model says
+    """log p of the answer's first token against how many neurons are taken out, or are kept alone,
+    one line per ranking, the random orders as their mean with their range; a panel for each value of
+    column `by` (`evaluation.faithfulness`; by prompt where there is none). A hollow mark: the model says
     something else. A column `went` names the neurons that a step takes out; hovering tells them."""
     if frame.empty:
         return _layout(go.Figure(), title)

@@ -49,6 +49,11 @@ class Rows:
     positions: Int[Tensor, " row"]
     """At which token of it."""
 
+    def rows_of(self, prompt: int) -> dict[int, int]:
+        """The rows of one prompt, by position."""
+        rows = (self.prompt == prompt).nonzero()[:, 0].tolist()
+        return {int(self.positions[row]): row for row in rows}
+
 
 @dataclass(frozen=True, repr=False)
 class Trace(Rows):

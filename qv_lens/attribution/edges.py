@@ -37,7 +37,7 @@ from qv_lens.attribution.readers import (
     once,
     targets_of,
 )
-from qv_lens.attribution.setting import Target, setting
+from qv_lens.attribution.setting import Target, wanted_at, where_read
 from qv_lens.attribution.value import units_of
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
@@ -144,9 +144,9 @@ def _about(lens: Lens, trace: Trace, value: NeuronSet, number: int) -> dict[str,
     prompt, said = trace.prompts[number], value.settings
     by_prompt = len(said.get("target_ids", ())) == len(trace.prompts)
     at = said["read_at"][number] if by_prompt else prompt.last
-    here = ((trace.prompt == number) & (trace.positions == at)).nonzero()[:, 0]
-    read = trace if len(here) else lens.trace(trace.facts[number])
-    logits = at_least_float32(read.logits[int(here[0]) if len(here) else 0])
+    row = trace.rows_of(number).get(at)
+    read = lens.trace(trace.facts[number]).logits[0] if row is None else trace.logits[row]
+    logits = at_least_float32(read)
     own = prompt.answer[0] if prompt.answer else int(logits.argmax())
     answer = said["target_ids"][number] if by_prompt else own
     about = {
@@ -173,24 +173,23 @@ def _at_tokens(reader: Reader) -> pd.DataFrame:
 
 def _coefficients(reader: Reader, frame: pd.DataFrame) -> list[float]:
     """m of FFN neurons in their prompts: a set's own may be a mean over prompts, or none."""
-    at = (torch.tensor(frame[name].to_numpy()) for name in ("layer", "position", "neuron"))
-    layer, position, neuron = at
-    trace, prompt = reader.trace, torch.tensor(frame["prompt"].to_numpy())
-    where = (trace.prompt.cpu() == prompt[:, None]) & (trace.positions.cpu() == position[:, None])
-    return trace.m[layer, where.int().argmax(1), neuron].tolist()
+    trace = reader.trace
+    places = [trace.rows_of(prompt) for prompt in range(len(trace.prompts))]
+    rows = [places[at.prompt][at.position] for at in frame.itertuples()]
+    layers, neurons = (torch.tensor(frame[name].to_numpy()) for name in ("layer", "neuron"))
+    return trace.m[layers, torch.tensor(rows, dtype=torch.long), neurons].tolist()
 
 
 def _below(reader: Reader, query: NeuronSet, prompt: int) -> pd.DataFrame:
     """The query neurons of one prompt, the tokens at which they lie, and their rows of the
     trace."""
-    rows = (reader.trace.prompt == prompt).nonzero()[:, 0].tolist()
+    at = reader.trace.rows_of(prompt)
     found = once(query.about(reader.trace.facts[prompt], prompt).frame).assign(prompt=prompt)
     if not reader.by_position:
-        found = found.assign(position=int(reader.trace.positions[rows[0]]))
-    at = {int(reader.trace.positions[row]): row for row in rows}
-    rows_of = found.assign(row=[at[position] for position in found["position"]])
+        found = found.assign(position=next(iter(at)))
+    placed = found.assign(row=[at[position] for position in found["position"]])
     # pandas takes the columns of no rows for floats
-    return rows_of.astype(dict.fromkeys(("layer", "neuron", "position", "row"), "int64"))
+    return placed.astype(dict.fromkeys(("layer", "neuron", "position", "row"), "int64"))
 
 
 def _edges(reader: Reader, targets: pd.DataFrame, sources: pd.DataFrame) -> pd.DataFrame:
@@ -261,28 +260,27 @@ def edge_effects(
     """
     check_not_suppressed(lens, "Tests of edges")
     # whatever a trace holds, an answer is read at the prompt's end
-    records = lens.traced(facts).facts if isinstance(facts, Trace) else facts
-    task = setting(lens, records, target="answer" if target is None else target)
-    texts = [prompt.text for prompt in task.trace.prompts]
+    rows = lens.rows(lens.traced(facts).facts if isinstance(facts, Trace) else facts)
+    texts = [prompt.text for prompt in rows.prompts]
     if texts != graph.edges.attrs.get("texts"):
         raise ConfigError(
             f"This graph was drawn for {graph.edges.attrs.get('texts')!r:.100}, asked is "
             f"{texts!r:.100}: give both the same facts."
         )
-    if task.sequence:
+    if target is not None and where_read(target) == "answer":
         raise ConfigError("Edges are tested on the next token: use another target than 'sequence'.")
-    every = lens.trace(list(task.trace.facts), "all")
+    asked = [(each["answer_id"], each.get("against_id")) for each in graph.edges.attrs["prompts"]]
+    if target is not None:
+        wanted = wanted_at(lens, rows, target)
+        against = [None] * len(texts) if wanted.against is None else wanted.against.tolist()
+        asked = list(zip(wanted.token.tolist(), against, strict=True))
+    every = lens.trace(rows.facts, "all")
     parts = []
     for prompt in range(len(texts)):
         edges = graph.edges[graph.edges["prompt"] == prompt]
         test = _Test(lens, every, prompt, graph.nodes[graph.nodes["prompt"] == prompt], edges)
         without = test.coefficients(graph.edges.attrs["through"])
-        about = graph.edges.attrs["prompts"][prompt]
-        token, against = about["answer_id"], about.get("against_id")
-        if target is not None:
-            token = int(task.token[prompt])
-            against = None if task.against is None else int(task.against[prompt])
-        parts.append(test.measured(without, token, against))
+        parts.append(test.measured(without, *asked[prompt]))
     edges = pd.concat(parts)
     edges.attrs.update(graph.edges.attrs)
     found = agreement(edges)

@@ -363,17 +363,16 @@ def _best(value: NeuronSet, trace: Trace, prompt: int, targets: int) -> pd.DataF
             "Value neurons without a score (a set made by hand) have no weight here: give them "
             "scores, or use value_neurons."
         )
-    rows = (trace.prompt == prompt).nonzero()[:, 0].tolist()
+    rows = trace.rows_of(prompt)
     ordered = once(own.best_first())
     if value.unit != "attn_neuron" and len(rows) == 1:
-        return ordered.head(targets).assign(prompt=prompt, row=rows[0])
+        return ordered.head(targets).assign(prompt=prompt, row=next(iter(rows.values())))
     best = (
         ordered.head(targets)
         if value.unit == "attn_neuron"
         else ordered.groupby("position", sort=False).head(targets)
     )
-    by_position = {int(trace.positions[row]): row for row in rows}
-    return best.assign(prompt=prompt, row=[by_position[p] for p in best["position"]])
+    return best.assign(prompt=prompt, row=[rows[position] for position in best["position"]])
 
 
 def _keys(

@@ -177,7 +177,7 @@ def edit(
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics
-    from qv_lens.evaluation.answers import greedy_answer
+    from qv_lens.evaluation.answers import greedy_answers
     from qv_lens.facts.prompts import contains, one_line
 
     chosen = preset_of(preset or model, editor)
@@ -195,19 +195,20 @@ def edit(
     patch = qv.edit(lens, request, used, statistics=C0, seed=seed)
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):
-        after, said = lens.logprob([request.target, fact]), greedy_answer(lens, fact, new)
+        after = lens.logprob([request.target, fact])
+        (said,) = greedy_answers(lens, [fact], new)
         if save is not None:
             lens.save(save)
     heard = one_line(said)
     took = "" if contains(said, [new]) else f"; the edit did not take: {new} is not in it"
     print(f"After the edit: {fact.text} {heard}{took}")
-    begins, began = (lens.answer_ids(each)[0] for each in (request.target, fact))
-    same = f" (of both the first token, {lens.token_label(begins)!r})" if begins == began else ""
-    several = max(len(lens.answer_ids(each)) for each in (request.target, fact)) > 1
-    which = " of the first tokens" if several and not same else ""
+    names, olds = (lens.answer_ids(each) for each in (request.target, fact))
+    which = " of the first tokens" if max(len(names), len(olds)) > 1 else ""
+    if names[0] == olds[0]:
+        which = f" (of both the first token, {lens.token_label(names[0])!r})"
     print(
         f"log p({new}) {before[0]:.3f} -> {after[0]:.3f}, log p({answer}) {before[1]:.3f} -> "
-        f"{after[1]:.3f}{which}{same}"
+        f"{after[1]:.3f}{which}"
     )
     print(patch.frame().round(4).to_string(index=False))
     if out is not None:

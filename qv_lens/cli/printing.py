@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def print_knowledge(lens: Lens, fact: Fact) -> None:
     """Say, before anything is done, whether the model knows the fact."""
-    from qv_lens.evaluation.answers import greedy_answer, tell
+    from qv_lens.evaluation.answers import greedy_answers, tell
     from qv_lens.facts.prompts import one_line
 
     knows = tell(lens, [fact])[0].right
-    said = greedy_answer(lens, fact)
+    (said,) = greedy_answers(lens, [fact])
     if knows:
         print(f"{lens.name} knows the fact. It says: {fact.text} {one_line(said)}")
     else:
@@ -44,12 +44,11 @@ def print_facts(
     """A line for each fact: whether it is known, log p of its answer, its best value neuron with
     what it promotes, and its best query neuron."""
     from qv_lens.attribution.projection import vocabulary
-    from qv_lens.evaluation.answers import answer_length, correct
+    from qv_lens.evaluation.answers import correct, greedy_answers
     from qv_lens.facts.prompts import one_line
 
     known, logprobs = correct(lens, facts), lens.logprob(facts)
-    longest = max(answer_length(lens, fact, (fact.answer,)) for fact in facts)
-    said = lens.generate(list(facts), max(6, longest))
+    said = greedy_answers(lens, facts, least=6)
     print(
         f"{lens.name} knows {sum(known)} of them (every token of the answer is the likeliest). log p "
         "is that of its first token."

@@ -200,13 +200,12 @@ class NSE(ClosedForm):
         facts, lens, at = [request.fact for request in requests], job.lens, self.fact_token
         if self.score == "value":
             method = for_every_neuron(lens)
-            found_by = value_neurons(lens, facts, None, over="set", positions=at, method=method)
-            frame = found_by.frame
+            every = value_neurons(lens, facts, None, over="set", positions=at, method=method)
         else:
-            frame = neuron_effects(lens, facts, None, over="set", positions=at).frame
+            every = neuron_effects(lens, facts, None, over="set", positions=at)
         found = {}
         for layer in self.layers:
-            rows = frame[frame["layer"] == layer].sort_values("neuron")
+            rows = every.layer(layer).frame.sort_values("neuron")
             found[layer] = torch.tensor(rows["score"].to_numpy(), device=lens.device).abs()
         return found
 

@@ -20,7 +20,7 @@ from qv_lens.errors import FactError
 from qv_lens.evaluation.metrics import mean
 from qv_lens.evaluation.questions import WRITTEN, CaseAnswers, Generation, ProbeAnswer, questions
 from qv_lens.facts.prompts import answered, cot_prompt
-from qv_lens.facts.records import Asked, Case, Fact, MultiHopCase
+from qv_lens.facts.records import Asked, Case, MultiHopCase
 from qv_lens.facts.spans import continuation
 from qv_lens.models.lens import Lens, log_probs
 
@@ -160,20 +160,25 @@ def _continued(
     return lens.generate(list(prompts), tokens, enough=answered if kind == "cot" else None)
 
 
-def greedy_answer(lens: Lens, fact: Fact, *others: str, least: int = 8) -> str:
-    """The greedy continuation of a fact's prompt, long enough for its answer and any of `others`;
+def greedy_answers(lens: Lens, asked: Sequence[Asked], *others: str, least: int = 8) -> list[str]:
+    """The greedy continuations of prompts, long enough for each one's answer and any of `others`;
     at least so many tokens."""
-    names = (fact.answer, *fact.aliases, *others)
-    return lens.generate(fact.text, max(least, answer_length(lens, fact, names)))
+    lengths = [answer_length(lens, each, (*_own_names(each), *others)) for each in asked]
+    return lens.generate([each.text for each in asked], max([least, *lengths]))
+
+
+def _own_names(asked: Asked) -> tuple[str, ...]:
+    return asked.answer, *asked.aliases
 
 
 def first_sentences(lens: Lens, probes: Sequence[Asked], *others: str) -> list[str]:
-    """The greedy continuations up to their first full stop or line, long enough for each probe's
-    answer and any of `others`; a full stop within one of these ends no sentence."""
-    names = [(probe.answer, *probe.aliases, *others) for probe in probes]
-    lengths = [answer_length(lens, probe, of) for probe, of in zip(probes, names, strict=True)]
-    texts = lens.generate([probe.text for probe in probes], max([8, *lengths]))
-    return [_first_sentence(text, of) for text, of in zip(texts, names, strict=True)]
+    """`greedy_answers` up to their first full stop or line; a full stop within an answer, or any of
+    `others`, ends no sentence."""
+    texts = greedy_answers(lens, probes, *others)
+    return [
+        _first_sentence(text, (*_own_names(probe), *others))
+        for probe, text in zip(probes, texts, strict=True)
+    ]
 
 
 def _first_sentence(text: str, names: Sequence[str]) -> str:

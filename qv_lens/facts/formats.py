@@ -183,17 +183,23 @@ def _edited(record: Record) -> tuple[int, ...]:
 
 def _name_the_edits(record: Record, index: list[int]) -> bool:
     """Whether the hops at these numbers are the edits', in their order."""
-    hops = record["new_single_hops"]
-    answers = [_answer(_table(hops[i], "new_single_hops")["answer"], "answer") for i in index]
-    wanted = [_object(rewrite, "target_new") for rewrite in _rewrites(record)]
-    return all(answer == name for answer, name in zip(answers, wanted, strict=False))
+    answers, rewrites = _new_answers(record), _rewrites(record)
+    return all(
+        answers[i] == _object(rewrite, "target_new")
+        for i, rewrite in zip(index, rewrites, strict=False)
+    )
+
+
+def _new_answers(record: Record) -> list[str]:
+    """The answer of each hop after the edits."""
+    hops = [_table(hop, "new_single_hops") for hop in record["new_single_hops"]]
+    return [_answer(hop["answer"], "answer") for hop in hops]
 
 
 def _by_object(record: Record) -> list[int]:
     """Which hop each edit belongs to, by its new object: of several hops with that answer the first
     about the edit's subject, else the first; no hop twice."""
-    hops = [_table(hop, "new_single_hops") for hop in record["new_single_hops"]]
-    answers = [_answer(hop["answer"], "answer") for hop in hops]
+    hops, answers = record["new_single_hops"], _new_answers(record)
     found: list[int] = []
     for rewrite in _rewrites(record):
         name, subject = _object(rewrite, "target_new"), str(rewrite.get("subject", ""))

@@ -298,18 +298,6 @@ class EditCase(_Record):
 Case = EditCase | MultiHopCase
 
 
-def _check_groups(what: str, groups: object) -> None:
-    """Raise `FactError` for anything but pairs of a name and what is asked."""
-    pairs = groups if isinstance(groups, (tuple, list)) else [groups]
-    for pair in pairs:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise FactError(
-                f"{what} are pairs of a name and probes, [('Reasoning', [probe, ...])], got "
-                f"{pair!r:.80}."
-            )
-        _check_asked(f"{what}, {pair[0]},", pair[1])
-
-
 def check_text(what: str, value: object) -> None:
     """Raise `FactError` unless `value` is a text that says something."""
     if not isinstance(value, str):
@@ -348,6 +336,18 @@ def _check_asked(what: str, values: object) -> None:
             raise FactError(
                 f"{what} must be facts, qv.Fact(prompt, subject, answer), got {value!r:.80}."
             )
+
+
+def _check_groups(what: str, groups: object) -> None:
+    """Raise `FactError` for anything but pairs of a name and what is asked."""
+    pairs = groups if isinstance(groups, (tuple, list)) else [groups]
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise FactError(
+                f"{what} are pairs of a name and probes, [('Reasoning', [probe, ...])], got "
+                f"{pair!r:.80}."
+            )
+        _check_asked(f"{what}, {pair[0]},", pair[1])
 
 
 def _texts(what: str, values: object) -> tuple[str, ...]:

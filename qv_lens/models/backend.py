@@ -363,7 +363,12 @@ class Backend:
         for layer in range(self.n_layers):
             found += [self.w_out(layer), self.w_in(layer), self.w_gate(layer), self.w_o(layer)]
             found += [read(layer, which) for read in (self.w_qkv, self.b_qkv) for which in "QKV"]
-            found += [self.b_in(layer), self.b_gate(layer), self.b_out(layer), self.b_o(layer)]
+            found += [
+                self.b_in(layer),
+                self.b_gate(layer),
+                self.stored_b_out(layer),
+                self.b_o(layer),
+            ]
             attn = self.model.blocks[layer].attn
             norms = [self.norm(layer, sublayer) for sublayer in ("attn", "ffn")]
             norms += [self.norm_after(layer, sublayer) for sublayer in ("attn", "ffn")]

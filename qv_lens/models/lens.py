@@ -799,8 +799,8 @@ class Lens:
         if not self._shares():
             raise ModelError(
                 "A parameter of the hooked model, or of the Hugging Face model behind it, was "
-                "replaced, so that the two hold different weights. Write in place (parameter.data.copy_(...)) or apply "
-                "a patch; nothing was written."
+                "replaced, so that the two hold different weights. Write in place "
+                "(parameter.data.copy_(...)) or apply a patch; nothing was written."
             )
         return self.hf
 

@@ -5,8 +5,8 @@
    nodes between embedding and logits; its number is Cantor's pairing of layer and neuron.
 2. Links, in nats of the answer's log p: the graph's edges (of `method='inner_product'` in units of
    m_j), and each value neuron's own score, from it to the answer. The answer is the token that the
-   value neurons were scored by, at the token where it is read. A tested edge carries what the answer really lost without it
-   (`lost_logprob`).
+   value neurons were scored by, at the token where it is read. A tested edge carries what the
+   answer really lost without it (`lost_logprob`).
 3. `influence`, by which the viewers prune: of the neurons in order of |score|, the share of all
    |score| up to this one.
 
