@@ -7,11 +7,14 @@ of them edited (MQuAKE); an `EditCase` is one edit with its probes. Positions in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, TypeVar
 
 from qv_lens.errors import EditError, FactError
 from qv_lens.facts.words import blanks_around, places, rtrimmed, trimmed, word_around, word_places
+
+_R = TypeVar("_R")
 
 
 class _Record:
@@ -136,12 +139,7 @@ class EditRequest(_Record):
     def __post_init__(self) -> None:
         if not isinstance(self.fact, Fact):
             raise FactError(f"An edit changes a qv.Fact, got {self.fact!r:.80}.")
-        if isinstance(self.via, str):
-            raise FactError(
-                "EditRequest.via must be a sequence of prompts, got the single string "
-                f"{self.via!r}."
-            )
-        object.__setattr__(self, "via", tuple(self.via))
+        object.__setattr__(self, "via", _texts("EditRequest.via", self.via))
         check_text(f"The new answer for {self.fact.text!r}", self.new)
         object.__setattr__(self, "new", rtrimmed(self.new))
 
@@ -167,6 +165,10 @@ class Hop(_Record):
     """Its subject, where the record names it."""
     relation: str | None = None
     """Its relation, where the record names it."""
+
+    def __post_init__(self) -> None:
+        check_text("Hop.answer", self.answer)
+        object.__setattr__(self, "aliases", _texts("Hop.aliases", self.aliases))
 
 
 #: the old answer of an edit whose file does not give one (KnowEdit's wiki_recent)
@@ -233,21 +235,25 @@ class MultiHopCase(_Record):
     """Keys of the source record that nothing here reads."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.edits, (tuple, list)) or not all(
-            isinstance(one, EditRequest) for one in self.edits
-        ):
-            raise FactError(
-                "MultiHopCase's edits are requests, [fact.to('new answer'), ...], got "
-                f"{self.edits!r:.80}."
-            )
+        edits = _records("MultiHopCase's edits", self.edits, EditRequest, "fact.to('new answer')")
+        object.__setattr__(self, "edits", edits)
         for name in ("questions", "clozes", "aliases", "new_aliases"):
-            _texts(f"MultiHopCase's {name}", getattr(self, name))
+            object.__setattr__(self, name, _texts(f"MultiHopCase's {name}", getattr(self, name)))
+        for name in ("answer", "new_answer"):
+            check_text(f"MultiHopCase's {name}", getattr(self, name))
+        for name in ("hops", "new_hops"):
+            hops = _records(
+                f"MultiHopCase's {name}", getattr(self, name), Hop, "Hop(question, cloze, answer)"
+            )
+            object.__setattr__(self, name, hops)
+        edited = self.edited if isinstance(self.edited, (tuple, list)) else None
         links = range(len(self.new_hops))
-        if any(isinstance(i, bool) or i not in links for i in self.edited):
+        if edited is None or any(isinstance(i, bool) or i not in links for i in edited):
             raise FactError(
                 f"MultiHopCase's edited says which of its {len(links)} new_hops each edit belongs to, "
-                f"numbers from 0; got {self.edited!r}."
+                f"numbers from 0, [0] for the first; got {self.edited!r:.80}."
             )
+        object.__setattr__(self, "edited", tuple(edited))
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
@@ -284,10 +290,12 @@ class EditCase(_Record):
                 f"A case is an edit, qv.EditCase(fact.to('new answer')), got {self.request!r:.80}."
             )
         for name in ("paraphrases", "neighbours"):
-            _check_asked(f"EditCase's {name}", getattr(self, name))
+            object.__setattr__(self, name, _asked(f"EditCase's {name}", getattr(self, name)))
+        object.__setattr__(self, "onward", _pairs("EditCase's onward", self.onward))
         for name in ("portability", "locality"):
-            _check_groups(f"EditCase's {name}", getattr(self, name))
-        _texts("EditCase's generation", self.generation)
+            object.__setattr__(self, name, _groups(f"EditCase's {name}", getattr(self, name)))
+        texts = _texts("EditCase's generation", self.generation)
+        object.__setattr__(self, "generation", texts)
 
     @property
     def requests(self) -> tuple[EditRequest, ...]:
@@ -327,38 +335,74 @@ def check_space(what: str, value: object) -> None:
         )
 
 
-def _check_asked(what: str, values: object) -> None:
-    """Raise `FactError` unless the values are a sequence of prompts with answers."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
+def _records(what: str, values: object, kind: type[_R], example: str) -> tuple[_R, ...]:
+    """The values, read once. Raises `FactError` for anything but a sequence of records of a
+    kind."""
+    found = _several(values)
+    if found is None or not all(isinstance(value, kind) for value in found):
+        raise FactError(f"{what} are {kind.__name__}s, [{example}, ...], got {values!r:.80}.")
+    return found
+
+
+def _asked(what: str, values: object) -> tuple[Asked, ...]:
+    """The values, read once. Raises `FactError` unless they are a sequence of prompts with
+    answers."""
+    found = _several(values)
+    if found is None:
         raise FactError(f"{what} must be a sequence of facts or probes, got {values!r:.80}.")
-    for value in values:
+    for value in found:
         if not hasattr(value, "answer") or not hasattr(value, "text"):
             raise FactError(
                 f"{what} must be facts, qv.Fact(prompt, subject, answer), got {value!r:.80}."
             )
+    return found
 
 
-def _check_groups(what: str, groups: object) -> None:
-    """Raise `FactError` for anything but pairs of a name and what is asked."""
-    pairs = groups if isinstance(groups, (tuple, list)) else [groups]
-    for pair in pairs:
+def _pairs(what: str, pairs: object) -> tuple[tuple[Asked, Asked], ...]:
+    """The pairs, read once. Raises `FactError` unless each is a prompt with its answer before and
+    one with its answer after."""
+    found = _several(pairs)
+    asked = [_several(pair) or () for pair in found] if found is not None else [()]
+    if any(len(pair) != 2 for pair in asked):
+        raise FactError(
+            f"{what} are pairs of probes, one with the answer before the edit and one with that "
+            f"after it, [(probe, probe), ...], got {pairs!r:.80}."
+        )
+    return tuple(_asked(what, pair) for pair in asked)  # pyright: ignore[reportReturnType]
+
+
+def _groups(what: str, groups: object) -> Groups:
+    """The groups, read once. Raises `FactError` for anything but pairs of a name and what is
+    asked."""
+    pairs, found = _several(groups), []
+    for pair in (groups,) if pairs is None else pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
             raise FactError(
                 f"{what} are pairs of a name and probes, [('Reasoning', [probe, ...])], got "
                 f"{pair!r:.80}."
             )
-        _check_asked(f"{what}, {pair[0]},", pair[1])
+        found.append((pair[0], _asked(f"{what}, {pair[0]},", pair[1])))
+    return tuple(found)
+
+
+def _several(values: object) -> tuple[Any, ...] | None:
+    """Several values, read once: a generator gives them only then. None for a text, a mapping or
+    one value."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        return None
+    return tuple(values)
 
 
 def _texts(what: str, values: object) -> tuple[str, ...]:
+    """The values, read once. Raises `FactError` for anything but a sequence of strings."""
     if isinstance(values, str):
         raise FactError(f"{what} must be a sequence of strings, got the single string {values!r}.")
-    if not isinstance(values, Iterable):
-        raise FactError(f"{what} must be a sequence of strings, got {values!r}.")
-    texts = tuple(values)
+    texts = _several(values)
+    if texts is None:
+        raise FactError(f"{what} must be a sequence of strings, got {values!r:.80}.")
     for text in texts:
         if not isinstance(text, str):
-            raise FactError(f"{what} must be a sequence of strings; one of them is {text!r}.")
+            raise FactError(f"{what} must be a sequence of strings; one of them is {text!r:.80}.")
     return texts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import qv_lens as qv
+from qv_lens.errors import FactError
 from qv_lens.facts.records import EditCase, EditRequest, Fact, Hop, MultiHopCase, Probe
 
 FACT = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
@@ -43,7 +44,56 @@ def test_a_chain_has_requests_and_questions():
     assert qv.MultiHopCase(**usual).requests == (request,)
     for changed, said in (
         ({"questions": "Who?"}, "questions must be"),
-        ({"edits": request}, "edits are requests"),
+        ({"edits": request}, "edits are EditRequests"),
+        ({"answer": None}, "answer must be"),
+        ({"new_answer": ["b"]}, "new_answer must be"),
+        ({"hops": ("q", "c", "d")}, "hops are Hops"),
+        ({"new_hops": None}, "new_hops are Hops"),
+        ({"edited": 0}, r"\[0\] for the first; got 0"),
+        ({"edited": None}, "got None"),
+        ({"edited": (0,)}, "0 new_hops"),
     ):
-        with pytest.raises(qv.QVLensError, match=said):
+        with pytest.raises(FactError, match=said):
             qv.MultiHopCase(**{**usual, **changed})
+
+
+def test_what_is_given_once_is_kept():
+    """A generator was read by the check, and the record held nothing."""
+    edits = (FACT.to("golf"),)
+    probe, hop = Probe("Elena likes", "golf"), Hop("q", "c", "d", aliases=["e"])
+    chain = MultiHopCase(
+        0,
+        (one for one in edits),
+        (text for text in ("Where?", "In which?")),
+        "a",
+        "b",
+        new_hops=(one for one in [hop]),
+        edited=[0],
+        clozes=(text for text in ["It is"]),
+    )
+    assert chain == MultiHopCase(
+        0, edits, ("Where?", "In which?"), "a", "b", (), (), (), (hop,), (0,), ("It is",)
+    )
+    case = EditCase(
+        FACT.to("golf"),
+        paraphrases=(one for one in [probe]),
+        neighbours=(one for one in [probe, FACT]),
+        onward=((one for one in (probe, probe)) for _ in range(2)),
+        portability=[("Reasoning", (one for one in [probe]))],
+        generation=(text for text in ["Elena"]),
+    )
+    assert case == EditCase(
+        FACT.to("golf"),
+        (probe,),
+        (probe, FACT),
+        ((probe, probe),) * 2,
+        (("Reasoning", (probe,)),),
+        generation=("Elena",),
+    )
+    assert len({chain, chain}) == len({case, case}) == 1  # a record of lists has no hash
+
+
+@pytest.mark.parametrize("onward", [None, Probe("a", "b"), [Probe("a", "b")], [("a", "b")]])
+def test_onward_is_pairs_of_probes(onward):
+    with pytest.raises(FactError, match="EditCase's onward"):
+        EditCase(FACT.to("golf"), onward=onward)
