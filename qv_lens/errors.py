@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
@@ -48,7 +48,19 @@ def meant(got: object, names: Iterable[str]) -> str:
     return f" Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise `ConfigError` for what is not a whole number of at least so much."""
+def check_count(
+    name: str, value: Any, least: int = 1, *, error: type[QVLensError] = ConfigError
+) -> None:
+    """Raise the error for what is not a whole number of at least so much."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+        raise error(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+def check_counts(name: str, values: Any) -> tuple[int, ...]:
+    """The values, read once. Raises `ConfigError` unless they are whole numbers of at least 1."""
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name} are several whole numbers, [1, 3, 10], got {values!r:.80}.")
+    counts = tuple(values)
+    for count in counts:
+        check_count(f"each of {name}", count)
+    return tuple(map(int, counts))

@@ -22,9 +22,10 @@ CTP (section 3.2, Eq. 6; scores as its code computes them)
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -80,6 +81,7 @@ def neuron_ensemble(
     steps round with it (up to a tenth of a score on tiny models); load in float32 for exact ones.
     Raises `ConfigError` for a share outside (0, 1], an unknown parameter or axis.
     """
+    parameters = _names(parameters)
     _check_ensemble(share, parameters, axis, reduce, steps)
     facts = targets(records)
     names = [(layer, name) for name in parameters for layer in range(lens.n_layers)]
@@ -124,16 +126,32 @@ def neuron_ensemble(
     return NeuronSet(frame, settings)
 
 
+def _names(parameters: Sequence[str]) -> tuple[str, ...]:
+    """The parameters' names, read once. Raises `ConfigError` for none, or one alone."""
+    single = isinstance(parameters, str) or not isinstance(parameters, Iterable)
+    names = () if single else tuple(parameters)
+    if not names:
+        raise ConfigError(
+            "parameters are the weights to take neurons from, ('W_out',) or more, got "
+            f"{parameters!r:.80}."
+        )
+    return names
+
+
 def _check_ensemble(
     share: float, parameters: Sequence[str], axis: str, reduce: str, steps: int
 ) -> None:
     """Raise `ConfigError` for options that `neuron_ensemble` does not take."""
-    if not 0 < share <= 1:
+    if not isinstance(share, Real) or not 0 < share <= 1:
         raise ConfigError(
-            f"share is a fraction of the neurons, above 0 and at most 1; got {share}."
+            f"share is a fraction of the neurons, above 0 and at most 1; got {share!r}."
         )
     check_count("steps", steps)
-    vectors = [name for name in parameters if not name.startswith("W_")]
+    if not parameters:
+        raise ConfigError(
+            "parameters are weights to take neurons from, ('W_out',): name at least one."
+        )
+    vectors = [name for name in parameters if not str(name).startswith("W_")]
     if vectors:
         raise ConfigError(
             f"{vectors[0]!r} is not a weight matrix: a neuron of KNE is a column of W_out, W_in, "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from qv_lens.editing.bounds import check_bounds
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
-from qv_lens.errors import EditError
+from qv_lens.errors import EditError, check_count
 from qv_lens.facts.records import (
     EditCase,
     EditRequest,
@@ -260,8 +260,8 @@ def edit(
 
         editor = editor_of(lens, editor)
     check_editor(editor)
-    if batch_size is not None and batch_size < 1:
-        raise EditError(f"batch_size must be at least 1, got {batch_size}.")
+    if batch_size is not None:
+        check_count("batch_size", batch_size, error=EditError)
     check_requests(batch)
     templates = None if templates is None else checked_templates(templates)
     held_out = checked_texts(held_out)
@@ -383,10 +383,8 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
 def checked_texts(texts: Sequence[str]) -> list[str]:
     """Texts to measure on. Raises `EditError` for a single string, which would be read letter by
     letter."""
-    if isinstance(texts, str):
-        raise EditError(
-            f"held_out= takes several texts, got the one text {texts!r:.60}: pass a list."
-        )
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise EditError(f"held_out= takes several texts, got {texts!r:.60}: pass a list.")
     return list(texts)
 
 

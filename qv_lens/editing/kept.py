@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qv_lens.cache import VARIABLE, cache_folder
-from qv_lens.editing.statistics import Module, Statistics, covariance, enough
+from qv_lens.editing.statistics import Module, Statistics, checked_layers, covariance, enough
 from qv_lens.errors import EditError
 from qv_lens.facts.corpora import corpus
 from qv_lens.models.lens import Lens
@@ -53,9 +53,9 @@ def kept_covariance(
 ) -> Statistics:
     """`covariance`, from the cache where it is there, and kept there. Raises what `covariance`
     raises."""
-    wanted = sorted(set(layers))
+    wanted = sorted(set(checked_layers(layers)))
     folder = cache_folder()
-    state = None if folder is None or not wanted else lens.bare_state
+    state = None if folder is None else lens.bare_state
     if folder is None or state is None:
         return covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules)
     folder = folder / "statistics" / _name(lens, state, texts, max_tokens)

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qv_lens.errors import EditError, unknown
+from qv_lens.errors import EditError, check_count
 from qv_lens.facts.spans import encode
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -172,23 +172,16 @@ def covariance(
     `total`: how many texts there are, for the progress bar. If the folder already holds exactly
     these statistics, they are returned. Raises `EditError` for a patched lens, no text, or a folder
     of other statistics, which is left as it is."""
-    layers = list(layers)
-    _check_request(
-        texts, layers, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every}
-    )
+    layers = checked_layers(layers)
+    _check_request(texts, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every})
     if lens.patches or lens.interventions:
         raise EditError(
             "Statistics are taken on the bare model: revert the patches and leave the interventions "
             "first."
         )
-    if not modules or set(modules) - {"ffn", "attn"}:
-        raise unknown("Module", modules, ("ffn", "attn"), error=EditError)
+    if isinstance(modules, str) or not modules or set(modules) - {"ffn", "attn"}:
+        raise EditError(f"modules are ('ffn',), ('attn',) or both, got {modules!r}.")
     context = lens.backend_adapter.cfg.n_ctx
-    if max_tokens is not None and max_tokens < 1:
-        raise EditError(
-            f"max_tokens must be at least 1 (None: the model's context of {context}), got "
-            f"{max_tokens}."
-        )
     length = context if max_tokens is None else min(max_tokens, context)
     wanted = [
         (lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules
@@ -287,12 +280,25 @@ def enough(
     return chosen
 
 
-def _check_request(texts: object, layers: list[int], sizes: dict[str, int | None]) -> None:
-    """Raise `EditError` for an argument that holds no texts, no layers, or a size below 1."""
+def checked_layers(layers: object) -> list[int]:
+    """The layers, read once. Raises `EditError` for one number, or none."""
+    found = [] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
+    if not found:
+        raise EditError(
+            "Statistics need at least one layer, layers=[3] or layers=range(lens.n_layers), got "
+            f"{layers!r:.80}."
+        )
+    return found
+
+
+def _check_request(texts: object, sizes: dict[str, int | None]) -> None:
+    """Raise `EditError` for an argument that holds no texts, or a size below 1."""
     if isinstance(texts, str):
         raise EditError(
             "Statistics are taken over many texts: pass a list of them, not one string."
         )
+    if not isinstance(texts, Iterable):
+        raise EditError(f"Statistics are taken over texts: pass a list of them, not {texts!r:.80}.")
     # a data frame gives the names of its columns
     if isinstance(texts, (bytes, Mapping)) or hasattr(texts, "columns"):
         kind = type(texts).__name__
@@ -300,13 +306,9 @@ def _check_request(texts: object, layers: list[int], sizes: dict[str, int | None
             f"Statistics are taken over texts: pass a list of them, not a {kind} (of a data frame "
             "its column: frame['text'])."
         )
-    if not layers:
-        raise EditError(
-            "Statistics need at least one layer: layers=[3] or layers=range(lens.n_layers)."
-        )
     for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise EditError(f"{name} must be at least 1, got {size}.")
+        if size is not None:
+            check_count(name, size, error=EditError)
 
 
 def _checked(texts: Iterable[object]) -> Iterator[str]:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.errors import ConfigError, check_count
+from qv_lens.errors import ConfigError, check_count, check_counts
 from qv_lens.evaluation.intervals import UNBOUNDED, interval
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Prompt
@@ -103,7 +103,7 @@ def faithfulness(
     >>> frame.groupby("ranking")["right"].all().to_dict()  # neither loses the answer
     {'Eq. 9': True, 'random': True}
     """
-    records = as_list(facts)
+    records, sizes = as_list(facts), check_counts("sizes", sizes)
     unit = _check(lens, records, rankings, sizes, seeds, positions)
     places = lens.rows(records, positions)
     prompts = places.prompts
@@ -200,7 +200,7 @@ def _check(
     lens: Lens,
     records: list,
     rankings: Mapping[str, NeuronSet],
-    sizes: Sequence[int],
+    sizes: tuple[int, ...],
     seeds: int,
     positions: str,
 ) -> UnitWithValue:
@@ -211,10 +211,6 @@ def _check(
                 "Faithfulness is measured on an answer: pass qv.Fact(prompt, subject, answer), got "
                 f"the text {record!r:.80}."
             )
-    if not sizes:
-        raise ConfigError("sizes are how many neurons are taken out: name at least one.")
-    for size in sizes:
-        check_count("each of sizes", size)
     check_count("seeds", seeds, 0)
     if positions not in ("last", "all"):
         raise ConfigError(f"positions must be 'last' or 'all', got {positions!r}.")
@@ -223,6 +219,8 @@ def _check(
             "rankings are neurons by name, {'Eq. 9': qv.value_neurons(lens, facts)}; got "
             f"{rankings!r:.80}."
         )
+    if not sizes:
+        raise ConfigError("sizes are how many neurons are taken out: name at least one.")
     if not rankings and not seeds:
         raise ConfigError("There is nothing to take out: pass rankings, or seeds.")
     for name, neurons in rankings.items():

@@ -216,7 +216,7 @@ def _checked_facts(facts: Iterable[Fact]) -> list[Fact]:
             f"qv.known asks for several facts, got the single fact {facts.text!r}. Pass a list of "
             "facts."
         )
-    every = list(facts)
+    every: list[Fact] = list(facts) if isinstance(facts, Iterable) else [facts]
     for fact in every:
         if not isinstance(fact, Fact):
             raise FactError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import exp
 
 import torch
@@ -20,8 +20,8 @@ def perplexity(lens: Lens, texts: Sequence[str]) -> float:
     as they now are, interventions in force included; of a text the first 512 tokens.
 
     Raises `ConfigError` for a single string, or texts of fewer than two tokens."""
-    if isinstance(texts, str):
-        raise ConfigError(f"perplexity takes several texts, got the one text {texts!r:.60}.")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise ConfigError(f"perplexity takes several texts, [text, ...], got {texts!r:.60}.")
     longest = min(LONGEST, lens.backend_adapter.cfg.n_ctx)
     rows = [list(prompt.ids)[:longest] for prompt in lens.tokenize(list(texts))]
     rows = sorted((row for row in rows if len(row) > 1), key=len)

@@ -20,7 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -132,7 +132,7 @@ def evaluate(
         )
     if protocol not in PROTOCOLS:
         raise unknown("Protocol", protocol, PROTOCOLS)
-    cases = _checked_cases(cases)
+    cases = checked_cases("evaluate", cases, (EditCase, MultiHopCase))
     check_count("batch_size", batch_size)
     if every is not None:
         check_count("every", every)
@@ -193,6 +193,7 @@ def evaluate(
     return frame
 
 
+_C = TypeVar("_C", bound=Case)
 #: a chain of thought asked for with nothing in front of it
 UNAIDED = (
     "multihop_cot asks without worked examples here, in front of which the papers put five: pass "
@@ -201,24 +202,25 @@ UNAIDED = (
 )
 
 
-def _checked_cases(cases: Iterable[Case]) -> list[Case]:
-    """The cases as a list. Raises `ConfigError` for nothing to evaluate, or for what is not a
-    case."""
+def checked_cases(verb: str, cases: Iterable[Case], kinds: tuple[type[_C], ...]) -> list[_C]:
+    """The cases as a list, for a verb that takes some kinds. Raises `ConfigError` for none, one
+    alone, or what is no such case."""
     if isinstance(cases, (EditCase, MultiHopCase)):
-        raise ConfigError("evaluate takes several cases: pass a list, [case].")
-    every = list(cases)
+        raise ConfigError(f"{verb} takes several cases: pass a list, [case].")
+    every = list(cases) if isinstance(cases, Iterable) else [cases]
     if not every:
         raise ConfigError(
-            "There is nothing to evaluate: pass at least one case. (A file of plain facts holds no "
+            f"There is nothing to {verb}: pass at least one case. (A file of plain facts holds no "
             "cases: give its facts new answers, qv.EditCase(fact.to('new answer')).)"
         )
-    for case in every:
-        if not isinstance(case, (EditCase, MultiHopCase)):
-            raise ConfigError(
-                "evaluate takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as "
-                f".cases), got {case!r:.100}."
-            )
-    return every
+    known = [case for case in every if isinstance(case, kinds)]
+    if len(known) < len(every):
+        other = next(case for case in every if not isinstance(case, kinds))
+        raise ConfigError(
+            f"{verb} takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as "
+            f".cases), got {other!r:.100}."
+        )
+    return known
 
 
 def groups_of(wanted: Sequence[str]) -> list[str]:
@@ -638,7 +640,9 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
     `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity
     (CounterFact). The same case number is the same case: frames put together need a column in `by`
-    that tells them apart."""
+    that tells them apart. Raises `ConfigError` for columns that the frame lacks, or that are means
+    here."""
+    by = _columns(frame, by)
     last = frame[
         frame["step"] == frame.groupby([*by, "case"], dropna=False)["step"].transform("max")
     ]
@@ -674,3 +678,21 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
                     }
                 )
     return pd.concat([out, pd.DataFrame(scores)], ignore_index=True) if scores else out
+
+
+def _columns(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    """The columns to tell rows apart by. Raises `ConfigError`."""
+    if isinstance(by, str):
+        raise ConfigError(f"by is a list of columns: by=[{by!r}].")
+    by = list(by)
+    lacking = [name for name in ("case", "step", "metric", "before", "after") if name not in frame]
+    if lacking:
+        raise ConfigError(
+            f"summary takes what evaluate gives; this frame has no column {lacking[0]!r}."
+        )
+    means = ("case", "step", "metric", "before", "after", "relative_norm", "seconds")
+    for name in by:
+        if name not in frame or name in means:
+            free = [str(column) for column in frame.columns if column not in means]
+            raise unknown("Column of by", name, free)
+    return by

@@ -31,18 +31,20 @@ from qv_lens.editing.edit import (
     Factored,
     check_editor,
     check_statistics,
+    checked_texts,
     edit,
     style_of,
 )
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
-from qv_lens.errors import ConfigError, EditError, FactError
+from qv_lens.errors import ConfigError, EditError, FactError, check_count, check_counts
 from qv_lens.evaluation.answers import look
 from qv_lens.evaluation.metrics import measured
 from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.protocols import (
     check_metrics,
+    checked_cases,
     continued,
     groups_of,
     largest,
@@ -103,20 +105,19 @@ def sequence(
     how many cases are edited together; none reaches over a checkpoint, and one that is refused is
     edited case by case.
 
-    Raises `ConfigError` for a folder that holds another sequence, no cases, or an unknown metric;
-    what the editor raises for its statistics.
+    Raises `ConfigError` for a folder that holds another sequence, no cases, an unknown metric, or
+    counts below 1; what the editor raises for its statistics.
     """
     check_metrics(metrics)
-    cases = list(cases)
-    if not cases or min(batch, sample, save_every) < 1:
-        raise ConfigError(
-            "A sequence needs at least one case, and a batch, a sample and a save_every of at least 1."
-        )
+    cases, held_out = checked_cases("sequence", cases, (EditCase,)), checked_texts(held_out)
+    checkpoints = check_counts("checkpoints", checkpoints)
+    for name, count in (("batch", batch), ("sample", sample), ("save_every", save_every)):
+        check_count(name, count)
     editor = editor_of(lens, editor)
     check_editor(editor)
     check_statistics(lens, editor, statistics)
     room = Path(folder)
-    wanted = sorted({at for at in checkpoints if 0 < at <= len(cases)} | {len(cases)})
+    wanted = sorted({at for at in checkpoints if at <= len(cases)} | {len(cases)})
     key = _key(lens, cases, editor, metrics, wanted, batch, sample, held_out, seed, statistics)
     done = _resumed(room, key)
     groups = groups_of(metrics)
@@ -144,9 +145,7 @@ def sequence(
             done.done = stop
             bar.update(stop - before)
             if done.done in wanted:
-                done.rows += _asked(
-                    lens, cases, done, patches, metrics, sample, list(held_out), seed
-                )
+                done.rows += _asked(lens, cases, done, patches, metrics, sample, held_out, seed)
                 logger.info(
                     "%s: %d of %d edits, %.1f s each",
                     type(editor).__name__, done.done, len(cases), done.seconds / done.done,

@@ -25,6 +25,8 @@ from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.presets import preset_of, presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.evaluation.cases import draw_cases
+from qv_lens.evaluation.perplexity import perplexity
+from qv_lens.evaluation.sequence import sequence
 from qv_lens.facts.atlas import Chain, edit_case, question
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.corpora import corpus
@@ -43,6 +45,7 @@ pytestmark = pytest.mark.skipif(
 SNAPSHOTS = Path(__file__).with_name("messages.json")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
+CASE = qv.EditCase(FACT.to("Quorix"))
 EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
 TEXT = ["Olga Pelodan works for Nortek."]
 ZSRE = {
@@ -352,6 +355,9 @@ CASES = {
     "statistics over nothing": lambda tmp: covariance(tiny_lens("gptj"), [*TEXT, None], [1]),
     "statistics of a frame": lambda tmp: covariance(tiny_lens("gptj"), pd.DataFrame({"text": TEXT}), [1]),
     "statistics of no layer": lambda tmp: covariance(tiny_lens("gptj"), TEXT, []),
+    "statistics of one layer alone": lambda tmp: qv.corpus_statistics(tiny_lens("gptj"), layers=1),
+    "statistics over what is no text": lambda tmp: covariance(tiny_lens("gptj"), None, [1]),
+    "statistics of a module as one string": lambda tmp: covariance(tiny_lens("gptj"), TEXT, [1], modules="ffn"),
     "statistics in batches of none": lambda tmp: covariance(tiny_lens("gptj"), TEXT, [1], batch_size=0),
     "unknown category of the atlas": lambda tmp: qv.atlas("weather"),
     "edit of a fact that the atlas lacks": lambda tmp: edit_case(FACT),
@@ -361,6 +367,19 @@ CASES = {
     "cases that may be known": lambda tmp: qv.known(tiny_lens("gptj"), [qv.EditCase(FACT.to("Quorix"))]),
     "layers by what is unknown": lambda tmp: qv.locate(tiny_lens("gptj"), FACT, by="feeling"),
     "faithfulness of a text": lambda tmp: qv.faithfulness(tiny_lens("gptj"), "Olga works for", {}),
+    "faithfulness of one size alone": lambda tmp: qv.faithfulness(tiny_lens("gptj"), FACT, {}, sizes=3),
+    "faithfulness of no size": lambda tmp: qv.faithfulness(tiny_lens("gptj"), FACT, {}, sizes=[]),
+    "perplexity of no text": lambda tmp: perplexity(tiny_lens("gptj"), 3),
+    "ensemble of one parameter's name": lambda tmp: qv.neuron_ensemble(tiny_lens("gptj"), FACT, parameters="W_out"),
+    "ensemble of no share": lambda tmp: qv.neuron_ensemble(tiny_lens("gptj"), FACT, share=None),
+    "edits in a row of facts": lambda tmp: sequence(tiny_lens("gptj"), [FACT], "FT", tmp),
+    "edits in a row of one case": lambda tmp: sequence(tiny_lens("gptj"), CASE, "FT", tmp),
+    "edits in a row by halves": lambda tmp: sequence(tiny_lens("gptj"), [CASE], "FT", tmp, batch=2.5),
+    "edits in a row, asked once": lambda tmp: sequence(tiny_lens("gptj"), [CASE], "FT", tmp, checkpoints=3),
+    "edits in a row, beside one text": lambda tmp: sequence(tiny_lens("gptj"), [CASE], "FT", tmp, held_out="Olga works for"),
+    "means by a mean": lambda tmp: qv.summary(qv.evaluate(tiny_lens("gptj"), [CASE], ["efficacy_acc"]), ["metric"]),
+    "means by one column's name": lambda tmp: qv.summary(qv.evaluate(tiny_lens("gptj"), [CASE], ["efficacy_acc"]), "edits"),
+    "means of another frame": lambda tmp: qv.summary(pd.DataFrame({"after": [1.0]})),
     "faithfulness of nothing": lambda tmp: qv.faithfulness(tiny_lens("gptj"), FACT, {}, seeds=0),
     "faithfulness of other facts' neurons": lambda tmp: _faithfulness_of_one(),
     "presets that are no TOML": lambda tmp: presets(str(written(tmp / "mine.toml", "MEMIT: 3"))),

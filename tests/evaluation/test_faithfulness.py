@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -58,6 +59,13 @@ def test_random_orders_are_nested_differ_by_seed_and_repeat():
     ]
     assert sets[1][:1] == sets[0]
     assert sets[2][:4] == sets[1]
+
+
+@pytest.mark.parametrize("sizes", [np.array([1, 3]), (k for k in (3, 1)), range(1, 4, 2)])
+def test_sizes_are_any_numbers_in_a_row(sizes):
+    lens, fact = tiny_lens("gptj"), FACTS[0]
+    frame = qv.faithfulness(lens, fact, {}, sizes, seeds=1)
+    assert frame["k"].tolist() == [1, 3]
 
 
 def test_one_ranking_serves_other_facts_and_sizes_beyond_it_are_left_out():
