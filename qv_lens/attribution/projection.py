@@ -204,16 +204,22 @@ def interpretable(
 
 
 def surface_forms(lens: Lens, answer: str, *, plural: bool = False) -> set[int]:
-    """An answer's own first token, and its forms that are single tokens: other case, with and
-    without a leading space, `plural` also with an s."""
+    """An answer's own first token that is no blank, and its forms that are single tokens: other
+    case, with and without a leading space, `plural` also with an s."""
     words = {answer, answer.lower(), answer.upper(), answer.capitalize()}
     words |= {f"{word}s" for word in words} if plural else set()
     # where an answer of its script follows a blank, and where it does not
     before = "。" if unspaced(answer[:1]) else "The"
-    wanted = {lens.answer_ids(before, answer)[0]}
-    for text in [spaced for word in words for spaced in (word, f" {word}")]:
-        ids = lens.tokenizer(text, add_special_tokens=False)["input_ids"]
-        wanted |= set(ids) if len(ids) == 1 else set()
+    wanted = {next(i for i in lens.answer_ids(before, answer) if lens.token_label(i).strip())}
+    inside = len(lens.tokenizer("(", add_special_tokens=False)["input_ids"])
+    for word in words:
+        spaced = [
+            lens.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (word, f" {word}")
+        ]
+        # a tokenizer may put a blank in front of every text: behind a bracket it puts none
+        spaced.append(lens.tokenizer(f"({word}", add_special_tokens=False)["input_ids"][inside:])
+        wanted |= {ids[0] for ids in spaced if len(ids) == 1}
     return wanted
 
 

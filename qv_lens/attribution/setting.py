@@ -468,6 +468,10 @@ def wanted_at(lens: Lens, rows: Rows, target: Target) -> Wanted:
             f"A contrast compares two first tokens; both of {target} begin with "
             f"{lens.token_label(int(token[same][0]))!r} after {text!r}."
         )
+    for part, tokens in zip(pair, (token, against), strict=True):
+        if isinstance(part, str) and part not in ("predicted", "sequence") and tokens is not None:
+            asked = dict(zip(rows.prompt.tolist(), tokens.tolist(), strict=True))
+            lens.warn_of_blanks([rows.prompts[i].text for i in asked], list(asked.values()))
     return Wanted(lens, rows, token, against, target == "sequence")
 
 

