@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -103,25 +104,46 @@ def _table(file: Path) -> dict[str, Any]:
 
 
 def entry_of(editor: Any, source: str) -> dict[str, Any]:
-    """An editor as a file holds it."""
-    settings = {name: value for name, value in asdict(editor).items() if value is not None}
+    """An editor as a file holds it. Raises `ConfigError` for a setting that no file can hold: None
+    where it is not the default, or another editor (which a file names)."""
+    settings = {}
+    for each in fields(editor):
+        value = getattr(editor, each.name)
+        if is_dataclass(value) or (value is None and each.default is not None):
+            raise ConfigError(
+                f"A file of presets cannot hold {each.name}={value!r:.60} of "
+                f"{type(editor).__name__}."
+            )
+        if value is not None:
+            settings[each.name] = value
     return {"source": source, "settings": settings}
 
 
 def write_presets(file: Path, header: Mapping[str, str], entries: Entries) -> None:
     """Write a file, whole or not at all. Raises `ConfigError` where it cannot be written."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in header.items()]
+    lines = [f"{key} = {_toml(value)}" for key, value in header.items()]
     for name, entry in sorted(entries.items()):
         lines += [
             "",
-            f"[{json.dumps(name)}]",
-            f"source = {json.dumps(entry['source'])}",
+            f"[{_toml(name)}]",
+            f"source = {_toml(entry['source'])}",
             "",
-            f"[{json.dumps(name)}.settings]",
+            f"[{_toml(name)}.settings]",
         ]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in entry["settings"].items()]
+        lines += [f"{key} = {_toml(value)}" for key, value in entry["settings"].items()]
     with placed(file, "the presets") as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it: JSON, but for numbers that JSON does not have, and for tables."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _frozen(value: Any) -> Any:

@@ -10,6 +10,7 @@ Needs the extra `ability` (`pip install 'qv_lens[ability]'`: lm-eval, EleutherAI
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ def ability(
     `shots`: worked examples in front (None: the task's own number). `error`: lm-eval's standard
     error; NaN where it gives none.
 
-    Raises `ConfigError` without lm-eval, for interventions or hooks in force, for no task, or one
-    that lm-eval does not have; `ModelError` where no Hugging Face model holds the weights.
+    Raises `ConfigError` without lm-eval, for interventions or hooks in force, for a BOS that lm-eval
+    would not put, for no task, or one that lm-eval does not have; `ModelError` where no Hugging Face model holds the weights.
     """
     if isinstance(tasks, (str, Mapping)) or not tasks:
         raise ConfigError(f"tasks= takes a list of tasks, as ['arc_easy'], got {tasks!r:.100}.")
@@ -55,10 +56,13 @@ def ability(
             "General ability is measured by lm-eval, which is not installed: pip install "
             "'qv_lens[ability]'."
         ) from error
-    index = _index(manager, tasks)
+    index, bos = _index(manager, tasks), _puts_bos(lens)
     with lens.patched(*patches):
         wrapped = wrapper(
-            pretrained=lens.plain_model(), tokenizer=lens.tokenizer, batch_size=batch_size
+            pretrained=lens.plain_model(),
+            tokenizer=deepcopy(lens.tokenizer),  # lm-eval gives it padding
+            add_bos_token=bos,
+            batch_size=batch_size,
         )
         found = run(
             model=wrapped,
@@ -74,6 +78,19 @@ def ability(
             fewshot_random_seed=seed,
         )
     return _table(found)
+
+
+def _puts_bos(lens: Lens) -> bool:
+    """Whether prompts begin with a BOS, as the lens reads them. Raises `ConfigError` where the lens
+    puts one that the tokenizer does not: lm-eval asks the tokenizer alone."""
+    bos = lens.tokenizer.bos_token_id
+    own = bos is not None and lens.tokenizer("a")["input_ids"][0] == bos
+    if lens.prepend_bos and not own:
+        raise ConfigError(
+            "This lens puts a BOS in front of prompts (prepend_bos=True) that its tokenizer does not "
+            "put there, and lm-eval would ask without it: load the model with prepend_bos=False."
+        )
+    return own
 
 
 def _index(manager: Any, tasks: Sequence[Task]) -> Any:

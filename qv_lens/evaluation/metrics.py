@@ -309,8 +309,9 @@ def measured(
     return values
 
 
-def check_metrics(metrics: Sequence[str] | None) -> None:
-    """Raise `ConfigError` for what is not a list of metrics' names."""
+def check_metrics(metrics: Sequence[str] | None, judge: Judge | None = None) -> None:
+    """Raise `ConfigError` for what is not a list of metrics' names, or a judged one without a
+    judge."""
     if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
         raise ConfigError(
             f"metrics must be a list of names, got {metrics!r}. An editor is passed as editor=."
@@ -318,3 +319,8 @@ def check_metrics(metrics: Sequence[str] | None) -> None:
     for name in metrics or ():
         if not any(name in table for table in (FORCED, NAMED, GENERATED, JUDGED)):
             raise unknown("Metric", name, [*FORCED, *NAMED, *GENERATED, *JUDGED])
+        if name in JUDGED and judge is None:
+            raise ConfigError(
+                f"{name} needs judge= (of evaluate), a function of prompt, continuation and accepted "
+                "answers."
+            )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import exp
+from math import exp, inf, log
+from sys import float_info
 
 import torch
 
 from qv_lens.errors import ConfigError
 from qv_lens.models.lens import Lens, log_probs
 
+#: nats whose exponential is still a number
+LARGEST = log(float_info.max)
 #: tokens of a text that are read, and texts in one pass
 LONGEST, TOGETHER = 512, 8
 
@@ -23,7 +26,8 @@ def perplexity(lens: Lens, texts: Sequence[str]) -> float:
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise ConfigError(f"perplexity takes several texts, [text, ...], got {texts!r:.60}.")
     longest = min(LONGEST, lens.backend_adapter.cfg.n_ctx)
-    rows = [list(prompt.ids)[:longest] for prompt in lens.tokenize(list(texts))]
+    said = [text for text in texts if not isinstance(text, str) or text.strip()]
+    rows = [list(prompt.ids)[:longest] for prompt in lens.tokenize(said)] if said else []
     rows = sorted((row for row in rows if len(row) > 1), key=len)
     if not rows:
         raise ConfigError("There is no text to measure perplexity on: each has at most one token.")
@@ -36,4 +40,5 @@ def perplexity(lens: Lens, texts: Sequence[str]) -> float:
             wanted = torch.tensor(row[1:], device=logp.device)
             loss -= float(logp.gather(1, wanted[:, None]).double().sum())
             count += len(row) - 1
-    return exp(loss / count)
+    mean = loss / count
+    return exp(mean) if mean < LARGEST else inf

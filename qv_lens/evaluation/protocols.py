@@ -125,11 +125,7 @@ def evaluate(
     >>> frame[["before", "after"]].to_numpy().tolist()
     [[0.0, 1.0]]
     """
-    check_metrics(metrics)
-    if judge is None and any(name in JUDGED for name in metrics or ()):
-        raise ConfigError(
-            "A judged metric needs judge=, a function of prompt, continuation and accepted answers."
-        )
+    check_metrics(metrics, judge)
     if protocol not in PROTOCOLS:
         raise unknown("Protocol", protocol, PROTOCOLS)
     cases = checked_cases("evaluate", cases, (EditCase, MultiHopCase))

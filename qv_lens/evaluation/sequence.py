@@ -187,11 +187,16 @@ def _key(lens: Lens, *asked: object) -> str:
 
 
 def _resumed(room: Path, key: str) -> _Progress:
-    """What the folder holds. Raises `ConfigError` for another sequence."""
+    """What the folder holds. Raises `ConfigError` for another sequence, a damaged one, or a file."""
     try:
         found = _Progress(**json.loads((room / RECORD).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return _Progress(key, 0, 0.0, [], [])
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{room / RECORD} is no progress of edits in a row: {error}. Remove it, or name another "
+            "folder; nothing was changed."
+        ) from error
     if found.key != key:
         raise ConfigError(
             f"{room} holds another sequence (other weights, cases, editor or settings). Name "
@@ -251,7 +256,8 @@ def _asked(
             )
             # before and after of the same cases; a metric that has no before is asked after alone
             pairs = pairs.dropna(axis=1, how="all").dropna().reindex(columns=[0, 1])
-            rows.append([step, group, metric, *pairs.mean().tolist(), len(pairs)])
+            asked_of = int(pairs[1].notna().sum())
+            rows.append([step, group, metric, *pairs.mean().tolist(), asked_of])
     own = {
         "relative_norm": (0.0, largest(lens, patches)),
         "seconds": (nan, done.seconds / step),

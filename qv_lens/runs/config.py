@@ -24,7 +24,7 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType, UnionType
@@ -166,22 +166,34 @@ def _change(change: str) -> tuple[str, Any]:
 
 
 def _check_grid(key: str, values: Any) -> None:
-    if values == ALL_LAYERS:
+    if isinstance(values, str) and values == ALL_LAYERS:
         return
     if not isinstance(values, list) or not values:
         raise ConfigError(
             f"[grid] {key} must be a list with at least one value, got {values!r}. Fixed values go "
             "into [settings]."
         )
-    if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+    if len({json.dumps(value, sort_keys=True, default=str) for value in values}) < len(values):
         raise ConfigError(f"[grid] {key} holds a value twice: {values}.")
 
 
 def _plain(grid: Grid) -> dict[str, Any]:
     """A grid with lists, as TOML and JSON hold it."""
-    return {
-        key: values if isinstance(values, str) else list(values) for key, values in grid.items()
-    }
+    return {key: _listed(key, values) for key, values in grid.items()}
+
+
+def _listed(key: str, values: Any) -> Any:
+    """The values of a key as a list of Python's own; `ALL_LAYERS` as it is. Raises `ConfigError` for
+    one value alone."""
+    if isinstance(values, str):
+        return values
+    values = values.tolist() if hasattr(values, "tolist") else values  # an array's
+    if isinstance(values, Mapping) or not isinstance(values, Iterable):
+        raise ConfigError(
+            f"GRID[{key!r}] must be a list of values, got {values!r:.80}. Fixed values go into "
+            "SETTINGS."
+        )
+    return list(values)
 
 
 def tasks_of(config: RunConfig, n_layers: Callable[[str], int] | None = None) -> list[Task]:
@@ -251,18 +263,25 @@ def _make(experiment: Experiment, values: dict[str, Any]) -> Any:
     whole: dict[str, Any] = {}
     # a table first, then what changes in it
     for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):
-        outer, _, inner = key.partition(".")
+        outer, *inner = key.split(".")
         if outer not in declared:
             raise unknown(f"Key of {name}:", key, list(declared))
-        if not inner:
-            whole[outer] = dict(value) if isinstance(value, dict) else value
-        elif isinstance(whole.setdefault(outer, {}), dict):
-            whole[outer] = {**whole[outer], inner: value}
-        else:
-            raise ConfigError(
-                f"{key!r} reaches into {outer!r}, which is {whole[outer]!r} and not a table."
-            )
+        whole = _placed(whole, [outer, *inner], value)
     return _built(experiment.task, whole, name)
+
+
+def _placed(table: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The table with a value at the end of a path into it. Raises `ConfigError` where the path leads
+    through something else than tables."""
+    first, *rest = path
+    if not rest:
+        return {**table, first: value}
+    inner = table.get(first, {})
+    if not isinstance(inner, Mapping):
+        raise ConfigError(
+            f"{'.'.join(path)!r} reaches into {first!r}, which is {inner!r} and not a table."
+        )
+    return {**table, first: _placed(inner, rest, value)}
 
 
 def _declared(task: type) -> list[str]:
@@ -284,20 +303,29 @@ def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
         elif each.name in values:
             value, hint = values[each.name], hints.get(each.name)
             _check_kind(name, each.name, value, hint, each.type)
-            # 5 and 5.0 of a field that holds both alike are one task
-            given[each.name] = float(value) if type(value) is int and _of_floats(hint) else value
+            given[each.name] = _as_declared(value, hint)
         elif each.default is MISSING and each.default_factory is MISSING:
             raise ConfigError(f"{name} needs a value for {each.name!r}, in [settings] or [grid].")
-    made = task(**given)
+    try:
+        made = task(**given)
+    except (TypeError, ValueError) as error:  # what its own checks raise
+        raise ConfigError(f"{name}: {error}") from error
     for each in fields(task):
         if each.name not in parts:
             _check_plain(name, each.name, getattr(made, each.name))
     return made
 
 
-def _of_floats(hint: Any) -> bool:
-    """Whether a field's annotation names float and not int."""
-    return float in _members(hint) and int not in _members(hint)
+def _as_declared(value: Any, hint: Any) -> Any:
+    """A value as a field's annotation has it: 5 and 5.0 of a field of floats are one task, and a
+    file's lists are tuples where tuples are declared."""
+    members = _members(hint)
+    if type(value) is int and float in members and int not in members:
+        return float(value)
+    kinds = {get_origin(member) or member for member in members}
+    return (
+        tuple(value) if isinstance(value, list) and tuple in kinds and list not in kinds else value
+    )
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -307,6 +335,11 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 def _check_plain(experiment: str, name: str, value: Any) -> None:
     """Refuse a value that the run folder could not hold as what it is."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(
+            f"{experiment}: {name} holds {value}, a number beyond 64 bits: a run folder cannot hold "
+            "it."
+        )
     if value is None or isinstance(value, (str, bool, int, float)):
         return
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -326,7 +359,8 @@ def _check_plain(experiment: str, name: str, value: Any) -> None:
 
 #: the types that TOML can hold, as an annotation names them
 KINDS: Mapping[Any, tuple[type, ...]] = MappingProxyType({
-    int: (int,), float: (int, float), str: (str,), bool: (bool,), dict: (dict,), type(None): (type(None),)
+    int: (int,), float: (int, float), str: (str,), bool: (bool,), dict: (dict,), type(None): (type(None),),
+    list: (list, tuple), tuple: (list, tuple),
 })  # fmt: skip
 
 
@@ -344,9 +378,14 @@ def _check_kind(experiment: str, name: str, value: Any, hint: Any, declared: Any
         if isinstance(value, KINDS[kind]) and (kind is bool or not isinstance(value, bool)):
             return
     if not choices:
-        raise ConfigError(
-            f"{experiment}: {name} must be {getattr(declared, '__name__', declared)}, got {value!r}."
+        said = getattr(declared, "__name__", declared)
+        one = {list, tuple} & set(kinds)
+        hint = (
+            f" (A list varies; one value that is a list is [[...]]: {name}=[[1, 2]].)"
+            if one
+            else ""
         )
+        raise ConfigError(f"{experiment}: {name} must be {said}, got {value!r}.{hint}")
     others = [f"any {kind.__name__}" for kind in kinds]
     raise unknown(f"{experiment}: {name}", value, [*choices, *others])
 

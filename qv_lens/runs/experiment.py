@@ -38,7 +38,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_type_hints
 
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, QVLensError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,6 +134,16 @@ def find_experiment(file: str | Path) -> Experiment:
     task = module.Task
     if not (isinstance(task, type) and is_dataclass(task)):
         raise ConfigError(f"{file}: Task must be a frozen dataclass.")
+    if isinstance(module.MEASURES, str) or not isinstance(module.MEASURES, Sequence):
+        raise ConfigError(
+            f"{file}: MEASURES must be a tuple of columns, ('right',) with its comma, got "
+            f"{module.MEASURES!r:.80}."
+        )
+    for name in ("SETTINGS", "GRID", "MORE"):
+        if not isinstance(getattr(module, name, {}), Mapping):
+            raise ConfigError(
+                f"{file}: {name} must be a table, {{'seed': ...}}, got {getattr(module, name)!r:.80}."
+            )
     return Experiment(
         module=module.__name__,
         file=path,
@@ -162,7 +172,9 @@ def _imported(path: Path) -> ModuleType:
         if str(root) not in sys.path:
             sys.path.append(str(root))
         module = import_module(name)
-    except (ImportError, AttributeError, NameError, SyntaxError) as error:
+    except QVLensError:
+        raise
+    except Exception as error:  # whatever the file raises
         raise ConfigError(
             f"The experiment {path} cannot be imported: {type(error).__name__}: {error}."
         ) from error

@@ -88,7 +88,7 @@ class Shelf:
 
     def once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
         """What `compute(*arguments)` gives, kept until another model is loaded: the function and
-        its arguments are the key. Raises `ConfigError` for arguments that cannot be a key, or while
+        its arguments are the key. Lists, tables, frames and arrays come as copies. Raises `ConfigError` for arguments that cannot be a key, or while
         the model is patched or intervened on, because the remembered result would be that of the
         changed model."""
         key = (compute, _typed(arguments))
@@ -107,7 +107,9 @@ class Shelf:
                     "ask it before the block."
                 )
             self.known[key] = compute(*arguments)
-        return self.known[key]
+        kept = self.known[key]
+        # a task that changes what it gets would change what the next one gets
+        return kept.copy() if callable(getattr(kept, "copy", None)) else kept
 
 
 def _typed(value: Any) -> Any:
@@ -142,9 +144,9 @@ def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
         lens = shelf.lens(model) if isinstance(model, str) else None
         rows = experiment.rows(task.fields, lens, shelf.once)
         # rows that cannot be stored are the task's failure, not the run's
-        rows = storable(rows, task)
+        rows = storable(rows, task, experiment.measures)
         pa.Table.from_pandas(rows, preserve_index=False)
-    except Exception:
+    except (Exception, SystemExit):
         rows, error = None, traceback.format_exc()
     lens = shelf.loaded.get(model) if isinstance(model, str) else None
     if lens is not None:

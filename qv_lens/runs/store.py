@@ -20,7 +20,7 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -346,9 +346,9 @@ def _plain(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, default=str)
 
 
-def storable(rows: pd.DataFrame, task: Task) -> pd.DataFrame:
+def storable(rows: pd.DataFrame, task: Task, measures: Sequence[str]) -> pd.DataFrame:
     """A task's rows as they are stored: a named index becomes columns. Raises `ConfigError` for a
-    column that the run itself writes."""
+    column that the run itself writes, and for rows without a result."""
     if any(name is not None for name in rows.index.names):
         rows = rows.reset_index()
     clash = sorted({*RESERVED, *task.values} & set(rows.columns))
@@ -356,6 +356,11 @@ def storable(rows: pd.DataFrame, task: Task) -> pd.DataFrame:
         raise ConfigError(
             f"An experiment's rows must not hold the run's own column {clash[0]!r}: choose another "
             "name."
+        )
+    if not set(measures) & set(rows.columns):
+        raise ConfigError(
+            f"The rows hold none of the MEASURES ({', '.join(measures)}); their columns: "
+            f"{', '.join(map(str, rows.columns)) or 'none'}."
         )
     return rows.reset_index(drop=True)
 
@@ -424,8 +429,8 @@ def _hash(place: Path) -> str:
 
 def _of_one_type(tables: list[pa.Table]) -> list[pa.Table]:
     """Tables whose columns can be put below each other. A column that has several types, none of
-    which holds them all, becomes a number where truth and number meet (a mean that is missing
-    once), otherwise text (layer 2 and "all")."""
+    which holds them all, becomes a number where truth, counts and numbers meet (a mean that is
+    missing once), otherwise text (layer 2 and "all")."""
     kinds: dict[str, set[str]] = {}
     for table in tables:
         for f in table.schema:
@@ -437,10 +442,18 @@ def _of_one_type(tables: list[pa.Table]) -> list[pa.Table]:
         for i, table in enumerate(tables):
             if name in table.column_names:
                 column = table[name]
-                numbers = several <= {"truth", "number"}
-                column = column.cast(pa.float64()) if numbers else _as_text(column)
+                # rounded where a count has more digits than a number
+                column = (
+                    column.cast(pa.float64(), safe=False)
+                    if several <= NUMBERS
+                    else _as_text(column)
+                )
                 tables[i] = table.set_column(table.column_names.index(name), name, column)
     return tables
+
+
+#: kinds of columns that are numbers when put together
+NUMBERS = frozenset({"truth", "count", "count without sign", "number"})
 
 
 def _kind(of: pa.DataType) -> str:
@@ -449,7 +462,9 @@ def _kind(of: pa.DataType) -> str:
         return "text"
     if pa.types.is_boolean(of):
         return "truth"
-    return "number" if pa.types.is_integer(of) or pa.types.is_floating(of) else str(of)
+    if pa.types.is_integer(of):
+        return "count without sign" if of == pa.uint64() else "count"
+    return "number" if pa.types.is_floating(of) else str(of)
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

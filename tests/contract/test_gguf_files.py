@@ -71,7 +71,7 @@ def _write_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_eos_token_id(0)
 
 
-@pytest.mark.parametrize("name, family", [("Llama", "llama"), ("Qwen2", "qwen2")])
+@pytest.mark.parametrize(("name", "family"), [("Llama", "llama"), ("Qwen2", "qwen2")])
 def test_a_file_gives_the_model_that_it_was_written_from(tmp_path, name, family):
     hf = tiny_of(name)
     base = ("rope.freq_base", 10000.0)

@@ -172,5 +172,5 @@ def test_positions_that_depend_on_the_longest_prompt_of_a_pass():
     short, long = "Olga works for", "Tim Duncan, a player of great fame, plays the sport of"
     assert len(lens.next_token_logits([short, "Oslo"])) == 2
     assert len(lens.next_token_logits([long, long])) == 2
-    with pytest.raises(ConfigError, match="passes of more than 6 tokens.*Ask them apart"):
+    with pytest.raises(ConfigError, match=r"passes of more than 6 tokens.*Ask them apart"):
         lens.next_token_logits([short, long])

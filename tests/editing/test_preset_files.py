@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
@@ -24,6 +27,32 @@ def test_every_editor_survives_the_file(name, tmp_path):
     assert list(found) == [name]
     assert found[name].editor == editor
     assert found[name].source == 'said "so": 98%'
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+    """Settings that JSON writes otherwise than TOML."""
+
+    far: float = math.inf
+    near: float = -math.inf
+    text: str = 'a "quoted" \\ \x7f \n \U0001f600'
+    table: dict = dataclasses.field(default_factory=lambda: {"a b": [1, 2.5], "c": {"d": True}})
+    layers: tuple = (1, 2)
+    free: float | None = None
+
+
+def test_what_json_writes_otherwise_than_toml(tmp_path):
+    file = tmp_path / "mine.toml"
+    write_presets(file, HEADER, {"Odd": entry_of(Odd(), "\U0001f600 50%")})
+    editor, source = preset_files.read_presets(file, {"Odd": Odd})["Odd"]
+    assert editor == Odd()
+    assert source == "\U0001f600 50%"
+
+
+@pytest.mark.parametrize("editor", [qv.FTL(layer=1, clamp=None), qv.SimIE(editor=qv.FT(layer=1))])
+def test_what_no_file_can_hold_is_refused(editor):
+    with pytest.raises(qv.QVLensError, match="A file of presets cannot hold"):
+        entry_of(editor, "mine")
 
 
 def test_presets_of_the_cache_go_before_those_of_the_package(tmp_path, monkeypatch):

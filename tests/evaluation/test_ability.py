@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tokenizers import processors
 
 import qv_lens as qv
 from qv_lens.evaluation.ability import ability
@@ -107,6 +108,33 @@ def test_what_lm_eval_would_not_see_is_refused(task):
         ability(lens, [task])
     with pytest.raises(qv.QVLensError, match="takes a list of tasks"):
         ability(lens, "arc_easy")
+
+
+def test_the_tokenizer_stays_as_it_was_and_a_bos_of_the_lens_alone_is_refused(task):
+    lens = qv.load("toy-gptj")
+    before = lens.tokenizer.special_tokens_map
+    ability(lens, [task])
+    assert lens.tokenizer.special_tokens_map == before
+    lens.tokenizer.bos_token = "<|endoftext|>"
+    lens.prepend_bos = True
+    with pytest.raises(qv.QVLensError, match="lm-eval would ask without it"):
+        ability(lens, [task])
+
+
+def test_a_bos_of_the_tokenizers_own_is_asked_with(task):
+    lens = qv.load("toy-gptj")
+    lens.tokenizer.bos_token = "<|endoftext|>"
+    lens.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    assert lens.tokenizer("Olga")["input_ids"][0] == 0
+    plain, asked = qv.load("toy-gptj"), []
+    run = lens.hf.forward
+    lens.hf.forward = lambda ids, **options: asked.append(ids) or run(ids, **options)
+    found = ability(lens, [task])
+    assert all((rows[:, 0] == 0).all() for rows in asked)
+    assert asked
+    assert len(found) == len(ability(plain, [task]))
 
 
 def test_a_task_that_lm_eval_does_not_have(monkeypatch):

@@ -442,6 +442,16 @@ def by_hand(lens, texts):
     return math.exp(loss / count)
 
 
+def test_perplexity_beyond_numbers_and_blank_texts(tiny, monkeypatch):
+    lens, _ = tiny
+    texts = ["Olga Pelodan works for Nortek.", "The capital of Norway is Oslo."]
+    assert perplexity(lens, [texts[0], " ", "", texts[1]]) == perplexity(lens, texts)
+    with pytest.raises(qv.QVLensError, match="no text to measure perplexity on"):
+        perplexity(lens, [])
+    monkeypatch.setattr("qv_lens.evaluation.perplexity.log_probs", lambda logits: logits * 0 - 800)
+    assert perplexity(lens, texts) == math.inf
+
+
 def test_perplexity_of_ordinary_text_stands_in_every_row(tiny):
     lens, _ = tiny
     texts = ["The capital of Norway is a city.", "Olga Pelodan works for", "A"]

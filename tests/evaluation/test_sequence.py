@@ -139,7 +139,7 @@ def test_another_sequences_folder_is_refused(lens, tmp_path):
     sequence(lens, CASES[:2], EDITOR, tmp_path / "cut", statistics=ends[0], **OPTIONS)
     with pytest.raises(qv.QVLensError, match="holds another sequence"):
         sequence(lens, CASES[:2], EDITOR, tmp_path / "cut", statistics=ends[1], **OPTIONS)
-    with pytest.raises(qv.QVLensError, match="at least one case"):
+    with pytest.raises(qv.QVLensError, match="nothing to sequence"):
         sequence(lens, [], EDITOR, tmp_path)
 
 
@@ -221,3 +221,21 @@ def test_a_refused_case_of_a_later_batch_is_that_one(lens, tmp_path):
         for case in kept
     ]
     assert value(frame, 6, "first", "efficacy_acc", "before") == pytest.approx(sum(before) / 5)
+
+
+def test_what_nothing_could_be_asked_by_is_of_no_case(lens, tmp_path):
+    bare = [replace(case, paraphrases=()) for case in CASES[:2]]
+    options = {**OPTIONS, "metrics": ("efficacy_acc", "paraphrase_acc"), "checkpoints": ()}
+    frame = sequence(lens, bare, EDITOR, tmp_path, **options)
+    for metric, count in (("efficacy_acc", 2), ("paraphrase_acc", 0)):
+        assert value(frame, 2, "newest", metric, "cases") == count
+    with pytest.raises(qv.QVLensError, match="efficacy_judged needs judge="):
+        sequence(lens, bare, EDITOR, tmp_path, metrics=("efficacy_judged",))
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"x": 1}'])
+def test_damaged_progress_is_told(lens, tmp_path, damage):
+    (tmp_path / "sequence.json").write_text(damage)
+    with pytest.raises(qv.QVLensError, match="no progress of edits in a row"):
+        sequence(lens, CASES[:2], EDITOR, tmp_path, **OPTIONS)
+    assert (tmp_path / "sequence.json").read_text() == damage

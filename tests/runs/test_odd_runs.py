@@ -281,3 +281,99 @@ def test_what_the_files_of_a_package_import_is_watched_too(tmp_path):
     file = Path(written(package, "n: int = 0", "return pd.DataFrame({'x': [near()]})"))
     file.write_text(file.read_text().replace("import pandas", "from watched.near import near\nimport pandas", 1))  # fmt: skip
     assert {f.name for f in find_experiment(file).shared} >= {"near.py", "far.py"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        (("2**60 + 1", "float('nan')"), [float(2**60), None]),
+        (("np.uint64(2**63)", "-1"), [float(2**63), -1.0]),
+        (("2**60 + 1", "3"), [2**60 + 1, 3]),
+    ],
+)
+def test_a_large_count_beside_a_missing_one_is_read(tmp_path, counts, expected):
+    body = f"import numpy as np\nreturn pd.DataFrame({{'x': [1.0], 'y': [{counts[0]} if task.n == 1 else {counts[1]}]}})"
+    folder = run(
+        RunConfig(written(tmp_path, "n: int = 0", body), {}, {"n": (1, 2)}), tmp_path / "r"
+    )
+    found = qv.load_run(folder)["y"].tolist()
+    assert [None if one != one else one for one in found] == expected
+
+
+@pytest.mark.parametrize(
+    "changes", [["table.a.b=1"], ["table={a={b=1}}"], ["table={a={b=0}}", "table.a.b=1"]]
+)
+def test_one_table_however_it_is_written(tmp_path, changes):
+    file = written(tmp_path, "n: int = 0; table: dict = None")
+    (tmp_path / "deep.toml").write_text(
+        'experiment = "mine.py"\n[settings]\ntable = {a = {b = 1}}\n[grid]\nn = [0]\n'
+    )
+    (task,) = tasks_of(read_config(tmp_path / "deep.toml"))
+    assert task.fields.table == {"a": {"b": 1}}
+    (same,) = tasks_of(read_config(file, [*changes, "n=[0]"]))
+    assert (same.fields.table, same.id) == (task.fields.table, task.id)
+    with pytest.raises(qv.QVLensError, match=r"'a\.b' reaches into 'a', which is 3"):
+        tasks_of(read_config(file, ["table.a=3", "table.a.b=1", "n=[0]"]))
+
+
+def test_a_field_of_several_numbers(tmp_path):
+    """A list varies: one value of several numbers stands in a list of its own."""
+    file = written(tmp_path, "layers: tuple[int, ...] = (1, 2)")
+    (task,) = tasks_of(read_config(file, ["layers=[[3, 4]]"]))
+    assert task.fields.layers == (3, 4)
+    with pytest.raises(qv.QVLensError, match=r"layers must be .*got 3.*layers=\[\[1, 2\]\]"):
+        tasks_of(read_config(file, ["layers=[3, 4]"]))
+
+
+SLIPS = {
+    "GRID = {'n': 3}": r"GRID\['n'\] must be a list of values, got 3",
+    "GRID = None": "GRID must be a table",
+    "GRID = {'n': [Path('a')]}": "must be int",
+    "SETTINGS = ('n',)": "SETTINGS must be a table",
+    "MEASURES = ('x')": "MEASURES must be a tuple of columns",
+    "raise ValueError('broken')": "cannot be imported: ValueError: broken",
+    "{}['n']": "cannot be imported: KeyError",
+    "Task.__init__ = lambda task, n=0: int('n')": "mine: invalid literal",
+    "SETTINGS = {'n': 2**64}": "a number beyond 64 bits",
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_slips_in_a_file_are_told(tmp_path, slip):
+    file = written(tmp_path, "n: int = 0")
+    with Path(file).open("a") as code:
+        code.write(f"\n\n{slip}\n")
+    with pytest.raises(qv.QVLensError, match=SLIPS[slip]):
+        tasks_of(read_config(file))
+
+
+def test_an_array_is_a_grid(tmp_path):
+    file = written(tmp_path, "n: int = 0")
+    with Path(file).open("a") as code:
+        code.write("\n\nimport numpy as np\nGRID = {'n': np.arange(3)}\n")
+    assert [task.fields.n for task in tasks_of(read_config(file))] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return pd.DataFrame({'z': [1.0]})", "none of the MEASURES (x); their columns: z"),
+        ("import sys\nsys.exit(3)", "SystemExit"),
+    ],
+)
+def test_a_task_without_a_result_has_failed(tmp_path, body, said):
+    file = written(tmp_path, "n: int = 0", f"if task.n == 1:\n    {body.replace(chr(10), chr(10) + '    ')}\nreturn pd.DataFrame({{'x': [1.0]}})")  # fmt: skip
+    frame = qv.load_run(run(RunConfig(file, {}, {"n": (0, 1, 2)}), tmp_path / "run"))
+    assert frame["status"].tolist() == ["finished", "failed", "finished"]
+    assert said in frame["error"][1]
+
+
+def test_what_a_task_changes_is_its_own():
+    shelf = Shelf()
+    for made in (dict, list, pd.DataFrame):
+        first = shelf.once(made)
+        if isinstance(first, list):
+            first.append(1)
+        else:
+            first["n"] = [1]
+        assert len(shelf.once(made)) == 0
