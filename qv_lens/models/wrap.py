@@ -190,7 +190,7 @@ def check_tokenizer(tokenizer: Any) -> None:
     ids, own = (
         tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False)
     )
-    if ids[-1:] != own[-1:]:
+    if own and ids[-1] != own[-1]:
         behind = tokenizer.decode(ids[-1:])
         raise ModelError(
             f"This tokenizer puts {behind!r} behind every prompt, after which no answer follows: load "
