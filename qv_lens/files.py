@@ -1,8 +1,11 @@
-"""A file that is whole or absent: written under another name, synced, then renamed."""
+"""A file that is whole or absent: written under another name, synced, then renamed. And one that is
+read alone."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,3 +44,23 @@ def _sync(file: Path) -> None:
     a crash would leave an empty file."""
     with file.open("rb+") as written:
         os.fsync(written.fileno())
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[Path]:
+    """The same file in a folder that holds nothing else, for as long as the block lasts: some readers
+    take what lies beside a file for its own."""
+    with tempfile.TemporaryDirectory(prefix="qv_") as folder:
+        place = Path(folder) / file.name
+        try:
+            place.symlink_to(file.resolve())
+        except OSError:  # a system without links
+            _same(file, place)
+        yield place
+
+
+def _same(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copy(file, place)

@@ -27,7 +27,7 @@ from typing import Any
 
 from qv_lens.cache import VARIABLE, cache_folder
 from qv_lens.errors import ModelError, unknown
-from qv_lens.models.gguf_files import alone
+from qv_lens.files import alone
 from qv_lens.progress import progress_bar
 
 #: files in a wheel below this size are not the model

@@ -1,22 +1,16 @@
-"""GGUF files: read alone, and compared with the model that transformers makes of one.
+"""GGUF files, compared with the model that transformers makes of one.
 
 transformers takes some settings of a GGUF file's header and some of its tensors, and leaves out the
 rest without a word. The model that comes out is then another one, and agrees with itself.
 
-1. The file is read from a folder that holds nothing else (`alone`): a tokenizer.json beside it would
-   be taken for its own.
-2. Every setting of the header that changes what is computed is compared with the config
-   (`left_out`).
-3. Where the file holds more numbers than the model, the tensors that were not taken are named.
+1. Every setting of the header that changes what is computed is compared with the config, and what
+   stands in front of a text with the tokenizer (`left_out`).
+2. Where the file holds more numbers than the model, the tensors that were not taken are named.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import inf, isclose
 from pathlib import Path
 from types import MappingProxyType
@@ -33,38 +27,26 @@ NUMBERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({
 })  # fmt: skip
 
 
-@contextmanager
-def alone(file: Path) -> Iterator[Path]:
-    """The same file in a folder of its own, for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="qv_") as folder:
-        place = Path(folder) / file.name
-        try:
-            place.symlink_to(file.resolve())
-        except OSError:  # a system without links
-            _same(file, place)
-        yield place
-
-
-def _same(file: Path, place: Path) -> None:
-    try:
-        os.link(file, place)
-    except OSError:
-        shutil.copy(file, place)
-
-
-def left_out(file: Path, hf: Any) -> list[str]:
-    """What a GGUF file says that the model made of it does not hold, in words; empty where it holds
-    all."""
+def left_out(file: Path, hf: Any, tokenizer: Any) -> list[str]:
+    """What a GGUF file says that the model and the tokenizer made of it do not hold, in words; empty
+    where they hold all."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
     family = reader.fields["general.architecture"].contents()
-    said = {
-        name.removeprefix(f"{family}."): field.contents()
-        for name, field in reader.fields.items()
-        if name.startswith(f"{family}.")
-    }
-    return [*_rotary(said, hf.config), *_others(said, hf.config), *_tensors(reader, family, hf)]
+    said = _under(f"{family}.", reader)
+    return [
+        *_rotary(said, hf.config),
+        *_others(said, hf.config),
+        *_in_front(_under("tokenizer.ggml.add_", reader), tokenizer),
+        *_tensors(reader, family, hf),
+    ]
+
+
+def _under(prefix: str, reader: Any) -> dict[str, Any]:
+    """The settings whose names begin so, by the rest of their names."""
+    fields = {name: field for name, field in reader.fields.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): field.contents() for name, field in fields.items()}
 
 
 def _rotary(said: Mapping[str, Any], config: Any) -> list[str]:
@@ -104,6 +86,18 @@ def _others(said: Mapping[str, Any], config: Any) -> list[str]:
         held = next((getattr(config, name) for name in names if hasattr(config, name)), None)
         if key in said and (held is None or not isclose(said[key], held, rel_tol=1e-5)):
             reasons.append(f"{said[key]:g} as the {what}")
+    return reasons
+
+
+def _in_front(said: Mapping[str, Any], tokenizer: Any) -> list[str]:
+    """What the tokenizer puts in front of a text against the file, or leaves out there."""
+    ids = tokenizer("The")["input_ids"]
+    bos, reasons = ids[0] == tokenizer.bos_token_id, []
+    if said.get("bos_token", bos) != bos:
+        reasons.append(f"that a BOS stands {'nowhere' if bos else 'in front of every text'}")
+    first = str(tokenizer.convert_ids_to_tokens(ids[int(bos)]))
+    if said.get("space_prefix") is False and first.startswith("\N{LOWER ONE EIGHTH BLOCK}"):
+        reasons.append("that no blank stands in front of a text")
     return reasons
 
 

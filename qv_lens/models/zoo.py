@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qv_lens.errors import ConfigError, ModelError, unknown
+from qv_lens.files import alone
 from qv_lens.models.fetch import FETCHABLE, fetched, folder_of, plain
-from qv_lens.models.gguf_files import alone, left_out
 from qv_lens.progress import seen, transformers_bars
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def load(
         tokenizer = _tokenizer(str(name), source, where)
         hf = _weights(str(name), source, where, wanted or (torch.float32 if where else "auto"))
     if where:
-        hf = _whole(Path(name), hf)
+        hf = _whole(Path(name), hf, tokenizer)
     hf = hf.to(place).eval().requires_grad_(False)
     broken = [key for key, weight in hf.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
@@ -127,9 +127,11 @@ def load(
     return lens
 
 
-def _whole(file: Path, hf: Any) -> Any:
+def _whole(file: Path, hf: Any, tokenizer: Any) -> Any:
     """The model of a GGUF file. Raises `ModelError` where it leaves out what the file says."""
-    missing = left_out(file, hf)
+    from qv_lens.models.gguf_files import left_out
+
+    missing = left_out(file, hf, tokenizer)
     if missing:
         raise ModelError(
             f"What transformers makes of {str(file)!r} is another model than the file holds: it "

@@ -38,9 +38,12 @@ def written(path: Path, hf, family: str, header=(), tensors=()) -> Path:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
+    add = {
+        str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool,
+    }  # fmt: skip
     for key, value in header:
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
-        add[type(value)](f"{family}.{key}", value)
+        whole = key if key.startswith("tokenizer") else f"{family}.{key}"
+        add[type(value)](whole, value)
     _write_tokenizer(writer, config.vocab_size)
     kind = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[family]
     table = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
@@ -89,6 +92,7 @@ REFUSED = {
     "linear scaling of its rotary": [("rope.scale_linear", 4.0)],
     "a sliding window of 6 tokens": [("attention.sliding_window", 6)],
     "30 as the cap of its logits": [("final_logit_softcapping", 30.0)],
+    "that a BOS stands in front": [("tokenizer.ggml.add_bos_token", True)],
 }
 
 

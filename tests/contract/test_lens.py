@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qv_lens as qv
 from qv_lens.attribution.gradients import answer_logprobs
@@ -12,6 +12,7 @@ from qv_lens.editing.fine_tuning import last_token_loss
 from qv_lens.evaluation.answers import tell
 from qv_lens.facts.records import Probe
 from qv_lens.models.interventions import ffn_coefficients
+from qv_lens.models.zoo import WEIGHTS
 from qv_lens.patch import Delta
 from tests.models import BACKENDS, KINDS, PROMPTS, tiny_hf, tiny_lens, tokenizer
 
@@ -200,6 +201,7 @@ def test_a_tokenizer_that_pads_left_changes_nothing(kind, backend):
 def test_a_users_own_model_is_tokenised_without_a_bos(backend):
     """TransformerLens gives its tokenizer a BOS of its own; the papers' code uses none."""
     loaded = qv.load("toy-gptj", backend=backend)
+    loaded.model.tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "toy-gptj", add_bos_token=True)
     own = qv.Lens(loaded.model)
     assert own.tokenize(PROMPTS) == loaded.tokenize(PROMPTS)
     assert own.model.tokenizer(PROMPTS[0])["input_ids"] != list(own.tokenize(PROMPTS[0])[0].ids)

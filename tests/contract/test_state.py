@@ -156,7 +156,7 @@ def test_tokenizers_with_which_no_prompt_can_be_read_are_refused():
     own.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"$A {end}", special_tokens=[(end, own.convert_tokens_to_ids(end))]
     )
-    with pytest.raises(ModelError, match="end of text behind every prompt"):
+    with pytest.raises(ModelError, match="behind every prompt"):
         qv.Lens.from_hf(tiny_hf("gptj"), own)
     with pytest.raises(ModelError, match="is a slow tokenizer"):
         qv.Lens.from_hf(tiny_hf("gptj"), ByT5Tokenizer())
