@@ -36,6 +36,12 @@ class Delta:
     right: Float[Tensor, "rank columns"] | None = None
     """The right factor."""
 
+    def __post_init__(self) -> None:
+        """Row by row, as a file holds it: a product of factors that lie otherwise rounds otherwise."""
+        object.__setattr__(self, "left", self.left.contiguous())
+        if self.right is not None:
+            object.__setattr__(self, "right", self.right.contiguous())
+
     @property
     def shape(self) -> tuple[int, ...]:
         return (

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from qv_lens.editing.edit import check_editor
 from qv_lens.editing.keys import read, rows_of, values
 from qv_lens.editing.layer_by_layer import ClosedForm
 from qv_lens.editing.presets import editor_of
@@ -28,7 +29,9 @@ TOGETHER, LONGEST = 16, 0.05
 
 
 def norm_anchor(
-    lens: Lens, requests: Sequence[EditRequest], editor: ClosedForm | str = "MEMIT"
+    lens: Lens,
+    requests: Sequence[EditRequest] | EditRequest,
+    editor: ClosedForm | str = "MEMIT",
 ) -> float:
     """mu of NAS, for `anchor=` of an editor whose z* lies at the same layer.
 
@@ -37,18 +40,20 @@ def norm_anchor(
     Raises `EditError` for no request, an editor that searches no z*, or a lens with a patch or an
     intervention in force: the length is that of the unedited model.
     """
-    if not requests:
+    asked = [requests] if isinstance(requests, EditRequest) else list(requests)
+    if not asked:
         raise EditError("There is nothing to measure: pass at least one EditRequest.")
     if lens.patches or lens.interventions:
         raise EditError(
             "The anchor is measured on the unedited model: take patches and interventions off."
         )
-    chosen = editor_of(lens, editor) if isinstance(editor, str) else editor
+    chosen = editor_of(lens, editor)
+    check_editor(chosen)
     if not isinstance(chosen, ClosedForm):
         raise EditError(f"The anchor is that of a search of z*; {type(chosen).__name__} has none.")
     kind = chosen.first_search(lens)
     lengths: list[Tensor] = []
-    distinct, settings = list(dict.fromkeys(requests)), replace(kind.search, anchor=0.0)
+    distinct, settings = list(dict.fromkeys(asked)), replace(kind.search, anchor=0.0)
     for begin in range(0, len(distinct), TOGETHER):
         some = distinct[begin : begin + TOGETHER]
         rows = rows_of(lens, some, ("{}",), kind.token, kind.prompts)

@@ -74,6 +74,9 @@ def _check(editor: str, name: str, value: Any, hint: Any) -> None:
             raise EditError(f"{name} of {editor} must be {len(parts)} values, got {value!r}.")
         for i, (inner, part) in enumerate(zip(value, parts, strict=True)):
             _check(editor, f"{name}[{i}]", inner, part)
+    elif hint is bool:
+        if not isinstance(value, bool):
+            raise EditError(f"{name} of {editor} must be True or False, got {value!r}.")
     elif value is not None:
         for part in parts:  # a number or None
             if get_origin(part) is Annotated:

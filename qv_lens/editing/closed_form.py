@@ -24,7 +24,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qv_lens.editing.bounds import Count, Limit, Natural, NotNegative, Part, Positive, Share
+from qv_lens.editing.bounds import (
+    Count,
+    Limit,
+    Natural,
+    NotNegative,
+    Part,
+    Positive,
+    Share,
+)
 from qv_lens.editing.edit import Deltas, Factored, Job
 from qv_lens.editing.keys import Prompts
 from qv_lens.editing.layer_by_layer import ClosedForm, Group, Pass, Solver, inverses
@@ -43,8 +51,9 @@ from qv_lens.facts.spans import FactToken
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, summed
 
-#: what BetaEdit keeps K K^T of its last renewal under, beside the keys
-RENEWAL = "renewal"
+#: what BetaEdit keeps of each layer beside the keys: K K^T of the last renewal, of how many facts that
+#: is, and how many there are in all
+RENEWAL, RENEWED, EDITED = "renewal", "renewed", "edited"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +196,7 @@ class AlphaEdit(ClosedForm):
     """The layers that are written."""
     threshold: Positive = 2e-2
     """Eigenvalues of C0 below it span the null space."""
-    L2: NotNegative = 10.0
+    L2: Positive = 10.0
     """Weight of the norm of the update."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
@@ -265,8 +274,8 @@ class BetaEdit(AlphaEdit):
     """BetaEdit (2025): AlphaEdit with C0 inside the system, and a null space renewed from the keys
     of the facts edited so far. Defaults: GPT-J's, of the authors' release.
 
-    The keys are kept with the patch, as AlphaEdit's are, and so is the number of facts at which the
-    null space was last renewed. Raises `EditError` where an update is larger than `limit` a fact;
+    The keys are kept with the patch, as AlphaEdit's are, and so are the numbers of facts: of all, and
+    of those from which the null space was last renewed. Raises `EditError` where an update is larger than `limit` a fact;
     the release then leaves the lower layers written."""
 
     lam: NotNegative = 3000.0
@@ -279,34 +288,37 @@ class BetaEdit(AlphaEdit):
     def solver(self, job: Job) -> Solver:
         base, lens, C0 = super().solver(job), job.lens, job.moments()
         seen, spaces = EarlierKeys(job, self), Factored(None)
-        earlier = job.earlier(self)
-        before = summed(patch.kept for patch in earlier)
-        last = earlier[-1].info if earlier else {"renewed": 0, "edited": 0}
-        job.notes.update(renewed=last["renewed"], edited=last["edited"])
+        before = summed(patch.kept for patch in job.earlier(self))
+
+        def keep(key: tuple[int, str], more: Tensor) -> None:
+            job.kept.update(summed([job.kept, {key: Delta(more)}]))
 
         def metric(layer: int, module: str) -> InverseMetric:
             moment = C0.of(lens, layer).to(lens.device).double()
-            count, keys, key = job.notes["edited"], seen.keys(layer), (layer, RENEWAL)
-            if count - job.notes["renewed"] >= self.renew:
-                job.notes["renewed"] = count
-            since = job.notes["renewed"]
-            if keys is None or not since:
-                U0 = self._null_space(job, moment, layer)
-            else:
-                held = summed([before, job.kept]).get(key)
-                if since == count:  # renewed in this batch: the patch keeps what is new in the sum
-                    old, held = held, Delta(keys.dense())
-                    fresh = Delta(held.left - (0.0 if old is None else old.dense()))
-                    job.kept.update(summed([job.kept, {key: fresh}]))
-                assert held is not None
-                make = partial(self._renewed, held.dense() / since, moment)
+            held, keys = summed([before, job.kept]), seen.keys(layer)
+            count, since = (
+                int(held[layer, name].dense()) if (layer, name) in held else 0
+                for name in (EDITED, RENEWED)
+            )
+            if keys is not None and count - since >= self.renew:
+                # the patch keeps what is new in the sums
+                old = held[layer, RENEWAL].dense() if since else 0.0
+                keep((layer, RENEWAL), keys.dense() - old)
+                keep((layer, RENEWED), moment.new_tensor([[count - since]]))
+                held, since = summed([before, job.kept]), count
+            if since:
+                make = partial(self._renewed, held[layer, RENEWAL].dense() / since, moment)
                 U0 = spaces.once((layer, since), make)
                 job.notes["rank_of_P"][str(layer)] = U0.shape[1]
+            else:
+                U0 = self._null_space(job, moment, layer)
             return null_space_metric(U0, keys, self.L2, self.lam * moment)
 
         def learn(keys: dict[int, list[Tensor]]) -> None:
             seen.learn(keys)
-            job.notes["edited"] += next(iter(keys.values()))[0].shape[1]
+            for layer, found in keys.items():
+                count = sum(K.shape[1] for K in found)
+                keep((layer, EDITED), found[0].new_tensor([[count]], dtype=torch.float64))
 
         return replace(base, metric=metric, learn=learn, limit=self.limit)
 

@@ -43,6 +43,8 @@ MISSING = (
 )
 #: ||W'|| / ||W|| above which an edit is warned of
 COLLAPSE = 5.0
+#: part of a delta lost to rounding above which an edit is warned of
+LOST = 0.5
 #: ratio of the entropy on held-out text, after to before: outside this range an edit is warned of
 ENTROPY = (0.5, 2.0)
 
@@ -103,6 +105,8 @@ class Job:
     """Weights as they were, by (layer, name)."""
     used: tuple[str, ...] = ()
     """The contexts that were used."""
+    first: bool = False
+    """Whether this counts as the first edit: an editor remembers none of the patches in force."""
 
     def batches(self, size: int | None) -> list[list[EditRequest]]:
         """The requests in batches of the size asked for in `edit`, or else the editor's own (None:
@@ -135,8 +139,10 @@ class Job:
         return self.used
 
     def earlier(self, editor: object) -> list[Patch]:
-        """The patches in force that an editor of the same kind made, oldest first, moved to the
-        lens's device (patches from a file lie elsewhere)."""
+        """The patches in force that an editor of the same kind made and remembers, oldest first,
+        moved to the lens's device (patches from a file lie elsewhere)."""
+        if self.first:
+            return []
         return [
             patch.to(self.lens.device)
             for patch in self.lens.patches
@@ -177,7 +183,8 @@ class Job:
         an editor of the same kind. After the block they are as they are now, bit for bit."""
         method = type(editor).__name__
         patches = [patch.info.get("method") for patch in self.lens.patches]
-        first = patches.index(method) if method in patches else len(patches)
+        known = method in patches and not self.first
+        first = patches.index(method) if known else len(patches)
         earlier = {**self.saved, **self.lens.before_patches(first)}
         now = {key: self.lens.parameter(*key).clone() for key in earlier}
         try:
@@ -255,7 +262,7 @@ def edit(
     for request in batch:
         if not isinstance(request, EditRequest):
             raise EditError(f"An edit is asked for by fact.to('new answer'), got {request!r:.100}.")
-    if isinstance(editor, str):
+    if isinstance(editor, str) or isinstance(getattr(editor, "editor", None), str):
         from qv_lens.editing.presets import editor_of  # which imports every editor
 
         editor = editor_of(lens, editor)
@@ -349,6 +356,14 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
         ratio = float(edited.norm()) / norm if norm else 0.0
         if ratio > COLLAPSE:
             grown[key] = ratio
+    rounded = max(lost, key=lost.__getitem__, default="")
+    if rounded and lost[rounded] > LOST:
+        warnings.warn(
+            f"{lost[rounded]:.0%} of the edit of {rounded} is lost to rounding: the delta is small "
+            f"beside what {str(lens.dtype).removeprefix('torch.')} can tell apart. Load the model with "
+            "dtype='float32', or raise the editor's lr.",
+            stacklevel=3,
+        )
     if grown:
         worst = max(grown, key=grown.__getitem__)
         warnings.warn(

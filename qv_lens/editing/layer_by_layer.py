@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, sqrt
 from pathlib import Path
@@ -430,6 +430,9 @@ def inverses(job: Job) -> Callable[[int, str], InverseMetric]:
 
 def ordered(lens: Lens, groups: Sequence[Group]) -> tuple[Group, ...]:
     """Each group ascending, every layer checked against the model."""
-    if not all(len(group) for group in groups):
-        raise EditError("An editor needs at least one layer.")
+    for group in groups:
+        if isinstance(group, (int, str)) or not isinstance(group, Iterable):
+            raise EditError(f"An editor's layers are several, as (3, 4); got {group!r:.80}.")
+        if not group:
+            raise EditError("An editor needs at least one layer.")
     return tuple(tuple(sorted({lens.check_layer(layer) for layer in group})) for group in groups)

@@ -41,7 +41,7 @@ from qv_lens.editing.keys import (
     rows_of,
 )
 from qv_lens.editing.layer_by_layer import ClosedForm, Group, Pass, Solver, Sweep
-from qv_lens.editing.solve import InverseMetric
+from qv_lens.editing.solve import InverseMetric, factor_of
 from qv_lens.editing.targets import Targets, search
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
@@ -72,8 +72,8 @@ class NSE(ClosedForm):
     share: Share = 0.8
     """p: the share of the scores that the neurons written hold."""
     score: NeuronScore = "keys"
-    """What chooses neurons: the size of their keys, or, for what the model says now at the fact's
-    token, Eq. 9 ('value') or `neuron_effects` ('effects')."""
+    """What chooses neurons: the size of their keys, or, for the fact's old answer asked at the
+    fact's token, Eq. 9 ('value') or `neuron_effects` ('effects')."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         if self.score not in SCORES:
@@ -135,6 +135,7 @@ class NSE(ClosedForm):
             if self.trims and len(written) > rounds:
                 written[rounds:] = [self.kept_of(job, before, summed(written[rounds:]))]
             self._warn_of_far(self._distance(job.lens, plan, rows, targets))
+            self._warn_of_near(history)
             job.notes["rounds"].append(history)
             earlier.learn(self._keys(job.lens, plan, rows))
         if not written:
@@ -181,6 +182,17 @@ class NSE(ClosedForm):
                 stacklevel=4,
             )
 
+    def _warn_of_near(self, history: Sequence[Mapping[str, list]]) -> None:
+        """Warn of facts that no round has written because they were near from the start."""
+        first, written = history[0]["distance"], {i for done in history for i in done["active"]}
+        near = [i for i, size in enumerate(first) if size <= self.near and i not in written]
+        if near and written:
+            warnings.warn(
+                f"{len(near)} of {len(first)} facts lie within near={self.near:g} of their z* and are "
+                "not written: lower near.",
+                stacklevel=4,
+            )
+
     def _keys(self, lens: Lens, plan: Pass, rows: ContextRows) -> dict[int, list[Tensor]]:
         """K of every layer, a column for each fact, on the weights as they are."""
         sites = {layer: lens.backend_adapter.coefficient(layer) for layer in plan.groups[0]}
@@ -193,8 +205,8 @@ class NSE(ClosedForm):
     def _scores(
         self, job: Job, requests: Sequence[EditRequest]
     ) -> Mapping[int, Float[Tensor, " neuron"]]:
-        """|score| of every neuron of the layers, by attribution for what the model says now; none
-        where the keys choose."""
+        """|score| of every neuron of the layers, by attribution for the old answers; none where the
+        keys choose."""
         if self.score == "keys":
             return {}
         facts, lens, at = [request.fact for request in requests], job.lens, self.fact_token
@@ -223,7 +235,8 @@ def some_rows(
     if seen is not None:
         system = system + seen[chosen][:, chosen]
     Y = torch.zeros_like(K)
-    Y[chosen] = torch.cholesky_solve(K[chosen], torch.linalg.cholesky(system))
+    factor = factor_of(system, "lower share, so that fewer neurons are written")
+    Y[chosen] = torch.cholesky_solve(K[chosen], factor)
     return Y
 
 

@@ -47,7 +47,7 @@ class SimIE:
 
     The keys are kept with the patch, for edits made while it is applied. At a weight that no earlier
     patch wrote, those patches' facts do not count. An editor with a memory of its own (AlphaEdit)
-    starts from none at every fact."""
+    starts from none at every fact, whatever patches are in force."""
 
     editor: Any = "ROME"
     """The editor for each fact, or the name of the model's preset of one."""
@@ -123,7 +123,7 @@ class SimIE:
         facts that are done at the weights that are first written now."""
         alone = Job(
             job.lens, [request], None, job.statistics, job.templates, job.seed,
-            factored=job.factored,
+            factored=job.factored, first=True,
         )  # fmt: skip
         with job.before(self) if self.unedited else nullcontext():
             try:

@@ -56,6 +56,18 @@ def inverse_of(C0: Float[Tensor, "d_mlp d_mlp"]) -> InverseMetric:
     )
 
 
+def factor_of(system: Float[Tensor, "n n"], remedy: str) -> Float[Tensor, "n n"]:
+    """The Cholesky factor of the system of an edit. Raises `EditError`, with a remedy, where it is
+    not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if failed:
+        raise EditError(
+            f"The system of the edit is singular: {remedy}, or take C0 from more text (layer 0 of "
+            "GPT-J never has a full C0)."
+        )
+    return factor
+
+
 def identity(K: Float[Tensor, "d_mlp n"]) -> Float[Tensor, "d_mlp n"]:
     """C0 = I."""
     return K.double()
@@ -98,7 +110,7 @@ def null_space_metric(
     for part in (None if earlier is None else earlier.dense(), held):
         if part is not None:
             system = system + U0.T @ part.to(U0) @ U0
-    factor = torch.linalg.cholesky(system)
+    factor = factor_of(system, "raise L2")
     return lambda K: U0 @ torch.cholesky_solve(U0.T @ K.double(), factor)
 
 
@@ -110,7 +122,7 @@ def _by_few_columns(
 ) -> InverseMetric:
     """K -> U0 (A A^T + L2 I_r)^-1 U0^T K, A of fewer columns than rows."""
     small = A_T @ A + L2 * torch.eye(len(A_T), dtype=A.dtype, device=A.device)
-    factor = torch.linalg.cholesky(small)
+    factor = factor_of(small, "raise L2")
 
     def metric(K: Tensor) -> Tensor:
         x = U0.T @ K.double()
@@ -131,7 +143,7 @@ def held_metric(
     system = system + norm * torch.eye(len(system), dtype=system.dtype, device=system.device)
     if earlier is not None:
         system = system + earlier
-    factor = torch.linalg.cholesky(system)
+    factor = factor_of(system, "raise norm")
     return lambda K: torch.cholesky_solve(K.double(), factor)
 
 

@@ -260,12 +260,14 @@ def ffn_part(
 
 
 def _anchored(
-    z: Float[Tensor, "fact d_model"],
-    init: Float[Tensor, "fact d_model"],
+    z_of: Sequence[Float[Tensor, "fact d_model"]],
+    inits: Sequence[Float[Tensor, "fact d_model"]],
     v0: Float[Tensor, "fact d_model"],
     mu: float,
-) -> Float[Tensor, "fact d_model"]:
-    """NAS: v* with the FFN's part scaled to mu, or init where that part is too long."""
+) -> list[Float[Tensor, "fact d_model"]]:
+    """NAS: v* with the FFN's part, the first, scaled to mu; init of every part where that one is too
+    long."""
+    (z, *others), (init, *theirs) = z_of, inits
     v = z - init + v0
     length = v.norm(dim=1, keepdim=True)
     long = length > TOO_LONG * mu
@@ -276,7 +278,8 @@ def _anchored(
             stacklevel=4,
         )
     scaled = torch.where(length > 0, v * mu / length.clamp_min(1e-30), v)
-    return torch.where(long, init, init - v0 + scaled)
+    kept = zip((init - v0 + scaled, *others), (init, *theirs), strict=True)
+    return [torch.where(long, start, found) for found, start in kept]
 
 
 class _Step(NamedTuple):
@@ -389,7 +392,8 @@ class _Problem:
             for init, delta in zip(self.inits, self.deltas, strict=True)
         ]
         if self.ffn is not None:
-            z_of[0] = _anchored(z_of[0], self.inits[0].double(), self.ffn.double(), s.anchor)
+            inits = [init.double() for init in self.inits]
+            z_of = _anchored(z_of, inits, self.ffn.double(), s.anchor)
         return Targets(tuple(z_of), tuple(losses))
 
     def _check_reach(self, nll: Tensor) -> None:

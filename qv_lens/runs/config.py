@@ -30,7 +30,7 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError, QVLensError, unknown
 from qv_lens.runs.experiment import Experiment, Grid, find_experiment, flat, hints_of, parts_of
 
 #: what stands for every layer of a task's model in a grid over `layer`
@@ -308,6 +308,8 @@ def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
             raise ConfigError(f"{name} needs a value for {each.name!r}, in [settings] or [grid].")
     try:
         made = task(**given)
+    except QVLensError:
+        raise
     except (TypeError, ValueError) as error:  # what its own checks raise
         raise ConfigError(f"{name}: {error}") from error
     for each in fields(task):

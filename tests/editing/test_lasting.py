@@ -14,7 +14,7 @@ from qv_lens.editing.nse import largest
 from qv_lens.editing.statistics import covariance
 from qv_lens.evaluation.protocols import total
 from tests.editing.test_methods import REQUESTS, TEXTS
-from tests.models import tiny_lens
+from tests.models import tiny_hf, tiny_lens, tokenizer
 
 TEMPLATES = ("{}", "A city. {}")
 #: answers of several tokens
@@ -400,3 +400,174 @@ def test_the_limit_of_an_update_is_a_facts():
     edit(1.01 * norm / math.sqrt(2))
     with pytest.raises(qv.QVLensError, match="nothing was kept"):
         edit(0.99 * norm / math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        qv.UltraEdit(layers=(1,), lr=1e-3),
+        qv.PRUNE(layers=(1,), lam=1.0, steps=4),
+        qv.AlphaEdit(layers=(1,), threshold=1.0, L2=0.1, steps=4),
+        qv.NSE(layers=(1,), lam=1.0, steps=4, near=0.0, far=1e9),
+    ],
+    ids=lambda editor: type(editor).__name__,
+)
+@pytest.mark.parametrize("below", [True, False])
+def test_what_simie_wraps_remembers_no_patch_in_force(inner, below):
+    """A patch by the same kind of editor counts as weights alone, above SimIE's first patch, where it
+    is lifted, and below it."""
+    lens = tiny_lens("gptj")
+    options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
+    editor = qv.SimIE(editor=inner, lam=1.0)
+    third = qv.Fact("The capital of {} is", "Norway", "Oslo").to("Quorix Vane")
+    makers = (inner, editor) if below else (editor, inner)
+    patches = []
+    for request, maker in zip(LONGER, makers, strict=True):
+        patches.append(qv.edit(lens, request, maker, **options))
+        lens.apply(patches[-1])
+    remembered = qv.edit(lens, third, editor, **options)
+    for _ in patches:
+        lens.revert()
+    by_hand = [
+        dataclasses.replace(patch, info={**patch.info, "method": "by hand"})
+        if maker is inner
+        else patch
+        for patch, maker in zip(patches, makers, strict=True)
+    ]
+    with lens.patched(*by_hand):
+        forgotten = qv.edit(lens, third, editor, **options)
+    close(remembered.deltas[1, "W_out"].dense(), forgotten.deltas[1, "W_out"].dense(), 1e-9)
+
+
+def test_simie_takes_the_models_preset_of_a_name():
+    hf = tiny_hf("qwen3-gqa", n_layers=8)
+    lens = qv.Lens.from_hf(hf, tokenizer(), name="Qwen/Qwen3-8B")
+    preset = qv.presets("Qwen/Qwen3-8B")["ROME"].editor
+    assert not preset.mom2_adjustment
+    named = qv.edit(lens, REQUESTS[0], qv.SimIE(editor="ROME"), templates=TEMPLATES)
+    given = qv.edit(lens, REQUESTS[0], qv.SimIE(editor=preset), templates=TEMPLATES)
+    assert named.deltas.keys() == given.deltas.keys()
+    for key, delta in named.deltas.items():
+        assert torch.equal(delta.dense(), given.deltas[key].dense())
+    assert named.info["hyperparameters"]["editor"]["lr"] == preset.lr
+
+
+def beta(**options):
+    settings = {"layers": (1,), "threshold": 1.0, "L2": 0.1, "lam": 1.0, "steps": 4, "limit": 1e9}
+    return qv.BetaEdit(**{**settings, **options})
+
+
+def test_betaedit_counts_the_facts_of_every_patch_in_force():
+    """Two and one, made apart on the bare model, are three: enough to renew the null space, whichever
+    lies on top."""
+    lens = tiny_lens("gptj")
+    options = {"statistics": covariance(lens, TEXTS, [0, 1]), "templates": TEMPLATES}
+    third = qv.Fact("The capital of {} is", "Norway", "Oslo").to("Quorix")
+    last = qv.Fact("The capital of {} is", "Spain", "Madrid").to("Vane")
+    two, one = (qv.edit(lens, some, beta(), **options) for some in (REQUESTS, [third]))
+    found = []
+    for patches in ((two, one), (one, two)):
+        with lens.patched(*patches):
+            patch = qv.edit(lens, last, beta(renew=3), **options)
+            found.append(patch.deltas[1, "W_out"].dense())
+            assert patch.kept[1, "renewed"].dense().item() == 3
+            never = qv.edit(lens, last, beta(renew=4), **options).deltas[1, "W_out"].dense()
+            assert float((never - found[-1]).norm() / never.norm()) > 1e-3
+    close(found[0], found[1], 1e-6)
+
+
+def test_betaedit_with_a_layer_that_was_not_written_before():
+    lens = tiny_lens("gptj")
+    options = {"statistics": covariance(lens, TEXTS, [0, 1]), "templates": TEMPLATES}
+    for request, layers in zip(REQUESTS, ((1,), (0, 1)), strict=True):
+        lens.apply(qv.edit(lens, request, beta(layers=layers, renew=1), **options))
+    third = qv.Fact("The capital of {} is", "Norway", "Oslo").to("Quorix")
+    patch = qv.edit(lens, third, beta(layers=(0, 1), renew=5), **options)
+    assert {layer for layer, _ in patch.deltas} == {0, 1}
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_fact_that_the_anchor_skips_is_not_written(attention):
+    lens = tiny_lens("gptj")
+    options = {
+        "statistics": covariance(lens, TEXTS, [0, 1], modules=("ffn", "attn")),
+        "templates": TEMPLATES,
+    }
+    editor = qv.PMET(layers=(0, 1), lam=1.0, steps=4, attention=attention, anchor=1e-3)
+    with pytest.warns(UserWarning, match="2 of 2 facts are skipped"):
+        patch = qv.edit(lens, REQUESTS, editor, **options)
+    assert patch.deltas
+    assert all(delta.norm() < 1e-12 for delta in patch.deltas.values())
+
+
+def test_facts_that_nse_never_writes_are_told_of():
+    lens = tiny_lens("gptj")
+    options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
+    far = qv.edit(lens, REQUESTS, nse(), **options).info["rounds"][0][0]["distance"]
+    with pytest.warns(UserWarning, match="1 of 2 facts lie within near"):
+        qv.edit(lens, REQUESTS, nse(near=sum(far) / 2, rounds=1), **options)
+
+
+def test_what_is_lost_to_rounding_is_told():
+    lens = tiny_lens("gptj", dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"% of the edit of 1.W_out is lost to rounding.*bfloat16"):
+        patch = qv.edit(lens, REQUESTS, qv.UltraEdit(layers=(1,), lr=1e-8))
+    assert patch.info["rounding_error"]["1.W_out"] > 0.5
+
+
+SINGULAR = [
+    (qv.NSE(layers=(1,), lam=1.0, near=0.0, far=1e9, steps=2, share=1.0), "lower share"),
+    (qv.ENCORE(layers=(1,), lam=1.0, norm=0.0, steps=2), "raise norm"),
+]
+
+
+@pytest.mark.parametrize(("editor", "remedy"), SINGULAR, ids=lambda one: type(one).__name__)
+def test_a_singular_system_says_what_to_do(editor, remedy):
+    lens = tiny_lens("gptj")
+    C0 = covariance(lens, TEXTS[:1], [1], max_tokens=5)
+    before = lens.w_out(1).clone()
+    with pytest.raises(qv.QVLensError, match=f"singular: {remedy}.*more text"):
+        qv.edit(lens, REQUESTS, editor, statistics=C0, templates=TEMPLATES)
+    assert torch.equal(lens.w_out(1), before)
+
+
+WRONG = {
+    "L2 of AlphaEdit must be a finite number above 0": qv.AlphaEdit(layers=(1,), L2=0.0),
+    "end_of_text of LocFT must be True or False, got 'no'": qv.LocFT(layer=1, end_of_text="no"),
+    "unedited of SimIE must be True or False": qv.SimIE(editor=ROME, unedited="no"),
+    "layers are several, as": qv.MEMIT(layers=1),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_settings_of_another_kind_are_refused(said):
+    lens = tiny_lens("gptj")
+    with pytest.raises(qv.QVLensError, match=said):
+        qv.edit(lens, REQUESTS, WRONG[said], statistics=covariance(lens, TEXTS, [1]))
+
+
+def test_the_anchor_of_an_editor_out_of_its_bounds():
+    lens = tiny_lens("gptj")
+    with pytest.raises(qv.QVLensError, match="lr of MEMIT must be"):
+        qv.norm_anchor(lens, REQUESTS, qv.MEMIT(layers=(1,), lr=-1.0))
+    memit = qv.MEMIT(layers=(1,), lam=1.0, steps=2)
+    assert qv.norm_anchor(lens, REQUESTS[0], memit) == qv.norm_anchor(lens, REQUESTS[:1], memit)
+
+
+@pytest.mark.parametrize(
+    "editor",
+    [qv.ENCORE(layers=(1,), lam=1.0, norm=0.1, steps=4), qv.UltraEdit(layers=(1,), lr=1e-3)],
+    ids=lambda editor: type(editor).__name__,
+)
+def test_a_loaded_patch_is_the_same_bit_for_bit(editor, tmp_path):
+    lens = tiny_lens("gptj")
+    requests = [
+        qv.Fact("The capital of {} is", name, "Oslo").to("Quorix Vane")
+        for name in ("Norway", "Spain", "France", "Italy", "Greece", "Poland")
+    ]
+    patch = qv.edit(
+        lens, requests, editor, statistics=covariance(lens, TEXTS, [1]), templates=TEMPLATES
+    )
+    loaded = qv.Patch.load(patch.save(tmp_path / "patch"))
+    for key, delta in patch.deltas.items():
+        assert torch.equal(delta.dense(), loaded.deltas[key].dense())
