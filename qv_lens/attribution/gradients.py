@@ -147,10 +147,6 @@ def _check_ensemble(
             f"share is a fraction of the neurons, above 0 and at most 1; got {share!r}."
         )
     check_count("steps", steps)
-    if not parameters:
-        raise ConfigError(
-            "parameters are weights to take neurons from, ('W_out',): name at least one."
-        )
     vectors = [name for name in parameters if not str(name).startswith("W_")]
     if vectors:
         raise ConfigError(

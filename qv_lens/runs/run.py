@@ -88,9 +88,10 @@ class Shelf:
 
     def once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
         """What `compute(*arguments)` gives, kept until another model is loaded: the function and
-        its arguments are the key. Lists, tables, frames and arrays come as copies. Raises `ConfigError` for arguments that cannot be a key, or while
-        the model is patched or intervened on, because the remembered result would be that of the
-        changed model."""
+        its arguments are the key. Lists, tables, frames and arrays come as copies.
+
+        Raises `ConfigError` for arguments that cannot be a key, or while the model is patched or
+        intervened on, because the remembered result would be that of the changed model."""
         key = (compute, _typed(arguments))
         try:
             known = key in self.known
