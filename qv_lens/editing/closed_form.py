@@ -24,15 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qv_lens.editing.bounds import (
-    Count,
-    Limit,
-    Natural,
-    NotNegative,
-    Part,
-    Positive,
-    Share,
-)
+from qv_lens.editing.bounds import Count, Limit, Natural, NotNegative, Part, Positive, Share
 from qv_lens.editing.edit import Deltas, Factored, Job
 from qv_lens.editing.keys import Prompts
 from qv_lens.editing.layer_by_layer import ClosedForm, Group, Pass, Solver, inverses
@@ -275,8 +267,8 @@ class BetaEdit(AlphaEdit):
     of the facts edited so far. Defaults: GPT-J's, of the authors' release.
 
     The keys are kept with the patch, as AlphaEdit's are, and so are the numbers of facts: of all, and
-    of those from which the null space was last renewed. Raises `EditError` where an update is larger than `limit` a fact;
-    the release then leaves the lower layers written."""
+    of those from which the null space was last renewed. Raises `EditError` where an update is
+    larger than `limit` a fact; the release then leaves the lower layers written."""
 
     lam: NotNegative = 3000.0
     """lambda_1: weight of C0 beside the earlier keys."""

@@ -358,10 +358,11 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
             grown[key] = ratio
     rounded = max(lost, key=lost.__getitem__, default="")
     if rounded and lost[rounded] > LOST:
+        wider = "load the model with dtype='float32', or " if lens.dtype.itemsize < 4 else ""
         warnings.warn(
-            f"{lost[rounded]:.0%} of the edit of {rounded} is lost to rounding: the delta is small "
-            f"beside what {str(lens.dtype).removeprefix('torch.')} can tell apart. Load the model with "
-            "dtype='float32', or raise the editor's lr.",
+            f"{lost[rounded]:.0%} of the edit of {rounded} is lost to rounding: the delta is smaller "
+            f"than what {str(lens.dtype).removeprefix('torch.')} can tell apart there. To keep it, "
+            f"{wider}raise the editor's lr.",
             stacklevel=3,
         )
     if grown:
