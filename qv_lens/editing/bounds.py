@@ -8,6 +8,7 @@ from math import inf
 from numbers import Integral, Real
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 from torch import Tensor
 
 from qv_lens.errors import EditError
@@ -75,7 +76,7 @@ def _check(editor: str, name: str, value: Any, hint: Any) -> None:
         for i, (inner, part) in enumerate(zip(value, parts, strict=True)):
             _check(editor, f"{name}[{i}]", inner, part)
     elif hint is bool:
-        if not isinstance(value, bool):
+        if not isinstance(value, (bool, np.bool_)):
             raise EditError(f"{name} of {editor} must be True or False, got {value!r}.")
     elif value is not None:
         for part in parts:  # a number or None

@@ -301,9 +301,9 @@ def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
         if each.name in parts:
             given[each.name] = _built(parts[each.name], values, name)
         elif each.name in values:
-            value, hint = values[each.name], hints.get(each.name)
-            _check_kind(name, each.name, value, hint, each.type)
-            given[each.name] = _as_declared(value, hint)
+            hint = hints.get(each.name)
+            given[each.name] = _as_declared(values[each.name], hint)
+            _check_kind(name, each.name, given[each.name], hint, each.type)
         elif each.default is MISSING and each.default_factory is MISSING:
             raise ConfigError(f"{name} needs a value for {each.name!r}, in [settings] or [grid].")
     try:
@@ -319,15 +319,23 @@ def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
 
 
 def _as_declared(value: Any, hint: Any) -> Any:
-    """A value as a field's annotation has it: 5 and 5.0 of a field of floats are one task, and a
-    file's lists are tuples where tuples are declared."""
+    """A value as a field's annotation has it: 5 and 5.0 of a field of floats are one task; where
+    tuples are declared a file's lists are tuples, and one value (of a list, which varies) is a tuple
+    of it alone."""
     members = _members(hint)
     if type(value) is int and float in members and int not in members:
         return float(value)
-    kinds = {get_origin(member) or member for member in members}
-    return (
-        tuple(value) if isinstance(value, list) and tuple in kinds and list not in kinds else value
-    )
+    inner = [get_args(member) for member in members if get_origin(member) is tuple]
+    if isinstance(value, list) and inner:
+        return tuple(value)
+    alone = any(args and _is_of(value, args[0]) for args in inner)
+    return (value,) if alone and not any(_is_of(value, member) for member in members) else value
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of one of the kinds that TOML holds."""
+    known = KINDS.get(get_origin(kind) or kind, ())
+    return isinstance(value, known) and (kind is bool or not isinstance(value, bool))
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -376,18 +384,11 @@ def _check_kind(experiment: str, name: str, value: Any, hint: Any, declared: Any
         return
     if any(type(value) is type(choice) and value == choice for choice in choices):
         return
-    for kind in kinds:
-        if isinstance(value, KINDS[kind]) and (kind is bool or not isinstance(value, bool)):
-            return
+    if any(_is_of(value, kind) for kind in kinds):
+        return
     if not choices:
-        said = getattr(declared, "__name__", declared)
-        one = {list, tuple} & set(kinds)
-        hint = (
-            f" (A list varies; one value that is a list is [[...]]: {name}=[[1, 2]].)"
-            if one
-            else ""
-        )
-        raise ConfigError(f"{experiment}: {name} must be {said}, got {value!r}.{hint}")
+        said = declared if get_args(declared) else getattr(declared, "__name__", declared)
+        raise ConfigError(f"{experiment}: {name} must be {said}, got {value!r}.")
     others = [f"any {kind.__name__}" for kind in kinds]
     raise unknown(f"{experiment}: {name}", value, [*choices, *others])
 

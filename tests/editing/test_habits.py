@@ -170,7 +170,7 @@ def test_texts_are_read_up_to_the_context_or_as_asked(lens):
     assert covariance(lens, [long], [1]).tokens == context
     assert covariance(lens, [long], [1]).max_tokens == context
     assert covariance(lens, [long], [1], max_tokens=7).tokens == 7
-    with pytest.raises(EditError, match="max_tokens must be at least 1"):
+    with pytest.raises(EditError, match="max_tokens must be a whole number of at least 1"):
         covariance(lens, [long], [1], max_tokens=0)
 
 

@@ -282,7 +282,7 @@ def test_statistics_of_a_column_of_a_frame():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"layers": []}, "at least one layer"), ({"layers": iter(())}, "at least one layer"), ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ({"layers": []}, "at least one layer"), ({"layers": iter(())}, "at least one layer"), ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     ({"batch_size": -1}, "batch_size"), ({"max_tokens": 0}, "max_tokens"), ({"every": 0}, "every"),
 ])  # fmt: skip
 def test_statistics_of_nothing_are_told(options, words):

@@ -319,10 +319,14 @@ def test_one_table_however_it_is_written(tmp_path, changes):
 def test_a_field_of_several_numbers(tmp_path):
     """A list varies: one value of several numbers stands in a list of its own."""
     file = written(tmp_path, "layers: tuple[int, ...] = (1, 2)")
-    (task,) = tasks_of(read_config(file, ["layers=[[3, 4]]"]))
-    assert task.fields.layers == (3, 4)
-    with pytest.raises(qv.QVLensError, match=r"layers must be .*got 3.*layers=\[\[1, 2\]\]"):
-        tasks_of(read_config(file, ["layers=[3, 4]"]))
+    found = {
+        said: [task.fields.layers for task in tasks_of(read_config(file, [f"layers={said}"]))]
+        for said in ("[[3, 4]]", "[3, 4]", "3")
+    }
+    assert found == {"[[3, 4]]": [(3, 4)], "[3, 4]": [(3,), (4,)], "3": [(3,)]}
+    for wrong in ("all", "true", '[3, "all"]'):
+        with pytest.raises(qv.QVLensError, match=r"layers must be tuple\[int, ...\], got"):
+            tasks_of(read_config(file, [f"layers={wrong}"]))
 
 
 SLIPS = {
