@@ -43,6 +43,7 @@ GRID = {
         "AlphaEdit",
         "EMMET",
         "PRUNE",
+        "ENCORE",
         "ROME",
         "RROME",
         "PMET",
