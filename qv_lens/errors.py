@@ -56,11 +56,25 @@ def check_count(
         raise error(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
 
+def several(values: object) -> tuple[Any, ...] | None:
+    """Several values, read once: a generator gives them only then. None for a text, a mapping or
+    one value."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        return None
+    return tuple(values)
+
+
+def one_or_more(values: object) -> tuple[Any, ...]:
+    """`several` values, or one alone."""
+    found = several(values)
+    return (values,) if found is None else found
+
+
 def check_counts(name: str, values: Any) -> tuple[int, ...]:
     """The values, read once. Raises `ConfigError` unless they are whole numbers of at least 1."""
-    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+    counts = several(values)
+    if counts is None:
         raise ConfigError(f"{name} are several whole numbers, [1, 3, 10], got {values!r:.80}.")
-    counts = tuple(values)
     for count in counts:
         check_count(f"each of {name}", count)
     return tuple(map(int, counts))

@@ -22,7 +22,7 @@ CTP (section 3.2, Eq. 6; scores as its code computes them)
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from numbers import Real
@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qv_lens.attribution.value import check_top
-from qv_lens.errors import ConfigError, check_count, unknown
+from qv_lens.errors import ConfigError, check_count, several, unknown
 from qv_lens.facts.records import EditRequest, Fact
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.backend import Hook
@@ -128,8 +128,7 @@ def neuron_ensemble(
 
 def _names(parameters: Sequence[str]) -> tuple[str, ...]:
     """The parameters' names, read once. Raises `ConfigError` for none, or one alone."""
-    single = isinstance(parameters, str) or not isinstance(parameters, Iterable)
-    names = () if single else tuple(parameters)
+    names = several(parameters)
     if not names:
         raise ConfigError(
             "parameters are the weights to take neurons from, ('W_out',) or more, got "

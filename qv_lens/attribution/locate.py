@@ -15,9 +15,9 @@ holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
@@ -26,7 +26,7 @@ from qv_lens.attribution.projection import NormMode
 from qv_lens.attribution.query import Method, query_layers
 from qv_lens.attribution.setting import Base, setting
 from qv_lens.attribution.value import best_of, every_score
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError, one_or_more, unknown
 from qv_lens.facts.records import Fact, MultiHopCase
 from qv_lens.facts.spans import FactToken
 from qv_lens.models.lens import Lens
@@ -102,10 +102,7 @@ def locate(
         raise unknown("by", by, ("importance", "effects"))
     if prompts not in ("multi_hop", "single_hop"):
         raise unknown("Prompts", prompts, ("multi_hop", "single_hop"))
-    records: list[Any] = (
-        list(cases) if isinstance(cases, Iterable) and not isinstance(cases, str) else [cases]
-    )
-    facts = [fact for record in records for fact in _as_facts(record, prompts)]
+    facts = [fact for record in one_or_more(cases) for fact in _as_facts(record, prompts)]
     if not facts:
         raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")
     trace = lens.trace(facts, position)

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import pandas as pd
@@ -204,22 +205,20 @@ def interpretable(
 
 
 def surface_forms(lens: Lens, answer: str, *, plural: bool = False) -> set[int]:
-    """An answer's own first token that is no blank, and its forms that are single tokens: other
-    case, with and without a leading space, `plural` also with an s."""
+    """The first token of an answer that is more than a blank, and the answer's forms that are single
+    tokens: other case, with and without a leading space, `plural` also with an s."""
     words = {answer, answer.lower(), answer.upper(), answer.capitalize()}
     words |= {f"{word}s" for word in words} if plural else set()
     # where an answer of its script follows a blank, and where it does not
     before = "。" if unspaced(answer[:1]) else "The"
     wanted = {next(i for i in lens.answer_ids(before, answer) if lens.token_label(i).strip())}
-    inside = len(lens.tokenizer("(", add_special_tokens=False)["input_ids"])
+    tokens = partial(lens.tokenizer, add_special_tokens=False)
+    inside = len(tokens("(")["input_ids"])
     for word in words:
-        spaced = [
-            lens.tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (word, f" {word}")
-        ]
-        # a tokenizer may put a blank in front of every text: behind a bracket it puts none
-        spaced.append(lens.tokenizer(f"({word}", add_special_tokens=False)["input_ids"][inside:])
-        wanted |= {ids[0] for ids in spaced if len(ids) == 1}
+        # some tokenizers put a blank in front of every text, but not behind a bracket
+        bare = tokens(f"({word}")["input_ids"][inside:]
+        forms = (tokens(word)["input_ids"], tokens(f" {word}")["input_ids"], bare)
+        wanted |= {ids[0] for ids in forms if len(ids) == 1}
     return wanted
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from qv_lens.editing.bounds import check_bounds
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
-from qv_lens.errors import EditError, check_count
+from qv_lens.errors import EditError, check_count, several
 from qv_lens.facts.records import (
     EditCase,
     EditRequest,
@@ -262,10 +262,9 @@ def edit(
     for request in batch:
         if not isinstance(request, EditRequest):
             raise EditError(f"An edit is asked for by fact.to('new answer'), got {request!r:.100}.")
-    if isinstance(editor, str) or isinstance(getattr(editor, "editor", None), str):
-        from qv_lens.editing.presets import editor_of  # which imports every editor
+    from qv_lens.editing.presets import editor_of  # which imports this room
 
-        editor = editor_of(lens, editor)
+    editor = editor_of(lens, editor)
     check_editor(editor)
     if batch_size is not None:
         check_count("batch_size", batch_size, error=EditError)
@@ -399,9 +398,10 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
 def checked_texts(texts: Sequence[str]) -> list[str]:
     """Texts to measure on. Raises `EditError` for a single string, which would be read letter by
     letter."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    found = several(texts)
+    if found is None:
         raise EditError(f"held_out= takes several texts, got {texts!r:.60}: pass a list.")
-    return list(texts)
+    return list(found)
 
 
 def check_editor(editor: object) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, sqrt
 from pathlib import Path
@@ -46,7 +46,7 @@ from qv_lens.editing.keys import (
 from qv_lens.editing.solve import InverseMetric, damped, inverse_of, solve
 from qv_lens.editing.statistics import Module
 from qv_lens.editing.targets import PrecomputedTargets, Search, SearchKind, Targets, search
-from qv_lens.errors import EditError, unknown
+from qv_lens.errors import EditError, several, unknown
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import FACT_TOKENS, FactToken
 from qv_lens.models.lens import Lens, Start
@@ -430,9 +430,12 @@ def inverses(job: Job) -> Callable[[int, str], InverseMetric]:
 
 def ordered(lens: Lens, groups: Sequence[Group]) -> tuple[Group, ...]:
     """Each group ascending, every layer checked against the model."""
+    found: list[Group] = []
     for group in groups:
-        if isinstance(group, (int, str)) or not isinstance(group, Iterable):
+        layers = several(group)
+        if layers is None:
             raise EditError(f"An editor's layers are several, as (3, 4); got {group!r:.80}.")
-        if not group:
+        if not layers:
             raise EditError("An editor needs at least one layer.")
-    return tuple(tuple(sorted({lens.check_layer(layer) for layer in group})) for group in groups)
+        found.append(tuple(sorted({lens.check_layer(layer) for layer in layers})))
+    return tuple(found)

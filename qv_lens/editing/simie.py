@@ -164,7 +164,7 @@ def _gram(K: Float[Tensor, "k token"]) -> Delta:
     """K K^T; as its factors where they are smaller."""
     if 2 * K.shape[1] >= K.shape[0]:
         return Delta(K @ K.T)
-    return Delta(K.contiguous(), K.T.clone())  # cloned: a file holds no two views of one tensor
+    return Delta(K, K.T)
 
 
 def _shift(

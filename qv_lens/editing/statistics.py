@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qv_lens.errors import EditError, check_count
+from qv_lens.errors import EditError, check_count, several
 from qv_lens.facts.spans import encode
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -282,13 +282,13 @@ def enough(
 
 def checked_layers(layers: object) -> list[int]:
     """The layers, read once. Raises `EditError` for one number, or none."""
-    found = [] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
+    found = several(layers)
     if not found:
         raise EditError(
             "Statistics need at least one layer, layers=[3] or layers=range(lens.n_layers), got "
             f"{layers!r:.80}."
         )
-    return found
+    return list(found)
 
 
 def _check_request(texts: object, sizes: dict[str, int | None]) -> None:

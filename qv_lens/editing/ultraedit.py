@@ -200,4 +200,4 @@ def _solved(
     x_, g_ = normed.split([X.shape[1], g.shape[1]], 1)
     V = -lr * x_.square().sum(1, keepdim=True) * g_
     system = X @ X.T + torch.eye(len(X), dtype=X.dtype, device=X.device)
-    return Delta(X.T.contiguous(), torch.cholesky_solve(V, torch.linalg.cholesky(system)))
+    return Delta(X.T, torch.cholesky_solve(V, torch.linalg.cholesky(system)))

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from qv_lens.errors import ConfigError, meant
+from qv_lens.facts.spans import puts_bos
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Patch
 
@@ -57,7 +58,7 @@ def ability(
             "General ability is measured by lm-eval, which is not installed: pip install "
             "'qv_lens[ability]'."
         ) from error
-    index, bos = _index(manager, tasks), _puts_bos(lens)
+    index, bos = _index(manager, tasks), _asked_with_bos(lens)
     with lens.patched(*patches):
         wrapped = wrapper(
             pretrained=lens.plain_model(),
@@ -81,11 +82,10 @@ def ability(
     return _table(found)
 
 
-def _puts_bos(lens: Lens) -> bool:
+def _asked_with_bos(lens: Lens) -> bool:
     """Whether prompts begin with a BOS, as the lens reads them. Raises `ConfigError` where the lens
     puts one that the tokenizer does not: lm-eval asks the tokenizer alone."""
-    bos = lens.tokenizer.bos_token_id
-    own = bos is not None and lens.tokenizer("a")["input_ids"][0] == bos
+    own = puts_bos(lens.tokenizer)
     if lens.prepend_bos and not own:
         raise ConfigError(
             "This lens puts a BOS in front of prompts (prepend_bos=True) that its tokenizer does not "

@@ -13,7 +13,7 @@ from typing import Literal
 
 import pandas as pd
 
-from qv_lens.errors import ConfigError, FactError, check_count, unknown
+from qv_lens.errors import ConfigError, FactError, check_count, one_or_more, unknown
 from qv_lens.evaluation.answers import answer_length, correct
 from qv_lens.evaluation.kept_answers import looked_up
 from qv_lens.facts.prompts import G2, begins, normalise
@@ -216,7 +216,7 @@ def _checked_facts(facts: Iterable[Fact]) -> list[Fact]:
             f"qv.known asks for several facts, got the single fact {facts.text!r}. Pass a list of "
             "facts."
         )
-    every: list[Fact] = list(facts) if isinstance(facts, Iterable) else [facts]
+    every = list(one_or_more(facts))
     for fact in every:
         if not isinstance(fact, Fact):
             raise FactError(

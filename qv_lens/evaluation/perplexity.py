@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import exp, inf, log
 from sys import float_info
 
 import torch
 
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, several
 from qv_lens.models.lens import Lens, log_probs
 
 #: nats whose exponential is still a number
@@ -23,10 +23,11 @@ def perplexity(lens: Lens, texts: Sequence[str]) -> float:
     as they now are, interventions in force included; of a text the first 512 tokens.
 
     Raises `ConfigError` for a single string, or texts of fewer than two tokens."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    every = several(texts)
+    if every is None:
         raise ConfigError(f"perplexity takes several texts, [text, ...], got {texts!r:.60}.")
     longest = min(LONGEST, lens.backend_adapter.cfg.n_ctx)
-    said = [text for text in texts if not isinstance(text, str) or text.strip()]
+    said = [text for text in every if not isinstance(text, str) or text.strip()]
     rows = [list(prompt.ids)[:longest] for prompt in lens.tokenize(said)] if said else []
     rows = sorted((row for row in rows if len(row) > 1), key=len)
     if not rows:

@@ -38,7 +38,7 @@ from qv_lens.editing.layer_by_layer import ClosedForm, search_ahead
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
-from qv_lens.errors import ConfigError, EditError, FactError, check_count, unknown
+from qv_lens.errors import ConfigError, EditError, FactError, check_count, one_or_more, unknown
 from qv_lens.evaluation.answers import look, prompts_of
 from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.evaluation.metrics import (
@@ -199,11 +199,11 @@ UNAIDED = (
 
 
 def checked_cases(verb: str, cases: Iterable[Case], kinds: tuple[type[_C], ...]) -> list[_C]:
-    """The cases as a list, for a verb that takes some kinds. Raises `ConfigError` for none, one
-    alone, or what is no such case."""
+    """The cases as a list. Raises `ConfigError` for an empty list, a single case, or a case of a
+    kind that the verb does not take."""
     if isinstance(cases, (EditCase, MultiHopCase)):
         raise ConfigError(f"{verb} takes several cases: pass a list, [case].")
-    every = list(cases) if isinstance(cases, Iterable) else [cases]
+    every = one_or_more(cases)
     if not every:
         raise ConfigError(
             f"There is nothing to {verb}: pass at least one case. (A file of plain facts holds no "
@@ -681,12 +681,13 @@ def _columns(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
     if isinstance(by, str):
         raise ConfigError(f"by is a list of columns: by=[{by!r}].")
     by = list(by)
-    lacking = [name for name in ("case", "step", "metric", "before", "after") if name not in frame]
+    needed = ("case", "step", "metric", "before", "after")
+    lacking = [name for name in needed if name not in frame]
     if lacking:
         raise ConfigError(
             f"summary takes what evaluate gives; this frame has no column {lacking[0]!r}."
         )
-    means = ("case", "step", "metric", "before", "after", "relative_norm", "seconds")
+    means = (*needed, "relative_norm", "seconds")
     for name in by:
         if name not in frame or name in means:
             free = [str(column) for column in frame.columns if column not in means]

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from qv_lens.errors import ConfigError, FactError, QVLensError
+from qv_lens.errors import ConfigError, FactError, QVLensError, several
 
 #: gives the line on which each record begins (none for a dataset); called only where a record is
 #: refused
@@ -122,13 +122,14 @@ def of_memory(records: Any) -> list[Any]:
     `FactError`."""
     if isinstance(records, pd.DataFrame):
         return of_frame(records)
-    if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Iterable):
+    every = several(records)
+    if every is None:
         advice = "pass [record]" if isinstance(records, Mapping) else "read(path) takes a file"
         raise FactError(
             f"parse takes a list of records (dictionaries) or a data frame, got {records!r:.80}; "
             f"{advice}."
         )
-    return [plain(record) for record in records]
+    return [plain(record) for record in every]
 
 
 def of_frame(frame: pd.DataFrame) -> list[Any]:

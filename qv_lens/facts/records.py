@@ -7,11 +7,11 @@ of them edited (MQuAKE); an `EditCase` is one edit with its probes. Positions in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from qv_lens.errors import EditError, FactError
+from qv_lens.errors import EditError, FactError, several
 from qv_lens.facts.words import blanks_around, places, rtrimmed, trimmed, word_around, word_places
 
 _R = TypeVar("_R")
@@ -338,7 +338,7 @@ def check_space(what: str, value: object) -> None:
 def _records(what: str, values: object, kind: type[_R], example: str) -> tuple[_R, ...]:
     """The values, read once. Raises `FactError` for anything but a sequence of records of a
     kind."""
-    found = _several(values)
+    found = several(values)
     if found is None or not all(isinstance(value, kind) for value in found):
         raise FactError(f"{what} are {kind.__name__}s, [{example}, ...], got {values!r:.80}.")
     return found
@@ -347,7 +347,7 @@ def _records(what: str, values: object, kind: type[_R], example: str) -> tuple[_
 def _asked(what: str, values: object) -> tuple[Asked, ...]:
     """The values, read once. Raises `FactError` unless they are a sequence of prompts with
     answers."""
-    found = _several(values)
+    found = several(values)
     if found is None:
         raise FactError(f"{what} must be a sequence of facts or probes, got {values!r:.80}.")
     for value in found:
@@ -361,8 +361,8 @@ def _asked(what: str, values: object) -> tuple[Asked, ...]:
 def _pairs(what: str, pairs: object) -> tuple[tuple[Asked, Asked], ...]:
     """The pairs, read once. Raises `FactError` unless each is a prompt with its answer before and
     one with its answer after."""
-    found = _several(pairs)
-    asked = [_several(pair) or () for pair in found] if found is not None else [()]
+    found = several(pairs)
+    asked = [several(pair) or () for pair in found] if found is not None else [()]
     if any(len(pair) != 2 for pair in asked):
         raise FactError(
             f"{what} are pairs of probes, one with the answer before the edit and one with that "
@@ -374,7 +374,7 @@ def _pairs(what: str, pairs: object) -> tuple[tuple[Asked, Asked], ...]:
 def _groups(what: str, groups: object) -> Groups:
     """The groups, read once. Raises `FactError` for anything but pairs of a name and what is
     asked."""
-    pairs, found = _several(groups), []
+    pairs, found = several(groups), []
     for pair in (groups,) if pairs is None else pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
             raise FactError(
@@ -385,19 +385,11 @@ def _groups(what: str, groups: object) -> Groups:
     return tuple(found)
 
 
-def _several(values: object) -> tuple[Any, ...] | None:
-    """Several values, read once: a generator gives them only then. None for a text, a mapping or
-    one value."""
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        return None
-    return tuple(values)
-
-
 def _texts(what: str, values: object) -> tuple[str, ...]:
     """The values, read once. Raises `FactError` for anything but a sequence of strings."""
     if isinstance(values, str):
         raise FactError(f"{what} must be a sequence of strings, got the single string {values!r}.")
-    texts = _several(values)
+    texts = several(values)
     if texts is None:
         raise FactError(f"{what} must be a sequence of strings, got {values!r:.80}.")
     for text in texts:

@@ -104,6 +104,12 @@ class Prompt:
         return (*self.ids, *self.answer[:-1]) if where == "answer" else self.ids
 
 
+def puts_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself begins a text with its BOS."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
+
+
 def encode(tokenizer: Any, text: str, bos: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and their character spans; `bos` puts the tokenizer's BOS in front (span (0,
     0))."""

@@ -58,8 +58,17 @@ def rotary_base(config: Any) -> float | None:
 def rotary_bases(config: Any) -> set[float]:
     """The bases of a model's rotary positions, also where each kind of layer has its own."""
     one = rotary_base(config)
-    bases = {table["rope_theta"] for table in _tables(config) if "rope_theta" in table}
-    return {float(base) for base in (bases if one is None else {one})}
+    tables = [table for table in _tables(config) if "rope_theta" in table]
+    return {float(table["rope_theta"]) for table in tables} if one is None else {one}
+
+
+def short_context(config: Any) -> int | None:
+    """Up to which length of a pass the rotary positions are those of short texts (longrope); None
+    where they do not depend on it."""
+    if "longrope" not in rotary_kinds(config):
+        return None
+    held = getattr(config, "original_max_position_embeddings", None)
+    return held or config.rope_parameters.get("original_max_position_embeddings")
 
 
 def rotary_kinds(config: Any) -> list[str]:

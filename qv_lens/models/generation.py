@@ -42,7 +42,7 @@ Step = Callable[[list[Sequence[int]], int], list[list[int]]]
 
 def ends_of_text(tokenizer: Any, d_vocab: int, hf: Any = None) -> frozenset[int]:
     """Every token that ends a text: the tokenizer's, and those of the checkpoint's
-    generation_config. What is no token of the model ends none."""
+    generation_config, those outside the vocabulary left out."""
     configured = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
     several = configured if isinstance(configured, (list, tuple)) else [configured]
     ends = [tokenizer.eos_token_id, *several]

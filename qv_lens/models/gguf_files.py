@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from qv_lens.facts.spans import puts_bos
 from qv_lens.models.agreement import rotary_bases, rotary_kinds
 
 #: numbers of a header by key: what they are called, and how configs call them
@@ -91,11 +92,10 @@ def _others(said: Mapping[str, Any], config: Any) -> list[str]:
 
 def _in_front(said: Mapping[str, Any], tokenizer: Any) -> list[str]:
     """What the tokenizer puts in front of a text against the file, or leaves out there."""
-    ids = tokenizer("The")["input_ids"]
-    bos, reasons = ids[0] == tokenizer.bos_token_id, []
+    bos, reasons = puts_bos(tokenizer), []
     if said.get("bos_token", bos) != bos:
         reasons.append(f"that a BOS stands {'nowhere' if bos else 'in front of every text'}")
-    first = str(tokenizer.convert_ids_to_tokens(ids[int(bos)]))
+    first = str(tokenizer.convert_ids_to_tokens(tokenizer("The")["input_ids"])[int(bos)])
     if said.get("space_prefix") is False and first.startswith("\N{LOWER ONE EIGHTH BLOCK}"):
         reasons.append("that no blank stands in front of a text")
     return reasons

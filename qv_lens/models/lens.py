@@ -9,7 +9,7 @@ import itertools
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.errors import ConfigError, ModelError, PatchError, check_count
+from qv_lens.errors import ConfigError, ModelError, PatchError, check_count, one_or_more
 from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
-from qv_lens.models.agreement import rotary_kinds
+from qv_lens.models.agreement import short_context
 from qv_lens.models.backend import Backend, Hook, Past, ordered, versions
 from qv_lens.models.capture import capture, joined, scales_after
 from qv_lens.models.generation import (
@@ -458,13 +458,13 @@ class Lens:
 
     @cached_property
     def _short(self) -> int | None:
-        """Up to which length of a pass the rotary positions are those of short texts (longrope);
-        None where they do not depend on it."""
-        config = getattr(self.hf or getattr(self.model, "original_model", None), "config", None)
-        if config is None or "longrope" not in rotary_kinds(config):
-            return None
-        held = getattr(config, "original_max_position_embeddings", None)
-        return held or config.rope_parameters.get("original_max_position_embeddings")
+        """Up to which length of a pass the rotary positions are those of short texts."""
+        return None if self._hugging_face is None else short_context(self._hugging_face.config)
+
+    @property
+    def _hugging_face(self) -> Any | None:
+        """The Hugging Face model that was wrapped; None for a HookedTransformer of the user's."""
+        return self.hf or getattr(self.model, "original_model", None)
 
     @torch.no_grad()
     def next_token_logits(
@@ -554,8 +554,7 @@ class Lens:
     @property
     def ends_of_text(self) -> frozenset[int]:
         """Every token that ends a text."""
-        hf = self.hf or getattr(self.model, "original_model", None)
-        return ends_of_text(self.tokenizer, self.d_vocab, hf)
+        return ends_of_text(self.tokenizer, self.d_vocab, self._hugging_face)
 
     def _own_hooks(self) -> bool:
         """Whether there are user-installed hooks: between two passes there are no others. (The
@@ -887,10 +886,7 @@ class Lens:
 
 def as_list(facts: Facts) -> list[Fact | str]:
     """One fact or many, as a list. Raises `ConfigError` for none."""
-    if isinstance(facts, Iterable) and not isinstance(facts, (str, Mapping)):
-        records = list(facts)
-    else:
-        records = [facts]
+    records = list(one_or_more(facts))
     if not records:
         raise ConfigError("No facts were given: pass at least one Fact or prompt.")
     for record in records:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from qv_lens.errors import ModelError, unknown
+from qv_lens.facts.spans import puts_bos
 from qv_lens.models import agreement
 from qv_lens.models.architectures import ARCHITECTURES, architecture_of
 from qv_lens.models.backend import check_not_training
@@ -176,7 +177,7 @@ def plain_tokenizer(model: Any) -> Any:
     if getattr(model, "tokenizer", None) is None:
         raise ModelError("This model has no tokenizer. Pass one: qv.Lens(model, tokenizer=...).")
     tokenizer = copy.deepcopy(model.tokenizer)
-    tokenizer.add_bos_token = _puts_bos(tokenizer)
+    tokenizer.add_bos_token = _published_with_bos(tokenizer)
     return tokenizer
 
 
@@ -198,14 +199,14 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
-def _puts_bos(tokenizer: Any) -> bool:
+def _published_with_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer as it is published begins a text with a BOS; not, where its files are
     not at hand."""
     try:
         own = AutoTokenizer.from_pretrained(tokenizer.name_or_path, local_files_only=True)
     except (OSError, ValueError):
         return False
-    return own("a")["input_ids"][:1] == [own.bos_token_id]
+    return puts_bos(own)
 
 
 def _wrap_hooked(hf: Any, tokenizer: Any, folder: str) -> Any:

@@ -24,13 +24,13 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from qv_lens.errors import ConfigError, QVLensError, unknown
+from qv_lens.errors import ConfigError, QVLensError, several, unknown
 from qv_lens.runs.experiment import Experiment, Grid, find_experiment, flat, hints_of, parts_of
 
 #: what stands for every layer of a task's model in a grid over `layer`
@@ -188,12 +188,13 @@ def _listed(key: str, values: Any) -> Any:
     if isinstance(values, str):
         return values
     values = values.tolist() if hasattr(values, "tolist") else values  # an array's
-    if isinstance(values, Mapping) or not isinstance(values, Iterable):
+    every = several(values)
+    if every is None:
         raise ConfigError(
             f"GRID[{key!r}] must be a list of values, got {values!r:.80}. Fixed values go into "
             "SETTINGS."
         )
-    return list(values)
+    return list(every)
 
 
 def tasks_of(config: RunConfig, n_layers: Callable[[str], int] | None = None) -> list[Task]:

@@ -32,7 +32,6 @@ import pandas as pd
 
 from qv_lens.editing.edit import Editor, Factored
 from qv_lens.editing.presets import editor_of
-from qv_lens.editing.simie import SimIE
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, EditError
 from qv_lens.evaluation.answers import correct
@@ -267,9 +266,8 @@ class _Log:
 
     def _key(self, lens: Lens, editor: Editor, case: EditCase) -> tuple[str, str | None, str]:
         source = None if self.statistics is None else self.statistics.source
-        if isinstance(editor, SimIE):  # the preset that it names may be another one next time
-            editor = replace(editor, editor=editor_of(lens, editor.editor))
-        return repr(editor), source, _name(case)
+        # a preset that SimIE names may be another one next time
+        return repr(editor_of(lens, editor)), source, _name(case)
 
     def means(self, lens: Lens, editor: Editor, cases: Sequence[EditCase]) -> Values:
         """The metrics' means over the cases; those that were not measured yet are. {} where an edit
