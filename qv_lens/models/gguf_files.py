@@ -26,11 +26,14 @@ NUMBERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({
     "attn_logit_softcapping": ("cap of its attention scores", ("attn_logit_softcapping",)),
     "final_logit_softcapping": ("cap of its logits", ("final_logit_softcapping",)),
 })  # fmt: skip
+#: tokenizers (`tokenizer.ggml.pre`) that put a BOS where the file does not say, as sentencepiece's do
+#: (llama.cpp, llama_vocab::impl::load)
+BOS_WITHOUT_A_WORD = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
 
 
-def left_out(file: Path, hf: Any, tokenizer: Any) -> list[str]:
+def left_out(file: Path, hf: Any, tokenizer: Any, prepend_bos: bool = False) -> list[str]:
     """What a GGUF file says that the model and the tokenizer made of it do not hold, in words; empty
-    where they hold all."""
+    where they hold all. `prepend_bos`: whether a BOS is put in front without the tokenizer."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
@@ -39,7 +42,7 @@ def left_out(file: Path, hf: Any, tokenizer: Any) -> list[str]:
     return [
         *_rotary(said, hf.config),
         *_others(said, hf.config),
-        *_in_front(_under("tokenizer.ggml.add_", reader), tokenizer),
+        *_in_front(_under("tokenizer.ggml.", reader), tokenizer, prepend_bos),
         *_tensors(reader, family, hf),
     ]
 
@@ -90,13 +93,17 @@ def _others(said: Mapping[str, Any], config: Any) -> list[str]:
     return reasons
 
 
-def _in_front(said: Mapping[str, Any], tokenizer: Any) -> list[str]:
+def _in_front(said: Mapping[str, Any], tokenizer: Any, prepend_bos: bool) -> list[str]:
     """What the tokenizer puts in front of a text against the file, or leaves out there."""
     bos, reasons = puts_bos(tokenizer), []
-    if said.get("bos_token", bos) != bos:
-        reasons.append(f"that a BOS stands {'nowhere' if bos else 'in front of every text'}")
+    without_a_word = bos or said.get("model") == "llama" or said.get("pre") in BOS_WITHOUT_A_WORD
+    wanted = said.get("add_bos_token", without_a_word)
+    if bos and not wanted:
+        reasons.append("that a BOS stands nowhere")
+    if wanted and not (bos or prepend_bos):
+        reasons.append("that a BOS stands in front of every text (prepend_bos=True puts it there)")
     first = str(tokenizer.convert_ids_to_tokens(tokenizer("The")["input_ids"])[int(bos)])
-    if said.get("space_prefix") is False and first.startswith("\N{LOWER ONE EIGHTH BLOCK}"):
+    if said.get("add_space_prefix") is False and first.startswith("\N{LOWER ONE EIGHTH BLOCK}"):
         reasons.append("that no blank stands in front of a text")
     return reasons
 

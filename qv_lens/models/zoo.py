@@ -113,7 +113,7 @@ def load(
         tokenizer = _tokenizer(str(name), source, where)
         hf = _weights(str(name), source, where, wanted or (torch.float32 if where else "auto"))
     if where:
-        hf = _whole(Path(name), hf, tokenizer)
+        hf = _whole(Path(name), hf, tokenizer, prepend_bos)
     hf = hf.to(place).eval().requires_grad_(False)
     broken = [key for key, weight in hf.state_dict().items() if not torch.isfinite(weight).all()]
     if broken:
@@ -127,11 +127,11 @@ def load(
     return lens
 
 
-def _whole(file: Path, hf: Any, tokenizer: Any) -> Any:
+def _whole(file: Path, hf: Any, tokenizer: Any, prepend_bos: bool) -> Any:
     """The model of a GGUF file. Raises `ModelError` where it leaves out what the file says."""
     from qv_lens.models.gguf_files import left_out
 
-    missing = left_out(file, hf, tokenizer)
+    missing = left_out(file, hf, tokenizer, prepend_bos)
     if missing:
         raise ModelError(
             f"What transformers makes of {str(file)!r} is another model than the file holds: it "

@@ -93,6 +93,7 @@ REFUSED = {
     "a sliding window of 6 tokens": [("attention.sliding_window", 6)],
     "30 as the cap of its logits": [("final_logit_softcapping", 30.0)],
     "that a BOS stands in front": [("tokenizer.ggml.add_bos_token", True)],
+    "that a BOS stands in front of every text": [("tokenizer.ggml.pre", "llama-bpe")],
 }
 
 
@@ -101,6 +102,16 @@ def test_settings_that_are_not_taken_are_refused(tmp_path, said):
     file = written(tmp_path / "a.gguf", tiny_of("Llama"), "llama", REFUSED[said])
     with pytest.raises(ModelError, match=f"another model than the file holds.*{said}"):
         qv.load(file)
+
+
+def test_a_bos_that_the_tokenizer_leaves_out_may_be_put_there(tmp_path):
+    """Llama 3's tokenizer puts a BOS without being told; transformers makes one that puts none."""
+    header = [("tokenizer.ggml.pre", "llama-bpe"), ("tokenizer.ggml.bos_token_id", 0)]
+    file = written(tmp_path / "a.gguf", tiny_of("Llama"), "llama", header)
+    with pytest.raises(ModelError, match="prepend_bos=True puts it there"):
+        qv.load(file)
+    ids = tokenizer()(PROMPT)["input_ids"]
+    assert qv.load(file, prepend_bos=True).tokenize(PROMPT)[0].ids == (0, *ids)
 
 
 def test_how_many_dimensions_turn_is_compared(tmp_path):
