@@ -145,7 +145,7 @@ OF_A_ROW = (
     "edited together. Said: what the model says, greedy, begins with the new answer; of 50 edits "
     "each: the newest, the first, and some drawn from all so far, these at every checkpoint from "
     "100 edits on. Paraphrases and neighbours are those of the drawn ones, before any edit and "
-    "after all. Perplexity is that of held-out text."
+    "after all. Perplexity is that of held-out text, before any edit and at those checkpoints."
 )
 #: the columns of edits in a row
 IN_A_ROW = (
@@ -173,7 +173,7 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
         last = int(rows["step"].max())
         steps = sorted({int(step) for step in rows["step"] if step >= LONG} | {last})
         said = [told.loc[(step, "drawn", "efficacy_gen"), "after"] for step in steps]
-        text = told.reindex([(last, "model", "perplexity")]).iloc[0]
+        text = told.reindex([(step, "model", "perplexity") for step in steps])
         end = told.loc[last]  # by group and metric
         lines.append(
             line(
@@ -185,13 +185,13 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
                 " / ".join(f"{100 * share:.0f}" for share in said),
                 _change(100 * end.loc[("drawn", "paraphrase_gen")]),
                 _change(100 * end.loc[("drawn", "specificity_gen")]),
-                _change(text),
+                _curve(text),
                 f"{end.loc[('model', 'relative_norm'), 'after']:.1f}",
                 f"{end.loc[('model', 'refused'), 'after']:.0f}",
                 f"{end.loc[('model', 'seconds'), 'after']:.1f}",
             )
         )
-        if said[-1] >= SAID and text["after"] <= SURPRISED * text["before"]:
+        if said[-1] >= SAID and text["after"].iloc[-1] <= SURPRISED * text["before"].iloc[-1]:
             lasting.append(str(method))
     kept = ", ".join(lasting) or "none"
     return [
@@ -205,3 +205,11 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
 def _change(pair: pd.Series) -> str:
     """A value before and after; nothing where it was not measured."""
     return "" if pair.isna().any() else f"{pair['before']:.0f} → {pair['after']:.0f}"
+
+
+def _curve(values: pd.DataFrame) -> str:
+    """A value before any edit and at every checkpoint; nothing where it was not measured."""
+    if values.isna().any(axis=None):
+        return ""
+    after = " / ".join(f"{value:,.0f}" for value in values["after"])
+    return f"{values['before'].iloc[0]:,.0f} → {after}"

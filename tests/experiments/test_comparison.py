@@ -8,7 +8,8 @@ from experiments.comparison import comparison, in_a_row
 
 
 def made(method: str, said: dict[int, float], perplexity: float | None) -> pd.DataFrame:
-    """A row of edits: at each step the newest are all said, the first none, the drawn `said`."""
+    """A row of edits: at each step the newest are all said, the first none, the drawn `said`;
+    perplexity grows by as much with every edit."""
     rows = []
     for step, share in said.items():
         for group, value in (("newest", 1.0), ("first", 0.0), ("drawn", share)):
@@ -23,7 +24,8 @@ def made(method: str, said: dict[int, float], perplexity: float | None) -> pd.Da
             (step, "model", "refused", 0.0, 2.0),
         ]
         if perplexity is not None:
-            rows.append((step, "model", "perplexity", 40.0, perplexity))
+            grown = 40 + (perplexity - 40) * step / max(said)
+            rows.append((step, "model", "perplexity", 40.0, grown))
     frame = pd.DataFrame(rows, columns=["step", "group", "metric", "before", "after"])
     return frame.assign(model="some-model", method=method, batch=10, count=max(said), seed=0)
 
@@ -33,14 +35,14 @@ def test_a_line_for_each_method_and_which_of_them_last():
     last, one without a perplexity does not."""
     whole = made("Whole", {1: 1.0, 100: 0.98, 1000: 0.9}, 44.0)
     less = made("Less", {1: 1.0, 100: 0.98, 1000: 0.88}, 40.0)
-    worse = made("Worse", {100: 1.0}, 44.5)
+    worse = made("Worse", {100: 1.0}, 4044.5)
     unread = made("Unread", {30: 1.0}, None)
     head, rule, *lines, _, told = in_a_row(pd.concat([whole, less, worse, unread]))
     assert head.count("|") == rule.count("|") == lines[0].count("|")
     assert lines == [
-        "| Whole | 100 / 1,000 | 10 | 100 | 0 | 98 / 90 | 2 → 45 | 30 → 28 | 40 → 44 | 0.2 | 2 | 3.1 |",
-        "| Less | 100 / 1,000 | 10 | 100 | 0 | 98 / 88 | 2 → 44 | 30 → 28 | 40 → 40 | 0.2 | 2 | 3.1 |",
-        "| Worse | 100 | 10 | 100 | 0 | 100 | 2 → 50 | 30 → 28 | 40 → 44 | 0.2 | 2 | 3.1 |",
+        "| Whole | 100 / 1,000 | 10 | 100 | 0 | 98 / 90 | 2 → 45 | 30 → 28 | 40 → 40 / 44 | 0.2 | 2 | 3.1 |",
+        "| Less | 100 / 1,000 | 10 | 100 | 0 | 98 / 88 | 2 → 44 | 30 → 28 | 40 → 40 / 40 | 0.2 | 2 | 3.1 |",
+        "| Worse | 100 | 10 | 100 | 0 | 100 | 2 → 50 | 30 → 28 | 40 → 4,044 | 0.2 | 2 | 3.1 |",
         "| Unread | 30 | 10 | 100 | 0 | 100 | 2 → 50 | 30 → 28 |  | 0.2 | 2 | 3.1 |",
     ]
     assert told.endswith("10% higher: Whole.")
