@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
@@ -38,6 +37,7 @@ from qv_lens.models.generation import (
 )
 from qv_lens.models.identity import bit_sum, checksum, content, digest
 from qv_lens.models.norms import at_least_float32, capped
+from qv_lens.models.patch_stack import PatchStack
 from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import check_tokenizer, plain_tokenizer, wrap
 from qv_lens.patch import Patch
@@ -64,12 +64,6 @@ class Intervention(Protocol):
         ...
 
 
-@dataclass
-class _Applied:
-    patch: Patch
-    saved: dict[tuple[int, str], Tensor] = field(default_factory=dict)
-
-
 class Lens:
     """A HookedTransformer or TransformerBridge, with the tokenizer and the Hugging Face model it
     wraps.
@@ -93,7 +87,7 @@ class Lens:
         )
         self.prepend_bos = prepend_bos
         self.name = name or str(getattr(model.cfg, "model_name", ""))
-        self._stack: list[_Applied] = []
+        self._applied = PatchStack()
         self._in_force: list[Intervention] = []
         self.turn = Turn()
         self.last: Int[Tensor, " prompt"] | None = (
@@ -147,7 +141,7 @@ class Lens:
         return (
             f"Lens({self.name}, {self.backend}, {self.n_layers} layers, d_model {self.d_model}, "
             f"d_mlp {self.d_mlp}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
-            f"patches {len(self._stack)}, interventions {len(self.interventions)})"
+            f"patches {len(self._applied)}, interventions {len(self.interventions)})"
         )
 
     # ------------------------------------------------------------------ what it is
@@ -203,7 +197,7 @@ class Lens:
     def fingerprint(self) -> str:
         """Hash of every weight as first seen and of the architecture: 16 hex digits. Patches record
         it."""
-        if self._stack:
+        if self._applied:
             raise PatchError(
                 "The fingerprint belongs to the unpatched model: revert the patches first."
             )
@@ -712,16 +706,19 @@ class Lens:
     def intervene(self, *interventions: Intervention) -> Iterator[Lens]:
         """Put interventions in force for every forward pass inside the block; nests, also with
         `patched`."""
-        count = len(self._in_force)
+        own: list[Intervention] = []
         with self.turn.held():
             try:
                 for intervention in interventions:
                     _check_intervention(intervention)
                     intervention.check(self)
                     self._in_force.append(intervention)
+                    own.append(intervention)
                 yield self
             finally:
-                del self._in_force[count:]
+                for intervention in reversed(own):  # a block begun inside may still be open
+                    where = [i for i, one in enumerate(self._in_force) if one is intervention]
+                    del self._in_force[where[-1]]
 
     # ------------------------------------------------------------------ patches
 
@@ -752,6 +749,9 @@ class Lens:
         Raises `PatchError` if the patch was made for other weights, or leads out of the range of
         their type; nothing is written then.
         """
+        self._write(patch)
+
+    def _write(self, patch: Patch, block: object | None = None) -> None:
         if not hasattr(patch, "deltas"):
             raise PatchError(
                 f"A patch is what qv.edit gives or Patch.load(folder), got {patch!r:.100}."
@@ -761,36 +761,16 @@ class Lens:
             warnings.warn(
                 "This patch is in force already, and is now written twice: lens.revert() takes the "
                 "second writing back.",
-                stacklevel=2,
+                stacklevel=3 if block is None else 4,
             )
         with self.turn.one_pass():
-            applied = _Applied(patch)
-            self._stack.append(applied)
-            try:
-                for (layer, name), delta in patch.deltas.items():
-                    weight = self.parameter(layer, name)
-                    applied.saved[layer, name] = weight.clone()
-                    delta.add_to(weight)
-                    if not weight.isfinite().all():
-                        raise PatchError(
-                            f"With this patch {name}[{layer}] leaves the range of "
-                            f"{str(weight.dtype).removeprefix('torch.')}: load the model with "
-                            "dtype='float32'. Nothing was written."
-                        )
-            except BaseException:
-                self.revert()
-                raise
+            self._applied.push(patch, self.parameter, block)
 
     def revert(self) -> Patch:
         """Take back the patch applied last: the saved tensors are restored, not subtracted. Returns
         the patch."""
-        if not self._stack:
-            raise PatchError("No patch is applied: there is nothing to revert.")
         with self.turn.one_pass():
-            applied = self._stack.pop()
-            for (layer, name), saved in applied.saved.items():
-                self.parameter(layer, name).copy_(saved)
-        return applied.patch
+            return self._applied.pop(self.parameter)
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
@@ -800,29 +780,24 @@ class Lens:
     @property
     def patches(self) -> tuple[Patch, ...]:
         """The patches applied at present, oldest first."""
-        return tuple(applied.patch for applied in self._stack)
+        return self._applied.patches
 
     def before_patches(self, first: int = 0) -> dict[tuple[int, str], Tensor]:
         """Every weight that the patches from the `first` on have changed, as it was before them."""
-        found: dict[tuple[int, str], Tensor] = {}
-        for applied in self._stack[first:]:
-            for key, weight in applied.saved.items():
-                found.setdefault(key, weight)
-        return found
+        return self._applied.replaced(first)
 
     @contextmanager
     def patched(self, *patches: Patch) -> Iterator[Lens]:
         """The model with patches applied inside the block; the weights are back bit for bit after
         it."""
-        depth = len(self._stack)
+        begun, block = len(self._applied), object()
         with self.turn.held():
             try:
                 for patch in patches:
-                    self.apply(patch)
+                    self._write(patch, block)
                 yield self
             finally:
-                while len(self._stack) > depth:  # also what was applied inside and left
-                    self.revert()
+                self._applied.leave(block, begun, self.parameter)
 
     def plain_model(self) -> Any:
         """The Hugging Face model behind the lens. Its weights are the lens's own, patches included;

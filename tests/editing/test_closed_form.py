@@ -141,6 +141,47 @@ def test_revert_is_bit_for_bit_also_after_an_exception_and_in_a_stack(tmp_path):
         lens.revert()
 
 
+def test_blocks_may_be_left_in_any_order():
+    """A block that is left takes its own patches and interventions with it, and no others."""
+    lens = tiny_lens("qwen3-gqa", dtype=torch.float32)
+    statistics = covariance(lens, TEXTS, range(3))
+    first, second, third = (
+        qv.edit(lens, request, editor, statistics=statistics)
+        for request, editor in zip(
+            [REQUESTS[0], REQUESTS[1], REQUESTS[0]],
+            [EDITORS[0], EDITORS[2], EDITORS[2]],
+            strict=True,
+        )
+    )
+    before, asked = weights(lens), FACTS[0]
+    with lens.patched(second):
+        alone = weights(lens)
+    outer, inner = lens.patched(first), lens.patched(second)
+    outer.__enter__(), inner.__enter__(), lens.apply(third)
+    outer.__exit__(None, None, None)
+    assert lens.patches == (second,)
+    assert same(lens, alone)
+    with lens.patched(first):
+        lens.revert()  # what a block wrote may be taken back inside
+    assert same(lens, alone)
+    inner.__exit__(None, None, None)
+    assert same(lens, before) and not lens.patches
+
+    zeros = [qv.Zero(qv.NeuronSet.of([(layer, 1)])) for layer in (0, 1)]
+    with lens.intervene(zeros[1]):
+        wanted = lens.logprob(asked)
+    blocks = [lens.intervene(zeros[0]), lens.intervene(zeros[1]), lens.intervene(zeros[0])]
+    for block in blocks:
+        block.__enter__()
+    blocks[2].__exit__(None, None, None)
+    assert lens.interventions == (zeros[0], zeros[1])
+    blocks[0].__exit__(None, None, None)
+    assert lens.interventions == (zeros[1],)
+    assert lens.logprob(asked) == wanted
+    blocks[1].__exit__(None, None, None)
+    assert lens.interventions == ()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-6, 1e3))
 @settings(max_examples=15, deadline=None)
