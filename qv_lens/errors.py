@@ -56,6 +56,13 @@ def check_count(
         raise error(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
 
+def check_seed(seed: Any, *, error: type[QVLensError] = ConfigError) -> int:
+    """The seed as an int: numpy's draw otherwise. Raises the error for what is no whole number from
+    0 on, None among them: a draw that nobody can repeat is not made."""
+    check_count("seed", seed, 0, error=error)
+    return int(seed)
+
+
 def several(values: object) -> tuple[Any, ...] | None:
     """Several values, read once: a generator gives them only then. None for a text, a mapping or
     one value."""

@@ -23,7 +23,7 @@ from qv_lens.editing.bounds import check_bounds
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
-from qv_lens.errors import EditError, check_count, several
+from qv_lens.errors import EditError, check_count, check_seed, several
 from qv_lens.facts.records import (
     EditCase,
     EditRequest,
@@ -268,6 +268,7 @@ def edit(
     check_editor(editor)
     if batch_size is not None:
         check_count("batch_size", batch_size, error=EditError)
+    seed = check_seed(seed, error=EditError)
     check_requests(batch)
     templates = None if templates is None else checked_templates(templates)
     held_out = checked_texts(held_out)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qv_lens.errors import EditError
+from qv_lens.errors import EditError, check_seed
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import FactToken, Prompt, continuation, tokenize
 from qv_lens.models.lens import Lens, Start
@@ -82,7 +82,7 @@ def contexts(lens: Lens, seed: int = 0, style: str = "memit") -> tuple[str, ...]
     MEMIT: five of 10 tokens that begin with "The", "Therefore", ... ROME: ten of 5 and ten of 10
     tokens that begin with the start of a text. As in the releases, the length counts the first
     token."""
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(check_seed(seed))
     if style == "memit":
         texts = _sampled(
             lens, [list(prompt.ids) for prompt in lens.tokenize(STARTS)], 10, generator

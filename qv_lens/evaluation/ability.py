@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from qv_lens.errors import ConfigError, meant
+from qv_lens.errors import ConfigError, check_count, check_seed, meant
 from qv_lens.facts.spans import puts_bos
 from qv_lens.models.lens import Lens
 from qv_lens.patch import Patch
@@ -49,6 +49,12 @@ def ability(
     """
     if isinstance(tasks, (str, Mapping)) or not tasks:
         raise ConfigError(f"tasks= takes a list of tasks, as ['arc_easy'], got {tasks!r:.100}.")
+    if limit is not None:
+        check_count("limit (None: all questions)", limit)
+    if shots is not None:
+        check_count("shots (None: the task's own)", shots, 0)
+    check_count("batch_size", batch_size)
+    seed = check_seed(seed)
     try:
         run = import_module("lm_eval").simple_evaluate
         wrapper = import_module("lm_eval.models.huggingface").HFLM

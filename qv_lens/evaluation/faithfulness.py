@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.errors import ConfigError, check_count, check_counts
+from qv_lens.errors import ConfigError, check_count, check_counts, check_seed
 from qv_lens.evaluation.intervals import UNBOUNDED, interval
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Prompt
@@ -103,7 +103,7 @@ def faithfulness(
     >>> frame.groupby("ranking")["right"].all().to_dict()  # neither loses the answer
     {'Eq. 9': True, 'random': True}
     """
-    records, sizes = as_list(facts), check_counts("sizes", sizes)
+    records, sizes, seed = as_list(facts), check_counts("sizes", sizes), check_seed(seed)
     unit = _check(lens, records, rankings, sizes, seeds, positions)
     places = lens.rows(records, positions)
     prompts = places.prompts

@@ -38,7 +38,15 @@ from qv_lens.editing.layer_by_layer import ClosedForm, search_ahead
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import PrecomputedTargets
-from qv_lens.errors import ConfigError, EditError, FactError, check_count, one_or_more, unknown
+from qv_lens.errors import (
+    ConfigError,
+    EditError,
+    FactError,
+    check_count,
+    check_seed,
+    one_or_more,
+    unknown,
+)
 from qv_lens.evaluation.answers import look, prompts_of
 from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.evaluation.metrics import (
@@ -130,6 +138,7 @@ def evaluate(
         raise unknown("Protocol", protocol, PROTOCOLS)
     cases = checked_cases("evaluate", cases, (EditCase, MultiHopCase))
     check_count("batch_size", batch_size)
+    seed = check_seed(seed)
     if every is not None:
         check_count("every", every)
     if editor is not None:

@@ -38,7 +38,7 @@ from qv_lens.editing.edit import (
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
-from qv_lens.errors import ConfigError, EditError, FactError, check_count, check_counts
+from qv_lens.errors import ConfigError, EditError, FactError, check_count, check_counts, check_seed
 from qv_lens.evaluation.answers import look
 from qv_lens.evaluation.metrics import measured
 from qv_lens.evaluation.perplexity import perplexity
@@ -113,6 +113,7 @@ def sequence(
     checkpoints = check_counts("checkpoints", checkpoints)
     for name, count in (("batch", batch), ("sample", sample), ("save_every", save_every)):
         check_count(name, count)
+    seed = check_seed(seed)
     editor = editor_of(lens, editor)
     check_editor(editor)
     check_statistics(lens, editor, statistics)

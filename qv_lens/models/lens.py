@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.errors import ConfigError, ModelError, PatchError, check_count, one_or_more
+from qv_lens.errors import ConfigError, ModelError, PatchError, check_count, check_seed, one_or_more
 from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.agreement import short_context
@@ -526,6 +526,7 @@ class Lens:
         cache; with them, or with user-installed hooks, on the hooked model without one."""
         check_count("max_new_tokens", max_new_tokens, 0)
         check_count("batch_size", batch_size)
+        seed = check_seed(seed)
         if top_k is not None:
             check_count("top_k (None: greedy)", top_k)
             top_k = min(top_k, self.d_vocab)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -133,6 +134,8 @@ def test_no_tokens_are_no_text_and_less_is_refused():
     assert both_ways(lens, list(PROMPTS), 0) == ["", "", ""]
     with pytest.raises(ConfigError, match="max_new_tokens"):
         lens.generate(PROMPTS[0], -1)
+    drawn = [lens.generate(PROMPTS[0], 8, top_k=50, seed=seed) for seed in (3, np.int64(3), 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(ConfigError, match="top_k"):
         lens.generate(PROMPTS[0], 3, top_k=0)
 

@@ -165,7 +165,8 @@ def test_blocks_may_be_left_in_any_order():
         lens.revert()  # what a block wrote may be taken back inside
     assert same(lens, alone)
     inner.__exit__(None, None, None)
-    assert same(lens, before) and not lens.patches
+    assert same(lens, before)
+    assert not lens.patches
 
     zeros = [qv.Zero(qv.NeuronSet.of([(layer, 1)])) for layer in (0, 1)]
     with lens.intervene(zeros[1]):

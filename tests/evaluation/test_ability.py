@@ -106,6 +106,9 @@ def test_what_lm_eval_would_not_see_is_refused(task):
         pytest.raises(qv.QVLensError, match="does not see"),
     ):
         ability(lens, [task])
+    for slip in ({"limit": 0}, {"shots": -1}, {"batch_size": 0}, {"seed": None}):
+        with pytest.raises(qv.QVLensError, match=f"{next(iter(slip))}.* must be a whole number"):
+            ability(qv.load("toy-gptj"), [task], **slip)
     with pytest.raises(qv.QVLensError, match="takes a list of tasks"):
         ability(lens, "arc_easy")
 
