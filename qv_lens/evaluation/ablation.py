@@ -20,6 +20,7 @@ import pandas as pd
 
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
+from qv_lens.errors import check_count
 from qv_lens.evaluation.answers import tell
 from qv_lens.evaluation.intervals import student
 from qv_lens.facts.records import Fact
@@ -105,7 +106,8 @@ def suppress(
     nothing = pd.DataFrame(columns=["condition", "layer", "count", "interval", "original"])
     if not chains:
         return pd.DataFrame(columns=["intervention", "layer", "count", *DROP]), nothing
-    count = top or max(10, round(SILENCED * lens.d_mlp / OF))
+    count = max(10, round(SILENCED * lens.d_mlp / OF)) if top is None else top
+    check_count("top", count)
     trace = lens.trace(list(chains))
     value = value_neurons(lens, trace, ACTIVATED if counted else TARGETS)
     targets = value.top(TARGETS).union()

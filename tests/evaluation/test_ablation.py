@@ -7,7 +7,7 @@ import pytest
 
 import qv_lens as qv
 from qv_lens.evaluation import ablation
-from qv_lens.evaluation.ablation import Answers, drop
+from qv_lens.evaluation.ablation import Answers, drop, suppress
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from tests.models import tiny_lens
@@ -47,3 +47,14 @@ def test_what_reaches_a_threshold_is_found_without_scoring_all(reached):
         wanted[units].itertuples(index=False, name=None)
     )
     assert len(found) == 3 * reached
+
+
+def test_as_many_query_neurons_are_silenced_as_of_gptjs_layer(monkeypatch):
+    """The share of a layer, as if GPT-J's were twice as wide as this one: half of a hundred."""
+    lens = qv.load("toy-gptj")
+    chains = world_cases.facts(generator.build(0), "P641")[:1]
+    monkeypatch.setattr(ablation, "OF", 2 * lens.d_mlp)
+    table, _ = suppress(lens, chains, counted=False)
+    assert set(table["count"]) == {50}
+    with pytest.raises(qv.QVLensError, match="top"):
+        suppress(lens, chains, 0)

@@ -149,6 +149,9 @@ def test_where_the_answer_is_lost():
         lost = [k for k, right in zip(rows["k"], rows["right"], strict=True) if not right]
         assert table[name] == min(lost) if lost else table.isna()[name]
     assert frame["known"].all()
+    without_any = qv.faithfulness(lens, fact, {}, (1,), positions="all", seeds=1)
+    assert without_any["known"].all()  # also where the model without any neuron would say another
+    assert (without_any["empty"] < -2).all()
     other = dataclasses.replace(fact, answer="golf" if fact.answer != "golf" else "chess")
     unknown = qv.faithfulness(lens, other, {}, (1, 10), seeds=2)
     assert not unknown["known"].any()
