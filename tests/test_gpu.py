@@ -109,11 +109,11 @@ def test_every_edit_does_what_it_does_on_the_cpu(editor, backend):
     written = []
     for lens in both("gptj", backend):
         statistics = qv.covariance(lens, TEXTS[:100], range(3), modules=("ffn", "attn"))
-        state = {key: value.clone() for key, value in lens._hf_state.items()}
+        state = {key: value.clone() for key, value in lens.checkpoint.state.items()}
         patch = qv.edit(lens, REQUESTS, editor, statistics=statistics)
         with lens.patched(patch):
             after = lens.logprob([request.target for request in REQUESTS])
-        assert all(torch.equal(value, state[key]) for key, value in lens._hf_state.items())
+        assert all(torch.equal(value, state[key]) for key, value in lens.checkpoint.state.items())
         written.append((patch, torch.tensor(after)))
     (mine, said), (theirs, there) = written
     assert list(mine.deltas) == list(theirs.deltas)

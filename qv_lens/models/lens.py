@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from numbers import Integral
@@ -26,13 +25,13 @@ from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.agreement import short_context
 from qv_lens.models.backend import Backend, Hook, Past, ordered, versions
 from qv_lens.models.capture import capture, joined, scales_after
+from qv_lens.models.checkpoint import Checkpoint, has_hooks
 from qv_lens.models.generation import (
     Sampling,
     cached,
     continued,
     ends_of_text,
     following,
-    own_settings_aside,
     plain,
 )
 from qv_lens.models.identity import bit_sum, checksum, content, digest
@@ -41,7 +40,6 @@ from qv_lens.models.patch_stack import PatchStack
 from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import check_tokenizer, plain_tokenizer, wrap
 from qv_lens.patch import Patch
-from qv_lens.progress import seen, transformers_bars
 from qv_lens.trace import Rows, Setup, Trace
 
 Facts = Fact | str | Sequence[Fact | str]
@@ -79,9 +77,7 @@ class Lens:
         self.model = model
         self.tokenizer: Any = plain_tokenizer(model) if tokenizer is None else tokenizer
         check_tokenizer(self.tokenizer)
-        self.hf: Any = None
-        self._hf_state: dict[str, Tensor] = {}
-        self._made_up: dict[str, int] = {}
+        self.checkpoint: Checkpoint | None = None
         self._shared_names: frozenset[str] | None = (
             None  # a joint matrix of Q, K and V is held in copies
         )
@@ -121,8 +117,8 @@ class Lens:
             for name, w in every.items()
             if w is not None and w.untyped_storage().data_ptr() in held
         }
-        lens.hf, lens._hf_state, lens._shared_names = hf, state, frozenset(shared)
-        lens._made_up = lens._own_parameters()
+        lens.checkpoint = Checkpoint(hf, state, lens.model, lens.backend == "bridge")
+        lens._shared_names = frozenset(shared)
         if not {"W_out", "W_in", "W_O"} <= shared:
             raise ModelError(
                 f"The hooked {type(hf).__name__} holds copies of the checkpoint's weights "
@@ -145,6 +141,11 @@ class Lens:
         )
 
     # ------------------------------------------------------------------ what it is
+
+    @property
+    def hf(self) -> Any:
+        """The Hugging Face model that was wrapped; None for a hooked model of the user's."""
+        return None if self.checkpoint is None else self.checkpoint.hf
 
     @property
     def backend(self) -> str:
@@ -392,7 +393,7 @@ class Lens:
             if self.backend == "hooked"
             else [point for name, point in points if name.startswith(READ_OUT)]
         )
-        return _hooked(places)
+        return has_hooks(places)
 
     def _forced(self) -> list[Hook]:
         """Fresh hooks of the interventions in force."""
@@ -556,42 +557,14 @@ class Lens:
         modules of a bridge and of Hugging Face carry hooks of their own, so there only the hook
         points count.)"""
         points = self.backend_adapter.points.values()
-        return _hooked(self.model.modules() if self.backend == "hooked" else points)
+        return has_hooks(self.model.modules() if self.backend == "hooked" else points)
 
     def _alike(self) -> Any | None:
         """The Hugging Face model that computes what the hooked model does: a bridge runs it, a
-        HookedTransformer shares its weights with it. None where it has hooks or dropout of its
-        own."""
+        HookedTransformer may share its weights with it. None where there is none."""
         if self.backend == "bridge":
             return self.model.original_model
-        alike = self._shares() and not self.hf.training and not _hooked(self.hf.modules())
-        return self.hf if alike else None
-
-    def _shares(self) -> bool:
-        """Whether the Hugging Face model still holds what the hooked model computes with: neither
-        has a parameter that was put in the place of another, and none that TransformerLens made for
-        itself (a bias that the checkpoint lacks) was written to."""
-        if self.hf is None:
-            return False
-        held = {weight.data_ptr() for weight in self._hf_state.values()}
-        # a bridge runs the Hugging Face model's own modules
-        same = self.backend == "bridge" or all(w.data_ptr() in held for w in self.hf.parameters())
-        return same and self._own_parameters() == self._made_up
-
-    def _own_parameters(self) -> dict[str, int]:
-        """The parameters that the hooked model does not share with the Hugging Face model, with the
-        sum of their bits."""
-        held = {p.untyped_storage().data_ptr() for p in self._hf_state.values()}
-        sums = {
-            name: bit_sum(parameter)
-            for name, parameter in self.model.named_parameters()
-            if parameter.untyped_storage().data_ptr() not in held
-        }
-        # one transfer from a GPU, not one for each
-        bits = (
-            torch.stack([each.to(self.device) for each in sums.values()]).tolist() if sums else []
-        )
-        return dict(zip(sums, bits, strict=True))
+        return self.hf if self.checkpoint is not None and self.checkpoint.alike() else None
 
     def rows(self, facts: Facts, positions: Positions = "last") -> Rows:
         """The prompts and their positions: one of each (a name or an index), 'all' of them, or those
@@ -811,22 +784,16 @@ class Lens:
                 "Interventions or hooks are in force, which the Hugging Face model behind the lens "
                 "does not see: leave them first, or write the change as a patch."
             )
-        return self._holder()
+        return self._holder().whole()
 
-    def _holder(self) -> Any:
-        """The Hugging Face model that holds the weights. Raises `ModelError` where there is none."""
-        if self.hf is None:
+    def _holder(self) -> Checkpoint:
+        """What the lens was made of. Raises `ModelError` for a hooked model of the user's."""
+        if self.checkpoint is None:
             raise ModelError(
                 "This Lens has no Hugging Face model behind it: build it with qv.load or "
                 "qv.Lens.from_hf."
             )
-        if not self._shares():
-            raise ModelError(
-                "A parameter of the hooked model, or of the Hugging Face model behind it, was "
-                "replaced, so that the two hold different weights. Write in place "
-                "(parameter.data.copy_(...)) or apply a patch; nothing was written."
-            )
-        return self.hf
+        return self.checkpoint
 
     def save(self, folder: str | Path) -> Path:
         """Write the model as it now is, patches included, as a checkpoint that transformers alone
@@ -835,29 +802,8 @@ class Lens:
         Raises `ModelError` without a Hugging Face model behind the lens, or where it no longer
         holds the weights; `ConfigError` for a folder in use, and while interventions or hooks are in
         force, which no checkpoint holds."""
-        hf = self.plain_model()
-        target = Path(folder)
-        if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-            raise ConfigError(
-                f"{target} already holds files. Choose a new folder; nothing was written."
-            )
-        state = {name: weight.detach().contiguous() for name, weight in self._hf_state.items()}
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as whole:
-                # transformers refuses to write some that it reads
-                with own_settings_aside(hf) as own, transformers_bars(seen()):
-                    hf.save_pretrained(whole, state_dict=state)
-                own.to_json_file(Path(whole) / "generation_config.json")
-                self.tokenizer.save_pretrained(whole)
-                Path(whole).chmod(0o755)
-                os.replace(whole, target)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(
-                f"Cannot write a checkpoint to {target}: {reason}. Nothing was left there."
-            ) from error
-        return target
+        self.plain_model()
+        return self._holder().save(folder, self.tokenizer)
 
 
 def as_list(facts: Facts) -> list[Fact | str]:
@@ -873,22 +819,6 @@ def as_list(facts: Facts) -> list[Fact | str]:
                 "by qv.read."
             )
     return records
-
-
-def _hooked(modules: Iterable[torch.nn.Module]) -> bool:
-    """Whether any of the modules carries a hook that TransformerLens did not put there itself."""
-    return any(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        > sum(map(_wiring, getattr(module, "fwd_hooks", ())))
-        for module in modules
-    )
-
-
-def _wiring(handle: Any) -> bool:
-    """Whether the hook of a hook point is part of the model: the bridge of TransformerLens 4.3 hands
-    activations from one hook point to another by permanent hooks of its own (OPT)."""
-    home = getattr(getattr(handle, "user_hook", None), "__module__", None) or ""
-    return handle.is_permanent and home.startswith("transformer_lens.model_bridge.")
 
 
 def log_probs(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:

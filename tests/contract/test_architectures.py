@@ -92,7 +92,7 @@ def test_the_fingerprint_is_that_of_every_parameter(name, backend):
     lens = own_lens(name, backend)
     clean = lens.fingerprint
     assert clean == lens_of(name, "bridge").fingerprint
-    for parameter, weight in lens._hf_state.items():
+    for parameter, weight in lens.checkpoint.state.items():
         if not isinstance(weight, torch.nn.Parameter) or ".0." in parameter or ".2." in parameter:
             continue
         kept = weight.detach().clone()
@@ -102,7 +102,7 @@ def test_the_fingerprint_is_that_of_every_parameter(name, backend):
         other = lens.fingerprint
         if other == clean:  # the hooked class holds a copy
             hf = tiny_of(name)
-            hf.load_state_dict(lens._hf_state)
+            hf.load_state_dict(lens.checkpoint.state)
             other = Lens.from_hf(hf, tokenizer(), backend=backend).fingerprint
         assert other != clean, parameter
         weight.data.copy_(kept)
@@ -353,14 +353,14 @@ EDITORS = [
 @pytest.mark.parametrize("editor", EDITORS, ids=lambda e: type(e).__name__)
 def test_edits_raise_the_new_answer_and_come_off_bit_for_bit(name, backend, editor):
     lens = lens_of(name, backend)
-    state = {key: value.clone() for key, value in lens._hf_state.items()}
+    state = {key: value.clone() for key, value in lens.checkpoint.state.items()}
     before = lens.logprob(FACT, "Quorix")
     patch = qv.edit(
         lens, FACT.to("Quorix"), editor, statistics=statistics_of(name, backend), templates=("{}",)
     )
     with lens.patched(patch):
         assert lens.logprob(FACT, "Quorix") > before
-    assert all(torch.equal(value, state[key]) for key, value in lens._hf_state.items())
+    assert all(torch.equal(value, state[key]) for key, value in lens.checkpoint.state.items())
 
 
 def test_a_written_value_reaches_the_stream(name, backend):

@@ -63,16 +63,16 @@ def test_every_editor_leaves_the_lens_alone_and_its_patch_comes_back(
 ):
     lens = tiny_lens(kind, backend, torch.float32)
     statistics = covariance(lens, TEXTS, range(3), modules=("ffn", "attn"))
-    state = {key: value.clone() for key, value in lens._hf_state.items()}
+    state = {key: value.clone() for key, value in lens.checkpoint.state.items()}
     before = lens.logprob([r.target for r in REQUESTS])
     patch = qv.edit(lens, REQUESTS, editor, statistics=statistics)
-    assert all(torch.equal(value, state[key]) for key, value in lens._hf_state.items())
+    assert all(torch.equal(value, state[key]) for key, value in lens.checkpoint.state.items())
     assert patch.deltas
     again = qv.Patch.load(patch.save(tmp_path / "patch"))
     assert again.info == patch.info
     with lens.patched(again):
         after = lens.logprob([r.target for r in REQUESTS])
-    assert all(torch.equal(value, state[key]) for key, value in lens._hf_state.items())
+    assert all(torch.equal(value, state[key]) for key, value in lens.checkpoint.state.items())
     assert after != before
     if not isinstance(editor, (qv.KN, qv.PRUNE)):
         assert sum(after) > sum(before)
@@ -558,8 +558,8 @@ def test_several_facts_of_one_case_are_edited_each_for_itself():
     state = weights(lens)
     with lens.patched(first):
         written = tiny_lens("gptj", dtype=torch.float32)
-        for key, value in written._hf_state.items():
-            value.data.copy_(lens._hf_state[key])
+        for key, value in written.checkpoint.state.items():
+            value.data.copy_(lens.checkpoint.state[key])
     moved = dataclasses.replace(statistics, fingerprint=written.fingerprint)
     second = qv.edit(written, same_subject[1], editor, statistics=moved, templates=("{}",))
     for key, delta in both.deltas.items():
