@@ -15,7 +15,7 @@ from qv_lens.facts.spans import Prompt
 @dataclass(frozen=True)
 class Setup:
     """What a trace was taken on: the model's fingerprint, the patches applied, a number for each
-    weight, the interventions."""
+    weight, the interventions, the user's hooks."""
 
     fingerprint: str
     """The model's fingerprint."""
@@ -25,6 +25,8 @@ class Setup:
     """A sum of each weight's bits (`identity.bit_sum`)."""
     interventions: tuple[object, ...]
     """The interventions in force."""
+    hooks: tuple[object, ...] = ()
+    """The user's own hooks."""
 
     def weighs_as(self, other: Setup) -> bool:
         """Whether the weights are the same, as far as is known here."""

@@ -33,6 +33,7 @@ from qv_lens.facts.records import (
 )
 from qv_lens.models.backend import versions
 from qv_lens.models.lens import Lens, log_probs
+from qv_lens.models.patch_stack import put_back
 from qv_lens.patch import Delta, Patch, summed
 
 Deltas = dict[tuple[int, str], Delta]
@@ -188,17 +189,14 @@ class Job:
         earlier = {**self.saved, **self.lens.before_patches(first)}
         now = {key: self.lens.parameter(*key).clone() for key in earlier}
         try:
-            for key, weight in earlier.items():
-                self.lens.parameter(*key).copy_(weight)
+            put_back(earlier, self.lens.parameter)
             yield
         finally:
-            for key, weight in now.items():
-                self.lens.parameter(*key).copy_(weight)
+            put_back(now, self.lens.parameter)
 
     def restore(self) -> None:
         """Put every written weight back, bit for bit."""
-        for (layer, name), weight in self.saved.items():
-            self.lens.parameter(layer, name).copy_(weight)
+        put_back(self.saved, self.lens.parameter)
 
 
 class Editor(Protocol):

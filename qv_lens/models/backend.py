@@ -136,7 +136,7 @@ class Backend:
         for unreadable, why in UNREADABLE:
             if unreadable(model.cfg):
                 raise ModelError(f"A Lens cannot read this model rightly: {why}.")
-        check_not_training(getattr(model, "original_model", None))
+        check_plain(model, getattr(model, "original_model", None))
         self.model = model
         self.name: BackendName = "hooked" if kind == "HookedTransformer" else "bridge"
         self.cfg = model.cfg
@@ -153,6 +153,10 @@ class Backend:
                     "A Lens cannot read this model rightly: its gated FFN has a b_in, which "
                     "HookedTransformer adds behind the gate."
                 )
+
+    @cached_property
+    def _parts(self) -> tuple[torch.nn.Module, ...]:
+        return tuple(self.model.modules())
 
     # ------------------------------------------------------------------ sizes
 
@@ -526,7 +530,12 @@ class Backend:
         A TransformerBridge cannot begin in the middle: it begins at the tokens, with the same
         result.
         """
-        check_not_training(getattr(self.model, "original_model", None))
+        check_as_written(self._parts, getattr(self.model, "original_model", None))
+        if self.name == "hooked" and self.dtype != self.cfg.dtype:
+            raise ModelError(
+                f"This HookedTransformer was made in {_short(self.cfg.dtype)}, and its weights were "
+                f"turned into {_short(self.dtype)} since: load it with dtype='{_short(self.dtype)}'."
+            )
         # a tokenizer that pads on the left would make it guess a mask from the ids
         if self.name == "hooked":
             options = {"return_type": "logits", "padding_side": "right", "stop_at_layer": stop}
@@ -603,13 +612,46 @@ class Past:
         return Past(self.mask[index], chosen)
 
 
-def check_not_training(model: Any) -> None:
-    """Raise `ModelError` for a model whose dropout is on."""
-    if getattr(model, "training", False):
+def check_plain(model: Any, hf: Any) -> None:
+    """Raise `ModelError` for a model whose weights are not all that it computes with, or cannot be
+    written to and differentiated by."""
+    parts = list(model.modules())
+    check_as_written(parts, hf)
+    if any(type(part).__module__.split(".")[0] == "peft" for part in parts):
+        raise ModelError(
+            "This model has adapters beside its weights (PEFT), which no value vector, patch or "
+            "saved checkpoint would hold: merge them first (PeftModel.merge_and_unload())."
+        )
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise ModelError(
+            "This model was loaded under torch.inference_mode(), so that nothing can be "
+            "differentiated by its weights: load it outside of that block."
+        )
+
+
+def check_as_written(parts: Sequence[torch.nn.Module], hf: Any) -> None:
+    """Raise `ModelError` for a model whose passes are not what weights and hooks say: dropout, a
+    compiled module, weights computed anew in every pass."""
+    if getattr(hf, "training", False):
         raise ModelError(
             "This model is in training mode, in which dropout changes every pass: call "
             "model.eval() first."
         )
+    if any(part._compiled_call_impl is not None for part in parts):
+        raise ModelError(
+            "This model was compiled (torch.compile), and a compiled pass does not see hooks that "
+            "come later, so that interventions would have no effect: load it again, and leave it "
+            "as it is."
+        )
+    if any("parametrizations" in part._modules for part in parts):
+        raise ModelError(
+            "A weight of this model is computed anew in every pass (torch.nn.utils.parametrize), so "
+            "that a patch would be written to a passing copy: remove_parametrizations(...) first."
+        )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def keeper(kept: dict[Any, Tensor], name: Hashable) -> Callable[[Tensor], None]:

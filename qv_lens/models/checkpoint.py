@@ -45,7 +45,7 @@ class Checkpoint:
     def alike(self) -> bool:
         """Whether the Hugging Face model computes what the hooked model does: it shares the weights,
         and has no hooks or dropout of its own."""
-        return self.shares() and not self.hf.training and not has_hooks(self.hf.modules())
+        return self.shares() and not self.hf.training and not own_hooks(self.hf.modules())
 
     def whole(self) -> Any:
         """The Hugging Face model. Raises `ModelError` where it no longer holds the weights."""
@@ -100,17 +100,41 @@ class Checkpoint:
         return dict(zip(sums, bits, strict=True))
 
 
-def has_hooks(modules: Iterable[torch.nn.Module]) -> bool:
-    """Whether any of the modules carries a hook that TransformerLens did not put there itself."""
-    return any(
-        len(module._forward_hooks) + len(module._forward_pre_hooks)
-        > sum(map(_wiring, getattr(module, "fwd_hooks", ())))
+#: where the hooks come from that libraries put on modules for themselves
+LIBRARIES = ("transformer_lens.model_bridge.", "transformers.", "accelerate.")
+
+
+def own_hooks(modules: Iterable[torch.nn.Module]) -> tuple[Any, ...]:
+    """The hooks on modules, of either pass, that no library put there for itself."""
+    return tuple(
+        hook
         for module in modules
+        for kind in _hooks_of(module)
+        for key, hook in kind.items()
+        if not _of_library(hook) and key not in _wired(module)
     )
 
 
-def _wiring(handle: Any) -> bool:
-    """Whether the hook of a hook point is part of the model: the bridge of TransformerLens 4.3 hands
+def _hooks_of(module: torch.nn.Module) -> tuple[Mapping[int, Any], ...]:
+    return (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+
+
+def _of_library(hook: Any) -> bool:
+    function = getattr(hook, "func", hook)  # of a partial one
+    return str(getattr(function, "__module__", None)).startswith(LIBRARIES)
+
+
+def _wired(module: torch.nn.Module) -> set[int]:
+    """Which hooks of a hook point are part of the model: the bridge of TransformerLens 4.3 hands
     activations from one hook point to another by permanent hooks of its own (OPT)."""
+    return {handle.hook.id for handle in getattr(module, "fwd_hooks", ()) if _wiring(handle)}
+
+
+def _wiring(handle: Any) -> bool:
     home = getattr(getattr(handle, "user_hook", None), "__module__", None) or ""
-    return handle.is_permanent and home.startswith("transformer_lens.model_bridge.")
+    return handle.is_permanent and home.startswith(LIBRARIES)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -32,29 +33,18 @@ def digest(said: object, parts: Iterable[bytes]) -> str:
 
 
 def content(intervention: object) -> tuple[object, ...]:
-    """All that an intervention says; for a set of neurons, which neurons they are."""
-    said = []
-    for name in (
-        [f.name for f in fields(intervention)]
-        if is_dataclass(intervention)
-        else sorted(vars(intervention))
-    ):
-        value = getattr(intervention, name)
-        said.append((name, _plain(value)))
-    return type(intervention).__name__, *said
+    """All that an intervention says; for a set of neurons, which neurons they are. Of one that is
+    not this package's nobody knows what it computes: it is never the same twice."""
+    kind = type(intervention)
+    if kind.__module__.split(".")[0] != "qv_lens" or not is_dataclass(intervention):
+        return kind.__name__, os.urandom(8)
+    said = ((field.name, getattr(intervention, field.name)) for field in fields(intervention))
+    return kind.__name__, *((name, _plain(value)) for name, value in said)
 
 
 def _plain(value: object) -> object:
-    """A value whose repr says all of it: that of a large tensor, or of a set, does not."""
-    if isinstance(value, NeuronSet):
-        return value.unit, value.units
-    if isinstance(value, Tensor):
-        return checksum(value)
-    if isinstance(value, Mapping):
-        return [(key, _plain(inner)) for key, inner in value.items()]
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return value
+    """A value whose repr says all of it: that of a set does not."""
+    return (value.unit, value.units) if isinstance(value, NeuronSet) else value
 
 
 def bit_sum(weight: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.agreement import short_context
 from qv_lens.models.backend import Backend, Hook, Past, ordered, versions
 from qv_lens.models.capture import capture, joined, scales_after
-from qv_lens.models.checkpoint import Checkpoint, has_hooks
+from qv_lens.models.checkpoint import Checkpoint, own_hooks
 from qv_lens.models.generation import (
     Sampling,
     cached,
@@ -383,17 +383,11 @@ class Lens:
 
     def _acts_on_read_out(self, hooks: Sequence[Hook]) -> bool:
         """Whether anything acts after the last layer: one of these hooks, an intervention in force,
-        or a hook of the user's (of a bridge's modules, which carry hooks of their own, only the hook
-        points count)."""
+        or a hook of the user's."""
         if any(name.startswith(READ_OUT) for name, _ in (*self._forced(), *hooks)):
             return True
-        points = self.backend_adapter.points.items()
-        places = (
-            [module for part in READ_OUT for module in getattr(self.model, part).modules()]
-            if self.backend == "hooked"
-            else [point for name, point in points if name.startswith(READ_OUT)]
-        )
-        return has_hooks(places)
+        parts = (getattr(self.model, part).modules() for part in READ_OUT)
+        return bool(own_hooks(itertools.chain.from_iterable(parts)))
 
     def _forced(self) -> list[Hook]:
         """Fresh hooks of the interventions in force."""
@@ -410,11 +404,7 @@ class Lens:
         under: Sequence[Hook] = (),
     ) -> Tensor:
         self._check_context(rows)
-        if torch.is_inference_mode_enabled():
-            raise ConfigError(
-                "Passes run under torch.no_grad(), not torch.inference_mode(): take that off; "
-                "weights are frozen anyway."
-            )
+        self._check_mode()
         ids = pad(rows).to(self.device)
         ends = [len(row) - 1 for row in rows] if last is None else list(last)
         with self.turn.one_pass():
@@ -428,6 +418,19 @@ class Lens:
                     return self.backend_adapter.run(ids, start, stop, past)
             finally:
                 self.last = outer
+
+    def _check_mode(self) -> None:
+        """Raise `ConfigError` in a mode of PyTorch's in which numbers are others, or no gradients."""
+        if torch.is_inference_mode_enabled():
+            raise ConfigError(
+                "Passes run under torch.no_grad(), not torch.inference_mode(): take that off; "
+                "weights are frozen anyway."
+            )
+        if torch.is_autocast_enabled(self.device.type):
+            raise ConfigError(
+                "Passes run without torch.autocast, under which every number is another one: leave "
+                "that block, and load the model with dtype='bfloat16' where it is to be smaller."
+            )
 
     def _check_context(self, rows: Sequence[Sequence[int]]) -> None:
         last = max(max(row, default=0) for row in rows)
@@ -533,6 +536,7 @@ class Lens:
             top_k = min(top_k, self.d_vocab)
         rows = [list(prompt.ids) for prompt in self.tokenize(text)]
         self._check_context(rows)
+        self._check_mode()
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         sample = None if top_k is None else Sampling(top_k, seed)
         done = None if enough is None else lambda ids: enough(decode(ids))
@@ -552,12 +556,9 @@ class Lens:
         """Every token that ends a text."""
         return ends_of_text(self.tokenizer, self.d_vocab, self._hugging_face)
 
-    def _own_hooks(self) -> bool:
-        """Whether there are user-installed hooks: between two passes there are no others. (The
-        modules of a bridge and of Hugging Face carry hooks of their own, so there only the hook
-        points count.)"""
-        points = self.backend_adapter.points.values()
-        return has_hooks(self.model.modules() if self.backend == "hooked" else points)
+    def _own_hooks(self) -> tuple[Any, ...]:
+        """The user-installed hooks: between two passes there are no others."""
+        return own_hooks(self.model.modules())
 
     def _alike(self) -> Any | None:
         """The Hugging Face model that computes what the hooked model does: a bridge runs it, a
@@ -646,14 +647,18 @@ class Lens:
         places = {(w.data_ptr(), w.numel()): w for w in self.model.parameters()}
         bits = [bit_sum(weight).to(self.device) for weight in places.values()]
         return Setup(
-            self.fingerprint, self.patches, tuple(torch.stack(bits).tolist()), self.interventions
+            self.fingerprint,
+            self.patches,
+            tuple(torch.stack(bits).tolist()),
+            self.interventions,
+            self._own_hooks(),
         )
 
     def traced(
         self, facts: Facts | Trace, positions: Positions = "last", *, attention: bool = False
     ) -> Trace:
         """A trace of the facts, or the one given. Raises `ConfigError` for one taken on other
-        weights, or under other interventions."""
+        weights, or under other interventions or hooks."""
         if not isinstance(facts, Trace):
             return self.trace(facts, positions, attention=attention)
         now, then = self.setup, facts.setup
@@ -662,6 +667,11 @@ class Lens:
                 f"This trace was taken on other weights than {self.name} has now (another model, "
                 "patches applied or taken back since, W_out written to): take it again with "
                 "lens.trace."
+            )
+        if then is not None and then.hooks != now.hooks:
+            raise ConfigError(
+                "This trace was taken with other hooks on the model than are there now "
+                f"({len(then.hooks)} then, {len(now.hooks)} now): take it again with lens.trace."
             )
         if then is not None and then.interventions != now.interventions:
             was, are = (
@@ -725,7 +735,7 @@ class Lens:
         """
         self._write(patch)
 
-    def _write(self, patch: Patch, block: object | None = None) -> None:
+    def _write(self, patch: Patch, level: int = 3) -> None:
         if not hasattr(patch, "deltas"):
             raise PatchError(
                 f"A patch is what qv.edit gives or Patch.load(folder), got {patch!r:.100}."
@@ -735,14 +745,16 @@ class Lens:
             warnings.warn(
                 "This patch is in force already, and is now written twice: lens.revert() takes the "
                 "second writing back.",
-                stacklevel=3 if block is None else 4,
+                stacklevel=level,
             )
         with self.turn.one_pass():
-            self._applied.push(patch, self.parameter, block)
+            self._applied.push(patch, self.parameter)
 
     def revert(self) -> Patch:
         """Take back the patch applied last: the saved tensors are restored, not subtracted. Returns
-        the patch."""
+        the patch.
+
+        Raises `PatchError` where there is none, or none inside the innermost `patched` block."""
         with self.turn.one_pass():
             return self._applied.pop(self.parameter)
 
@@ -764,14 +776,14 @@ class Lens:
     def patched(self, *patches: Patch) -> Iterator[Lens]:
         """The model with patches applied inside the block; the weights are back bit for bit after
         it."""
-        begun, block = len(self._applied), object()
         with self.turn.held():
+            mark = self._applied.begin()
             try:
                 for patch in patches:
-                    self._write(patch, block)
+                    self._write(patch, level=4)
                 yield self
             finally:
-                self._applied.leave(block, begun, self.parameter)
+                self._applied.leave(mark, self.parameter)
 
     def plain_model(self) -> Any:
         """The Hugging Face model behind the lens. Its weights are the lens's own, patches included;

@@ -1,9 +1,11 @@
 """The patches in force on a Lens: what was written, over which weights, and how it is taken back.
 
 1. A patch is added to the live weights on top of those before it; the tensors it replaces are kept.
-2. Taking back the newest puts the kept tensors in its place, bit for bit: nothing is subtracted.
-3. A block takes back what is newer than its beginning: its own patches, and what was applied inside
-   and left. A block inside it that is still open keeps its patches, which are written again.
+2. Taking back the newest puts the kept tensors in its place, bit for bit: nothing is subtracted. An
+   interrupt meanwhile is raised when that is done.
+3. A block leaves its mark on the stack. What is applied inside lies above the mark, and is taken back
+   with it; `pop` never reaches below. A block inside it that is still open keeps what lies above its
+   own mark, which is written again.
 """
 
 from __future__ import annotations
@@ -24,36 +26,42 @@ Replaced = dict[tuple[int, str], Tensor]
 @dataclass
 class _Applied:
     patch: Patch
-    block: object | None
     saved: Replaced = field(default_factory=dict)
+
+
+class _Mark:
+    """Where a block began."""
 
 
 class PatchStack:
     """The patches written into one model's weights, oldest first. `weight` gives a live weight."""
 
     def __init__(self) -> None:
-        self._stack: list[_Applied] = []
+        self._stack: list[_Applied | _Mark] = []
 
     def __len__(self) -> int:
-        return len(self._stack)
+        return len(self._applied())
+
+    def _applied(self) -> list[_Applied]:
+        return [one for one in self._stack if isinstance(one, _Applied)]
 
     @property
     def patches(self) -> tuple[Patch, ...]:
         """The patches, oldest first."""
-        return tuple(applied.patch for applied in self._stack)
+        return tuple(applied.patch for applied in self._applied())
 
     def replaced(self, first: int = 0) -> Replaced:
         """Every weight that the patches from the `first` on have changed, as it was before them."""
         found: Replaced = {}
-        for applied in self._stack[first:]:
+        for applied in self._applied()[first:]:
             for key, saved in applied.saved.items():
                 found.setdefault(key, saved)
         return found
 
-    def push(self, patch: Patch, weight: Weight, block: object | None = None) -> None:
-        """Write a patch, for the time of a block where one is named. Raises `PatchError` where the
-        sum leaves the range of a weight's type; nothing is written then."""
-        applied = _Applied(patch, block)
+    def push(self, patch: Patch, weight: Weight) -> None:
+        """Write a patch. Raises `PatchError` where the sum leaves the range of a weight's type;
+        nothing is written then."""
+        applied = _Applied(patch)
         self._stack.append(applied)
         try:
             for (layer, name), delta in patch.deltas.items():
@@ -67,25 +75,67 @@ class PatchStack:
                         "dtype='float32'. Nothing was written."
                     )
         except BaseException:
-            self.pop(weight)
+            self._take_back(weight)
             raise
 
     def pop(self, weight: Weight) -> Patch:
-        """Take back the newest patch. Raises `PatchError` where there is none."""
+        """Take back the newest patch. Raises `PatchError` where there is none, or none since the
+        innermost open block began."""
         if not self._stack:
             raise PatchError("No patch is applied: there is nothing to revert.")
-        applied = self._stack.pop()
-        for (layer, name), saved in applied.saved.items():
-            weight(layer, name).copy_(saved)
+        if isinstance(self._stack[-1], _Mark):
+            raise PatchError(
+                "No patch was applied inside this block: leave it (lens.patched) before you revert "
+                "one that was applied in front of it."
+            )
+        return self._take_back(weight)
+
+    def _take_back(self, weight: Weight) -> Patch:
+        applied = self._stack[-1]
+        assert isinstance(applied, _Applied)
+        put_back(applied.saved, weight)
+        self._stack.pop()  # at the end: an interrupt before leaves it for the next try
         return applied.patch
 
-    def leave(self, block: object, begun: int, weight: Weight) -> None:
-        """Take back what a block has written, and what was written since without a block; `begun`:
-        how many patches there were when it began."""
-        own = (i for i, applied in enumerate(self._stack) if applied.block is block)
-        begun = next(own, begun)
-        others = [one for one in self._stack[begun:] if one.block not in (None, block)]
-        while len(self) > begun:
-            self.pop(weight)
-        for one in others:
-            self.push(one.patch, weight, one.block)
+    def begin(self) -> object:
+        """The mark of a new block."""
+        self._stack.append(_Mark())
+        return self._stack[-1]
+
+    def leave(self, mark: object, weight: Weight) -> None:
+        """Take back what was applied in a block, to the end: an interrupt is raised afterwards."""
+        try:
+            self._leave(mark, weight)
+        except BaseException:
+            if any(one is mark for one in self._stack):
+                self._leave(mark, weight)
+            raise
+
+    def _leave(self, mark: object, weight: Weight) -> None:
+        begun = next(i for i, one in enumerate(self._stack) if one is mark)
+        above = self._stack[begun + 1 :]
+        inner = next((i for i, one in enumerate(above) if isinstance(one, _Mark)), len(above))
+        while len(self._stack) > begun:
+            if isinstance(self._stack[-1], _Mark):
+                self._stack.pop()
+            else:
+                self._take_back(weight)
+        for one in above[inner:]:  # of blocks that are still open
+            if isinstance(one, _Mark):
+                self._stack.append(one)
+            else:
+                self.push(one.patch, weight)
+
+
+def put_back(saved: Replaced, weight: Weight) -> None:
+    """Every kept tensor into its weight, to the end: an interrupt is raised afterwards."""
+    try:
+        _copy(saved, weight)
+    except BaseException:
+        _copy(saved, weight)
+        raise
+
+
+def _copy(saved: Replaced, weight: Weight) -> None:
+    for (layer, name), tensor in saved.items():
+        weight(layer, name).copy_(tensor)

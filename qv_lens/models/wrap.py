@@ -25,7 +25,7 @@ from qv_lens.errors import ModelError, unknown
 from qv_lens.facts.spans import puts_bos
 from qv_lens.models import agreement
 from qv_lens.models.architectures import ARCHITECTURES, architecture_of
-from qv_lens.models.backend import check_not_training
+from qv_lens.models.backend import check_plain
 
 #: HookedTransformer's context is capped as TransformerLens caps it
 HOOKED_CONTEXT = 2048
@@ -48,10 +48,10 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
     another model, 'auto' takes the bridge and warns.
 
     Raises `ModelError` for an architecture that is not known (`architectures`), a backend that is
-    not installed or does not have it, one that computes other logits, or a model in training
-    mode."""
+    not installed or does not have it, one that computes other logits, or a model that is
+    in training mode, compiled, parametrized or with adapters."""
     record = architecture_of(hf.config, type(hf).__name__)
-    check_not_training(hf)
+    check_plain(hf, hf)
     if backend not in ("auto", "hooked", "bridge"):
         raise unknown("Backend", backend, ("auto", "hooked", "bridge"))
     if backend == "hooked" and not hooked_available():

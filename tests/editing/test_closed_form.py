@@ -141,6 +141,31 @@ def test_revert_is_bit_for_bit_also_after_an_exception_and_in_a_stack(tmp_path):
         lens.revert()
 
 
+def test_an_interrupt_while_weights_are_put_back_leaves_none_changed(monkeypatch):
+    """Ctrl-C at every single write on the way out of a block."""
+    lens = tiny_lens("qwen3-gqa", dtype=torch.float32)
+    deltas = {
+        (layer, "W_out"): Delta(torch.ones_like(lens.w_out(layer)))
+        for layer in range(lens.n_layers)
+    }
+    patch, before, parameter = qv.Patch(deltas, lens.fingerprint), weights(lens), lens.parameter
+    for at in range(lens.n_layers):
+        asked = []
+
+        def interrupted(layer, name, at=at, asked=asked):
+            asked.append(layer)
+            if len(asked) == at + 1:
+                raise KeyboardInterrupt
+            return parameter(layer, name)
+
+        with pytest.raises(KeyboardInterrupt), lens.patched(patch):
+            monkeypatch.setattr(lens, "parameter", interrupted)
+        monkeypatch.undo()
+        assert len(asked) > lens.n_layers
+        assert same(lens, before)
+        assert not lens.patches
+
+
 def test_blocks_may_be_left_in_any_order():
     """A block that is left takes its own patches and interventions with it, and no others."""
     lens = tiny_lens("qwen3-gqa", dtype=torch.float32)
@@ -159,10 +184,15 @@ def test_blocks_may_be_left_in_any_order():
     outer, inner = lens.patched(first), lens.patched(second)
     outer.__enter__(), inner.__enter__(), lens.apply(third)
     outer.__exit__(None, None, None)
-    assert lens.patches == (second,)
+    assert lens.patches == (second, third)
+    lens.revert()
     assert same(lens, alone)
     with lens.patched(first):
-        lens.revert()  # what a block wrote may be taken back inside
+        lens.revert()  # what a block wrote may be taken back inside, and nothing else
+        with pytest.raises(qv.QVLensError, match="leave it"):
+            lens.revert()
+        lens.apply(third)
+    assert lens.patches == (second,)
     assert same(lens, alone)
     inner.__exit__(None, None, None)
     assert same(lens, before)
