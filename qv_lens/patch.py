@@ -227,6 +227,8 @@ class Patch:
                 (int(layer), name): stored(f"kept.{layer}.{name}")
                 for layer, name in header.get("kept", ())
             }
+            if not isinstance(header["info"], dict):
+                raise TypeError(f"its info is {header['info']!r:.40}, no table")
             return cls(deltas, header["fingerprint"], header["info"], kept)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             if (source / "config.json").exists() and not (source / "patch.json").exists():

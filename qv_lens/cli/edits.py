@@ -24,6 +24,7 @@ from qv_lens.cli.options import (
     Subject,
     announce,
     at_least,
+    check_apart,
     check_new,
     check_writable,
     loaded,
@@ -167,6 +168,7 @@ def edit(
         raise ConfigError(f"{out} holds a patch already. Choose another --out.")
     if out is not None:
         check_writable(out / "patch.json")
+    check_apart({"--out": out, "--save": save, "--lora": lora})
     check_new("--save", save)
     check_new("--lora", lora)
     check_there("text", text)

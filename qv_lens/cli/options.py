@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -137,12 +138,25 @@ def not_empty(option: str, values: Sequence[object] | None) -> None:
 
 
 def check_new(option: str, folder: Path | None) -> None:
-    """Raise `ConfigError` for a folder that is there already."""
+    """Raise `ConfigError` for a folder that is there already, or cannot be made."""
     if folder is not None and folder.exists():
         raise ConfigError(f"{folder} is there already. Choose another {option}.")
+    if folder is not None:
+        check_writable(folder / "file", option)
 
 
-def check_writable(path: Path) -> None:
+def check_apart(folders: Mapping[str, Path | None]) -> None:
+    """Raise `ConfigError` where two options name one folder."""
+    named = [(option, folder) for option, folder in folders.items() if folder is not None]
+    for (first, one), (second, other) in combinations(named, 2):
+        if one.resolve() == other.resolve():
+            raise ConfigError(
+                f"{first} and {second} both name {one}, and what reads the one would read the other "
+                "with it: choose two folders."
+            )
+
+
+def check_writable(path: Path, option: str = "--out") -> None:
     """Check before the work, not after it, that the file can be written; an existing file stays as
     it is, and no folder is left behind. Raises `ConfigError`."""
     absent = [folder for folder in path.parents if not folder.exists()]  # the innermost first
@@ -154,7 +168,7 @@ def check_writable(path: Path) -> None:
         if new:
             path.unlink()
     except OSError as error:
-        raise ConfigError(f"Cannot write to {path}: {error}. Choose another --out.") from error
+        raise ConfigError(f"Cannot write to {path}: {error}. Choose another {option}.") from error
     finally:
         for folder in absent:
             with suppress(OSError):

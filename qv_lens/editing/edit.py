@@ -334,7 +334,7 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
     its Hugging Face module.
 
     Warns where the weights grow out of their range. Raises `EditError` for a delta that is not
-    finite."""
+    finite, or leads out of the range of the weights' type."""
     relative, lost, modules, grown = {}, {}, {}, {}
     for (layer, name), delta in deltas.items():
         if not delta.finite():
@@ -347,6 +347,12 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
         norm, size = float(W.norm()), float(D.norm())
         relative[key] = size / norm if norm else float("inf")
         edited = W + D
+        if not edited.to(weight.dtype).isfinite().all():
+            raise EditError(
+                f"With this edit {key} leaves the range of "
+                f"{str(weight.dtype).removeprefix('torch.')}: load the model with dtype='float32', or "
+                "lower lr or clamp."
+            )
         lost[key] = (
             float((edited.to(weight.dtype).double() - edited).norm()) / size if size else 0.0
         )
@@ -473,6 +479,7 @@ def _info(job: Job, editor: Any) -> dict[str, Any]:
     return plain(
         {
             "model": job.lens.name,
+            "dtype": str(job.lens.dtype).removeprefix("torch."),
             "backend": job.lens.backend,
             "method": type(editor).__name__,
             "hyperparameters": asdict(editor),

@@ -170,14 +170,20 @@ def covariance(
     `batch_size`: texts in a pass. `modules`: whose inputs, 'ffn' (W_out's) or 'attn' (W_O's).
     `every`: with a folder, after how many texts the sums so far are kept.
     `total`: how many texts there are, for the progress bar. If the folder already holds exactly
-    these statistics, they are returned. Raises `EditError` for a patched lens, no text, or a folder
-    of other statistics, which is left as it is."""
+    these statistics, they are returned. Raises `EditError` for a lens with patches, interventions or
+    hooks, or whose weights were written to, no text, or a folder of other statistics, which is left
+    as it is."""
     layers = checked_layers(layers)
     _check_request(texts, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every})
-    if lens.patches or lens.interventions:
+    if lens.bare_state is None:
         raise EditError(
-            "Statistics are taken on the bare model: revert the patches and leave the interventions "
-            "first."
+            "Statistics are taken on the bare model: revert the patches, leave the interventions and "
+            "take off the hooks first."
+        )
+    if lens.written_to():
+        raise EditError(
+            f"The weights of {lens.name} were written to since it was wrapped, and statistics of them "
+            "would pass for those of the model as it was: wrap the model as it now is in a new Lens."
         )
     if isinstance(modules, str) or not modules or set(modules) - {"ffn", "attn"}:
         raise EditError(f"modules are ('ffn',), ('attn',) or both, got {modules!r}.")

@@ -616,11 +616,8 @@ def _before(
         ).hexdigest()
         for c in cases
     ]
-    kept = {
-        key: CaseAnswers.of(json.loads(file.read_text()))
-        for key in keys
-        if (file := folder / f"{key}.json").exists()
-    }
+    read = {key: _kept(folder / f"{key}.json") for key in keys}
+    kept = {key: answers for key, answers in read.items() if answers is not None}
     missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in kept}
     for key, made in zip(
         missing, look(lens, list(missing.values()), generation, groups), strict=True
@@ -632,6 +629,14 @@ def _before(
             raise ConfigError(f"Cannot keep results in {folder}: {error}.") from error
         kept[key] = made
     return [kept[key] for key in keys]
+
+
+def _kept(file: Path) -> CaseAnswers | None:
+    """The answers in a file; None where it is absent or damaged."""
+    try:
+        return CaseAnswers.of(json.loads(file.read_text()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 # ------------------------------------------------------------------ summaries

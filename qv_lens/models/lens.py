@@ -202,6 +202,14 @@ class Lens:
             raise PatchError(
                 "The fingerprint belongs to the unpatched model: revert the patches first."
             )
+        return self._weighed()
+
+    def written_to(self) -> bool:
+        """Whether the weights are others than those that the fingerprint names: patched, or written
+        to by hand."""
+        return self.fingerprint != self._weighed()
+
+    def _weighed(self) -> str:
         cfg, backend = self.backend_adapter.cfg, self.backend_adapter
         heads = cfg.n_heads, backend.n_kv_heads
         shape = cfg.n_layers, cfg.d_model, *heads, backend.activation_name, backend.rms
@@ -709,10 +717,12 @@ class Lens:
     def check_patch(self, patch: Patch) -> None:
         """Raise `PatchError` unless a patch was made for this lens's own base weights."""
         if patch.fingerprint != self.fingerprint:
+            made_in = patch.info.get("dtype", "")
             raise PatchError(
                 f"This patch was made for a model with fingerprint {patch.fingerprint}, not for "
                 f"{self.name} ({self.fingerprint}). Load the model it names "
-                f"({patch.info.get('model', 'unknown')}), weights unprocessed."
+                f"({patch.info.get('model', 'unknown')}"
+                f"{made_in and f', dtype={made_in!r}'}), weights unprocessed."
             )
         for (layer, name), delta in patch.deltas.items():
             weight = self.parameter(layer, name)

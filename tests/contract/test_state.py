@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
+from torch.nn.utils.parametrize import register_parametrization
 from transformers import ByT5Tokenizer
 
 import qv_lens as qv
-from qv_lens.errors import ModelError, PatchError
+from qv_lens.editing.statistics import covariance
+from qv_lens.errors import ConfigError, ModelError, PatchError
 from qv_lens.models.wrap import hooked_available
 from qv_lens.patch import Delta
-from tests.models import PROMPTS, tiny_hf, tiny_lens, tiny_of, tokenizer
+from tests.models import BACKENDS, PROMPTS, tiny_hf, tiny_lens, tiny_of, tokenizer
 
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
 SOME = qv.NeuronSet.of([(0, 3), (1, 5)])
@@ -116,6 +118,148 @@ def test_a_patch_that_overflows_is_not_written():
         )
     assert lens.patches == ()
     assert torch.equal(lens.w_out(1), before)
+
+
+class Louder(torch.nn.Module):
+    def forward(self, weight):
+        return weight * 1.5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_models_whose_passes_weights_and_hooks_do_not_say_are_refused(backend):
+    """Compiled, parametrized and of another type than TransformerLens noted, whenever it came."""
+    for at in (lambda model: model, lambda model: model.blocks[1].mlp):
+        lens = tiny_lens("qwen3-gqa", backend, dtype=torch.float32)
+        at(lens.model).compile(backend="eager")
+        with pytest.raises(ModelError, match=r"compiled.*interventions would have no effect"):
+            lens.logprob(FACT)
+        with pytest.raises(ModelError, match="compiled"):
+            qv.Lens(lens.model, tokenizer=lens.tokenizer)
+    hf = tiny_hf("gptj", torch.float32)
+    register_parametrization(hf.transformer.h[1].mlp.fc_out, "weight", Louder())
+    with pytest.raises(ModelError, match="computed anew in every pass"):
+        qv.Lens.from_hf(hf, tokenizer(), backend=backend)
+    with torch.inference_mode():
+        hf = tiny_hf("gptj", torch.float32)
+    with pytest.raises(ModelError, match="inference_mode"):
+        qv.Lens.from_hf(hf, tokenizer(), backend=backend)
+
+
+@needs_hooked
+def test_weights_parametrized_or_turned_into_another_type_later_are_refused():
+    lens = tiny_lens("gptj", "hooked", dtype=torch.float32)
+    register_parametrization(lens.model.blocks[1].mlp, "W_out", Louder())
+    with pytest.raises(ModelError, match="computed anew in every pass"):
+        lens.logprob(FACT)
+    lens = tiny_lens("gptj", "hooked", dtype=torch.float32)
+    lens.model.half()
+    with pytest.raises(ModelError, match="turned into float16 since: load it with dtype='float16'"):
+        lens.logprob(FACT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adapters_beside_the_weights_are_refused(backend):
+    peft = pytest.importorskip("peft")
+    hf = tiny_hf("gptj", torch.float32)
+    hf.add_adapter(peft.LoraConfig(target_modules=["fc_out"], init_lora_weights=False, r=2))
+    with pytest.raises(ModelError, match="merge them first"):
+        qv.Lens.from_hf(hf.eval(), tokenizer(), backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_is_refused(backend):
+    lens = tiny_lens("gptj", backend, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for ask in (lens.logprob, lens.trace, lens.generate):
+            with pytest.raises(ConfigError, match=r"without torch\.autocast"):
+                ask(FACT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hooks_of_the_users_are_seen_wherever_they_sit(backend):
+    """On a hook point, on a module of the model's own, and of the backward pass: none of them is
+    taken for the bare model, and no trace from before them is served."""
+    lens = tiny_lens("qwen3-gqa", backend, dtype=torch.float32)
+    block = (lens.hf.model.layers if backend == "bridge" else lens.model.blocks)[1]
+    point = lens.backend_adapter.points["blocks.1.hook_mlp_out"]
+    bare, trace, logp = lens.state(), lens.trace([FACT]), lens.logprob(FACT)
+    lens.generate(FACT, 2)
+    assert lens.bare_state == bare  # no pass leaves hooks behind
+    for put in (
+        lambda: block.mlp.register_forward_hook(lambda module, args, out: out * 0),
+        lambda: block.mlp.register_forward_pre_hook(lambda module, args: None),
+        lambda: point.register_full_backward_hook(lambda module, inside, out: None),
+    ):
+        handle = put()
+        assert lens.bare_state is None
+        assert lens.state() != bare
+        with pytest.raises(ConfigError, match=r"other hooks .*\(0 then, 1 now\)"):
+            qv.value_neurons(lens, trace, 3)
+        with pytest.raises(qv.QVLensError, match="take off the hooks"):
+            covariance(lens, ["The capital of Norway is Oslo."], [1])
+        assert len(qv.value_neurons(lens, lens.trace([FACT]), 3)) == 3
+        handle.remove()
+    assert lens.bare_state == bare
+    assert lens.logprob(FACT) == logp
+
+
+def test_c0_is_not_taken_of_weights_that_were_written_to():
+    lens = tiny_lens("gptj")
+    covariance(lens, ["The capital of Norway is Oslo."], [1])
+    lens.w_out(1).mul_(2)
+    with pytest.raises(qv.QVLensError, match="were written to since"):
+        covariance(lens, ["The capital of Norway is Oslo."], [1])
+    other = qv.Lens(lens.model, tokenizer=lens.tokenizer)
+    covariance(other, ["The capital of Norway is Oslo."], [1])
+
+
+def test_interventions_of_a_users_own_are_never_the_same():
+    """Nobody knows what they compute: two functions, a large array, slots."""
+
+    class Mine:
+        __slots__ = ("factor",)
+
+        def __init__(self, factor):
+            self.factor = factor
+
+        def check(self, lens):
+            pass
+
+        def hooks(self, lens):
+            return [(lens.backend_adapter.mlp_out(1), lambda x: x * self.factor)]
+
+    lens, states = tiny_lens("gptj"), set()
+    for factor in (0, 0, np.ones(32), lambda x: x):
+        with lens.intervene(Mine(factor)):
+            states.add(lens.state())
+    assert len(states) == 4
+
+
+def test_an_edit_that_overflows_is_told_of_as_an_edit():
+    """One of two cases leaves float16's range: the other's rows stay, and so do the weights."""
+
+    @dataclass(frozen=True)
+    class Loud:
+        def deltas(self, job):
+            far = 1e6 if job.requests[0].new == "Quorix" else 1e-2
+            return {(1, "W_out"): Delta(torch.full(tuple(job.lens.w_out(1).shape), far))}
+
+    lens = tiny_lens("gptj", dtype=torch.float16, exact=False)
+    before = lens.w_out(1).clone()
+    cases = [qv.EditCase(FACT.to(new)) for new in ("Quorix", "Oslo")]
+    for protocol in ("single", "consecutive"):
+        frame = qv.evaluate(lens, cases, ["efficacy_acc"], Loud(), protocol=protocol)
+        assert "leaves the range of float16" in frame.attrs["skipped"]["0"]
+        assert frame.set_index("case")["after"].notna().to_dict() == {0: False, 1: True}
+        assert torch.equal(lens.w_out(1), before)
+
+
+def test_a_patch_for_another_type_of_weights_says_which():
+    half = qv.load("toy-gptj", dtype="float16")
+    fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    patch = qv.edit(half, fact.to("golf"), qv.FT(layer=1, steps=1, lr=1e-2))
+    with pytest.raises(PatchError, match=r"\(toy-gptj, dtype='float16'\)"):
+        qv.load("toy-gptj").apply(patch)
 
 
 def test_a_bridge_in_training_mode_is_refused():

@@ -224,10 +224,15 @@ def test_the_cache_is_kept_by_weights_and_content(tiny, tmp_path, monkeypatch):
     again = evaluate(lens, CASES[::-1], cache=tmp_path)
     assert not sum(calls)
     assert sorted(first["before"].dropna()) == sorted(again["before"].dropna())
+    kept = sorted(tmp_path.glob("*.json"))
+    kept[0].write_text("{")  # damaged: asked again
+    damaged = evaluate(lens, CASES, cache=tmp_path)
+    assert sorted(first["before"].dropna()) == sorted(damaged["before"].dropna())
+    assert sum(calls) == 1
     lens.w_out(1)[0, 0] += 1.0  # a write that leaves no other trace
     evaluate(lens, CASES, cache=tmp_path)
     lens.w_out(1)[0, 0] -= 1.0
-    assert sum(calls) == 4
+    assert sum(calls) == 5
     assert len(json.loads(next(tmp_path.glob("*.json")).read_text())["told"]) > 3
 
 
