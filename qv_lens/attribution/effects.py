@@ -49,7 +49,7 @@ from qv_lens.models.backend import Hook
 from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
 from qv_lens.models.interventions import check_not_suppressed
 from qv_lens.models.lens import Facts, Lens, Start, log_probs
-from qv_lens.models.norms import at_least_float32
+from qv_lens.models.norms import at_least_float32, enlarged
 from qv_lens.models.units import UNITS_WITH_VALUES, UnitWithValue, site, units_in_layer
 from qv_lens.neurons import NeuronSet
 from qv_lens.progress import progress_bar
@@ -362,8 +362,10 @@ class _Batch:
             hooks.append((problem.site(layer), _masked(leaf, at, kept[layer, rows], outside, seen)))
         with torch.enable_grad():
             logp = self._log_p(hooks)
-            gradients = torch.autograd.grad(self._gain(logp).sum(), leaves)
-        return torch.stack(seen), torch.stack(gradients), logp.argmax(-1)
+            y = self._gain(logp)
+            scale = self._enlarged(y)
+            gradients = torch.autograd.grad((scale[self._read()] * y).sum(), leaves)
+        return torch.stack(seen), torch.stack(gradients) / scale[at[0], None], logp.argmax(-1)
 
     def along_paths(self, kept: Bool[Tensor, "layer row value"]) -> _Gradients:
         """dy/dm averaged along each layer's path from the baseline to the values."""
@@ -423,7 +425,9 @@ class _Batch:
             begin = start[0], start[1].repeat(copies, 1, 1)
             with torch.enable_grad():
                 y = self._gain(self._log_p(hooks, begin, copies), copies)
-                (gradient,) = torch.autograd.grad(y.sum(), leaf)
+                scale = self._enlarged(y, copies)
+                (gradient,) = torch.autograd.grad((scale[self._read(copies)] * y).sum(), leaf)
+            gradient = gradient / scale[self._copied(at, copies)[0], None]
             total += gradient.unflatten(0, (copies, len(value))).sum(0)
         return total / steps
 
@@ -475,6 +479,18 @@ class _Batch:
         if wanted.against is not None:
             y = y - logp.gather(1, wanted.against[rows].repeat(copies)[:, None])
         return y[:, 0]
+
+    def _enlarged(self, y: Float[Tensor, " row"], copies: int = 1) -> Float[Tensor, " prompt"]:
+        """By how much y of each prompt is enlarged to be differentiated: by as much as the least
+        sure of its rows allows."""
+        scale = y.new_full((copies * len(self.prompts),), 2.0**15)
+        each = torch.ones_like(y) if self.problem.wanted.against is not None else enlarged(y)
+        return scale.scatter_reduce(0, self._read(copies), each, "amin")
+
+    def _read(self, copies: int = 1) -> Int[Tensor, " row"]:
+        """Of which prompt each row is that is read."""
+        at, _ = self.places(self.problem.wanted.rows)
+        return self._copied(at, copies)[0]
 
     def _ids(self) -> list[tuple[int, ...]]:
         where = "answer" if self.problem.wanted.sequence else "last"

@@ -41,7 +41,7 @@ from qv_lens.facts.spans import Prompt
 from qv_lens.models.backend import Hook
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
 from qv_lens.models.lens import Lens, Start, log_probs
-from qv_lens.models.norms import at_least_float32
+from qv_lens.models.norms import at_least_float32, enlarged
 from qv_lens.neurons import NeuronSet
 from qv_lens.progress import progress_bar
 
@@ -193,12 +193,12 @@ def weight_attributions(
             logp = answer_logprobs(
                 lens, prompts * len(shares), delta_hooks(lens, added), start=start
             )
-            # dP = P dlog P: a small P's own gradient lies below the range of float16
+            # dP = P dlog P: the gradient of a small P, or of one near 1, lies below float16's range
             p = logp.detach().exp()
-            largest = p.max().clamp_min(torch.finfo(p.dtype).tiny)
-            gradients = torch.autograd.grad((p / largest * logp).sum(), list(leaves.values()))
+            size = (p / enlarged(logp)).max().clamp_min(torch.finfo(p.dtype).tiny)
+            gradients = torch.autograd.grad((p / size * logp).sum(), list(leaves.values()))
         for name, gradient in zip(names, gradients, strict=True):
-            total[name] = total[name].to(gradient.device) + gradient * (largest / len(prompts))
+            total[name] = total[name].to(gradient.device) + gradient * (size / len(prompts))
     return {
         (layer, name): lens.parameter(layer, name).to(g.dtype) * g / steps
         for (layer, name), g in total.items()
@@ -374,8 +374,9 @@ def _path_gradient(
         with torch.enable_grad():
             leaf = (value * shares[:, None, None]).flatten(0, 1).requires_grad_(True)
             logp = _logprobs(lens, asked, site, leaf, start, copies)
-            (each,) = torch.autograd.grad(logp.sum(), leaf)
-        each *= logp.detach().exp()[:, None]  # dP = P dlog P, as above
+            scale = enlarged(logp)
+            (each,) = torch.autograd.grad((scale * logp).sum(), leaf)
+        each *= (logp.detach().exp() / scale)[:, None]  # dP = P dlog P, as above
         gradient += each.unflatten(0, (copies, count)).sum(0)
     return gradient
 
@@ -498,9 +499,11 @@ def answer_gradients(
             hooks = [*delta_hooks(lens, added), *delta_hooks(lens, dict(zeros))]
             logp = answer_logprobs(lens, [prompt for batch in asked for prompt in batch], hooks)
             means = torch.stack([part.mean() for part in logp.split(tokens)])
-            gradients = torch.autograd.grad(-means.sum(), list(zeros.values()))
+            scale = enlarged(logp).min()  # of the least sure of them
+            gradients = torch.autograd.grad(-(scale * means).sum(), list(zeros.values()))
         total = {
-            name: total[name].to(g.device) + g for name, g in zip(names, gradients, strict=True)
+            name: total[name].to(g.device) + g / scale
+            for name, g in zip(names, gradients, strict=True)
         }
     if not all(torch.isfinite(g).all() for g in total.values()):
         raise ConfigError("The gradient of the answers is not finite: no node can be ranked by it.")

@@ -17,6 +17,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def enlarged(logp: Float[Tensor, "*row"]) -> Float[Tensor, "*row"]:
+    """By how much an answer's log p is multiplied before it is differentiated, and the gradient
+    divided after: 1 / (1 - p), which is how small its gradient is at the logits, as a power of two
+    up to 2^15. On its way down through float16 the gradient of an answer as sure as 1 - 1e-6 would
+    be rounded to zero."""
+    doubt = -torch.expm1(logp.detach())
+    return torch.exp2((1 / doubt.clamp(2.0**-15, 1)).log2().floor())
+
+
 class Norm:
     """LayerNorm or RMSNorm as numbers: gain, bias, eps; `center` is the identity for RMSNorm.
     `none`: no norm at all. Computed in float32 or better, as in every model: the square of a stream
