@@ -471,7 +471,7 @@ def wanted_at(lens: Lens, rows: Rows, target: Target) -> Wanted:
     for part, tokens in zip(pair, (token, against), strict=True):
         if isinstance(part, str) and part not in ("predicted", "sequence") and tokens is not None:
             asked = dict(zip(rows.prompt.tolist(), tokens.tolist(), strict=True))
-            lens.warn_of_blanks([rows.prompts[i].text for i in asked], list(asked.values()))
+            lens.warn_of_fragments([rows.prompts[i].text for i in asked], list(asked.values()))
     return Wanted(lens, rows, token, against, target == "sequence")
 
 

@@ -28,10 +28,10 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, check_count, check_counts, check_seed
 from qv_lens.evaluation.intervals import UNBOUNDED, interval
 from qv_lens.facts.records import Fact
-from qv_lens.facts.spans import Prompt
+from qv_lens.facts.spans import Positions, Prompt
 from qv_lens.models.backend import Hook, Past
 from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
-from qv_lens.models.interventions import Where, check_units
+from qv_lens.models.interventions import check_units
 from qv_lens.models.lens import Facts, Lens, as_list, log_probs
 from qv_lens.models.units import (
     UnitWithValue,
@@ -74,7 +74,7 @@ def faithfulness(
     *,
     keep: bool = False,
     baseline: Baseline = "zero",
-    positions: Where = "last",
+    positions: Positions = "last",
     seeds: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -85,15 +85,15 @@ def faithfulness(
     rows of a prompt serve the fact with that number, rows of prompt -1 (`over="set"`, `union()`)
     every fact. A size beyond a ranking's length is left out.
     `keep`: all units of that kind but the k best are taken out, instead of the k best.
-    `baseline`: what is taken out is set to it (see `neuron_effects`). `positions`: at each prompt's
-    last token, or at all.
+    `baseline`: what is taken out is set to it (see `neuron_effects`). `positions`: at one
+    token of each prompt (a name, 'subject_last', or an index), or at 'all'.
     `logprob`, `clean` and `empty`: log p of the answer's first token (nats) in this pass, with
     nothing taken out, and with all units taken out; `right`: whether that token is still the
     likeliest, `known`: whether it is with nothing taken out; `said`: the likeliest token.
     `seeds`: random orders, drawn by `seed`.
 
     Raises `ConfigError` for units that this model does not have, a size below 1, or a ranking
-    without units for a fact.
+    without units for a fact, or of units at another token than they are taken out at.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -107,10 +107,11 @@ def faithfulness(
     unit = _check(lens, records, rankings, sizes, seeds, positions)
     places = lens.rows(records, positions)
     prompts = places.prompts
-    if positions == "last":
+    if positions != "all":
+        at = places.positions.tolist()
         for name, neurons in rankings.items():
-            _check_origin(name, neurons, prompts)
-    lens.warn_of_blanks([each.text for each in prompts], [each.answer[0] for each in prompts])
+            _check_origin(name, neurons, prompts, at)
+    lens.warn_of_fragments([each.text for each in prompts], [each.answer[0] for each in prompts])
     outside = baseline_values(lens, places, baseline, positions, unit)
     rows = []
     for i, prompt in enumerate(progress_bar(prompts, of="removal", unit="prompt")):
@@ -203,7 +204,7 @@ def _check(
     rankings: Mapping[str, NeuronSet],
     sizes: tuple[int, ...],
     seeds: int,
-    positions: str,
+    positions: Positions,
 ) -> UnitWithValue:
     """The one kind of unit that is taken out."""
     for record in records:
@@ -213,8 +214,11 @@ def _check(
                 f"the text {record!r:.80}."
             )
     check_count("seeds", seeds, 0)
-    if positions not in ("last", "all"):
-        raise ConfigError(f"positions must be 'last' or 'all', got {positions!r}.")
+    if positions == "answer":
+        raise ConfigError(
+            "Units are taken out of the prompt, in front of the answer: positions is a token of it, "
+            "'last', 'subject_last', an index, or 'all'."
+        )
     if not isinstance(rankings, Mapping):
         raise ConfigError(
             "rankings are neurons by name, {'Eq. 9': qv.value_neurons(lens, facts)}; got "
@@ -247,9 +251,11 @@ def _check(
     return cast("UnitWithValue", kinds[0])
 
 
-def _check_origin(name: str, neurons: NeuronSet, prompts: Sequence[Prompt]) -> None:
-    """Raise `ConfigError` for neurons of single prompts that were ranked elsewhere than at the last
-    token, or for other prompts."""
+def _check_origin(
+    name: str, neurons: NeuronSet, prompts: Sequence[Prompt], at: Sequence[int]
+) -> None:
+    """Raise `ConfigError` for neurons of single prompts that were ranked at another token than they
+    are taken `at`, or for other prompts."""
     own = neurons.frame["prompt"] >= 0
     if not own.any():
         return
@@ -261,16 +267,22 @@ def _check_origin(name: str, neurons: NeuronSet, prompts: Sequence[Prompt]) -> N
             "rank these facts, in this order, or pass a ranking that serves every fact "
             "(over='set', or .union())."
         )
-    last = [prompt.last for prompt in prompts]
-    if (
-        positions is not None
-        and len(positions) == len(texts or ())
-        and list(positions)[: len(last)] != last
-    ):
+    if "position" in neurons.frame:
+        frame = neurons.frame[own]
+        ranked = sorted({int(token) for token in frame["position"]})
+        elsewhere = any(
+            prompt < len(at) and token != at[prompt]
+            for prompt, token in zip(frame["prompt"], frame["position"], strict=True)
+        )
+    else:
+        one_each = positions is not None and len(positions) == len(texts or ())
+        ranked = list(positions or ())
+        elsewhere = one_each and ranked[: len(at)] != list(at)
+    if elsewhere:
         raise ConfigError(
-            f"The ranking {name!r} is of neurons at tokens {list(positions)}, and they are taken "
-            f"out at the last ones, {last}: rank with positions='last', or pass the ranking's "
-            ".union()."
+            f"The ranking {name!r} is of neurons at tokens {ranked}, and they are taken out at "
+            f"{list(at)}: give both the same positions=, take them out at positions='all', or pass "
+            "the ranking's .union()."
         )
 
 

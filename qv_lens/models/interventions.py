@@ -13,9 +13,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,28 +26,31 @@ from qv_lens.models.backend import Early, Hook, Late
 from qv_lens.models.lens import Lens
 from qv_lens.models.units import (
     UNITS_WITH_VALUES,
+    UnitWithValue,
     site,
     units_in_layer,
+    values_in_layer,
     values_of,
     warn_of_others,
 )
 from qv_lens.neurons import NeuronSet, check_set
 
-#: where an intervention acts
-Where = Literal["all", "last"]
+#: where an intervention acts: at all positions, at each prompt's last one, or at one or several of
+#: every prompt, by index
+Where = Literal["all", "last"] | int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Scale:
     """Multiply the coefficient m of FFN neurons (z of channels and heads) by `factor`, at all
-    positions or at each prompt's last one."""
+    positions, each prompt's last one, or some by index."""
 
     neurons: NeuronSet
     """Which units."""
     factor: float
     """What m is multiplied by."""
     positions: Where = "all"
-    """At all positions, or at each prompt's last one."""
+    """At all positions, each prompt's last one, or those with these indices."""
 
     def check(self, lens: Lens) -> None:
         _check_number("Scale's factor", self.factor)
@@ -65,7 +69,7 @@ class Zero:
     neurons: NeuronSet
     """Which units."""
     positions: Where = "all"
-    """At all positions, or at each prompt's last one."""
+    """At all positions, each prompt's last one, or those with these indices."""
 
     def check(self, lens: Lens) -> None:
         check_units(lens, self.neurons, self.positions)
@@ -77,24 +81,49 @@ class Zero:
 
 @dataclass(frozen=True)
 class Replace:
-    """Set the coefficient m of FFN neurons (z of channels and heads) to `value`."""
+    """Set the coefficient m of FFN neurons (z of channels and heads) to `value`: to zero, to their
+    means over other prompts, to what they are on another prompt (patching)."""
 
     neurons: NeuronSet
     """Which units."""
-    value: float
-    """What m is set to."""
+    value: Any
+    """What m is set to: one number, or one for each of `neurons.units`, in their order (of a head
+    also one for each of its channels)."""
     positions: Where = "all"
-    """At all positions, or at each prompt's last one."""
+    """At all positions, each prompt's last one, or those with these indices."""
+
+    def __post_init__(self) -> None:
+        """A tensor's numbers, so that two of these can be compared."""
+        object.__setattr__(self, "value", _numbers(self.value))
 
     def check(self, lens: Lens) -> None:
-        _check_number("Replace's value", self.value)
         check_units(lens, self.neurons, self.positions)
+        self._rows(lens)
         _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
-        return _rewrite(
-            lens, self.neurons, self.positions, lambda m: torch.full_like(m, float(self.value))
-        )
+        rows, hooks = self._rows(lens), []
+        for layer in self.neurons.by_layer():
+            own = [i for i, (at, _) in enumerate(self.neurons.units) if at == layer]
+            row, here = rows[own].flatten(), self.neurons.layer(layer)
+            hooks += _rewrite(lens, here, self.positions, lambda m, row=row: row.to(m).expand_as(m))
+        return hooks
+
+    def _rows(self, lens: Lens) -> Float[Tensor, "unit value"]:
+        """The values of each unit. Raises `ConfigError` for what is no number, or not as many."""
+        units, unit = len(self.neurons.units), cast("UnitWithValue", self.neurons.unit)
+        wanted = units, values_in_layer(lens, unit) // units_in_layer(lens, unit)
+        try:
+            value = torch.as_tensor(self.value, dtype=torch.float64)
+            rows = (value if value.ndim == 2 else value.reshape(-1, 1)).expand(wanted)
+        except (TypeError, ValueError, RuntimeError):
+            rows = torch.tensor(torch.nan)
+        if not rows.isfinite().all():
+            raise ConfigError(
+                f"Replace's value must be a finite number, or one for each of the {units} units "
+                f"(neurons.units), of heads also one for each channel; got {self.value!r:.80}."
+            )
+        return rows
 
 
 @dataclass(frozen=True)
@@ -111,7 +140,7 @@ class Suppress:
     targets: NeuronSet
     """Value neurons that no longer read it."""
     positions: Where = "all"
-    """At all positions, or at each prompt's last one."""
+    """At all positions, each prompt's last one, or those with these indices."""
 
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.query, self.positions)
@@ -234,7 +263,7 @@ def check_not_suppressed(lens: Lens, what: str) -> None:
         )
 
 
-def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
+def check_ffn(lens: Lens, neurons: NeuronSet, positions: Where = "all") -> None:
     """Raise `ConfigError` unless the set holds FFN neurons that exist in this model."""
     check_set(neurons)
     if neurons.unit != "ffn":
@@ -245,11 +274,15 @@ def check_ffn(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
     check_units(lens, neurons, positions)
 
 
-def check_units(lens: Lens, neurons: NeuronSet, positions: str = "all") -> None:
+def check_units(lens: Lens, neurons: NeuronSet, positions: Where = "all") -> None:
     """Raise `ConfigError` unless the set holds units with values, of one kind, that exist in this
     model."""
-    if positions not in ("all", "last"):
-        raise ConfigError(f"positions must be 'all' or 'last', got {positions!r}.")
+    if positions not in ("all", "last") and not _indices(positions):
+        raise ConfigError(
+            "positions must be 'all', 'last', an index or a tuple of several, got "
+            f"{positions!r:.80}. Where a fact's subject ends: lens.rows(fact, "
+            "'subject_last').positions."
+        )
     check_set(neurons)
     warn_of_others(lens, neurons)
     if neurons.unit not in UNITS_WITH_VALUES:
@@ -273,6 +306,13 @@ def _check_number(what: str, value: object) -> None:
     number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
     if not number or not torch.as_tensor(value).isfinite().all():
         raise ConfigError(f"{what} must be a finite number, got {value!r:.80}.")
+
+
+def _numbers(value: Any) -> Any:
+    """Tensors, arrays and lists as tuples; all else as it is."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
+    return tuple(map(_numbers, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _warn_of_nothing(*sets: NeuronSet) -> None:
@@ -304,8 +344,21 @@ def _rewrite(lens: Lens, neurons: NeuronSet, positions: Where, change) -> list[H
 
 def _only(lens: Lens, positions: Where, before: Tensor, after: Tensor) -> Tensor:
     """`after` at the positions asked for, `before` elsewhere."""
-    if positions == "all" or lens.last is None:
+    if positions == "all":
         return after
     out, rows = before.clone(), torch.arange(len(before), device=before.device)
-    out[rows, lens.last] = after[rows, lens.last]
+    if positions == "last":
+        assert lens.last is not None  # hooks act in passes of the Lens
+        out[rows, lens.last] = after[rows, lens.last]
+    else:
+        at = [index for index in _indices(positions) if index < before.shape[1]]
+        out[:, at] = after[:, at]
     return out
+
+
+def _indices(positions: object) -> tuple[int, ...]:
+    """The positions by index; none where they are something else."""
+    several = positions if isinstance(positions, tuple) else (positions,)
+    whole = [one for one in several if isinstance(one, Integral) and not isinstance(one, bool)]
+    valid = len(whole) == len(several) and min(map(int, whole), default=-1) >= 0
+    return tuple(map(int, whole)) if valid else ()

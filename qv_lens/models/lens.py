@@ -295,20 +295,23 @@ class Lens:
         """Tokens of a word, to read others behind."""
         return list(self.tokenizer("a", add_special_tokens=False)["input_ids"])
 
-    def warn_of_blanks(self, texts: Sequence[str], tokens: Sequence[int]) -> None:
-        """Warn where a prompt's answer is asked for by a first token that is a blank alone, which
-        says nothing of the answer."""
-        blank = [
-            text
-            for text, token in zip(texts, tokens, strict=True)
-            if not self.token_label(token).strip()
-        ]
-        if blank:
-            others = f" (and {len(blank) - 1} others)" if len(blank) > 1 else ""
+    def warn_of_fragments(self, texts: Sequence[str], tokens: Sequence[int]) -> None:
+        """Warn where a prompt's answer is asked for by a first token that says nothing of the
+        answer: a blank alone, or some bytes of a letter."""
+        labels = [self.token_label(token) for token in tokens]
+        found = {
+            text: "a blank alone" if not label.strip() else "a part of a letter"
+            for text, label in zip(texts, labels, strict=True)
+            if not label.strip() or "\N{REPLACEMENT CHARACTER}" in label
+        }
+        if found:
+            text, what = next(iter(found.items()))
+            others = f" (and {len(found) - 1} others)" if len(found) > 1 else ""
+            remedy = "End the prompt with it, or ask" if what == "a blank alone" else "Ask"
             warnings.warn(
-                f"The answer after {blank[0]!r}{others} begins with a token that is a blank alone, "
-                "as other answers there may: what is scored is that blank. End the prompt with it, "
-                "or ask for the whole answer (target='sequence').",
+                f"The answer after {text!r}{others} begins with a token that is {what}, as other "
+                f"answers there may: what is scored is that alone. {remedy} for the whole answer "
+                "(target='sequence', or lens.logprob(..., whole=True)).",
                 stacklevel=3,
             )
 
@@ -490,19 +493,41 @@ class Lens:
         return torch.stack([out[i] for i in range(len(rows))])
 
     @overload
-    def logprob(self, fact: Fact | str, answer: str | None = None) -> float: ...
+    def logprob(
+        self, fact: Fact | str, answer: str | None = None, *, whole: bool = False
+    ) -> float: ...
     @overload
-    def logprob(self, fact: Sequence[Fact | str], answer: str | None = None) -> list[float]: ...
+    def logprob(
+        self, fact: Sequence[Fact | str], answer: str | None = None, *, whole: bool = False
+    ) -> list[float]: ...
 
-    def logprob(self, fact: Facts, answer: str | None = None) -> float | list[float]:
-        """log p(first token of the answer | prompt), natural log; `answer` asks for another answer
-        by name."""
+    def logprob(
+        self, fact: Facts, answer: str | None = None, *, whole: bool = False
+    ) -> float | list[float]:
+        """log p(first token of the answer | prompt), natural log, or with `whole` that of all its
+        tokens, each behind those before it. `answer` asks for another answer by name."""
         facts = as_list(fact)
-        targets = [self.answer_ids(f, answer)[0] for f in facts]
-        self.warn_of_blanks([f if isinstance(f, str) else f.text for f in facts], targets)
-        logp = log_probs(self.next_token_logits(facts))
-        values = [logp[i, target].item() for i, target in enumerate(targets)]
+        targets = [self.answer_ids(each, answer) for each in facts]
+        if whole:
+            values = self._of_whole_answers(facts, targets)
+        else:
+            texts = [each if isinstance(each, str) else each.text for each in facts]
+            self.warn_of_fragments(texts, [target[0] for target in targets])
+            logp = log_probs(self.next_token_logits(facts))
+            values = [logp[i, target[0]].item() for i, target in enumerate(targets)]
         return values[0] if isinstance(fact, (Fact, str)) else values
+
+    @torch.no_grad()
+    def _of_whole_answers(
+        self, facts: Sequence[Fact | str], targets: Sequence[Sequence[int]]
+    ) -> list[float]:
+        values = []
+        for prompt, target in zip(self.tokenize(facts), targets, strict=True):
+            begin = len(prompt.ids) - 1
+            places = [(0, begin + i) for i in range(len(target))]
+            logp = log_probs(self.logits_at([[*prompt.ids, *target[:-1]]], places))
+            values.append(float(logp[range(len(target)), list(target)].sum()))
+        return values
 
     def answer_ids(self, fact: Asked | str, answer: str | None = None) -> tuple[int, ...]:
         """Tokens of the fact's (or probe's) answer, or of another one by name, as they follow the

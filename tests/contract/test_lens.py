@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -491,6 +492,59 @@ def test_scaled_and_replaced_neurons_are_so_at_the_last_token_or_at_all(kind, ba
             torch.testing.assert_close(m[rows][:, [3, 5]], wanted)
             if where == "last":
                 torch.testing.assert_close(m[:-1][:, [3, 5]], clean[:-1])
+
+
+def test_an_intervention_acts_at_the_positions_named_alone(backend):
+    """Prompts of unequal length side by side: an index beyond the shorter one's end is nowhere in
+    it."""
+    lens = tiny_lens("qwen3-gqa", backend)
+    some, longer = qv.NeuronSet.of([(0, 3), (0, 5)]), f"The famous {FACT.text}"
+    clean = [lens.trace(asked, "all").m[0] for asked in (FACT, longer)]
+    last = len(clean[1]) - 1
+    for where in (0, 2, (1, 3), (np.int64(2), last)):
+        at = [where] if isinstance(where, int) else [int(one) for one in where]
+        with lens.intervene(qv.Zero(some, where)):
+            found = lens.trace([FACT, longer], "all").m[0].split([len(m) for m in clean])
+        for m, before in zip(found, clean, strict=True):
+            for position in range(len(before)):
+                wanted = before[position].clone()
+                if position in at:
+                    wanted[[3, 5]] = 0
+                torch.testing.assert_close(m[position], wanted)
+    for wrong in (-1, True, "subject_last", (), (1, -2), 1.0, [1]):
+        with (
+            pytest.raises(qv.QVLensError, match="positions must be 'all', 'last', an index"),
+            lens.intervene(qv.Zero(some, wrong)),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("unit", ["ffn", "attn_channel", "head"])
+def test_units_are_set_each_to_its_own_value(backend, unit):
+    """As means, or what they are on another prompt: of heads every channel."""
+    lens = tiny_lens("qwen3-gqa", backend)
+    neurons = qv.NeuronSet.of([(2, 1), (0, 3), (2, 0)], unit)
+    other = lens.trace("The capital of Norway is")
+    channels = 8 if unit == "head" else 1
+
+    def of(trace, row=0):
+        values = trace.m if unit == "ffn" else trace.z
+        return [values[layer, row, n * channels : (n + 1) * channels] for layer, n in neurons.units]
+
+    there = of(other)
+    ways = [torch.stack(there), [each.tolist() for each in there], torch.stack(there).numpy()]
+    if unit != "head":
+        ways.append([float(each) for each in there])
+    for value in ways:
+        with lens.intervene(qv.Replace(neurons, value, "last")):
+            trace = lens.trace([FACT, "Olga plays"])
+        for row in (0, 1):
+            for found, wanted in zip(of(trace, row), there, strict=True):
+                torch.testing.assert_close(found, wanted)
+    assert qv.Replace(neurons, ways[0]) == qv.Replace(neurons, ways[1])
+    with lens.intervene(qv.Replace(neurons, [1.0, 2.0, 3.0])):
+        for found, wanted in zip(of(lens.trace(FACT)), (1.0, 2.0, 3.0), strict=True):
+            assert found.eq(wanted).all()
 
 
 def test_a_pass_from_a_layer_on_has_what_interventions_do_below_it(backend):

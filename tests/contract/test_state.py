@@ -81,7 +81,10 @@ def test_a_lens_is_not_copied():
             way(lens)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "a", None, torch.zeros(3)])
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), "a", None, torch.zeros(3), [1.0, float("nan")], [[1.0, 2.0]] * 2],
+)
 def test_values_that_are_no_number_are_refused(value):
     lens = tiny_lens("gptj")
     for one in (qv.Replace(SOME, value), qv.Scale(SOME, value)):

@@ -97,7 +97,7 @@ def test_each_fact_loses_the_best_of_its_own_category():
 def test_a_ranking_of_other_facts_or_of_another_token_is_refused():
     lens = tiny_lens("gptj")
     elsewhere = qv.neuron_effects(lens, FACTS, 5, positions="subject_last")
-    with pytest.raises(qv.QVLensError, match="taken out at the last ones"):
+    with pytest.raises(qv.QVLensError, match=r"at tokens \[5, 3\], and they are taken out at \[7, 7\]"):
         qv.faithfulness(lens, FACTS, {"subject": elsewhere}, (1,), seeds=0)
     assert len(qv.faithfulness(lens, FACTS, {"subject": elsewhere.union()}, (1,), seeds=0)) == 2
     with pytest.raises(qv.QVLensError, match="was computed for"):
@@ -218,6 +218,34 @@ def test_what_is_kept_and_what_is_taken_out_against_the_intervention(unit, posit
             assert row.empty == pytest.approx(
                 without(lens, FACTS[row.prompt], every, unit, positions), abs=1e-9
             )
+
+
+@pytest.mark.parametrize("positions", ["subject_last", "subject_first", 1])
+def test_sets_are_taken_out_at_the_token_that_they_were_ranked_at(positions):
+    lens = tiny_lens("qwen3-gqa")
+    ranking = qv.neuron_effects(lens, FACTS, 6, positions=positions)
+    frame = qv.faithfulness(lens, FACTS, {"here": ranking}, (1, 5), positions=positions, seeds=1)
+    at = lens.rows(FACTS, positions).positions.tolist()
+    for row in frame[frame["ranking"] == "here"].itertuples():
+        best = ranking.where(lambda f, i=row.prompt: f.prompt == i).top(row.k).units
+        wanted = without(lens, FACTS[row.prompt], best, "ffn", at[row.prompt])
+        assert row.logprob == pytest.approx(wanted, abs=1e-9)
+    with pytest.raises(qv.QVLensError, match="give both the same positions="):
+        qv.faithfulness(lens, FACTS, {"here": ranking}, (1,))
+
+
+def test_a_ranking_of_units_at_every_token_is_not_taken_out_at_one():
+    lens = tiny_lens("qwen3-gqa")
+    everywhere = qv.neuron_effects(lens, FACTS, 6, positions="all")
+    for positions in ("last", "subject_last"):
+        with pytest.raises(qv.QVLensError, match=r"at tokens \[0, 1, .*same positions="):
+            qv.faithfulness(lens, FACTS, {"x": everywhere}, (1,), positions=positions)
+    last = lens.rows(FACTS).positions.tolist()
+    own = everywhere.where(lambda f: f["position"] == f["prompt"].map(dict(enumerate(last))))
+    assert len(qv.faithfulness(lens, FACTS, {"x": own}, (1,), seeds=0)) == len(FACTS)
+    qv.faithfulness(lens, FACTS, {"x": everywhere}, (1,), positions="all", seeds=0)
+    with pytest.raises(qv.QVLensError, match="in front of the answer"):
+        qv.faithfulness(lens, FACTS, {}, (1,), positions="answer", seeds=1)
 
 
 def ranking_width(lens, unit):

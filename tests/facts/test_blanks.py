@@ -96,6 +96,32 @@ def test_two_chinese_answers_differ():
     assert lens.answer_ids(spaced, "美国") == tuple(lens.tokenizer(" 美国")["input_ids"])
 
 
+def test_a_first_token_that_is_a_part_of_a_letter_is_told_of():
+    """Москва and Берлин begin with the same byte: asked whole, they are told apart."""
+    lens = tiny_lens("gptj")
+    asked = Fact("Столица страны {} — «", "Россия", "Москва", space=False)
+    first, other = (lens.answer_ids(asked, name)[0] for name in ("Москва", "Берлин"))
+    assert first == other
+    for score in (
+        lens.logprob, lambda fact: qv.neuron_effects(lens, fact, 3),
+        lambda fact: qv.faithfulness(lens, fact, {}, (1,), seeds=1),
+    ):  # fmt: skip
+        with pytest.warns(
+            UserWarning, match=r"begins with a token that is a part of a letter.*whole=True"
+        ):
+            score(asked)
+    whole = [lens.logprob(asked, name, whole=True) for name in ("Москва", "Берлин")]
+    assert whole[0] != whole[1]
+    ids = [*lens.tokenize(asked)[0].ids, *lens.answer_ids(asked)]
+    rows = lens.hf(torch.tensor([ids])).logits[0].log_softmax(-1)
+    count = len(lens.answer_ids(asked))
+    expected = sum(float(rows[i - 1, ids[i]]) for i in range(len(ids) - count, len(ids)))
+    assert whole[0] == pytest.approx(expected, abs=1e-6)
+    assert lens.logprob([asked, "A b"], "c d", whole=True)[1] == lens.logprob(
+        "A b", "c d", whole=True
+    )
+
+
 def test_what_a_fact_says_of_the_blank_is_carried():
     fact = replace(CLEAN, space=False)
     assert fact.with_prompt("{} is").space is fact.to("golf").target.space is False
