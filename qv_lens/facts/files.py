@@ -1,8 +1,8 @@
 """Files and tables -> records and texts.
 
 1. A file is read by its suffix, in upper or lower case: JSON lines (.jsonl, .ndjson), parquet, a
-   table (.csv, .tsv: texts only), else JSON. A .json file may hold JSON lines or one record, and a
-   .jsonl file a JSON list.
+   table (.csv, .tsv: a record a row, an empty cell is missing), else JSON. A .json file may hold
+   JSON lines or one record, and a .jsonl file a JSON list.
 2. Lines end at a line feed alone: JSON may hold U+2028, U+2029 and U+0085 inside a string.
 3. Records of a data frame hold numpy arrays for lists and NaN for what is missing: `plain` makes
    them lists and None.
@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -47,15 +49,17 @@ def read_records(path: Path) -> tuple[list[Any], Where]:
         if suffix == ".parquet":
             return of_frame(pd.read_parquet(path)), list
         text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+        if suffix in TABLES:
+            return _of_table(text, suffix)
         listed = suffix not in JSON_LINES or text.lstrip()[:1] == "["
         found = _whole(text, suffix) if listed else None
     except OSError as error:
         raise FactError(f"Cannot read facts from {path}: {error}.") from error
-    except ValueError as error:  # pyarrow's errors are of this kind too
-        kind = "no parquet file" if suffix == ".parquet" else "no JSON"
+    except (ValueError, csv.Error) as error:  # pyarrow's errors are of this kind too
+        kind = {".parquet": "parquet file", ".csv": "table", ".tsv": "table"}.get(suffix, "JSON")
         raise FactError(
-            f"{path} is {kind}: {error}. Facts and edits come as a JSON list, as JSON lines "
-            "(.jsonl) or as parquet."
+            f"{path} is no {kind}: {error}. Facts and edits come as a JSON list, as JSON lines "
+            "(.jsonl), as parquet or as a table (.csv, .tsv)."
         ) from error
     if found is None:
         return _of_lines(text)
@@ -80,6 +84,22 @@ def _whole(text: str, suffix: str) -> Any:
         if suffix in JSON_LINES or isinstance(_json(first), dict):
             return None
         raise
+
+
+def _of_table(text: str, suffix: str) -> tuple[list[Any], Where]:
+    """A record for each row of a table, its cells under the names of the first row."""
+    rows = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",", strict=True
+    )
+    records, lines, line = [], [], 2
+    for row in rows:
+        lines.append(line)
+        line = rows.line_num + 1
+        if None in row or None in row.values():
+            records.append(FactError("it has not as many cells as the first row"))
+        else:
+            records.append({name.strip(): cell for name, cell in row.items() if cell})
+    return records, lambda: lines
 
 
 def _of_lines(text: str) -> tuple[list[Any], Where]:

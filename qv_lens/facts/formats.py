@@ -68,6 +68,8 @@ def recognised(records: list[Any], source: str | Path) -> str:
                 f"{source}, record {number} has no {absent.pop()!r}: a fact has prompt "
                 "(with {} for the subject), subject and answer."
             )
+    if isinstance(records[0], FactError):
+        raise FactError(f"{source}, record 0: {records[0]}.")
     first = f"keys {sorted(records[0])}" if isinstance(records[0], dict) else f"{records[0]!r:.80}"
     raise FactError(
         f"{source}, record 0 is {first}: no known format ({', '.join(READERS)}). Name one with "

@@ -337,6 +337,9 @@ CASES = {
     "statistics of one string": lambda tmp: covariance(tiny_lens("gptj"), "Olga works.", [1]),
     "no such text": lambda tmp: list(corpus("nowhere.txt")),
     "facts that are no JSON": lambda tmp: no_json(tmp),
+    "a table with too few cells": lambda tmp: read(written(tmp / "facts.csv", "prompt,subject,answer\n{} plays,Olga\n")),
+    "a table of other columns": lambda tmp: read(written(tmp / "facts.csv", "question,answer\nWho?,Olga\n")),
+    "a table without rows": lambda tmp: read(written(tmp / "facts.tsv", "prompt\tsubject\tanswer\n")),
     "subject inside a word": lambda tmp: qv.Fact.from_text("The Iranian president is", "Iran", "Ann"),
     "space that is no choice": lambda tmp: qv.Fact("{} plays", "Olga", "golf", space="no"),
     "alias that is no text": lambda tmp: qv.Fact("{} plays", "Olga", "golf", aliases=["chess", None]),
@@ -443,8 +446,8 @@ def over_statistics(tmp_path):
 
 
 def no_json(tmp_path):
-    (tmp_path / "facts.csv").write_text("prompt,subject,answer\n")
-    read(tmp_path / "facts.csv")
+    (tmp_path / "facts.json").write_text("prompt,subject,answer\n")
+    read(tmp_path / "facts.json")
 
 
 def written(path: Path, text: str) -> Path:

@@ -97,7 +97,9 @@ def test_each_fact_loses_the_best_of_its_own_category():
 def test_a_ranking_of_other_facts_or_of_another_token_is_refused():
     lens = tiny_lens("gptj")
     elsewhere = qv.neuron_effects(lens, FACTS, 5, positions="subject_last")
-    with pytest.raises(qv.QVLensError, match=r"at tokens \[5, 3\], and they are taken out at \[7, 7\]"):
+    with pytest.raises(
+        qv.QVLensError, match=r"at tokens \[5, 3\], and they are taken out at \[7, 7\]"
+    ):
         qv.faithfulness(lens, FACTS, {"subject": elsewhere}, (1,), seeds=0)
     assert len(qv.faithfulness(lens, FACTS, {"subject": elsewhere.union()}, (1,), seeds=0)) == 2
     with pytest.raises(qv.QVLensError, match="was computed for"):

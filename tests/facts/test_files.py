@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -49,6 +50,35 @@ def test_the_same_facts_whatever_the_files_name_and_lines(name, text, tmp_path):
     path = tmp_path / name
     path.write_bytes(text.encode())
     assert read(path).facts == FACTS
+
+
+@pytest.mark.parametrize(("name", "sign"), [("x.csv", ","), ("x.CSV", ","), ("x.tsv", "\t")])
+def test_facts_in_a_table(name, sign, tmp_path):
+    """A cell with a comma, a sign or a line's end stands in quotation marks; an empty one is
+    missing."""
+    path, names = tmp_path / name, ("subject", "category", "prompt", "answer")
+    rows = [
+        names,
+        ("Duncan, Tim", "sport", "{} plays", "1912"),
+        ('Ann "A" Lee', "", "{}\nplays", "golf"),
+        ("Ben", "", "{} plays", ""),
+        ("Cid", "x", "{} plays", "chess"),
+    ]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=sign).writerows(rows)
+    got = read(path, skip=True)
+    assert [(f.subject, f.prompt, f.answer, f.category) for f in got.facts] == [
+        ("Duncan, Tim", "{} plays", "1912", "sport"),
+        ('Ann "A" Lee', "{}\nplays", "golf", None),
+        ("Cid", "{} plays", "chess", "x"),
+    ]
+    assert got.refused[["record", "line", "field"]].to_numpy().tolist() == [[2, 5, "answer"]]
+    path.write_text("\n".join(sign.join(cells) for cells in (names, rows[4], "abc")))
+    with pytest.raises(qv.QVLensError, match=r"line 3, .*not as many cells as the first row"):
+        read(path)
+    path.write_text(sign.join(names) + '\n"abc' + "\n")
+    with pytest.raises(qv.QVLensError, match="is no table: unexpected end of data"):
+        read(path)
 
 
 def test_one_record_is_a_file_of_records(tmp_path):
