@@ -56,6 +56,8 @@ GROUND = "#d5dbe1"
 COLOURS = (BLUE, ORANGE, "#5b8c5a", VIOLET, "#c9a227", "#2f9c95", "#b5476b", "#7a5c3e")
 #: the parts of a layer table that are whole outputs
 VECTORS = ("attn_vector", "ffn_vector")
+#: what figures of editors are drawn from
+SUMMARY = ("metric", "before", "after")
 #: what tells rows of edits of one method apart
 SEQUENCE = ("model", "data", "known", "batch", "count", "seed")
 #: blue for increase, orange for decrease, white at zero
@@ -65,14 +67,17 @@ DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
 def layer_heatmap(frame: pd.DataFrame, title: str = "Layer importance") -> go.Figure:
     """Layers across, one row per kind (or per prompt where there is one kind); colour is the score
     in nats, the mean over the prompts of a cell."""
+    frame = _with_texts(_drawable(frame, ("kind", "layer", "score"), "layer_scores"))
     rows = "kind" if frame["kind"].nunique() > 1 else "prompt" if "prompt" in frame else "kind"
     return _heatmap(_grid(frame, rows, "layer"), title, "layer", rows)
 
 
 def token_heatmap(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
     """Tokens down, layers across (Table 5): a frame of `layer_scores(..., positions="all")`, the
-    first prompt's, kinds side by side."""
-    frame = _first_prompt(frame)
+    first prompt's, kinds side by side. Colours end where one cell in fifty would go further: what
+    stands at a text's first token is often many times the rest."""
+    needed = ("position", "token", "kind", "layer", "score")
+    frame = _first_prompt(_drawable(frame, needed, "layer_scores(..., positions='all')"))
     rows = [
         f"{row.position}: {_plain(row.token.strip() or repr(row.token))}"
         for row in frame.itertuples()
@@ -83,7 +88,7 @@ def token_heatmap(frame: pd.DataFrame, title: str = "Importance by token") -> go
         else frame["layer"]
     )
     table = _grid(frame.assign(row=rows, column=columns), "row", "column", sort=False)
-    return _heatmap(table, title, "layer", "token")
+    return _heatmap(table, title, "layer", "token", beyond=0.02)
 
 
 #: so many nodes of a pathway have room for their names
@@ -101,6 +106,8 @@ def pathway(
     neurons at several tokens, tokens across and layers upwards. Width is the edge's weight. Of more
     than 120 edges the strongest are drawn; what a test of them showed (`edge_effects`) stands below
     the title. Hovering over an edge's middle tells its weight; of few nodes each shows its name."""
+    _drawable(nodes, ("id", "layer", "value_score", "query_score", "role"), "qv_graph(...).nodes")
+    _drawable(edges, ("source", "target", "weight"), "qv_graph(...).edges")
     nodes = _first_prompt(nodes)
     if "prompt" in edges:
         edges = edges[edges["prompt"].isin(nodes["prompt"])]  # it may have none, where a later has
@@ -151,7 +158,8 @@ def pathway(
             y=rows["y"],
             mode=mode,
             text=[f"f{row.layer}-{row.neuron}" for row in rows.itertuples()],
-            textposition="top center",
+            # of two neighbours' names one stands above, one below
+            textposition=[("top center", "bottom center")[layer % 2] for layer in rows["layer"]],
             textfont={"size": 9},
             name=role,
             hovertext=text,
@@ -160,14 +168,17 @@ def pathway(
             marker={"color": colour, "size": 10, "line": {"color": "white", "width": 1}},
         )
     if tokens is None:
-        _layers_across(figure, nodes["layer"])
+        _layers_across(figure, nodes["layer"], room=0.9)
         figure.update_yaxes(visible=False)
     else:
         figure.update_xaxes(title="token", tickvals=list(range(len(tokens))), ticktext=tokens)
         figure.update_yaxes(title="layer", dtick=1)
     tested = edges.attrs.get("tested")
-    whole = title if tested is None else f"{title}<br><sup>{tested}</sup>"
-    return _layout(figure, whole, height=520)
+    if tested is None:
+        return _layout(figure, title, height=520)
+    told = _broken(tested, 90)
+    figure = _layout(figure, f"{title}<br><sup>{told}</sup>", height=520)
+    return figure.update_layout(margin_t=100 + 24 * told.count("<br>"))
 
 
 def _tokens_across(nodes: pd.DataFrame, edges: pd.DataFrame) -> list[str] | None:
@@ -181,7 +192,9 @@ def _tokens_across(nodes: pd.DataFrame, edges: pd.DataFrame) -> list[str] | None
 def before_after(
     frame: pd.DataFrame, title: str = "FFN importance by layer, before and after the edit"
 ) -> go.Figure:
-    """One line per `state`: which layers write the answer that the model gives then."""
+    """One line per `state`: which layers write the answer that the model gives then. Frames of
+    `layer_scores` side by side: pd.concat([before.assign(state="before"), after.assign(...)])."""
+    frame = _drawable(frame, ("layer", "score"), "layer_scores", state="as it is")
     figure = go.Figure()
     for colour, state, rows in _coloured(frame, "state", first=GREY):
         figure.add_scatter(**_line(rows["layer"], rows["score"], state, colour, LAYER_NATS))
@@ -192,6 +205,7 @@ def before_after(
 
 def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figure:
     """Heads down, layers across (ACE, Figure 6); the mean over prompts and categories."""
+    _drawable(frame, ("head", "layer", "score"), "layer_scores(..., kind='head')")
     heads = frame.dropna(subset="head")
     table = _grid(heads, [*_that_differ(heads, ["model"]), "head"], "layer")
     if table.index.nlevels > 1:
@@ -202,6 +216,7 @@ def head_heatmap(frame: pd.DataFrame, title: str = "Attention heads") -> go.Figu
 def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by category") -> go.Figure:
     """Layers across; FFN, attention, query layers and value-neuron counts of each category down,
     each row scaled to its largest value (ACE, Table 1 and Figure 3)."""
+    _drawable(frame, ("part", "category", "layer", "score"), "experiments/ace/table_1.py")
     shown = frame[~frame["part"].isin(("head", *VECTORS))]
     table = shown.pivot_table(
         index=[*_that_differ(shown, ["model"]), "part", "category"],
@@ -223,6 +238,10 @@ def _that_differ(frame: pd.DataFrame, names: Iterable[str]) -> list[str]:
 def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go.Figure:
     """I of each layer's whole output, the mean over the categories: attention at l, FFN at l + 0.5
     (ACE, Figure 5)."""
+    if "part" not in frame and "kind" in frame:
+        frame = frame.assign(part=frame["kind"] + "_vector")
+    needed = ("part", "layer", "score")
+    frame = _drawable(frame, needed, "layer_scores(..., how='layer_vector')", model=_model(frame))
     figure = go.Figure()
     for model, part in itertools.product(frame["model"].unique(), VECTORS):
         rows = (
@@ -244,7 +263,9 @@ def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go
 
 def token_bars(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
     """FFN's and attention's importance at each token of the first prompt (ACE, Table 5); hover for
-    what is predicted there."""
+    what is predicted there. (`token_heatmap` draws what `layer_scores` gives, by layer.)"""
+    needed = ("position", "token", "ffn", "attn", "promoted")
+    frame = _drawable(frame, needed, "experiments/ace/table_5.py", model=_model(frame))
     figure, frame = go.Figure(), _first_prompt(frame)
     bars = itertools.product(frame["model"].unique(), ("ffn", "attn"))
     for colour, (model, kind) in zip(itertools.cycle(COLOURS), bars, strict=False):
@@ -277,6 +298,8 @@ def vocabulary_table(
     frame: pd.DataFrame, title: str = "Query, value and shared neurons"
 ) -> go.Figure:
     """Neurons of the first prompt by role with the tokens they promote (ACE, Tables 6 and 7)."""
+    needed = ("layer", "neuron", "score", "promoted")
+    frame = _drawable(frame, needed, "vocabulary", role="neuron", model=_model(frame))
     frame = _first_prompt(frame)
     names = [
         f"f{layer}-{neuron} ({role})"
@@ -291,6 +314,8 @@ def node_lines(
 ) -> go.Figure:
     """Mean node score by layer, key and value nodes, as a share of the largest layer's (CTP, Figure
     4)."""
+    needed = ("path", "model", "score", "kind", "layer", "importance")
+    _drawable(frame, needed, "experiments/ctp/figure_4.py")
     figure, shown = go.Figure(), frame[frame["path"] == "T+"]
     for (model, score, kind), rows in shown.groupby(["model", "score", "kind"], sort=False):
         rows = rows.groupby("layer", as_index=False)["importance"].mean()
@@ -307,6 +332,8 @@ def set_bars(
     frame: pd.DataFrame, title: str = "Probability of the answer when neurons are zeroed"
 ) -> go.Figure:
     """Mean probability and sampled accuracy by set of neurons (ACE, section 6.4)."""
+    needed = ("model", "set", "sampled", "probability")
+    _drawable(frame, needed, "experiments/ace/neurons_27.py")
     figure, table = (
         go.Figure(),
         frame.groupby(["model", "set"], sort=False)[["sampled", "probability"]]
@@ -327,6 +354,7 @@ def sweep_heatmap(
 ) -> go.Figure:
     """The mean of a result over everything else that was varied: `rows` down, `column` across.
     Where nothing was measured the cell is empty, and its row and column are there all the same."""
+    _drawable(frame, (*rows, column, value), "a run's rows")
     table = (
         frame.groupby([*rows, column], sort=False, dropna=False)[value]
         .mean()
@@ -364,6 +392,8 @@ def lasting(
     ordinary text."""
     if frame.empty:
         return _layout(go.Figure(), title, height=430)
+    needed = ("step", "group", "metric", "after")
+    frame = _drawable(frame, needed, "evaluation.sequence", method=_method(frame))
     frame = _named(frame, "method", SEQUENCE)
     panels = [group for group in ("newest", "first", "drawn") if (frame["group"] == group).any()]
     names = [f"{group} edits: {metric}" for group in panels]
@@ -412,7 +442,8 @@ def _table(names: list[str], cells: Sequence[Any], shares: list[float], title: s
 
 def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant") -> go.Figure:
     """Shares before and after by metric, with their intervals; one colour per value of column `by`,
-    the unedited model in grey."""
+    the unedited model in grey. Of several summaries: `pd.concat`, each with its `by` assigned."""
+    frame = _drawable(frame, SUMMARY, "summary(evaluate(...))", **{by: _method(frame)})
     first = frame.drop_duplicates("metric")
     figure = go.Figure(_shares(first["metric"], first["before"], "before", GREY))
     for colour, name, rows in _coloured(frame, by):
@@ -426,7 +457,8 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
 
 def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
     """One group of bars per method, one colour per metric, with the intervals of
-    `evaluation.protocols.summary`."""
+    `evaluation.protocols.summary`. Of several: `pd.concat`, each with its `by` assigned."""
+    frame = _drawable(frame, SUMMARY, "summary(evaluate(...))", **{by: _method(frame)})
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "metric"):
         figure.add_trace(_shares(rows[by], rows["after"], name, colour, _error(rows, "after", 1.0)))
@@ -438,7 +470,8 @@ def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
 def method_dots(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
     """A line per method and a dot per metric with its interval (`evaluation.protocols.summary`), the
     best method on top: by the harmonic mean of its metrics. A dotted line is the unedited model's
-    share, where it has one."""
+    share, where it has one. Of several: `pd.concat`, each with its `by` assigned."""
+    frame = _drawable(frame, SUMMARY, "summary(evaluate(...))", **{by: _method(frame)})
     score = frame.groupby(by)["after"].agg(lambda values: harmonic(values.tolist()))
     order = score.sort_values(kind="stable", na_position="first").index.astype(str)
     figure = go.Figure()
@@ -480,6 +513,7 @@ def seconds_bars(
     frame: pd.DataFrame, title: str = "Seconds per edit", by: str = "method"
 ) -> go.Figure:
     """Seconds per edit, a box per method (CTP, Figure 3)."""
+    frame = _drawable(frame, ("seconds",), "evaluate", **{by: _method(frame)})
     same = [name for name in (by, "model", "data", "protocol", "seed", "case") if name in frame]
     each = frame.drop_duplicates(same)
     figure = go.Figure(
@@ -503,6 +537,7 @@ def seconds_bars(
 def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Figure:
     """Mean number of activated value neurons per layer with its 95% interval, one line per
     condition (and model and seed, where there are several)."""
+    _drawable(frame, ("condition", "layer", "count"), "evaluation.ablation.suppress")
     figure = go.Figure()
     lines = _named(frame, "condition", ("model", "seed"))
     for colour, name, rows in _coloured(lines, "line", first=GREY):
@@ -523,6 +558,7 @@ def removal_curve(
     something else. A column `went` names the neurons that a step takes out; hovering tells them."""
     if frame.empty:
         return _layout(go.Figure(), title)
+    frame = _with_texts(_drawable(frame, ("ranking", "k", "logprob", "clean"), "faithfulness"))
     by = by if by in frame else "prompt"
     panels = list(dict.fromkeys(frame[by]))
     names = [_broken(str(name)) for name in panels]
@@ -611,6 +647,7 @@ def _broken(text: str, width: int = 34) -> str:
 
 def layer_profile(frame: pd.DataFrame, title: str = "Layers") -> go.Figure:
     """Layers across, a line for each `kind`, in nats."""
+    _drawable(frame, ("kind", "layer", "score"), "layer_scores")
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "kind"):
         told = "layer %{x}: %{y:.3f} nats per fact"
@@ -618,6 +655,37 @@ def layer_profile(frame: pd.DataFrame, title: str = "Layers") -> go.Figure:
     _layers_across(figure, frame["layer"])
     figure.update_yaxes(title="nats per fact")
     return _layout(figure, title)
+
+
+def _drawable(frame: pd.DataFrame, needed: Sequence[str], of: str, **labels: str) -> pd.DataFrame:
+    """The frame, with a label throughout where it has no such column. Raises `ConfigError` for one
+    without a column that is needed."""
+    absent = [name for name in needed if name not in frame]
+    if absent:
+        raise ConfigError(
+            f"This figure is drawn of what {of} gives, from the columns {', '.join(needed)}; the "
+            f"frame has no {', '.join(absent)}. It has {', '.join(map(str, frame))}."
+        )
+    return frame.assign(**{name: label for name, label in labels.items() if name not in frame})
+
+
+def _model(frame: pd.DataFrame) -> str:
+    return str(frame.attrs.get("model", ""))
+
+
+def _method(frame: pd.DataFrame) -> str:
+    """The editor's name, where the frame knows it."""
+    return str(frame.attrs.get("editor") or "edited").partition("(")[0]
+
+
+def _with_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its prompts' texts in place of their numbers, where it knows them and no two
+    are alike."""
+    texts = [_plain(text) for text in frame.attrs.get("texts", ())]
+    numbers = frame.get("prompt", ())
+    if len(set(texts)) < len(texts) or not all(0 <= number < len(texts) for number in numbers):
+        return frame
+    return frame.assign(prompt=[texts[number] for number in numbers]) if len(numbers) else frame
 
 
 def _named(frame: pd.DataFrame, by: str, also: Iterable[str]) -> pd.DataFrame:
@@ -664,12 +732,15 @@ def _grid(
     return frame.groupby([*by, column], sort=sort)["score"].mean().unstack(column, sort=sort)
 
 
-def _heatmap(table: pd.DataFrame, title: str, x: str, y: str, unit: str = "nats") -> go.Figure:
+def _heatmap(
+    table: pd.DataFrame, title: str, x: str, y: str, unit: str = "nats", beyond: float = 0.0
+) -> go.Figure:
     """Cells that are missing do not count for the scale, and are as grey as the ground: white is
-    zero."""
+    zero. `beyond`: the share of the cells whose values may lie beyond the scale's end."""
     values = table.to_numpy(float)
     there = np.abs(values[np.isfinite(values)])
-    limit = float(there.max(initial=0.0)) or 1.0
+    limit = float(np.quantile(there, 1 - beyond)) if there.size else 0.0
+    limit = limit or float(there.max(initial=0.0)) or 1.0
     heat: dict[str, Any] = {
         "z": values,
         "x": _whole(table.columns),
@@ -697,12 +768,14 @@ def _line(x: pd.Series, y: pd.Series, name: str, colour: str | None, told: str) 
     return line if colour is None else {**line, "line": {"color": colour}}
 
 
-def _layers_across(figure: go.Figure, layers: pd.Series, end: float = 0.0) -> None:
-    """The axis of layers: from the first to the last, no further, each or every fifth with its
-    number."""
+def _layers_across(
+    figure: go.Figure, layers: pd.Series, end: float = 0.0, room: float = 0.5
+) -> None:
+    """The axis of layers: from the first to the last, with some room beside them, each or every
+    fifth with its number."""
     low, high = float(layers.min()), float(layers.max()) + end
     each = 1 if high - low <= EACH else 5
-    figure.update_xaxes(title="layer", dtick=each, tick0=0, range=[low - 0.5, high + 0.5])
+    figure.update_xaxes(title="layer", dtick=each, tick0=0, range=[low - room, high + room])
 
 
 def _whole(names: pd.Index) -> list[Any]:

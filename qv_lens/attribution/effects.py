@@ -83,7 +83,9 @@ def neuron_effects(
 
     `top`: how many per prompt (None: all). `method`: 'gradient' predicts the loss without one unit
     best; 'relp', with its `rules`, predicts that without a set better in one pass; 'integrated'
-    takes `steps` passes a layer.
+    shares out what the answer loses as all units of a layer go to the baseline together, which is
+    not what it loses without one of them, in `steps` passes a layer (tens of times the others'
+    time).
     `unit`: 'ffn' (neurons), 'attn_channel' (rows of W_O) or 'head'.
     `over='set'` adds the prompts up, `over='positions'` the positions of each prompt.
     `target`: as for `value_neurons`; it is read at the prompt's end (a whole answer: token by token

@@ -199,12 +199,13 @@ def search(
     settings: Search,
 ) -> Targets:
     """Optimise v* of every request. Raises `EditError` if the loss is not finite, no gradient
-    reaches a site, or an intervention at each prompt's last token is in force (the search's own
-    rows have no such token)."""
-    if any(getattr(one, "positions", "all") == "last" for one in lens.interventions):
+    reaches a site, or an intervention at some tokens of a prompt is in force (the search's own rows
+    have others)."""
+    somewhere = [getattr(one, "positions", "all") for one in lens.interventions]
+    if where := [one for one in somewhere if one != "all"]:
         raise EditError(
-            "An intervention with positions='last' is in force: an edit is computed without it, or "
-            "with positions='all'."
+            f"An intervention with positions={where[0]!r} is in force: an edit is computed without "
+            "it, or with positions='all'."
         )
     found = []
     for facts in _together(lens, rows, settings):

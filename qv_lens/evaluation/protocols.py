@@ -687,7 +687,9 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
                         "cases": means.loc[names[0], "cases"],
                     }
                 )
-    return pd.concat([out, pd.DataFrame(scores)], ignore_index=True) if scores else out
+    out = pd.concat([out, pd.DataFrame(scores)], ignore_index=True) if scores else out
+    out.attrs.update(frame.attrs)  # which model and editor
+    return out
 
 
 def _columns(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:

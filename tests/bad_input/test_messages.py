@@ -324,6 +324,7 @@ CASES = {
     "no targets": lambda tmp: _query("grad", targets=0),
     "value neurons of other facts": lambda tmp: _query("grad", of=qv.Fact("{} works for", "Anna Pelodan", "Nortek")),
     "edit under an intervention at the last token": lambda tmp: _edit_under(),
+    "edit under an intervention at one token": lambda tmp: _edit_under(2),
     "one case to locate over": lambda tmp: qv.locate(tiny_lens("gptj"), qv.EditCase(FACT.to("Quorix"))),
     "vocabulary of a list": lambda tmp: qv.vocabulary(tiny_lens("gptj"), [(1, 0)]),
     "vocabulary of no neuron": lambda tmp: qv.vocabulary(tiny_lens("gptj"), qv.NeuronSet.of([(1, -1)])),
@@ -469,9 +470,9 @@ def _query(method, of=FACT, **options):
     return qv.query_neurons(lens, FACT, qv.value_neurons(lens, of), method=method, **options)
 
 
-def _edit_under():
+def _edit_under(positions="last"):
     lens = tiny_lens("gptj", dtype=torch.float32)
-    with lens.intervene(qv.Zero(qv.NeuronSet.of([(1, 0)]), positions="last")):
+    with lens.intervene(qv.Zero(qv.NeuronSet.of([(1, 0)]), positions)):
         qv.edit(
             lens,
             FACT.to("Quorix"),
