@@ -458,7 +458,7 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
 def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
     """One group of bars per method, one colour per metric, with the intervals of
     `evaluation.protocols.summary`. Of several: `pd.concat`, each with its `by` assigned."""
-    frame = _drawable(frame, SUMMARY, "summary(evaluate(...))", **{by: _method(frame)})
+    frame = _drawable(frame, ("metric", "after"), "summary(evaluate(...))", **{by: _method(frame)})
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "metric"):
         figure.add_trace(_shares(rows[by], rows["after"], name, colour, _error(rows, "after", 1.0)))

@@ -11,6 +11,7 @@ import pytest
 import qv_lens as qv
 from qv_lens import plots
 from qv_lens.errors import ConfigError
+from qv_lens.evaluation.sequence import sequence
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
@@ -101,6 +102,65 @@ def test_tokens_that_look_like_html_are_seen():
     assert (list(bars.x), list(bars.hovertext)) == (names, ["&lt;b&gt;", "&lt;b&gt;"])
     promoted = table(1).assign(promoted=[["<s>", "&lt;"]])
     assert plots.neuron_table(promoted).data[0].cells["values"][3] == ["'&lt;s&gt;', '&amp;lt;'"]
+
+
+def test_frames_of_the_verbs_are_drawn_as_they_are(tmp_path):
+    """With a label where they have none: the editor's name, the model's, the prompt's text."""
+    lens = qv.load("toy-gptj")
+    fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    cases = [qv.EditCase(fact.to("golf"))]
+    frame = qv.evaluate(lens, cases, ["efficacy_acc"], "FT")
+    table = qv.summary(frame)
+    for draw in (plots.method_bars, plots.method_dots, plots.metric_bars, plots.seconds_bars):
+        drawn = draw(frame if draw is plots.seconds_bars else table)
+        assert "FT" in {
+            *map(str, drawn.data[-1].x or ()),
+            *map(str, drawn.data[-1].y),
+            drawn.data[-1].name,
+        }
+    row = sequence(lens, cases, "FT", tmp_path / "row", metrics=["efficacy_acc"])
+    assert plots.lasting(row, "efficacy_acc").data[0].name == "FT"
+    layers = qv.layer_scores(lens, fact, kind="ffn")
+    assert list(plots.layer_heatmap(layers).data[0].y) == [fact.text]
+    assert plots.before_after(layers).data[0].name == "as it is"
+    whole = qv.layer_scores(lens, fact, how="layer_vector")
+    assert [
+        line.name for line in plots.layer_lines(whole).data if line.x is not None and len(line.x)
+    ] == ["toy-gptj ffn"]
+    assert (
+        fact.text
+        in plots.removal_curve(qv.faithfulness(lens, fact, {}, (1,), seeds=1)).layout.title.text
+    )
+    plots.vocabulary_table(qv.vocabulary(lens, qv.value_neurons(lens, fact, 3)))
+    plots.node_lines(
+        qv.transmission_paths(lens, [fact.to("golf")]).assign(model="m", importance=1.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("draw", "lacks"),
+    [
+        (plots.counts, "condition, count"), (plots.category_heatmap, "part, category"), (plots.lasting, "step, group, metric, after"),
+        (plots.token_bars, "position, token, ffn, attn, promoted"), (plots.set_bars, "model, set, sampled, probability"), (plots.method_bars, "metric, after"),
+        (plots.token_heatmap, "position, token"), (plots.removal_curve, "ranking, k, logprob, clean"), (plots.node_lines, "path, model, importance"),
+    ],
+)  # fmt: skip
+def test_a_figure_says_what_it_is_drawn_from(draw, lacks):
+    frame = pd.DataFrame({"prompt": [0], "kind": ["ffn"], "layer": [0], "score": [1.0]})
+    with pytest.raises(
+        qv.QVLensError, match=rf"drawn of what .* gives, .*has no {lacks}\. It has prompt"
+    ):
+        draw(frame)
+
+
+def test_colours_of_tokens_are_not_those_of_the_one_that_is_far_off():
+    scores = np.linspace(-1, 1, 100)
+    frame = pd.DataFrame({
+        "prompt": 0, "position": np.repeat(range(10), 10), "token": "a", "kind": "ffn", "layer": list(range(10)) * 10,
+        "score": np.where(np.arange(100) == 50, 30.0, scores),
+    })  # fmt: skip
+    assert plots.token_heatmap(frame).data[0].zmax == pytest.approx(1, abs=0.05)
+    assert plots.layer_heatmap(frame.assign(prompt=frame["position"])).data[0].zmax == 30
 
 
 @pytest.mark.parametrize("draw", [plots.removal_curve, plots.lasting])
