@@ -50,7 +50,7 @@ TARGETS = (
     "sequence",
     "a token id",
     "a pair of answers",
-    "any other answer within a qv.Fact(prompt, subject, answer)",
+    "another answer as that of a fact, qv.Fact(prompt, subject, 'Rome')",
 )
 #: neurons whose weights are upcast at a time
 CHUNK = 2048

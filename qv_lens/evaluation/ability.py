@@ -44,7 +44,7 @@ def ability(
     error; NaN where it gives none.
 
     Raises `ConfigError` without lm-eval, for interventions or hooks in force, for a BOS that lm-eval
-    would not put, for no task, or one that lm-eval does not have; `ModelError` where no Hugging
+    would not put, for no task, one that lm-eval does not have, or whose questions it cannot read; `ModelError` where no Hugging
     Face model holds the weights.
     """
     if isinstance(tasks, (str, Mapping)) or not tasks:
@@ -72,19 +72,25 @@ def ability(
             add_bos_token=bos,
             batch_size=batch_size,
         )
-        found = run(
-            model=wrapped,
-            tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
-            task_manager=index,
-            limit=limit,
-            num_fewshot=shots,
-            bootstrap_iters=0,
-            log_samples=False,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+        try:
+            found = run(
+                model=wrapped,
+                tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
+                task_manager=index,
+                limit=limit,
+                num_fewshot=shots,
+                bootstrap_iters=0,
+                log_samples=False,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        except OSError as error:  # a ConnectionError is one
+            raise ConfigError(
+                f"lm-eval cannot read the questions of these tasks, which it downloads: {error}. "
+                "Ask where there is a network, or give a task of your own as a dictionary."
+            ) from error
     return _table(found)
 
 

@@ -99,6 +99,12 @@ def test_what_is_asked_of_lm_eval_and_what_of_its_answer_is_told(monkeypatch):
     assert frame["error"][1:].isna().all()
 
 
+def test_questions_that_are_not_there_are_told_of(task):
+    task["dataset_kwargs"]["data_files"]["test"] += ".away"
+    with pytest.raises(qv.QVLensError, match="cannot read the questions of these tasks"):
+        ability(qv.load("toy-gptj"), [task])
+
+
 def test_what_lm_eval_would_not_see_is_refused(task):
     lens = qv.load("toy-gptj")
     with (
