@@ -67,9 +67,12 @@ DIVERGING = [[0.0, ORANGE], [0.5, "#ffffff"], [1.0, BLUE]]
 def layer_heatmap(frame: pd.DataFrame, title: str = "Layer importance") -> go.Figure:
     """Layers across, one row per kind (or per prompt where there is one kind); colour is the score
     in nats, the mean over the prompts of a cell."""
-    frame = _with_texts(_drawable(frame, ("kind", "layer", "score"), "layer_scores"))
+    _drawable(frame, ("kind", "layer", "score"), "layer_scores")
     rows = "kind" if frame["kind"].nunique() > 1 else "prompt" if "prompt" in frame else "kind"
-    return _heatmap(_grid(frame, rows, "layer"), title, "layer", rows)
+    table = _grid(frame, rows, "layer")
+    if rows == "prompt":
+        table = table.rename(index=_texts(frame))
+    return _heatmap(table, title, "layer", rows)
 
 
 def token_heatmap(frame: pd.DataFrame, title: str = "Importance by token") -> go.Figure:
@@ -443,7 +446,7 @@ def _table(names: list[str], cells: Sequence[Any], shares: list[float], title: s
 def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant") -> go.Figure:
     """Shares before and after by metric, with their intervals; one colour per value of column `by`,
     the unedited model in grey. Of several summaries: `pd.concat`, each with its `by` assigned."""
-    frame = _drawable(frame, SUMMARY, "summary(evaluate(...))", **{by: _method(frame)})
+    frame = _by_method(frame, by, SUMMARY, "summary(evaluate(...))")
     first = frame.drop_duplicates("metric")
     figure = go.Figure(_shares(first["metric"], first["before"], "before", GREY))
     for colour, name, rows in _coloured(frame, by):
@@ -458,7 +461,7 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
 def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
     """One group of bars per method, one colour per metric, with the intervals of
     `evaluation.protocols.summary`. Of several: `pd.concat`, each with its `by` assigned."""
-    frame = _drawable(frame, ("metric", "after"), "summary(evaluate(...))", **{by: _method(frame)})
+    frame = _by_method(frame, by, ("metric", "after"), "summary(evaluate(...))")
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "metric"):
         figure.add_trace(_shares(rows[by], rows["after"], name, colour, _error(rows, "after", 1.0)))
@@ -471,7 +474,7 @@ def method_dots(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
     """A line per method and a dot per metric with its interval (`evaluation.protocols.summary`), the
     best method on top: by the harmonic mean of its metrics. A dotted line is the unedited model's
     share, where it has one. Of several: `pd.concat`, each with its `by` assigned."""
-    frame = _drawable(frame, SUMMARY, "summary(evaluate(...))", **{by: _method(frame)})
+    frame = _by_method(frame, by, SUMMARY, "summary(evaluate(...))")
     score = frame.groupby(by)["after"].agg(lambda values: harmonic(values.tolist()))
     order = score.sort_values(kind="stable", na_position="first").index.astype(str)
     figure = go.Figure()
@@ -513,7 +516,8 @@ def seconds_bars(
     frame: pd.DataFrame, title: str = "Seconds per edit", by: str = "method"
 ) -> go.Figure:
     """Seconds per edit, a box per method (CTP, Figure 3)."""
-    frame = _drawable(frame, ("seconds",), "evaluate", **{by: _method(frame)})
+    label = {by: _method(frame)} if by == "method" else {}
+    frame = _drawable(frame, ("seconds", *({by} - set(label))), "evaluate", **label)
     same = [name for name in (by, "model", "data", "protocol", "seed", "case") if name in frame]
     each = frame.drop_duplicates(same)
     figure = go.Figure(
@@ -558,10 +562,11 @@ def removal_curve(
     something else. A column `went` names the neurons that a step takes out; hovering tells them."""
     if frame.empty:
         return _layout(go.Figure(), title)
-    frame = _with_texts(_drawable(frame, ("ranking", "k", "logprob", "clean"), "faithfulness"))
+    _drawable(frame, ("ranking", "k", "logprob", "clean"), "faithfulness")
     by = by if by in frame else "prompt"
+    texts = _texts(frame) if by == "prompt" else {}
     panels = list(dict.fromkeys(frame[by]))
-    names = [_broken(str(name)) for name in panels]
+    names = [_broken(texts.get(name, str(name))) for name in panels]
     if len(panels) == 1:
         title, names = f"{title}<br><sup>{names[0]}</sup>", [""]
     figure = make_subplots(1, len(panels), shared_yaxes=True, subplot_titles=names)
@@ -673,19 +678,23 @@ def _model(frame: pd.DataFrame) -> str:
     return str(frame.attrs.get("model", ""))
 
 
+def _by_method(frame: pd.DataFrame, by: str, needed: Sequence[str], of: str) -> pd.DataFrame:
+    """The frame with a column `by`: of one summary the editor's name, where the frame knows it.
+    Raises `ConfigError` for several summaries that no column tells apart."""
+    alone = by in ("method", "variant") and ("metric" not in frame or frame["metric"].is_unique)
+    if not alone:
+        return _drawable(frame, (by, *needed), of)
+    return _drawable(frame, needed, of, **{by: _method(frame)})
+
+
 def _method(frame: pd.DataFrame) -> str:
-    """The editor's name, where the frame knows it."""
     return str(frame.attrs.get("editor") or "edited").partition("(")[0]
 
 
-def _with_texts(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its prompts' texts in place of their numbers, where it knows them and no two
-    are alike."""
+def _texts(frame: pd.DataFrame) -> dict[Any, str]:
+    """The texts of the prompts by number, where the frame knows them and no two are alike."""
     texts = [_plain(text) for text in frame.attrs.get("texts", ())]
-    numbers = frame.get("prompt", ())
-    if len(set(texts)) < len(texts) or not all(0 <= number < len(texts) for number in numbers):
-        return frame
-    return frame.assign(prompt=[texts[number] for number in numbers]) if len(numbers) else frame
+    return dict(enumerate(texts)) if len(set(texts)) == len(texts) else {}
 
 
 def _named(frame: pd.DataFrame, by: str, also: Iterable[str]) -> pd.DataFrame:

@@ -175,7 +175,7 @@ def covariance(
     as it is."""
     layers = checked_layers(layers)
     _check_request(texts, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every})
-    if lens.bare_state is None:
+    if not lens.bare:
         raise EditError(
             "Statistics are taken on the bare model: revert the patches, leave the interventions and "
             "take off the hooks first."

@@ -86,7 +86,7 @@ def ability(
                 torch_random_seed=seed,
                 fewshot_random_seed=seed,
             )
-        except OSError as error:  # a ConnectionError is one
+        except (ConnectionError, FileNotFoundError) as error:
             raise ConfigError(
                 f"lm-eval cannot read the questions of these tasks, which it downloads: {error}. "
                 "Ask where there is a network, or give a task of your own as a dictionary."

@@ -140,7 +140,7 @@ def faithfulness(
             "unit": unit,
             "units": lens.n_layers * units_in_layer(lens, unit),
             "baseline": baseline_name(baseline),
-            "positions": positions,
+            "positions": positions if isinstance(positions, str) else int(positions),
         }
     )
     return frame

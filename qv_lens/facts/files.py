@@ -87,18 +87,23 @@ def _whole(text: str, suffix: str) -> Any:
 
 
 def _of_table(text: str, suffix: str) -> tuple[list[Any], Where]:
-    """A record for each row of a table, its cells under the names of the first row."""
-    rows = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",", strict=True
-    )
-    records, lines, line = [], [], 2
+    """A record for each row of a table that has a cell, under the names of the first row."""
+    sign = "\t" if suffix == ".tsv" else ","
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
+    names = [name.strip() for name in next(rows, [])]
+    other = next((mark for mark in ";\t," if len(names) == 1 and mark in names[0]), None)
+    if other is not None:
+        raise ValueError(f"its columns are parted by {other!r}, not by {sign!r}")
+    records, lines, end = [], [], rows.line_num
     for row in rows:
-        lines.append(line)
-        line = rows.line_num + 1
-        if None in row or None in row.values():
-            records.append(FactError("it has not as many cells as the first row"))
+        begin, end = end + 1, rows.line_num
+        if not any(row):
+            continue
+        lines.append(begin)
+        if len(row) == len(names):
+            records.append({name: cell for name, cell in zip(names, row, strict=True) if cell})
         else:
-            records.append({name.strip(): cell for name, cell in row.items() if cell})
+            records.append(FactError("it has not as many cells as the first row"))
     return records, lambda: lines
 
 

@@ -9,7 +9,7 @@ d_head, d_model], W_U [d_model, d_vocab]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -153,10 +153,6 @@ class Backend:
                     "A Lens cannot read this model rightly: its gated FFN has a b_in, which "
                     "HookedTransformer adds behind the gate."
                 )
-
-    @cached_property
-    def _parts(self) -> tuple[torch.nn.Module, ...]:
-        return tuple(self.model.modules())
 
     # ------------------------------------------------------------------ sizes
 
@@ -530,11 +526,12 @@ class Backend:
         A TransformerBridge cannot begin in the middle: it begins at the tokens, with the same
         result.
         """
-        check_as_written(self._parts, getattr(self.model, "original_model", None))
+        check_as_written(self.model.modules(), getattr(self.model, "original_model", None))
         if self.name == "hooked" and self.dtype != self.cfg.dtype:
             raise ModelError(
                 f"This HookedTransformer was made in {_short(self.cfg.dtype)}, and its weights were "
-                f"turned into {_short(self.dtype)} since: load it with dtype='{_short(self.dtype)}'."
+                f"turned into {_short(self.dtype)} since: turn it by model.to(torch."
+                f"{_short(self.dtype)}), which TransformerLens notes, or load it so."
             )
         # a tokenizer that pads on the left would make it guess a mask from the ids
         if self.name == "hooked":
@@ -572,12 +569,6 @@ class Backend:
             i: Entry.init_cache_entry(self.cfg, self.device, len(stream))
             for i in range(layer, self.n_layers)
         }
-        # their dtype is the config's, which `model.double()` does not change
-        for entry in found.values():
-            entry.past_keys, entry.past_values = (
-                entry.past_keys.to(stream.dtype),
-                entry.past_values.to(stream.dtype),
-            )
         self.model(
             stream[:, : longest + 1], start_at_layer=layer, past_kv_cache=found, return_type=None
         )
@@ -629,7 +620,7 @@ def check_plain(model: Any, hf: Any) -> None:
         )
 
 
-def check_as_written(parts: Sequence[torch.nn.Module], hf: Any) -> None:
+def check_as_written(parts: Iterable[torch.nn.Module], hf: Any) -> None:
     """Raise `ModelError` for a model whose passes are not what weights and hooks say: dropout, a
     compiled module, weights computed anew in every pass."""
     if getattr(hf, "training", False):
@@ -637,17 +628,29 @@ def check_as_written(parts: Sequence[torch.nn.Module], hf: Any) -> None:
             "This model is in training mode, in which dropout changes every pass: call "
             "model.eval() first."
         )
-    if any(part._compiled_call_impl is not None for part in parts):
-        raise ModelError(
-            "This model was compiled (torch.compile), and a compiled pass does not see hooks that "
-            "come later, so that interventions would have no effect: load it again, and leave it "
-            "as it is."
-        )
-    if any("parametrizations" in part._modules for part in parts):
-        raise ModelError(
-            "A weight of this model is computed anew in every pass (torch.nn.utils.parametrize), so "
-            "that a patch would be written to a passing copy: remove_parametrizations(...) first."
-        )
+    for part in parts:
+        if _compiled(part):
+            raise ModelError(
+                "This model was compiled (torch.compile), and a compiled pass does not see hooks "
+                "that come later, so that interventions would have no effect: load it again, and "
+                "leave it as it is."
+            )
+        if "parametrizations" in part._modules:
+            raise ModelError(
+                "A weight of this model is computed anew in every pass "
+                "(torch.nn.utils.parametrize), so that a patch would be written to a passing copy: "
+                "remove_parametrizations(...) first."
+            )
+
+
+def _compiled(part: torch.nn.Module) -> bool:
+    """Whether a module is compiled: by its own `compile`, put into another, or its forward alone."""
+    forward = part.__dict__.get("forward")
+    return (
+        part._compiled_call_impl is not None
+        or type(part).__name__ == "OptimizedModule"
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )
 
 
 def _short(dtype: torch.dtype) -> str:

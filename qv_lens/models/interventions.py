@@ -11,7 +11,7 @@ by the others, and a query neuron writes what is left of its own."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, cast
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, one_or_more
 from qv_lens.models.backend import Early, Hook, Late
 from qv_lens.models.lens import Lens
 from qv_lens.models.units import (
@@ -52,13 +52,16 @@ class Scale:
     positions: Where = "all"
     """At all positions, each prompt's last one, or those with these indices."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", _numbers(self.positions))
+
     def check(self, lens: Lens) -> None:
         _check_number("Scale's factor", self.factor)
         check_units(lens, self.neurons, self.positions)
         _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
-        return _rewrite(lens, self.neurons, self.positions, lambda m: m * self.factor)
+        return _rewrite(lens, self.neurons, self.positions, lambda m, *_: m * self.factor)
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,15 @@ class Zero:
     positions: Where = "all"
     """At all positions, each prompt's last one, or those with these indices."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", _numbers(self.positions))
+
     def check(self, lens: Lens) -> None:
         check_units(lens, self.neurons, self.positions)
         _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
-        return _rewrite(lens, self.neurons, self.positions, torch.zeros_like)
+        return _rewrite(lens, self.neurons, self.positions, lambda m, *_: torch.zeros_like(m))
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class Replace:
     def __post_init__(self) -> None:
         """A tensor's numbers, so that two of these can be compared."""
         object.__setattr__(self, "value", _numbers(self.value))
+        object.__setattr__(self, "positions", _numbers(self.positions))
 
     def check(self, lens: Lens) -> None:
         check_units(lens, self.neurons, self.positions)
@@ -102,28 +109,30 @@ class Replace:
         _warn_of_nothing(self.neurons)
 
     def hooks(self, lens: Lens) -> list[Hook]:
-        rows, hooks = self._rows(lens), []
-        for layer in self.neurons.by_layer():
-            own = [i for i, (at, _) in enumerate(self.neurons.units) if at == layer]
-            row, here = rows[own].flatten(), self.neurons.layer(layer)
-            hooks += _rewrite(lens, here, self.positions, lambda m, row=row: row.to(m).expand_as(m))
-        return hooks
+        rows = self._rows(lens)
+        places = {unit: place for place, unit in enumerate(self.neurons.units)}
+
+        def change(m: Tensor, layer: int, indices: list[int]) -> Tensor:
+            own = [places[layer, index] for index in indices]
+            return rows[own].flatten().to(m).expand_as(m)
+
+        return _rewrite(lens, self.neurons, self.positions, change)
 
     def _rows(self, lens: Lens) -> Float[Tensor, "unit value"]:
         """The values of each unit. Raises `ConfigError` for what is no number, or not as many."""
         units, unit = len(self.neurons.units), cast("UnitWithValue", self.neurons.unit)
         wanted = units, values_in_layer(lens, unit) // units_in_layer(lens, unit)
         try:
-            value = torch.as_tensor(self.value, dtype=torch.float64)
-            rows = (value if value.ndim == 2 else value.reshape(-1, 1)).expand(wanted)
+            value = torch.as_tensor(self.value)
         except (TypeError, ValueError, RuntimeError):
-            rows = torch.tensor(torch.nan)
-        if not rows.isfinite().all():
+            value = torch.tensor(torch.nan)
+        shapes = ((), wanted[:1], wanted)
+        if value.dtype == torch.bool or value.shape not in shapes or not value.isfinite().all():
             raise ConfigError(
                 f"Replace's value must be a finite number, or one for each of the {units} units "
                 f"(neurons.units), of heads also one for each channel; got {self.value!r:.80}."
             )
-        return rows
+        return (value if value.ndim == 2 else value.reshape(-1, 1)).double().expand(wanted)
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,9 @@ class Suppress:
     """Value neurons that no longer read it."""
     positions: Where = "all"
     """At all positions, each prompt's last one, or those with these indices."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", _numbers(self.positions))
 
     def check(self, lens: Lens) -> None:
         check_ffn(lens, self.query, self.positions)
@@ -277,9 +289,10 @@ def check_ffn(lens: Lens, neurons: NeuronSet, positions: Where = "all") -> None:
 def check_units(lens: Lens, neurons: NeuronSet, positions: Where = "all") -> None:
     """Raise `ConfigError` unless the set holds units with values, of one kind, that exist in this
     model."""
-    if positions not in ("all", "last") and not _indices(positions):
+    named = isinstance(positions, str) and positions in ("all", "last")
+    if not named and not _indices(positions):
         raise ConfigError(
-            "positions must be 'all', 'last', an index or a tuple of several, got "
+            "positions must be 'all', 'last', an index or several, got "
             f"{positions!r:.80}. Where a fact's subject ends: lens.rows(fact, "
             "'subject_last').positions."
         )
@@ -322,22 +335,28 @@ def _warn_of_nothing(*sets: NeuronSet) -> None:
         )
 
 
-def _rewrite(lens: Lens, neurons: NeuronSet, positions: Where, change) -> list[Hook]:
+def _rewrite(
+    lens: Lens,
+    neurons: NeuronSet,
+    positions: Where,
+    change: Callable[[Tensor, int, list[int]], Tensor],
+) -> list[Hook]:
+    """Hooks that change the units' values: those of the chosen neurons of a layer."""
     unit: Any = neurons.unit
 
-    def hook_for(indices: list[int]):
+    def hook_for(layer: int, indices: list[int]):
         index = values_of(lens, unit, indices)
 
         def hook(values: Float[Tensor, "prompt seq *shape"]) -> Tensor:
             flat = values.flatten(2)  # attention's come as [head, channel]
             changed = flat.clone()
-            changed[..., index] = change(flat[..., index])
+            changed[..., index] = change(flat[..., index], layer, indices)
             return _only(lens, positions, values, changed.unflatten(2, values.shape[2:]))
 
         return hook
 
     return [
-        (site(lens, unit, layer), hook_for(indices))
+        (site(lens, unit, layer), hook_for(layer, indices))
         for layer, indices in neurons.by_layer().items()
     ]
 
@@ -358,7 +377,7 @@ def _only(lens: Lens, positions: Where, before: Tensor, after: Tensor) -> Tensor
 
 def _indices(positions: object) -> tuple[int, ...]:
     """The positions by index; none where they are something else."""
-    several = positions if isinstance(positions, tuple) else (positions,)
+    several = one_or_more(positions)
     whole = [one for one in several if isinstance(one, Integral) and not isinstance(one, bool)]
     valid = len(whole) == len(several) and min(map(int, whole), default=-1) >= 0
     return tuple(map(int, whole)) if valid else ()

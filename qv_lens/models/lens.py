@@ -45,6 +45,8 @@ from qv_lens.trace import Rows, Setup, Trace
 Facts = Fact | str | Sequence[Fact | str]
 #: a layer, and the stream in front of it
 Start = tuple[int, Tensor]
+#: prompts a pass whose whole answers are asked for
+TOGETHER = 64
 #: the modules after the last layer
 READ_OUT = ("ln_final", "unembed")
 
@@ -191,8 +193,12 @@ class Lens:
     def bare_state(self) -> str | None:
         """`state` of the model by itself, under which results of it can be kept for later; None
         while a patch, an intervention or a hook of the user's is in force."""
-        bare = not (self.patches or self._in_force or self._own_hooks())
-        return self.state() if bare else None
+        return self.state() if self.bare else None
+
+    @property
+    def bare(self) -> bool:
+        """Whether no patch, intervention or hook of the user's is in force."""
+        return not (self.patches or self._in_force or self._own_hooks())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -397,8 +403,11 @@ class Lens:
         or a hook of the user's."""
         if any(name.startswith(READ_OUT) for name, _ in (*self._forced(), *hooks)):
             return True
-        parts = (getattr(self.model, part).modules() for part in READ_OUT)
-        return bool(own_hooks(itertools.chain.from_iterable(parts)))
+        within = (getattr(self.model, part).modules() for part in READ_OUT)
+        behind = getattr(self.model, "original_model", None)
+        around = [self.model, behind, getattr(behind, "base_model", None)]
+        outer = [module for module in around if module is not None]
+        return bool(own_hooks(itertools.chain(outer, *within)))
 
     def _forced(self) -> list[Hook]:
         """Fresh hooks of the interventions in force."""
@@ -521,12 +530,16 @@ class Lens:
     def _of_whole_answers(
         self, facts: Sequence[Fact | str], targets: Sequence[Sequence[int]]
     ) -> list[float]:
-        values = []
-        for prompt, target in zip(self.tokenize(facts), targets, strict=True):
-            begin = len(prompt.ids) - 1
-            places = [(0, begin + i) for i in range(len(target))]
-            logp = log_probs(self.logits_at([[*prompt.ids, *target[:-1]]], places))
-            values.append(float(logp[range(len(target)), list(target)].sum()))
+        prompts, values = self.tokenize(facts), []
+        for begin in range(0, len(prompts), TOGETHER):
+            asked = prompts[begin : begin + TOGETHER]
+            answers = targets[begin : begin + TOGETHER]
+            rows = [[*p.ids, *answer[:-1]] for p, answer in zip(asked, answers, strict=True)]
+            places = [(i, p.last + j) for i, p in enumerate(asked) for j in range(len(answers[i]))]
+            logits = self.logits_at(rows, places, last=[p.last for p in asked])
+            tokens = torch.tensor([token for answer in answers for token in answer])
+            logp = log_probs(logits).gather(1, tokens.to(logits.device)[:, None])[:, 0]
+            values += [float(each.sum()) for each in logp.split([len(a) for a in answers])]
         return values
 
     def answer_ids(self, fact: Asked | str, answer: str | None = None) -> tuple[int, ...]:

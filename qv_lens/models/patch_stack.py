@@ -104,27 +104,27 @@ class PatchStack:
 
     def leave(self, mark: object, weight: Weight) -> None:
         """Take back what was applied in a block, to the end: an interrupt is raised afterwards."""
-        try:
-            self._leave(mark, weight)
-        except BaseException:
-            if any(one is mark for one in self._stack):
-                self._leave(mark, weight)
-            raise
-
-    def _leave(self, mark: object, weight: Weight) -> None:
         begun = next(i for i, one in enumerate(self._stack) if one is mark)
         above = self._stack[begun + 1 :]
         inner = next((i for i, one in enumerate(above) if isinstance(one, _Mark)), len(above))
+        try:
+            self._take_back_to(begun, weight)
+        except BaseException:
+            self._take_back_to(begun, weight)
+            raise
+        finally:
+            for one in above[inner:]:  # of blocks that are still open
+                if isinstance(one, _Mark):
+                    self._stack.append(one)
+                else:
+                    self.push(one.patch, weight)
+
+    def _take_back_to(self, begun: int, weight: Weight) -> None:
         while len(self._stack) > begun:
             if isinstance(self._stack[-1], _Mark):
                 self._stack.pop()
             else:
                 self._take_back(weight)
-        for one in above[inner:]:  # of blocks that are still open
-            if isinstance(one, _Mark):
-                self._stack.append(one)
-            else:
-                self.push(one.patch, weight)
 
 
 def put_back(saved: Replaced, weight: Weight) -> None:

@@ -50,8 +50,8 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
     Raises `ModelError` for an architecture that is not known (`architectures`), a backend that is
     not installed or does not have it, one that computes other logits, or a model that is
     in training mode, compiled, parametrized or with adapters."""
-    record = architecture_of(hf.config, type(hf).__name__)
     check_plain(hf, hf)
+    record = architecture_of(hf.config, type(hf).__name__)
     if backend not in ("auto", "hooked", "bridge"):
         raise unknown("Backend", backend, ("auto", "hooked", "bridge"))
     if backend == "hooked" and not hooked_available():

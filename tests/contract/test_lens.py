@@ -494,6 +494,21 @@ def test_scaled_and_replaced_neurons_are_so_at_the_last_token_or_at_all(kind, ba
                 torch.testing.assert_close(m[:-1][:, [3, 5]], clean[:-1])
 
 
+def test_whole_answers_under_an_intervention_at_the_last_token(backend):
+    """The prompt's last token, not the answer's; one text at a time and several give the same."""
+    lens = tiny_lens("gptj", backend)
+    facts = [FACT, qv.Fact("The famous {} works for", "Olga Pelodan", "Oslo Nortek")]
+    some = qv.NeuronSet.of([(1, n) for n in range(20)])
+    assert len(lens.answer_ids(facts[1])) > 1
+    last = lens.rows(facts[1]).positions
+    with lens.intervene(qv.Replace(some, 5.0, last)):
+        wanted = lens.logprob(facts[1], whole=True)
+    assert wanted != pytest.approx(lens.logprob(facts[1], whole=True), abs=1e-3)
+    with lens.intervene(qv.Replace(some, 5.0, "last")):
+        assert lens.logprob(facts, whole=True)[1] == pytest.approx(wanted, abs=1e-9)
+        assert lens.logprob(facts[1], whole=True) == pytest.approx(wanted, abs=1e-9)
+
+
 def test_an_intervention_acts_at_the_positions_named_alone(backend):
     """Prompts of unequal length side by side: an index beyond the shorter one's end is nowhere in
     it."""
@@ -511,7 +526,12 @@ def test_an_intervention_acts_at_the_positions_named_alone(backend):
                 if position in at:
                     wanted[[3, 5]] = 0
                 torch.testing.assert_close(m[position], wanted)
-    for wrong in (-1, True, "subject_last", (), (1, -2), 1.0, [1]):
+    for several in ([1, 3], np.array([1, 3]), torch.tensor([1, 3])):
+        assert qv.Zero(some, several) == qv.Zero(some, (1, 3))
+    at = lens.rows(FACT, "subject_last").positions
+    with lens.intervene(qv.Zero(some, at)):
+        assert lens.trace(FACT, "subject_last").m[0, 0, [3, 5]].eq(0).all()
+    for wrong in (-1, True, "subject_last", (), (1, -2), 1.0, [[1]]):
         with (
             pytest.raises(qv.QVLensError, match="positions must be 'all', 'last', an index"),
             lens.intervene(qv.Zero(some, wrong)),

@@ -95,6 +95,18 @@ def test_values_that_are_no_number_are_refused(value):
             assert lens.trace(PROMPTS).m[0, :, 3].eq(2).all()
 
 
+@pytest.mark.parametrize(
+    "wrong", [[2.0], [[2.0]], [[[1.0], [2.0], [3.0]]], True, [True, False, True]]
+)
+def test_values_that_do_not_fit_the_units_are_refused(wrong):
+    lens, three = tiny_lens("gptj"), qv.NeuronSet.of([(0, 1), (1, 2), (2, 3)])
+    with (
+        pytest.raises(qv.QVLensError, match="one for each of the 3 units"),
+        lens.intervene(qv.Replace(three, wrong)),
+    ):
+        pass
+
+
 def test_counts_that_are_none_are_refused():
     lens = tiny_lens("gptj")
     for ask in (
@@ -138,6 +150,17 @@ def test_models_whose_passes_weights_and_hooks_do_not_say_are_refused(backend):
             lens.logprob(FACT)
         with pytest.raises(ModelError, match="compiled"):
             qv.Lens(lens.model, tokenizer=lens.tokenizer)
+    lens = tiny_lens("qwen3-gqa", backend, dtype=torch.float32)
+    mlp = lens.model.blocks[1].mlp
+    mlp.forward = torch.compile(mlp.forward, backend="eager")
+    with pytest.raises(ModelError, match="compiled"):
+        lens.logprob(FACT)
+    lens = tiny_lens("qwen3-gqa", backend, dtype=torch.float32)
+    lens.model.blocks[1] = torch.compile(lens.model.blocks[1], backend="eager")
+    with pytest.raises(ModelError, match="compiled"):
+        lens.logprob(FACT)
+    with pytest.raises(ModelError, match="compiled"):
+        qv.Lens.from_hf(torch.compile(tiny_hf("gptj", torch.float32)), tokenizer(), backend=backend)
     hf = tiny_hf("gptj", torch.float32)
     register_parametrization(hf.transformer.h[1].mlp.fc_out, "weight", Louder())
     with pytest.raises(ModelError, match="computed anew in every pass"):
@@ -156,7 +179,9 @@ def test_weights_parametrized_or_turned_into_another_type_later_are_refused():
         lens.logprob(FACT)
     lens = tiny_lens("gptj", "hooked", dtype=torch.float32)
     lens.model.half()
-    with pytest.raises(ModelError, match="turned into float16 since: load it with dtype='float16'"):
+    with pytest.raises(
+        ModelError, match=r"turned into float16 since: turn it by model.to\(torch.float16\)"
+    ):
         lens.logprob(FACT)
 
 
@@ -164,7 +189,14 @@ def test_weights_parametrized_or_turned_into_another_type_later_are_refused():
 def test_adapters_beside_the_weights_are_refused(backend):
     peft = pytest.importorskip("peft")
     hf = tiny_hf("gptj", torch.float32)
-    hf.add_adapter(peft.LoraConfig(target_modules=["fc_out"], init_lora_weights=False, r=2))
+    lora = peft.LoraConfig(target_modules=["fc_out"], init_lora_weights=False, r=2)
+    with pytest.raises(ModelError, match="merge them first"):
+        qv.Lens.from_hf(
+            peft.get_peft_model(tiny_hf("gptj", torch.float32), lora).eval(),
+            tokenizer(),
+            backend=backend,
+        )
+    hf.add_adapter(lora)
     with pytest.raises(ModelError, match="merge them first"):
         qv.Lens.from_hf(hf.eval(), tokenizer(), backend=backend)
 
@@ -192,6 +224,7 @@ def test_hooks_of_the_users_are_seen_wherever_they_sit(backend):
         lambda: block.mlp.register_forward_hook(lambda module, args, out: out * 0),
         lambda: block.mlp.register_forward_pre_hook(lambda module, args: None),
         lambda: point.register_full_backward_hook(lambda module, inside, out: None),
+        lambda: lens.model.register_forward_hook(lambda module, args, out: out),
     ):
         handle = put()
         assert lens.bare_state is None

@@ -73,6 +73,14 @@ def test_facts_in_a_table(name, sign, tmp_path):
         ("Cid", "{} plays", "chess", "x"),
     ]
     assert got.refused[["record", "line", "field"]].to_numpy().tolist() == [[2, 5, "answer"]]
+    with path.open("a", encoding="utf-8", newline="") as file:  # what a spreadsheet leaves
+        file.write("\r\n" + 3 * sign + "\r\n" + sign.join("ab") + "\r\n")
+    assert read(path, skip=True).refused[["record", "line"]].to_numpy().tolist() == [[2, 5], [4, 9]]
+    path.write_text(";".join(names) + "\n")
+    with pytest.raises(
+        qv.QVLensError, match=f"parted by ';', not by {sign!r}".replace("\\", r"\\")
+    ):
+        read(path)
     path.write_text("\n".join(sign.join(cells) for cells in (names, rows[4], "abc")))
     with pytest.raises(qv.QVLensError, match=r"line 3, .*not as many cells as the first row"):
         read(path)

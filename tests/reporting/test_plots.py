@@ -131,17 +131,38 @@ def test_frames_of_the_verbs_are_drawn_as_they_are(tmp_path):
         fact.text
         in plots.removal_curve(qv.faithfulness(lens, fact, {}, (1,), seeds=1)).layout.title.text
     )
-    plots.vocabulary_table(qv.vocabulary(lens, qv.value_neurons(lens, fact, 3)))
-    plots.node_lines(
-        qv.transmission_paths(lens, [fact.to("golf")]).assign(model="m", importance=1.0)
+    cells = (
+        plots.vocabulary_table(qv.vocabulary(lens, qv.value_neurons(lens, fact, 3))).data[0].cells
     )
+    assert [len(column) for column in cells["values"]] == [3] * 4
+
+
+def test_prompts_keep_their_order_and_names_of_their_own():
+    rows = {"prompt": [0, 1, 2], "kind": "ffn", "layer": 0, "score": 1.0}
+    frame = pd.DataFrame(rows)
+    frame.attrs["texts"] = ["Zoe is", "Anna is", "Mia <s> is"]
+    assert list(plots.layer_heatmap(frame).data[0].y) == ["Zoe is", "Anna is", "Mia &lt;s&gt; is"]
+    named = frame.assign(prompt=["c", "a", "b"])
+    assert list(plots.layer_heatmap(named).data[0].y) == ["a", "b", "c"]
+    half = frame.assign(prompt=[0.0, 1.0, 2.0])
+    assert len(plots.layer_heatmap(half).data[0].y) == 3
+
+
+def test_summaries_that_no_column_tells_apart_are_refused():
+    one = pd.DataFrame({"metric": ["a", "b"], "before": 0.0, "after": 1.0})
+    for draw in (plots.method_bars, plots.method_dots, plots.metric_bars):
+        draw(one)
+        with pytest.raises(qv.QVLensError, match=r"has no (method|variant)\."):
+            draw(pd.concat([one, one]))
+        with pytest.raises(qv.QVLensError, match=r"has no metod\."):
+            draw(pd.concat([one.assign(method="x"), one.assign(method="y")]), by="metod")
 
 
 @pytest.mark.parametrize(
     ("draw", "lacks"),
     [
         (plots.counts, "condition, count"), (plots.category_heatmap, "part, category"), (plots.lasting, "step, group, metric, after"),
-        (plots.token_bars, "position, token, ffn, attn, promoted"), (plots.set_bars, "model, set, sampled, probability"), (plots.method_bars, "metric, after"),
+        (plots.token_bars, "position, token, ffn, attn, promoted"), (plots.set_bars, "model, set, sampled, probability"), (plots.method_bars, "metric, after"), (plots.seconds_bars, "seconds"),
         (plots.token_heatmap, "position, token"), (plots.removal_curve, "ranking, k, logprob, clean"), (plots.node_lines, "path, model, importance"),
     ],
 )  # fmt: skip
