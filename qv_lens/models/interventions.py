@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from numbers import Integral, Real
 from typing import Any, Literal, cast
 
@@ -53,6 +54,7 @@ class Scale:
     """At all positions, each prompt's last one, or those with these indices."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", _numbers(self.factor))
         object.__setattr__(self, "positions", _numbers(self.positions))
 
     def check(self, lens: Lens) -> None:
@@ -123,16 +125,21 @@ class Replace:
         units, unit = len(self.neurons.units), cast("UnitWithValue", self.neurons.unit)
         wanted = units, values_in_layer(lens, unit) // units_in_layer(lens, unit)
         try:
-            value = torch.as_tensor(self.value)
+            value = torch.as_tensor(self.value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             value = torch.tensor(torch.nan)
+        logical = np.asarray(self.value, dtype=object).ravel().tolist()
         shapes = ((), wanted[:1], wanted)
-        if value.dtype == torch.bool or value.shape not in shapes or not value.isfinite().all():
+        if (
+            value.shape not in shapes
+            or not value.isfinite().all()
+            or any(isinstance(one, bool) for one in logical)
+        ):
             raise ConfigError(
                 f"Replace's value must be a finite number, or one for each of the {units} units "
                 f"(neurons.units), of heads also one for each channel; got {self.value!r:.80}."
             )
-        return (value if value.ndim == 2 else value.reshape(-1, 1)).double().expand(wanted)
+        return (value if value.ndim == 2 else value.reshape(-1, 1)).expand(wanted)
 
 
 @dataclass(frozen=True)
@@ -316,8 +323,7 @@ def check_units(lens: Lens, neurons: NeuronSet, positions: Where = "all") -> Non
 
 def _check_number(what: str, value: object) -> None:
     """Raise `ConfigError` unless the value is one finite number."""
-    number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
-    if not number or not torch.as_tensor(value).isfinite().all():
+    if not isinstance(value, Real) or not isfinite(value):
         raise ConfigError(f"{what} must be a finite number, got {value!r:.80}.")
 
 

@@ -25,7 +25,7 @@ from qv_lens.errors import ModelError, unknown
 from qv_lens.facts.spans import puts_bos
 from qv_lens.models import agreement
 from qv_lens.models.architectures import ARCHITECTURES, architecture_of
-from qv_lens.models.backend import check_plain
+from qv_lens.models.backend import check_as_written, check_plain
 
 #: HookedTransformer's context is capped as TransformerLens caps it
 HOOKED_CONTEXT = 2048
@@ -50,8 +50,9 @@ def wrap(hf: Any, tokenizer: Any, backend: str = "auto") -> Any:
     Raises `ModelError` for an architecture that is not known (`architectures`), a backend that is
     not installed or does not have it, one that computes other logits, or a model that is
     in training mode, compiled, parametrized or with adapters."""
-    check_plain(hf, hf)
+    check_plain(hf, None)  # one that is compiled or has adapters may have another class
     record = architecture_of(hf.config, type(hf).__name__)
+    check_as_written((), hf)
     if backend not in ("auto", "hooked", "bridge"):
         raise unknown("Backend", backend, ("auto", "hooked", "bridge"))
     if backend == "hooked" and not hooked_available():

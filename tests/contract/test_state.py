@@ -90,6 +90,11 @@ def test_values_that_are_no_number_are_refused(value):
     for one in (qv.Replace(SOME, value), qv.Scale(SOME, value)):
         with pytest.raises(qv.QVLensError, match="must be a finite number"), lens.intervene(one):
             pass
+    states = set()
+    for factor in (0.123456789, 0.123456788):  # a tensor's repr says four digits
+        with lens.intervene(qv.Scale(SOME, torch.tensor(factor, dtype=torch.float64))):
+            states.add(lens.state())
+    assert len(states) == 2
     for fine in (2, np.float32(2), torch.tensor(2.0)):
         with lens.intervene(qv.Replace(SOME, fine)):
             assert lens.trace(PROMPTS).m[0, :, 3].eq(2).all()

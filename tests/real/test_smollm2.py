@@ -129,7 +129,9 @@ EDITORS = {
 @pytest.mark.parametrize("family", EDITORS)
 def test_an_edit_per_family_moves_the_answer_and_comes_off_bit_for_bit(lens, family):
     editor = EDITORS[family]
-    state = {name: weight.clone() for name, weight in lens._hf_state.items() if ".mlp." in name}
+    state = {
+        name: weight.clone() for name, weight in lens.checkpoint.state.items() if ".mlp." in name
+    }
     before = lens.logprob(PARIS, "London")
     patch = qv.edit(lens, PARIS.to("London"), editor, templates=("{}",))
     with lens.patched(patch):
@@ -139,7 +141,7 @@ def test_an_edit_per_family_moves_the_answer_and_comes_off_bit_for_bit(lens, fam
         assert abs(after - before) > 1.0
     else:
         assert after > before + 2.0
-    assert all(torch.equal(weight, lens._hf_state[name]) for name, weight in state.items())
+    assert all(torch.equal(weight, lens.checkpoint.state[name]) for name, weight in state.items())
 
 
 def test_an_edited_model_is_saved_and_loads_with_transformers_alone(lens, tmp_path):
