@@ -183,8 +183,8 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
                 f"{100 * end.loc[('newest', 'efficacy_gen'), 'after']:.0f}",
                 f"{100 * end.loc[('first', 'efficacy_gen'), 'after']:.0f}",
                 " / ".join(f"{100 * share:.0f}" for share in said),
-                _change(100 * end.loc[("drawn", "paraphrase_gen")]),
-                _change(100 * end.loc[("drawn", "specificity_gen")]),
+                _curve(100 * told.loc[[(last, "drawn", "paraphrase_gen")]]),
+                _curve(100 * told.loc[[(last, "drawn", "specificity_gen")]]),
                 _curve(text),
                 f"{end.loc[('model', 'relative_norm'), 'after']:.1f}",
                 f"{end.loc[('model', 'refused'), 'after']:.0f}",
@@ -202,13 +202,8 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _change(pair: pd.Series) -> str:
-    """A value before and after; nothing where it was not measured."""
-    return "" if pair.isna().any() else f"{pair['before']:.0f} → {pair['after']:.0f}"
-
-
 def _curve(values: pd.DataFrame) -> str:
-    """A value before any edit and at every checkpoint; nothing where it was not measured."""
+    """A value before any edit and at each checkpoint given; nothing where it was not measured."""
     if values.isna().any(axis=None):
         return ""
     after = " / ".join(f"{value:,.0f}" for value in values["after"])

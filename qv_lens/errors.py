@@ -57,8 +57,8 @@ def check_count(
 
 
 def check_seed(seed: Any, *, error: type[QVLensError] = ConfigError) -> int:
-    """The seed as an int: numpy's draw otherwise. Raises the error for what is no whole number from
-    0 on, None among them: a draw that nobody can repeat is not made."""
+    """The seed as an int, since a NumPy integer would give other draws. Raises the error for
+    anything but a whole number from 0 on; with None nobody could repeat the draw."""
     check_count("seed", seed, 0, error=error)
     return int(seed)
 

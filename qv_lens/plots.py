@@ -516,8 +516,8 @@ def seconds_bars(
     frame: pd.DataFrame, title: str = "Seconds per edit", by: str = "method"
 ) -> go.Figure:
     """Seconds per edit, a box per method (CTP, Figure 3)."""
-    label = {by: _method(frame)} if by == "method" else {}
-    frame = _drawable(frame, ("seconds", *({by} - set(label))), "evaluate", **label)
+    needed = ("seconds",) if by == "method" else (by, "seconds")
+    frame = _drawable(frame, needed, "evaluate", **{by: _method(frame)})
     same = [name for name in (by, "model", "data", "protocol", "seed", "case") if name in frame]
     each = frame.drop_duplicates(same)
     figure = go.Figure(
@@ -682,9 +682,7 @@ def _by_method(frame: pd.DataFrame, by: str, needed: Sequence[str], of: str) -> 
     """The frame with a column `by`: of one summary the editor's name, where the frame knows it.
     Raises `ConfigError` for several summaries that no column tells apart."""
     alone = by in ("method", "variant") and ("metric" not in frame or frame["metric"].is_unique)
-    if not alone:
-        return _drawable(frame, (by, *needed), of)
-    return _drawable(frame, needed, of, **{by: _method(frame)})
+    return _drawable(frame, needed if alone else (by, *needed), of, **{by: _method(frame)})
 
 
 def _method(frame: pd.DataFrame) -> str:

@@ -523,20 +523,10 @@ def answer_logprobs(
     `start`: as `Lens.logits` takes it.
     """
     asked = [p.answer for p in prompts] if labels is None else labels
-    where = [
-        (i, at, t)
-        for i, p in enumerate(prompts)
-        for at, t in zip(p.positions("answer"), asked[i], strict=True)
-    ]
-    token = torch.tensor([t for _, _, t in where], device=lens.device)
-    logits = lens.logits_at(
-        [prompt.row("answer") for prompt in prompts],
-        [(i, at) for i, at, _ in where],
-        hooks,
-        start,
-        last=[prompt.last for prompt in prompts],
-    )
-    return log_probs(logits).gather(1, token[:, None])[:, 0]
+    pairs = [zip(p.answer, own, strict=True) for p, own in zip(prompts, asked, strict=True)]
+    token = torch.tensor([t for pair in pairs for _, t in pair], device=lens.device)
+    logp = log_probs(lens.answer_logits(prompts, hooks, start))
+    return logp.gather(1, token[:, None])[:, 0]
 
 
 def targets(records: Records) -> list[Fact]:

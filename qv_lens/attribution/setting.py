@@ -31,7 +31,7 @@ from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens
-from qv_lens.models.norms import at_least_float32
+from qv_lens.models.norms import at_least_float32, dtype_name
 from qv_lens.trace import Rows, Trace
 
 Base = Literal["mid", "pre", "loo_final"]
@@ -140,7 +140,7 @@ class Wanted:
         attrs = {
             **self.lens.label,
             "texts": [p.text for p in self.rows.prompts],
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.dtype),
             "targets": [label(int(t)) for t in self.token],
             "target_ids": self.token.tolist(),
             "positions": self.rows.positions.tolist(),

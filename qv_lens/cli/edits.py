@@ -452,6 +452,7 @@ def tune(
         file_name,
         write_presets,
     )
+    from qv_lens.models.norms import dtype_name
     from qv_lens.tuning.grids import GRIDS, WRAPPED, grid, shape_of
     from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose
@@ -492,7 +493,7 @@ def tune(
             flush=True,
         )
         source = (
-            f"qv-lens tune, {date.today()}, {str(lens.dtype).removeprefix('torch.')}: of "
+            f"qv-lens tune, {date.today()}, {dtype_name(lens.dtype)}: of "
             f"{tuned.table['editor'].nunique()} settings, {scored} ({figures})"
         )
         entries = entries_of(target) if target.exists() else {}

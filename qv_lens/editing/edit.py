@@ -33,6 +33,7 @@ from qv_lens.facts.records import (
 )
 from qv_lens.models.backend import versions
 from qv_lens.models.lens import Lens, log_probs
+from qv_lens.models.norms import dtype_name
 from qv_lens.models.patch_stack import put_back
 from qv_lens.patch import Delta, Patch, summed
 
@@ -349,9 +350,8 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
         edited = W + D
         if not edited.to(weight.dtype).isfinite().all():
             raise EditError(
-                f"With this edit {key} leaves the range of "
-                f"{str(weight.dtype).removeprefix('torch.')}: load the model with dtype='float32', or "
-                "lower lr or clamp."
+                f"With this edit {key} leaves the range of {dtype_name(weight.dtype)}: load the "
+                "model with dtype='float32', or lower lr or clamp."
             )
         lost[key] = (
             float((edited.to(weight.dtype).double() - edited).norm()) / size if size else 0.0
@@ -365,7 +365,7 @@ def _measured(lens: Lens, deltas: Deltas) -> dict[str, Any]:
         wider = "load the model with dtype='float32', or " if lens.dtype.itemsize < 4 else ""
         warnings.warn(
             f"{lost[rounded]:.0%} of the edit of {rounded} is lost to rounding: the delta is smaller "
-            f"than what {str(lens.dtype).removeprefix('torch.')} can tell apart there. To keep it, "
+            f"than what {dtype_name(lens.dtype)} can tell apart there. To keep it, "
             f"{wider}raise the editor's lr.",
             stacklevel=3,
         )
@@ -479,7 +479,7 @@ def _info(job: Job, editor: Any) -> dict[str, Any]:
     return plain(
         {
             "model": job.lens.name,
-            "dtype": str(job.lens.dtype).removeprefix("torch."),
+            "dtype": dtype_name(job.lens.dtype),
             "backend": job.lens.backend,
             "method": type(editor).__name__,
             "hyperparameters": asdict(editor),

@@ -44,8 +44,8 @@ def ability(
     error; NaN where it gives none.
 
     Raises `ConfigError` without lm-eval, for interventions or hooks in force, for a BOS that lm-eval
-    would not put, for no task, one that lm-eval does not have, or whose questions it cannot read; `ModelError` where no Hugging
-    Face model holds the weights.
+    would not put, for no task, and for one that lm-eval does not have or whose questions it cannot
+    read; `ModelError` where no Hugging Face model holds the weights.
     """
     if isinstance(tasks, (str, Mapping)) or not tasks:
         raise ConfigError(f"tasks= takes a list of tasks, as ['arc_easy'], got {tasks!r:.100}.")

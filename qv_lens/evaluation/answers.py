@@ -43,17 +43,10 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Prob
     by_place: dict[int, ProbeAnswer] = {}
     for at in range(0, len(order), batch_size):
         chunk = order[at : at + batch_size]
-        where = [(r, p) for r, i in enumerate(chunk) for p in prompts[i].positions("answer")]
         ids = torch.tensor(
             [token for i in chunk for token in prompts[i].answer], device=lens.device
         )
-        logp = log_probs(
-            lens.logits_at(
-                [prompts[i].row("answer") for i in chunk],
-                where,
-                last=[prompts[i].last for i in chunk],
-            )
-        )
+        logp = log_probs(lens.answer_logits([prompts[i] for i in chunk]))
         said, each = logp.argmax(-1).tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
         for i in chunk:
             n = len(prompts[i].answer)

@@ -26,7 +26,7 @@ from transformer_lens.hook_points import HookPoint
 
 from qv_lens.errors import ModelError
 from qv_lens.models.architectures import ARCHITECTURES, Architecture, Sublayer
-from qv_lens.models.norms import Norm
+from qv_lens.models.norms import Norm, dtype_name
 
 Hook = tuple[str, Callable[..., Any]]
 BackendName = Literal["hooked", "bridge"]
@@ -529,9 +529,9 @@ class Backend:
         check_as_written(self.model.modules(), getattr(self.model, "original_model", None))
         if self.name == "hooked" and self.dtype != self.cfg.dtype:
             raise ModelError(
-                f"This HookedTransformer was made in {_short(self.cfg.dtype)}, and its weights were "
-                f"turned into {_short(self.dtype)} since: turn it by model.to(torch."
-                f"{_short(self.dtype)}), which TransformerLens notes, or load it so."
+                f"This HookedTransformer was made in {dtype_name(self.cfg.dtype)}, and its weights were "
+                f"turned into {dtype_name(self.dtype)} since: turn it by model.to(torch."
+                f"{dtype_name(self.dtype)}), which TransformerLens notes, or load it so."
             )
         # a tokenizer that pads on the left would make it guess a mask from the ids
         if self.name == "hooked":
@@ -651,10 +651,6 @@ def _compiled(part: torch.nn.Module) -> bool:
         or type(part).__name__ == "OptimizedModule"
         or hasattr(forward, "_torchdynamo_orig_callable")
     )
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def keeper(kept: dict[Any, Tensor], name: Hashable) -> Callable[[Tensor], None]:

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
@@ -35,7 +36,7 @@ from qv_lens.models.generation import (
     plain,
 )
 from qv_lens.models.identity import bit_sum, checksum, content, digest
-from qv_lens.models.norms import at_least_float32, capped
+from qv_lens.models.norms import at_least_float32, capped, dtype_name
 from qv_lens.models.patch_stack import PatchStack
 from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import check_tokenizer, plain_tokenizer, wrap
@@ -138,7 +139,7 @@ class Lens:
     def __repr__(self) -> str:
         return (
             f"Lens({self.name}, {self.backend}, {self.n_layers} layers, d_model {self.d_model}, "
-            f"d_mlp {self.d_mlp}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"d_mlp {self.d_mlp}, {dtype_name(self.dtype)} on {self.device}, "
             f"patches {len(self._applied)}, interventions {len(self.interventions)})"
         )
 
@@ -387,6 +388,17 @@ class Lens:
         stream = self.stream(rows, self.n_layers, hooks, start, last=last)
         return self.read_out(stream[row, position])
 
+    def answer_logits(
+        self, prompts: Sequence[Prompt], hooks: Sequence[Hook] = (), start: Start | None = None
+    ) -> Float[Tensor, "token d_vocab"]:
+        """Logits of every token of every prompt's answer, each behind those before it, in one pass.
+
+        `hooks` and `start`: as `logits` takes them. Raises `FactError` for a prompt without
+        answer."""
+        rows = [prompt.row("answer") for prompt in prompts]
+        where = [(i, at) for i, prompt in enumerate(prompts) for at in prompt.positions("answer")]
+        return self.logits_at(rows, where, hooks, start, last=[prompt.last for prompt in prompts])
+
     def read_out(
         self,
         stream: Float[Tensor, "*batch d_model"],
@@ -528,18 +540,16 @@ class Lens:
 
     @torch.no_grad()
     def _of_whole_answers(
-        self, facts: Sequence[Fact | str], targets: Sequence[Sequence[int]]
+        self, facts: Sequence[Fact | str], targets: Sequence[tuple[int, ...]]
     ) -> list[float]:
-        prompts, values = self.tokenize(facts), []
+        pairs = zip(self.tokenize(facts), targets, strict=True)
+        prompts, values = [replace(prompt, answer=target) for prompt, target in pairs], []
         for begin in range(0, len(prompts), TOGETHER):
             asked = prompts[begin : begin + TOGETHER]
-            answers = targets[begin : begin + TOGETHER]
-            rows = [[*p.ids, *answer[:-1]] for p, answer in zip(asked, answers, strict=True)]
-            places = [(i, p.last + j) for i, p in enumerate(asked) for j in range(len(answers[i]))]
-            logits = self.logits_at(rows, places, last=[p.last for p in asked])
-            tokens = torch.tensor([token for answer in answers for token in answer])
-            logp = log_probs(logits).gather(1, tokens.to(logits.device)[:, None])[:, 0]
-            values += [float(each.sum()) for each in logp.split([len(a) for a in answers])]
+            logp = log_probs(self.answer_logits(asked))
+            tokens = torch.tensor([t for p in asked for t in p.answer], device=logp.device)
+            each = logp.gather(1, tokens[:, None])[:, 0]
+            values += [float(own.sum()) for own in each.split([len(p.answer) for p in asked])]
         return values
 
     def answer_ids(self, fact: Asked | str, answer: str | None = None) -> tuple[int, ...]:

@@ -17,6 +17,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """'float32', as people and options name it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def enlarged(logp: Float[Tensor, "*row"]) -> Float[Tensor, "*row"]:
     """By how much an answer's log p is multiplied before it is differentiated, and the gradient
     divided after: 1 / (1 - p), which is how small its gradient is at the logits, as a power of two

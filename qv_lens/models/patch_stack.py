@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from qv_lens.errors import PatchError
+from qv_lens.models.norms import dtype_name
 from qv_lens.patch import Patch
 
 #: a live weight by layer and name
@@ -71,8 +72,8 @@ class PatchStack:
                 if not live.isfinite().all():
                     raise PatchError(
                         f"With this patch {name}[{layer}] leaves the range of "
-                        f"{str(live.dtype).removeprefix('torch.')}: load the model with "
-                        "dtype='float32'. Nothing was written."
+                        f"{dtype_name(live.dtype)}: load the model with dtype='float32'. Nothing "
+                        "was written."
                     )
         except BaseException:
             self._take_back(weight)
