@@ -3,7 +3,7 @@ of a `Trace`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -67,17 +67,20 @@ def capture(
     for group, keeping in zip(extra, (keep_pattern, keep_values), strict=False):
         hooks += [keeping(name) for name in group]
     logits = run(hooks)
-    silent = [name for group in extra for name in group if name not in kept]
-    if silent:
-        raise ModelError(
-            f"Attention is not seen here: {silent[0]} of this TransformerBridge is never reached. "
-            "Load the model with backend='hooked'."
-        )
+    check_reached(kept, names, "Another forward was put in a module's place: load the model again.")
+    check_reached(kept, extra, "Attention is not seen here: load the model with backend='hooked'.")
     stacked, more = (
         [torch.stack([kept[name] for name in group]) for group in groups]
         for groups in (names, extra)
     )
     return (*stacked, logits[index, position], *more)
+
+
+def check_reached(kept: Collection[str], names: Iterable[Sequence[str]], advice: str) -> None:
+    """Raise `ModelError` for a hook point that the pass did not come to."""
+    silent = [name for group in names for name in group if name not in kept]
+    if silent:
+        raise ModelError(f"The hook point {silent[0]} was not reached in this pass. {advice}")
 
 
 def joined(parts: Sequence[Captured]) -> Captured:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.modules.module as everywhere
 from torch import Tensor
 
 from qv_lens.errors import ConfigError, ModelError
@@ -105,13 +106,25 @@ LIBRARIES = ("transformer_lens.model_bridge.", "transformers.", "accelerate.")
 
 
 def own_hooks(modules: Iterable[torch.nn.Module]) -> tuple[Any, ...]:
-    """The hooks on modules, of either pass, that no library put there for itself."""
-    return tuple(
-        hook
-        for module in modules
-        for kind in _hooks_of(module)
-        for key, hook in kind.items()
-        if not _of_library(hook) and key not in _wired(module)
+    """The hooks on modules, of either pass, that no library put there for itself: those of one
+    module, those of all (`torch.nn.modules.module.register_module_forward_hook`), and functions put
+    in the place of a module's `forward`."""
+    found = [hook for kind in _of_all_modules() for hook in kind.values()]
+    for module in modules:
+        wired = _wired(module)
+        for kind in _hooks_of(module):
+            found += [hook for key, hook in kind.items() if key not in wired]
+        if "forward" in vars(module):
+            found.append(vars(module)["forward"])
+    return tuple(hook for hook in found if not _of_library(hook))
+
+
+def _of_all_modules() -> tuple[Mapping[int, Any], ...]:
+    return (
+        everywhere._global_forward_pre_hooks,
+        everywhere._global_forward_hooks,
+        everywhere._global_backward_pre_hooks,
+        everywhere._global_backward_hooks,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import torch.nn.modules.module as everywhere
 from tokenizers.processors import TemplateProcessing
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import ByT5Tokenizer
@@ -215,13 +216,26 @@ def test_autocast_is_refused(backend):
                 ask(FACT)
 
 
+class Replaced:
+    """A module whose forward is another function, until it is taken off."""
+
+    def __init__(self, module, forward):
+        self.module, module.forward = module, forward
+
+    def remove(self):
+        for part in self.module.modules():  # a bridge hands it on to the part that it wraps
+            vars(part).pop("forward", None)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_hooks_of_the_users_are_seen_wherever_they_sit(backend):
-    """On a hook point, on a module of the model's own, and of the backward pass: none of them is
-    taken for the bare model, and no trace from before them is served."""
+    """On a hook point, on a module of the model's own, of the backward pass, on all modules at
+    once, or in the place of a module's forward: none of them is taken for the bare model, and no
+    trace from before them is served."""
     lens = tiny_lens("qwen3-gqa", backend, dtype=torch.float32)
     block = (lens.hf.model.layers if backend == "bridge" else lens.model.blocks)[1]
     point = lens.backend_adapter.points["blocks.1.hook_mlp_out"]
+    leaf = next(part for part in lens.model.modules() if [*part.parameters()] and not part._modules)
     bare, trace, logp = lens.state(), lens.trace([FACT]), lens.logprob(FACT)
     lens.generate(FACT, 2)
     assert lens.bare_state == bare  # no pass leaves hooks behind
@@ -230,6 +244,8 @@ def test_hooks_of_the_users_are_seen_wherever_they_sit(backend):
         lambda: block.mlp.register_forward_pre_hook(lambda module, args: None),
         lambda: point.register_full_backward_hook(lambda module, inside, out: None),
         lambda: lens.model.register_forward_hook(lambda module, args, out: out),
+        lambda: everywhere.register_module_forward_hook(lambda module, args, out: out),
+        lambda: Replaced(leaf, lambda *args: type(leaf).forward(leaf, *args)),
     ):
         handle = put()
         assert lens.bare_state is None
@@ -242,6 +258,17 @@ def test_hooks_of_the_users_are_seen_wherever_they_sit(backend):
         handle.remove()
     assert lens.bare_state == bare
     assert lens.logprob(FACT) == logp
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_module_that_passes_its_hook_points_by_is_refused(backend):
+    lens = tiny_lens("qwen3-gqa", backend, dtype=torch.float32)
+    block = (lens.hf.model.layers if backend == "bridge" else lens.model.blocks)[1]
+    replaced = Replaced(block.mlp, lambda x, *args, **kwargs: torch.zeros_like(x))
+    with pytest.raises(ModelError, match=r"blocks\.1\.mlp\.\S+ was not reached .* load the model again"):
+        lens.trace([FACT])
+    replaced.remove()
+    lens.trace([FACT])
 
 
 def test_c0_is_not_taken_of_weights_that_were_written_to():
