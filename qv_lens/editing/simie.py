@@ -85,6 +85,10 @@ class SimIE:
         return editor.written(lens)
 
     def deltas(self, job: Job) -> Deltas:
+        if job.batch_size not in (None, 1):
+            raise EditError(
+                f"SimIE edits one fact at a time, got batch_size={job.batch_size}: leave it out."
+            )
         editor = editor_of(job.lens, self.editor)
         check_editor(editor)
         job.notes["wrapped"] = type(editor).__name__

@@ -119,6 +119,8 @@ def test_simie_refuses_what_it_cannot_wrap():
     lens = tiny_lens("gptj")
     with pytest.raises(qv.QVLensError, match="write weights alone"):
         qv.edit(lens, REQUESTS[0], qv.SimIE(editor=qv.FT(layer=1, steps=1)))
+    with pytest.raises(qv.QVLensError, match="one fact at a time, got batch_size=2"):
+        qv.edit(lens, REQUESTS, qv.SimIE(editor=ROME), batch_size=2)
     with pytest.raises(qv.QVLensError, match="lam of SimIE must be"):
         qv.edit(lens, REQUESTS[0], qv.SimIE(editor=ROME, lam=0.0))
     with pytest.raises(qv.QVLensError, match="needs C0"):
