@@ -265,7 +265,9 @@ def test_a_module_that_passes_its_hook_points_by_is_refused(backend):
     lens = tiny_lens("qwen3-gqa", backend, dtype=torch.float32)
     block = (lens.hf.model.layers if backend == "bridge" else lens.model.blocks)[1]
     replaced = Replaced(block.mlp, lambda x, *args, **kwargs: torch.zeros_like(x))
-    with pytest.raises(ModelError, match=r"blocks\.1\.mlp\.\S+ was not reached .* load the model again"):
+    with pytest.raises(
+        ModelError, match=r"blocks\.1\.mlp\.\S+ was not reached .* load the model again"
+    ):
         lens.trace([FACT])
     replaced.remove()
     lens.trace([FACT])

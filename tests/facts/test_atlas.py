@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,8 @@ from qv_lens.facts.atlas import TABLES, Chain, bare, chains, edit_case, false_an
 from qv_lens.facts.categories import CATEGORIES, of_relation
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
+from tests.facts.samples import sample
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 FACTS = qv.atlas()
 CHAINS = chains()
 #: wordings of CounterFact that ask for a relation of the atlas and for nothing else
@@ -238,25 +237,18 @@ def test_edits_follow_the_seed():
 def others():
     """(Relation, subject, answer) of ROME's known facts and of CounterFact, where the atlas has the
     relation."""
-    for record in json.loads((DATA / "rome/known_1000.json").read_text()):
+    for record in json.loads(sample("rome/known_1000.json").read_text()):
         yield record["relation_id"], record["subject"], record["attribute"]
     relation_of = {
         wording: relation for relation, wordings in WORDINGS.items() for wording in wordings
     }
-    for record in json.loads((DATA / "counterfact/counterfact-edit-10k.json").read_text()):
+    for record in json.loads(sample("counterfact/counterfact-edit-10k.json").read_text()):
         wording = record["prompt"].replace(record["subject"], "{}")
         if wording in relation_of:
             yield relation_of[wording], record["subject"], record["ground_truth"]
 
 
 def test_agreement_with_the_data_of_others():
-    if (
-        not (DATA / "rome/known_1000.json").exists()
-        or not (DATA / "counterfact/counterfact-edit-10k.json").exists()
-    ):
-        pytest.skip(
-            "ROME's known facts and CounterFact are not beside the checkout (../shared/data)"
-        )
     told = {}
     for fact in FACTS:
         for name in (fact.subject, *fact.subject_aliases):

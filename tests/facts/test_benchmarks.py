@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +18,8 @@ from qv_lens.facts.records import UNKNOWN, Fact, Hop, Probe
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from qv_lens.world.words import RELATIONS
+from tests.facts.samples import sample
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 SAMPLES = {  # file: format, records read, records refused
     "mquake/MQuAKE-CF-3k.subset354.json": ("mquake", 354, 0),
     "counterfact/counterfact-edit-1k.json": ("flat", 1000, 0),
@@ -28,14 +27,6 @@ SAMPLES = {  # file: format, records read, records refused
     "ace/sample_data.json": ("mquake", 12, 0),
     "rome/known_1000.json": ("known", 1209, 0),
 }
-
-
-def sample(name):
-    if not (DATA / name).exists():
-        pytest.skip(
-            f"{DATA / name} is not here (real benchmark samples are not part of the repository)"
-        )
-    return DATA / name
 
 
 @pytest.mark.parametrize("name", SAMPLES)

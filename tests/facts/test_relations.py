@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 from qv_lens.facts.records import Fact
 from qv_lens.facts.relations import others, relation_of, reversed_prompt
+from tests.facts.samples import sample
 
 CAPITAL = Fact("The capital of {} is", "France", "Paris", "P36")
 
@@ -35,9 +39,38 @@ def test_a_relation_is_known_by_its_words_where_no_id_is_given():
         "{} was founded by": "P112",
         "{} is located in the country of": "P17",
         "{} is located in": "P131",
+        "{}, who has the position of": "P39",
+        "{} plays in the position of": "P413",
+        "{} is named after": "P138",
+        "{} was developed by": "P178",
+        "{} is a member of": "P463",
+        "The location of {} is": "P276",
     }
     for prompt, wanted in said.items():
         found = relation_of(Fact(prompt, "X", "y"))
         assert found is not None
         assert found.id == wanted
     assert relation_of(Fact("The capital of {} is", "X", "y", "P0")) is None
+
+
+def test_an_office_is_not_asked_for_as_a_profession():
+    """A bishop's profession is bishop: the new answer may be right there."""
+    asked = others(Fact("{}, who has the position of", "Decio Azzolino", "cardinal"))
+    assert "Decio Azzolino was born in" in asked
+    assert not any("office" in prompt or "profession" in prompt for prompt in asked)
+
+
+def test_the_words_of_real_prompts_tell_their_relations():
+    """known_1000 gives the ids: every one has a wording, and a relation told by its words alone has
+    the subjects and answers of the true one (who developed and who made a product are asked alike)."""
+    rows = json.loads(sample("rome/known_1000.json").read_text())
+    told = wrong = 0
+    for row in rows:
+        fact = Fact(row["template"], row["subject"], row["attribute"])
+        true = relation_of(replace(fact, relation=row["relation_id"]))
+        found = relation_of(fact)
+        assert true is not None, row["relation_id"]
+        told += found is not None
+        wrong += found is not None and (found.of, found.gives) != (true.of, true.gives)
+    assert told > 0.9 * len(rows)
+    assert wrong < 0.01 * len(rows)
