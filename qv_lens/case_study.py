@@ -81,7 +81,10 @@ WORDS = 10
 DRAWN = 14
 #: facts of the kind over which layers are located
 LOCATED = 16
-METRICS = ("efficacy_acc", "efficacy_success", "paraphrase_acc", "specificity_acc", "multihop_acc")
+METRICS = (
+    "efficacy_gen", "paraphrase_gen", "specificity_gen", "efficacy_acc", "efficacy_success",
+    "paraphrase_acc", "specificity_acc", "multihop_acc",
+)  # fmt: skip
 LOCATED_VARIANT = "ACE, located layers"
 #: the layers' effects, by the token whose neurons they are
 LAST, SUBJECT = "effects at the last token", "effects at the subject"

@@ -61,6 +61,7 @@ from qv_lens.evaluation.metrics import (
 )
 from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.questions import CaseAnswers, Generation, ProbeAnswer, questions
+from qv_lens.facts.benchmarks import contaminated, uncontaminated
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase, check_requests
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -69,6 +70,10 @@ from qv_lens.progress import progress_bar
 
 Protocol = Literal["single", "batch", "consecutive"]
 PROTOCOLS = ("single", "batch", "consecutive")
+#: measured where no metric is named: what the model says, then what it is likely to say
+DEFAULT = (
+    "efficacy_gen", "paraphrase_gen", "specificity_gen", "multihop_gen", "multihop_known", *FORCED,
+)  # fmt: skip
 COLUMNS = [
     "case",
     "subject",
@@ -105,10 +110,11 @@ def evaluate(
     largest ||dW|| / ||W|| of what was written (`relative_norm`), and the seconds of the edit per
     fact; of a search for several cases each case's share (`batch_size=1`: every edit timed alone).
 
-    `metrics`: names of `metrics.FORCED` (the default: those of them that fit the cases), of
-    `metrics.NAMED` (denial, reversal, overfit), of `metrics.GENERATED`, whose settings are
-    `generation`, and of `metrics.JUDGED`: these are what `judge(prompt, continuation, accepted
-    answers)` gives, a value from 0 to 1 of a model or a person. None is called unless it is passed.
+    `metrics`: names of `metrics.GENERATED` (what the model says, with the settings `generation`), of
+    `metrics.FORCED` (teacher-forced), of `metrics.NAMED` (denial, reversal, overfit), and of
+    `metrics.JUDGED`: these are what `judge(prompt, continuation, accepted answers)` gives, a value
+    from 0 to 1 of a model or a person. None is called unless it is passed. The default: those of
+    `DEFAULT` that fit the cases.
     `held_out`: texts whose perplexity before and with the edits in force is a row of every case.
     `editor`: one with its settings, or the name of one of the model's presets; None asks the
     unedited model alone (`after` is `before`).
@@ -122,7 +128,9 @@ def evaluate(
     for all. A case that cannot be asked or edited has NaN as `after` and its reason in
     `.attrs["skipped"]`.
 
-    Warns of a metric named that none of the cases can be asked.
+    Warns of a metric named that none of the cases can be asked, and of chains with a step that
+    another case's edit answers differently, where all stay edited ("consecutive"); in batches such
+    cases are kept apart.
     Raises `ConfigError` for an unknown metric or protocol, or no case, `EditError` for anything
     that is not an editor, or for an editor that reads C0 where none is given.
 
@@ -145,7 +153,7 @@ def evaluate(
         editor = editor_of(lens, editor)
         check_editor(editor)
         check_statistics(lens, editor, statistics)
-    wanted = list(metrics) if metrics is not None else fitting(cases, FORCED) or list(FORCED)
+    wanted = list(metrics) if metrics is not None else fitting(cases, DEFAULT) or list(DEFAULT)
     if generation is None and any(_kind(name) == "cot" for name in wanted):
         warnings.warn(UNAIDED, stacklevel=2)
     ordinary = checked_texts(held_out)
@@ -164,6 +172,8 @@ def evaluate(
         ordinary,
         perplexity(lens, ordinary) if ordinary else nan,
     )
+    if editor is not None and protocol == "consecutive":
+        _warn_of_contaminated(cases)
     good = run.readable(cases)
     looks = _before(lens, [cases[i] for i in good], run.generation, run.groups, cache)
     before = dict(zip(good, looks, strict=True))
@@ -268,19 +278,34 @@ def _warn_of_nothing(frame: pd.DataFrame) -> None:
         )
 
 
+def _warn_of_contaminated(cases: Sequence[Case]) -> None:
+    """Warn of chains that the edits of other cases lead elsewhere."""
+    chains = contaminated(cases)
+    if chains:
+        warnings.warn(
+            f"{len(chains)} of {len(cases)} cases have a step that another case's edit answers "
+            "differently, so that after all edits the right answer to their questions is another "
+            "one (MQuAKE-Remastered): leave out the cases of "
+            "qv_lens.facts.benchmarks.contaminated(cases), or edit in batches.",
+            stacklevel=3,
+        )
+
+
 def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
     """Those of the named metrics that at least one of the cases holds prompts for: what would not
     be NaN."""
     metric_names = list(names)
     kinds = {GENERATED[name][0] for name in metric_names if name in GENERATED}
     groups = groups_of(metric_names)
-    # whether a metric has a value depends on the questions alone, not on the answers
+    # whether a metric has a value depends on the questions alone, where the model knows the answers
     any_answer = ProbeAnswer((0,), (0,), 0.0)
     fits: set[str] = set()
     for case in cases:
         texts = {
             kind: tuple("a b c" for _ in prompts_of(case, kind, Generation())) for kind in kinds
         }
+        if "onward" in kinds:
+            texts["onward"] = tuple(old.answer for old in questions(case).get("onward_old", ()))
         anything = CaseAnswers(
             {
                 group: (any_answer,) * len(probes)
@@ -295,11 +320,11 @@ def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
 
 
 def usual_metrics(cases: Sequence[Case]) -> list[str]:
-    """The metrics measured where none are named: those by probability, and those by generated
-    text."""
+    """What the command measures where no metric is named: the default, and what takes longer
+    texts."""
     if isinstance(cases[0], MultiHopCase):
-        return fitting(cases, (*FORCED, "multihop_direct", "multihop_cot", "multihop_cot_rate"))
-    return fitting(cases, (*FORCED, "efficacy_gen", "paraphrase_gen", "fluency"))
+        return fitting(cases, (*DEFAULT, "multihop_direct", "multihop_cot", "multihop_cot_rate"))
+    return fitting(cases, (*DEFAULT, "fluency"))
 
 
 def usual_count(protocol: Protocol, batch_size: int = 32) -> int:
@@ -540,23 +565,37 @@ def _bar(items: Sequence[Any], run: _Run, unit: str) -> Any:
 
 
 def _compatible(cases: Sequence[Case], good: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of up to `size` cases, no two of which ask different things of one prompt; a
-    conflicting case waits for the next batch."""
+    """Batches of up to `size` cases, no two of which ask different things of one prompt, and none of
+    which answers a step of another's right path differently (`uncontaminated`); a conflicting case
+    waits for the next batch."""
     waiting, chunks = list(good), []
     while waiting:
         chunk: list[int] = []
         for i in waiting:
             if len(chunk) == size:
                 break
-            try:
-                check_requests([request for j in (*chunk, i) for request in cases[j].requests])
-            except EditError:
-                if chunk:  # alone it goes ahead, and the edit says what is wrong
-                    continue
-            chunk.append(i)
+            # alone it goes ahead, and the edit says what is wrong
+            if not chunk or _joins(cases[i], [cases[j] for j in chunk]):
+                chunk.append(i)
         chunks.append(chunk)
         waiting = [i for i in waiting if i not in set(chunk)]
     return chunks
+
+
+def _joins(case: Case, others: Sequence[Case]) -> bool:
+    """Whether a case can be edited together with others."""
+    try:
+        check_requests([request for each in (*others, case) for request in each.requests])
+    except EditError:
+        return False
+    return not any(_changes(case, other) or _changes(other, case) for other in others)
+
+
+def _changes(case: Case, other: Case) -> bool:
+    """Whether a case's edits answer a step of another's right path differently."""
+    if not isinstance(other, MultiHopCase):
+        return False
+    return len(uncontaminated(other, case.requests)) < len(case.requests)
 
 
 def total(patches: Sequence[Patch]) -> Patch:
@@ -648,7 +687,7 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     no `after`); the ends of the interval of `after` (`low`, `high`), `cases`, the largest
     `relative_norm`, median `seconds`.
 
-    `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity
+    `score_gen`, `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity
     (CounterFact). The same case number is the same case: frames put together need a column in `by`
     that tells them apart. Raises `ConfigError` for columns that the frame lacks, or that are means
     here."""
@@ -672,7 +711,7 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     scores = []
     for key, part in out.groupby(list(by), sort=False, dropna=False) if by else [((), out)]:
         means = part.set_index("metric")
-        for kind in ("acc", "success"):
+        for kind in ("gen", "acc", "success"):
             names = [f"{name}_{kind}" for name in ("efficacy", "paraphrase", "specificity")]
             if set(names) <= set(means.index):
                 values = {

@@ -8,7 +8,7 @@ error, or with `skip=True` reports the record."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -182,16 +182,35 @@ def warn_of(refused: pd.DataFrame) -> None:
 
 def uncontaminated(case: MultiHopCase, edits: Iterable[EditRequest]) -> list[EditRequest]:
     """Those of the edits that leave a case's right path as it is: dropped is an edit with subject
-    and relation of one of its steps and another object.
+    and relation of one of its steps and another object. A step without its relation is no edit's.
 
     The steps are those after its own edits. Of a case that is not edited itself pass
     `replace(case, new_hops=case.hops)`.
     Source: MQuAKE-Remastered (its loader); of many edits together some answer another case's step
     differently, and its question then has another right answer.
     """
-    path = {(hop.subject, hop.relation): hop.answer for hop in case.new_hops}
+    path = _right_path(case)
     return [
         edit
         for edit in edits
         if path.get((edit.fact.subject, edit.fact.relation), edit.new) == edit.new
     ]
+
+
+def contaminated(cases: Sequence[Case]) -> list[int]:
+    """Which cases have a step on their right path that an edit of another case answers differently:
+    once all are edited, the right answer to their questions is another one."""
+    told: dict[tuple[str | None, str | None], set[str]] = {}
+    for case in cases:
+        for edit in case.requests:
+            told.setdefault((edit.fact.subject, edit.fact.relation), set()).add(edit.new)
+    return [
+        i
+        for i, case in enumerate(cases)
+        if isinstance(case, MultiHopCase)
+        and any(told.get(step, {new}) != {new} for step, new in _right_path(case).items())
+    ]
+
+
+def _right_path(case: MultiHopCase) -> dict[tuple[str | None, str | None], str]:
+    return {(hop.subject, hop.relation): hop.answer for hop in case.new_hops if hop.relation}

@@ -45,6 +45,9 @@ HEADS: Mapping[str, Column] = MappingProxyType({
 })  # fmt: skip
 #: metrics in words
 METRICS: Mapping[str, str] = MappingProxyType({
+    "efficacy_gen": "it says the new answer (efficacy_gen)",
+    "paraphrase_gen": "it says so in other words (paraphrase_gen)",
+    "specificity_gen": "it says other subjects' answers (specificity_gen)",
     "efficacy_acc": "the new answer is the likeliest (efficacy_acc)",
     "efficacy_success": "the new answer is likelier than the old (efficacy_success)",
     "paraphrase_acc": "so it is in other words (paraphrase_acc)",

@@ -164,13 +164,65 @@ def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
             assert alone["after"].isna().all()
     # what would be NaN is not asked by default
     assert set(protocols.FORCED) - set(together["metric"]) == missing[kind]
-    assert values(together).notna().groupby("metric").any().all()
+    asked = together[
+        together["metric"] != "multihop_gen"
+    ]  # has a value where the model knows a chain
+    assert values(asked).notna().groupby("metric").any().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("facts", ["efficacy_gen", "paraphrase_gen", "specificity_gen"]),
+        (
+            "chains",
+            ["efficacy_gen", "paraphrase_gen", "specificity_gen", "multihop_gen", "multihop_known"],
+        ),
+    ],
+)
+def test_what_the_model_says_comes_first_where_no_metric_is_named(tiny, kind, said):
+    lens, _ = tiny
+    cases = CASES if kind == "facts" else list(parse(world_cases.mquake(WORLD, 3, 0)).cases)
+    frame = evaluate(lens, cases)
+    assert list(frame["metric"].unique())[: len(said)] == said
+    pd.testing.assert_series_equal(
+        values(frame[frame["metric"].isin(said)]), values(evaluate(lens, cases, said))
+    )
 
 
 def test_conflicting_cases_go_into_different_batches():
     one, other = CASES[0], qv.EditCase(CASES[0].request.fact.to("Quorix"))
     assert _compatible([one, other, CASES[1]], [0, 1, 2], 3) == [[0, 2], [1]]
     assert _compatible(CASES, [0, 1, 2, 3], 2) == [[0, 1], [2, 3]]
+
+
+def chain_of(capital, owner):
+    """A case that moves X Ltd to a country, whose capital is asked for, and the edit of another's."""
+    path = (
+        Hop("Where is X Ltd?", "X Ltd is in", "Peru", subject="X Ltd", relation="P17"),
+        Hop("Its capital?", "The capital of Peru is", "Lima", subject="Peru", relation="P36"),
+    )
+    moved = qv.Fact("{} is in", "X Ltd", "Chile", relation="P17").to("Peru")
+    peru = qv.Fact("The capital of {} is", owner, "Lima", relation="P36").to(capital)
+    return [
+        MultiHopCase(0, (moved,), ("Q",), "Santiago", "Lima", new_hops=path),
+        MultiHopCase(1, (peru,), ("Q",), "Lima", capital),
+    ]
+
+
+def test_edits_that_lead_another_chain_elsewhere_are_kept_apart(tiny):
+    lens, _ = tiny
+    for cases, apart in (
+        (chain_of("Cusco", "Peru"), True),
+        (chain_of("Cusco", "Bolivia"), False),
+        (chain_of("Cusco", "Peru")[:1], False),
+    ):
+        both = list(range(len(cases)))
+        assert _compatible(cases, both, 2) == ([[0], [1]] if apart else [both])
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            evaluate(lens, cases, ["efficacy_acc"], qv.FT(layer=1, steps=1), "consecutive")
+        assert any("1 of 2 cases have a step" in str(each.message) for each in told) == apart
 
 
 def test_what_cannot_be_edited_or_asked_is_counted(tiny):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -405,6 +406,10 @@ def test_mquake_remastered_and_what_contaminates_a_case():
     ]
     kept = uncontaminated(case, edits)
     assert kept == [edits[0], *edits[2:]]
+    # two relations that nobody named are not the same one
+    loved = qv.Fact("{} is loved by", "Norway", "Spain").to("Chad")
+    bare = replace(case, new_hops=tuple(replace(hop, relation=None) for hop in case.new_hops))
+    assert uncontaminated(bare, [loved, edits[1]]) == [loved, edits[1]]
 
 
 RIPPLE = {
