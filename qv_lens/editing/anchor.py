@@ -19,6 +19,7 @@ from qv_lens.editing.edit import check_editor
 from qv_lens.editing.keys import read, rows_of, values
 from qv_lens.editing.layer_by_layer import ClosedForm
 from qv_lens.editing.presets import editor_of
+from qv_lens.editing.statistics import check_untouched
 from qv_lens.editing.targets import ffn_part, search
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
@@ -37,16 +38,13 @@ def norm_anchor(
 
     `editor`: whose search is run, by default the model's preset of MEMIT. The release takes 1,000
     requests of CounterFact.
-    Raises `EditError` for no request, an editor that searches no z*, or a lens with a patch or an
-    intervention in force: the length is that of the unedited model.
+    Raises `EditError` for no request, an editor that searches no z*, or a lens that is not the
+    unedited model: with patches, interventions or hooks, or written to since it was wrapped.
     """
     asked = [requests] if isinstance(requests, EditRequest) else list(requests)
     if not asked:
         raise EditError("There is nothing to measure: pass at least one EditRequest.")
-    if lens.patches or lens.interventions:
-        raise EditError(
-            "The anchor is measured on the unedited model: take patches and interventions off."
-        )
+    check_untouched(lens, "The anchor, of the unedited model, is measured")
     chosen = editor_of(lens, editor)
     check_editor(chosen)
     if not isinstance(chosen, ClosedForm):

@@ -135,7 +135,6 @@ class NSE(ClosedForm):
             if self.trims and len(written) > rounds:
                 written[rounds:] = [self.kept_of(job, before, summed(written[rounds:]))]
             self._warn_of_far(self._distance(job.lens, plan, rows, targets))
-            self._warn_of_near(history)
             job.notes["rounds"].append(history)
             earlier.learn(self._keys(job.lens, plan, rows))
         if not written:
@@ -143,6 +142,7 @@ class NSE(ClosedForm):
                 f"No fact is between near={self.near:g} and far={self.far:g} of its z*: nothing "
                 "was written. Lower near, or raise far."
             )
+        self._warn_of_near(job.notes["rounds"])
         return summed(written)
 
     def _targets(
@@ -182,14 +182,17 @@ class NSE(ClosedForm):
                 stacklevel=4,
             )
 
-    def _warn_of_near(self, history: Sequence[Mapping[str, list]]) -> None:
+    def _warn_of_near(self, batches: Sequence[Sequence[Mapping[str, list]]]) -> None:
         """Warn of facts that no round has written because they were near from the start."""
-        first, written = history[0]["distance"], {i for done in history for i in done["active"]}
-        near = [i for i, size in enumerate(first) if size <= self.near and i not in written]
-        if near and written:
+        near = facts = 0
+        for rounds in batches:
+            first, active = rounds[0]["distance"], {i for done in rounds for i in done["active"]}
+            facts += len(first)
+            near += sum(size <= self.near and i not in active for i, size in enumerate(first))
+        if near:
             warnings.warn(
-                f"{len(near)} of {len(first)} facts lie within near={self.near:g} of their z* and are "
-                "not written: lower near.",
+                f"{near} of {facts} facts lie within near={self.near:g} of their z* and are not "
+                "written: lower near.",
                 stacklevel=4,
             )
 

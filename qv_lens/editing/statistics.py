@@ -153,6 +153,21 @@ class _Progress:
 
 
 @torch.no_grad()
+def check_untouched(lens: Lens, taken: str) -> None:
+    """Raise `EditError` for a lens that is not the bare model as it was wrapped; `taken`: what is
+    taken of it, and how."""
+    if not lens.bare:
+        raise EditError(
+            f"{taken} on the bare model: revert the patches, leave the interventions and take off "
+            "the hooks first."
+        )
+    if lens.written_to():
+        raise EditError(
+            f"{taken} on the model as it was wrapped, and the weights of {lens.name} were written to "
+            "since: wrap the model as it now is in a new Lens."
+        )
+
+
 def covariance(
     lens: Lens,
     texts: Iterable[str],
@@ -175,16 +190,7 @@ def covariance(
     as it is."""
     layers = checked_layers(layers)
     _check_request(texts, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every})
-    if not lens.bare:
-        raise EditError(
-            "Statistics are taken on the bare model: revert the patches, leave the interventions and "
-            "take off the hooks first."
-        )
-    if lens.written_to():
-        raise EditError(
-            f"The weights of {lens.name} were written to since it was wrapped, and statistics of them "
-            "would pass for those of the model as it was: wrap the model as it now is in a new Lens."
-        )
+    check_untouched(lens, "Statistics are taken")
     if isinstance(modules, str) or not modules or set(modules) - {"ffn", "attn"}:
         raise EditError(f"modules are ('ffn',), ('attn',) or both, got {modules!r}.")
     context = lens.backend_adapter.cfg.n_ctx
