@@ -78,7 +78,7 @@ def locate(
     norm: NormMode = "frozen",
     base: Base = "mid",
     method: Method = "grad",
-    by: By = "importance",
+    by: By | NeuronSet = "importance",
     top: int = 300,
     prompts: Literal["multi_hop", "single_hop"] = "multi_hop",
 ) -> Layers:
@@ -87,10 +87,11 @@ def locate(
 
     `by`: 'importance' (Eq. 9 of every neuron, read out at `position`) or 'effects' (the gradient
     score of neurons at `position` on the answer at the prompt's end; `norm` and `base` then play no
-    part). `top`: how many value neurons the query layers are asked for, by `method` (as
-    `query_neurons`); by effects also how many count for their layers. `prompts`: of a chain its
-    question ('multi_hop') or those of its hops ('single_hop').
-    Raises `ConfigError` for no cases, or an unknown `by`.
+    part), or a set of FFN neurons of the same prompts, scored in any other way (`neuron_effects` by
+    RelP, in rounds, against a mean). `top`: how many value neurons the query layers are asked for,
+    by `method` (as `query_neurons`); by effects also how many count for their layers; of a set all.
+    `prompts`: of a chain its question ('multi_hop') or those of its hops ('single_hop').
+    Raises `ConfigError` for no cases, an unknown `by`, or a set of other units or of other prompts.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")
@@ -98,7 +99,7 @@ def locate(
     >>> qv.locate(lens, fact).value[:2]  # value layers, best first
     (2, 3)
     """
-    if by not in ("importance", "effects"):
+    if not isinstance(by, NeuronSet) and by not in ("importance", "effects"):
         raise unknown("by", by, ("importance", "effects"))
     if prompts not in ("multi_hop", "single_hop"):
         raise unknown("Prompts", prompts, ("multi_hop", "single_hop"))
@@ -106,7 +107,14 @@ def locate(
     if not facts:
         raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")
     trace = lens.trace(facts, position)
-    if by == "effects":
+    if isinstance(by, NeuronSet):
+        value, by_layer = by, _positive(lens, by)
+        if by.unit != "ffn" or not by_layer.any():
+            raise ConfigError(
+                "locate takes a set of FFN neurons with scores, some of them above 0 "
+                f"(qv.neuron_effects(lens, facts, method='relp')); got {by!r:.100}."
+            )
+    elif by == "effects":
         value = neuron_effects(lens, trace, top, positions=position)
         by_layer = _positive(lens, value)
     else:
@@ -123,8 +131,15 @@ def locate(
         ],
         ignore_index=True,
     )
+    scored = "neurons" if isinstance(by, NeuronSet) else by
     frame.attrs.update(
-        {**value.settings, "method": method, "position": position, "by": by, "prompts": len(facts)}
+        {
+            **value.settings,
+            "method": method,
+            "position": position,
+            "by": scored,
+            "prompts": len(facts),
+        }
     )
     # from this layer on, a 0 says that nothing reads the layer, not that it feeds as much as it
     # takes

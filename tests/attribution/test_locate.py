@@ -9,6 +9,7 @@ import pytest
 
 import qv_lens as qv
 from qv_lens.attribution.locate import Layers, layer_counts
+from qv_lens.errors import ConfigError
 from tests.attribution.test_value import FACTS
 from tests.models import tiny_lens
 
@@ -100,6 +101,27 @@ def test_layers_by_effects_are_ranked_by_what_the_answer_loses(kind):
     wanted = wanted.reindex(range(lens.n_layers), fill_value=0.0)  # nothing reads the last one
     assert scores.tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
     assert found.value == tuple(wanted.sort_values(ascending=False, kind="stable").index)
+
+
+@pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
+def test_layers_by_a_set_of_neurons_are_ranked_by_its_scores(kind):
+    """Any scores of the same prompts: those of the gradient are by='effects', RelP's are others."""
+    lens = tiny_lens(kind)
+    at = {"position": "subject_last"}
+    effects = qv.neuron_effects(lens, FACTS, 25, positions="subject_last")
+    named, given = (qv.locate(lens, FACTS, **at, by=by, top=25) for by in ("effects", effects))
+    pd.testing.assert_frame_equal(named.frame, given.frame)
+    assert given.frame.attrs["by"] == "neurons"
+    relp = qv.neuron_effects(lens, FACTS, 25, positions="subject_last", method="relp")
+    found = qv.locate(lens, FACTS, **at, by=relp)
+    wanted = relp.frame[relp.frame["score"] > 0].groupby("layer")["score"].sum()
+    scores = found.frame[found.frame["kind"] == "value"].set_index("layer")["score"]
+    assert scores[scores > 0].to_dict() == pytest.approx(wanted.to_dict())
+    assert found.frame.attrs["method"] != "relp"  # that is how the queries were scored
+    heads = qv.neuron_effects(lens, FACTS, 3, unit="head")
+    for strange in (heads, qv.NeuronSet.of([(0, 1)])):
+        with pytest.raises(ConfigError, match="FFN neurons with scores"):
+            qv.locate(lens, FACTS, by=strange)
 
 
 @pytest.mark.parametrize(

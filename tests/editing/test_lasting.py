@@ -508,7 +508,10 @@ def test_facts_that_nse_never_writes_are_told_of(size):
     options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
     far = qv.edit(lens, REQUESTS, nse(), **options).info["rounds"][0][0]["distance"]
     with pytest.warns(UserWarning, match="1 of 2 facts lie within near"):
-        qv.edit(lens, REQUESTS, nse(near=sum(far) / 2, rounds=1), batch_size=size, **options)
+        facts = [
+            request for _, request in sorted(zip(far, REQUESTS, strict=True), key=lambda x: x[0])
+        ]
+        qv.edit(lens, facts, nse(near=sum(far) / 2, rounds=1), batch_size=size, **options)
 
 
 def test_what_is_lost_to_rounding_is_told():
@@ -556,7 +559,9 @@ def test_the_anchor_of_an_editor_out_of_its_bounds():
     memit = qv.MEMIT(layers=(1,), lam=1.0, steps=2)
     assert qv.norm_anchor(lens, REQUESTS[0], memit) == qv.norm_anchor(lens, REQUESTS[:1], memit)
     lens.w_out(1).mul_(1.1)
-    with pytest.raises(qv.QVLensError, match="anchor, of the unedited model.*were written to since"):
+    with pytest.raises(
+        qv.QVLensError, match="anchor, of the unedited model.*were written to since"
+    ):
         qv.norm_anchor(lens, REQUESTS, memit)
 
 
