@@ -66,6 +66,7 @@ def ability(
         ) from error
     index, bos = _index(manager, tasks), _asked_with_bos(lens)
     with lens.patched(*patches):
+        label = lens.label
         wrapped = wrapper(
             pretrained=lens.plain_model(),
             tokenizer=deepcopy(lens.tokenizer),  # lm-eval gives it padding
@@ -91,7 +92,9 @@ def ability(
                 f"lm-eval cannot read the questions of these tasks, which it downloads: {error}. "
                 "Ask where there is a network, or give a task of your own as a dictionary."
             ) from error
-    return _table(found)
+    frame = _table(found)
+    frame.attrs.update(label)
+    return frame
 
 
 def _asked_with_bos(lens: Lens) -> bool:

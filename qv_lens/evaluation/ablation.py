@@ -88,7 +88,9 @@ def ablate(
         with lens.intervene(Zero(neurons)):
             for group, facts in groups.items():
                 rows.append((group, *drop(clean[group], answers(lens, facts))))
-    return pd.DataFrame(rows, columns=["group", *DROP])
+    frame = pd.DataFrame(rows, columns=["group", *DROP])
+    frame.attrs.update(lens.label)
+    return frame
 
 
 def suppress(
@@ -129,7 +131,10 @@ def suppress(
                         _activated(lens, value, chains, threshold, f"{name} layer {layer}")
                     )
     table = pd.DataFrame(rows, columns=["intervention", "layer", "count", *DROP])
-    return table, pd.concat(counts, ignore_index=True) if counts else nothing
+    active = pd.concat(counts, ignore_index=True) if counts else nothing
+    for frame in (table, active):
+        frame.attrs.update({**lens.label, "top": count})
+    return table, active
 
 
 def _best_query_neurons(

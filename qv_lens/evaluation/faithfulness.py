@@ -176,7 +176,9 @@ def areas(frame: pd.DataFrame) -> pd.DataFrame:
         cpr, cmd = np.mean(shares, axis=0) if shares else (np.nan, np.nan)
         row = {"ranking": ranking, "kept": kept, "prompts": len(values), "area": np.mean(values)}
         records.append({**row, "low": low, "high": high, "cpr": cpr, "cmd": cmd})
-    return pd.DataFrame(records)
+    found = pd.DataFrame(records)
+    found.attrs.update(frame.attrs)
+    return found
 
 
 def _area(curve: pd.DataFrame) -> float:

@@ -56,7 +56,9 @@ def known(
     ]
     wrong = {i for (i, _, _), hit in zip(links, right, strict=True) if not hit}
     kept = [case for i, case in enumerate(cases) if case.hops and i not in wrong]
-    return kept, pd.DataFrame(rows, columns=["case", "hop", "prompt", "answer", "right"])
+    frame = pd.DataFrame(rows, columns=["case", "hop", "prompt", "answer", "right"])
+    frame.attrs.update({**lens.label, "how": how})
+    return kept, frame
 
 
 def _answered(lens: Lens, hops: Sequence[Hop], prompts: Sequence[str], how: How) -> list[bool]:
@@ -198,16 +200,16 @@ def known_facts(
     """
     facts = _checked_facts(facts)
     check_count("batch_size", batch_size)
-    if not facts:
-        return [], pd.DataFrame(columns=["prompt", "answer", "said", "right", "logprob"])
-    longest = max(answer_length(lens, fact, _names(fact)) for fact in facts)
-    texts = lens.generate(facts, max(SHOWN, longest), batch_size)
-    logprobs = lens.logprob(facts)
     rows = []
+    longest = max([SHOWN, *(answer_length(lens, fact, _names(fact)) for fact in facts)])
+    texts = lens.generate(facts, longest, batch_size) if facts else []
+    logprobs = lens.logprob(facts) if facts else []
     for fact, text, logprob in zip(facts, texts, logprobs, strict=True):
         rows.append((fact.text, fact.answer, text, _right(fact, text), logprob))
     kept = [fact for fact, row in zip(facts, rows, strict=True) if row[3]]
-    return kept, pd.DataFrame(rows, columns=["prompt", "answer", "said", "right", "logprob"])
+    frame = pd.DataFrame(rows, columns=["prompt", "answer", "said", "right", "logprob"])
+    frame.attrs.update(lens.label)
+    return kept, frame
 
 
 def _checked_facts(facts: Iterable[Fact]) -> list[Fact]:

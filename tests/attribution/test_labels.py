@@ -11,6 +11,10 @@ import torch
 
 import qv_lens as qv
 from qv_lens.attribution.setting import setting
+from qv_lens.evaluation.ablation import ablate, answers, suppress
+from qv_lens.evaluation.faithfulness import areas
+from qv_lens.evaluation.known_cases import known
+from qv_lens.facts.records import Hop
 from tests.attribution.test_value import FACTS
 from tests.models import KINDS, tiny_lens
 
@@ -313,3 +317,22 @@ def test_every_verb_takes_a_model_in_half_precision(kind, dtype, size):
     assert qv.ace_official(half, facts).counts["score"].sum() == 2 * min(
         300, half.n_layers * half.d_mlp
     )
+
+
+def test_every_frame_names_its_model():
+    """What is known, what is lost, areas under curves: a frame written to a file says of what it is."""
+    lens = tiny_lens("gptj")
+    value = qv.value_neurons(lens, FACTS, 5)
+    hop = Hop("What?", FACTS[0].text, FACTS[0].answer)
+    case = qv.MultiHopCase(0, (), ("Q",), "Ann", "Bob", hops=(hop,))
+    clean = {"all": answers(lens, FACTS)}
+    frames = [
+        qv.known(lens, FACTS)[1],
+        qv.known(lens, [])[1],
+        known(lens, [case])[1],
+        areas(qv.faithfulness(lens, FACTS, {"value": value}, [1, 2])),
+        ablate(lens, value, {"all": FACTS}, clean),
+        *suppress(lens, FACTS, 2),
+    ]
+    for frame in frames:
+        assert {**frame.attrs, **lens.label, "seed": 0} == {**frame.attrs, "seed": 0}
