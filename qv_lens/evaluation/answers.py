@@ -18,7 +18,14 @@ import torch
 
 from qv_lens.errors import FactError
 from qv_lens.evaluation.metrics import mean
-from qv_lens.evaluation.questions import WRITTEN, CaseAnswers, Generation, ProbeAnswer, questions
+from qv_lens.evaluation.questions import (
+    RUNS_ON,
+    WRITTEN,
+    CaseAnswers,
+    Generation,
+    ProbeAnswer,
+    questions,
+)
 from qv_lens.facts.prompts import answered, cot_prompt
 from qv_lens.facts.records import Asked, Case, MultiHopCase
 from qv_lens.facts.spans import continuation
@@ -150,6 +157,8 @@ def _continued(
         return []
     if kind == "fluency":
         return lens.generate(list(prompts), tokens, top_k=generation.top_k, seed=generation.seed)
+    if kind.endswith("_whole"):
+        return lens.generate(list(prompts), tokens, runs_on=RUNS_ON)
     return lens.generate(list(prompts), tokens, enough=answered if kind == "cot" else None)
 
 

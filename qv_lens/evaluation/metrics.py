@@ -40,7 +40,7 @@ from math import exp, log2, nan
 from types import MappingProxyType
 
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.evaluation.questions import WRITTEN, CaseAnswers, ProbeAnswer, questions
+from qv_lens.evaluation.questions import RUNS_ON, WRITTEN, CaseAnswers, ProbeAnswer, questions
 from qv_lens.facts.prompts import begins, contains, matches, parse_answer
 from qv_lens.facts.records import Case, MultiHopCase, Probe
 
@@ -153,6 +153,12 @@ def _continuations(kind: str, says: Callable[[str, Sequence[str]], bool]) -> Met
     return metric
 
 
+def _exactly(text: str, accepted: Sequence[str]) -> bool:
+    """Whether a continuation is one of the answers and ends there: blanks and full stops that run on
+    are no end of text."""
+    return not text.endswith(RUNS_ON) and matches(text, accepted)
+
+
 def _said(case: Case, now: CaseAnswers, kind: str) -> list[tuple[str, Probe]]:
     """The continuations of a kind, each with what was asked."""
     asked = questions(case).get(WRITTEN[kind], ())
@@ -255,9 +261,9 @@ GENERATED: Mapping[str, tuple[str, Metric]] = MappingProxyType({
     "efficacy_gen": ("rewrite", _continuations("rewrite", begins)), "paraphrase_gen": ("paraphrase", _continuations("paraphrase", begins)),
     "specificity_gen": ("near", _continuations("near", begins)), "multihop_cot": ("cot", _thoughts(True)), "multihop_cot_rate": ("cot", _thoughts(False)),
     "multihop_direct": ("direct", _directly), "multihop_gen": ("onward", _hopped), "multihop_known": ("onward", _hops_known), "fluency": ("fluency", _fluency),
-    "efficacy_exact": ("rewrite_whole", _continuations("rewrite_whole", matches)),
-    "paraphrase_exact": ("paraphrase_whole", _continuations("paraphrase_whole", matches)),
-    "specificity_exact": ("near_whole", _continuations("near_whole", matches)),
+    "efficacy_exact": ("rewrite_whole", _continuations("rewrite_whole", _exactly)),
+    "paraphrase_exact": ("paraphrase_whole", _continuations("paraphrase_whole", _exactly)),
+    "specificity_exact": ("near_whole", _continuations("near_whole", _exactly)),
     "efficacy_contains": ("rewrite_whole", _continuations("rewrite_whole", contains)),
     "paraphrase_contains": ("paraphrase_whole", _continuations("paraphrase_whole", contains)),
     "specificity_contains": ("near_whole", _continuations("near_whole", contains)),

@@ -636,7 +636,7 @@ def largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> floa
 
 
 #: changes when the same questions are asked in another way, so that older answers are not taken
-FORMAT = 2
+FORMAT = 3
 
 
 def _before(

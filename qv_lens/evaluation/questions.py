@@ -102,6 +102,9 @@ WRITTEN: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 
 
+#: behind a continuation that is read to the end of text and has none within its tokens
+RUNS_ON = " …"
+
 #: groups that are asked only by name: no usual metric reads them
 BESIDE = ("denied_", "alone_", "unrelated_", "distracted_", "reversed_")
 

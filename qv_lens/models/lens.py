@@ -572,6 +572,7 @@ class Lens:
         top_k: int | None = None,
         seed: int = 0,
         enough: Callable[[str], bool] | None = None,
+        runs_on: str = "",
     ) -> Any:
         """The continuation of a text or a fact's prompt, of at most `max_new_tokens`, or of each of
         several (`batch_size` a pass): greedy, or with `top_k` sampled from the likeliest tokens
@@ -580,7 +581,7 @@ class Lens:
         Special tokens are left out. A continuation ends at an end-of-text token (the tokenizer's,
         or any of the checkpoint's generation_config, of which nothing else is used), where it fills
         the context (with a warning), or where `enough` says that the continuation so far is all
-        that is wanted.
+        that is wanted. `runs_on` is put behind one that was cut off before its end of text.
 
         Without interventions in force it runs on the Hugging Face model (same weights) with its
         cache; with them, or with user-installed hooks, on the hooked model without one."""
@@ -604,7 +605,11 @@ class Lens:
         context = self.backend_adapter.cfg.n_ctx
         with self.turn.one_pass():
             new = continued(step, rows, max_new_tokens, context, batch_size, of_one_length)
-        texts = [following(decode, row, ids) for row, ids in zip(rows, new, strict=True)]
+        texts = [
+            following(decode, row, ids)
+            + (runs_on if len(ids) == min(max_new_tokens, context - len(row)) else "")
+            for row, ids in zip(rows, new, strict=True)
+        ]
         return texts[0] if isinstance(text, (str, Fact)) else texts
 
     @property

@@ -183,6 +183,28 @@ def test_generation_stops_where_a_text_says_enough(backend, monkeypatch):
     assert lens.generate(list(PROMPTS), 6, enough=enough) == expected
 
 
+def test_generation_tells_what_was_cut_off_before_its_end_of_text(backend, monkeypatch):
+    lens, cut = tiny_lens("gptj", backend), " and so on"
+    greedy = []
+    for text in PROMPTS:
+        ids, new = list(tokenizer()(text)["input_ids"]), []
+        for _ in range(6):
+            new.append(int(lens.hf(torch.tensor([[*ids, *new]])).logits[0, -1].argmax()))
+        greedy.append(new)
+    said = [set(new) for new in greedy]
+    ends = frozenset(set.union(*said) - set.intersection(*said))  # not all come to an end
+    monkeypatch.setattr(type(lens), "ends_of_text", ends)
+    wanted = []
+    for new in greedy:
+        stop = next((i for i, token in enumerate(new) if token in ends), 6)
+        text = lens.tokenizer.decode(new[:stop], skip_special_tokens=True)
+        wanted.append(text + (cut if stop == 6 else ""))
+    assert len({text.endswith(cut) for text in wanted}) == 2
+    assert lens.generate(list(PROMPTS), 6, runs_on=cut) == wanted
+    with lens.intervene(qv.Scale(qv.NeuronSet.of([(0, 0)]), 1.0)):  # without the cache
+        assert lens.generate(list(PROMPTS), 6, runs_on=cut) == wanted
+
+
 def test_both_backends_share_one_fingerprint(backend):
     assert tiny_lens("gptj", backend).fingerprint == tiny_lens("gptj", BACKENDS[0]).fingerprint
     assert (

@@ -507,11 +507,10 @@ def test_facts_that_nse_never_writes_are_told_of(size):
     lens = tiny_lens("gptj")
     options = {"statistics": covariance(lens, TEXTS, [1]), "templates": TEMPLATES}
     far = qv.edit(lens, REQUESTS, nse(), **options).info["rounds"][0][0]["distance"]
+    by_distance = sorted(zip(far, REQUESTS, strict=True), key=lambda each: each[0])
+    facts, editor = [request for _, request in by_distance], nse(near=sum(far) / 2, rounds=1)
     with pytest.warns(UserWarning, match="1 of 2 facts lie within near"):
-        facts = [
-            request for _, request in sorted(zip(far, REQUESTS, strict=True), key=lambda x: x[0])
-        ]
-        qv.edit(lens, facts, nse(near=sum(far) / 2, rounds=1), batch_size=size, **options)
+        qv.edit(lens, facts, editor, batch_size=size, **options)
 
 
 def test_what_is_lost_to_rounding_is_told():
@@ -560,7 +559,7 @@ def test_the_anchor_of_an_editor_out_of_its_bounds():
     assert qv.norm_anchor(lens, REQUESTS[0], memit) == qv.norm_anchor(lens, REQUESTS[:1], memit)
     lens.w_out(1).mul_(1.1)
     with pytest.raises(
-        qv.QVLensError, match="anchor, of the unedited model.*were written to since"
+        qv.QVLensError, match=r"anchor, of the unedited model.*were written to since"
     ):
         qv.norm_anchor(lens, REQUESTS, memit)
 

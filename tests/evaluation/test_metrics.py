@@ -24,7 +24,7 @@ from qv_lens.evaluation.metrics import (
     ngram_entropy,
 )
 from qv_lens.evaluation.protocols import summary
-from qv_lens.evaluation.questions import BESIDE, CaseAnswers, ProbeAnswer, questions
+from qv_lens.evaluation.questions import BESIDE, RUNS_ON, CaseAnswers, ProbeAnswer, questions
 from qv_lens.facts import relations
 from qv_lens.facts.records import Hop, MultiHopCase, Probe
 from tests.models import BACKENDS, PROMPTS, tiny_lens
@@ -363,6 +363,7 @@ def test_questions_say_what_is_asked():
         (" football", True, True, True),
         (" football.\n", True, True, True),
         (" football and also basketball in the", True, False, True),  # it runs on
+        (" football.\n\n\n" + RUNS_ON, True, False, True),  # so it does
         (" the sport of football.", False, False, True),
         (" footballer", False, False, False),
         ("", False, False, False),
