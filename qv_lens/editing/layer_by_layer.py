@@ -119,6 +119,9 @@ class ClosedForm(ABC):
     hits: Natural = 0
     """MPES: the search of a fact ends when this many of its steps gave the new answer in every
     prefixed prompt (0: not asked)."""
+    sure: Part = 0.0
+    """MPES's other rule: the search of a fact ends where its new answer's probability (a token's, in
+    the mean over all prompts) exceeds this (0: not asked)."""
     anchor: NotNegative = 0.0
     """NAS: the length that the FFN's part of z* is scaled to (`norm_anchor`; 0: as it is)."""
     damp: Part = 0.0
@@ -192,7 +195,7 @@ class ClosedForm(ABC):
             raise unknown("Fact token", self.fact_token, FACT_TOKENS, error=EditError)
         return Search(
             sites, self.steps, self.lr, self.weight_decay, self.clamp, self.kl, drop,
-            hits=self.hits, anchor=self.anchor,
+            hits=self.hits, sure=self.sure, anchor=self.anchor,
         )  # fmt: skip
 
     def spread(self, lens: Lens, layers: Group) -> Pass:

@@ -18,7 +18,9 @@ and minimises (MEMIT; ACE Eq. 13)
 4. MPES (`hits`): a forward in which the new answer is the argmax at every position of every
    prefixed prompt is a hit; at so many hits, which need not follow one another, the fact stops
    before anything else is asked. Source: ENCORE (Gupta et al. 2025); its release counts right
-   tokens, which is this rule for answers of one token and five prefixes alone.
+   tokens, which is this rule for answers of one token and five prefixes alone. Its other rule
+   (`sure`): the fact stops where the answer's probability, the geometric mean over its tokens,
+   exceeds this in the mean over all its prompts, the bare one included.
 5. NAS (`anchor` = mu): of v*, the part that the FFN writes is v = v0 + delta, v0 its output on the
    bare prompt. v is scaled to the length mu; a fact whose v is longer than 2 mu is skipped: its v*
    is init. (`anchor.norm_anchor` measures mu.)
@@ -84,6 +86,8 @@ class Search:
     hits: int = 0
     """MPES: forwards that give the new answer everywhere, after which a fact stops (0: not
     asked)."""
+    sure: float = 0.0
+    """MPES: the new answer's probability above which a fact stops (0: not asked)."""
     anchor: float = 0.0
     """NAS: mu, the length that the FFN's part of v* is scaled to (0: as it is)."""
 
@@ -296,6 +300,8 @@ class _Step(NamedTuple):
     """Whether the new answer is the argmax everywhere."""
     told: Tensor
     """Whether it is everywhere in the prefixed prompts."""
+    probability: Tensor
+    """The new answer's, per token, in the mean over the prompts."""
 
 
 class _Problem:
@@ -379,6 +385,8 @@ class _Problem:
             if s.hits:
                 hits += active & now.told
                 done |= hits >= s.hits
+            if s.sure:
+                done |= now.probability > s.sure
             if s.drop:
                 done |= now.known & (kl <= KL_STOP)
                 dropped = now.known
@@ -438,18 +446,19 @@ class _Problem:
         place = torch.full((len(self.ids),), -1, device=live.device)
         place[live] = torch.arange(len(live), device=live.device)
         stream = self._stream(live)
-        nll, known, told = self._nll(stream, place)
+        nll, known, told, probability = self._nll(stream, place)
         kl = self._kl(stream, place, nll)
         decay = sum(
             delta.norm(dim=1) / init.norm(dim=1).square()
             for delta, init in zip(self.deltas, self.inits, strict=True)
         )
         phi = torch.where(dropped, 0.1, 1.0)
-        return _Step(phi * nll + kl + self.settings.weight_decay * decay, nll, kl, known, told)
+        total = phi * nll + kl + self.settings.weight_decay * decay
+        return _Step(total, nll, kl, known, told, probability)
 
-    def _nll(self, stream: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _nll(self, stream: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Per fact: the mean over its prompts of the NLL of the new answer, whether that is the
-        argmax everywhere, and everywhere in the prefixed prompts."""
+        argmax everywhere, and everywhere in the prefixed prompts; and the mean probability."""
         kept = place[self.asked[0]] >= 0
         rows, positions = self.asked[:, kept]
         labels = self.labels[kept]
@@ -458,14 +467,17 @@ class _Problem:
         per_token = -logp.gather(1, labels[:, None])[:, 0] / tokens[rows]
         wrong = (logp.argmax(-1) != labels).to(logp.dtype)
         zeros = torch.zeros(self.n, dtype=logp.dtype, device=logp.device)
-        owners = self.owner[rows.unique()]
+        asked = rows.unique()
+        owners = self.owner[asked]
         prompts = zeros.index_add(0, owners, torch.ones_like(owners, dtype=logp.dtype))
         nll = zeros.index_add(0, self.owner[rows], per_token) / prompts.clamp_min(1)
+        of_row = torch.zeros_like(tokens).index_add(0, rows, per_token.detach())
+        sure = zeros.index_add(0, owners, (-of_row[asked]).exp()) / prompts.clamp_min(1)
         known, told = (
             zeros.index_add(0, self.owner[rows], missed) == 0
             for missed in (wrong, wrong * self.prefixed[rows])
         )
-        return nll, known, told
+        return nll, known, told, sure
 
     def _kl(self, stream: Tensor, place: Tensor, like: Tensor) -> Tensor:
         """mu KL(p_edited || p_original) after the KL prompt, per fact."""

@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 import qv_lens as qv
+from qv_lens.editing.keys import rows_of
 from qv_lens.editing.solve import damped
 from qv_lens.editing.statistics import Statistics
+from qv_lens.editing.targets import search
 
 SHARED = Path(__file__).parents[3] / "shared" / "oracle"
 ORACLE = SHARED / "new_editors"
@@ -137,6 +139,27 @@ def test_the_search_stops_at_whole_answers_not_at_right_tokens(lens, statistics)
     released = record["runs"]["two_released"]["batches"][0]["steps"]
     assert batch["steps"] != released
     assert tensors["two_patched.b0.z_star"].shape == (3, 64)
+
+
+def test_the_search_stops_where_the_answer_is_sure_enough(lens, statistics):
+    """The other rule of the release: the mean probability over all prompts, the bare one among
+    them."""
+    record, tensors = read("mpes_encore")
+    of = record["runs"]["mean_prob"]
+    editor = qv.ENCORE(
+        layers=LAYERS, hits=0, sure=of["overrides"]["prob_cutoff"], lam=100, norm=1.0,
+        **search_of(record["hparams"], **of["overrides"]),
+    )  # fmt: skip
+    (batch,) = of["batches"]
+    requests, templates = requests_of(batch["requests"]), ("{}", *record["context_templates"])
+    patch = qv.edit(lens, requests, editor, statistics=statistics, templates=templates)
+    for losses, steps in zip(patch.info["losses"], batch["steps"], strict=True):
+        assert len({tuple(step) for step in losses[steps - 1 :]}) == 1
+        assert losses[steps - 2] != losses[steps - 1]
+    rows = rows_of(lens, requests, templates, editor.fact_token)
+    (plan,) = editor.plan(lens)
+    z = search(lens, requests, rows, editor.fact_token, plan.search).z
+    assert relative(z, tensors["mean_prob.b0.z_star"]) < 1e-5
 
 
 def test_mpes_without_prefixed_prompts_asks_the_bare_one(lens, statistics):
