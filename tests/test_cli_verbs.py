@@ -227,6 +227,36 @@ def test_the_curve_is_printed_and_drawn(call, tmp_path):
     assert "--curve" in told
 
 
+def test_the_curve_of_what_is_kept_beside_a_mean(call, tmp_path):
+    lens, fact = qv.load("toy-gptj"), qv.Fact(SPORT[0], SPORT[2], SPORT[4])
+    others = [qv.Fact(SPORT[0], name, "golf") for name in ("Tom Reed", "Ann Lee")]
+    file = tmp_path / "others.json"
+    file.write_text(
+        json.dumps([{"prompt": f.prompt, "subject": f.subject, "answer": f.answer} for f in others])
+    )
+    code, said, _ = call(
+        "ablate",
+        *SPORT,
+        "--curve",
+        "--top",
+        "3",
+        "--draws",
+        "0",
+        "--keep",
+        "--mean-over",
+        str(file),
+    )
+    assert code == 0
+    mean = qv.MeanOver(others)
+    best = qv.neuron_effects(lens, fact, 3, baseline=mean)
+    frame = qv.faithfulness(lens, fact, {"g": best}, (1, 3), keep=True, baseline=mean, seeds=0)
+    line = next(line for line in said.splitlines() if " gradient  " in line)
+    numbers = [float(word) for word in line.split()[-2:]]
+    assert numbers == pytest.approx(frame["logprob"].tolist(), abs=0.006)
+    assert "neurons are kept" in said
+    assert "lost at" not in said
+
+
 def test_the_curve_is_that_of_what_is_left_not_of_the_clean_model(call):
     """Of an answer that the model does not give, whose log p is far from 0."""
     asked = (*SPORT[:4], "golf")

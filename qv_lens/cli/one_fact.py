@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -39,7 +40,10 @@ from qv_lens.cli.printing import (
 from qv_lens.errors import ConfigError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from qv_lens.facts.records import Fact
+    from qv_lens.models.baselines import Baseline
     from qv_lens.models.lens import Lens
     from qv_lens.trace import Trace
 
@@ -271,8 +275,7 @@ def attribute(
 
 def _asked(prompt: str, subject: str | None, answer: str | None) -> list[Fact]:
     """The fact of the options, or those of a file."""
-    from qv_lens.facts.benchmarks import plain_facts
-    from qv_lens.facts.files import SUFFIXES, check_there
+    from qv_lens.facts.files import SUFFIXES
     from qv_lens.facts.records import Fact
 
     if Path(prompt).suffix.lower() in SUFFIXES and "{}" not in prompt:
@@ -280,16 +283,24 @@ def _asked(prompt: str, subject: str | None, answer: str | None) -> list[Fact]:
             raise ConfigError(
                 f"{prompt} is a file of facts: --subject and --answer go with a prompt."
             )
-        check_there("facts", prompt)
-        facts = plain_facts(prompt)
-        if not facts:
-            raise ConfigError(f"{prompt} holds no facts.")
-        return facts
+        return _facts_of(prompt)
     if subject is None or answer is None:
         raise ConfigError(
             "A prompt needs --subject and --answer; or give a JSON file of facts instead."
         )
     return [Fact(prompt, subject, answer)]
+
+
+def _facts_of(file: str) -> list[Fact]:
+    """The facts of a file; `ConfigError` where it has none."""
+    from qv_lens.facts.benchmarks import plain_facts
+    from qv_lens.facts.files import check_there
+
+    check_there("facts", file)
+    facts = plain_facts(file)
+    if not facts:
+        raise ConfigError(f"{file} holds no facts.")
+    return facts
 
 
 def _write_graph(lens: Lens, trace: Trace, file: Path) -> None:
@@ -313,6 +324,8 @@ def ablate(
     model: Model = "toy-gptj",
     draws: int = 5,
     curve: bool = False,
+    keep: bool = False,
+    mean_over: Path | None = None,
     out: Path | None = None,
     seed: Seed = 0,
     loading: Loading = AS_IT_IS,
@@ -331,21 +344,20 @@ def ablate(
     curve
         What is left of the answer, by how many neurons are zeroed at the last token, best first by
         Eq. 9, gradient, RelP, and gradient in rounds; and beside them random ones.
+    keep
+        The curve of what the best neurons keep of the answer, all others zeroed.
+    mean_over
+        A file of facts: neurons are set to their mean over these instead of zero.
     out
         A file for the picture of the curve: .html, or .png, .svg and .pdf with kaleido.
     """
     at_least("--draws", draws, 0)
-    if out is not None:
-        if not curve:
-            raise ConfigError("--out takes the picture of the curve: it goes with --curve.")
-        from qv_lens.plots import check_figure
-
-        check_figure(out)
-        check_writable(out)
-    fact, *others = _asked(prompt, subject, answer)
-    if others:
+    _check_curve(curve, keep, mean_over, out)
+    others = None if mean_over is None else _facts_of(str(mean_over))
+    fact, *more = _asked(prompt, subject, answer)
+    if more:
         raise ConfigError(
-            f"ablate takes one fact, {prompt} holds {1 + len(others)}: in Python "
+            f"ablate takes one fact, {prompt} holds {1 + len(more)}: in Python "
             "qv.faithfulness(lens, facts, rankings) takes several."
         )
     announce(model)
@@ -363,7 +375,11 @@ def ablate(
         )
     print_knowledge(lens, fact)
     if curve:
-        return _curve(lens, fact, top, draws, seed, out)
+        baseline = "zero" if others is None else qv.MeanOver(others)
+        frame = _curve(lens, fact, top, draws, seed, keep, baseline)
+        if out is not None:
+            print(qv.plots.save(qv.plots.removal_curve(frame), out))
+        return
     value = qv.value_neurons(lens, fact, top)
     query = qv.query_neurons(lens, fact, value, top)
     telling = value.where(lambda frame: qv.interpretable(lens, value, fact.answer))
@@ -390,22 +406,49 @@ def ablate(
                 )
 
 
-def _curve(lens: Lens, fact: Fact, top: int, draws: int, seed: int, out: Path | None) -> None:
-    """The removal curve of four rankings, printed and drawn."""
+def _check_curve(curve: bool, keep: bool, mean_over: Path | None, out: Path | None) -> None:
+    """Raise `ConfigError` for options of the curve without it, a file that holds no facts by its
+    name, or one for its picture that cannot be written."""
+    from qv_lens.facts.files import SUFFIXES
+
+    if not curve and (keep or mean_over is not None):
+        which = "--keep" if keep else "--mean-over"
+        raise ConfigError(f"{which} says what the curve is of: it goes with --curve.")
+    if mean_over is not None and mean_over.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"--mean-over takes a file of facts ({', '.join(SUFFIXES)}), got {mean_over}."
+        )
+    if out is None:
+        return
+    if not curve:
+        raise ConfigError("--out takes the picture of the curve: it goes with --curve.")
+    from qv_lens.plots import check_figure
+
+    check_figure(out)
+    check_writable(out)
+
+
+def _curve(
+    lens: Lens, fact: Fact, top: int, draws: int, seed: int, keep: bool, baseline: Baseline
+) -> pd.DataFrame:
+    """The curve of four rankings, printed."""
     import qv_lens as qv
     from qv_lens.evaluation.faithfulness import SIZES
 
     trace = lens.trace(fact)
+    effects = partial(qv.neuron_effects, lens, trace, top, baseline=baseline)
     rankings = {
         "Eq. 9": qv.value_neurons(lens, trace, top),
-        "gradient": qv.neuron_effects(lens, trace, top),
-        "RelP": qv.neuron_effects(lens, trace, top, method="relp"),
-        "gradient in rounds": qv.neuron_effects(lens, trace, top, rounds=min(top, ROUNDS)),
+        "gradient": effects(),
+        "RelP": effects(method="relp"),
+        "gradient in rounds": effects(rounds=min(top, ROUNDS)),
     }
     sizes = [size for size in SIZES if size < top] + [top]
-    frame = qv.faithfulness(lens, fact, rankings, sizes, seeds=draws, seed=seed)
+    frame = qv.faithfulness(
+        lens, fact, rankings, sizes, keep=keep, baseline=baseline, seeds=draws, seed=seed
+    )
     frame["text"] = f"{fact.text} {fact.answer}"
-    print(f"{of_answer(lens, fact)}, by how many of {frame.attrs['units']:,} neurons are zeroed")
+    done = "kept" if keep else "zeroed" if baseline == "zero" else "set to their mean"
+    print(f"{of_answer(lens, fact)}, by how many of {frame.attrs['units']:,} neurons are {done}")
     print_removal(frame)
-    if out is not None:
-        print(qv.plots.save(qv.plots.removal_curve(frame), out))
+    return frame

@@ -69,12 +69,14 @@ def print_facts(
 
 
 def print_removal(removal: pd.DataFrame) -> None:
-    """log p by how many units are taken out (columns of `faithfulness`, and `text`), and at how
-    many the answer is lost."""
+    """log p by how many units are taken out or kept (columns of `faithfulness`, and `text`), and at
+    how many taken out the answer is lost."""
     from qv_lens.evaluation.faithfulness import lost_at
 
     curve = removal.groupby(["text", "ranking", "k"], sort=False)["logprob"].mean().unstack("k")
     print(curve.round(2).to_string())
+    if removal["kept"].all():
+        return
     of = removal.groupby("prompt").agg(text=("text", "first"), known=("known", "all"))
     lost = lost_at(removal).groupby(["prompt", "ranking"], sort=False)["k"]
     for (prompt, ranking), draws in lost:  # pyright: ignore[reportGeneralTypeIssues]
