@@ -27,6 +27,21 @@ def whole(file: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def begun(file: Path, content: bytes) -> bool:
+    """Write a file that is not there yet, whole; False, with nothing written, where it is there, also
+    where another process was first."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        _sync(partial)
+        os.link(partial, file)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
 @contextmanager
 def placed(file: Path, what: str) -> Iterator[Path]:
     """`whole` for a path that a user names. Raises `ConfigError` if it cannot be written."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -18,6 +18,12 @@ from qv_lens.cli.options import (
     phases,
 )
 from qv_lens.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from qv_lens.runs.experiment import Experiment
 
 #: tasks that a dry run lists
 SHOWN = 12
@@ -60,7 +66,7 @@ def run(
     """
     from qv_lens.runs.config import read_config
     from qv_lens.runs.experiment import find_experiment
-    from qv_lens.runs.run import estimate, told
+    from qv_lens.runs.run import check_options, estimate, told
     from qv_lens.runs.run import run as start
     from qv_lens.runs.store import knowledge, load_run
 
@@ -70,6 +76,7 @@ def run(
     config = read_config(file, changes or (), model or ())
     folder = out or Path("runs") / _run_name(file)
     if dry_run:
+        check_options(engine, workers=workers, address=address, device=loading.device)
         cost = estimate(config, folder, device=loading.device, dtype=loading.dtype)
         for task in cost.tasks[:SHOWN]:
             print(
@@ -112,14 +119,35 @@ def run(
         each = f" (in {row.tasks} tasks, each counted)" if row.tasks > 1 else ""
         print(f"{row.model} knows {row.known} of the {row.asked} prompts asked{each}{nothing}")
     experiment = find_experiment(config.experiment)
-    if experiment.figure is not None and len(failed) < len(frame):
-        experiment.figure(frame[frame["status"] == "finished"]).write_html(
-            folder / "figure.html", include_plotlyjs="directory"
-        )
-        print(f"figure: {folder / 'figure.html'}")
+    finished = frame[frame["status"] == "finished"]
+    if experiment.figure is not None and len(finished):
+        _write_figure(_drawn(experiment, finished), folder / "figure.html")
     if len(failed):
         print(f"first failure:\n{told(str(failed['error'].iloc[0]))}", file=sys.stderr)
         sys.exit(1)
+
+
+def _drawn(experiment: Experiment, finished: pd.DataFrame) -> go.Figure:
+    """The experiment's figure of finished rows. Raises `ConfigError` where its code raises."""
+    assert experiment.figure is not None
+    try:
+        return experiment.figure(finished)
+    except Exception as error:  # whatever the file raises
+        raise ConfigError(
+            f"The rows are kept, and the figure of {experiment.file} cannot be drawn: "
+            f"{type(error).__name__}: {error}."
+        ) from error
+
+
+def _write_figure(figure: go.Figure, file: Path) -> None:
+    """Raises `ConfigError` where there is no room, or no right, to write it."""
+    try:
+        figure.write_html(file, include_plotlyjs="directory")
+    except OSError as error:
+        raise ConfigError(
+            f"The rows are kept, and the figure cannot be written to {file}: {error}."
+        ) from error
+    print(f"figure: {file}")
 
 
 def _run_name(file: Path) -> str:
@@ -161,6 +189,11 @@ def report(folders: list[Path], *, out: Path | None = None) -> None:
     else:
         experiment = find_experiment(frame.attrs["file"])
         finished = frame[frame["status"] == "finished"]
-        draw = experiment.figure if len(finished) else None
-        page = run_page(experiment.name, frame, draw(finished) if draw else None)
+        figure = None
+        if experiment.figure is not None and len(finished):
+            try:
+                figure = _drawn(experiment, finished)
+            except ConfigError as error:  # the page is worth having without it
+                print(f"qv-lens: {error}", file=sys.stderr)
+        page = run_page(experiment.name, frame, figure)
     print(write(page, target))

@@ -108,7 +108,10 @@ def read_config(
     for change in changes:
         key, value = _change(change)
         replaced = {name: new for name, new in replaced.items() if not name.startswith(f"{key}.")}
-        replaced[key] = {"varied": isinstance(value, list), "value": value}
+        every = value == ALL_LAYERS and not _takes_text(experiment.task, key)
+        replaced[key] = {"varied": every or isinstance(value, list), "value": value}
+    if models and any(key == "model" for key, _ in map(_change, changes)):
+        raise ConfigError("The model is named twice, by --set and by --model: keep one.")
     if models:
         replaced["model"] = {"varied": True, "value": list(models)}
     for key, new in replaced.items():
@@ -165,6 +168,14 @@ def _change(change: str) -> tuple[str, Any]:
     return key.removeprefix("settings.").removeprefix("grid."), value
 
 
+def _takes_text(task: type, key: str) -> bool:
+    """Whether a field takes any text, by its annotation."""
+    hints = hints_of(task)
+    if key in hints:
+        return str in _members(hints[key])
+    return any(_takes_text(part, key) for part in parts_of(task).values())
+
+
 def _check_grid(key: str, values: Any) -> None:
     if isinstance(values, str) and values == ALL_LAYERS:
         return
@@ -205,7 +216,7 @@ def tasks_of(config: RunConfig, n_layers: Callable[[str], int] | None = None) ->
     value of the wrong kind."""
     experiment = find_experiment(config.experiment)
     tasks: list[Task] = []
-    for combination in _combinations(config, n_layers):
+    for combination in _combinations(config, _with_model(config, experiment.task), n_layers):
         fields_of_task = _make(experiment, combination)
         text = json.dumps(
             [experiment.name, experiment.version, asdict(fields_of_task)],
@@ -226,14 +237,26 @@ def tasks_of(config: RunConfig, n_layers: Callable[[str], int] | None = None) ->
     return tasks
 
 
-def _combinations(config: RunConfig, n_layers: Callable[[str], int] | None) -> list[dict[str, Any]]:
+def _with_model(config: RunConfig, task: type) -> dict[str, Any]:
+    """The settings, with the model that the task has by itself where no other is named."""
+    own = {
+        each.name: each.default
+        for each in fields(task)
+        if each.name == "model" and isinstance(each.default, str) and "model" not in config.grid
+    }
+    return {**own, **config.settings}
+
+
+def _combinations(
+    config: RunConfig, settings: Mapping[str, Any], n_layers: Callable[[str], int] | None
+) -> list[dict[str, Any]]:
     """Every combination of the grid, then the combinations of the extra values of single models."""
-    combinations = _product(config.settings, config.grid, n_layers)
-    models = config.grid.get("model", (config.settings.get("model"),))
+    combinations = _product(settings, config.grid, n_layers)
+    models = config.grid.get("model", (settings.get("model"),))
     for model, values in config.more.items():
         if model in models:
             combinations += _product(
-                config.settings, {**config.grid, "model": (model,), **values}, n_layers
+                settings, {**config.grid, "model": (model,), **values}, n_layers
             )
     return combinations
 
@@ -261,7 +284,7 @@ def _make(experiment: Experiment, values: dict[str, Any]) -> Any:
     """An instance of the experiment's task."""
     name = experiment.name
     declared = _declared(experiment.task)
-    whole: dict[str, Any] = {}
+    whole = _tables(experiment.task)
     # a table first, then what changes in it
     for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):
         outer, *inner = key.split(".")
@@ -269,6 +292,19 @@ def _make(experiment: Experiment, values: dict[str, Any]) -> Any:
             raise unknown(f"Key of {name}:", key, list(declared))
         whole = _placed(whole, [outer, *inner], value)
     return _built(experiment.task, whole, name)
+
+
+def _tables(task: type) -> dict[str, Any]:
+    """The tables that a task's fields have by themselves, whose parts a key may change."""
+    parts, tables = parts_of(task), {}
+    for each in fields(task):
+        made = each.default_factory
+        value = each.default if made is MISSING else made()
+        if each.name in parts:
+            tables |= _tables(parts[each.name])
+        elif isinstance(value, Mapping):
+            tables[each.name] = dict(value)
+    return tables
 
 
 def _placed(table: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
@@ -320,10 +356,12 @@ def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
 
 
 def _as_declared(value: Any, hint: Any) -> Any:
-    """A value as a field's annotation has it: 5 and 5.0 of a field of floats are one task; where
-    tuples are declared a file's lists are tuples, and one value (of a list, which varies) is a tuple
+    """A value as a field's annotation has it: 5 and 5.0 of a field of floats are one task; "null" of
+    a field that may be None is None; where tuples are declared a file's lists are tuples, and one value (of a list, which varies) is a tuple
     of it alone."""
     members = _members(hint)
+    if value == "null" and type(None) in members:  # TOML has no word for it
+        return None
     if type(value) is int and float in members and int not in members:
         return float(value)
     inner = [get_args(member) for member in members if get_origin(member) is tuple]
@@ -334,9 +372,20 @@ def _as_declared(value: Any, hint: Any) -> Any:
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of one of the kinds that TOML holds."""
-    known = KINDS.get(get_origin(kind) or kind, ())
-    return isinstance(value, known) and (kind is bool or not isinstance(value, bool))
+    """Whether a value is of one of the kinds that TOML holds, and a list's or tuple's values of
+    the kind that is named in it."""
+    outer = get_origin(kind) or kind
+    if not isinstance(value, KINDS.get(outer, ())) or (
+        isinstance(value, bool) and kind is not bool
+    ):
+        return False
+    inner = [each for each in get_args(kind) if each is not Ellipsis]
+    if outer not in (list, tuple) or len(inner) != 1:
+        return True
+    known = [member for member in _members(inner[0]) if (get_origin(member) or member) in KINDS]
+    return len(known) < len(_members(inner[0])) or all(
+        any(_is_of(each, member) for member in known) for each in value
+    )
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -385,7 +434,7 @@ def _check_kind(experiment: str, name: str, value: Any, hint: Any, declared: Any
         return
     if any(type(value) is type(choice) and value == choice for choice in choices):
         return
-    if any(_is_of(value, kind) for kind in kinds):
+    if any(_is_of(value, part) for part in parts if get_origin(part) is not Literal):
         return
     if not choices:
         said = declared if get_args(declared) else getattr(declared, "__name__", declared)
@@ -410,4 +459,8 @@ def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
+        if text.startswith(("[", "{")):
+            raise ConfigError(
+                f'{text} is neither a list nor a table: texts within are quoted, ["a", "b"].'
+            ) from None
         return text  # a bare word is a string

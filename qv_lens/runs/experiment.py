@@ -23,8 +23,8 @@
 3. `rows` gets the task's model, loaded (None where a task has no field `model`). Where it takes a
    third argument, that argument is `once`: `once(compute, *arguments)` returns
    `compute(*arguments)`, and remembers the result for the other cells of the model.
-4. A file in a package (folders with `__init__.py`) is imported by its name in that package, so that
-   files can share code."""
+4. A file in a package (folders with `__init__.py`) is imported by its name in that package, any
+   other beside the files of its folder, so that files can share code."""
 
 from __future__ import annotations
 
@@ -97,8 +97,9 @@ class Experiment:
 
     @property
     def shared(self) -> list[Path]:
-        """The files of its package that it takes something from, and that these do."""
-        package = self.module.partition(".")[0] + "."
+        """The files of its package, or beside it, that it takes something from, and that these
+        do."""
+        package, beside = self.module.partition(".")[0] + ".", self.file.parent
         found, todo = {self.module}, [self.module]
         while todo:
             values = vars(sys.modules[todo.pop()]).values()
@@ -106,7 +107,11 @@ class Experiment:
                 v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None)
                 for v in values
             }
-            fresh = {n for n in names - found if n in sys.modules and str(n).startswith(package)}
+            fresh = {
+                n
+                for n in names - found
+                if n in sys.modules and (str(n).startswith(package) or _lies_in(beside, n))
+            }
             found |= fresh
             todo += fresh
         files = [sys.modules[name].__file__ for name in found - {self.module}]
@@ -158,6 +163,11 @@ def find_experiment(file: str | Path) -> Experiment:
     )
 
 
+def _lies_in(folder: Path, module: str) -> bool:
+    file = getattr(sys.modules[module], "__file__", None)
+    return file is not None and Path(file).parent == folder
+
+
 def _imported(path: Path) -> ModuleType:
     """The module of a file; of a file in a package, as `import` finds it from the folder in which
     the package lies."""
@@ -167,10 +177,10 @@ def _imported(path: Path) -> ModuleType:
     parts = path.relative_to(root).with_suffix("").parts
     name = ".".join(parts)
     try:
-        if len(parts) == 1:
-            return _alone(name, path)
         if str(root) not in sys.path:
             sys.path.append(str(root))
+        if len(parts) == 1:
+            return _alone(name, path)
         module = import_module(name)
     except QVLensError:
         raise

@@ -182,7 +182,7 @@ def run(
     changed on the way."""
     if engine not in ("inline", "ray"):
         raise unknown("Engine", engine, ("inline", "ray"))
-    _check_options(engine, workers=workers, address=address, device=device)
+    check_options(engine, workers=workers, address=address, device=device)
     experiment, tasks = find_experiment(config.experiment), all_tasks(config)
     store = Store.open(out, config, tasks)
     todo = remaining(tasks, store.finished())
@@ -224,7 +224,7 @@ def run(
     return Path(out)
 
 
-def _check_options(engine: Engine, **options: Any) -> None:
+def check_options(engine: Engine, **options: Any) -> None:
     """Raise `ConfigError` for an option that the engine does not read."""
     unread, why = UNREAD[engine]
     for name in unread:
@@ -374,11 +374,11 @@ def estimate(
     dtype: str | None = None,
 ) -> Estimate:
     """Tasks, time and memory, without writing anything: from the finished tasks in `out`, or by
-    running the first two."""
+    running the first two. Raises `ConfigError` for a folder with which `run` would not go on."""
     from qv_lens.models.zoo import weight_gigabytes
 
     experiment, tasks = find_experiment(config.experiment), all_tasks(config)
-    store = Store(Path(out)) if out is not None and (Path(out) / "shards").is_dir() else None
+    store = None if out is None else Store.found(out, config, tasks)
     finished = store.finished() if store else set()
     todo = remaining(tasks, finished)
     models = {m for task in tasks if isinstance(m := getattr(task.fields, "model", None), str)}

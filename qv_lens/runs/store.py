@@ -24,13 +24,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qv_lens.errors import ConfigError
-from qv_lens.files import whole
+from qv_lens.files import begun, whole
 from qv_lens.runs.config import RunConfig, Task
 from qv_lens.runs.experiment import Experiment, find_experiment
 
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
 RESERVED = ("task", "status", "error")
 #: bytes of a file in a folder of data above which its size stands for it
 LARGE = 2**26
+#: what two configs may differ in, and how it is called; the tasks always differ with another
+PARTS = MappingProxyType({
+    "experiment": "experiment", "settings": "settings", "grid": "grid", "more": "more",
+    "measures": "the experiment's MEASURES",
+    "tasks": "the experiment's VERSION, or a value that its Task has by itself",
+})  # fmt: skip
 PACKAGES = ("qv_lens", "torch", "transformer-lens", "transformers", "pandas", "pyarrow", "ray")
 
 
@@ -50,63 +57,65 @@ class Store:
 
     folder: Path
     """The run folder."""
+    made_by: str = ""
+    """Hash of the code and presets that make its rows now."""
 
     @classmethod
     def open(cls, folder: str | Path, config: RunConfig, tasks: list[Task]) -> Store:
         """Make the folder, or find the one begun with the same config. Raises `ConfigError` for
         another config, a folder with other files in it, or one that cannot be written."""
-        store = cls(Path(folder))
-        experiment = find_experiment(config.experiment)
-        taken = [name for name in RESERVED if any(name in task.values for task in tasks)]
-        if taken:
-            raise ConfigError(
-                f"{config.experiment} has a field {taken[0]!r}, which the run itself writes: choose "
-                "another name."
-            )
-        described = {
-            **config.as_dict(),
-            "measures": list(experiment.measures),
-            "tasks": [task.id for task in tasks],
-        }
-        described = json.loads(_plain(described))  # as it will be read: tuples are lists
-        beside = {
-            "file": str(experiment.file),
-            "code": _hash(experiment.file),
-            "files": _files(tasks),
-            "read": _read_beside(experiment, tasks),
-        }
-        known = store._read("config.json")
-        if known is None:
-            store._begin({**described, **beside})
-        else:
+        described, beside = _description(config, tasks)
+        store = cls(Path(folder), beside["made_by"])
+        known = store._read("config.json") or store._begin({**described, **beside})
+        if known is not None:
             store._check_same(known, described, beside)
+            store._note_files(known, beside["files"])
         store._make_folders("shards", "failed", "models")
         return store
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        """Write the config into a folder that holds nothing else. Raises `ConfigError`."""
+    @classmethod
+    def found(cls, folder: str | Path, config: RunConfig, tasks: list[Task]) -> Store | None:
+        """The folder that `open` would go on with, as it is; None where there is none yet. Raises
+        what `open` raises."""
+        described, beside = _description(config, tasks)
+        store = cls(Path(folder), beside["made_by"])
+        known = store._read("config.json")
+        if known is None:
+            store._check_free()
+            return None
+        store._check_same(known, described, beside)
+        return store
+
+    def _begin(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        """Write the config into a folder that holds nothing else; where another process was first,
+        what that one wrote. Raises `ConfigError`."""
+        self._check_free()
+        self._make_folders("")
+        target = self.folder / "config.json"
+        try:
+            mine = begun(target, _bytes(config))
+        except OSError:  # full, or a file system without links
+            self._write("config.json", config)
+            mine = True
+        return None if mine else self._read("config.json")
+
+    def _check_free(self) -> None:
         if self.folder.is_dir() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
             raise ConfigError(
                 f"{self.folder} holds files that are not a run. Choose another --out; nothing was "
                 "changed."
             )
-        self._make_folders("")
-        self._write("config.json", config)
 
     def _check_same(
         self, known: dict[str, Any], described: dict[str, Any], beside: dict[str, Any]
     ) -> None:
         """Raise `ConfigError` for a folder of another config, or begun with other data; warn where
         the experiment's code has changed since."""
-        different = [
-            key
-            for key in ("experiment", "settings", "grid", "more")
-            if known.get(key) != described.get(key)
-        ]
-        if any(known.get(key) != value for key, value in described.items()):
-            named = ", ".join(different) or "the experiment's version"
+        different = [said for key, said in PARTS.items() if known.get(key) != described.get(key)]
+        if different:
             raise ConfigError(
-                f"{self.folder} holds a run with another config (different: {named}). "
+                f"{self.folder} holds a run with another config (different: "
+                f"{', '.join(different[:-1]) or different[0]}). "
                 "Choose another --out, or remove the folder; nothing was changed."
             )
         files, held = beside["files"], known.get("files", {})
@@ -130,7 +139,11 @@ class Store:
                 "would now come out otherwise, choose another --out (or raise VERSION in the file).",
                 stacklevel=4,
             )
-        if files.keys() - held.keys():  # absent when the run was begun
+
+    def _note_files(self, known: dict[str, Any], files: dict[str, str]) -> None:
+        """Keep the hashes of files that were absent when the run was begun."""
+        held = known.get("files", {})
+        if files.keys() - held.keys():
             self._write("config.json", {**known, "files": {**files, **held}})
 
     def finished(self) -> set[str]:
@@ -144,7 +157,11 @@ class Store:
         for at, (name, value) in enumerate(columns.items()):
             table = table.add_column(at, name, pa.array([value] * len(rows)))
         table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), b"seconds": str(seconds).encode()}
+            {
+                **(table.schema.metadata or {}),
+                b"seconds": str(seconds).encode(),
+                b"made_by": self.made_by.encode(),
+            }
         )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
@@ -158,12 +175,9 @@ class Store:
     def failures(self) -> list[dict[str, Any]]:
         """Fields and traceback of every failed task. (A kill, or a second process, may leave a
         finished one's mark.)"""
-        finished, paths = self.finished(), (self.folder / "failed").glob("*.json")
-        failures = [
-            json.loads(path.read_text(encoding="utf-8"))
-            for path in paths
-            if path.stem not in finished
-        ]
+        own = set(self.config()["tasks"]) - self.finished()
+        failures = [self._read(f"failed/{task}.json") for task in sorted(own)]
+        failures = [failure for failure in failures if failure is not None]
         return sorted(failures, key=lambda failure: failure["task"])
 
     def check_model(self, name: str, fingerprint: str) -> None:
@@ -179,18 +193,14 @@ class Store:
         elif known["fingerprint"] != fingerprint:
             raise ConfigError(
                 f"{self.folder} was begun with other weights of {name!r} (fingerprint "
-                f"{known['fingerprint']}, now {fingerprint}). Load the same checkpoint, or start a "
-                "new folder with --out."
+                f"{known['fingerprint']}, now {fingerprint}). Load the same checkpoint with the same "
+                "--dtype, or start a new folder with --out."
             )
 
     def seconds(self, tasks: Iterable[Task]) -> list[float]:
         """What each finished one of these tasks took."""
         shards = [self.folder / "shards" / f"{task.id}.parquet" for task in tasks]
-        return [
-            float((pq.read_schema(path).metadata or {}).get(b"seconds", b"nan"))
-            for path in shards
-            if path.exists()
-        ]
+        return [float(_noted(path, "seconds") or "nan") for path in shards if path.exists()]
 
     def close(self, config: RunConfig, tasks: list[Task]) -> None:
         """Write the manifest: every task is finished or has failed."""
@@ -250,7 +260,7 @@ class Store:
             ) from error
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        self._put(self.folder / name, (_plain(content) + "\n").encode())
+        self._put(self.folder / name, _bytes(content))
 
     def _put(self, target: Path, content: bytes) -> None:
         """Write whole or not at all. Raises `ConfigError`; what was there before stays."""
@@ -269,19 +279,24 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     then `status`.
 
     A failed task is one row with status 'failed' and its traceback in `error`. `.attrs`: the
-    manifest (or the config, with complete=False), `measures`, the columns that are results. Raises
-    `ConfigError` for a folder that is not a run."""
+    manifest (or the config, with complete=False), `measures`, the columns that are results. Warns of
+    rows made by different versions of the experiment's code. Raises `ConfigError` for a folder that
+    is not a run."""
     import pandas as pd
 
     store = Store(Path(folder))
     config = store.config()
     order = {task: i for i, task in enumerate(config["tasks"])}
-    tables = []
-    for path in sorted(
-        (store.folder / "shards").glob("*.parquet"), key=lambda p: order.get(p.stem, -1)
-    ):
-        if path.stem in order:
-            tables.append(_table(path))
+    shards = [path for path in (store.folder / "shards").glob("*.parquet") if path.stem in order]
+    shards.sort(key=lambda path: order[path.stem])
+    tables = [_table(path) for path in shards]
+    made_by = {_noted(path, "made_by") for path in shards} - {None}
+    if len(made_by) > 1:
+        warnings.warn(
+            f"The rows of {folder} were made by {len(made_by)} versions of its code or presets, which "
+            "changed on the way: if rows now come out otherwise, run it anew in another folder.",
+            stacklevel=2,
+        )
     tables = [
         table.append_column("status", pa.array(["finished"] * len(table))) for table in tables
     ]
@@ -336,10 +351,53 @@ def _table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path).replace_schema_metadata(None)
     except pa.ArrowException as error:
+        raise _damaged(path, error) from error
+
+
+def _noted(shard: Path, name: str) -> str | None:
+    """What a shard says of how it came about."""
+    try:
+        noted = (pq.read_schema(shard).metadata or {}).get(name.encode())
+    except pa.ArrowException as error:
+        raise _damaged(shard, error) from error
+    return None if noted is None else noted.decode()
+
+
+def _damaged(shard: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{shard} is damaged: {error}. Remove it and run the same command again: that task alone is "
+        "done again."
+    )
+
+
+def _description(config: RunConfig, tasks: list[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run folder belongs to, and what its rows were made with. Raises `ConfigError` for a
+    field that the run itself writes."""
+    experiment = find_experiment(config.experiment)
+    taken = [name for name in RESERVED if any(name in task.values for task in tasks)]
+    if taken:
         raise ConfigError(
-            f"{path} is damaged: {error}. Remove it and run the same command again: that task alone "
-            "is done again."
-        ) from error
+            f"{config.experiment} has a field {taken[0]!r}, which the run itself writes: choose "
+            "another name."
+        )
+    described = {
+        **config.as_dict(),
+        "measures": list(experiment.measures),
+        "tasks": [task.id for task in tasks],
+    }
+    code, read = _hash(experiment.file), _read_beside(experiment, tasks)
+    beside = {
+        "file": str(experiment.file),
+        "code": code,
+        "files": _files(tasks),
+        "read": read,
+        "made_by": hashlib.blake2b(_plain({"": code, **read}).encode(), digest_size=8).hexdigest(),
+    }
+    return json.loads(_plain(described)), beside  # as it will be read: tuples are lists
+
+
+def _bytes(content: dict[str, Any]) -> bytes:
+    return (_plain(content) + "\n").encode()
 
 
 def _plain(content: dict[str, Any]) -> str:
@@ -348,7 +406,18 @@ def _plain(content: dict[str, Any]) -> str:
 
 def storable(rows: pd.DataFrame, task: Task, measures: Sequence[str]) -> pd.DataFrame:
     """A task's rows as they are stored: a named index becomes columns. Raises `ConfigError` for a
-    column that the run itself writes, and for rows without a result."""
+    column that the run itself writes, for rows without a result, and where there are none."""
+    import pandas as pd
+
+    if not isinstance(rows, pd.DataFrame):
+        raise ConfigError(
+            f"rows of an experiment returns a pandas DataFrame, got {type(rows).__name__}."
+        )
+    if rows.empty:
+        raise ConfigError(
+            "This task gave no rows, and would be missed by nobody: return one, with NaN where there "
+            "is nothing to measure."
+        )
     if any(name is not None for name in rows.index.names):
         rows = rows.reset_index()
     clash = sorted({*RESERVED, *task.values} & set(rows.columns))
@@ -502,18 +571,32 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
                 f"{folder} has no {missing[0]!r} yet: no task is finished. qv.load_run shows what "
                 "failed."
             )
-    keys = [c for c in a.columns if c in b.columns and c not in (*measures, *NOT_KEYS)]
+    shared = [c for c in a.columns if c in b.columns and c not in (*measures, *NOT_KEYS)]
+    # a result that is no measure (seconds, a text) holds other values in every run
+    keys = [name for name in shared if _same_values(a[name], b[name])]
     # rows that no field tells apart are joined in their order
     one, other = (
         frame.assign(_row=frame.groupby(keys, dropna=False).cumcount() if keys else frame.index)
         for frame in alike([a[[*keys, *measures]], b[[*keys, *measures]]], keys)
     )
     joined = one.merge(other, on=[*keys, "_row"], how="outer", suffixes=("_first", "_second"))
+    if joined[[f"{measures[0]}_first", f"{measures[0]}_second"]].isna().any(axis=1).all():
+        warnings.warn(
+            f"No row of {first} has the fields of a row of {second} ({', '.join(keys)}): nothing is "
+            "compared.",
+            stacklevel=2,
+        )
     for name in measures:
         before, after = joined[f"{name}_first"], joined[f"{name}_second"]
         if is_numeric_dtype(before) and is_numeric_dtype(after):
             joined[f"{name}_difference"] = after.astype(float) - before.astype(float)
     return joined.drop(columns="_row")
+
+
+def _same_values(one: pd.Series, other: pd.Series) -> bool:
+    """Whether one of two columns holds nothing that the other does not."""
+    a, b = set(one.dropna().astype(str)), set(other.dropna().astype(str))
+    return a <= b or b <= a
 
 
 def machine() -> dict[str, Any]:

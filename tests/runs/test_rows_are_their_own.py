@@ -176,10 +176,21 @@ def test_a_whole_table_takes_the_place_of_its_parts(tmp_path):
     assert config.grid["editor.lam"] == (7,)
 
 
-def test_an_estimate_reads_its_own_tasks_alone(tmp_path):
-    run(RunConfig(TRIVIAL, {}, {"n": (0, 1)}), tmp_path / "out")
-    other = estimate(RunConfig(TRIVIAL, {}, {"n": (5, 6)}), tmp_path / "out")
-    assert other.source == "a probe of two tasks"
+def test_an_estimate_refuses_what_the_run_would(tmp_path):
+    """Another config, and a folder that is no run; a folder that is not there is none of them."""
+    own, other = (RunConfig(TRIVIAL, {}, {"n": n}) for n in ((0, 1), (5, 6)))
+    run(own, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    for config, folder in ((other, "out"), (own, "full")):
+        with pytest.raises(qv.QVLensError) as of_run:
+            run(config, tmp_path / folder)
+        with pytest.raises(qv.QVLensError) as of_estimate:
+            estimate(config, tmp_path / folder)
+        assert str(of_run.value) == str(of_estimate.value)
+    assert estimate(own, tmp_path / "out").todo == 0
+    assert estimate(other, tmp_path / "new").source == "a probe of two tasks"
+    assert not (tmp_path / "new").exists()
 
 
 def test_every_value_of_a_grid_is_a_row_of_the_page(tmp_path):
