@@ -15,7 +15,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def read_records(path: Path) -> tuple[list[Any], Where]:
         found = _whole(text, suffix) if listed else None
     except OSError as error:
         raise FactError(f"Cannot read facts from {path}: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise FactError(f"{path} is not in UTF-8 ({error}): save it in that encoding.") from error
     except (ValueError, csv.Error) as error:  # pyarrow's errors are of this kind too
         kind = {".parquet": "parquet file", ".csv": "table", ".tsv": "table"}.get(suffix, "JSON")
         raise FactError(
@@ -65,6 +68,8 @@ def read_records(path: Path) -> tuple[list[Any], Where]:
         return _of_lines(text)
     if isinstance(found, dict) and found:
         found = [found]
+    if isinstance(found, FactError):
+        raise FactError(f"{path}, record 0: {found}.")
     if found == []:
         raise FactError(f"{path} holds an empty list: there are no records in it.")
     if not isinstance(found, list):
@@ -78,7 +83,7 @@ def _whole(text: str, suffix: str) -> Any:
     """The file as one JSON value; None where it holds JSON lines. Raises `ValueError` where it
     holds neither."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except ValueError:
         first = next((line for line in text.split("\n") if line.strip()), "")
         if suffix in JSON_LINES or isinstance(_json(first), dict):
@@ -91,6 +96,8 @@ def _of_table(text: str, suffix: str) -> tuple[list[Any], Where]:
     sign = "\t" if suffix == ".tsv" else ","
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
     names = [name.strip() for name in next(rows, [])]
+    if twice := _twice([name for name in names if name]):
+        raise ValueError(f"its column {twice!r} stands there twice")
     other = next((mark for mark in ";\t," if len(names) == 1 and mark in names[0]), None)
     if other is not None:
         raise ValueError(f"its columns are parted by {other!r}, not by {sign!r}")
@@ -118,9 +125,23 @@ def _of_lines(text: str) -> tuple[list[Any], Where]:
 
 def _json(line: str) -> Any:
     try:
-        return json.loads(line.lstrip(BOM))
+        return json.loads(line.lstrip(BOM), object_pairs_hook=_object)
     except ValueError as error:
         return FactError(f"it is no JSON: {error}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | FactError:
+    """A JSON object; an error in the place of one that names something twice, of which one value
+    would be lost."""
+    record = dict(pairs)
+    if len(record) == len(pairs):
+        return record
+    return FactError(f"its {_twice([name for name, _ in pairs])!r} stands there twice")
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first of the names that is there a second time."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _lines(text: str) -> list[int]:

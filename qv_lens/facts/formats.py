@@ -73,8 +73,17 @@ def recognised(records: list[Any], source: str | Path) -> str:
     first = f"keys {sorted(records[0])}" if isinstance(records[0], dict) else f"{records[0]!r:.80}"
     raise FactError(
         f"{source}, record 0 is {first}: no known format ({', '.join(READERS)}). Name one with "
-        "format=."
+        f"format=.{_capitals(records[0])}"
     )
+
+
+def _capitals(record: Any) -> str:
+    """What to do where names would be known in small letters."""
+    names = [str(name) for name in record] if isinstance(record, dict) else []
+    fields = {"prompt", "subject", "answer"}
+    if not fields <= {name.lower() for name in names}:
+        return ""
+    return " Write the names of its fields small: prompt, subject, answer."
 
 
 def _mquake(record: Record) -> MultiHopCase:

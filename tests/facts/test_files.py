@@ -326,3 +326,43 @@ def test_statistics_of_a_column_of_a_frame():
 def test_statistics_of_nothing_are_told(options, words):
     with pytest.raises(EditError, match=words):
         covariance(tiny_lens("gptj"), TEXTS, **{"layers": [1], **options})
+
+
+TWICE = {
+    "head.csv": ("prompt,subject,answer,subject\nThe capital of {} is,France,Paris,Spain\n", "its column 'subject' stands there twice"),
+    "list.json": ('[{"prompt": "{} is", "subject": "a", "answer": "b", "answer": "c"}]', "record 0: its 'answer' stands there twice"),
+    "one.json": ('{"prompt": "{} is", "subject": "a", "answer": "b", "answer": "c"}', "record 0: its 'answer' stands there twice"),
+    "lines.jsonl": ('{"prompt": "{} is", "subject": "a", "answer": "b", "answer": "c"}\n', "its 'answer' stands there twice"),
+    "small.csv": ("Prompt,Subject,Answer\nThe capital of {} is,France,Paris\n", "Write the names of its fields small"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_field_that_stands_twice_is_refused(tmp_path, name):
+    """Of two answers no reader knows which one is meant."""
+    text, said = TWICE[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(qv.QVLensError, match=said):
+        qv.read(tmp_path / name)
+
+
+def test_one_record_with_a_field_twice_is_skipped_alone(tmp_path):
+    good = '{"prompt": "{} is", "subject": "a", "answer": "b"}'
+    bad = good.replace("}", ', "answer": "c"}').replace('{, "answer": "c"} is', "{} is")
+    (tmp_path / "x.json").write_text(f"[{good}, {bad}]")
+    found = qv.read(tmp_path / "x.json", skip=True)
+    assert [fact.answer for fact in found.facts] == ["b"]
+    assert found.refused["record"].tolist() == [1]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "x.jsonl"])
+def test_another_encoding_is_named_as_the_cause(tmp_path, name, encoding):
+    text = (
+        "prompt,subject,answer\n{} is,São Paulo,b\n"
+        if name == "x.csv"
+        else '[{"prompt": "São {}"}]'
+    )
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(qv.QVLensError, match=r"not in UTF-8 .* save it in that encoding"):
+        qv.read(tmp_path / name)
