@@ -39,7 +39,7 @@ def run(model: str, chosen: Sequence[Path], out: Path) -> bool:
     command = Path(sys.executable).with_name("qv-lens")
     all_well = True
     for file in chosen:
-        name = f"{file.parent.name}-{file.stem}-{model}"
+        name = f"{file.resolve().parent.name}-{file.stem}-{model}"
         begin = time.perf_counter()
         with (out / f"{name}.log").open("a") as log:
             words = [command, "run", file, "--model", model, "--out", out / name]

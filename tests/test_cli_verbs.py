@@ -569,6 +569,7 @@ def test_tuned_settings_are_written_one_editor_after_another(call, untuned, tmp_
     """SimIE wraps the preset of ROME that was tuned before it; in a file of presets nobody finds it,
     and SimIE is left out, or refused where it alone is asked for: before any work."""
     monkeypatch.setenv("QV_LENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tune, "score", lambda values: 0.5)  # one step changes nothing
     words = ("tune", untuned.name, "--count", "32", "--folder", tmp_path / "trials")
     words = (*words, "--text", tmp_path / "text.txt")
     (tmp_path / "text.txt").write_text("\n\n".join(texts(200)))
@@ -588,3 +589,23 @@ def test_tuned_settings_are_written_one_editor_after_another(call, untuned, tmp_
         assert repr(preset.editor) in said
         assert type(preset.editor).__name__ == name
         assert "of 1 settings" in preset.source
+
+
+def test_settings_that_change_nothing_are_no_presets(call, untuned, tmp_path, monkeypatch):
+    """Where no new answer was given nothing is written that would be taken for tuned. A text for C0
+    is refused where no editor reads it."""
+    monkeypatch.setattr(tune, "score", lambda values: 0.0)
+    words = ("tune", untuned.name, "--editor", "FT", "--folder", tmp_path / "trials")
+    out = tmp_path / "presets.toml"
+    code, said, told = call(*words, "--out", out)
+    assert code == 2
+    assert "Not written" in said
+    assert "No setting that was tried of FT gave the new answers" in told
+    assert not out.exists()
+    (tmp_path / "text.txt").write_text("a text")
+    code, _, told = call(*words, "--out", out, "--text", tmp_path / "text.txt")
+    assert code == 2
+    assert "--text is the text for C0, which FT does not read" in told
+    code, _, told = call(*words, "--out", out, "--text", tmp_path / "absent.txt")
+    assert code == 2
+    assert "there is no file" in told

@@ -401,7 +401,7 @@ def tune(
     model: Model,
     *,
     editor: Annotated[list[str] | None, Several, Completed] = None,
-    text: str = "python",
+    text: str | None = None,
     count: int = 32,
     folder: Path | None = None,
     out: Path | None = None,
@@ -416,7 +416,7 @@ def tune(
     editor
         Which editors (default: all).
     text
-        Text for C0, as qv-lens stats takes it.
+        Text for C0, as qv-lens stats takes it (default: "python").
     count
         How many edits, at least 32: 16 choose the settings, the others tell which of the two best
         is better, and how good it is.
@@ -429,11 +429,14 @@ def tune(
     from datetime import date
 
     from qv_lens.cache import cache_folder
+    from qv_lens.facts.files import check_there
 
     not_empty("--editor", editor)
     for name in editor or ():
         check_name(name)
     at_least("--count", count, 1)
+    if text is not None:
+        check_there("text", text)
     place = cache_folder()
     if out is None and place is None:
         raise ConfigError(
@@ -481,24 +484,33 @@ def tune(
         f"subject's part lies up to layer {shape.depth}"
     )
     reading = [name for name in names if any(map(reads_statistics, grid(name, shape)))]
+    if text is not None and not reading:
+        raise ConfigError(f"--text is the text for C0, which {', '.join(names)} does not read.")
+    text = text or "python"
     C0 = corpus_statistics(lens, text) if reading else None
+    failed: list[str] = []
     for name in names:
         statistics = C0 if name in reading else None
         with phases("tuning", unless_seen=True):
             tuned = choose(lens, name, shape, choosing, held, statistics, work)
         figures = ", ".join(f"{metric} {value:.2f}" for metric, value in tuned.figures.items())
         scored = f"score {tuned.score:.3f}, the better of two on {tuned.edits} edits held apart"
-        print(
-            f"{tuned.editor}\n  {scored}: {figures}",
-            flush=True,
-        )
+        print(f"{tuned.editor}\n  {scored}: {figures}", flush=True)
+        if tuned.score <= 0:
+            failed.append(name)
+            print(f"  Not written: no setting of {name} gave the new answers.", flush=True)
+            continue
         source = (
             f"qv-lens tune, {date.today()}, {dtype_name(lens.dtype)}: of "
             f"{tuned.table['editor'].nunique()} settings, {scored} ({figures})"
         )
         entries = entries_of(target) if target.exists() else {}
         entries[name] = entry_of(tuned.editor, source)
-        write_presets(
-            target, {"model": lens.name, "fingerprint": lens.fingerprint, "text": text}, entries
+        header = {"model": lens.name, "fingerprint": lens.fingerprint}
+        write_presets(target, {**header, "text": text} if reading else header, entries)
+    if failed == names:
+        raise ConfigError(
+            f"No setting that was tried of {', '.join(names)} gave the new answers (score 0): nothing "
+            f"was written. The trials are in {work}."
         )
     print(target)

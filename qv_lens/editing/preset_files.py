@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from qv_lens.cache import cache_folder
+from qv_lens.editing.bounds import check_bounds
 from qv_lens.editing.edit import Editor
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError, EditError, unknown
 from qv_lens.files import placed
 
 PACKAGE = Path(__file__).parent / "settings"
@@ -56,7 +57,8 @@ def read_presets(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Edito
     """Editor and source by name. `kinds`: the classes by the first part of the name ('ACE.paper' is
     an ACE).
 
-    Raises `ConfigError` for a file that cannot be read, an unknown editor or setting.
+    Raises `ConfigError` for a file that cannot be read, an unknown editor or setting, or a value out
+    of its bounds.
     """
     editors = {}
     for name, entry in entries_of(file).items():
@@ -66,12 +68,16 @@ def read_presets(file: Path, kinds: Mapping[str, type]) -> dict[str, tuple[Edito
                 f"Editor in {file} (editing/editors.py names those that there are):", name, kinds
             )
         settings = {key: _frozen(value) for key, value in entry["settings"].items()}
+        known = sorted(each.name for each in fields(kind))
+        for key in settings:
+            if key not in known:
+                raise unknown(f"Setting of {name} in {file}:", key, known)
+        editor = kind(**settings)
         try:
-            editors[name] = (kind(**settings), str(entry["source"]))
-        except TypeError as error:
-            raise ConfigError(
-                f"{file}: {name} has a setting that it does not know: {error}."
-            ) from error
+            check_bounds(editor)
+        except EditError as error:
+            raise ConfigError(f"{file}, {name}: {error}") from error
+        editors[name] = (editor, str(entry["source"]))
     return editors
 
 
@@ -98,7 +104,8 @@ def check_weights(file: Path, fingerprint: str) -> None:
 
 def _table(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        # with or without a byte order mark
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"Cannot read the presets in {file}: {error}.") from error
 

@@ -93,7 +93,11 @@ def test_files_that_cannot_be_used_are_told(tmp_path):
         ("[MEMIT]\nlam = 3\n", "MEMIT needs a source and settings"),
         (
             '[MEMIT]\nsource = "x"\n[MEMIT.settings]\nlambda = 3\n',
-            "a setting that it does not know",
+            r"Setting of MEMIT in .*mine\.toml: 'lambda' not found",
+        ),
+        (
+            '[MEMIT]\nsource = "x"\n[MEMIT.settings]\nlam = -1\n',
+            r"mine\.toml, MEMIT: lam of MEMIT must be",
         ),
     ):
         file.write_text(text)
@@ -105,6 +109,13 @@ def test_files_that_cannot_be_used_are_told(tmp_path):
     with pytest.raises(qv.QVLensError, match="Cannot write the presets"):
         write_presets(tmp_path / "folder" / "x.toml", HEADER, {})
     assert entries_of_empty(tmp_path) == {}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    file = tmp_path / "mine.toml"
+    text = '[MEMIT]\nsource = "x"\n[MEMIT.settings]\nlam = 3\n'
+    file.write_text(text, encoding="utf-8-sig")
+    assert presets(str(file))["MEMIT"].editor.lam == 3
 
 
 def entries_of_empty(folder):
