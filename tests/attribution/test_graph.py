@@ -416,6 +416,32 @@ def test_the_file_has_every_node_and_link_once(tmp_path):
     )
 
 
+def test_the_file_is_read_by_circuit_tracers_own_reader(tmp_path):
+    models = pytest.importorskip(
+        "circuit_tracer.frontend.graph_models",
+        reason="pip install --no-deps circuit-tracer (it pins other transformers than TransformerLens)",
+        exc_type=ImportError,
+    )
+    lens = tiny_lens("gptj")
+    value = qv.neuron_effects(lens, FACTS, 10)
+    query = qv.query_neurons(lens, FACTS, value, 10, through="attention")
+    graph = qv.edge_effects(lens, FACTS, qv.qv_graph(lens, FACTS, value, query))
+    file = json.loads(qv.save_graph(graph, tmp_path / "graph.json", prompt=1).read_text())
+    read = models.Model(**file)
+    assert len(read.nodes) == len(file["nodes"])
+    assert len(read.links) == len(file["links"])
+    drawn = graph.nodes[graph.nodes["prompt"] == 1]
+    own = [
+        models.Node.feature_node(int(row.layer), int(row.position), int(row.neuron))
+        for row in drawn.itertuples()
+    ]
+    found = {node.node_id: node for node in read.nodes}
+    for node in own:
+        same = found[node.node_id]
+        assert (same.feature, same.layer, same.ctx_idx) == (node.feature, node.layer, node.ctx_idx)
+        assert same.feature_type == node.feature_type
+
+
 def test_the_picture_puts_neurons_at_their_tokens_and_says_what_edges_are_worth():
     lens = tiny_lens("gptj")
     value = qv.neuron_effects(lens, FACTS[1], 10)
