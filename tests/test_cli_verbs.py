@@ -578,6 +578,11 @@ def test_tuned_settings_are_written_one_editor_after_another(call, untuned, tmp_
     assert code == 0, told
     assert "SimIE is left out: it wraps the preset of ROME, and none is found" in said
     assert set(qv.presets(str(out))) == {"FT", "ROME"}
+    named = f'text = "{tmp_path / "text.txt"}"'
+    for file, tells in ((out, True), (tmp_path / "other.toml", False)):  # FT reads none
+        code, _, told = call(*words[:-2], "--out", file, "--editor", "FT")
+        assert code == 0, told
+        assert (named in file.read_text()) == tells
     code, _, told = call(*words, "--out", out, "--editor", "simie")
     assert code == 2
     assert f"qv-lens tune {untuned.name} --editor ROME --editor SimIE." in told

@@ -453,6 +453,7 @@ def tune(
         entries_of,
         entry_of,
         file_name,
+        text_of,
         write_presets,
     )
     from qv_lens.models.norms import dtype_name
@@ -506,8 +507,9 @@ def tune(
         )
         entries = entries_of(target) if target.exists() else {}
         entries[name] = entry_of(tuned.editor, source)
-        header = {"model": lens.name, "fingerprint": lens.fingerprint}
-        write_presets(target, {**header, "text": text} if reading else header, entries)
+        read = text if reading else text_of(target)
+        header = {"model": lens.name, "fingerprint": lens.fingerprint, "text": read}
+        write_presets(target, header, entries)
     if failed == names:
         raise ConfigError(
             f"No setting that was tried of {', '.join(names)} gave the new answers (score 0): nothing "

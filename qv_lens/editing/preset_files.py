@@ -92,6 +92,11 @@ def entries_of(file: Path) -> Entries:
     return entries
 
 
+def text_of(file: Path) -> str | None:
+    """The text for C0 with which a file's editors were tuned; None where none was read."""
+    return _table(file).get("text") if file.exists() else None
+
+
 def check_weights(file: Path, fingerprint: str) -> None:
     """Raise `ConfigError` for a file that holds the presets of other weights."""
     there = _table(file).get("fingerprint") if file.exists() else None
@@ -126,9 +131,10 @@ def entry_of(editor: Any, source: str) -> dict[str, Any]:
     return {"source": source, "settings": settings}
 
 
-def write_presets(file: Path, header: Mapping[str, str], entries: Entries) -> None:
-    """Write a file, whole or not at all. Raises `ConfigError` where it cannot be written."""
-    lines = [f"{key} = {_toml(value)}" for key, value in header.items()]
+def write_presets(file: Path, header: Mapping[str, str | None], entries: Entries) -> None:
+    """Write a file, whole or not at all; what is None stays out of its header. Raises `ConfigError`
+    where it cannot be written."""
+    lines = [f"{key} = {_toml(value)}" for key, value in header.items() if value is not None]
     for name, entry in sorted(entries.items()):
         lines += [
             "",

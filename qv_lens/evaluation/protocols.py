@@ -687,8 +687,8 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     no `after`); the ends of the interval of `after` (`low`, `high`), `cases`, the largest
     `relative_norm`, median `seconds`.
 
-    `score_gen`, `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and specificity
-    (CounterFact). The same case number is the same case: frames put together need a column in `by`
+    `score_gen`, `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and
+    specificity (CounterFact). The same case number is the same case: frames put together need a column in `by`
     that tells them apart. Raises `ConfigError` for columns that the frame lacks, or that are means
     here."""
     by = _columns(frame, by)

@@ -388,6 +388,7 @@ def _description(config: RunConfig, tasks: list[Task]) -> tuple[dict[str, Any], 
     code, read = _hash(experiment.file), _read_beside(experiment, tasks)
     beside = {
         "file": str(experiment.file),
+        "fields": sorted({name for task in tasks for name in task.values}),
         "code": code,
         "files": _files(tasks),
         "read": read,
@@ -573,7 +574,8 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
             )
     shared = [c for c in a.columns if c in b.columns and c not in (*measures, *NOT_KEYS)]
     # a result that is no measure (seconds, a text) holds other values in every run
-    keys = [name for name in shared if _same_values(a[name], b[name])]
+    fields = Store(Path(first)).config().get("fields", shared)
+    keys = [name for name in shared if name in fields or _same_values(a[name], b[name])]
     # rows that no field tells apart are joined in their order
     one, other = (
         frame.assign(_row=frame.groupby(keys, dropna=False).cumcount() if keys else frame.index)

@@ -370,6 +370,7 @@ def test_the_subset_by_what_a_model_writes():
         return SimpleNamespace(
             generate=lambda prompts, tokens: asked.append(prompts) or list(texts),
             answer_ids=lambda prompt, name: name.split(),
+            label={"model": "none"},
         )
 
     kept, told = known(says(" the land, far off", "Ann.", "Landia", "Anna"), cases, "generate")
