@@ -375,12 +375,12 @@ def _is_of(value: Any, kind: Any) -> bool:
     """Whether a value is of one of the kinds that TOML holds, and a list's or tuple's values of
     the kind that is named in it."""
     outer = get_origin(kind) or kind
-    if not isinstance(value, KINDS.get(outer, ())) or (
-        isinstance(value, bool) and kind is not bool
-    ):
+    if isinstance(value, bool):
+        return outer is bool
+    if not isinstance(value, KINDS.get(outer, ())):
         return False
     inner = [each for each in get_args(kind) if each is not Ellipsis]
-    if outer not in (list, tuple) or len(inner) != 1:
+    if not isinstance(value, (list, tuple)) or len(inner) != 1:
         return True
     known = [member for member in _members(inner[0]) if (get_origin(member) or member) in KINDS]
     return len(known) < len(_members(inner[0])) or all(
