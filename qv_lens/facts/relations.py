@@ -12,6 +12,7 @@ The relations are those of CounterFact and of the atlas."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from qv_lens.facts.records import Fact
@@ -86,9 +87,17 @@ def relation_of(fact: Fact) -> Wording | None:
             return wording
     prompt = fact.prompt.lower()
     for wording in WORDINGS:
-        if fact.relation is None and any(phrase in prompt for phrase in wording.phrases):
+        if fact.relation is None and any(
+            _begins_word(phrase, prompt) for phrase in wording.phrases
+        ):
             return wording
     return None
+
+
+def _begins_word(phrase: str, text: str) -> bool:
+    """Whether a phrase stands in a text from the beginning of a word on: "performed in" holds no
+    "formed in"."""
+    return re.search(rf"\b{re.escape(phrase)}", text) is not None
 
 
 def others(fact: Fact) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ def test_a_relation_is_known_by_its_words_where_no_id_is_given():
         assert found is not None
         assert found.id == wanted
     assert relation_of(Fact("The capital of {} is", "X", "y", "P0")) is None
+    assert relation_of(Fact("{} was informed in", "X", "y")) is None  # no "formed in"
 
 
 def test_an_office_is_not_asked_for_as_a_profession():
