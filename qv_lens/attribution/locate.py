@@ -114,6 +114,12 @@ def locate(
                 "locate takes a set of FFN neurons with scores, some of them above 0 "
                 f"(qv.neuron_effects(lens, facts, method='relp')); got {by!r:.100}."
             )
+        texts = [prompt.text for prompt in trace.prompts]
+        if by.settings.get("texts", texts) != texts:
+            raise ConfigError(
+                f"These neurons were scored on {by.settings['texts']!r:.100}, and layers are asked "
+                f"for {texts!r:.100}: give both the same facts."
+            )
     elif by == "effects":
         value = neuron_effects(lens, trace, top, positions=position)
         by_layer = _positive(lens, value)
@@ -132,15 +138,8 @@ def locate(
         ignore_index=True,
     )
     scored = "neurons" if isinstance(by, NeuronSet) else by
-    frame.attrs.update(
-        {
-            **value.settings,
-            "method": method,
-            "position": position,
-            "by": scored,
-            "prompts": len(facts),
-        }
-    )
+    settings = {**value.settings, "scored_by": value.settings.get("method"), "method": method}
+    frame.attrs.update({**settings, "position": position, "by": scored, "prompts": len(facts)})
     # from this layer on, a 0 says that nothing reads the layer, not that it feeds as much as it
     # takes
     reach = int(value.frame["layer"].max())

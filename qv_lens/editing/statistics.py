@@ -152,7 +152,6 @@ class _Progress:
     digest: str = ""
 
 
-@torch.no_grad()
 def check_untouched(lens: Lens, taken: str) -> None:
     """Raise `EditError` for a lens that is not the bare model as it was wrapped; `taken`: what is
     taken of it, and how."""
@@ -168,6 +167,7 @@ def check_untouched(lens: Lens, taken: str) -> None:
         )
 
 
+@torch.no_grad()
 def covariance(
     lens: Lens,
     texts: Iterable[str],

@@ -282,7 +282,7 @@ def _judgement(case: Case, now: CaseAnswers, kind: str, judge: Judge | None) -> 
         return nan
     return mean(
         [
-            float(judge(probe.text, text, [probe.answer, *probe.aliases]))
+            float(judge(probe.text, text.removesuffix(RUNS_ON), [probe.answer, *probe.aliases]))
             for text, probe in _said(case, now, kind)
         ]
     )

@@ -193,7 +193,7 @@ def uncontaminated(case: MultiHopCase, edits: Iterable[EditRequest]) -> list[Edi
     return [
         edit
         for edit in edits
-        if path.get((edit.fact.subject, edit.fact.relation), edit.new) == edit.new
+        if edit.new in path.get((edit.fact.subject, edit.fact.relation), {edit.new})
     ]
 
 
@@ -208,9 +208,14 @@ def contaminated(cases: Sequence[Case]) -> list[int]:
         i
         for i, case in enumerate(cases)
         if isinstance(case, MultiHopCase)
-        and any(told.get(step, {new}) != {new} for step, new in _right_path(case).items())
+        and any(told.get(step, set()) - names for step, names in _right_path(case).items())
     ]
 
 
-def _right_path(case: MultiHopCase) -> dict[tuple[str | None, str | None], str]:
-    return {(hop.subject, hop.relation): hop.answer for hop in case.new_hops if hop.relation}
+def _right_path(case: MultiHopCase) -> dict[tuple[str | None, str | None], set[str]]:
+    """The accepted answers by subject and relation of the steps."""
+    return {
+        (hop.subject, hop.relation): {hop.answer, *hop.aliases}
+        for hop in case.new_hops
+        if hop.relation
+    }

@@ -86,9 +86,16 @@ def _whole(text: str, suffix: str) -> Any:
         return json.loads(text, object_pairs_hook=_object)
     except ValueError:
         first = next((line for line in text.split("\n") if line.strip()), "")
-        if suffix in JSON_LINES or isinstance(_json(first), dict):
+        if suffix in JSON_LINES or _is_object(first):
             return None
         raise
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line.lstrip(BOM)), dict)
+    except ValueError:
+        return False
 
 
 def _of_table(text: str, suffix: str) -> tuple[list[Any], Where]:

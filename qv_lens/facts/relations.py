@@ -31,14 +31,14 @@ class Wording:
     cloze: str
     """It, asked in plain words."""
     phrases: tuple[str, ...]
-    """By which a prompt is known."""
+    """By which a prompt is known: from the beginning of a word on; before "$" at its end."""
     back: str = ""
     """A cloze for the subject from the answer, where there is one."""
 
 
 #: the first whose phrase a prompt holds is its relation: the particular before the general
 WORDINGS = (
-    Wording("P36", "place", "place", "The capital of {} is", ("capital",), "{} is the capital of"),
+    Wording("P36", "place", "place", "The capital of {} is", ("capital of", "capital city", "capital,", "capital is", "has the capital"), "{} is the capital of"),
     Wording("P190", "place", "place", "The twin city of {} is", ("twin city", "sister city"), "{} is the twin city of"),
     Wording("P30", "place", "continent", "{} is on the continent of", ("continent",)),
     Wording("P37", "place", "language", "In {}, the official language is", ("official language", "declares the language", "language spoken is", "they understand")),
@@ -50,10 +50,10 @@ WORDINGS = (
     Wording("P19", "person", "place", "{} was born in", ("was born", "native", "originally from", "originates from", "originated from")),
     Wording("P20", "person", "place", "{} died in the city of", ("died", "passed away", "lost their life", "succumbed", "expired", "life ended")),
     Wording("P937", "person", "place", "{} worked in the city of", ("worked in", "found employment in", "was employed in", "took up work in", "used to work in")),
-    Wording("P39", "person", "profession", "{} holds the office of", ("has the position", "holds the position", "position is", "holds the title", "office of", "title of")),
+    Wording("P39", "person", "profession", "{} holds the office of", ("has the position", "holds the position", "'s position is", "whose position is", "holds the title", "office of", "title of")),
     Wording("P413", "person", "position", "{} plays in the position of", ("position", "plays as")),
     Wording("P641", "person", "sport", "{} plays the sport of", ("sport", "professional")),
-    Wording("P1303", "person", "instrument", "{} plays the instrument", ("instrument", "what does", "performs on", "performing on", "player of", "plays the", "playing the")),
+    Wording("P1303", "person", "instrument", "{} plays the instrument", ("instrument", "what does", "performs on", "performing on", "player of", "plays the$", "playing the$")),
     Wording("P106", "person", "profession", "The profession of {} is", ("profession", "occupation", "works as")),
     Wording("P101", "person", "field", "{} works in the field of", ("field", "domain", "expertise", "specializes", "area of")),
     Wording("P108", "person", "company", "{} is employed by", ("employed by", "works for", "employer", "who works for")),
@@ -64,9 +64,9 @@ WORDINGS = (
     Wording("P159", "company", "place", "{} is headquartered in", ("headquarter", "based in", "head office")),
     Wording("P495", "work", "place", "{} comes from the country of", ("created in", "developed in", "that was created", "from the country", "formulated in", "that originated in", "that was from")),
     Wording("P740", "company", "place", "{} was founded in", ("founded in", "formed in", "started in", "that was started", "that was formed", "originated in")),
-    Wording("P127", "company", "company", "{} is owned by", ("owned by", "owner", "from the company")),
+    Wording("P127", "company", "company", "{} is owned by", ("owned by", "owner$", "owner of", "from the company")),
     Wording("P50", "work", "person", "{} was written by", ("written by", "work by the writer"), "{} is the author of"),
-    Wording("P449", "work", "company", "{} was first shown on", ("aired", "premiere", "debut", "was released on")),
+    Wording("P449", "work", "company", "{} was first shown on", ("aired", "premiere", "debuted on", "debut on", "was released on")),
     Wording("P364", "work", "language", "The original language of {} is", ("original language",)),
     Wording("P407", "work", "language", "The language of {} is", ("language of", "written in")),
     Wording("P136", "person", "genre", "{} is known for performing", ("genre", "performs", "known for performing")),
@@ -85,7 +85,7 @@ def relation_of(fact: Fact) -> Wording | None:
     for wording in WORDINGS:
         if fact.relation == wording.id:
             return wording
-    prompt = fact.prompt.lower()
+    prompt = _asked(fact.prompt.lower().rstrip())
     for wording in WORDINGS:
         if fact.relation is None and any(
             _begins_word(phrase, prompt) for phrase in wording.phrases
@@ -94,10 +94,17 @@ def relation_of(fact: Fact) -> Wording | None:
     return None
 
 
+def _asked(prompt: str) -> str:
+    """The prompt without the sentences in front of the one that names the subject."""
+    before = prompt.rfind(". ", 0, max(prompt.find("{}"), 0))
+    return prompt[before + 2 :] if len(prompt[: max(before, 0)].split()) > 4 else prompt
+
+
 def _begins_word(phrase: str, text: str) -> bool:
     """Whether a phrase stands in a text from the beginning of a word on: "performed in" holds no
     "formed in"."""
-    return re.search(rf"\b{re.escape(phrase)}", text) is not None
+    words, end = re.escape(phrase.removesuffix("$")), "$" if phrase.endswith("$") else ""
+    return re.search(rf"(?<!\w){words}{end}", text) is not None
 
 
 def others(fact: Fact) -> tuple[str, ...]:

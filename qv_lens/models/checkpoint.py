@@ -102,20 +102,28 @@ class Checkpoint:
 
 
 #: where the hooks come from that libraries put on modules for themselves
-LIBRARIES = ("transformer_lens.model_bridge.", "transformers.", "accelerate.")
+LIBRARIES = (
+    "transformer_lens.model_bridge.", "transformers.", "accelerate.",
+    "torch.utils.module_tracker", "torch.distributed._tools.",
+)  # fmt: skip
+
+
+def forwards(modules: Iterable[torch.nn.Module]) -> list[Any]:
+    """The functions that stand in the place of a module's `forward`."""
+    return [vars(module)["forward"] for module in modules if "forward" in vars(module)]
 
 
 def own_hooks(modules: Iterable[torch.nn.Module]) -> tuple[Any, ...]:
     """The hooks on modules, of either pass, that no library put there for itself: those of one
     module, those of all (`torch.nn.modules.module.register_module_forward_hook`), and functions put
     in the place of a module's `forward`."""
+    modules = list(modules)
     found = [hook for kind in _of_all_modules() for hook in kind.values()]
     for module in modules:
         wired = _wired(module)
         for kind in _hooks_of(module):
             found += [hook for key, hook in kind.items() if key not in wired]
-        if "forward" in vars(module):
-            found.append(vars(module)["forward"])
+    found += forwards(modules)
     return tuple(hook for hook in found if not _of_library(hook))
 
 

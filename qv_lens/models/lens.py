@@ -26,7 +26,7 @@ from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.agreement import short_context
 from qv_lens.models.backend import Backend, Hook, Past, ordered, versions
 from qv_lens.models.capture import capture, joined, scales_after
-from qv_lens.models.checkpoint import Checkpoint, own_hooks
+from qv_lens.models.checkpoint import Checkpoint, forwards, own_hooks
 from qv_lens.models.generation import (
     Sampling,
     cached,
@@ -78,6 +78,7 @@ class Lens:
     ) -> None:
         self.backend_adapter = Backend(model)
         self.model = model
+        self._forwards = forwards(model.modules())
         self.tokenizer: Any = plain_tokenizer(model) if tokenizer is None else tokenizer
         check_tokenizer(self.tokenizer)
         self.checkpoint: Checkpoint | None = None
@@ -618,8 +619,10 @@ class Lens:
         return ends_of_text(self.tokenizer, self.d_vocab, self._hugging_face)
 
     def _own_hooks(self) -> tuple[Any, ...]:
-        """The user-installed hooks: between two passes there are no others."""
-        return own_hooks(self.model.modules())
+        """The user-installed hooks: between two passes there are no others. A forward that stood in
+        its module's place when the model was wrapped is part of the model."""
+        found = own_hooks(self.model.modules())
+        return tuple(hook for hook in found if not any(hook is own for own in self._forwards))
 
     def _alike(self) -> Any | None:
         """The Hugging Face model that computes what the hooked model does: a bridge runs it, a

@@ -170,9 +170,11 @@ def _change(change: str) -> tuple[str, Any]:
 
 def _takes_text(task: type, key: str) -> bool:
     """Whether a field takes any text, by its annotation."""
-    hints = hints_of(task)
-    if key in hints:
-        return str in _members(hints[key])
+    hints, outer = hints_of(task), key.partition(".")[0]
+    if outer in hints:
+        members = _members(hints[outer])
+        choices = [get_args(each) for each in members if get_origin(each) is Literal]
+        return outer != key or str in members or any(ALL_LAYERS in each for each in choices)
     return any(_takes_text(part, key) for part in parts_of(task).values())
 
 
@@ -242,9 +244,9 @@ def _with_model(config: RunConfig, task: type) -> dict[str, Any]:
     own = {
         each.name: each.default
         for each in fields(task)
-        if each.name == "model" and isinstance(each.default, str) and "model" not in config.grid
+        if each.name == "model" and each.init and isinstance(each.default, str)
     }
-    return {**own, **config.settings}
+    return dict(config.settings) if "model" in config.grid else {**own, **config.settings}
 
 
 def _combinations(
@@ -302,7 +304,7 @@ def _tables(task: type) -> dict[str, Any]:
         value = each.default if made is MISSING else made()
         if each.name in parts:
             tables |= _tables(parts[each.name])
-        elif isinstance(value, Mapping):
+        elif each.init and isinstance(value, Mapping):
             tables[each.name] = dict(value)
     return tables
 
@@ -459,8 +461,6 @@ def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
-        if text.startswith(("[", "{")):
-            raise ConfigError(
-                f'{text} is neither a list nor a table: texts within are quoted, ["a", "b"].'
-            ) from None
+        if text.startswith("[") and text.endswith("]"):
+            raise ConfigError(f'{text} is no list: texts within are quoted, ["a", "b"].') from None
         return text  # a bare word is a string

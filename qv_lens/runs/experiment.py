@@ -28,6 +28,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -180,7 +181,9 @@ def _imported(path: Path) -> ModuleType:
         if str(root) not in sys.path:
             sys.path.append(str(root))
         if len(parts) == 1:
-            return _alone(name, path)
+            module = _alone(name, path)
+            _check_beside(path)
+            return module
         module = import_module(name)
     except QVLensError:
         raise
@@ -193,6 +196,32 @@ def _imported(path: Path) -> ModuleType:
             f"The experiment {path} cannot be imported: {name} is already {module.__file__}."
         )
     return module
+
+
+def _check_beside(path: Path) -> None:
+    """Raise `ConfigError` for a file beside the experiment that it imports by name and that Python
+    took from the folder of another experiment."""
+    for name in _imports(path):
+        beside, file = (
+            path.with_name(f"{name}.py"),
+            getattr(sys.modules.get(name), "__file__", None),
+        )
+        if name in sys.stdlib_module_names or file is None or not beside.exists():
+            continue
+        if Path(file) != beside and "site-packages" not in file:
+            raise ConfigError(
+                f"{path} imports {name}, which is {file} in this process and not {beside}: give one "
+                "of the two another name."
+            )
+
+
+def _imports(path: Path) -> set[str]:
+    """The modules that a file imports by name."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module
+    }
 
 
 def _alone(name: str, path: Path) -> ModuleType:

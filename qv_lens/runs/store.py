@@ -89,7 +89,13 @@ class Store:
     def _begin(self, config: dict[str, Any]) -> dict[str, Any] | None:
         """Write the config into a folder that holds nothing else; where another process was first,
         what that one wrote. Raises `ConfigError`."""
-        self._check_free()
+        try:
+            self._check_free()
+        except ConfigError:
+            known = self._read("config.json")  # it may have come meanwhile
+            if known is None:
+                raise
+            return known
         self._make_folders("")
         target = self.folder / "config.json"
         try:
@@ -392,7 +398,9 @@ def _description(config: RunConfig, tasks: list[Task]) -> tuple[dict[str, Any], 
         "code": code,
         "files": _files(tasks),
         "read": read,
-        "made_by": hashlib.blake2b(_plain({"": code, **read}).encode(), digest_size=8).hexdigest(),
+        "made_by": hashlib.blake2b(
+            " ".join([code, *sorted(read.values())]).encode(), digest_size=8
+        ).hexdigest(),
     }
     return json.loads(_plain(described)), beside  # as it will be read: tuples are lists
 
@@ -573,9 +581,15 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
                 "failed."
             )
     shared = [c for c in a.columns if c in b.columns and c not in (*measures, *NOT_KEYS)]
-    # a result that is no measure (seconds, a text) holds other values in every run
     fields = Store(Path(first)).config().get("fields", shared)
-    keys = [name for name in shared if name in fields or _same_values(a[name], b[name])]
+    results = [c for c in shared if c not in fields and _is_result(a[c], b[c])]
+    keys = [name for name in shared if name not in results]
+    if results:
+        warnings.warn(
+            f"{', '.join(results)} holds other values in the two runs: rows that nothing else tells "
+            "apart are joined in their order.",
+            stacklevel=2,
+        )
     # rows that no field tells apart are joined in their order
     one, other = (
         frame.assign(_row=frame.groupby(keys, dropna=False).cumcount() if keys else frame.index)
@@ -595,10 +609,15 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
     return joined.drop(columns="_row")
 
 
-def _same_values(one: pd.Series, other: pd.Series) -> bool:
-    """Whether one of two columns holds nothing that the other does not."""
+def _is_result(one: pd.Series, other: pd.Series) -> bool:
+    """Whether a column that is no measure is a result all the same (seconds, the number of a
+    process) and no key: the runs share none of its values or, of numbers that are not whole, not
+    all."""
+    from pandas.api.types import is_float_dtype
+
     a, b = set(one.dropna().astype(str)), set(other.dropna().astype(str))
-    return a <= b or b <= a
+    floats = is_float_dtype(one) or is_float_dtype(other)
+    return bool(a and b) and (a.isdisjoint(b) or (floats and not (a <= b or b <= a)))
 
 
 def machine() -> dict[str, Any]:

@@ -118,6 +118,9 @@ def test_layers_by_a_set_of_neurons_are_ranked_by_its_scores(kind):
     scores = found.frame[found.frame["kind"] == "value"].set_index("layer")["score"]
     assert scores[scores > 0].to_dict() == pytest.approx(wanted.to_dict())
     assert found.frame.attrs["method"] != "relp"  # that is how the queries were scored
+    assert found.frame.attrs["scored_by"] == "relp"
+    with pytest.raises(ConfigError, match="give both the same facts"):
+        qv.locate(lens, FACTS[:1], **at, by=relp)
     heads = qv.neuron_effects(lens, FACTS, 3, unit="head")
     for strange in (heads, qv.NeuronSet.of([(0, 1)])):
         with pytest.raises(ConfigError, match="FFN neurons with scores"):

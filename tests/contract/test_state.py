@@ -12,6 +12,7 @@ import torch
 import torch.nn.modules.module as everywhere
 from tokenizers.processors import TemplateProcessing
 from torch.nn.utils.parametrize import register_parametrization
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ByT5Tokenizer
 
 import qv_lens as qv
@@ -258,6 +259,27 @@ def test_hooks_of_the_users_are_seen_wherever_they_sit(backend):
         handle.remove()
     assert lens.bare_state == bare
     assert lens.logprob(FACT) == logp
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_part_of_the_model_is_no_hook(backend):
+    """Forwards that were replaced before it was wrapped, and the counters of PyTorch."""
+    lens = tiny_lens("qwen3-gqa", backend, dtype=torch.float32)
+    leaf = next(part for part in lens.model.modules() if [*part.parameters()] and not part._modules)
+    replaced = Replaced(leaf, lambda *args: type(leaf).forward(leaf, *args))
+    assert not lens.bare
+    assert qv.Lens(lens.model, tokenizer=lens.tokenizer).bare
+    replaced.remove()
+    with FlopCounterMode(display=False):
+        assert lens.bare
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_c0_keeps_no_graph_of_a_model_with_gradients(backend):
+    lens = tiny_lens("gptj", backend, dtype=torch.float32)
+    lens.model.requires_grad_(True)
+    C0 = covariance(lens, ["The capital of Norway is Oslo."], [1]).C0[1]
+    assert not C0.requires_grad
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

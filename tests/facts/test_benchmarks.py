@@ -406,6 +406,11 @@ def test_mquake_remastered_and_what_contaminates_a_case():
     ]
     kept = uncontaminated(case, edits)
     assert kept == [edits[0], *edits[2:]]
+    named = replace(case.new_hops[-1], aliases=("Christiania",))
+    other_name = norway.to("Christiania")
+    step = replace(case, new_hops=(*case.new_hops[:-1], named))
+    assert (named.subject, named.relation) == ("Norway", "P36")
+    assert uncontaminated(step, [other_name]) == [other_name]
     # two relations that nobody named are not the same one
     loved = qv.Fact("{} is loved by", "Norway", "Spain").to("Chad")
     bare = replace(case, new_hops=tuple(replace(hop, relation=None) for hop in case.new_hops))

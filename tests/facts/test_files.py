@@ -333,6 +333,7 @@ TWICE = {
     "list.json": ('[{"prompt": "{} is", "subject": "a", "answer": "b", "answer": "c"}]', "record 0: its 'answer' stands there twice"),
     "one.json": ('{"prompt": "{} is", "subject": "a", "answer": "b", "answer": "c"}', "record 0: its 'answer' stands there twice"),
     "lines.jsonl": ('{"prompt": "{} is", "subject": "a", "answer": "b", "answer": "c"}\n', "its 'answer' stands there twice"),
+    "lines.json": ('{"prompt": "{} is", "subject": "a", "answer": "b", "answer": "c"}\n{"prompt": "{} is", "subject": "a", "answer": "b"}\n', "stands there twice"),
     "small.csv": ("Prompt,Subject,Answer\nThe capital of {} is,France,Paris\n", "Write the names of its fields small"),
 }  # fmt: skip
 

@@ -51,7 +51,14 @@ def test_a_relation_is_known_by_its_words_where_no_id_is_given():
         assert found is not None
         assert found.id == wanted
     assert relation_of(Fact("The capital of {} is", "X", "y", "P0")) is None
-    assert relation_of(Fact("{} was informed in", "X", "y")) is None  # no "formed in"
+    for no_relation in (
+        "{} was informed in", "{} is the landowner of", "{}'s venture capital firm is",
+        "{} plays the role of", "{} was renamed for",
+    ):  # fmt: skip
+        assert relation_of(Fact(no_relation, "X", "y")) is None
+    said = "It was a provincial capital, with walls. The twin city of {} is"
+    assert relation_of(Fact(said, "X", "y")).id == "P190"
+    assert relation_of(Fact("{}'s playing position is", "X", "y")).id == "P413"
 
 
 def test_an_office_is_not_asked_for_as_a_profession():

@@ -37,6 +37,20 @@ def test_of_two_runs_begun_at_once_in_one_folder_one_is_refused(tmp_path, monkey
     assert qv.load_run(out).attrs["complete"]
 
 
+def test_the_same_run_begun_twice_at_once_is_one_run(tmp_path, monkeypatch):
+    """The other process's files are there when this one looks whether the folder is free."""
+    config, out = RunConfig(written(tmp_path / "code", ONE), {}, {"seed": (0, 1)}), tmp_path / "out"
+    look = Store._check_free
+
+    def meanwhile(self):
+        monkeypatch.setattr(Store, "_check_free", look)
+        run(config, out)
+        look(self)
+
+    monkeypatch.setattr(Store, "_check_free", meanwhile)
+    assert len(qv.load_run(run(config, out))) == 2
+
+
 def test_failures_of_another_run_are_not_counted(tmp_path):
     file = written(
         tmp_path / "code", "seed: int = 0", "1 / task.seed\nreturn pd.DataFrame({'x': [1.0]})"
@@ -82,6 +96,18 @@ def test_a_file_beside_the_experiment_is_imported_and_watched(tmp_path):
         run(config, out)
 
 
+def test_a_file_beside_another_experiment_is_not_taken_for_it(tmp_path):
+    for name, value in (("one", 1), ("two", 2)):
+        written(tmp_path / name, "seed: int = 0", "return pd.DataFrame({'x': [float(V)]})")
+        (tmp_path / name / "qv_beside.py").write_text(f"V = {value}\n")
+        file = tmp_path / name / "mine.py"
+        file.write_text(f"from qv_beside import V\n{file.read_text()}")
+    config = RunConfig(str(tmp_path / "one" / "mine.py"), {}, {"seed": (0,)})
+    assert qv.load_run(run(config, tmp_path / "out"))["x"].tolist() == [1.0]
+    with pytest.raises(ConfigError, match=r"imports qv_beside, which is .*one"):
+        all_tasks(RunConfig(str(tmp_path / "two" / "mine.py"), {}, {"seed": (0,)}))
+
+
 def test_what_the_file_says_by_itself_is_named_where_it_changed(tmp_path):
     file = written(tmp_path / "code", ONE)
     config = RunConfig(file, {}, {"seed": (0,)})
@@ -97,13 +123,29 @@ def test_a_result_that_is_no_measure_does_not_keep_runs_apart(tmp_path):
     file = written(tmp_path / "code", "seed: int = 0", body)
     config = RunConfig(file, {}, {"seed": (0, 1)})
     runs = [run(config, tmp_path / name) for name in ("one", "two")]
-    joined = qv.compare_runs(*runs)
+    with pytest.warns(UserWarning, match="^at holds other values in the two runs"):
+        joined = qv.compare_runs(*runs)
     assert joined["x_difference"].tolist() == [0.0] * 4
     assert set(joined["part"]) == {"a", "b"}
     other = run(RunConfig(file, {}, {"seed": (7,)}), tmp_path / "three")
     with pytest.warns(UserWarning, match="nothing is compared"):  # no seed of one is the other's
         joined = qv.compare_runs(runs[0], other)
     assert len(joined) == 6
+
+
+def test_rows_of_other_facts_are_not_joined_by_their_order(tmp_path):
+    """Two runs that know other facts: neither's are all among the other's."""
+    (tmp_path / "known").write_text("0 1 2 3")
+    body = (
+        f"known = Path({str(tmp_path / 'known')!r}).read_text().split()\n"
+        "return pd.DataFrame({'x': [10.0 * int(k) for k in known], 'fact': known})"
+    )
+    config = RunConfig(written(tmp_path / "code", "seed: int = 0", body), {}, {"seed": (0,)})
+    one = run(config, tmp_path / "one")
+    (tmp_path / "known").write_text("0 2 3 4")
+    joined = qv.compare_runs(one, run(config, tmp_path / "two")).set_index("fact")
+    assert joined["x_difference"].dropna().to_dict() == {"0": 0.0, "2": 0.0, "3": 0.0}
+    assert len(joined) == 5
 
 
 @pytest.mark.parametrize(
@@ -133,7 +175,8 @@ def test_an_estimate_names_a_damaged_file(tmp_path):
 FIELDS = (
     "name: str = 'n'; editor: dict = field(default_factory=lambda: {'name': 'MEMIT', 'lam': 1}); "
     "maybe: str | None = 'x'; many: tuple[int, ...] = (); layer: int | Literal['all'] = 0; "
-    "model: str = 'toy-gptj'"
+    "model: str = 'toy-gptj'; kind: Literal['layers', 'all'] = 'all'; "
+    "made: dict = field(default_factory=dict, init=False)"
 )
 
 
@@ -156,6 +199,10 @@ def test_settings_reach_what_a_task_has_by_itself(fields):
     assert task.many == (1, 2)
     assert [task.layer for task in tasks("layer=layers")] == [0, 1, 2]
     assert [task.name for task in tasks("name=layers")] == ["layers"]
+    assert [task.kind for task in tasks("kind=layers")] == ["layers"]
+    assert [task.editor["name"] for task in tasks("editor.name=layers")] == ["layers"]
+    for text in ("{} is the capital of", "{} of {}", "[MASK] is"):
+        assert [task.name for task in tasks(f"name={text}")] == [text]
 
 
 @pytest.mark.parametrize(
