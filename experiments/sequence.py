@@ -74,7 +74,7 @@ GRID = {
     "model": ["smollm2-135m"],
     "method": [
         "MEMIT", "AlphaEdit", "EMMET", "PRUNE", "RECT", "PMET", "ROME", "RROME", "ENCORE", "SPHERE",
-        "BetaEdit", "UltraEdit", "SimIE", "NSE", "LocFT", "FT",
+        "BetaEdit", "UltraEdit", "NSE", "LocFT", "FT",
     ],
 }  # fmt: skip
 MEASURES = ("before", "after")

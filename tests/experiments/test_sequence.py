@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import qv_lens as qv
-from qv_lens.runs.config import read_config
+from qv_lens.runs.config import read_config, tasks_of
 from qv_lens.runs.experiment import find_experiment
 from qv_lens.runs.run import run
 
@@ -35,3 +35,10 @@ def test_an_editor_without_a_preset_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(qv.QVLensError, match="'ROMEO' not found"):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_every_experiment_plans_by_its_own_grid():
+    """Nothing that a file names by itself is missing: no preset, no model, no field."""
+    for file in sorted(FILE.parent.glob("**/*.py")):
+        if "\nGRID = " in file.read_text(encoding="utf-8"):
+            assert tasks_of(read_config(file), lambda name: 30), file
