@@ -53,6 +53,7 @@ METRICS: Mapping[str, str] = MappingProxyType({
     "paraphrase_acc": "so it is in other words (paraphrase_acc)",
     "specificity_acc": "other subjects keep their answer (specificity_acc)",
     "multihop_acc": "what follows over two hops (multihop_acc)",
+    "score_gen": "harmonic mean of the three that it says (score_gen)",
     "score_acc": "harmonic mean of efficacy, paraphrase and specificity (score_acc)",
 })  # fmt: skip
 #: a loss of accuracy that no table is needed for: half of the last digit shown, in points
