@@ -18,7 +18,7 @@ def whole(file: Path) -> Iterator[Path]:
     """Where to write; at the end of the block it takes `file`'s place. After an exception `file` is
     as it was."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial = _partial(file)
     try:
         yield partial
         _sync(partial)
@@ -28,9 +28,9 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 def begun(file: Path, content: bytes) -> bool:
-    """Write a file that is not there yet, whole; False, with nothing written, where it is there, also
-    where another process was first."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    """Write a file that is not there yet, whole. False, with nothing written, where it is there,
+    also where another process was first."""
+    partial = _partial(file)
     try:
         partial.write_bytes(content)
         _sync(partial)
@@ -40,6 +40,11 @@ def begun(file: Path, content: bytes) -> bool:
     finally:
         partial.unlink(missing_ok=True)
     return True
+
+
+def _partial(file: Path) -> Path:
+    """Where this process writes a file before it is whole."""
+    return file.with_name(f".{file.name}.{os.getpid()}.partial")
 
 
 @contextmanager

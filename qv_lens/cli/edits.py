@@ -489,6 +489,11 @@ def tune(
         raise ConfigError(f"--text is the text for C0, which {', '.join(names)} does not read.")
     text = text or "python"
     C0 = corpus_statistics(lens, text) if reading else None
+    header = {
+        "model": lens.name,
+        "fingerprint": lens.fingerprint,
+        "text": text if reading else text_of(target),
+    }
     failed: list[str] = []
     for name in names:
         statistics = C0 if name in reading else None
@@ -507,8 +512,6 @@ def tune(
         )
         entries = entries_of(target) if target.exists() else {}
         entries[name] = entry_of(tuned.editor, source)
-        read = text if reading else text_of(target)
-        header = {"model": lens.name, "fingerprint": lens.fingerprint, "text": read}
         write_presets(target, header, entries)
     if failed == names:
         raise ConfigError(

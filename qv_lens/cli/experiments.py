@@ -119,17 +119,20 @@ def run(
         each = f" (in {row.tasks} tasks, each counted)" if row.tasks > 1 else ""
         print(f"{row.model} knows {row.known} of the {row.asked} prompts asked{each}{nothing}")
     experiment = find_experiment(config.experiment)
-    finished = frame[frame["status"] == "finished"]
-    if experiment.figure is not None and len(finished):
-        _write_figure(_drawn(experiment, finished), folder / "figure.html")
+    figure = _drawn(experiment, frame)
+    if figure is not None:
+        _write_figure(figure, folder / "figure.html")
     if len(failed):
         print(f"first failure:\n{told(str(failed['error'].iloc[0]))}", file=sys.stderr)
         sys.exit(1)
 
 
-def _drawn(experiment: Experiment, finished: pd.DataFrame) -> go.Figure:
-    """The experiment's figure of finished rows. Raises `ConfigError` where its code raises."""
-    assert experiment.figure is not None
+def _drawn(experiment: Experiment, frame: pd.DataFrame) -> go.Figure | None:
+    """The experiment's figure of a run's finished rows; None where it has none, or none are. Raises
+    `ConfigError` where its code raises."""
+    finished = frame[frame["status"] == "finished"]
+    if experiment.figure is None or finished.empty:
+        return None
     try:
         return experiment.figure(finished)
     except Exception as error:  # whatever the file raises
@@ -140,7 +143,7 @@ def _drawn(experiment: Experiment, finished: pd.DataFrame) -> go.Figure:
 
 
 def _write_figure(figure: go.Figure, file: Path) -> None:
-    """Raises `ConfigError` where there is no room, or no right, to write it."""
+    """Write the figure. Raises `ConfigError` where the file cannot be written."""
     try:
         figure.write_html(file, include_plotlyjs="directory")
     except OSError as error:
@@ -188,12 +191,10 @@ def report(folders: list[Path], *, out: Path | None = None) -> None:
         page = runs_page(frames)
     else:
         experiment = find_experiment(frame.attrs["file"])
-        finished = frame[frame["status"] == "finished"]
-        figure = None
-        if experiment.figure is not None and len(finished):
-            try:
-                figure = _drawn(experiment, finished)
-            except ConfigError as error:  # the page is worth having without it
-                print(f"qv-lens: {error}", file=sys.stderr)
+        try:
+            figure = _drawn(experiment, frame)
+        except ConfigError as error:  # the page is worth having without it
+            print(f"qv-lens: {error}", file=sys.stderr)
+            figure = None
         page = run_page(experiment.name, frame, figure)
     print(write(page, target))

@@ -61,7 +61,7 @@ from qv_lens.evaluation.metrics import (
 )
 from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.questions import CaseAnswers, Generation, ProbeAnswer, questions
-from qv_lens.facts.benchmarks import contaminated, uncontaminated
+from qv_lens.facts.benchmarks import contaminated
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase, check_requests
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -566,7 +566,7 @@ def _bar(items: Sequence[Any], run: _Run, unit: str) -> Any:
 
 def _compatible(cases: Sequence[Case], good: Sequence[int], size: int) -> list[list[int]]:
     """Batches of up to `size` cases, no two of which ask different things of one prompt, and none of
-    which answers a step of another's right path differently (`uncontaminated`); a conflicting case
+    which answers a step of another's right path differently (`contaminated`); a conflicting case
     waits for the next batch."""
     waiting, chunks = list(good), []
     while waiting:
@@ -588,14 +588,7 @@ def _joins(case: Case, others: Sequence[Case]) -> bool:
         check_requests([request for each in (*others, case) for request in each.requests])
     except EditError:
         return False
-    return not any(_changes(case, other) or _changes(other, case) for other in others)
-
-
-def _changes(case: Case, other: Case) -> bool:
-    """Whether a case's edits answer a step of another's right path differently."""
-    if not isinstance(other, MultiHopCase):
-        return False
-    return len(uncontaminated(other, case.requests)) < len(case.requests)
+    return not contaminated([*others, case])
 
 
 def total(patches: Sequence[Patch]) -> Patch:
@@ -688,8 +681,8 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     `relative_norm`, median `seconds`.
 
     `score_gen`, `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and
-    specificity (CounterFact). The same case number is the same case: frames put together need a column in `by`
-    that tells them apart. Raises `ConfigError` for columns that the frame lacks, or that are means
+    specificity (CounterFact). The same case number is the same case: frames put together need a
+    column in `by` that tells them apart. Raises `ConfigError` for columns that the frame lacks, or that are means
     here."""
     by = _columns(frame, by)
     last = frame[

@@ -102,7 +102,7 @@ WRITTEN: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 
 
-#: behind a continuation that is read to the end of text and has none within its tokens
+#: put behind a continuation that was cut off before its end of text, where that is asked for
 RUNS_ON = " …"
 
 #: groups that are asked only by name: no usual metric reads them

@@ -182,7 +182,8 @@ def warn_of(refused: pd.DataFrame) -> None:
 
 def uncontaminated(case: MultiHopCase, edits: Iterable[EditRequest]) -> list[EditRequest]:
     """Those of the edits that leave a case's right path as it is: dropped is an edit with subject
-    and relation of one of its steps and another object. A step without its relation is no edit's.
+    and relation of one of its steps and another object. A step whose relation is not named matches no
+    edit.
 
     The steps are those after its own edits. Of a case that is not edited itself pass
     `replace(case, new_hops=case.hops)`.
@@ -200,15 +201,19 @@ def uncontaminated(case: MultiHopCase, edits: Iterable[EditRequest]) -> list[Edi
 def contaminated(cases: Sequence[Case]) -> list[int]:
     """Which cases have a step on their right path that an edit of another case answers differently:
     once all are edited, the right answer to their questions is another one."""
-    told: dict[tuple[str | None, str | None], set[str]] = {}
-    for case in cases:
+    told: dict[tuple[str | None, str | None], list[tuple[int, str]]] = {}
+    for i, case in enumerate(cases):
         for edit in case.requests:
-            told.setdefault((edit.fact.subject, edit.fact.relation), set()).add(edit.new)
+            told.setdefault((edit.fact.subject, edit.fact.relation), []).append((i, edit.new))
     return [
         i
         for i, case in enumerate(cases)
         if isinstance(case, MultiHopCase)
-        and any(told.get(step, set()) - names for step, names in _right_path(case).items())
+        and any(
+            other != i and new not in names
+            for step, names in _right_path(case).items()
+            for other, new in told.get(step, ())
+        )
     ]
 
 

@@ -92,6 +92,7 @@ def _whole(text: str, suffix: str) -> Any:
 
 
 def _is_object(line: str) -> bool:
+    """Whether a line is a JSON object, also one that `_json` refuses for a name that stands twice."""
     try:
         return isinstance(json.loads(line.lstrip(BOM)), dict)
     except ValueError:
@@ -255,7 +256,7 @@ def _texts_of_lines(path: Path, json_lines: bool, error: type[QVLensError]) -> I
             if not text:
                 continue
             if not as_json:
-                json_lines = text[0] == "{" and isinstance(_json(text), dict)
+                json_lines = _is_object(text)
                 as_json = True
             yield from (
                 [text] if not json_lines else _text_of(f"{path}, line {number}", _json(text), error)

@@ -67,8 +67,10 @@ def capture(
     for group, keeping in zip(extra, (keep_pattern, keep_values), strict=False):
         hooks += [keeping(name) for name in group]
     logits = run(hooks)
-    check_reached(kept, names, "Another forward was put in a module's place: load the model again.")
-    check_reached(kept, extra, "Attention is not seen here: load the model with backend='hooked'.")
+    _check_reached(
+        kept, names, "Another forward was put in a module's place: load the model again."
+    )
+    _check_reached(kept, extra, "Attention is not seen here: load the model with backend='hooked'.")
     stacked, more = (
         [torch.stack([kept[name] for name in group]) for group in groups]
         for groups in (names, extra)
@@ -76,7 +78,7 @@ def capture(
     return (*stacked, logits[index, position], *more)
 
 
-def check_reached(kept: Collection[str], names: Iterable[Sequence[str]], advice: str) -> None:
+def _check_reached(kept: Collection[str], names: Iterable[Sequence[str]], advice: str) -> None:
     """Raise `ModelError` for a hook point that the pass did not come to."""
     silent = [name for group in names for name in group if name not in kept]
     if silent:

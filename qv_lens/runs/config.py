@@ -105,12 +105,12 @@ def read_config(
         if key in replaced:
             raise ConfigError(f"{key!r} stands in [settings] and in [grid]: keep one.")
         replaced[key] = {"varied": True, "value": value}
-    for change in changes:
-        key, value = _change(change)
+    changed = [_change(change) for change in changes]
+    for key, value in changed:
         replaced = {name: new for name, new in replaced.items() if not name.startswith(f"{key}.")}
         every = value == ALL_LAYERS and not _takes_text(experiment.task, key)
         replaced[key] = {"varied": every or isinstance(value, list), "value": value}
-    if models and any(key == "model" for key, _ in map(_change, changes)):
+    if models and any(key == "model" for key, _ in changed):
         raise ConfigError("The model is named twice, by --set and by --model: keep one.")
     if models:
         replaced["model"] = {"varied": True, "value": list(models)}

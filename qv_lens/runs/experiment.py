@@ -202,10 +202,8 @@ def _check_beside(path: Path) -> None:
     """Raise `ConfigError` for a file beside the experiment that it imports by name and that Python
     took from the folder of another experiment."""
     for name in _imports(path):
-        beside, file = (
-            path.with_name(f"{name}.py"),
-            getattr(sys.modules.get(name), "__file__", None),
-        )
+        beside = path.with_name(f"{name}.py")
+        file = getattr(sys.modules.get(name), "__file__", None)
         if name in sys.stdlib_module_names or file is None or not beside.exists():
             continue
         if Path(file) != beside and "site-packages" not in file:

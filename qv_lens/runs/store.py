@@ -20,7 +20,7 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -206,7 +206,8 @@ class Store:
     def seconds(self, tasks: Iterable[Task]) -> list[float]:
         """What each finished one of these tasks took."""
         shards = [self.folder / "shards" / f"{task.id}.parquet" for task in tasks]
-        return [float(_noted(path, "seconds") or "nan") for path in shards if path.exists()]
+        schemas = [_read_shard(pq.read_schema, path) for path in shards if path.exists()]
+        return [float(_noted(schema, "seconds") or "nan") for schema in schemas]
 
     def close(self, config: RunConfig, tasks: list[Task]) -> None:
         """Write the manifest: every task is finished or has failed."""
@@ -295,8 +296,8 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     order = {task: i for i, task in enumerate(config["tasks"])}
     shards = [path for path in (store.folder / "shards").glob("*.parquet") if path.stem in order]
     shards.sort(key=lambda path: order[path.stem])
-    tables = [_table(path) for path in shards]
-    made_by = {_noted(path, "made_by") for path in shards} - {None}
+    tables = [_read_shard(pq.read_table, path) for path in shards]
+    made_by = {_noted(table.schema, "made_by") for table in tables} - {None}
     if len(made_by) > 1:
         warnings.warn(
             f"The rows of {folder} were made by {len(made_by)} versions of its code or presets, which "
@@ -304,7 +305,10 @@ def load_run(folder: str | Path) -> pd.DataFrame:
             stacklevel=2,
         )
     tables = [
-        table.append_column("status", pa.array(["finished"] * len(table))) for table in tables
+        table.replace_schema_metadata(None).append_column(
+            "status", pa.array(["finished"] * len(table))
+        )
+        for table in tables
     ]
     for failure in store.failures():
         tables.append(pa.Table.from_pylist([{**failure, "status": "failed"}]))
@@ -353,27 +357,21 @@ def knowledge(frame: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index().astype(dict.fromkeys(columns[1:], int))
 
 
-def _table(path: Path) -> pa.Table:
+def _read_shard(read: Callable[[Path], Any], shard: Path) -> Any:
+    """What `read` finds in a shard. Raises `ConfigError` for a damaged one."""
     try:
-        return pq.read_table(path).replace_schema_metadata(None)
+        return read(shard)
     except pa.ArrowException as error:
-        raise _damaged(path, error) from error
+        raise ConfigError(
+            f"{shard} is damaged: {error}. Remove it and run the same command again: that task alone "
+            "is done again."
+        ) from error
 
 
-def _noted(shard: Path, name: str) -> str | None:
+def _noted(schema: pa.Schema, name: str) -> str | None:
     """What a shard says of how it came about."""
-    try:
-        noted = (pq.read_schema(shard).metadata or {}).get(name.encode())
-    except pa.ArrowException as error:
-        raise _damaged(shard, error) from error
+    noted = (schema.metadata or {}).get(name.encode())
     return None if noted is None else noted.decode()
-
-
-def _damaged(shard: Path, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"{shard} is damaged: {error}. Remove it and run the same command again: that task alone is "
-        "done again."
-    )
 
 
 def _description(config: RunConfig, tasks: list[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -424,8 +422,8 @@ def storable(rows: pd.DataFrame, task: Task, measures: Sequence[str]) -> pd.Data
         )
     if rows.empty:
         raise ConfigError(
-            "This task gave no rows, and would be missed by nobody: return one, with NaN where there "
-            "is nothing to measure."
+            "This task gave no rows, so that it would be missing from the results without a word: "
+            "return one, with NaN where there is nothing to measure."
         )
     if any(name is not None for name in rows.index.names):
         rows = rows.reset_index()

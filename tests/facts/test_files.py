@@ -16,7 +16,7 @@ from qv_lens.editing.statistics import covariance
 from qv_lens.errors import ConfigError, EditError
 from qv_lens.facts.benchmarks import parse, read
 from qv_lens.facts.corpora import corpus
-from qv_lens.facts.files import plain
+from qv_lens.facts.files import plain, read_texts
 from qv_lens.facts.records import Fact
 from tests.facts.test_benchmarks import COUNTERFACT, FLAT, KNOWEDIT, MQUAKE_T
 from tests.models import tiny_lens
@@ -345,6 +345,12 @@ def test_a_field_that_stands_twice_is_refused(tmp_path, name):
     (tmp_path / name).write_text(text)
     with pytest.raises(qv.QVLensError, match=said):
         qv.read(tmp_path / name)
+
+
+def test_a_text_that_stands_twice_is_no_line_of_plain_text(tmp_path):
+    (tmp_path / "x.txt").write_text('{"text": "a", "text": "b"}\n{"text": "c"}\n')
+    with pytest.raises(qv.QVLensError, match="line 1: its 'text' stands there twice"):
+        list(read_texts(tmp_path / "x.txt"))
 
 
 def test_one_record_with_a_field_twice_is_skipped_alone(tmp_path):
