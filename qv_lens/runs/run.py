@@ -130,8 +130,8 @@ class Outcome:
     """The traceback, where it has none."""
     seconds: float
     """What it took."""
-    fingerprint: tuple[str, str] | None = None
-    """The model it ran on, by name, and its fingerprint."""
+    model: tuple[str, str, str] | None = None
+    """The model it ran on: name, fingerprint, type of the weights."""
 
 
 def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
@@ -151,10 +151,12 @@ def run_task(experiment: Experiment, task: Task, shelf: Shelf) -> Outcome:
         rows, error = None, traceback.format_exc()
     lens = shelf.loaded.get(model) if isinstance(model, str) else None
     if lens is not None:
+        from qv_lens.models.norms import dtype_name
+
         while lens.patches:
             lens.revert()
         if lens.setup == shelf.setup:
-            mark = (str(model), lens.fingerprint)
+            mark = (str(model), lens.fingerprint, dtype_name(lens.dtype))
         else:
             shelf.forget()
             rows, error = None, error or WRITTEN.format(model=model)
@@ -178,13 +180,14 @@ def run(
     `workers`: Ray actors (default: one per GPU, or per CPU core).
     `address`: of a Ray cluster to join ('auto': the one of this machine). `device` (inline) and
     `dtype`: of the models (None: the first GPU, the checkpoint's own).
-    Raises `ConfigError` for a folder of another run, one that cannot be written, or weights that
-    changed on the way."""
+    Raises `ConfigError` for a folder of another run or of another `dtype`, one that cannot be
+    written, or weights that changed on the way."""
     if engine not in ("inline", "ray"):
         raise unknown("Engine", engine, ("inline", "ray"))
     check_options(engine, workers=workers, address=address, device=device)
     experiment, tasks = find_experiment(config.experiment), all_tasks(config)
     store = Store.open(out, config, tasks)
+    store.check_dtype(dtype)
     todo = remaining(tasks, store.finished())
     if todo:
         inline = engine == "inline"
@@ -238,8 +241,8 @@ def _named(task: Task, config: RunConfig) -> str:
 
 
 def _keep(store: Store, task: Task, outcome: Outcome) -> None:
-    if outcome.fingerprint is not None:
-        store.check_model(*outcome.fingerprint)
+    if outcome.model is not None:
+        store.check_model(*outcome.model)
     if outcome.rows is None:
         store.fail(task, outcome.error or "no rows")
     else:
@@ -379,6 +382,8 @@ def estimate(
 
     experiment, tasks = find_experiment(config.experiment), all_tasks(config)
     store = None if out is None else Store.found(out, config, tasks)
+    if store:
+        store.check_dtype(dtype)
     finished = store.finished() if store else set()
     todo = remaining(tasks, finished)
     models = {m for task in tasks if isinstance(m := getattr(task.fields, "model", None), str)}

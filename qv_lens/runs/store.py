@@ -2,7 +2,7 @@
 absent.
 
     config.json            the run as described, written first; a run folder belongs to one config
-    models/<name>.json     fingerprint of each model when first used
+    models/<name>.json     fingerprint of each model when first used, and the type of its weights
     shards/<task>.parquet  the rows of a finished task; written under another name, synced, then renamed
     failed/<task>.json     traceback of a task that raised (tried again when the run resumes)
     manifest.json          written last, when every task is finished or failed: config, fingerprints, versions, seeds,
@@ -186,22 +186,39 @@ class Store:
         failures = [failure for failure in failures if failure is not None]
         return sorted(failures, key=lambda failure: failure["task"])
 
-    def check_model(self, name: str, fingerprint: str) -> None:
-        """Keep a model's fingerprint. Raises `ConfigError` if the run began with other weights of
-        that name."""
+    def check_model(self, name: str, fingerprint: str, dtype: str) -> None:
+        """Keep a model's fingerprint and the type of its weights. Raises `ConfigError` if the run
+        began with other weights of that name."""
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
         if plain != name:  # other names may come out the same
             plain += "-" + hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
         path = f"models/{plain}.json"
         known = self._read(path)
         if known is None:
-            self._write(path, {"name": name, "fingerprint": fingerprint})
+            self._write(path, {"name": name, "fingerprint": fingerprint, "dtype": dtype})
         elif known["fingerprint"] != fingerprint:
             raise ConfigError(
                 f"{self.folder} was begun with other weights of {name!r} (fingerprint "
                 f"{known['fingerprint']}, now {fingerprint}). Load the same checkpoint with the same "
                 "--dtype, or start a new folder with --out."
             )
+
+    def check_dtype(self, dtype: str | None) -> None:
+        """Raise `ConfigError` where the rows that are here came from weights of another type than
+        the one asked for."""
+        for model in self.models():
+            held = model.get("dtype", dtype)
+            if dtype not in (None, held):
+                raise ConfigError(
+                    f"{self.folder} holds rows of {model['name']!r} in {held}, and {dtype} was asked "
+                    f"for: ask for {held}, or choose another --out; nothing was changed."
+                )
+
+    def models(self) -> list[dict[str, str]]:
+        """The models of the rows that are here: name, fingerprint, type of the weights."""
+        marks = sorted((self.folder / "models").glob("*.json"))
+        models = (self._read(f"models/{mark.name}") for mark in marks)
+        return [model for model in models if model is not None]
 
     def seconds(self, tasks: Iterable[Task]) -> list[float]:
         """What each finished one of these tasks took."""
@@ -215,10 +232,6 @@ class Store:
         seeds = sorted(
             {seed for task in tasks if (seed := getattr(task.fields, "seed", None)) is not None}
         )
-        models = [
-            json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted((self.folder / "models").glob("*.json"))
-        ]
         failed = [task.id for task in tasks if task.id not in finished]
         self._write(
             "manifest.json",
@@ -227,7 +240,7 @@ class Store:
                 "file": str(find_experiment(config.experiment).file),
                 "tasks": len(tasks),
                 "failed": failed,
-                "models": models,
+                "models": self.models(),
                 "seeds": seeds,
                 "command": sys.argv,
                 "versions": {name: _version(name) for name in PACKAGES},

@@ -146,10 +146,10 @@ def test_names_that_look_alike_are_two_models(tmp_path):
     store = Store(tmp_path)
     (tmp_path / "models").mkdir()
     for name in ("甲", "乙", "a b", "a_b"):
-        store.check_model(name, f"print of {name}")
-        store.check_model(name, f"print of {name}")
+        store.check_model(name, f"print of {name}", "float32")
+        store.check_model(name, f"print of {name}", "float32")
     with pytest.raises(qv.QVLensError, match="other weights of '甲'"):
-        store.check_model("甲", "another")
+        store.check_model("甲", "another", "float32")
 
 
 @pytest.mark.parametrize(
@@ -239,3 +239,16 @@ def test_changed_presets_and_shared_code_are_told(tmp_path, monkeypatch):
     (package / "parts.py").write_text("FACTOR = 100\n\ndef scaled(n):\n    return FACTOR * n\n")
     with pytest.warns(UserWarning, match=r"parts.py and the presets of toy-gptj have changed"):
         run(config, tmp_path / "out")
+
+
+def test_a_finished_run_answers_only_for_its_own_dtype(tmp_path):
+    """Asked again in another dtype, a finished run would give the rows of the first."""
+    body = '    return pd.DataFrame({"x": [float(lens.w_out(1).double().norm())]})'
+    path = experiment(tmp_path, "n: int; model: str = 'toy-gptj'", body)
+    config = RunConfig(path, {}, {"n": (0,)})
+    folder = run(config, tmp_path / "out", device="cpu", dtype="bfloat16")
+    assert load_run(folder).attrs["models"][0]["dtype"] == "bfloat16"
+    run(config, folder, device="cpu", dtype="bfloat16")
+    for again in (run, estimate):
+        with pytest.raises(qv.QVLensError, match="holds rows of 'toy-gptj' in bfloat16"):
+            again(config, folder, device="cpu", dtype="float32")

@@ -366,10 +366,10 @@ def test_settings_of_tuples_resume(tmp_path):
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path):
     store = store_module.Store.open(tmp_path, trivial(1), tasks_of(trivial(1)))
-    store.check_model("org/model", "aaaa")
-    store.check_model("org/model", "aaaa")
+    store.check_model("org/model", "aaaa", "float32")
+    store.check_model("org/model", "aaaa", "float32")
     with pytest.raises(qv.QVLensError, match="other weights"):
-        store.check_model("org/model", "bbbb")
+        store.check_model("org/model", "bbbb", "float32")
 
 
 def test_two_runs_side_by_side(tmp_path):
