@@ -144,7 +144,7 @@ def naive(
 
 def timed(run: Callable[[], Any], repeats: int, device: str) -> tuple[float, float, Any]:
     """Median seconds, peak megabytes above what was there, and what the last run gave."""
-    seconds, peak, given = [], 0.0, None
+    seconds, peak, result = [], 0.0, None
     for _ in range(repeats):
         if device == "cuda":
             torch.cuda.synchronize()
@@ -152,7 +152,7 @@ def timed(run: Callable[[], Any], repeats: int, device: str) -> tuple[float, flo
             before = torch.cuda.memory_allocated()
         watch = Watch()
         start = time.perf_counter()
-        given = run()
+        result = run()
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -160,7 +160,7 @@ def timed(run: Callable[[], Any], repeats: int, device: str) -> tuple[float, flo
             peak,
             watch.stop() if device == "cpu" else (torch.cuda.max_memory_allocated() - before) / 1e6,
         )
-    return statistics.median(seconds), peak, given
+    return statistics.median(seconds), peak, result
 
 
 class Watch:
@@ -191,9 +191,9 @@ class Watch:
         return self.peak - self.start
 
 
-def told(name: str, seconds: float, peak: float, given: Any) -> tuple[float, float, str]:
+def told(name: str, seconds: float, peak: float, result: Any) -> tuple[float, float, str]:
     """A method's row, told on the error stream as soon as it is measured."""
-    settings = getattr(given, "settings", {})
+    settings = getattr(result, "settings", {})
     note = f"fallback {settings['fallback']:.2%}" if "fallback" in settings else ""
     note = f"scored {max(settings['scored'])}" if "scored" in settings else note
     print(f"{name}: {seconds:.3f} s, {peak:.0f} MB {note}", file=sys.stderr, flush=True)
@@ -248,15 +248,15 @@ def compare_real(lens: qv.Lens, prompts: int, repeats: int) -> pd.DataFrame:
     facts = [qv.Fact("{}", chain.cloze, chain.second.answer) for chain in chosen]
     trace = lens.trace(facts)
     lens.fingerprint  # noqa: B018 - hashed once per model, not part of any method
-    one = lens.trace(facts[:1])
+    single = lens.trace(facts[:1])
     layers = range(lens.n_layers)
     with torch.no_grad():
         trials = {
-            chunk: timed(lambda c=chunk: naive(lens, one, c, range(1), range(1)), 1, "cpu")[0]
+            chunk: timed(lambda c=chunk: naive(lens, single, c, range(1), range(1)), 1, "cpu")[0]
             for chunk in CHUNKS
         }
         best = min(trials, key=trials.__getitem__)
-        seconds, peak, _ = timed(lambda: naive(lens, one, best, layers, range(1)), 1, "cpu")
+        seconds, peak, _ = timed(lambda: naive(lens, single, best, layers, range(1)), 1, "cpu")
     rows = {"naive": (seconds * prompts, peak, f"chunks of {best}, one prompt timed")}
     for name, options in METHODS.items():
         if name == "exact" and prompts > 1:

@@ -76,11 +76,11 @@ def neurons_asked(lens: qv.Lens, fact: qv.Fact) -> dict[int, list[int]]:
     return qv.NeuronSet.of(units).by_layer()
 
 
-def zeroed(lens: qv.Lens, fact: qv.Fact, asked: dict[int, list[int]]) -> pd.Series:
+def zeroed(lens: qv.Lens, fact: qv.Fact, neurons_of: dict[int, list[int]]) -> pd.Series:
     """log p lost without each neuron at the last token, by (layer, neuron)."""
     prompt, token = lens.tokenize(fact)[0], torch.tensor(lens.answer_ids(fact)[:1])
     clean, lost = lens.logprob(fact), {}
-    for layer, neurons in asked.items():
+    for layer, neurons in neurons_of.items():
         some = torch.tensor(neurons)
         zero = torch.zeros(len(some))
         now = logp_with_each(lens, prompt, layer, prompt.last, some, zero, token)[:, 0].tolist()
@@ -102,7 +102,8 @@ def scores(lens: qv.Lens, fact: qv.Fact) -> dict[str, pd.Series]:
         "integrated, 8 steps": qv.neuron_effects(lens, fact, None, method="integrated", steps=8),
     }
     return {
-        name: found.frame.set_index(["layer", "neuron"])["score"] for name, found in sets.items()
+        name: neurons.frame.set_index(["layer", "neuron"])["score"]
+        for name, neurons in sets.items()
     }
 
 
@@ -111,11 +112,11 @@ def agreement(lens: qv.Lens, fact: qv.Fact) -> pd.DataFrame:
     rows = []
     truth = zeroed(lens, fact, neurons_asked(lens, fact))
     best = set(truth.nlargest(TOP).index)
-    found = scores(lens, fact)
+    scores_of = scores(lens, fact)
     shuffled = truth.index.to_list()
     random.Random(fact.text).shuffle(shuffled)
-    found["random"] = pd.Series(range(len(shuffled)), pd.MultiIndex.from_tuples(shuffled))
-    for name, values in found.items():
+    scores_of["random"] = pd.Series(range(len(shuffled)), pd.MultiIndex.from_tuples(shuffled))
+    for name, values in scores_of.items():
         values = values.reindex(truth.index).fillna(0.0)
         overlap = len(best & set(values.nlargest(TOP).index)) / TOP
         rows.append((name, values.rank().corr(truth.rank()), values.corr(truth), overlap))
@@ -177,12 +178,12 @@ def curves(
 ) -> pd.DataFrame:
     """Removal curves of the rankings, and keep curves of those of every neuron, for one fact, with
     the seconds of each ranking."""
-    found, seconds = {}, {}
+    sets_of, seconds = {}, {}
     for name, rank in rankings.items():
         start = time.perf_counter()
-        found[name] = rank(lens, fact)
+        sets_of[name] = rank(lens, fact)
         seconds[name] = time.perf_counter() - start
-    removed = qv.faithfulness(lens, fact, found, SIZES, seeds=RANDOM_SEEDS)
+    removed = qv.faithfulness(lens, fact, sets_of, SIZES, seeds=RANDOM_SEEDS)
     removed["seconds"] = removed["ranking"].map(seconds)
     if not every:
         return removed
@@ -201,22 +202,22 @@ def sets(
     """Curves of every fact."""
     parts = []
     for number, fact in enumerate(facts):
-        asked = (lens.name, fact, list(rankings), list(every), SIZES, KEPT, RANDOM_SEEDS)
-        part = _kept(folder, asked, partial(curves, lens, fact, rankings, every))
+        key = (lens.name, fact, list(rankings), list(every), SIZES, KEPT, RANDOM_SEEDS)
+        part = _kept(folder, key, partial(curves, lens, fact, rankings, every))
         parts.append(part.assign(prompt=number))
     return pd.concat(parts, ignore_index=True)
 
 
 def _kept(
-    folder: Path | None, asked: tuple[object, ...], found: Callable[[], pd.DataFrame]
+    folder: Path | None, key: tuple[object, ...], compute: Callable[[], pd.DataFrame]
 ) -> pd.DataFrame:
-    """The frame that the folder holds of what is asked, or a new one, which is put there."""
+    """The frame that the folder holds under the key, or a new one, which is put there."""
     if folder is None:
-        return found()
-    file = folder / f"{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.parquet"
+        return compute()
+    file = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.parquet"
     if file.exists():
         return pd.read_parquet(file)
-    frame = found()
+    frame = compute()
     frame.to_parquet(file)
     return frame
 
@@ -245,11 +246,11 @@ def edges(lens: qv.Lens, facts: Sequence[qv.Fact]) -> pd.DataFrame:
     rows = []
     for fact in facts:
         trace = lens.trace(fact)
-        found = {
+        graphs = {
             "Eq. 9": qv.value_neurons(lens, trace, DRAWN, method="topk"),
             "gradient": qv.neuron_effects(lens, trace, DRAWN),
         }
-        for name, value in found.items():
+        for name, value in graphs.items():
             for through in ("stream", "attention"):
                 query = qv.query_neurons(lens, trace, value, DRAWN, through=through)
                 graph = qv.edge_effects(lens, trace, qv.qv_graph(lens, trace, value, query))

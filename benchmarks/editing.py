@@ -116,14 +116,14 @@ def bundled() -> None:
             z = one_by_one(lens, requests, editor, statistics, templates)
         naive = time.perf_counter() - start
         (plan,) = editor.plan(lens)
-        mine = search(
+        z_here = search(
             lens,
             requests,
             rows_of(lens, requests, templates, "subject_last"),
             "subject_last",
             plan.search,
         ).z
-        error = float(((mine - z).norm(dim=1) / z.norm(dim=1)).max())
+        error = float(((z_here - z).norm(dim=1) / z.norm(dim=1)).max())
         print(
             f"{type(editor).__name__:<6} 32 facts: {ours:6.2f} s together, {naive:6.2f} s one by "
             f"one, ratio {naive / ours:4.1f}; z* agree to {error:.1e}",
@@ -204,11 +204,11 @@ def evaluation(count: int = 16) -> None:
                 f"metric the same: {same}",
                 flush=True,
             )
-            asked = frames[0][frames[0]["metric"] == "efficacy_acc"]
+            efficacy = frames[0][frames[0]["metric"] == "efficacy_acc"]
             print(
                 f"evaluate {model} {method:<6} one metric: {seconds[2]:5.1f} s, all: ratio "
                 f"{seconds[0] / seconds[2]:.1f}; the same: "
-                f"{few['after'].tolist() == asked['after'].tolist()}",
+                f"{few['after'].tolist() == efficacy['after'].tolist()}",
                 flush=True,
             )
 
@@ -221,7 +221,7 @@ def ensembles(steps: int = 20) -> None:
         fact = world_cases.edit_cases(WORLD, 1)[0].request.target
         prompts, names = lens.tokenize([fact]), [(layer, "W_out") for layer in range(lens.n_layers)]
         start = time.perf_counter()
-        mine = {name: weight_attributions(lens, [fact], [name], steps)[name] for name in names}
+        at_once = {name: weight_attributions(lens, [fact], [name], steps)[name] for name in names}
         ours = time.perf_counter() - start
         start, worst = time.perf_counter(), 0.0
         for name in names:
@@ -232,7 +232,7 @@ def ensembles(steps: int = 20) -> None:
                     p = answer_logprobs(lens, prompts, delta_hooks(lens, {name: leaf})).exp().sum()
                     total += torch.autograd.grad(p, leaf)[0]
             naive = weight * total / steps
-            worst = max(worst, float((naive - mine[name]).norm() / naive.norm()))
+            worst = max(worst, float((naive - at_once[name]).norm() / naive.norm()))
         naive_time = time.perf_counter() - start
         print(
             f"KNE's ensemble, {model}, one fact: {ours:5.2f} s side by side, {naive_time:5.2f} s "

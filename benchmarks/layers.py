@@ -35,12 +35,12 @@ Layers = dict[str, tuple[int, ...]]
 def known(lens: qv.Lens, file: str, count: int) -> list[qv.EditCase]:
     """So many edits of facts that the model knows, in the file's order."""
     cases = [case for case in qv.read(file).cases if isinstance(case, qv.EditCase)]
-    found: list[qv.EditCase] = []
+    edits: list[qv.EditCase] = []
     for begin in range(0, len(cases), 64):
-        found += known_edits(lens, cases[begin : begin + 64])
-        if len(found) >= count:
+        edits += known_edits(lens, cases[begin : begin + 64])
+        if len(edits) >= count:
             break
-    return found[:count]
+    return edits[:count]
 
 
 def choices(lens: qv.Lens, facts: list[qv.Fact], name: str, editor) -> Iterator[tuple[str, Layers]]:

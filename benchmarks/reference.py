@@ -80,8 +80,8 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     """CPU seconds, and what came out; what it prints is dropped."""
     start = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
-        given = run()
-    return time.process_time() - start, given
+        result = run()
+    return time.process_time() - start, result
 
 
 def asked(case: qv.EditCase) -> dict[str, Any]:
@@ -98,13 +98,13 @@ def asked(case: qv.EditCase) -> dict[str, Any]:
 def hparams(kind: type, layers: tuple[int, ...], last: int, **more: Any) -> Any:
     """The reference's settings."""
     out = kind.__new__(kind)
-    given = {
+    settings = {
         "layers": list(layers), "layer_selection": "all", "fact_token": "subject_last",
         "v_num_grad_steps": SEARCH["steps"], "v_lr": SEARCH["lr"], "v_loss_layer": last,
         "v_weight_decay": SEARCH["weight_decay"], "kl_factor": SEARCH["kl"], "mom2_adjustment": True,
         "context_template_length_params": [], **PLACES, **TEXT, **more,
     }  # fmt: skip
-    out.__dict__.update(given)
+    out.__dict__.update(settings)
     return out
 
 
@@ -179,8 +179,8 @@ def main() -> None:
         )
 
         def by_memit(case: qv.EditCase) -> dict[int, torch.Tensor]:
-            found = memit.execute_memit(lens.hf, tok, [asked(case)], own)
-            return {int(name.split(".")[2]): K @ R.T for name, (K, R) in found.items()}
+            written = memit.execute_memit(lens.hf, tok, [asked(case)], own)
+            return {int(name.split(".")[2]): K @ R.T for name, (K, R) in written.items()}
 
         compare("MEMIT", editor, by_memit, lens, cases, C0, templates)
 
@@ -189,8 +189,8 @@ def main() -> None:
         own = hparams(rome.ROMEHyperParams, (5,), last, clamp_norm_factor=4.0)
 
         def by_rome(case: qv.EditCase) -> dict[int, torch.Tensor]:
-            found = rome.execute_rome(lens.hf, tok, asked(case), own)
-            return {int(name.split(".")[2]): torch.outer(u, v) for name, (u, v) in found.items()}
+            written = rome.execute_rome(lens.hf, tok, asked(case), own)
+            return {int(name.split(".")[2]): torch.outer(u, v) for name, (u, v) in written.items()}
 
         compare("ROME", qv.ROME(layer=5, clamp=4.0, **SEARCH), by_rome, lens, cases, C0, templates)
 

@@ -199,17 +199,17 @@ class Task:
 
 def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     """The rows of one cell: `evaluate`'s frame, with the layers that were written."""
-    asked = task.cases
-    drawn = _drawn(lens, asked, once)
-    examples = once(_examples, lens, asked, once)
+    wanted = task.cases
+    drawn = _drawn(lens, wanted, once)
+    examples = once(_examples, lens, wanted, once)
     editor = chosen(lens, task, once) if task.protocol.edits else None
     frame = evaluate(
         lens,
         drawn.cases,
-        asked.metrics or usual_metrics(drawn.cases),
+        wanted.metrics or usual_metrics(drawn.cases),
         editor,
         task.protocol.name,
-        asked.seed,
+        wanted.seed,
         statistics=once(statistics_of, lens, task.choice.text, task.choice.documents)
         if reads_statistics(editor)
         else None,
@@ -228,12 +228,12 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
         skipped=[skipped.get(str(case), "") for case in frame["case"]],
         refused=drawn.refused,
         unknown=drawn.unknown,
-        **once(_knowledge, lens, asked, once),
+        **once(_knowledge, lens, wanted, once),
     )
 
 
-def _drawn(lens: Lens, asked: Cases, once: Once) -> DrawnCases:
-    return drawn_cases(lens, asked.data, asked.count, asked.seed, asked.known, once)
+def _drawn(lens: Lens, cases: Cases, once: Once) -> DrawnCases:
+    return drawn_cases(lens, cases.data, cases.count, cases.seed, cases.known, once)
 
 
 def drawn_cases(
@@ -251,8 +251,8 @@ def _of_atlas(lens: Lens, count: int, seed: int) -> DrawnCases:
     each seed takes others."""
     facts = random.Random("editors").sample(atlas(), len(atlas()))
     known = first_known(lens, facts, (seed + 1) * count)
-    mine = of_seed(known, count, seed, f"{lens.name} knows {len(known)} facts of the atlas")
-    return DrawnCases([answered_onward(lens, edit_case(fact, seed)) for fact in mine])
+    chosen = of_seed(known, count, seed, f"{lens.name} knows {len(known)} facts of the atlas")
+    return DrawnCases([answered_onward(lens, edit_case(fact, seed)) for fact in chosen])
 
 
 def _chains_of_atlas(lens: Lens, count: int, seed: int) -> DrawnCases:
@@ -262,16 +262,16 @@ def _chains_of_atlas(lens: Lens, count: int, seed: int) -> DrawnCases:
     cases = [chain_case(chain, seed, number) for number, chain in enumerate(shuffled)]
     edited = [case for case in cases if case is not None]
     known, passed = first_known_cases(lens, edited, (seed + 1) * count)
-    told = f"{lens.name} answers both facts of {len(known)} chains of the atlas"
-    return DrawnCases(of_seed(known, count, seed, told), 0, passed)
+    beginning = f"{lens.name} answers both facts of {len(known)} chains of the atlas"
+    return DrawnCases(of_seed(known, count, seed, beginning), 0, passed)
 
 
-def _examples(lens: Lens, asked: Cases, once: Once) -> tuple[str, ...]:
-    return examples_of(lens, _drawn(lens, asked, once).cases, asked.seed, asked.blocks)
+def _examples(lens: Lens, cases: Cases, once: Once) -> tuple[str, ...]:
+    return examples_of(lens, _drawn(lens, cases, once).cases, cases.seed, cases.blocks)
 
 
-def _knowledge(lens: Lens, asked: Cases, once: Once) -> dict[str, int]:
-    return knowledge(lens, edited_facts(_drawn(lens, asked, once).cases))
+def _knowledge(lens: Lens, cases: Cases, once: Once) -> dict[str, int]:
+    return knowledge(lens, edited_facts(_drawn(lens, cases, once).cases))
 
 
 def statistics_of(lens: Lens, text: str, documents: int) -> Statistics:
@@ -335,12 +335,12 @@ def _widened(lens: Lens, choice: Choice, editor: Editor) -> Editor:
     return replace(wider, layers=tuple(range(lowest, lowest + choice.edited)))
 
 
-def _located(lens: Lens, asked: Cases, once: Once) -> Layers:
+def _located(lens: Lens, cases: Cases, once: Once) -> Layers:
     """Layers ranked over prompts that say nothing about a case's own subject: two-hop prompts of
     the bundled world, or such of the atlas as the model knows, on the cases' relations; of a file's
     cases their own prompts."""
-    facts = [request.fact for case in _drawn(lens, asked, once).cases for request in case.requests]
-    if asked.data not in OF_WORLD:
+    facts = [request.fact for case in _drawn(lens, cases, once).cases for request in case.requests]
+    if cases.data not in OF_WORLD:
         return locate(lens, facts[:LOCATED_OVER])
     own = {fact.subject for fact in facts}
     relations = {fact.relation for fact in facts}
@@ -439,11 +439,11 @@ def by_setting(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     names of these columns; rows that have them already as they are."""
     if "editor" not in frame:
         return frame, []
-    told = [
+    settings = [
         {} if value in (None, "null") or value != value else json.loads(value)
         for value in frame["editor"]
     ]
-    varied = pd.json_normalize(told).set_axis(frame.index)
+    varied = pd.json_normalize(settings).set_axis(frame.index)
     varied = varied.rename(columns=lambda name: f"editor.{name}" if name in frame else name)
     # a list of matrices as text: it has to be compared
     varied = varied.map(str) if "parameters" in varied else varied

@@ -54,21 +54,37 @@ TABLES = (
 )
 
 
+PREFACE = (
+    "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
+    "`experiments/single.py` and `experiments/editors.py`). Settings are the model's presets, by "
+    "`qv-lens tune`, on facts of the atlas of which at most three are among those asked here. C0 is "
+    "of the reference text that comes with Python, not of Wikitext as in the papers: on SmolLM2 it "
+    "costs ACE 9 to 13 points of specificity, MEMIT and ROME 1 to 5 (`benchmarks/RESULTS.md`). "
+    "Methods stand by their first metric. Editors that were not run are left out.",
+    "",
+    "Cells are percent: the mean, and in square brackets its 95% interval over the cases (Wilson's "
+    "of shares of 0 and 1, Student's t of other values). In round brackets: of how many cases "
+    "(after a metric: for every method), where not all have such prompts. ‖dW‖/‖W‖ is the largest "
+    "of any case; s the median of seconds per fact, on one CPU thread with another job beside it.",
+    "",
+    "- `_gen`: what the model says, greedy, begins with the answer.",
+    "- `_acc`: every token of the answer is the argmax; of `specificity_acc` the old one of "
+    "neighbours, so what was wrong before the edit counts as lost.",
+    "- `_success`: the new answer is likelier than the old one; of neighbours the old one than the "
+    "new.",
+    "- `edit_success`, `portability`: the share of the answer's tokens that are the argmax, of the "
+    "edit and of what follows from it; `locality`: the share of tokens of other answers about the "
+    "subject whose argmax is what it was (KnowEdit).",
+    "- `multihop_cot`: the chain's new answer, after worked examples, to any of its questions; "
+    "`_1` to `_4` by the number of edits, `_2h` to `_4h` by that of hops; `instance_wise`: every "
+    "edit of the chain is recalled.",
+    "- `fluency`: n-gram entropy, times 100.",
+)
+
+
 def comparison(results: Path) -> str:
     """Every editor on every model that has rows in the folder of results, as text."""
-    lines = [
-        "# The comparison of editors",
-        "",
-        "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
-        "`experiments/single.py` and `experiments/editors.py`; settings: the model's presets, by "
-        "`qv-lens tune`, on facts of the atlas of which at most three are among those asked here). "
-        "Percent, mean and in square brackets its 95% interval over the cases (Wilson's of shares of 0 and 1, Student's t of other values). `_gen`: what the "
-        "model says, greedy, begins with the answer; `_acc`: every token of the answer is the "
-        "argmax; `_success`: the new answer is likelier than the old one. Fluency is n-gram entropy "
-        "times 100; ‖dW‖/‖W‖ the largest of any case; median seconds per fact on one CPU thread "
-        "with another job beside it. In round brackets: of how many cases (after a metric: for "
-        "every method), where not all have such prompts. Editors that were not run are left out.",
-    ]
+    lines = ["# The comparison of editors", "", *PREFACE]
     for name, title, metrics in TABLES:
         for (model, data), frame in _by(results / f"{name}.parquet", ["model", "data"]):
             lines += ["", f"## {title}: {model}, {data}", "", *_comparison_of(frame, metrics)]
@@ -86,17 +102,20 @@ def _comparison_of(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     cases = ends.groupby("method").size()
     along_the_way = frame.loc[~at_the_end, "step"].astype(str)
     frame.loc[~at_the_end, "metric"] += "@" + along_the_way
-    told = set(frame.dropna(subset="after")["metric"])
-    shown = [metric for metric in metrics if metric in told]
-    asked = frame.dropna(subset="after").groupby(["metric", "method"]).size()
+    present = set(frame.dropna(subset="after")["metric"])
+    shown = [metric for metric in metrics if metric in present]
+    sizes = frame.dropna(subset="after").groupby(["metric", "method"]).size()
     same = {}  # metrics that the same number of cases hold prompts for, fewer than there are
     for metric in shown:
-        counts = asked[metric]
+        counts = sizes[metric]
         if counts.nunique() == 1 and counts.iloc[0] < cases.min():
             same[metric] = int(counts.iloc[0])
     titles = [f"{metric} ({same[metric]})" if metric in same else metric for metric in shown]
     lines = head("method", "cases", *titles, "‖dW‖/‖W‖", "s")
-    for method, rows in frame.groupby("method", sort=False):
+    by_method = dict(list(frame.groupby("method")))
+    firsts = frame[frame["metric"] == shown[0]].groupby("method")["after"].mean()
+    for method in firsts.sort_values(ascending=False, kind="stable").index:
+        rows = by_method[method]
         count = int(cases[method])
         cells = [_cell(rows, metric, count if metric not in same else 0) for metric in shown]
         norm = rows["relative_norm"].max()
@@ -169,12 +188,12 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
     lines, lasting = head(*IN_A_ROW), []
     edits = frame.groupby(["method", "count", "batch", "seed"], sort=False)
     for (method, *_), rows in edits:
-        told = rows.set_index(["step", "group", "metric"])[["before", "after"]].sort_index()
+        after = rows.set_index(["step", "group", "metric"])[["before", "after"]].sort_index()
         last = int(rows["step"].max())
         steps = sorted({int(step) for step in rows["step"] if step >= LONG} | {last})
-        said = [told.loc[(step, "drawn", "efficacy_gen"), "after"] for step in steps]
-        text = told.reindex([(step, "model", "perplexity") for step in steps])
-        end = told.loc[last]  # by group and metric
+        shares = [after.loc[(step, "drawn", "efficacy_gen"), "after"] for step in steps]
+        text = after.reindex([(step, "model", "perplexity") for step in steps])
+        end = after.loc[last]  # by group and metric
         lines.append(
             line(
                 method,
@@ -182,16 +201,16 @@ def in_a_row(frame: pd.DataFrame) -> list[str]:
                 rows["batch"].iloc[0],
                 f"{100 * end.loc[('newest', 'efficacy_gen'), 'after']:.0f}",
                 f"{100 * end.loc[('first', 'efficacy_gen'), 'after']:.0f}",
-                " / ".join(f"{100 * share:.0f}" for share in said),
-                _curve(100 * told.loc[[(last, "drawn", "paraphrase_gen")]]),
-                _curve(100 * told.loc[[(last, "drawn", "specificity_gen")]]),
+                " / ".join(f"{100 * share:.0f}" for share in shares),
+                _curve(100 * after.loc[[(last, "drawn", "paraphrase_gen")]]),
+                _curve(100 * after.loc[[(last, "drawn", "specificity_gen")]]),
                 _curve(text),
                 f"{end.loc[('model', 'relative_norm'), 'after']:.1f}",
                 f"{end.loc[('model', 'refused'), 'after']:.0f}",
                 f"{end.loc[('model', 'seconds'), 'after']:.1f}",
             )
         )
-        if said[-1] >= SAID and text["after"].iloc[-1] <= SURPRISED * text["before"].iloc[-1]:
+        if shares[-1] >= SAID and text["after"].iloc[-1] <= SURPRISED * text["before"].iloc[-1]:
             lasting.append(str(method))
     kept = ", ".join(lasting) or "none"
     return [

@@ -3,7 +3,7 @@ model.
 
 A decision is a function from rows to the statistic as text and `HOLDS`, `FAILS` or `OPEN`
 (undecided). A difference that should be positive holds if its interval lies above 0, fails if it
-lies below. The cases of one batch, and of one row of consecutive edits, share one edit: there the
+lies below; where few pairs differ, Fisher's exact test must agree. The cases of one batch, and of one row of consecutive edits, share one edit: there the
 intervals are narrower than those over edits would be."""
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from qv_lens.evaluation.intervals import (
     DIFFERENCE,
+    LEVEL,
     NOT_SHARES,
     SHARE,
     UNBOUNDED,
@@ -25,6 +28,8 @@ from qv_lens.evaluation.intervals import (
 )
 
 HOLDS, FAILS, OPEN = "holds", "fails", "undecided"
+#: in the place of a verdict, where a number says something of a model of which nothing was claimed
+DESCRIBED = ""
 #: the statistic, the verdict
 Verdict = tuple[str, str]
 Decide = Callable[[pd.DataFrame], Verdict]
@@ -98,12 +103,16 @@ class Estimate(NamedTuple):
         )
         if below == above:
             return f"± {above:.{digits}f}"
-        return f"({scale * self.low:.{digits}f} to {scale * self.high:.{digits}f})"
+        # 0.0 turns -0.0 into 0.0
+        low, high = (round(scale * end, digits) + 0.0 for end in (self.low, self.high))
+        return f"({low:.{digits}f} to {high:.{digits}f})"
 
 
 #: the fewest pairs that decide anything: by chance alone, all of five pairs agree with p = 2 / 2^5
 #: = 0.06
 ENOUGH = 6
+#: up to how many pairs that differ Fisher's exact test is asked besides: 2^13 choices of signs
+FEW = 13
 
 
 def differences(metric: str) -> tuple[float, float]:
@@ -113,14 +122,32 @@ def differences(metric: str) -> tuple[float, float]:
 
 def difference(a: pd.Series, b: pd.Series, within: tuple[float, float] = DIFFERENCE) -> Estimate:
     """Mean of paired differences, of shares unless `within` says otherwise; of fewer than `ENOUGH`
-    pairs no interval."""
+    pairs no interval.
+
+    Student's interval is too narrow where few pairs differ at all. It is widened to hold 0 where
+    Fisher's exact test (`by_signs`) finds a mean as large by chance."""
     paired = (a - b).dropna()
-    found = Estimate.of(paired, within)
-    return (
-        found
-        if len(paired) >= ENOUGH
-        else Estimate(found.mean, float("nan"), float("nan"), len(paired))
+    estimate = Estimate.of(paired, within)
+    if len(paired) < ENOUGH:
+        return Estimate(estimate.mean, float("nan"), float("nan"), len(paired))
+    if by_signs(paired) <= 1 - LEVEL:
+        return estimate
+    return estimate._replace(low=min(estimate.low, 0.0), high=max(estimate.high, 0.0))
+
+
+def by_signs(paired: pd.Series) -> float:
+    """p of a mean as far from 0 if each difference could as well have the other sign (R. A. Fisher,
+    The Design of Experiments, section 21), exactly. 1 where fewer than `ENOUGH` pairs differ, 0
+    where more than `FEW` do: there Student's t decides."""
+    differing = paired[paired != 0].to_numpy()
+    if len(differing) > FEW:
+        return 0.0
+    if len(differing) < ENOUGH:
+        return 1.0
+    exact = stats.permutation_test(
+        (differing,), np.mean, permutation_type="samples", n_resamples=np.inf
     )
+    return float(exact.pvalue)
 
 
 def minus(a: Estimate, b: Estimate) -> Estimate:
@@ -138,9 +165,9 @@ def two_samples(a: pd.Series, b: pd.Series, within: tuple[float, float] = SHARE)
     return minus(Estimate.of(a, within), Estimate.of(b, within))
 
 
-def decided(found: Estimate) -> str:
+def decided(estimate: Estimate) -> str:
     """Whether a difference that should be positive is."""
-    return HOLDS if found.low > 0 else FAILS if found.high < 0 else OPEN
+    return HOLDS if estimate.low > 0 else FAILS if estimate.high < 0 else OPEN
 
 
 def nearer(gap: Estimate, limit: float) -> Estimate:
@@ -154,30 +181,33 @@ def together(verdicts: Collection[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else FAILS if FAILS in kinds else OPEN
 
 
-def share_lost(hits: float, asked: float) -> Estimate:
+def share_lost(hits: float, trials: float) -> Estimate:
     """A share lost (none, where more is right than before), with its 95% Wilson interval, which has
     a width even where nothing was lost."""
     hits = max(0.0, hits)
-    return Estimate(hits / asked, *wilson(hits, asked))
+    return Estimate(hits / trials, *wilson(hits, trials))
 
 
-def lost(hits: float, asked: float) -> str:
+def lost(hits: float, trials: float) -> str:
     """A share lost, in words."""
-    return share_of(share_lost(hits, asked), f"{asked:.0f} prompts")
+    return share_of(share_lost(hits, trials), f"{trials:.0f} prompts")
 
 
-def share_of(found: Estimate, asked: str) -> str:
+def share_of(estimate: Estimate, unit: str) -> str:
     """A share with the ends of its interval, and of what it is one."""
-    return f"{share(found.mean)} ({100 * found.low:.1f} to {100 * found.high:.1f}%, {asked})"
+    return (
+        f"{share(estimate.mean)} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f}%, {unit})"
+    )
 
 
-def mean_told(found: Estimate, metric: str = "") -> str:
+def mean_told(estimate: Estimate, metric: str = "") -> str:
     """A mean of shares with its interval and the number of cases."""
-    return f"{share(found.mean, metric)} {found.spread(100)}, {found.cases} cases"
+    return f"{share(estimate.mean, metric)} {estimate.spread(100)}, {estimate.cases} cases"
 
 
-def points(found: Estimate) -> str:
-    return f"{100 * found.mean:+.1f} {found.spread(100)} points, {found.cases} cases"
+def points(estimate: Estimate) -> str:
+    mean = round(100 * estimate.mean, 1) + 0.0  # no -0.0
+    return f"{mean:+.1f} {estimate.spread(100)} points, {estimate.cases} cases"
 
 
 def read_as(column: str, names: Mapping[str, str], decide: Decide) -> Decide:
@@ -234,105 +264,105 @@ def lacking(table: pd.DataFrame) -> str:
     words; '' where none does."""
     table = table.dropna(how="all")
     return ", ".join(
-        f"{name} lacks {len(table) - told} of {len(table)} cases"
-        for name, told in table.count().items()
-        if told < len(table)
+        f"{name} lacks {len(table) - count} of {len(table)} cases"
+        for name, count in table.count().items()
+        if count < len(table)
     )
 
 
-def unless(told: str, verdict: str, *reasons: str) -> Verdict:
+def unless(statistic: str, verdict: str, *reasons: str) -> Verdict:
     """The verdict; undecided where there are reasons against one, which are told."""
     reasons = tuple(reason for reason in reasons if reason)
-    return ("; ".join([told, *reasons]), OPEN if reasons else verdict)
+    return ("; ".join([statistic, *reasons]), OPEN if reasons else verdict)
 
 
 def not_measured(names: Iterable[object]) -> str:
     """Of what should have been measured and was not, in words; '' where there is nothing."""
-    told = ", ".join(map(str, names))
-    return f"not measured: {told}" if told else ""
+    missing = ", ".join(map(str, names))
+    return f"not measured: {missing}" if missing else ""
 
 
-def ahead(metric: str, one: str, rivals: Sequence[str], by: str = "method") -> Decide:
-    """`one` is above each of its rivals: against the best of them, on the cases on which all were
+def ahead(metric: str, method: str, rivals: Sequence[str], by: str = "method") -> Decide:
+    """`method` is above each of its rivals: against the best of them, on the cases on which all were
     measured; undecided while any rival has not been measured, on any of the cases."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         table = per_case(frame, metric, by)
         others = [name for name in rivals if name in table]
-        if one not in table or not others:
+        if method not in table or not others:
             return NOT_MEASURED
-        asked = table[[one, *others]]
-        table = asked.dropna()
+        pairs = table[[method, *others]]
+        table = pairs.dropna()
         means = table.mean().sort_values(ascending=False)
-        rival = means.drop(one).index[0]
-        gap = difference(table[one], table[rival], differences(metric))
-        told = ", ".join(f"{name} {share(value, metric)}" for name, value in means.items())
+        rival = means.drop(method).index[0]
+        gap = difference(table[method], table[rival], differences(metric))
+        statistic = ", ".join(f"{name} {share(value, metric)}" for name, value in means.items())
         missing = not_measured(name for name in rivals if name not in others)
-        told = f"{told} ({one} − {rival} {points(gap)})"
-        return unless(told, decided(gap), missing, lacking(asked))
+        statistic = f"{statistic} ({method} − {rival} {points(gap)})"
+        return unless(statistic, decided(gap), missing, lacking(pairs))
 
     return decide
 
 
-def best(metrics: Sequence[str], one: str, by: str, of: Collection[str]) -> Decide:
-    """`one` is above all others `of` these, and all that were measured besides, by each metric."""
+def best(metrics: Sequence[str], method: str, by: str, of: Collection[str]) -> Decide:
+    """`method` is above all others `of` these, and all that were measured besides, by each metric."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
-        rivals = sorted({*of, *frame[by].dropna()} - {one})
-        told = {metric: ahead(metric, one, rivals, by)(frame) for metric in metrics}
-        if NOT_MEASURED in told.values():
+        rivals = sorted({*of, *frame[by].dropna()} - {method})
+        verdicts = {metric: ahead(metric, method, rivals, by)(frame) for metric in metrics}
+        if NOT_MEASURED in verdicts.values():
             return NOT_MEASURED
-        return "; ".join(f"{metric} {words}" for metric, (words, _) in told.items()), together(
-            [v for _, v in told.values()]
+        return "; ".join(f"{metric} {words}" for metric, (words, _) in verdicts.items()), together(
+            [v for _, v in verdicts.values()]
         )
 
     return decide
 
 
-def beats(metric: str, one: str | float, other: str | float, by: str = "method") -> Decide:
-    """`one` is above `other`."""
-    return compared((metric,), one, other, by)
+def beats(metric: str, first: str | float, second: str | float, by: str = "method") -> Decide:
+    """`first` is above `second`."""
+    return compared((metric,), first, second, by)
 
 
 def compared(
     metrics: Sequence[str],
-    one: str | float,
-    other: str | float,
+    first: str | float,
+    second: str | float,
     by: str = "method",
     within: float | None = None,
 ) -> Decide:
-    """`one` is above `other` by each metric; or (`within`) no further from it than this, fluency in
+    """`first` is above `second` by each metric; or (`within`) no further from it than this, fluency in
     shares of its own."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         lines, verdicts = [], []
         for metric in metrics:
             table = per_case(frame, metric, by)
-            if not {one, other} <= set(table):
+            if not {first, second} <= set(table):
                 return NOT_MEASURED
-            gap = difference(table[one], table[other], differences(metric))
-            both = table[[one, other]].dropna().mean()
+            gap = difference(table[first], table[second], differences(metric))
+            both = table[[first, second]].dropna().mean()
             name = f"{metric}: " if len(metrics) > 1 else ""
             lines.append(
-                f"{name}{one} {share(both[one], metric)}, {other} {share(both[other], metric)}: "
+                f"{name}{first} {share(both[first], metric)}, {second} {share(both[second], metric)}: "
                 f"{points(gap)}"
             )
-            limit = (within or 0) * (both[other] if metric == "fluency" else 1)
+            limit = (within or 0) * (both[second] if metric == "fluency" else 1)
             verdicts.append(decided(gap if within is None else nearer(gap, limit)))
         return "; ".join(lines), together(verdicts)
 
     return decide
 
 
-def reaches(metric: str, one: str, least: float, by: str = "method") -> Decide:
-    """The mean of `one` is at least this."""
+def reaches(metric: str, method: str, least: float, by: str = "method") -> Decide:
+    """The mean of `method` is at least this."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         table = per_case(frame, metric, by)
-        if one not in table:
+        if method not in table:
             return NOT_MEASURED
-        found = Estimate.of(table[one], bounds(metric))
-        return mean_told(found, metric), decided(found.shifted(-least))
+        estimate = Estimate.of(table[method], bounds(metric))
+        return mean_told(estimate, metric), decided(estimate.shifted(-least))
 
     return decide
 
@@ -375,16 +405,18 @@ def groups(metrics: Sequence[str], inside: Collection[str], by: str, of: Collect
         lines, verdicts = [], []
         for metric in metrics:
             table = per_case(frame, metric, by).dropna()
-            mine = [name for name in table if name in inside]
-            if not mine or len(mine) == table.shape[1]:
+            members = [name for name in table if name in inside]
+            if not members or len(members) == table.shape[1]:
                 return NOT_MEASURED
             gap = difference(
-                table[mine].mean(axis=1), table.drop(columns=mine).mean(axis=1), differences(metric)
+                table[members].mean(axis=1),
+                table.drop(columns=members).mean(axis=1),
+                differences(metric),
             )
-            told = ", ".join(
+            statistic = ", ".join(
                 f"{name} {share(value, metric)}" for name, value in table.mean().items()
             )
-            lines.append(f"{metric} {told} ({' and '.join(mine)} − others {points(gap)})")
+            lines.append(f"{metric} {statistic} ({' and '.join(members)} − others {points(gap)})")
             verdicts.append(decided(gap))
         missing = not_measured(sorted(set(of) - set(frame[by])))
         return unless("; ".join(lines), together(verdicts), missing)

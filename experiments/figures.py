@@ -33,10 +33,10 @@ def drawn() -> Iterator[tuple[str, go.Figure]]:
             continue
         name = module.__name__.removeprefix("experiments.").replace(".", "-")
         for model, frame in pd.read_parquet(path).groupby("model", sort=False):
-            asked = _of(module, frame)
-            if asked.empty:
+            rows = _of(module, frame)
+            if rows.empty:
                 continue
-            figure = module.figure(asked)
+            figure = module.figure(rows)
             figure.update_layout(title=f"{model}: {figure.layout.title.text}")
             yield f"{name}-{str(model).split('/')[-1]}", figure
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
@@ -68,6 +69,12 @@ KEY = (
 )
 
 
+#: the data of the rows, as people call them
+DATA = {"facts": "atlas", "multihop": "chains of the atlas", "counterfact": "CounterFact"}
+#: a list of one name, as a run's column has it
+ONE_NAME = re.compile(r"\['(\w+)'\]")
+
+
 def experiments() -> list[ModuleType]:
     """Every table and figure of the papers, by paper and name."""
     files = [file for paper in PAPERS for file in sorted((HERE / paper).glob("*.py"))]
@@ -102,52 +109,56 @@ IN_SHORT = (
     "In short, of what was measured so far:",
     "",
     "1. One value neuron in a hundred carries everything: without the best 461 of SmolLM2's 46,080 "
-    "neurons every answer is lost, and with as many at random fewer are (24 to 28%, the mean of five "
-    "draws, of which one lost 65% of the capitals and another none of the nationalities).",
-    "2. But not a category alone: the same neurons also lose nearly all answers of other "
-    "categories. What a category has for itself does not show in sets of this size.",
-    "3. In the best layer alone (15 neurons) capitals are lost, with most other answers; "
-    "nationalities stay. Counted over the prompts of both, more is lost than of other categories, "
-    "and Figure 2 holds there; it is the capitals' doing.",
-    "4. The ranking by effect on log p (ours) does the same here as Eq. 9: at one in a hundred both "
-    "reach the floor. They differ at ten neurons (docs/results.md). Eq. 9's best are common to facts "
-    "and do not say the answer: of the ten best for each of 43 sports, 1 of 430 has it among its "
-    "tokens, and 2 of 430 by effect. Zeroing the 27 best by effect loses all of 90 "
-    "answers, 27 at random one.",
-    "5. Editors that locate and solve (MEMIT, AlphaEdit, PRUNE, RECT, EMMET, ROME) give the new "
-    "answer to 98 or 99 of 100 facts, on a model a fiftieth of GPT-J's size as well.",
-    "6. ACE reaches 84 of the 100 and is behind ROME and MEMIT, although its layers and settings "
-    "were tuned in the same way. Leaving out three of its six query layers makes no difference that "
-    "19 two-hop prompts could show (Table 4).",
-    "7. KNE and CTP give 98 to 100 of 100 new answers, and more than half of the neighbours that were "
-    "right lose theirs, at the learning rates that tune best. But what else the model says of the "
-    "edited subject stays in 80% with KNE, and in 26 and 31% with MEMIT and ROME (19 facts of the "
-    "atlas, counted in tokens). With half of the parameters trained KNE takes all of 20 facts, with a "
-    "thousandth 13% (Figure B.4); of 100 facts in one batch 20 or 21%, located on 25 of them or on "
-    "all (B.3). Trained in gate, up or queries it keeps 13 ± 11 points more of the subject than in "
-    "other weights, as the paper says (Figure 2).",
-    "8. Zeroing ten query neurons of a peak layer costs 1 and 15 of 40 two-hop answers, ten neurons "
-    "of the same layers by effect 6 and 19; the value neurons of later layers stay active. With more "
-    "nodes CTP gives more paraphrases and keeps less of what should stay (Figure 5); what lambda "
-    "does is too little for 20 facts (Figure 6); an edit by CTP takes 37 s of one core, MEMIT's 12.5. "
-    "After worked examples the model answers 10 of 34 two-hop questions before the edit, and 3 "
-    "(ACE) to 9 (ROME) as the edit wants after it (Table 2): PMET is ahead of ACE, more cannot be "
-    "told. In one batch of 50 CTP's score is 69%, behind PRUNE and AlphaEdit (78), before FT-L (58) and "
-    "ROME (24), which writes one fact over another. Cells are empty where nothing was run on a real "
-    "model yet: KNE's sweeps, CTP's consecutive edits. Of 20 draws of random "
-    "layers 7 are as good for ACE as those that it locates (20 facts); at nine layers MEMIT is ahead of ACE "
-    "on the six two-hop questions that the model answers, too few to tell.",
+    "neurons every answer is lost, of its category and of others. With as many at random a quarter "
+    "is (mean of five draws, which differ much). What a category has for itself does not show in "
+    "sets of this size.",
+    "2. In its best layer alone (15 neurons) nearly all capitals are lost, with two thirds of the "
+    "other answers; of the nationalities none. So Figure 2 holds for capitals and fails for "
+    "nationalities.",
+    "3. Eq. 9's best neurons are common to facts and do not say the answer: of the ten best for each "
+    "of 43 sports, 1 of 430 has it among its tokens, by effect 2. Without the 27 best by effect all "
+    "of 90 answers are lost, without 27 at random one.",
+    "4. Where meaning converges (after the subject, at the last token) whole layers add more than at "
+    "other tokens on Qwen2.5-Coder, as ACE's Table 5 has it, and less on SmolLM2. It is the one claim "
+    "that fails at 0.1 and holds at 0.5 billion parameters. Each prompt's first token, a sink that "
+    "scores ten times as much as any other, is left out.",
+    "5. Without ten query neurons of a peak layer 1 and 15 of 40 two-hop answers are lost; hidden "
+    "from the value neurons alone they cost 19 and 16; ten neurons of the same layers by effect 6 "
+    "and 19. The value neurons of later layers stay active.",
+    "6. Editors that locate and solve (MEMIT, AlphaEdit, PRUNE, RECT, EMMET, ROME) give the new "
+    "answer to 98 or 99 of 100 facts. ACE reaches 84, although its layers and settings were tuned in "
+    "the same way. Of 20 draws of random layers 7 are as good for ACE as those that it locates.",
+    "7. Two hops after an edit could not tell editors apart: SmolLM2 answers 10 of 34 such questions "
+    "before it, 3 (ACE) to 9 (ROME) as the edit wants after it.",
+    "8. KNE and CTP give 98 to 100 of 100 new answers; more than half of the neighbours that were "
+    "right lose theirs. But of what else the model says of the subject KNE keeps 80%, MEMIT and ROME "
+    "26 and 31 (19 facts). Trained in gate, up or queries KNE keeps more of it than in other weights, "
+    "as the paper says. CTP, with more nodes, keeps less of what should stay, as its paper says; one "
+    "edit takes 37 s of one core, MEMIT's 12.5.",
     "9. A claim about 6 billion parameters that fails at 0.1 may hold there, and the other way "
-    "round; no trend over sizes can be told from two models, most claims from one.",
-    "10. Every row is a test of its own, at 95%; one in twenty of those with "
-    "an interval would hold or fail by chance. Rows marked as ours are no claims of the papers.",
+    "round. Most rows rest on SmolLM2 alone, and one seed.",
+    "10. Every row is a test of its own, at 95%: one in twenty of those with an interval would hold "
+    "or fail by chance, and more of those in several parts, which fail if any part does. Rows marked "
+    "as ours are no claims of the papers.",
     "",
-    "A cell has its verdict, then the numbers. Editors are run as the model's presets say. Empty "
-    "cells wait for the row's file (its first lines have the command) and `python -m "
-    "experiments.ledger --collect runs`. Intervals are 95% ones over cases (± half of it where both "
-    "sides are as long): Wilson's of shares of 0 and 1, Student's t of paired differences, "
-    "Newcombe's way of putting two together where there are no pairs; the cases of one batch and of "
-    "one row of consecutive edits share one edit, so there it is too narrow.",
+    "A cell has its verdict, then the data set and the numbers. Where it holds an option, nothing "
+    "was run yet: the row's file opens with the command (`qv-lens run experiments/ace/table_1.py`), "
+    "which takes this option; `python -m experiments.ledger --collect runs` then fills the cell. "
+    "A number without a verdict describes a model of which the paper claims nothing.",
+    "",
+    "Facts are those whose answer the model gives before the edit, by generation; of their exact "
+    "prompts, whose first token must be the argmax, it knows 80 to 100% (columns `prompts_known` of "
+    '`prompts_asked` of the results; of nationalities, which it begins with "the", a tenth to a '
+    "third). Editors "
+    "are run as the model's presets say, with C0 of the reference text that comes with Python: with "
+    "Wikitext, the papers' text, ACE keeps 9 to 13 points more of the neighbours, MEMIT and ROME 1 to "
+    "5 (`benchmarks/RESULTS.md`).",
+    "",
+    "Intervals are 95% ones over cases (± half of it where both sides are as long): Wilson's of "
+    "shares of 0 and 1, Student's t of paired differences, Newcombe's way of putting two together "
+    "where there are no pairs. Where at most 13 pairs differ, Fisher's exact test must agree, or the "
+    "interval is widened to hold 0. The cases of one batch and of one row of consecutive edits share "
+    "one edit, so there it is too narrow.",
     "",
 )
 
@@ -259,12 +270,12 @@ def written() -> str:
     columns = ("source", "claim", "statistic", *COLUMNS.values(), "release and set-up", "file")
     lines = [*TITLE, *IN_SHORT, *head(*columns)]
     verdicts: dict[tuple[str, bool], list[str]] = {}  # by model, and whether the row is ours
-    asked = {False: 0, True: 0}
+    counts = {False: 0, True: 0}
     for module in experiments():
         path = RESULTS / f"{results_of(module)}.parquet"
         frame = pd.read_parquet(path) if path.exists() else pd.DataFrame({"model": []})
         for claim in getattr(module, "CLAIMS", ()):
-            asked[claim.ours] += 1
+            counts[claim.ours] += 1
             cells = []
             for model in COLUMNS:
                 statistic, verdict = decided_on(claim, frame, model)
@@ -279,7 +290,7 @@ def written() -> str:
         if papers or ours:
             lines += [
                 "",
-                f"{called}: of the papers' {asked[False]} claims {_counted(papers)}. Of {asked[True]} "
+                f"{called}: of the papers' {counts[False]} claims {_counted(papers)}. Of {counts[True]} "
                 f"rows of ours {_counted(ours)}.",
             ]
     return "\n".join([*lines, ""])
@@ -293,27 +304,31 @@ def _counted(verdicts: list[str]) -> str:
 
 
 def decided_on(claim: Claim, frame: pd.DataFrame, model: str) -> tuple[str, str]:
-    """What was measured of a claim on a model, and the verdict: both empty where nothing was. A
-    claim that compares ACE's two models stands in the second one's column."""
-    asked = ACES if claim.both else (model,)
+    """What was measured of a claim on a model, and the verdict. Where nothing was, the option that
+    its command takes, and no verdict. A claim that compares ACE's two models stands in the second
+    one's column."""
+    models = ACES if claim.both else (model,)
     if claim.both and model != ACES[-1]:
         return ("against the next column" if model == ACES[0] else "—"), ""
-    rows = frame[frame["model"].isin(asked)]
-    if rows["model"].nunique() < len(asked):
-        return "", ""
-    found = {}
+    waiting = f"`--model {model}`"
+    rows = frame[frame["model"].isin(models)]
+    if rows["model"].nunique() < len(models):
+        return waiting, ""
+    verdicts = {}
     for data, part in _by_data(rows):
         try:
-            found[data] = claim.decide(part)
+            verdicts[data] = claim.decide(part)
         except KeyError:  # rows of a run that was stopped, or varied something else
             continue
-    found = {data: verdict for data, verdict in found.items() if verdict != NOT_MEASURED}
-    if not found:
-        return "", ""
+    verdicts = {data: verdict for data, verdict in verdicts.items() if verdict != NOT_MEASURED}
+    if not verdicts:
+        return waiting, ""
     statistics = [
-        f"{data}: {told}" if len(found) > 1 else told for data, (told, _) in found.items()
+        f"{DATA.get(data, data)}: {statistic}" if data else statistic
+        for data, (statistic, _) in verdicts.items()
     ]
-    return "<br>".join(statistics), together([verdict for _, verdict in found.values()])
+    text = ONE_NAME.sub(r"\1", "<br>".join(statistics))
+    return text, together([verdict for _, verdict in verdicts.values()])
 
 
 def _by_data(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -30,6 +30,11 @@ def is_gptj(frame: pd.DataFrame) -> bool:
     return "gpt" in str(frame["model"].iloc[0]).lower()
 
 
+def is_of_the_paper(frame: pd.DataFrame) -> bool:
+    """Whether the rows' model is one of ACE's two."""
+    return str(frame["model"].iloc[0]) in ACES
+
+
 def layers_there(frame: pd.DataFrame) -> int:
     """How many layers the paper's model has that the rows' model stands for."""
     return GPTJ_LAYERS if is_gptj(frame) else QWEN_LAYERS

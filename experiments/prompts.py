@@ -109,8 +109,8 @@ def asked(lens: Lens, task: Asks, hops: int = 1) -> list[Fact]:
     """A task's prompts; of the atlas those that the model knows. Raises `ConfigError` for a category
     that is not there, or of which the model knows nothing."""
     source = usual(lens, task.facts)
-    found = _in_category(task.category, source, hops)
-    return drawn(lens, source, found, task.prompts, _rng(task.seed))
+    facts = _in_category(task.category, source, hops)
+    return drawn(lens, source, facts, task.prompts, _rng(task.seed))
 
 
 def drawn(
@@ -157,8 +157,8 @@ def of_category(
 ) -> list[Fact]:
     """`count` prompts of a category ('all': of any), drawn by the seed; all where there are fewer.
     Raises `ConfigError`."""
-    found = _in_category(category, source, hops)
-    return _rng(seed).sample(found, min(count, len(found)))
+    facts = _in_category(category, source, hops)
+    return _rng(seed).sample(facts, min(count, len(facts)))
 
 
 def _rng(seed: int) -> random.Random:
@@ -168,8 +168,8 @@ def _rng(seed: int) -> random.Random:
 def _in_category(category: str, source: str, hops: int) -> list[Fact]:
     """The prompts of a category ('all': of any). Raises `ConfigError` for none."""
     facts = pool(source, hops)
-    found = [fact for fact in facts if category in ("all", fact.category)]
-    if not found:
+    matching = [fact for fact in facts if category in ("all", fact.category)]
+    if not matching:
         names = sorted({fact.category for fact in facts if fact.category})
         none = sum(fact.category is None for fact in facts)
         raise ConfigError(
@@ -177,4 +177,4 @@ def _in_category(category: str, source: str, hops: int) -> list[Fact]:
             f"{source or 'the bundled world'}. Categories: {', '.join(names)}; {none} of "
             f"{len(facts)} prompts have none (their relation is not one of ACE's)."
         )
-    return found
+    return matching

@@ -65,8 +65,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = args.files or files()
     with ThreadPoolExecutor(len(STUDIED)) as pool:
-        went = list(pool.map(lambda model: run(model, chosen, args.out), STUDIED))
-    sys.exit(0 if all(went) else 1)
+        succeeded = list(pool.map(lambda model: run(model, chosen, args.out), STUDIED))
+    sys.exit(0 if all(succeeded) else 1)
 
 
 if __name__ == "__main__":

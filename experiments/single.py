@@ -73,6 +73,6 @@ SAID = {
 def figure(frame: pd.DataFrame) -> go.Figure:
     """What the model says after an edit, editor by editor."""
     means = table(frame, ("method",))
-    said = means[means["metric"].isin(SAID)].replace({"metric": SAID})
+    shares = means[means["metric"].isin(SAID)].replace({"metric": SAID})
     cases = frame.groupby("method")["case"].nunique().max()
-    return method_dots(said, f"What it says after an edit ({cases} facts, one at a time)")
+    return method_dots(shares, f"What it says after an edit ({cases} facts, one at a time)")

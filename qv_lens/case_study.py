@@ -190,11 +190,11 @@ def study(
             f"study takes a fact and the text of its new answer, got {type(fact).__name__} and "
             f"{type(new).__name__}."
         )
-    for name, given, kind in (("editor", editor, ACE), ("rival", rival, MEMIT)):
-        if given is not None and not isinstance(given, kind):
+    for name, chosen, kind in (("editor", editor, ACE), ("rival", rival, MEMIT)):
+        if chosen is not None and not isinstance(chosen, kind):
             raise ConfigError(
                 f"study compares ACE with MEMIT: {name} takes a qv.{kind.__name__}, got "
-                f"{given!r:.60}."
+                f"{chosen!r:.60}."
             )
     weights = lens.state()
     about = material or _material(lens, fact, new, seed)
@@ -521,14 +521,14 @@ def _words(
     probes_asked += [("follows from it", after) for _, after in case.onward[:3]] + [
         ("must stay", near) for near in case.neighbours[:3]
     ]
-    asked = [probe for _, probe in probes_asked]
+    probes_alone = [probe for _, probe in probes_asked]
     names = (case.request.fact.answer, new)
     probes = pd.DataFrame(
         {
             "kind": [kind for kind, _ in probes_asked],
-            "prompt": [probe.text for probe in asked],
-            "wanted": [probe.answer for probe in asked],
-            "before": first_sentences(lens, asked, *names),
+            "prompt": [probe.text for probe in probes_alone],
+            "wanted": [probe.answer for probe in probes_alone],
+            "before": first_sentences(lens, probes_alone, *names),
         }
     )
     states = [_layer_line(lens, case.request.fact, "before")]
@@ -537,7 +537,7 @@ def _words(
         ahead = search_ahead(lens, [case.request], editor, templates=templates, folder=folder)
         patch = edit(lens, case.request, editor, statistics=statistics, ahead=ahead)
         with lens.patched(patch):
-            probes[name] = first_sentences(lens, asked, *names)
+            probes[name] = first_sentences(lens, probes_alone, *names)
             if not after:
                 target = case.request.target
                 states.append(_layer_line(lens, target, "after"))
@@ -592,5 +592,5 @@ def pathway(
     )
     words = vocabulary(lens, units, 8)[["promoted", "suppressed"]]
     effects = alone(lens, trace.facts[0], nodes)["alone"].tolist()
-    told = {name: words[name].tolist() for name in words}
-    return Graph(nodes.assign(**told, effect=effects), graph.edges)
+    columns = {name: words[name].tolist() for name in words}
+    return Graph(nodes.assign(**columns, effect=effects), graph.edges)

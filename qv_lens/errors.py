@@ -73,8 +73,8 @@ def several(values: object) -> tuple[Any, ...] | None:
 
 def one_or_more(values: object) -> tuple[Any, ...]:
     """`several` values, or one alone."""
-    found = several(values)
-    return (values,) if found is None else found
+    collection = several(values)
+    return (values,) if collection is None else collection
 
 
 def check_counts(name: str, values: Any) -> tuple[int, ...]:

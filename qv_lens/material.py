@@ -76,18 +76,18 @@ def atlas_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
         chain for chain in atlas.chains() if _alike(chain.first, fact) or _alike(chain.second, fact)
     ]
     drawn = rng.sample(chains, min(CHAINS_ASKED, len(chains)))
-    asked = [
+    two_hop = [
         Fact("{}", chain.cloze, chain.second.answer, aliases=chain.second.aliases)
         for chain in drawn
     ]
-    known_chains = _known(lens, asked)
+    known_chains = _known(lens, two_hop)
     return Material(
         same=tuple(same),
         other=tuple(other),
         chains=tuple(known_chains[:CHAINS_KEPT]),
         cases=(own, *more),
         texts=tuple(default_texts(lens)),
-        asked=(len(asked_same), len(asked_other), len(asked)),
+        asked=(len(asked_same), len(asked_other), len(two_hop)),
         known=(len(known_same), len(known_other), len(known_chains)),
     )
 
@@ -101,16 +101,16 @@ def _of_the_atlas(fact: Fact) -> Fact:
     )
 
 
-def _alike(one: Fact, other: Fact) -> bool:
+def _alike(first: Fact, second: Fact) -> bool:
     """Whether two facts are of one kind."""
-    return one.prompt == other.prompt or (
-        one.relation is not None and one.relation == other.relation
+    return first.prompt == second.prompt or (
+        first.relation is not None and first.relation == second.relation
     )
 
 
-def _known(lens: Lens, asked: Sequence[AnyAsked]) -> list[AnyAsked]:
+def _known(lens: Lens, probes: Sequence[AnyAsked]) -> list[AnyAsked]:
     """What the model answers: every token of the answer is the likeliest."""
-    return [probe for probe, right in zip(asked, correct(lens, asked), strict=True) if right]
+    return [probe for probe, right in zip(probes, correct(lens, probes), strict=True) if right]
 
 
 def _own_case(lens: Lens, fact: Fact, new: str, near: Sequence[Fact], seed: int) -> EditCase:

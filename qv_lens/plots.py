@@ -128,8 +128,8 @@ def pathway(
     middles = []
     for edge in edges.sort_values("weight", key=abs).tail(120).itertuples():
         (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
-        told = f"{edge.source} → {edge.target}: weight {edge.weight:+.4f} nats"
-        middles.append(((x0 + x1) / 2, (y0 + y1) / 2, told))
+        hover = f"{edge.source} → {edge.target}: weight {edge.weight:+.4f} nats"
+        middles.append(((x0 + x1) / 2, (y0 + y1) / 2, hover))
         line = {
             "color": BLUE if edge.weight > 0 else ORANGE,
             "width": 0.3 + 4 * abs(edge.weight) / largest,
@@ -144,9 +144,9 @@ def pathway(
             hoverinfo="skip",
         )
     if middles:
-        x, y, told = map(list, zip(*middles, strict=True))
+        x, y, hover = map(list, zip(*middles, strict=True))
         unseen = {"mode": "markers", "marker": {"size": 9, "opacity": 0}, "showlegend": False}
-        figure.add_scatter(x=x, y=y, hovertext=told, hoverinfo="text", **unseen)
+        figure.add_scatter(x=x, y=y, hovertext=hover, hoverinfo="text", **unseen)
         for name, colour in (("raises it", BLUE), ("lowers it", ORANGE)):
             figure.add_scatter(x=[None], y=[None], mode="lines", name=name, line={"color": colour})
     mode = "markers+text" if len(nodes) <= NAMED else "markers"
@@ -179,9 +179,9 @@ def pathway(
     tested = edges.attrs.get("tested")
     if tested is None:
         return _layout(figure, title, height=520)
-    told = _broken(tested, 90)
-    figure = _layout(figure, f"{title}<br><sup>{told}</sup>", height=520)
-    return figure.update_layout(margin_t=100 + 24 * told.count("<br>"))
+    hover = _broken(tested, 90)
+    figure = _layout(figure, f"{title}<br><sup>{hover}</sup>", height=520)
+    return figure.update_layout(margin_t=100 + 24 * hover.count("<br>"))
 
 
 def _tokens_across(nodes: pd.DataFrame, edges: pd.DataFrame) -> list[str] | None:
@@ -256,8 +256,8 @@ def layer_lines(frame: pd.DataFrame, title: str = "What whole layers add") -> go
             part.removesuffix("_vector"),
             rows["layer"] + (0.5 if part == "ffn_vector" else 0.0),
         )
-        told = LAYER_NATS.replace("%{x}", "%{customdata}")  # FFN's lie beside their layer
-        line = _line(at, rows["score"], f"{model} {kind}", None, told)
+        hover = LAYER_NATS.replace("%{x}", "%{customdata}")  # FFN's lie beside their layer
+        line = _line(at, rows["score"], f"{model} {kind}", None, hover)
         figure.add_scatter(**line, customdata=rows["layer"])
     _layers_across(figure, frame["layer"], end=0.5)
     figure.update_yaxes(title="nats")
@@ -324,8 +324,8 @@ def node_lines(
         rows = rows.groupby("layer", as_index=False)["importance"].mean()
         # scores of different kinds differ by orders of magnitude
         share = rows["importance"] / rows["importance"].max()
-        told = "layer %{x}: %{y:.1%} of the largest layer's"
-        figure.add_scatter(**_line(rows["layer"], share, f"{model} {kind}, {score}", None, told))
+        hover = "layer %{x}: %{y:.1%} of the largest layer's"
+        figure.add_scatter(**_line(rows["layer"], share, f"{model} {kind}, {score}", None, hover))
     _layers_across(figure, shown["layer"])
     figure.update_yaxes(title="share of the largest layer's", tickformat=".0%")
     return _layout(figure, title)
@@ -344,9 +344,9 @@ def set_bars(
         .reset_index(),
     )
     for name in ("sampled", "probability"):
-        told = f"{name}, %{{x}}: %{{y:.1%}}<extra></extra>"
+        hover = f"{name}, %{{x}}: %{{y:.1%}}<extra></extra>"
         at = table["model"] + " · " + table["set"]
-        figure.add_bar(x=at, y=table[name], name=name, hovertemplate=told)
+        figure.add_bar(x=at, y=table[name], name=name, hovertemplate=hover)
     figure.update_xaxes(type="category")
     figure.update_yaxes(range=[0, 1.05], tickformat=".0%")
     return _layout(figure, title)
@@ -406,10 +406,10 @@ def lasting(
     colours = {name: colour for colour, name, _ in _coloured(frame, "line")}
     for column, group in enumerate(panels, 1):
         wanted = "perplexity" if group == "model" else metric
-        told = "%{x} edits: %{y:.1f}" if group == "model" else "%{x} edits: %{y:.1%}"
+        hover = "%{x} edits: %{y:.1f}" if group == "model" else "%{x} edits: %{y:.1%}"
         shown = frame[(frame["group"] == group) & (frame["metric"] == wanted) & (frame["step"] > 0)]
         for name, rows in shown.groupby("line", sort=False):
-            line = _line(rows["step"], rows["after"], str(name), colours[str(name)], told)
+            line = _line(rows["step"], rows["after"], str(name), colours[str(name)], hover)
             figure.add_scatter(
                 **line, legendgroup=str(name), showlegend=column == 1, row=1, col=column
             )
@@ -428,15 +428,15 @@ WIDTH, CHARACTER, LINE, CELL, FRAME = 600, 8.0, 18, 8, 150
 
 def _table(names: list[str], cells: Sequence[Any], shares: list[float], title: str) -> go.Figure:
     """A table that is high enough for every row, with the lines into which its texts are broken."""
-    told = [[str(value) for value in column] for column in cells]
+    texts = [[str(value) for value in column] for column in cells]
     height = 0
-    for row in zip(*told, strict=True):
+    for row in zip(*texts, strict=True):
         lines = [
             len(textwrap.wrap(text, max(4, int(WIDTH * share / sum(shares) / CHARACTER)))) or 1
             for text, share in zip(row, shares, strict=True)
         ]
         height += CELL + LINE * max(lines)
-    columns = [list(map(_plain, column)) for column in told]
+    columns = [list(map(_plain, column)) for column in texts]
     header = {"values": names, "fill_color": "#eef2f6", "align": "left"}
     body = {"values": columns, "align": "left", "fill_color": "white", "height": CELL + LINE}
     figure = go.Figure(go.Table(header=header, cells=body, columnwidth=shares))
@@ -480,7 +480,7 @@ def method_dots(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "metric"):
         dots = {"color": colour, "size": 10}
-        told = f"%{{y}}, {name}: %{{x:.1%}}<extra></extra>"
+        hover = f"%{{y}}, {name}: %{{x:.1%}}<extra></extra>"
         error = _error(rows, "after", 1.0)
         if error is not None:
             error |= {"color": colour, "thickness": 1.5, "width": 0}
@@ -491,7 +491,7 @@ def method_dots(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
             mode="markers",
             marker=dots,
             error_x=error,
-            hovertemplate=told,
+            hovertemplate=hover,
         )
         before = rows["before"].mean()
         if before > 0:
@@ -508,8 +508,8 @@ def _shares(
     x: pd.Series, y: pd.Series, name: str, colour: str, error: dict[str, Any] | None = None
 ) -> go.Bar:
     """Bars of shares."""
-    told = f"{name}, %{{x}}: %{{y:.1%}}<extra></extra>"
-    return go.Bar(x=x, y=y, name=name, marker_color=colour, error_y=error, hovertemplate=told)
+    hover = f"{name}, %{{x}}: %{{y:.1%}}<extra></extra>"
+    return go.Bar(x=x, y=y, name=name, marker_color=colour, error_y=error, hovertemplate=hover)
 
 
 def seconds_bars(
@@ -545,8 +545,8 @@ def counts(frame: pd.DataFrame, title: str = "Activated value neurons") -> go.Fi
     figure = go.Figure()
     lines = _named(frame, "condition", ("model", "seed"))
     for colour, name, rows in _coloured(lines, "line", first=GREY):
-        told = "layer %{x}: %{y:.1f} neurons per prompt"
-        line = _line(rows["layer"], rows["count"], name, colour, told)
+        hover = "layer %{x}: %{y:.1f} neurons per prompt"
+        line = _line(rows["layer"], rows["count"], name, colour, hover)
         figure.add_scatter(**line, error_y=_error(rows, "count"))
     _layers_across(figure, frame["layer"])
     figure.update_yaxes(title="neurons per prompt")
@@ -617,12 +617,12 @@ def _removal_lines(
         }
         yield go.Scatter(**around, **filled, hoverinfo="skip", showlegend=False)
     first = rows.drop_duplicates("k").set_index("k")
-    said = rows.groupby("k")["said"].agg(lambda words: words.mode().iloc[0])
+    answers = rows.groupby("k")["said"].agg(lambda words: words.mode().iloc[0])
     symbols = [
         "circle" if right else "circle-open" for right in rows.groupby("k")["right"].mean() >= 0.5
     ]
     words = [
-        f"{k} neurons by {ranking}: log p {p:.2f} nats; says {_plain(repr(said[k]))}{_went(first, k)}"
+        f"{k} neurons by {ranking}: log p {p:.2f} nats; says {_plain(repr(answers[k]))}{_went(first, k)}"
         for k, p in table["mean"].items()
     ]
     yield go.Scatter(
@@ -641,8 +641,10 @@ def _removal_lines(
 
 def _went(rows: pd.DataFrame, k: Any) -> str:
     """Which neurons this step takes out, where the frame says it; of many the first."""
-    went = str(rows.loc[k, "went"]) if "went" in rows else ""
-    return f"<br>went: {_broken(textwrap.shorten(went, 150, placeholder=' …'), 60)}" if went else ""
+    words = str(rows.loc[k, "went"]) if "went" in rows else ""
+    return (
+        f"<br>went: {_broken(textwrap.shorten(words, 150, placeholder=' …'), 60)}" if words else ""
+    )
 
 
 def _broken(text: str, width: int = 34) -> str:
@@ -655,8 +657,8 @@ def layer_profile(frame: pd.DataFrame, title: str = "Layers") -> go.Figure:
     _drawable(frame, ("kind", "layer", "score"), "layer_scores")
     figure = go.Figure()
     for colour, name, rows in _coloured(frame, "kind"):
-        told = "layer %{x}: %{y:.3f} nats per fact"
-        figure.add_scatter(**_line(rows["layer"], rows["score"], name, colour, told))
+        hover = "layer %{x}: %{y:.3f} nats per fact"
+        figure.add_scatter(**_line(rows["layer"], rows["score"], name, colour, hover))
     _layers_across(figure, frame["layer"])
     figure.update_yaxes(title="nats per fact")
     return _layout(figure, title)
@@ -753,9 +755,9 @@ def _heatmap(
         "x": _whole(table.columns),
         "y": [str(name) for name in _whole(table.index)],
     }
-    told = f"{x} %{{x}}, {y} %{{y}}: %{{z:.4f}} {unit}<extra></extra>"
+    hover = f"{x} %{{x}}, {y} %{{y}}: %{{z:.4f}} {unit}<extra></extra>"
     scale = {"zmin": -limit, "zmax": limit, "colorscale": DIVERGING, "colorbar": {"title": unit}}
-    figure = go.Figure(go.Heatmap(**heat, **scale, hovertemplate=told, hoverongaps=False))
+    figure = go.Figure(go.Heatmap(**heat, **scale, hovertemplate=hover, hoverongaps=False))
     figure.update_xaxes(title=x, dtick=1)
     figure.update_yaxes(title=y, autorange="reversed", type="category")
     figure = _layout(figure, title, height=170 + 40 * len(table))
@@ -768,10 +770,10 @@ LAYER_NATS = "layer %{x}: %{y:.3f} nats"
 EACH = 40
 
 
-def _line(x: pd.Series, y: pd.Series, name: str, colour: str | None, told: str) -> dict[str, Any]:
+def _line(x: pd.Series, y: pd.Series, name: str, colour: str | None, hover: str) -> dict[str, Any]:
     """A line with marks, and what hovering over a mark says."""
     line = {"x": x, "y": y, "name": name, "mode": "lines+markers"}
-    line["hovertemplate"] = f"{name}, {told}<extra></extra>"
+    line["hovertemplate"] = f"{name}, {hover}<extra></extra>"
     return line if colour is None else {**line, "line": {"color": colour}}
 
 

@@ -8,6 +8,10 @@ take the layers up to the preset's highest.
         --set data=MQuAKE-CF-3k-v2.json --set known=true \\
         --set 'metrics=[["efficacy_acc", "multihop_cot"]]' \\
         --set text=Salesforce/wikitext:wikitext-103-raw-v1 --set 'edited=[6, 9]'
+    qv-lens run experiments/ace/bottleneck.py --model Qwen/Qwen3-8B \\
+        --set data=MQuAKE-CF-3k-v2.json --set known=true \\
+        --set 'metrics=[["efficacy_acc", "multihop_cot"]]' \\
+        --set text=Salesforce/wikitext:wikitext-103-raw-v1 --set 'edited=[5, 6, 8]'
 """
 
 from __future__ import annotations
@@ -76,8 +80,11 @@ def ahead_at_its_own_number(frame: pd.DataFrame) -> Verdict:
             f"{edited} layers: "
             + ", ".join(f"{name} {share(value)}" for name, value in means.items())
         )
-    told, verdict = ahead(metric, "ACE", ("MEMIT", "PMET"))(frame[frame["edited"] == count])
-    return f"at {count} layers {told}; {'; '.join(lines)}", verdict
+    at_count = ahead(metric, "ACE", ("MEMIT", "PMET"))(frame[frame["edited"] == count])
+    if at_count == NOT_MEASURED:
+        return NOT_MEASURED
+    statistic, verdict = at_count
+    return f"at {count} layers {statistic}; {'; '.join(lines)}", verdict
 
 
 def marginal(frame: pd.DataFrame) -> Verdict:

@@ -68,13 +68,13 @@ def better_than_chance(frame: pd.DataFrame) -> Verdict:
         for name in ("located", "value", "query", "all")
         if name in table
     )
-    told = (
+    statistic = (
         f"{named}, random {share(drawn.to_numpy().mean())} (from {share(drawn.to_numpy().min())} to "
         f"{share(drawn.to_numpy().max())})"
     )
     verdict = HOLDS if p < 0.05 else FAILS if p > 0.5 else OPEN
     return (
-        f"{told}; {better} of {draws} draws are as good or better, p = {p:.2f} ({len(table)} "
+        f"{statistic}; {better} of {draws} draws are as good or better, p = {p:.2f} ({len(table)} "
         "cases)",
         verdict,
     )

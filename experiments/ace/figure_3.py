@@ -19,6 +19,7 @@ from experiments.ace import BY_EFFECT
 from experiments.ace.overlap import best_layers, mean_overlap
 from experiments.ace.table_1 import MEASURES, Task, rows
 from experiments.decide import (
+    DESCRIBED,
     FAILS,
     HOLDS,
     OPEN,
@@ -33,7 +34,7 @@ from experiments.decide import (
     share,
     together,
 )
-from experiments.models import STUDIED, is_gptj, layers_there
+from experiments.models import STUDIED, is_gptj, is_of_the_paper, layers_there
 from experiments.prompts import APART
 from qv_lens.evaluation.intervals import DIFFERENCE
 from qv_lens.plots import category_heatmap
@@ -57,11 +58,11 @@ def values_after_queries(frame: pd.DataFrame) -> Verdict:
     lags = {lag: float((query[: n - lag] * count[lag:]).mean()) for lag in range(n // 3 + 1)}
     back = {-lag: float((query[lag:] * count[: n - lag]).mean()) for lag in range(1, n // 3 + 1)}
     lag, best = max({**lags, **back}.items(), key=lambda item: item[1])
-    told = (
+    statistic = (
         f"largest correlation {best:.2f} at lag {lag} (value counts after query scores); Eq. 10 is "
         f"positive in {(raw > 0).sum()} of {n} layers"
     )
-    return told, HOLDS if lag in (1, 2) and best > 0.5 else FAILS if lag <= 0 else OPEN
+    return statistic, HOLDS if lag in (1, 2) and best > 0.5 else FAILS if lag <= 0 else OPEN
 
 
 def late_values(frame: pd.DataFrame) -> Verdict:
@@ -71,12 +72,12 @@ def late_values(frame: pd.DataFrame) -> Verdict:
         count.loc[count["score"].idxmax()],
         count.iloc[-1],
     )
-    told = (
+    statistic = (
         f"most of the 300 best value neurons in layer {peak} of {len(count)}: {most['score']:.1f} ± "
         f"{most['interval']:.1f}; in the last {last['score']:.1f} ± {last['interval']:.1f}"
     )
     deep = HOLDS if peak >= len(count) / 3 else FAILS
-    return told, together([deep, decided(half_the_largest_less_the_last(count))])
+    return statistic, together([deep, decided(half_the_largest_less_the_last(count))])
 
 
 def separation(frame: pd.DataFrame) -> Verdict:
@@ -86,24 +87,27 @@ def separation(frame: pd.DataFrame) -> Verdict:
     value, query = (best_layers(frame, part, 3, layers_there(frame)) for part in ("ffn", "query"))
     depth = frame["layer"].nunique()
     gaps = [(np.mean(list(value[name])) - np.mean(list(query[name]))) / depth for name in value]
-    found = Estimate.of(gaps, DIFFERENCE)
-    told = (
-        f"value layers lie {share(found.mean)} {found.spread(100)} of the depth above the query "
+    estimate = Estimate.of(gaps, DIFFERENCE)
+    statistic = (
+        f"value layers lie {share(estimate.mean)} {estimate.spread(100)} of the depth above the query "
         f"layers ({len(gaps)} categories)"
     )
-    return told, decided(found.shifted(-0.2) if is_gptj(frame) else nearer(found, 0.2))
+    if not is_of_the_paper(frame):
+        return statistic, DESCRIBED
+    return statistic, decided(estimate.shifted(-0.2) if is_gptj(frame) else nearer(estimate, 0.2))
 
 
 def invariance(frame: pd.DataFrame) -> Verdict:
     parts = (("query", "query"), ("value", "ffn"))
-    told = {
+    overlaps = {
         name: mean_overlap(best_layers(frame, part, 3, layers_there(frame))) for name, part in parts
     }
-    fixed = min(told.values()) > 0.8
+    fixed = min(overlaps.values()) > 0.8
     # where the layers shift, chance could have moved them as well: that decides nothing
     same = HOLDS if fixed else FAILS
     verdict = same if is_gptj(frame) else FAILS if fixed else OPEN
-    return ", ".join(f"best {k} layers overlap {v:.2f}" for k, v in told.items()), verdict
+    statistic = ", ".join(f"best {k} layers overlap {v:.2f}" for k, v in overlaps.items())
+    return statistic, verdict if is_of_the_paper(frame) else DESCRIBED
 
 
 CLAIMS = (

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from experiments.ace import BY_EFFECT
 from experiments.ace.table_1 import GRID, MEASURES, SETTINGS, Task, rows
 from experiments.decide import (
+    OPEN,
     Claim,
     Verdict,
     averaged,
@@ -38,10 +39,10 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 def attention_first(frame: pd.DataFrame) -> Verdict:
     """By the layers' whole outputs, as Figure 5 is drawn: how many layers attention's last one above
-    half its peak lies below FFN's, category by category."""
+    half its peak lies below FFN's, over the categories in which FFN's falls at all."""
     wholes = frame[frame["part"].isin(VECTORS)]
     scores = wholes.groupby(["part", "layer"])["score"].mean()
-    told = "; ".join(
+    statistic = "; ".join(
         f"{part.removesuffix('_vector')}'s last layer above half its peak: {_falls(scores[part])} "
         f"(peak {scores[part].idxmax():.0f})"
         for part in VECTORS
@@ -50,10 +51,15 @@ def attention_first(frame: pd.DataFrame) -> Verdict:
         lambda rows: _falls(rows.set_index("layer")["score"])
     )
     by_part = each.unstack("part")
-    gap = difference(by_part["ffn_vector"], by_part["attn_vector"], UNBOUNDED)
-    return (
-        f"{told}; by category {gap.mean:.1f} {gap.spread()} layers ({gap.cases} categories)",
-        decided(gap),
+    falling = by_part[by_part["ffn_vector"] < wholes["layer"].max()]
+    statistic += (
+        f"; FFN's falls before the last layer in {len(falling)} of {len(by_part)} categories"
+    )
+    if falling.empty:
+        return statistic, OPEN
+    gap = difference(falling["ffn_vector"], falling["attn_vector"], UNBOUNDED)
+    return f"{statistic}, there {gap.mean:.1f} {gap.spread()} layers after attention's", decided(
+        gap
     )
 
 
@@ -65,18 +71,18 @@ def _falls(scores: pd.Series) -> int:
 def last_layers_low(frame: pd.DataFrame) -> Verdict:
     scores = averaged(frame, "ffn_vector")
     last, peak = scores.iloc[-1], scores.loc[scores["score"].idxmax()]
-    told = (
+    statistic = (
         f"last FFN layer {last['score']:.2f} ± {last['interval']:.2f} nats, the largest (layer "
         f"{peak.name:.0f}) {peak['score']:.2f} ± {peak['interval']:.2f}"
     )
-    return told, decided(half_the_largest_less_the_last(scores))
+    return statistic, decided(half_the_largest_less_the_last(scores))
 
 
 CLAIMS = (
     Claim(
         source="ACE, Appendix E",
         words="attention's increase falls (layer 25) before FFN's (27)",
-        statistic="last layer above half the peak",
+        statistic="last layer above half the peak, over categories where FFN's is not the model's last",
         decide=attention_first,
     ),
     Claim(

@@ -108,6 +108,13 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     )
 
 
+def zeroed_drop(frame: pd.DataFrame) -> Verdict:
+    """Zeroed for every reader, which decides; and suppressed for the value neurons alone."""
+    statistic, verdict = suppression_drop("Zero")(frame)
+    alone, _ = suppression_drop("Suppress")(frame)
+    return f"zeroed: {statistic}<br>suppressed for the value neurons alone: {alone}", verdict
+
+
 def suppression_drop(condition: str) -> Decide:
     """More than three answers in ten are lost in each of the layers."""
 
@@ -120,16 +127,16 @@ def suppression_drop(condition: str) -> Decide:
 
 def answers_lost(rows: pd.DataFrame) -> Verdict:
     right = rows["clean"] * rows["prompts_asked"]
-    told = "; ".join(
+    statistic = "; ".join(
         f"layer {row.suppressed:.0f} ({row.neurons:.0f} neurons): {lost(row.drop_relative * n, n)}"
         for row, n in zip(rows.itertuples(), right, strict=True)
     )
     if rows.empty:
         return NOT_MEASURED
     if rows["drop_relative"].isna().any():
-        return told, OPEN
+        return statistic, OPEN
     shares = map(share_lost, rows["drop_relative"] * right, right)
-    return told, together([decided(each.shifted(-0.3)) for each in shares])
+    return statistic, together([decided(each.shifted(-0.3)) for each in shares])
 
 
 def suppression_counts(frame: pd.DataFrame) -> Verdict:
@@ -139,18 +146,20 @@ def suppression_counts(frame: pd.DataFrame) -> Verdict:
     for condition, rows in here[here["condition"].str.startswith("Zero")].groupby("condition"):
         now, layer = rows.set_index("layer"), int(rows["suppressed"].iloc[0])
         near = (clean.index > layer) & (clean.index <= layer + 3)
-        told, fallen = [], []
+        sentences, fallen = [], []
         for where in (clean.index[near], clean.index[~near]):
             (was, half), (is_now, other) = (
                 (f["count"][where].sum(), (f["interval"][where] ** 2).sum() ** 0.5)
                 for f in (clean, now)
             )
-            told.append(
+            sentences.append(
                 f"{was:.1f} ± {half:.1f} to {is_now:.1f} ± {other:.1f} "
                 f"({now['original'][where].sum():.1f} of them the same)"
             )
             fallen.append(1 - is_now / max(1e-9, was))
-        lines.append(f"{condition}: {told[0]} in the three layers after, {told[1]} in all others")
+        lines.append(
+            f"{condition}: {sentences[0]} in the three layers after, {sentences[1]} in all others"
+        )
         good.append(fallen[0] > 0.3 and fallen[0] > 3 * abs(fallen[1]))
     return "; ".join(lines), OPEN if not good else HOLDS if all(good) else FAILS
 
@@ -163,7 +172,7 @@ CLAIMS = (
             "share of right two-hop answers lost (100 of GPT-J's 16,384 neurons a layer, as large "
             "a share of other models', at least ten)"
         ),
-        decide=suppression_drop("Zero"),
+        decide=zeroed_drop,
         release=NO_CODE,
     ),
     Claim(

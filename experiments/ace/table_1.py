@@ -117,8 +117,8 @@ def effects(lens: Lens, facts: list[Fact]) -> list[pd.DataFrame]:
     neurons = neuron_effects(lens, facts, None)
     channels = neuron_effects(lens, facts, None, unit="attn_channel")
     sums = [
-        found.frame.groupby(["prompt", "layer"])["score"].sum().reset_index().assign(part=part)
-        for part, found in (("ffn_effect", neurons), ("attn_effect", channels))
+        effect.frame.groupby(["prompt", "layer"])["score"].sum().reset_index().assign(part=part)
+        for part, effect in (("ffn_effect", neurons), ("attn_effect", channels))
     ]
     counts = counted(lens, neurons.top(TOP), len(facts)).assign(part="effect_count")
     return [*sums, counts]
@@ -174,11 +174,11 @@ def attention_is_general(frame: pd.DataFrame) -> Verdict:
         - mean_overlap({k: v for k, v in ffn.items() if k != out})
         for out in attn
     ]
-    found = Estimate.around(
+    estimate = Estimate.around(
         gap, float(student(np.sqrt((len(left) - 1) * np.var(left)), len(left))), len(left)
     )
-    told = f"overlap of attention {mean_overlap(attn):.2f}, of FFN {mean_overlap(ffn):.2f}"
-    return f"{told} (difference {gap:+.2f} {found.spread(digits=2)})", decided(found)
+    statistic = f"overlap of attention {mean_overlap(attn):.2f}, of FFN {mean_overlap(ffn):.2f}"
+    return f"{statistic} (difference {gap:+.2f} {estimate.spread(digits=2)})", decided(estimate)
 
 
 CLAIMS = (

@@ -71,6 +71,12 @@ def _skips(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:
     return frame.assign(skip=frame["skip"].fillna("")), query, value
 
 
+def _named(letters: str) -> str:
+    """'qqq' as '3 query layers'."""
+    kind = "query" if letters[0] == "q" else "value"
+    return f"{len(letters)} {kind} layer{'s' if len(letters) > 1 else ''}"
+
+
 def skipping(letter: str) -> Decide:
     """The cost, in multi-hop accuracy and efficacy, of leaving out layers of one kind (leaving out
     as many as in Table 4 decides the claim)."""
@@ -88,7 +94,7 @@ def skipping(letter: str) -> Decide:
                 # as Table 4 counts
                 less = f", {100 * loss.mean / table[''].mean():.0f}% less" if loss.mean > 0 else ""
                 parts.append(
-                    f"without {letters} {share(table[letters].mean())} ({points(-loss)}{less})"
+                    f"without {_named(letters)} {share(table[letters].mean())} ({points(-loss)}{less})"
                 )
                 verdicts[metric, letters] = decided(loss)
             lines.append(f"{metric} {share(table[''].mean())}, {', '.join(parts)}")
@@ -102,8 +108,13 @@ def values_matter_more(frame: pd.DataFrame) -> Verdict:
     of the bundled models'."""
     frame, query, value = _skips(frame)
     pairs = {(query, value), *([("q", "v"), ("qq", "vv")] if query != "qqq" else [])}
-    told = [beats(multihop(frame), a, b, "skip")(frame) for a, b in sorted(pairs)]
-    return "; ".join(words for words, _ in told), together([verdict for _, verdict in told])
+    frame = frame.assign(skip=frame["skip"].map(lambda letters: letters and _named(letters)))
+    comparisons = [
+        beats(multihop(frame), _named(a), _named(b), "skip")(frame) for a, b in sorted(pairs)
+    ]
+    return "; ".join(words for words, _ in comparisons), together(
+        [verdict for _, verdict in comparisons]
+    )
 
 
 def more_sensitive(frame: pd.DataFrame) -> Verdict:

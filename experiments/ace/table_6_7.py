@@ -97,14 +97,17 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     return vocabulary_table(frame)
 
 
-def readable(one: str) -> Decide:
+def readable(role_read: str) -> Decide:
     def decide(frame: pd.DataFrame) -> Verdict:
         table = frame.pivot_table(
             index="prompt", columns="role", values="interpretable", aggfunc="mean"
         )
-        gap = difference(table[one], table["query"])
-        told = ", ".join(f"{role} {share(value)}" for role, value in table.mean().items())
-        return f"{told} of the ten best hold the answer ({one} − query {points(gap)})", decided(gap)
+        gap = difference(table[role_read], table["query"])
+        statistic = ", ".join(f"{role} {share(value)}" for role, value in table.mean().items())
+        return (
+            f"{statistic} of the ten best hold the answer ({role_read} − query {points(gap)})",
+            decided(gap),
+        )
 
     return decide
 

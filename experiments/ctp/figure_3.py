@@ -50,23 +50,23 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     return bars(frame, ("model", "method"), "Seconds per edit (CTP, Figure 3)")
 
 
-def seconds(one: str, others: tuple[str, ...], sign: int) -> Decide:
-    """`one` takes less time than each of the others (sign 1), or more (-1)."""
+def seconds(method: str, others: tuple[str, ...], sign: int) -> Decide:
+    """`method` takes less time than each of the others (sign 1), or more (-1)."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         alone = timed(frame)
         each = alone.groupby(["seed", "case", "method"], sort=False)["seconds"].first().unstack()
-        if not {one, *others} <= set(each):
+        if not {method, *others} <= set(each):
             return NOT_MEASURED
-        told = "medians: " + ", ".join(
+        statistic = "medians: " + ", ".join(
             f"{name} {value:.2f} s" for name, value in each.median().items()
         )
-        gaps = {other: difference(each[other], each[one], UNBOUNDED) for other in others}
-        told += "; " + ", ".join(
-            f"{other} − {one} {gap.mean:+.2f} {gap.spread(digits=2)} s"
+        gaps = {other: difference(each[other], each[method], UNBOUNDED) for other in others}
+        statistic += "; " + ", ".join(
+            f"{other} − {method} {gap.mean:+.2f} {gap.spread(digits=2)} s"
             for other, gap in gaps.items()
         )
-        return told, together([decided(gap if sign > 0 else -gap) for gap in gaps.values()])
+        return statistic, together([decided(gap if sign > 0 else -gap) for gap in gaps.values()])
 
     return decide
 

@@ -68,13 +68,15 @@ def edits_of(facts: list[Fact], task: Task) -> list[EditRequest]:
     others = [
         sorted({a for r, a in answers if r == fact.relation} - {fact.answer}) for fact in facts
     ]
-    found = [fact.to(rng.choice(other)) for fact, other in zip(facts, others, strict=True) if other]
-    if not found:
+    requests = [
+        fact.to(rng.choice(other)) for fact, other in zip(facts, others, strict=True) if other
+    ]
+    if not requests:
         raise ConfigError(
             "No two of the facts share a relation and differ in their answers: there is nothing to "
             "edit them to."
         )
-    return found
+    return requests
 
 
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
@@ -82,8 +84,10 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     and their `count`."""
     edits = edits_of(asked(lens, task), task)
     frame = transmission_paths(lens, edits, task.top, score=task.score)
-    found = frame.groupby(["layer", "kind", "path"])["score"].agg(["mean", "size"]).reset_index()
-    return found.rename(columns={"mean": "importance", "size": "count"}).assign(
+    importance = (
+        frame.groupby(["layer", "kind", "path"])["score"].agg(["mean", "size"]).reset_index()
+    )
+    return importance.rename(columns={"mean": "importance", "size": "count"}).assign(
         **knowledge(lens, [edit.fact for edit in edits])
     )
 
@@ -108,22 +112,22 @@ def nodes_by_layer(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def all_layers(frame: pd.DataFrame) -> Verdict:
     """The smallest layer against a tenth of the largest, keys and values each."""
-    told, verdicts = [], []
+    sentences, verdicts = [], []
     for kind, table in nodes_by_layer(frame).items():
         means = table.mean()
         small, large = means.idxmin(), means.idxmax()
         gap = difference(table[small], table[large] / 10, UNBOUNDED)
-        told.append(
+        sentences.append(
             f"{kind}s: smallest layer {small:g} at {share(means[small] / means[large])} of layer "
             f"{large:g}"
         )
         verdicts.append(decided(gap))
-    return f"{'; '.join(told)} ({len(table)} groups of facts)", together(verdicts)
+    return f"{'; '.join(sentences)} ({len(table)} groups of facts)", together(verdicts)
 
 
 def early_over_late(frame: pd.DataFrame) -> Verdict:
     """Middle layers over early ones and these over late ones, keys and values each."""
-    told, verdicts = [], []
+    sentences, verdicts = [], []
     for kind, table in nodes_by_layer(frame).items():
         layers = table.shape[1]
         # the paper's 1 to 4, 4 to 18 and 28 to 32 of 32
@@ -137,10 +141,10 @@ def early_over_late(frame: pd.DataFrame) -> Verdict:
             f"{name} {share(part.mean() / largest)}"
             for name, part in (("early", early), ("middle", middle), ("late", late))
         )
-        told.append(f"{kind}s: {shares} of the largest layer's")
+        sentences.append(f"{kind}s: {shares} of the largest layer's")
         gaps = difference(middle, early, UNBOUNDED), difference(early, late, UNBOUNDED)
         verdicts += [decided(gap) for gap in gaps]
-    return f"{'; '.join(told)} ({len(table)} groups of facts)", together(verdicts)
+    return f"{'; '.join(sentences)} ({len(table)} groups of facts)", together(verdicts)
 
 
 CLAIMS = (

@@ -39,7 +39,7 @@ CLAIMS = (
         statistic="mean of efficacy, generality, locality; against the best of six",
         decide=ahead("ctp_score", "CTP", RIVALS),
         release=(
-            "on CounterFact, which the bundled facts are like, it is the lowest there (43.00, "
+            "on CounterFact it is the lowest there (43.00, "
             "AlphaEdit 90.54); baselines are from AlphaEdit's paper, with other metrics"
         ),
     ),

@@ -56,9 +56,9 @@ def all_fall(frame: pd.DataFrame) -> Verdict:
     if not {*RUINED, "CTP"} <= set(table):
         return NOT_MEASURED
     table = table[["CTP", *RUINED]]
-    told = ", ".join(f"{name} {share(mean)}" for name, mean in table.mean().items())
+    statistic = ", ".join(f"{name} {share(mean)}" for name, mean in table.mean().items())
     verdicts = [decided((-Estimate.of(table[name])).shifted(0.1)) for name in RUINED]
-    return unless(f"{told} ({len(table)} edits)", together(verdicts), lacking(table))
+    return unless(f"{statistic} ({len(table)} edits)", together(verdicts), lacking(table))
 
 
 CLAIMS = (

@@ -49,11 +49,11 @@ def as_written(decide: Decide, *editors: str) -> Decide:
     """The decision, and beside it the mean of the fact and its paraphrases with these editors."""
 
     def both(frame: pd.DataFrame) -> Verdict:
-        told, verdict = decide(frame)
+        statistic, verdict = decide(frame)
         parts = [per_case(frame, name, "method") for name in ("edit_success", "generality")]
         means = ((parts[0] + parts[1]) / 2).mean().dropna()
         named = ", ".join(f"{name} {share(means[name])}" for name in editors if name in means)
-        return (f"{told}; with paraphrases: {named}" if named else told), verdict
+        return (f"{statistic}; with paraphrases: {named}" if named else statistic), verdict
 
     return both
 

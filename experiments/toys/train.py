@@ -280,10 +280,10 @@ def optimizers(model: torch.nn.Module, lr: float, decay: float) -> list[torch.op
     ]
 
 
-def rate(done: float) -> float:
+def rate(progress: float) -> float:
     """Learning-rate factor at share `done` of the time: warm-up 1%, flat, then linearly down over
     the last 40%."""
-    return min(done / 0.01, 1.0, max(0.0, (1 - done) / 0.4))
+    return min(progress / 0.01, 1.0, max(0.0, (1 - progress) / 0.4))
 
 
 def main() -> None:

@@ -170,14 +170,14 @@ def main() -> None:
         for name, grid in grids.items():
             if args.methods and name not in args.methods:
                 continue
-            found = []
+            scored = []
             for editor in grid:
                 start = time.monotonic()
                 table = summary(
                     evaluate(lens, tune, editor=editor, statistics=statistics)
                 ).set_index("metric")["after"]
                 score = table["efficacy_acc"] + table["paraphrase_acc"] + table["specificity_acc"]
-                found.append((score, editor))
+                scored.append((score, editor))
                 seconds = (time.monotonic() - start) / len(tune)
                 tuned.append(
                     {
@@ -188,7 +188,7 @@ def main() -> None:
                     }
                 )
                 print(name, position, editor, table.round(3).to_dict(), flush=True)
-            best = max(found, key=lambda pair: pair[0])[1]
+            best = max(scored, key=lambda pair: pair[0])[1]
             start = time.monotonic()
             table = summary(evaluate(lens, test, editor=best, statistics=statistics))
             seconds = (time.monotonic() - start) / len(test)

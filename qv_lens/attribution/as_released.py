@@ -123,10 +123,10 @@ def _query_neurons(task: Setting) -> NeuronSet:
     for layer in range(lens.n_layers):
         z = rearrange(values_by_head(lens, trace, layer)[1], "r h c k -> r k (h c)")
         of = torch.arange(len(z), device=z.device).repeat_interleave(z.shape[1])
-        found, _ = task.increase_of_units(
+        increases, _ = task.increase_of_units(
             layer, "attn", rearrange(z, "r k u -> (r k) u"), _untransposed(task, layer), of
         )
-        scores.append(rearrange(found, "(r k) u -> r (k u)", r=len(z)))
+        scores.append(rearrange(increases, "(r k) u -> r (k u)", r=len(z)))
         m.append(rearrange(z, "r k u -> r (k u)"))
     value = ranked(
         task.grouping,

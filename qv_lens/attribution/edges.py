@@ -141,14 +141,14 @@ def _about(lens: Lens, trace: Trace, value: NeuronSet, number: int) -> dict[str,
     """The prompt as tokens; what its value neurons were scored by: a token (the answer's first, or
     the model's own, where they do not say), its probability at the token where it is read, and the
     other one of a contrast."""
-    prompt, said = trace.prompts[number], value.settings
-    by_prompt = len(said.get("target_ids", ())) == len(trace.prompts)
-    at = said["read_at"][number] if by_prompt else prompt.last
+    prompt, settings = trace.prompts[number], value.settings
+    by_prompt = len(settings.get("target_ids", ())) == len(trace.prompts)
+    at = settings["read_at"][number] if by_prompt else prompt.last
     row = trace.rows_of(number).get(at)
     read = lens.trace(trace.facts[number]).logits[0] if row is None else trace.logits[row]
     logits = at_least_float32(read)
     own = prompt.answer[0] if prompt.answer else int(logits.argmax())
-    answer = said["target_ids"][number] if by_prompt else own
+    answer = settings["target_ids"][number] if by_prompt else own
     about = {
         "text": prompt.text,
         "ids": list(prompt.ids),
@@ -158,9 +158,9 @@ def _about(lens: Lens, trace: Trace, value: NeuronSet, number: int) -> dict[str,
         "position": at,
         "probability": float(logits.softmax(-1)[answer]),
     }
-    if not by_prompt or "against_ids" not in said:
+    if not by_prompt or "against_ids" not in settings:
         return about
-    other = said["against_ids"][number]
+    other = settings["against_ids"][number]
     return {**about, "against_id": other, "against": lens.token_label(other)}
 
 
@@ -184,10 +184,10 @@ def _below(reader: Reader, query: NeuronSet, prompt: int) -> pd.DataFrame:
     """The query neurons of one prompt, the tokens at which they lie, and their rows of the
     trace."""
     at = reader.trace.rows_of(prompt)
-    found = once(query.about(reader.trace.facts[prompt], prompt).frame).assign(prompt=prompt)
+    frame = once(query.about(reader.trace.facts[prompt], prompt).frame).assign(prompt=prompt)
     if not reader.by_position:
-        found = found.assign(position=next(iter(at)))
-    placed = found.assign(row=[at[position] for position in found["position"]])
+        frame = frame.assign(position=next(iter(at)))
+    placed = frame.assign(row=[at[position] for position in frame["position"]])
     # pandas takes the columns of no rows for floats
     return placed.astype(dict.fromkeys(("layer", "neuron", "position", "row"), "int64"))
 
@@ -202,10 +202,10 @@ def _edges(reader: Reader, targets: pd.DataFrame, sources: pd.DataFrame) -> pd.D
             (a.prompt, a.id, b.id, a.layer, b.layer, weights[a.Index, b.Index].item())
             for b in above.itertuples()
         ]
-    found = pd.DataFrame(edges, columns=list(COLUMNS))
+    frame = pd.DataFrame(edges, columns=list(COLUMNS))
     if reader.by_position:  # FFNs that read before attention hear of another token a layer later
-        found = found[found["weight"] != 0]
-    return found.sort_values(["prompt", "source_layer"], kind="stable", ignore_index=True)
+        frame = frame[frame["weight"] != 0]
+    return frame.sort_values(["prompt", "source_layer"], kind="stable", ignore_index=True)
 
 
 def written_by(lens: Lens, trace: Trace, sources: pd.DataFrame) -> Written:
@@ -214,10 +214,10 @@ def written_by(lens: Lens, trace: Trace, sources: pd.DataFrame) -> Written:
     out = like.new_zeros(len(sources), lens.d_model)
     layers = sources["layer"].to_numpy()
     for layer in sorted(set(layers.tolist())):
-        mine = torch.tensor((layers == layer).nonzero()[0])
-        q, rows = (torch.tensor(sources[name].to_numpy())[mine] for name in ("neuron", "row"))
+        here = torch.tensor((layers == layer).nonzero()[0])
+        q, rows = (torch.tensor(sources[name].to_numpy())[here] for name in ("neuron", "row"))
         units = units_of(lens, trace, "ffn", layer)
-        out[mine] = units.m[rows, q][:, None] * at_least_float32(units.vectors[q])
+        out[here] = units.m[rows, q][:, None] * at_least_float32(units.vectors[q])
     where = sources[["layer", "row"]].to_numpy().T
     at_layers, at_rows = torch.tensor(where, device=out.device)
     return Written(at_layers, at_rows, out)
@@ -269,22 +269,22 @@ def edge_effects(
         )
     if target is not None and where_read(target) == "answer":
         raise ConfigError("Edges are tested on the next token: use another target than 'sequence'.")
-    asked = [(each["answer_id"], each.get("against_id")) for each in graph.edges.attrs["prompts"]]
+    answers = [(each["answer_id"], each.get("against_id")) for each in graph.edges.attrs["prompts"]]
     if target is not None:
         wanted = wanted_at(lens, rows, target)
         against = [None] * len(texts) if wanted.against is None else wanted.against.tolist()
-        asked = list(zip(wanted.token.tolist(), against, strict=True))
+        answers = list(zip(wanted.token.tolist(), against, strict=True))
     every = lens.trace(rows.facts, "all")
     parts = []
     for prompt in range(len(texts)):
         edges = graph.edges[graph.edges["prompt"] == prompt]
         test = _Test(lens, every, prompt, graph.nodes[graph.nodes["prompt"] == prompt], edges)
         without = test.coefficients(graph.edges.attrs["through"])
-        parts.append(test.measured(without, *asked[prompt]))
+        parts.append(test.measured(without, *answers[prompt]))
     edges = pd.concat(parts)
     edges.attrs.update(graph.edges.attrs)
-    found = agreement(edges)
-    edges.attrs.update(agreement=found.to_dict(), tested=_in_words(len(edges), found))
+    measures = agreement(edges)
+    edges.attrs.update(agreement=measures.to_dict(), tested=_in_words(len(edges), measures))
     return Graph(graph.nodes, edges)
 
 
@@ -292,28 +292,28 @@ def agreement(edges: pd.DataFrame) -> pd.Series:
     """How tested edges agree with their weights: Pearson's r and Spearman's rho of the predicted
     and the real loss of m_j (`pearson_m`, `spearman_m`), and of the weight and the real loss of
     log p (`pearson_logprob`, `spearman_logprob`); means over the prompts."""
-    found = []
+    correlations = []
     for _, some in edges.groupby("prompt"):
         pairs = {"m": ("predicted_m", "lost_m"), "logprob": ("weight", "lost_logprob")}
-        found.append(
+        correlations.append(
             {
-                f"{method}_{name}": some[one].corr(some[other], method=method)
-                for name, (one, other) in pairs.items()
+                f"{method}_{name}": some[predicted].corr(some[real], method=method)
+                for name, (predicted, real) in pairs.items()
                 for method in ("pearson", "spearman")
             }
         )
-    return pd.DataFrame(found, columns=list(MEASURES)).mean()
+    return pd.DataFrame(correlations, columns=list(MEASURES)).mean()
 
 
-def _in_words(edges: int, found: pd.Series) -> str:
+def _in_words(edges: int, measures: pd.Series) -> str:
     if not edges:
         return "No edge leads from these query neurons to these value neurons."
-    if found.isna().any():
+    if measures.isna().any():
         return f"Each of the {edges} edges was taken out; too few of a prompt for a correlation."
     return (
         f"Each of the {edges} edges was taken out: its weight agrees with what the value neuron's "
-        f"coefficient lost with Spearman's rho {found['spearman_m']:.2f}, and with what the "
-        f"answer's log p lost with {found['spearman_logprob']:.2f}."
+        f"coefficient lost with Spearman's rho {measures['spearman_m']:.2f}, and with what the "
+        f"answer's log p lost with {measures['spearman_logprob']:.2f}."
     )
 
 
@@ -376,9 +376,9 @@ class _Test:
         out = v.new_zeros(len(self.edges))
         for first in range(0, len(sources), TOGETHER):
             some = slice(first, first + TOGETHER)
-            mine = ((copy >= first) & (copy < first + TOGETHER)).nonzero()[:, 0]
+            rows = ((copy >= first) & (copy < first + TOGETHER)).nonzero()[:, 0]
             m = self._held(sources.iloc[some], v[some])
-            for edge in mine.tolist():
+            for edge in rows.tolist():
                 target = self.targets.iloc[edge]
                 where = int(copy[edge] - first), int(target["position"]), int(target["neuron"])
                 out[edge] = m[int(target["layer"])][where]
@@ -402,11 +402,11 @@ class _Test:
 
         def without(layer: int):
             wrote = self.trace.ffn[layer][self.rows]
-            mine = (layers == layer).nonzero()[:, 0]
+            here = (layers == layer).nonzero()[:, 0]
 
             def hook(x: Tensor) -> Tensor:
                 out = wrote.to(x.dtype).expand_as(x).clone()
-                out[mine, position[mine]] -= v[mine].to(x.dtype)
+                out[here, position[here]] -= v[here].to(x.dtype)
                 return out
 
             return hook
@@ -426,8 +426,8 @@ class _Test:
     ) -> pd.DataFrame:
         """The edges with their losses."""
         lens, prompt = self.lens, self.trace.prompts[self.prompt]
-        asked = torch.tensor([token] if against is None else [token, against]).to(lens.device)
-        clean = log_probs(self.trace.logits[self.rows[prompt.last]])[asked]
+        tokens = torch.tensor([token] if against is None else [token, against]).to(lens.device)
+        clean = log_probs(self.trace.logits[self.rows[prompt.last]])[tokens]
         lost = torch.zeros(len(self.edges), dtype=clean.dtype)
         m = torch.zeros_like(lost)
         for (layer, position), group in self.targets.groupby(["layer", "position"]):
@@ -435,7 +435,7 @@ class _Test:
             neurons = torch.tensor(group["neuron"].to_numpy())
             m[index] = self.trace.m[int(layer), self.rows[int(position)], neurons].to(m)
             now = logp_with_each(
-                lens, prompt, int(layer), int(position), neurons, without[index], asked
+                lens, prompt, int(layer), int(position), neurons, without[index], tokens
             )
             fell = clean - now
             lost[index] = (fell[:, 0] if against is None else fell[:, 0] - fell[:, 1]).to(lost)

@@ -207,7 +207,7 @@ def _in_rounds(
     count = torch.bincount(groups)[:, None]
     shape = (lens.n_layers, len(count), problem.width)
     taken = torch.zeros(shape, dtype=torch.bool, device=lens.device)
-    found = []
+    rounds = []
     for number, size in enumerate(sizes):
         m, effect, predicted = problem.effects(~taken[:, groups])
         if number == 0:
@@ -217,11 +217,11 @@ def _in_rounds(
         if candidates is not None:
             scores = problem.measured(taken, scores, candidates, groups)
         coefficients = torch.stack([grouped(layer, groups) / count for layer in m])
-        found.append(ranked(grouping, problem.unit, scores, coefficients, size, settings, over))
+        rounds.append(ranked(grouping, problem.unit, scores, coefficients, size, settings, over))
         if len(sizes) > 1:
-            found[-1] = replace(found[-1], frame=found[-1].frame.assign(round=number))
+            rounds[-1] = replace(rounds[-1], frame=rounds[-1].frame.assign(round=number))
             taken |= _best(scores, size)
-    return found[0] if len(found) == 1 else _joined(found)
+    return rounds[0] if len(rounds) == 1 else _joined(rounds)
 
 
 def _best(scores: Float[Tensor, "layer group unit"], size: int | None) -> Bool[Tensor, ...]:
@@ -243,11 +243,11 @@ def _mask(
     return rearrange(flat.scatter_(1, places, True), "g (l u) -> l g u", l=len(like))
 
 
-def _joined(found: Sequence[NeuronSet]) -> NeuronSet:
+def _joined(rounds: Sequence[NeuronSet]) -> NeuronSet:
     """The rounds one after another, prompt by prompt."""
-    frame = pd.concat([each.frame for each in found], ignore_index=True)
+    frame = pd.concat([each.frame for each in rounds], ignore_index=True)
     frame = frame.sort_values(["prompt", "round"], kind="stable").reset_index(drop=True)
-    return replace(found[0], frame=frame)
+    return replace(rounds[0], frame=frame)
 
 
 #: the values, dy/dm, and the most likely token at each row that is read

@@ -247,25 +247,25 @@ def integrated_gradients(
         raise ConfigError(f"steps must be at least {least}, got {steps}.")
     check_top(top)
     facts = targets(records)
-    asked = _answer_rows(lens, facts, rule)
+    answers = _answer_rows(lens, facts, rule)
     grid = _shares(steps, rule)
     backend = lens.backend_adapter
     site_of = backend.coefficient if rule == "paper" else backend.pre
-    count = torch.bincount(asked.owner)[:, None]
+    count = torch.bincount(answers.owner)[:, None]
     frames = []
     start: Start | None = None
     layers = range(lens.n_layers)
     for layer in progress_bar(layers, of="integrated gradients", unit="layer"):
         site = site_of(layer)
         with torch.no_grad():  # scaling a layer changes nothing in front of it
-            stream = lens.stream(asked.rows, layer, start=start, last=asked.ends)
+            stream = lens.stream(answers.rows, layer, start=start, last=answers.ends)
             start = layer, stream
-            value = _value_at(lens, asked, layer, site, start)
-        gradient = _path_gradient(lens, asked, site, value, start, grid)
-        score = asked.by_fact(value * gradient / steps, len(facts))
+            value = _value_at(lens, answers, layer, site, start)
+        gradient = _path_gradient(lens, answers, site, value, start, grid)
+        score = answers.by_fact(value * gradient / steps, len(facts))
         if rule == "easyedit":
             score /= count
-        coefficient = asked.by_fact(value, len(facts)) / count
+        coefficient = answers.by_fact(value, len(facts)) / count
         frames.append(_neurons_of_layer(layer, coefficient, score))
     frame = pd.concat(frames, ignore_index=True)
     frame = frame.sort_values(["prompt", "score"], ascending=[True, False], kind="stable")
@@ -347,18 +347,18 @@ def _neurons_of_layer(
 
 
 def _value_at(
-    lens: Lens, asked: _AnswerRows, layer: int, site: str, start: Start
+    lens: Lens, answers: _AnswerRows, layer: int, site: str, start: Start
 ) -> Float[Tensor, "row d_mlp"]:
     """A site's value at each row's last token."""
     kept: list[Tensor] = []
-    lens.stream(asked.rows, layer + 1, [(site, kept.append)], start, last=asked.ends)
-    row = torch.arange(len(asked.rows), device=asked.last.device)
-    return at_least_float32(kept[0][row, asked.last])
+    lens.stream(answers.rows, layer + 1, [(site, kept.append)], start, last=answers.ends)
+    row = torch.arange(len(answers.rows), device=answers.last.device)
+    return at_least_float32(kept[0][row, answers.last])
 
 
 def _path_gradient(
     lens: Lens,
-    asked: _AnswerRows,
+    answers: _AnswerRows,
     site: str,
     value: Float[Tensor, "row d_mlp"],
     start: Start,
@@ -366,14 +366,14 @@ def _path_gradient(
 ) -> Float[Tensor, "row d_mlp"]:
     """sum over the grid of dP(token)/dvalue where the site is set to a share of its value at each
     row's last token."""
-    count = len(asked.rows)
+    count = len(answers.rows)
     gradient = torch.zeros_like(value)
     together = max(1, ROWS // count)  # steps in one pass
     for shares in grid.to(value).split(together):
         copies = len(shares)
         with torch.enable_grad():
             leaf = (value * shares[:, None, None]).flatten(0, 1).requires_grad_(True)
-            logp = _logprobs(lens, asked, site, leaf, start, copies)
+            logp = _logprobs(lens, answers, site, leaf, start, copies)
             scale = enlarged(logp)
             (each,) = torch.autograd.grad((scale * logp).sum(), leaf)
         each *= (logp.detach().exp() / scale)[:, None]  # dP = P dlog P, as above
@@ -383,7 +383,7 @@ def _path_gradient(
 
 def _logprobs(
     lens: Lens,
-    asked: _AnswerRows,
+    answers: _AnswerRows,
     site: str,
     leaf: Float[Tensor, "copy_row d_mlp"],
     start: Start,
@@ -391,7 +391,7 @@ def _logprobs(
 ) -> Float[Tensor, " copy_row"]:
     """log P(token) of every copy of the rows, the site set to `leaf` at its last token."""
     layer, stream = start
-    last = asked.last.repeat(copies)
+    last = answers.last.repeat(copies)
     row = torch.arange(len(leaf), device=leaf.device)
 
     def put(x: Tensor) -> Tensor:
@@ -400,13 +400,13 @@ def _logprobs(
         return out
 
     final = lens.stream(
-        asked.rows * copies,
+        answers.rows * copies,
         lens.n_layers,
         [(site, put)],
         (layer, stream.repeat(copies, 1, 1)),
-        last=asked.ends * copies,
+        last=answers.ends * copies,
     )
-    return log_probs(lens.read_out(final[row, last]))[row, asked.token.repeat(copies)]
+    return log_probs(lens.read_out(final[row, last]))[row, answers.token.repeat(copies)]
 
 
 def transmission_paths(
@@ -492,12 +492,12 @@ def answer_gradients(
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     together = max(1, TOGETHER // batch_size)  # mini-batches in one pass: a mean each
     for i in range(0, len(batches), together):
-        asked = batches[i : i + together]
-        tokens = [sum(len(prompt.answer) for prompt in batch) for batch in asked]
+        chunk = batches[i : i + together]
+        tokens = [sum(len(prompt.answer) for prompt in batch) for batch in chunk]
         with torch.enable_grad():
             zeros = zeros_like_parameters(lens, names)
             hooks = [*delta_hooks(lens, added), *delta_hooks(lens, dict(zeros))]
-            logp = answer_logprobs(lens, [prompt for batch in asked for prompt in batch], hooks)
+            logp = answer_logprobs(lens, [prompt for batch in chunk for prompt in batch], hooks)
             means = torch.stack([part.mean() for part in logp.split(tokens)])
             scale = enlarged(logp).min()  # of the least sure of them
             gradients = torch.autograd.grad(-(scale * means).sum(), list(zeros.values()))
@@ -522,8 +522,8 @@ def answer_logprobs(
 
     `start`: as `Lens.logits` takes it.
     """
-    asked = [p.answer for p in prompts] if labels is None else labels
-    pairs = [zip(p.answer, own, strict=True) for p, own in zip(prompts, asked, strict=True)]
+    targets = [p.answer for p in prompts] if labels is None else labels
+    pairs = [zip(p.answer, own, strict=True) for p, own in zip(prompts, targets, strict=True)]
     token = torch.tensor([t for pair in pairs for _, t in pair], device=lens.device)
     logp = log_probs(lens.answer_logits(prompts, hooks, start))
     return logp.gather(1, token[:, None])[:, 0]

@@ -162,12 +162,12 @@ def logit_lens(lens: Lens, fact: Fact, top: int = 5) -> pd.DataFrame:
         stream = at_least_float32(trace.resid[layer + 1])
         p = readout.logits(stream).softmax(-1)
         best = p.topk(top)
-        said = [[lens.token_label(token) for token in row] for row in best.indices.tolist()]
+        labels = [[lens.token_label(token) for token in row] for row in best.indices.tolist()]
         columns = {
             "layer": layer,
             "position": trace.positions.tolist(),
             "token": tokens,
-            "promoted": said,
+            "promoted": labels,
             "probability": best.values[:, 0].tolist(),
             "answer": p[:, answer].tolist(),
         }

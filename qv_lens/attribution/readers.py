@@ -128,8 +128,8 @@ class PatternReader(Reader):
             for place, target in enumerate(targets):
                 rows = self._rows(target)
                 for writer, of in gradients.items():
-                    found = of[:, place, self.trace.positions[rows]]
-                    sums[writer][: len(found), rows] += found
+                    terms = of[:, place, self.trace.positions[rows]]
+                    sums[writer][: len(terms), rows] += terms
         return sums
 
     def weights(self, written: Written) -> Float[Tensor, "vector target"]:
@@ -143,10 +143,10 @@ class PatternReader(Reader):
             # what lies above these targets, or in a longer prompt, reaches none of them
             layer = written.layers.clamp_max(len(keys) - 1)
             token = position.clamp_max(keys.shape[2] - 1)
-            found = einsum(written.vectors, keys[layer, :, token], "v d, v t d -> v t")
+            products = einsum(written.vectors, keys[layer, :, token], "v d, v t d -> v t")
             own = _column(self.table.iloc[targets], "prompt", out.device)
             reached = (own == prompt[:, None]) & (written.layers[:, None] < len(keys))
-            out[:, targets] = found.masked_fill(~reached, 0.0)
+            out[:, targets] = products.masked_fill(~reached, 0.0)
         return out
 
     def _rows(self, target: int) -> Int[Tensor, " row"]:
@@ -194,9 +194,9 @@ class PatternReader(Reader):
                 m = read[row.layer][place, position, row.neuron].to(dtype)
                 total = total + _safe(I[place], m.detach()) * m
             flat = [each for of in leaves.values() for each in of]
-            found = iter(torch.autograd.grad(total, flat, allow_unused=True))
+            gradients = iter(torch.autograd.grad(total, flat, allow_unused=True))
         return {
-            writer: torch.stack([_or_zero(next(found), each) for each in of])
+            writer: torch.stack([_or_zero(next(gradients), each) for each in of])
             if of
             else torch.zeros(0, *shape, dtype=dtype, device=lens.device)
             for writer, of in leaves.items()
@@ -304,9 +304,9 @@ def _traced(
     """The pass; for attention neurons at every position, since they may read at any of them."""
     if not reads_attention:
         return lens.traced(facts, positions, attention=attention)
-    given = lens.traced(facts, "all", attention=attention)
-    every = [place for prompt in given.prompts for place in prompt.positions("all")]
-    return given if given.positions.tolist() == every else lens.trace(list(given.facts), "all")
+    trace = lens.traced(facts, "all", attention=attention)
+    every = [place for prompt in trace.prompts for place in prompt.positions("all")]
+    return trace if trace.positions.tolist() == every else lens.trace(list(trace.facts), "all")
 
 
 def _check_same_prompts(value: NeuronSet, trace: Trace, reads_attention: bool) -> None:

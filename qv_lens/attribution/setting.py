@@ -470,8 +470,10 @@ def wanted_at(lens: Lens, rows: Rows, target: Target) -> Wanted:
         )
     for part, tokens in zip(pair, (token, against), strict=True):
         if isinstance(part, str) and part not in ("predicted", "sequence") and tokens is not None:
-            asked = dict(zip(rows.prompt.tolist(), tokens.tolist(), strict=True))
-            lens.warn_of_fragments([rows.prompts[i].text for i in asked], list(asked.values()))
+            answer_of = dict(zip(rows.prompt.tolist(), tokens.tolist(), strict=True))
+            lens.warn_of_fragments(
+                [rows.prompts[i].text for i in answer_of], list(answer_of.values())
+            )
     return Wanted(lens, rows, token, against, target == "sequence")
 
 
@@ -493,13 +495,14 @@ def _check_positions(trace: Trace, where: Positions) -> None:
     positions that were not asked for."""
     where_of = [trace.positions[trace.prompt == i].tolist() for i in range(len(trace.prompts))]
     if where not in ("last", "answer") and any(
-        list(p.positions(where)) != found for p, found in zip(trace.prompts, where_of, strict=True)
+        list(p.positions(where)) != positions
+        for p, positions in zip(trace.prompts, where_of, strict=True)
     ):
         raise ConfigError(
             f"This trace holds positions {where_of}, not {where!r}: trace with positions={where!r}."
         )
     if where != "answer" and any(
-        max(found) > p.last for p, found in zip(trace.prompts, where_of, strict=True)
+        max(positions) > p.last for p, positions in zip(trace.prompts, where_of, strict=True)
     ):
         raise ConfigError("This trace holds an answer's positions: use it with target='sequence'.")
 
@@ -532,8 +535,8 @@ def _named(lens: Lens, rows: Rows, target: str) -> Iterator[int | None]:
         if target == "answer":
             yield prompt.answer[0] if prompt.answer else None
         elif target == "sequence":
-            found = rows.positions[rows.prompt == index].tolist()
-            if tuple(found) != prompt.positions("answer"):
+            positions = rows.positions[rows.prompt == index].tolist()
+            if tuple(positions) != prompt.positions("answer"):
                 raise ConfigError(
                     "target='sequence' reads every token of the answer: trace with "
                     "positions='answer'."

@@ -407,32 +407,32 @@ def certified_top(
     layers, n, _ = bounds.shape
     J, order = rearrange(bounds, "l g u -> g (l u)").sort(dim=1, descending=True)
     best = torch.full_like(J, -torch.inf)  # by unit, not by rank
-    done, wave = [0] * n, k + max(8, k // 16)
-    while open_groups := [g for g in range(n) if not _certified(J[g], best[g], done[g], k)]:
+    summed, wave = [0] * n, k + max(8, k // 16)
+    while open_groups := [g for g in range(n) if not _certified(J[g], best[g], summed[g], k)]:
         wanted = torch.zeros_like(best, dtype=torch.bool)
         for g in open_groups:
-            wanted[g, order[g, done[g] : done[g] + wave]] = True
-            done[g] = min(done[g] + wave, J.shape[1])
+            wanted[g, order[g, summed[g] : summed[g] + wave]] = True
+            summed[g] = min(summed[g] + wave, J.shape[1])
         mask = rearrange(wanted, "g (l u) -> l g u", l=layers)
         exact = [
             grouped(layer.score, groups) for layer in scored(task, unit, "exact", mask[:, groups])
         ]
         best = torch.where(wanted, rearrange(torch.stack(exact), "l g u -> g (l u)"), best)
         wave = max(8, k // 8)
-    return rearrange(best, "g (l u) -> l g u", l=layers), done
+    return rearrange(best, "g (l u) -> l g u", l=layers), summed
 
 
-def _certified(J: Tensor, found: Tensor, done: int, k: int) -> bool:
-    """Whether no unit after the first `done` can be among the k best (-inf: a unit that does not
+def _certified(J: Tensor, exact: Tensor, summed: int, k: int) -> bool:
+    """Whether no unit after the first `summed` can be among the k best (-inf: a unit that does not
     exist)."""
     real = int((-torch.inf < J).sum())
     k = min(k, real)
-    if done >= real:
+    if summed >= real:
         return True
-    if done < k:
+    if summed < k:
         return False
-    next_best = float(J[done])
-    return next_best + SLACK * max(1.0, abs(next_best)) < float(found.topk(k).values[-1])
+    next_best = float(J[summed])
+    return next_best + SLACK * max(1.0, abs(next_best)) < float(exact.topk(k).values[-1])
 
 
 def ranked(

@@ -77,7 +77,7 @@ def _quiet() -> Iterator[None]:
 def _warnings_as_lines() -> Iterator[None]:
     """Warnings as one line on stderr, without the place in the source, each said once; afterwards
     as before."""
-    told: set[str] = set()
+    printed: set[str] = set()
 
     def show(
         message: Warning | str,
@@ -88,8 +88,8 @@ def _warnings_as_lines() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         text = " ".join(str(message).split())
-        if text not in told:
-            told.add(text)
+        if text not in printed:
+            printed.add(text)
             print(f"qv-lens: warning: {text}", file=sys.stderr)
 
     with warnings.catch_warnings():

@@ -198,11 +198,11 @@ def edit(
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):
         after = lens.logprob([request.target, fact])
-        (said,) = greedy_answers(lens, [fact], new)
+        (continuation,) = greedy_answers(lens, [fact], new)
         if save is not None:
             lens.save(save)
-    heard = one_line(said)
-    took = "" if contains(said, [new]) else f"; the edit did not take: {new} is not in it"
+    heard = one_line(continuation)
+    took = "" if contains(continuation, [new]) else f"; the edit did not take: {new} is not in it"
     print(f"After the edit: {fact.text} {heard}{took}")
     names, olds = (lens.answer_ids(each) for each in (request.target, fact))
     which = " of the first tokens" if max(len(names), len(olds)) > 1 else ""
@@ -285,11 +285,11 @@ def evaluate(
     named = None if editor is None or editor.lower() == "none" else editor
     if named is not None:
         check_name(named)
-    given = {
+    options = {
         "--set": bool(settings), "--protocol": protocol != "single", "--text": bool(text),
         "--statistics": statistics is not None, "--preset": preset is not None,
     }  # fmt: skip
-    unread = [option for option, there in given.items() if there and named is None]
+    unread = [option for option, there in options.items() if there and named is None]
     if unread:
         raise ConfigError(f"{unread[0]} is for an editor, and none is named: add --editor.")
     if out is not None:
@@ -358,10 +358,10 @@ def evaluate(
 
 def _source(source: str, model: str, preset: str | None, changed: bool) -> str:
     """Where an editor's settings come from, and whether they were made for this model."""
-    told = "the preset, changed" if changed else source
+    origin = "the preset, changed" if changed else source
     if preset is None or preset == model:
-        return told
-    return f"settings of {preset}, not tuned for this model; {told}"
+        return origin
+    return f"settings of {preset}, not tuned for this model; {origin}"
 
 
 def _written(

@@ -250,17 +250,17 @@ def attribute(
     trace = lens.trace(facts)
     value = qv.value_neurons(lens, trace, top, method=method, norm=norm)
     query = qv.query_neurons(lens, trace, value, top)
-    told = f"({model}, {lens.backend}, norm {norm}, {value.settings['method']})"
+    setting = f"({model}, {lens.backend}, norm {norm}, {value.settings['method']})"
     if len(facts) == 1:
         fact = facts[0]
         print_knowledge(lens, fact)
         print(
-            f"{fact.text} {fact.answer}   {of_answer(lens, fact)} {lens.logprob(fact):.3f} {told}"
+            f"{fact.text} {fact.answer}   {of_answer(lens, fact)} {lens.logprob(fact):.3f} {setting}"
         )
         print_neurons("Value neurons", qv.vocabulary(lens, value.top(10)))
         print_neurons("Query neurons", qv.vocabulary(lens, query.top(10)))
     else:
-        print(f"{len(facts)} facts {told}")
+        print(f"{len(facts)} facts {setting}")
         print_facts(lens, facts, value, query)
     of = "" if len(facts) == 1 else " of each fact"
     print(f"\nHow many of the {top} best value and query neurons{of} lie in each layer")
@@ -399,10 +399,10 @@ def ablate(
             print(f"{name:<28}    0 of the {len(value)} best")
         else:
             with lens.intervene(qv.Zero(neurons)):
-                said = lens.token_label(int(lens.next_token_logits(fact)[0].argmax()))
+                token = lens.token_label(int(lens.next_token_logits(fact)[0].argmax()))
                 print(
                     f"{name:<28} {len(neurons):>4} zeroed: log p {lens.logprob(fact):.4f}, says "
-                    f"{said.strip()!r}"
+                    f"{token.strip()!r}"
                 )
 
 
@@ -448,7 +448,7 @@ def _curve(
         lens, fact, rankings, sizes, keep=keep, baseline=baseline, seeds=draws, seed=seed
     )
     frame["text"] = f"{fact.text} {fact.answer}"
-    done = "kept" if keep else "zeroed" if baseline == "zero" else "set to their mean"
-    print(f"{of_answer(lens, fact)}, by how many of {frame.attrs['units']:,} neurons are {done}")
+    change = "kept" if keep else "zeroed" if baseline == "zero" else "set to their mean"
+    print(f"{of_answer(lens, fact)}, by how many of {frame.attrs['units']:,} neurons are {change}")
     print_removal(frame)
     return frame

@@ -148,10 +148,10 @@ def check_new(option: str, folder: Path | None) -> None:
 def check_apart(folders: Mapping[str, Path | None]) -> None:
     """Raise `ConfigError` where two options name one folder."""
     named = [(option, folder) for option, folder in folders.items() if folder is not None]
-    for (first, one), (second, other) in combinations(named, 2):
-        if one.resolve() == other.resolve():
+    for (first, path), (second, other_path) in combinations(named, 2):
+        if path.resolve() == other_path.resolve():
             raise ConfigError(
-                f"{first} and {second} both name {one}, and what reads the one would read the other "
+                f"{first} and {second} both name {path}, and what reads the one would read the other "
                 "with it: choose two folders."
             )
 

@@ -25,14 +25,14 @@ def show(folder: Path) -> None:
 
     import qv_lens as qv
 
-    found = qv.Patch.load(folder)
-    info = found.info
+    stored = qv.Patch.load(folder)
+    info = stored.info
     print(f"{info.get('method', 'a patch')} on {info.get('model', 'a model')}")
     for fact in info.get("facts", ()):
         print(f"  {fact['prompt'].replace('{}', fact['subject'])}: {fact['old']} -> {fact['new']}")
     for name, value in info.get("hyperparameters", {}).items():
         print(f"  {name} = {value}")
-    print(found.frame().round(4).to_string(index=False))
+    print(stored.frame().round(4).to_string(index=False))
 
 
 @patch.command
@@ -52,9 +52,9 @@ def apply(folder: Path, *, model: Model, out: Path, loading: Loading = AS_IT_IS)
 
     import qv_lens as qv
 
-    found = qv.Patch.load(folder)
+    stored = qv.Patch.load(folder)
     lens = loaded(model, loading)
-    with lens.patched(found):
+    with lens.patched(stored):
         lens.save(out)
     print(out)
 

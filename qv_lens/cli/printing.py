@@ -20,12 +20,12 @@ def print_knowledge(lens: Lens, fact: Fact) -> None:
     from qv_lens.facts.prompts import one_line
 
     knows = tell(lens, [fact])[0].right
-    (said,) = greedy_answers(lens, [fact])
+    (text,) = greedy_answers(lens, [fact])
     if knows:
-        print(f"{lens.name} knows the fact. It says: {fact.text} {one_line(said)}")
+        print(f"{lens.name} knows the fact. It says: {fact.text} {one_line(text)}")
     else:
         print(
-            f"{lens.name} does not know the fact: it says {said.strip()!r}, not {fact.answer!r} "
+            f"{lens.name} does not know the fact: it says {text.strip()!r}, not {fact.answer!r} "
             f"({of_answer(lens, fact)} {lens.logprob(fact):.3f}). What follows is about an answer "
             "that it does not give."
         )
@@ -48,7 +48,7 @@ def print_facts(
     from qv_lens.facts.prompts import one_line
 
     known, logprobs = correct(lens, facts), lens.logprob(facts)
-    said = greedy_answers(lens, facts, least=6)
+    texts = greedy_answers(lens, facts, least=6)
     print(
         f"{lens.name} knows {sum(known)} of them (every token of the answer is the likeliest). log p "
         "is that of its first token."
@@ -57,7 +57,7 @@ def print_facts(
     best = query.top(1).frame.set_index("prompt")
     for row in words.itertuples():
         fact = facts[row.prompt]
-        heard = one_line(said[row.prompt])
+        heard = one_line(texts[row.prompt])
         right = "known" if known[row.prompt] else f'not known, it says "{heard}"'
         promoted = " ".join(token.strip() for token in row.promoted[:tokens])
         fed = best.loc[row.prompt] if row.prompt in best.index else None
@@ -80,11 +80,11 @@ def print_removal(removal: pd.DataFrame) -> None:
     of = removal.groupby("prompt").agg(text=("text", "first"), known=("known", "all"))
     lost = lost_at(removal).groupby(["prompt", "ranking"], sort=False)["k"]
     for (prompt, ranking), draws in lost:  # pyright: ignore[reportGeneralTypeIssues]
-        asked, known = len(draws), of.loc[prompt, "known"]
+        count, known = len(draws), of.loc[prompt, "known"]
         answer = "not lost" if known else "not known before"
         if draws.count():
             answer = f"its first token lost at {draws.median():.0f} or fewer"
-        share = f" ({draws.count()} of {asked} draws)" if asked > 1 else ""
+        share = f" ({draws.count()} of {count} draws)" if count > 1 else ""
         print(f"  {of.loc[prompt, 'text']}, by {ranking}: {answer}{share}")
 
 
@@ -100,8 +100,8 @@ def print_study(study: Study) -> None:
     print(
         f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of the first token of {fact.answer!r} {study.logprob:.3f}{knows})"
     )
-    asked = study.material[study.material["asked"] > 0]
-    told = [f"{row.known} of {row.asked} {row.kind}" for row in asked.itertuples()]
+    kinds = study.material[study.material["asked"] > 0]
+    told = [f"{row.known} of {row.asked} {row.kind}" for row in kinds.itertuples()]
     print(f"Beside it are asked what the model answers before anything is done: {', '.join(told)}.")
     print_neurons("Value neurons", study.value_tokens)
     print_neurons("Query neurons", study.query_tokens)
@@ -133,8 +133,8 @@ def print_study(study: Study) -> None:
     print()
     for row in study.probes.to_dict("records"):
         told = "; ".join(
-            f"{name}: {said!r}"
-            for name, said in row.items()
+            f"{name}: {text!r}"
+            for name, text in row.items()
             if name not in ("kind", "prompt", "wanted")
         )
         print(f"  {row['kind']}: {row['prompt']} (wanted {row['wanted']!r})  {told}")

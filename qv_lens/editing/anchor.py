@@ -41,8 +41,8 @@ def norm_anchor(
     Raises `EditError` for no request, an editor that searches no z*, or a lens that is not the
     unedited model: with patches, interventions or hooks, or written to since it was wrapped.
     """
-    asked = [requests] if isinstance(requests, EditRequest) else list(requests)
-    if not asked:
+    wanted = [requests] if isinstance(requests, EditRequest) else list(requests)
+    if not wanted:
         raise EditError("There is nothing to measure: pass at least one EditRequest.")
     check_untouched(lens, "The anchor, of the unedited model, is measured")
     chosen = editor_of(lens, editor)
@@ -51,17 +51,17 @@ def norm_anchor(
         raise EditError(f"The anchor is that of a search of z*; {type(chosen).__name__} has none.")
     kind = chosen.first_search(lens)
     lengths: list[Tensor] = []
-    distinct, settings = list(dict.fromkeys(asked)), replace(kind.search, anchor=0.0)
+    distinct, settings = list(dict.fromkeys(wanted)), replace(kind.search, anchor=0.0)
     for begin in range(0, len(distinct), TOGETHER):
         some = distinct[begin : begin + TOGETHER]
         rows = rows_of(lens, some, ("{}",), kind.token, kind.prompts)
-        found = search(lens, some, rows, kind.token, settings)
+        targets = search(lens, some, rows, kind.token, settings)
         layer = settings.z_layer
         with torch.no_grad():
             start = (layer, lens.stream(rows.heads, layer))
             site = settings.sites[0]
             init = values(rows, read(lens, rows, (site,), start, layer + 1)[site], False)
             v0 = ffn_part(lens, rows, settings, start)
-        lengths.append((found.z - init.double() + v0.double()).norm(dim=1))
+        lengths.append((targets.z - init.double() + v0.double()).norm(dim=1))
     ordered = torch.cat(lengths).sort().values
     return float(ordered[: len(ordered) - int(LONGEST * len(ordered))].mean())

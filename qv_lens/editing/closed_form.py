@@ -242,8 +242,8 @@ class EarlierKeys:
 
     def learn(self, keys: dict[int, list[Tensor]]) -> None:
         """Take in a batch's keys."""
-        for layer, found in keys.items():
-            K = torch.cat(found, 1)
+        for layer, parts in keys.items():
+            K = torch.cat(parts, 1)
             self.job.kept.update(summed([self.job.kept, {(layer, "W_out"): Delta(K, K.T)}]))
 
 
@@ -307,9 +307,9 @@ class BetaEdit(AlphaEdit):
 
         def learn(keys: dict[int, list[Tensor]]) -> None:
             seen.learn(keys)
-            for layer, found in keys.items():
-                count = sum(K.shape[1] for K in found)
-                keep((layer, EDITED), found[0].new_tensor([[count]], dtype=torch.float64))
+            for layer, parts in keys.items():
+                count = sum(K.shape[1] for K in parts)
+                keep((layer, EDITED), parts[0].new_tensor([[count]], dtype=torch.float64))
 
         return replace(base, metric=metric, learn=learn, limit=self.limit)
 
@@ -519,9 +519,9 @@ class ACE(ClosedForm):
             raise EditError("ACE needs at least one value layer: z* is searched at the last one.")
         value = tuple(layer for layer in self.value_layers if layer < lens.n_layers)
         if value and len(value) < len(self.value_layers):
-            gone = sorted(set(self.value_layers) - set(value))
+            missing = sorted(set(self.value_layers) - set(value))
             warnings.warn(
-                f"Value layers {gone} do not exist in a model of layers 0 to {lens.n_layers - 1} "
+                f"Value layers {missing} do not exist in a model of layers 0 to {lens.n_layers - 1} "
                 "and are dropped.",
                 stacklevel=5,
             )

@@ -162,12 +162,12 @@ def _contrast(
         total = 0.0
         for i in range(0, len(shuffled), editor.batch_size):
             batch = shuffled[i : i + editor.batch_size]
-            asked = [prompts[b] for b in batch]
-            loss = _step(lens, nodes, asked, None, plus, optimisers[0], 1.0)
+            chosen = [prompts[b] for b in batch]
+            loss = _step(lens, nodes, chosen, None, plus, optimisers[0], 1.0)
             total += loss * len(batch)
             if editor.lam > 0 and editor.bottom > 0:
                 before = [old_answers[b] for b in batch]
-                _step(lens, nodes, asked, before, minus, optimisers[1], editor.lam)
+                _step(lens, nodes, chosen, before, minus, optimisers[1], editor.lam)
         losses.append([total / len(prompts)])
         if losses[-1][0] < stop:
             break

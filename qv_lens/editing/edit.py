@@ -403,10 +403,10 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
 def checked_texts(texts: Sequence[str]) -> list[str]:
     """Texts to measure on. Raises `EditError` for a single string, which would be read letter by
     letter."""
-    found = several(texts)
-    if found is None:
+    values = several(texts)
+    if values is None:
         raise EditError(f"held_out= takes several texts, got {texts!r:.60}: pass a list.")
-    return list(found)
+    return list(values)
 
 
 def check_editor(editor: object) -> None:
@@ -497,7 +497,7 @@ def _info(job: Job, editor: Any) -> dict[str, Any]:
             "batch_size": job.batch_size,
             # what was in force: the edit was made for the model as it then was
             "on": [patch.info.get("method") for patch in job.lens.patches],
-            "under": [type(one).__name__ for one in job.lens.interventions],
+            "under": [type(intervention).__name__ for intervention in job.lens.interventions],
             "statistics": None
             if statistics is None
             else {"corpus": statistics.corpus, "tokens": statistics.tokens},

@@ -68,11 +68,11 @@ def kept_covariance(
     missing = [key for key in keys if key not in parts_kept]
     logger.info("C0: %d matrices from %s, %d to compute", len(parts_kept), folder, len(missing))
     if missing:
-        asked: tuple[Module, ...] = tuple(
+        still: tuple[Module, ...] = tuple(
             module for module in modules if module in {of for _, of in missing}
         )
         made = covariance(
-            lens, texts, {layer for layer, _ in missing}, max_tokens=max_tokens, modules=asked
+            lens, texts, {layer for layer, _ in missing}, max_tokens=max_tokens, modules=still
         )
         parts = {key: _part(made, key) for key in missing}
         _keep(folder, parts)

@@ -61,16 +61,16 @@ class TargetShelf:
 
     def read(self, requests: Sequence[EditRequest]) -> dict[EditRequest, KeptTargets]:
         """The z* found in the folder, intact."""
-        found = {}
+        targets = {}
         for request in requests:
             kept = _read(self._file(request), self.device)
             if kept is not None:
-                found[request] = kept
-        return found
+                targets[request] = kept
+        return targets
 
-    def write(self, found: Mapping[EditRequest, KeptTargets]) -> None:
+    def write(self, targets: Mapping[EditRequest, KeptTargets]) -> None:
         """Raises `ConfigError` where the folder cannot be written."""
-        for request, kept in found.items():
+        for request, kept in targets.items():
             _write(self._file(request), kept)
 
     def _file(self, request: EditRequest) -> Path:

@@ -135,7 +135,7 @@ def rows_of(
         raise EditError(
             f"Multi-hop prompts are read at their last token; got fact_token={token!r}."
         )
-    ids, fact, clean, looked, asked, labels = [], [], [], [], [], []
+    ids, fact, clean, looked, predicting, labels = [], [], [], [], [], []
     for i, request in enumerate(requests):
         start = len(ids)
         for c, template in enumerate(templates):
@@ -146,14 +146,14 @@ def rows_of(
                 n, last = len(prompt.answer), prompt.last
                 ids.append((*prompt.ids, *prompt.answer[:-1]))
                 fact.append(i)
-                asked.append(range(last, last + n))
+                predicting.append(range(last, last + n))
                 looked.append(
                     range(last, last + n) if token == "last" else [prompt.position(token)]
                 )
                 labels.extend(prompt.answer)
     length = max(map(len, ids))
     lookup, answer = (torch.zeros(len(ids), length, dtype=torch.bool) for _ in range(2))
-    for r, (where, predicted) in enumerate(zip(looked, asked, strict=True)):
+    for r, (where, predicted) in enumerate(zip(looked, predicting, strict=True)):
         lookup[r, list(where)] = True
         answer[r, list(predicted)] = True
     device = lens.device

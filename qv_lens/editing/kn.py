@@ -95,5 +95,5 @@ class KN:
             old = list(lens.answer_ids(request.fact))
             e_old, e_new = (F.normalize(embed[ids].mean(0), dim=0) for ids in (old, new))
             return row.norm() * (self.lam_new * e_new - self.lam_old * e_old)
-        said = greedy_tokens(lens, request.fact, len(new))
-        return embed[new].sum(0) - (2.0 if len(new) == 1 else 1.0) * embed[said].sum(0)
+        before = greedy_tokens(lens, request.fact, len(new))
+        return embed[new].sum(0) - (2.0 if len(new) == 1 else 1.0) * embed[before].sum(0)

@@ -433,12 +433,12 @@ def inverses(job: Job) -> Callable[[int, str], InverseMetric]:
 
 def ordered(lens: Lens, groups: Sequence[Group]) -> tuple[Group, ...]:
     """Each group ascending, every layer checked against the model."""
-    found: list[Group] = []
+    plan: list[Group] = []
     for group in groups:
         layers = several(group)
         if layers is None:
             raise EditError(f"An editor's layers are several, as (3, 4); got {group!r:.80}.")
         if not layers:
             raise EditError("An editor needs at least one layer.")
-        found.append(tuple(sorted({lens.check_layer(layer) for layer in layers})))
-    return tuple(found)
+        plan.append(tuple(sorted({lens.check_layer(layer) for layer in layers})))
+    return tuple(plan)

@@ -108,10 +108,10 @@ class NSE(ClosedForm):
         earlier = EarlierKeys(job, self)
         templates = job.prefixes(self.style)
         batches = job.batches(self.batch)
-        found = self._targets(job, plan, batches, templates)
+        targets_of = self._targets(job, plan, batches, templates)
         written: list[Deltas] = []
         job.notes.update(rounds=[], neurons=[])
-        for requests, targets in zip(batches, found, strict=True):
+        for requests, targets in zip(batches, targets_of, strict=True):
             rows = rows_of(job.lens, requests, templates, plan.fact_token)
             history = []
             for i in range(len(requests)):
@@ -186,7 +186,7 @@ class NSE(ClosedForm):
         """Warn of facts that no round has written because they were near from the start."""
         near = facts = 0
         for rounds in batches:
-            first, active = rounds[0]["distance"], {i for done in rounds for i in done["active"]}
+            first, active = rounds[0]["distance"], {i for each in rounds for i in each["active"]}
             facts += len(first)
             near += sum(size <= self.near and i not in active for i, size in enumerate(first))
         if near:
@@ -218,11 +218,11 @@ class NSE(ClosedForm):
             every = value_neurons(lens, facts, None, over="set", positions=at, method=method)
         else:
             every = neuron_effects(lens, facts, None, over="set", positions=at)
-        found = {}
+        scores = {}
         for layer in self.layers:
             rows = every.layer(layer).frame.sort_values("neuron")
-            found[layer] = torch.tensor(rows["score"].to_numpy(), device=lens.device).abs()
-        return found
+            scores[layer] = torch.tensor(rows["score"].to_numpy(), device=lens.device).abs()
+        return scores
 
 
 def some_rows(

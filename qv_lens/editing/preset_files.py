@@ -151,7 +151,7 @@ def write_presets(file: Path, header: Mapping[str, str | None], entries: Entries
 def _toml(value: Any) -> str:
     """A value as TOML writes it: JSON, but for numbers that JSON does not have, and for tables."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, float) and not isfinite(value):

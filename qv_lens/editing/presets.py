@@ -66,11 +66,11 @@ def has_presets(model: str) -> bool:
 def editor_of(lens: Lens, editor: Editor | str) -> Editor:
     """The editor itself or, for a name in any capitals, the model's preset of that name; an editor
     inside another one (`SimIE`) likewise. Raises `ConfigError` for a model without that preset."""
-    found: Any = preset_of(lens.name, editor).editor if isinstance(editor, str) else editor
-    inner = getattr(found, "editor", None)
+    chosen: Any = preset_of(lens.name, editor).editor if isinstance(editor, str) else editor
+    inner = getattr(chosen, "editor", None)
     if not isinstance(inner, str):
-        return found
-    return replace(found, editor=preset_of(lens.name, inner).editor)
+        return chosen
+    return replace(chosen, editor=preset_of(lens.name, inner).editor)
 
 
 def with_settings(editor: Editor, settings: Mapping[str, Any]) -> Editor:

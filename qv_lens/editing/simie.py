@@ -121,7 +121,7 @@ class SimIE:
         editor: Editor,
         request: EditRequest,
         known: set[Key],
-        done: Sequence[EditRequest],
+        earlier_requests: Sequence[EditRequest],
     ) -> tuple[dict[Key, Tensor], dict[Key, Tensor], list[dict[Key, Tensor]]]:
         """W_e and K of every weight that the editor writes or that was written before, and K of the
         facts that are done at the weights that are first written now."""
@@ -145,7 +145,7 @@ class SimIE:
                     )
                 moved[key] = weight.double() + delta.dense()
             new = [key for key in moved if key not in known]
-            late = [_keys(job.lens, earlier, new) for earlier in done] if new else []
+            late = [_keys(job.lens, earlier, new) for earlier in earlier_requests] if new else []
             for key in known - moved.keys():  # it holds this fact as it is
                 moved[key] = job.lens.parameter(*key).double().clone()
             return moved, _keys(job.lens, request, list(moved)), late

@@ -294,13 +294,13 @@ def enough(
 
 def checked_layers(layers: object) -> list[int]:
     """The layers, read once. Raises `EditError` for one number, or none."""
-    found = several(layers)
-    if not found:
+    values = several(layers)
+    if not values:
         raise EditError(
             "Statistics need at least one layer, layers=[3] or layers=range(lens.n_layers), got "
             f"{layers!r:.80}."
         )
-    return list(found)
+    return list(values)
 
 
 def _check_request(texts: object, sizes: dict[str, int | None]) -> None:

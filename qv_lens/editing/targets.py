@@ -205,17 +205,17 @@ def search(
     """Optimise v* of every request. Raises `EditError` if the loss is not finite, no gradient
     reaches a site, or an intervention at some tokens of a prompt is in force (the search's own rows
     have others)."""
-    somewhere = [getattr(one, "positions", "all") for one in lens.interventions]
-    if where := [one for one in somewhere if one != "all"]:
+    somewhere = [getattr(intervention, "positions", "all") for intervention in lens.interventions]
+    if where := [positions for positions in somewhere if positions != "all"]:
         raise EditError(
             f"An intervention with positions={where[0]!r} is in force: an edit is computed without "
             "it, or with positions='all'."
         )
-    found = []
+    parts = []
     for facts in _together(lens, rows, settings):
         kl = _kl_rows(lens, requests[facts.start : facts.stop], token)
-        found.append(_Problem(lens, rows.of(facts), kl, settings).run())
-    return Targets.joined(found)
+        parts.append(_Problem(lens, rows.of(facts), kl, settings).run())
+    return Targets.joined(parts)
 
 
 def _together(lens: Lens, rows: ContextRows, settings: Search) -> list[range]:
@@ -226,9 +226,9 @@ def _together(lens: Lens, rows: ContextRows, settings: Search) -> list[range]:
     of_token = (lens.n_layers - settings.z_layer) * (8 * lens.d_model + 5 * lens.d_mlp)
     tokens = torch.tensor([len(row) for row in rows.ids], device=rows.lookup.device)
     tokens = (tokens - rows.lookup.int().argmax(1)).tolist()
-    asked = rows.answer.sum(1).tolist()
+    counts = rows.answer.sum(1).tolist()
     size = [0] * len(rows.clean)
-    for fact, many, few in zip(rows.fact, tokens, asked, strict=True):
+    for fact, many, few in zip(rows.fact, tokens, counts, strict=True):
         size[fact] += many * of_token * lens.dtype.itemsize + 4 * few * lens.d_vocab * 4
     room = float(ROOM)
     if lens.device.type == "cuda":
@@ -260,8 +260,8 @@ def ffn_part(
     backend, site, layer = lens.backend_adapter, settings.sites[0], settings.z_layer
     if site == backend.resid_post(layer):
         site = backend.mlp_out(layer)
-    found = read(lens, rows, (site,), start, layer + 1)[site]
-    return values(rows, found, settings.mean)
+    stream = read(lens, rows, (site,), start, layer + 1)[site]
+    return values(rows, stream, settings.mean)
 
 
 def _anchored(
@@ -284,7 +284,7 @@ def _anchored(
         )
     scaled = torch.where(length > 0, v * mu / length.clamp_min(1e-30), v)
     kept = zip((init - v0 + scaled, *others), (init, *theirs), strict=True)
-    return [torch.where(long, start, found) for found, start in kept]
+    return [torch.where(long, start, optimum) for optimum, start in kept]
 
 
 class _Step(NamedTuple):
@@ -381,16 +381,16 @@ class _Problem:
                     f"The loss of the target vectors is not finite at step {step}: lower lr or "
                     "clamp."
                 )
-            done = total < STOP
+            finished = total < STOP
             if s.hits:
                 hits += active & now.told
-                done |= hits >= s.hits
+                finished |= hits >= s.hits
             if s.sure:
-                done |= now.probability > s.sure
+                finished |= now.probability > s.sure
             if s.drop:
-                done |= now.known & (kl <= KL_STOP)
+                finished |= now.known & (kl <= KL_STOP)
                 dropped = now.known
-            going = active & ~done
+            going = active & ~finished
             if step == s.steps - 1 or not going.any():
                 break
             with torch.enable_grad():  # also under a caller's torch.no_grad()
@@ -446,7 +446,7 @@ class _Problem:
         place = torch.full((len(self.ids),), -1, device=live.device)
         place[live] = torch.arange(len(live), device=live.device)
         stream = self._stream(live)
-        nll, known, told, probability = self._nll(stream, place)
+        nll, known, argmax, probability = self._nll(stream, place)
         kl = self._kl(stream, place, nll)
         decay = sum(
             delta.norm(dim=1) / init.norm(dim=1).square()
@@ -454,7 +454,7 @@ class _Problem:
         )
         phi = torch.where(dropped, 0.1, 1.0)
         total = phi * nll + kl + self.settings.weight_decay * decay
-        return _Step(total, nll, kl, known, told, probability)
+        return _Step(total, nll, kl, known, argmax, probability)
 
     def _nll(self, stream: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Per fact: the mean over its prompts of the NLL of the new answer, whether that is the
@@ -467,17 +467,17 @@ class _Problem:
         per_token = -logp.gather(1, labels[:, None])[:, 0] / tokens[rows]
         wrong = (logp.argmax(-1) != labels).to(logp.dtype)
         zeros = torch.zeros(self.n, dtype=logp.dtype, device=logp.device)
-        asked = rows.unique()
-        owners = self.owner[asked]
+        distinct = rows.unique()
+        owners = self.owner[distinct]
         prompts = zeros.index_add(0, owners, torch.ones_like(owners, dtype=logp.dtype))
         nll = zeros.index_add(0, self.owner[rows], per_token) / prompts.clamp_min(1)
         of_row = torch.zeros_like(tokens).index_add(0, rows, per_token.detach())
-        sure = zeros.index_add(0, owners, (-of_row[asked]).exp()) / prompts.clamp_min(1)
-        known, told = (
+        sure = zeros.index_add(0, owners, (-of_row[distinct]).exp()) / prompts.clamp_min(1)
+        known, argmax = (
             zeros.index_add(0, self.owner[rows], missed) == 0
             for missed in (wrong, wrong * self.prefixed[rows])
         )
-        return nll, known, told, sure
+        return nll, known, argmax, sure
 
     def _kl(self, stream: Tensor, place: Tensor, like: Tensor) -> Tensor:
         """mu KL(p_edited || p_original) after the KL prompt, per fact."""

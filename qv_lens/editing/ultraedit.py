@@ -144,10 +144,10 @@ class UltraEdit:
         return [(layer, name) for layer in layers for name in self.parameters]
 
 
-def _together(one: dict[Key, Moments], other: dict[Key, Moments]) -> dict[Key, Moments]:
+def _together(first: dict[Key, Moments], second: dict[Key, Moments]) -> dict[Key, Moments]:
     """The moments of both, weight by weight."""
-    out = dict(one)
-    for key, moments in other.items():
+    out = dict(first)
+    for key, moments in second.items():
         out[key] = out[key].with_more(moments) if key in out else moments
     return out
 
@@ -173,15 +173,15 @@ def _rows(
             zeros = [tap.given for tap in tapped.values() if tap.given is not None]
             gradients = torch.autograd.grad(loss, zeros)
         losses += [[[loss.item()]]] * len(chunk)
-        asked = torch.zeros(gradients[0].shape[:2], dtype=torch.bool, device=lens.device)
+        predicting = torch.zeros(gradients[0].shape[:2], dtype=torch.bool, device=lens.device)
         for row, prompt in enumerate(prompts):
             if editor.tokens == "all":
-                asked[row, : len(prompt.row("answer"))] = True
+                predicting[row, : len(prompt.row("answer"))] = True
             else:
-                asked[row, list(prompt.positions("answer"))] = True
+                predicting[row, list(prompt.positions("answer"))] = True
         out.append(
             {
-                key: (tap.read[asked].double(), g[asked].double())
+                key: (tap.read[predicting].double(), g[predicting].double())
                 for (key, tap), g in zip(tapped.items(), gradients, strict=True)
                 if tap.read is not None
             }

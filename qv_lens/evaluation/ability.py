@@ -74,7 +74,7 @@ def ability(
             batch_size=batch_size,
         )
         try:
-            found = run(
+            results = run(
                 model=wrapped,
                 tasks=[task if isinstance(task, str) else dict(task) for task in tasks],
                 task_manager=index,
@@ -92,7 +92,7 @@ def ability(
                 f"lm-eval cannot read the questions of these tasks, which it downloads: {error}. "
                 "Ask where there is a network, or give a task of your own as a dictionary."
             ) from error
-    frame = _table(found)
+    frame = _table(results)
     frame.attrs.update(label)
     return frame
 
@@ -123,11 +123,11 @@ def _index(manager: Any, tasks: Sequence[Task]) -> Any:
     return index
 
 
-def _table(found: Mapping[str, Any]) -> pd.DataFrame:
+def _table(results: Mapping[str, Any]) -> pd.DataFrame:
     """lm-eval's results, whose keys are "metric,filter" and "metric_stderr,filter"."""
     rows = []
-    for task, values in found["results"].items():
-        questions = found["n-samples"].get(task, {}).get("effective")
+    for task, values in results["results"].items():
+        questions = results["n-samples"].get(task, {}).get("effective")
         for key, value in values.items():
             metric, _, sieve = key.partition(",")
             if not sieve or metric.endswith("_stderr"):

@@ -167,14 +167,14 @@ def _reaching(lens: Lens, chains: Sequence[Fact], threshold: np.ndarray) -> pd.D
     """The neurons whose scores reach their prompt's threshold. Best first, as many as it takes until
     each prompt has one below: with a real vocabulary to score all neurons takes many times
     longer."""
-    every, asked = lens.n_layers * lens.d_mlp, 2 * ACTIVATED
+    every, count = lens.n_layers * lens.d_mlp, 2 * ACTIVATED
     trace, least = lens.trace(list(chains)), threshold - ROUNDING * np.abs(threshold)
     while True:
-        frame = value_neurons(lens, trace, min(asked, every)).frame
+        frame = value_neurons(lens, trace, min(count, every)).frame
         reached = frame[frame["score"].to_numpy() >= least[frame["prompt"].to_numpy()]]
-        if asked >= every or reached.groupby("prompt").size().max() < asked:
+        if count >= every or reached.groupby("prompt").size().max() < count:
             return reached.reset_index(drop=True)
-        asked *= 2
+        count *= 2
 
 
 def by_layer(lens: Lens, frame: pd.DataFrame, prompts: int) -> pd.DataFrame:

@@ -54,17 +54,17 @@ def tell(lens: Lens, probes: Sequence[Asked], batch_size: int = 64) -> list[Prob
             [token for i in chunk for token in prompts[i].answer], device=lens.device
         )
         logp = log_probs(lens.answer_logits([prompts[i] for i in chunk]))
-        said, each = logp.argmax(-1).tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
+        tokens, each = logp.argmax(-1).tolist(), logp.gather(1, ids[:, None])[:, 0].tolist()
         for i in chunk:
             n = len(prompts[i].answer)
-            by_place[i] = ProbeAnswer(tuple(said[:n]), prompts[i].answer, sum(each[:n]) / n)
-            said, each = said[n:], each[n:]
+            by_place[i] = ProbeAnswer(tuple(tokens[:n]), prompts[i].answer, sum(each[:n]) / n)
+            tokens, each = tokens[n:], each[n:]
     return [by_place[i] for i in range(len(prompts))]
 
 
 def correct(lens: Lens, probes: Sequence[Asked]) -> list[bool]:
     """Whether each answer is the argmax at every one of its tokens."""
-    return [told.right for told in tell(lens, probes)]
+    return [answer.right for answer in tell(lens, probes)]
 
 
 def accuracy(lens: Lens, probes: Sequence[Asked]) -> float:
@@ -81,13 +81,15 @@ def look(
     """What a model says of every case, on the weights as they now are: to the `questions` whose
     groups begin so."""
     generation = generation or Generation()
-    asked = [questions(case, beginning) for case in cases]
+    groups_of = [questions(case, beginning) for case in cases]
     answers = iter(
-        tell(lens, [probe for groups in asked for probes in groups.values() for probe in probes])
+        tell(
+            lens, [probe for groups in groups_of for probes in groups.values() for probe in probes]
+        )
     )
     looks = [
         {name: tuple(next(answers) for _ in probes) for name, probes in groups.items()}
-        for groups in asked
+        for groups in groups_of
     ]
     texts: list[dict[str, tuple[str, ...]]] = [{} for _ in cases]
     for kind in generation.kinds:
@@ -96,19 +98,19 @@ def look(
         for tokens in sorted(set(lengths)):
             alike = [i for i, length in enumerate(lengths) if length == tokens]
             asked_now = [prompt for i in alike for prompt in prompts[i]]
-            said = iter(_continued(lens, asked_now, kind, tokens, generation))
+            continuations = iter(_continued(lens, asked_now, kind, tokens, generation))
             for i in alike:
-                texts[i][kind] = tuple(next(said) for _ in prompts[i])
-    return [CaseAnswers(groups, one) for groups, one in zip(looks, texts, strict=True)]
+                texts[i][kind] = tuple(next(continuations) for _ in prompts[i])
+    return [CaseAnswers(groups, written) for groups, written in zip(looks, texts, strict=True)]
 
 
-def answer_length(lens: Lens, asked: Asked | str, names: Sequence[str]) -> int:
+def answer_length(lens: Lens, question: Asked | str, names: Sequence[str]) -> int:
     """Tokens of a continuation that tell whether one of the names is there: the longest's, and one
     more to see where its last word ends. A name that cannot follow the prompt has none."""
     longest = 0
     for name in names:
         with contextlib.suppress(FactError):
-            longest = max(longest, len(lens.answer_ids(asked, name)))
+            longest = max(longest, len(lens.answer_ids(question, name)))
     return longest + 1
 
 
@@ -120,7 +122,7 @@ def _length(lens: Lens, case: Case, kind: str, generation: Generation) -> int:
         return generation.thought_tokens
     if kind.endswith("_whole"):
         return generation.whole_tokens
-    lengths = [answer_length(lens, asked, names) for asked, names in _wanted(case, kind)]
+    lengths = [answer_length(lens, question, names) for question, names in _wanted(case, kind)]
     return max([generation.answer_tokens, *lengths])
 
 
@@ -133,9 +135,9 @@ def _wanted(case: Case, kind: str) -> list[tuple[Asked | str, tuple[str, ...]]]:
         names = (case.answer, *case.aliases, case.new_answer, *case.new_aliases)
         return [(question, names) for question in case.questions]
     groups = ("onward_old", "onward_new") if kind == "onward" else (WRITTEN[kind],)
-    asked = questions(case)
+    probes = questions(case)
     return [
-        (probe, (probe.answer, *probe.aliases)) for name in groups for probe in asked.get(name, ())
+        (probe, (probe.answer, *probe.aliases)) for name in groups for probe in probes.get(name, ())
     ]
 
 
@@ -162,15 +164,15 @@ def _continued(
     return lens.generate(list(prompts), tokens, enough=answered if kind == "cot" else None)
 
 
-def greedy_answers(lens: Lens, asked: Sequence[Asked], *others: str, least: int = 8) -> list[str]:
+def greedy_answers(lens: Lens, prompts: Sequence[Asked], *others: str, least: int = 8) -> list[str]:
     """The greedy continuations of prompts, long enough for each one's answer and any of `others`;
     at least so many tokens."""
-    lengths = [answer_length(lens, each, (*_own_names(each), *others)) for each in asked]
-    return lens.generate([each.text for each in asked], max([least, *lengths]))
+    lengths = [answer_length(lens, each, (*_own_names(each), *others)) for each in prompts]
+    return lens.generate([each.text for each in prompts], max([least, *lengths]))
 
 
-def _own_names(asked: Asked) -> tuple[str, ...]:
-    return asked.answer, *asked.aliases
+def _own_names(question: Asked) -> tuple[str, ...]:
+    return question.answer, *question.aliases
 
 
 def first_sentences(lens: Lens, probes: Sequence[Asked], *others: str) -> list[str]:
@@ -188,8 +190,8 @@ def _first_sentence(text: str, names: Sequence[str]) -> str:
     within = {
         place
         for name in names
-        for found in re.finditer(re.escape(name), line)
-        for place in range(*found.span())
+        for match in re.finditer(re.escape(name), line)
+        for place in range(*match.span())
     }
-    stops = (found.start() for found in re.finditer(r"\.(?!\w)", line))
+    stops = (match.start() for match in re.finditer(r"\.(?!\w)", line))
     return line[: next((at for at in stops if at not in within), len(line))].strip()

@@ -54,25 +54,26 @@ def draw_cases(lens: Lens, file: str, count: int, seed: int = 0, known: bool = F
     what = (
         f"edits of facts that {lens.name} answers, chains in all their hops," if known else "edits"
     )
-    mine = of_seed(cases, count, seed, f"{file} holds {len(cases)} {what}")
-    return DrawnCases(mine, len(records.refused), passed)
+    drawn = of_seed(cases, count, seed, f"{file} holds {len(cases)} {what}")
+    return DrawnCases(drawn, len(records.refused), passed)
 
 
-def of_seed(found: Sequence[Found], count: int, seed: int, told: str) -> list[Found]:
-    """The `count` that belong to a seed. Raises `ConfigError`, which begins with what is `told`, for
+def of_seed(items: Sequence[Found], count: int, seed: int, beginning: str) -> list[Found]:
+    """The `count` that belong to a seed. Raises `ConfigError`, which starts with `beginning`, for
     too few."""
     upto = (seed + 1) * count
-    if len(found) <= upto - count:
+    if len(items) <= upto - count:
         raise ConfigError(
-            f"{told}, none of them for seed {seed}: each seed takes {count} others. Take a lower "
+            f"{beginning}, none of them for seed {seed}: each seed takes {count} others. Take a lower "
             "seed or a smaller count."
         )
-    mine = list(found[upto - count : upto])
-    if len(mine) < count:
+    drawn = list(items[upto - count : upto])
+    if len(drawn) < count:
         warnings.warn(
-            f"{told}: {len(mine)} of the {count} asked for are left for seed {seed}.", stacklevel=3
+            f"{beginning}: {len(drawn)} of the {count} asked for are left for seed {seed}.",
+            stacklevel=3,
         )
-    return mine
+    return drawn
 
 
 def first_known_cases(lens: Lens, cases: Sequence[Case], wanted: int) -> tuple[list[Case], int]:

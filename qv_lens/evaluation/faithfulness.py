@@ -262,10 +262,10 @@ def _check_origin(
     if not own.any():
         return
     texts, positions = neurons.settings.get("texts"), neurons.settings.get("positions")
-    asked = [prompt.text for prompt in prompts]
-    if texts is not None and list(texts)[: len(asked)] != asked:
+    wanted = [prompt.text for prompt in prompts]
+    if texts is not None and list(texts)[: len(wanted)] != wanted:
         raise ConfigError(
-            f"The ranking {name!r} was computed for {list(texts)[:2]!r}, asked are {asked[:2]!r}: "
+            f"The ranking {name!r} was computed for {list(texts)[:2]!r}, asked are {wanted[:2]!r}: "
             "rank these facts, in this order, or pass a ranking that serves every fact "
             "(over='set', or .union())."
         )

@@ -41,10 +41,10 @@ def bounds(metric: str) -> tuple[float, float]:
     return (0.0, inf) if metric in NOT_SHARES else SHARE
 
 
-def wilson(hits: float, asked: float) -> Interval:
-    """Of a share: `hits` of `asked`, both rounded to whole numbers. With `asked` 0, nothing is
+def wilson(hits: float, trials: float) -> Interval:
+    """Of a share: `hits` of `trials`, both rounded to whole numbers. With `trials` 0, nothing is
     known."""
-    count = round(asked)
+    count = round(trials)
     if count < 1:
         return UNKNOWN
     ends = stats.binomtest(min(round(hits), count), count).proportion_ci(LEVEL, method="wilson")

@@ -35,8 +35,8 @@ def looked_up(
     kept = _read(file)
     new = [fact for fact, name in zip(facts, names, strict=True) if name not in kept]
     if new:
-        told = dict(zip(map(_name, new), ask(new), strict=True))
-        kept = {**_read(file), **kept, **told}  # another process may have written meanwhile
+        fresh = dict(zip(map(_name, new), ask(new), strict=True))
+        kept = {**_read(file), **kept, **fresh}  # another process may have written meanwhile
         _write(file, kept)
     return [kept[name] for name in names]
 
@@ -46,22 +46,22 @@ def _file(lens: Lens) -> Path | None:
     state = None if folder is None else lens.bare_state
     if folder is None or state is None:
         return None
-    said = repr((state, str(lens.dtype), lens.device.type, versions(), RULE))
-    return folder / "known" / f"{hashlib.blake2b(said.encode(), digest_size=16).hexdigest()}.json"
+    key = repr((state, str(lens.dtype), lens.device.type, versions(), RULE))
+    return folder / "known" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
 
 
 def _name(fact: Fact) -> str:
-    said = repr((fact.text, fact.answer, fact.aliases, fact.space))
-    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+    key = repr((fact.text, fact.answer, fact.aliases, fact.space))
+    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
 
 
 def _read(file: Path) -> dict[str, bool]:
     """What is kept; nothing where the file is absent or damaged."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        table = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    items = found.items() if isinstance(found, dict) else ()
+    items = table.items() if isinstance(table, dict) else ()
     return {name: right for name, right in items if isinstance(right, bool)}
 
 

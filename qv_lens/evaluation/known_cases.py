@@ -115,15 +115,15 @@ def knows(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
 def first_known(lens: Lens, facts: Sequence[Fact], count: int) -> list[Fact]:
     """The first `count` of the facts that the model knows; all of them where there are fewer. Raises
     `ConfigError` where it knows none."""
-    found: list[Fact] = []
+    known: list[Fact] = []
     for i in range(0, len(facts), ASKED):
         chunk = facts[i : i + ASKED]
-        found += [fact for fact, right in zip(chunk, knows(lens, chunk), strict=True) if right]
-        if len(found) >= count:
-            return found[:count]
-    if not found:
+        known += [fact for fact, right in zip(chunk, knows(lens, chunk), strict=True) if right]
+        if len(known) >= count:
+            return known[:count]
+    if not known:
         raise ConfigError(f"{lens.name} knows the answer of none of {len(facts)} prompts.")
-    return found
+    return known
 
 
 def as_said(lens: Lens, facts: Sequence[Fact]) -> list[Fact]:
@@ -131,19 +131,19 @@ def as_said(lens: Lens, facts: Sequence[Fact]) -> list[Fact]:
     attributed is what the model says: of 'soccer', also called 'football', often the latter. Facts
     that it does not know stay as they are, and those of which it says a name with an article: its
     first token, " the", would tell nothing of the fact."""
-    found = list(facts)
-    several = [i for i, fact in enumerate(found) if fact.aliases]
+    result = list(facts)
+    several = [i for i, fact in enumerate(result) if fact.aliases]
     if not several:
-        return found
-    longest = max(answer_length(lens, found[i], _names(found[i])) for i in several)
-    texts = lens.generate([found[i] for i in several], longest, TOGETHER)
+        return result
+    longest = max(answer_length(lens, result[i], _names(result[i])) for i in several)
+    texts = lens.generate([result[i] for i in several], longest, TOGETHER)
     for i, text in zip(several, texts, strict=True):
-        names = _names(found[i])
+        names = _names(result[i])
         telling = [name for name in names if not name.lower().startswith("the ")]
-        said = next((name for name in telling if begins(text, [name])), names[0])
-        others = tuple(name for name in names if name != said)
-        found[i] = replace(found[i], answer=said, aliases=others)
-    return found
+        answer = next((name for name in telling if begins(text, [name])), names[0])
+        others = tuple(name for name in names if name != answer)
+        result[i] = replace(result[i], answer=answer, aliases=others)
+    return result
 
 
 def _asked(lens: Lens, facts: Sequence[Fact]) -> list[bool]:
@@ -172,11 +172,11 @@ def _names(fact: Fact) -> tuple[str, ...]:
 def _may_begin(token: str, fact: Fact) -> bool:
     """Whether a continuation that begins with this token can begin with the answer; a sign or a
     blank tells nothing."""
-    said = normalise(token)
-    if not any(letter.isalnum() for letter in said):
+    beginning = normalise(token)
+    if not any(letter.isalnum() for letter in beginning):
         return True
     names = [normalise(name) for name in _names(fact)]
-    return any(name.startswith(said) or said.startswith(name) for name in names)
+    return any(name.startswith(beginning) or beginning.startswith(name) for name in names)
 
 
 def known_facts(

@@ -82,21 +82,21 @@ def _entropy(words: Sequence[str], n: int) -> float:
 
 
 def _share(group: str) -> Metric:
-    return lambda case, now, before, edited: mean([told.share for told in now[group]])
+    return lambda case, now, before, edited: mean([answer.share for answer in now[group]])
 
 
 def _right(group: str) -> Metric:
-    return lambda case, now, before, edited: mean([told.right for told in now[group]])
+    return lambda case, now, before, edited: mean([answer.right for answer in now[group]])
 
 
 def _not_right(group: str) -> Metric:
-    return lambda case, now, before, edited: mean([not told.right for told in now[group]])
+    return lambda case, now, before, edited: mean([not answer.right for answer in now[group]])
 
 
 def _probability(group: str) -> Metric:
     """The answers' probabilities: products over their tokens."""
     return lambda case, now, before, edited: mean(
-        [exp(told.logprob * len(told.asked)) for told in now[group]]
+        [exp(answer.logprob * len(answer.asked)) for answer in now[group]]
     )
 
 
@@ -110,7 +110,7 @@ def _likelier(group: str, other: str) -> Metric:
 
 
 def _of_chain(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
-    return mean([told.right for told in now["onward_new" if edited else "onward_old"]])
+    return mean([answer.right for answer in now["onward_new" if edited else "onward_old"]])
 
 
 def _instance(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
@@ -128,8 +128,8 @@ def _same(now: Sequence[ProbeAnswer], before: Sequence[ProbeAnswer]) -> float:
     """Share of tokens whose argmax is what it was, the mean over the probes."""
     return mean(
         [
-            mean([a == b for a, b in zip(one.said, was.said, strict=True)])
-            for one, was in zip(now, before, strict=True)
+            mean([a == b for a, b in zip(answer.said, was.said, strict=True)])
+            for answer, was in zip(now, before, strict=True)
         ]
     )
 
@@ -161,8 +161,8 @@ def _exactly(text: str, accepted: Sequence[str]) -> bool:
 
 def _said(case: Case, now: CaseAnswers, kind: str) -> list[tuple[str, Probe]]:
     """The continuations of a kind, each with what was asked."""
-    asked = questions(case).get(WRITTEN[kind], ())
-    return list(zip(now.texts.get(kind, ()), asked, strict=False))
+    probes = questions(case).get(WRITTEN[kind], ())
+    return list(zip(now.texts.get(kind, ()), probes, strict=False))
 
 
 def _accepted(case: MultiHopCase, edited: bool) -> list[str]:
@@ -187,21 +187,21 @@ def _directly(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -
 
 def _onward(case: Case, before: CaseAnswers) -> list[int]:
     """Which multi-hop prompts the unedited model continued with the old answer."""
-    asked = questions(case).get("onward_old", ())
-    said = zip(before.texts.get("onward", ()), asked, strict=False)
-    return [i for i, (text, old) in enumerate(said) if begins(text, [old.answer, *old.aliases])]
+    probes = questions(case).get("onward_old", ())
+    answered = zip(before.texts.get("onward", ()), probes, strict=False)
+    return [i for i, (text, old) in enumerate(answered) if begins(text, [old.answer, *old.aliases])]
 
 
 def _hopped(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
-    asked = questions(case).get("onward_new" if edited else "onward_old", ())
+    probes = questions(case).get("onward_new" if edited else "onward_old", ())
     texts = now.texts.get("onward", ())
     known = [i for i in _onward(case, before) if i < len(texts)]
-    return mean([begins(texts[i], [asked[i].answer, *asked[i].aliases]) for i in known])
+    return mean([begins(texts[i], [probes[i].answer, *probes[i].aliases]) for i in known])
 
 
 def _hops_known(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
-    asked = before.texts.get("onward", ())
-    return len(_onward(case, before)) / len(asked) if asked else nan
+    probes = before.texts.get("onward", ())
+    return len(_onward(case, before)) / len(probes) if probes else nan
 
 
 def _fluency(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:

@@ -27,8 +27,8 @@ def perplexity(lens: Lens, texts: Sequence[str]) -> float:
     if every is None:
         raise ConfigError(f"perplexity takes several texts, [text, ...], got {texts!r:.60}.")
     longest = min(LONGEST, lens.backend_adapter.cfg.n_ctx)
-    said = [text for text in every if not isinstance(text, str) or text.strip()]
-    rows = [list(prompt.ids)[:longest] for prompt in lens.tokenize(said)] if said else []
+    filled = [text for text in every if not isinstance(text, str) or text.strip()]
+    rows = [list(prompt.ids)[:longest] for prompt in lens.tokenize(filled)] if filled else []
     rows = sorted((row for row in rows if len(row) > 1), key=len)
     if not rows:
         raise ConfigError("There is no text to measure perplexity on: each has at most one token.")

@@ -135,18 +135,18 @@ def _of_requests(case: Case) -> dict[str, list[Probe]]:
     }
     for request, others in zip(case.requests, _aliases(case), strict=True):
         fact = request.fact
-        asked: Sequence[Asked] = (
+        prompts: Sequence[Asked] = (
             case.paraphrases
             if isinstance(case, EditCase)
             else [fact.with_prompt(prompt) for prompt in fact.paraphrases]
         )
         groups["rewrite_new"].append(Probe(fact.text, request.new, others, fact.space))
-        for prompt in asked:
+        for prompt in prompts:
             groups["paraphrase_new"].append(Probe(prompt.text, request.new, others, prompt.space))
         if fact.answer == UNKNOWN:
             continue
         groups["rewrite_old"].append(Probe(fact.text, fact.answer, space=fact.space))
-        for prompt in asked:
+        for prompt in prompts:
             groups["paraphrase_old"].append(Probe(prompt.text, fact.answer, space=prompt.space))
     return groups
 
@@ -219,8 +219,8 @@ def _aliases(case: Case) -> list[tuple[str, ...]]:
     return [()] * len(case.requests)
 
 
-def _probe(asked: Asked) -> Probe:
-    return Probe(asked.text, asked.answer, asked.aliases, asked.space)
+def _probe(question: Asked) -> Probe:
+    return Probe(question.text, question.answer, question.aliases, question.space)
 
 
 def _hop(hop: Hop) -> Probe:

@@ -120,40 +120,42 @@ def sequence(
     room = Path(folder)
     wanted = sorted({at for at in checkpoints if at <= len(cases)} | {len(cases)})
     key = _key(lens, cases, editor, metrics, wanted, batch, sample, held_out, seed, statistics)
-    done = _resumed(room, key)
+    progress = _resumed(room, key)
     groups = groups_of(metrics)
     templates, factored = contexts(lens, seed, style_of(editor)), Factored(statistics)
-    patches = [] if done.patch is None else [Patch.load(room / done.patch)]
-    if done.done == 0 and not done.rows and held_out:
-        done.rows.append([0, "model", "perplexity", *[perplexity(lens, held_out)] * 2, 1])
+    patches = [] if progress.patch is None else [Patch.load(room / progress.patch)]
+    if progress.done == 0 and not progress.rows and held_out:
+        progress.rows.append([0, "model", "perplexity", *[perplexity(lens, held_out)] * 2, 1])
     with progress_bar(of=type(editor).__name__, unit="edit", total=len(cases)) as bar:
-        bar.update(done.done)
-        while done.done < len(cases):
-            before = done.done
+        bar.update(progress.done)
+        while progress.done < len(cases):
+            before = progress.done
             stop = min(before + batch, next(at for at in wanted if at > before))
             batch_of = range(before, stop)
-            asked = [at for at in batch_of if unreadable(lens, cases[at], groups) is None]
+            readable = [at for at in batch_of if unreadable(lens, cases[at], groups) is None]
             start = time.perf_counter()
             made, refused = _edited(
-                lens, [cases[at] for at in asked], patches, editor, statistics=statistics,
+                lens, [cases[at] for at in readable], patches, editor, statistics=statistics,
                 templates=templates, seed=seed, factored=factored,
             )  # fmt: skip
-            done.seconds += time.perf_counter() - start
-            out = {*batch_of} - {*asked} | {asked[place] for place in refused}
-            done.refused += sorted(out)
+            progress.seconds += time.perf_counter() - start
+            out = {*batch_of} - {*readable} | {readable[place] for place in refused}
+            progress.refused += sorted(out)
             if made:
                 patches = [total([*patches, *made])]
-            done.done = stop
+            progress.done = stop
             bar.update(stop - before)
-            if done.done in wanted:
-                done.rows += _asked(lens, cases, done, patches, metrics, sample, held_out, seed)
+            if progress.done in wanted:
+                progress.rows += _asked(
+                    lens, cases, progress, patches, metrics, sample, held_out, seed
+                )
                 logger.info(
                     "%s: %d of %d edits, %.1f s each",
-                    type(editor).__name__, done.done, len(cases), done.seconds / done.done,
+                    type(editor).__name__, progress.done, len(cases), progress.seconds / progress.done,
                 )  # fmt: skip
-            if done.done in wanted or stop // save_every > before // save_every:
-                _save(room, done, patches)
-    frame = pd.DataFrame(done.rows, columns=list(COLUMNS))
+            if progress.done in wanted or stop // save_every > before // save_every:
+                _save(room, progress, patches)
+    frame = pd.DataFrame(progress.rows, columns=list(COLUMNS))
     frame.attrs.update({**lens.label, "editor": repr(editor), "seed": seed})
     return frame
 
@@ -179,18 +181,18 @@ def _edited(
     return made, refused
 
 
-def _key(lens: Lens, *asked: object) -> str:
+def _key(lens: Lens, *settings: object) -> str:
     """What a sequence is about: the weights, the cases, the editor and every setting."""
-    cases, *others, statistics = asked
+    cases, *others, statistics = settings
     source = None if statistics is None else statistics.source  # pyright: ignore[reportAttributeAccessIssue]
-    said = repr((lens.state(), list(cases), *others, source))  # pyright: ignore[reportArgumentType]
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    key = repr((lens.state(), list(cases), *others, source))  # pyright: ignore[reportArgumentType]
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 def _resumed(room: Path, key: str) -> _Progress:
     """What the folder holds. Raises `ConfigError` for another sequence, a damaged one, or a file."""
     try:
-        found = _Progress(**json.loads((room / RECORD).read_text(encoding="utf-8")))
+        progress = _Progress(**json.loads((room / RECORD).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return _Progress(key, 0, 0.0, [], [])
     except (OSError, ValueError, TypeError) as error:
@@ -198,33 +200,33 @@ def _resumed(room: Path, key: str) -> _Progress:
             f"{room / RECORD} is no progress of edits in a row: {error}. Remove it, or name another "
             "folder; nothing was changed."
         ) from error
-    if found.key != key:
+    if progress.key != key:
         raise ConfigError(
             f"{room} holds another sequence (other weights, cases, editor or settings). Name "
             "another folder, or remove it."
         )
-    found.rows = [[nan if value is None else value for value in row] for row in found.rows]
-    return found
+    progress.rows = [[nan if value is None else value for value in row] for row in progress.rows]
+    return progress
 
 
-def _save(room: Path, done: _Progress, patches: Sequence[Patch]) -> None:
+def _save(room: Path, progress: _Progress, patches: Sequence[Patch]) -> None:
     """The patch first, then the record that names it; what it replaces goes last."""
-    before = done.patch
+    before = progress.patch
     for patch in patches:  # one, or none
-        done.patch = f"patch-{done.done}"
-        shutil.rmtree(room / done.patch, ignore_errors=True)  # what a killed process left
-        patch.save(room / done.patch)
-    rows = [[None if value != value else value for value in row] for row in done.rows]
+        progress.patch = f"patch-{progress.done}"
+        shutil.rmtree(room / progress.patch, ignore_errors=True)  # what a killed process left
+        patch.save(room / progress.patch)
+    rows = [[None if value != value else value for value in row] for row in progress.rows]
     with whole(room / RECORD) as file:
-        file.write_text(json.dumps(replace(done, rows=rows).__dict__), encoding="utf-8")
-    if before is not None and before != done.patch:
+        file.write_text(json.dumps(replace(progress, rows=rows).__dict__), encoding="utf-8")
+    if before is not None and before != progress.patch:
         shutil.rmtree(room / before, ignore_errors=True)
 
 
 def _asked(
     lens: Lens,
     cases: Sequence[EditCase],
-    done: _Progress,
+    progress: _Progress,
     patches: Sequence[Patch],
     metrics: Sequence[str],
     sample: int,
@@ -232,22 +234,22 @@ def _asked(
     seed: int,
 ) -> list[list[Any]]:
     """The rows of one checkpoint."""
-    step = done.done
-    every = [place for place in range(step) if place not in set(done.refused)]
+    step = progress.done
+    every = [place for place in range(step) if place not in set(progress.refused)]
     drawn = random.Random(f"{seed}:{step}").sample(every, min(sample, len(every)))
     members = {"newest": every[-sample:], "first": every[:sample], "drawn": sorted(drawn)}
-    asked = sorted(set().union(*members.values()))
-    about = [cases[i] for i in asked]
+    places = sorted(set().union(*members.values()))
+    about = [cases[i] for i in places]
     generation, groups = continued(None, metrics, seed), groups_of(metrics)
     before = look(lens, about, generation, groups)
     with lens.patched(*patches):
         now = look(lens, about, generation, groups)
         surprised = perplexity(lens, held_out) if held_out else nan
     values = {}
-    for i, case, was, told in zip(asked, about, before, now, strict=True):
+    for i, case, was, after in zip(places, about, before, now, strict=True):
         values[i] = (
             measured(case, metrics, was, was, False),
-            measured(case, metrics, told, was, True),
+            measured(case, metrics, after, was, True),
         )
     rows: list[list[Any]] = []
     for group, index in members.items():
@@ -261,10 +263,10 @@ def _asked(
             rows.append([step, group, metric, *pairs.mean().tolist(), asked_of])
     own = {
         "relative_norm": (0.0, largest(lens, patches)),
-        "seconds": (nan, done.seconds / step),
-        "refused": (0, len(done.refused)),
+        "seconds": (nan, progress.seconds / step),
+        "refused": (0, len(progress.refused)),
     }
     if held_out:
-        clean = next(row[4] for row in done.rows if row[2] == "perplexity")
+        clean = next(row[4] for row in progress.rows if row[2] == "perplexity")
         own["perplexity"] = (clean, surprised)
     return [*rows, *([step, "model", name, *pair, 1] for name, pair in own.items())]

@@ -265,8 +265,8 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
     request = fact.to(new)
     near = neighbours(request, others, rng)
     probes = onward(fact, new)
-    asked = tuple(rng.sample(probes, min(PROBES, len(probes))))
-    reasoning = tuple(after for _, after in asked)
+    chosen = tuple(rng.sample(probes, min(PROBES, len(probes))))
+    reasoning = tuple(after for _, after in chosen)
     besides = tuple(
         Probe(other.text, other.answer, other.aliases) for other in about(fact)[:PROBES]
     )
@@ -274,7 +274,7 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
         request=request,
         paraphrases=tuple(fact.with_prompt(prompt) for prompt in fact.paraphrases),
         neighbours=near,
-        onward=asked,
+        onward=chosen,
         portability=(("Reasoning", reasoning),) if reasoning else (),
         locality=(("Relation_Specificity", besides),) if besides else (),
         generation=(fact.text, f"{_in_front(fact.subject)} is"),
@@ -285,8 +285,8 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
 def false_answers(fact: Fact) -> list[str]:
     """The answers of other subjects of the relation that are not accepted for this one, sorted."""
     true = {normalise(name) for name in (fact.answer, *fact.aliases)}
-    told = _answers(fact.relation)
-    return [answer for answer, normal in told.items() if normal not in true]
+    answers = _answers(fact.relation)
+    return [answer for answer, normal in answers.items() if normal not in true]
 
 
 @cache
@@ -299,8 +299,8 @@ def _answers(relation: str | None) -> dict[str, str]:
 def second_about(second: Fact, bridge: str) -> Fact | None:
     """The fact of the same relation about another bridge; None where there is none, or it is asked
     in other words: a kingdom has no president to ask about."""
-    found = _onward().get((second.relation or "", bare(bridge)))
-    return found if found is not None and found.prompt == second.prompt else None
+    fact = _onward().get((second.relation or "", bare(bridge)))
+    return fact if fact is not None and fact.prompt == second.prompt else None
 
 
 def names_of(answer: str) -> tuple[str, ...]:

@@ -75,14 +75,14 @@ def _parsed(
     kind = recognised(records, source) if format is None else format
     if kind not in READERS:
         raise unknown("Format", kind, READERS, error=FactError)
-    found, refused = [], []
+    items, refused = [], []
     for number, record in enumerate(records):
         try:
             if isinstance(record, FactError):
                 raise record
             if not isinstance(record, dict):
                 raise FactError(f"it is a {type(record).__name__}, not a dictionary")
-            found.append(READERS[kind](record))
+            items.append(READERS[kind](record))
         except KeyError as error:
             refused.append((number, str(error.args[0]), "missing"))
         except RefusedError as error:
@@ -105,8 +105,8 @@ def _parsed(
             f"{source}, {line}record {number} (of {len(records)}, read as {kind}), {what}. "
             f"{len(refused)} are refused; skip=True reads the others and lists these."
         )
-    cases = tuple(item for item in found if not isinstance(item, Fact))
-    return ReadResult(kind, cases, tuple(item for item in found if isinstance(item, Fact)), table)
+    cases = tuple(item for item in items if not isinstance(item, Fact))
+    return ReadResult(kind, cases, tuple(item for item in items if isinstance(item, Fact)), table)
 
 
 def plain_facts(path: str | Path) -> list[Fact]:
@@ -201,10 +201,10 @@ def uncontaminated(case: MultiHopCase, edits: Iterable[EditRequest]) -> list[Edi
 def contaminated(cases: Sequence[Case]) -> list[int]:
     """Which cases have a step on their right path that an edit of another case answers differently:
     once all are edited, the right answer to their questions is another one."""
-    told: dict[tuple[str | None, str | None], list[tuple[int, str]]] = {}
+    edits_of: dict[tuple[str | None, str | None], list[tuple[int, str]]] = {}
     for i, case in enumerate(cases):
         for edit in case.requests:
-            told.setdefault((edit.fact.subject, edit.fact.relation), []).append((i, edit.new))
+            edits_of.setdefault((edit.fact.subject, edit.fact.relation), []).append((i, edit.new))
     return [
         i
         for i, case in enumerate(cases)
@@ -212,7 +212,7 @@ def contaminated(cases: Sequence[Case]) -> list[int]:
         and any(
             other != i and new not in names
             for step, names in _right_path(case).items()
-            for other, new in told.get(step, ())
+            for other, new in edits_of.get(step, ())
         )
     ]
 

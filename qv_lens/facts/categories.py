@@ -36,7 +36,7 @@ def labelled(questions: Sequence[str], ask: Callable[[str], str]) -> list[tuple[
 
     Raises `FactError` for a reply that is not "Main|Sub".
     """
-    found = []
+    labels = []
     for question in questions:
         prompt = (
             "Please analyze the type of the following question and return two categories strictly "
@@ -46,5 +46,5 @@ def labelled(questions: Sequence[str], ask: Callable[[str], str]) -> list[tuple[
         main, bar, sub = ask(prompt).strip().partition("|")
         if not bar or not main.strip() or not sub.strip():
             raise FactError(f"The labeller's reply to {question!r} is not 'Main|Sub'.")
-        found.append((main.strip(), sub.strip()))
-    return found
+        labels.append((main.strip(), sub.strip()))
+    return labels

@@ -33,9 +33,9 @@ def chain_case(chain: Chain, seed: int = 0, case_id: int = 0) -> MultiHopCase | 
     Raises `FactError` for a fact whose relation is not one of the atlas."""
     rng = random.Random(f"{seed} {chain.cloze}")
     for edited in rng.sample(EDITED, len(EDITED)):
-        found = list(_rewritten(chain, edited))
-        if found:
-            first, second, answer = rng.choice(found)
+        rewritten = list(_rewritten(chain, edited))
+        if rewritten:
+            first, second, answer = rng.choice(rewritten)
             return _case(chain, edited, first, second, answer, case_id)
     return None
 
@@ -46,8 +46,8 @@ def _rewritten(chain: Chain, edited: tuple[int, ...]) -> Iterator[tuple[str, Fac
     before = _folded(chain.second.answer, *chain.second.aliases)
     bridges = [(chain.first.answer, chain.second)]
     if 0 in edited:
-        told = [(new, second_about(chain.second, new)) for new in false_answers(chain.first)]
-        bridges = [(new, second) for new, second in told if second is not None]
+        candidates = [(new, second_about(chain.second, new)) for new in false_answers(chain.first)]
+        bridges = [(new, second) for new, second in candidates if second is not None]
     for first, second in bridges:
         for answer in false_answers(second) if 1 in edited else [second.answer]:
             if not before & _folded(answer, *_aliases(second, answer)):

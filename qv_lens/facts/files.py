@@ -53,7 +53,7 @@ def read_records(path: Path) -> tuple[list[Any], Where]:
         if suffix in TABLES:
             return _of_table(text, suffix)
         listed = suffix not in JSON_LINES or text.lstrip()[:1] == "["
-        found = _whole(text, suffix) if listed else None
+        records = _whole(text, suffix) if listed else None
     except OSError as error:
         raise FactError(f"Cannot read facts from {path}: {error}.") from error
     except UnicodeDecodeError as error:
@@ -64,19 +64,19 @@ def read_records(path: Path) -> tuple[list[Any], Where]:
             f"{path} is no {kind}: {error}. Facts and edits come as a JSON list, as JSON lines "
             "(.jsonl), as parquet or as a table (.csv, .tsv)."
         ) from error
-    if found is None:
+    if records is None:
         return _of_lines(text)
-    if isinstance(found, dict) and found:
-        found = [found]
-    if isinstance(found, FactError):
-        raise FactError(f"{path}, record 0: {found}.")
-    if found == []:
+    if isinstance(records, dict) and records:
+        records = [records]
+    if isinstance(records, FactError):
+        raise FactError(f"{path}, record 0: {records}.")
+    if records == []:
         raise FactError(f"{path} holds an empty list: there are no records in it.")
-    if not isinstance(found, list):
+    if not isinstance(records, list):
         raise FactError(
             f'{path} holds no JSON list of records. Facts are [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
         )
-    return [plain(record) for record in found], lambda: _lines(text)
+    return [plain(record) for record in records], lambda: _lines(text)
 
 
 def _whole(text: str, suffix: str) -> Any:

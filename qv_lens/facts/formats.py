@@ -154,12 +154,12 @@ def leading_to(fact: Fact, hops: tuple[Hop, ...], hop: int) -> tuple[str, ...]:
         (r"Who ((?!is |are |was |were ).+)\?", "the one who ", before.question),
     )
     for form, start, text in forms:
-        if found := re.fullmatch(form, text):
-            phrase = start + found[1]
+        if match := re.fullmatch(form, text):
+            phrase = start + match[1]
             if re.search(r"(?:^|\s)the \{\}", fact.prompt, re.IGNORECASE):
                 phrase = phrase.removeprefix("the ")
-            asked = fact.prompt.replace("{}", phrase)
-            return (asked[0].upper() + asked[1:],)
+            question = fact.prompt.replace("{}", phrase)
+            return (question[0].upper() + question[1:],)
     return ()
 
 
@@ -211,13 +211,13 @@ def _by_object(record: Record) -> list[int]:
     """Which hop each edit belongs to, by its new object: of several hops with that answer the first
     about the edit's subject, else the first; no hop twice."""
     hops, answers = record["new_single_hops"], _new_answers(record)
-    found: list[int] = []
+    places: list[int] = []
     for rewrite in _rewrites(record):
         name, subject = _object(rewrite, "target_new"), str(rewrite.get("subject", ""))
-        alike = [i for i, given in enumerate(answers) if given == name and i not in found]
+        alike = [i for i, answer in enumerate(answers) if answer == name and i not in places]
         about = [i for i in alike if subject in str(hops[i].get("cloze", ""))]
-        found += (about or alike)[:1]
-    return found
+        places += (about or alike)[:1]
+    return places
 
 
 def _origin(record: Record) -> Record:
@@ -442,14 +442,14 @@ def _groups(record: Record, field: str) -> Groups:
     probe without an answer."""
     groups = {}
     for name, probes in _table(record.get(field) or {}, field).items():
-        asked = [_table(probe, field) for probe in _list(probes or [], field)]
-        told = [
+        probes_read = [_table(probe, field) for probe in _list(probes or [], field)]
+        pairs = [
             (_text(p["prompt"], field) if p["prompt"] else "", _flattened(p["ground_truth"], field))
-            for p in asked
+            for p in probes_read
         ]
         made = tuple(
             Probe(text, answers[0], tuple(answers[1:]))
-            for text, answers in told
+            for text, answers in pairs
             if text and answers
         )
         if made:
@@ -588,12 +588,12 @@ def _filled(
         return Fact(text, name, _text(answer, "answer"), relation, aliases=aliases)
     if place is None:
         inside = places(text, name)
-        found = (
+        fault = (
             "does not hold the subject"
             if not inside
             else f"holds, only inside {word_around(text, *inside[0])!r}, the subject"
         )
-        raise RefusedError(field, f"{text!r} {found} {name!r}: write {{}} where the subject goes")
+        raise RefusedError(field, f"{text!r} {fault} {name!r}: write {{}} where the subject goes")
     start, stop = place
     return Fact(
         text[:start] + "{}" + text[stop:],

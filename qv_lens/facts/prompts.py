@@ -79,8 +79,8 @@ def cot_prompt(question: str, blocks: Sequence[str] = ()) -> str:
 
 def parse_answer(continuation: str) -> str | None:
     """The text after the first "Answer:" up to the end of the line; None where there is none."""
-    _, found, rest = continuation.partition("Answer:")
-    return rest.split("\n", 1)[0].strip() if found else None
+    _, mark, rest = continuation.partition("Answer:")
+    return rest.split("\n", 1)[0].strip() if mark else None
 
 
 def answered(continuation: str) -> bool:
@@ -140,15 +140,15 @@ def matches(text: str | None, accepted: Iterable[str]) -> bool:
 def begins(text: str, accepted: Iterable[str]) -> bool:
     """Whether a continuation begins with one of the answers, and the answer ends there: "C++" is
     not "C", 20.5 not 20."""
-    said = normalise(text)
+    plain = normalise(text)
     for answer in accepted:
         wanted = normalise(answer)
         end = len(wanted)
         if (
             wanted
-            and said.startswith(wanted)
-            and word_ends(said, end)
-            and not sign_follows(said, end)
+            and plain.startswith(wanted)
+            and word_ends(plain, end)
+            and not sign_follows(plain, end)
         ):
             return True
     return False
@@ -162,13 +162,13 @@ def one_line(text: str) -> str:
 def contains(text: str, accepted: Iterable[str]) -> bool:
     """Whether a continuation holds one of the answers somewhere, as words of its own: "C++" holds no
     "C", "it is -5" no "5"."""
-    said = normalise(text)
+    plain = normalise(text)
     wanted = [normalise(answer) for answer in accepted]
     return any(
-        not sign_follows(said, stop) and not _sign_ahead(said, start)
+        not sign_follows(plain, stop) and not _sign_ahead(plain, start)
         for answer in wanted
         if answer
-        for start, stop in word_places(said, answer)
+        for start, stop in word_places(plain, answer)
     )
 
 

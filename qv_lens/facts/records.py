@@ -21,12 +21,12 @@ class _Record:
     """A record is written as it would be made: what has its default is left out."""
 
     def __repr__(self) -> str:
-        said = (
+        parts = (
             f"{field.name}={getattr(self, field.name)!r}"
             for field in fields(self)  # pyright: ignore[reportArgumentType]
             if field.default is MISSING or getattr(self, field.name) != field.default
         )
-        return f"{type(self).__name__}({', '.join(said)})"
+        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -338,51 +338,51 @@ def check_space(what: str, value: object) -> None:
 def _records(what: str, values: object, kind: type[_R], example: str) -> tuple[_R, ...]:
     """The values, read once. Raises `FactError` for anything but a sequence of records of a
     kind."""
-    found = several(values)
-    if found is None or not all(isinstance(value, kind) for value in found):
+    records = several(values)
+    if records is None or not all(isinstance(value, kind) for value in records):
         raise FactError(f"{what} are {kind.__name__}s, [{example}, ...], got {values!r:.80}.")
-    return found
+    return records
 
 
 def _asked(what: str, values: object) -> tuple[Asked, ...]:
     """The values, read once. Raises `FactError` unless they are a sequence of prompts with
     answers."""
-    found = several(values)
-    if found is None:
+    items = several(values)
+    if items is None:
         raise FactError(f"{what} must be a sequence of facts or probes, got {values!r:.80}.")
-    for value in found:
+    for value in items:
         if not hasattr(value, "answer") or not hasattr(value, "text"):
             raise FactError(
                 f"{what} must be facts, qv.Fact(prompt, subject, answer), got {value!r:.80}."
             )
-    return found
+    return items
 
 
 def _pairs(what: str, pairs: object) -> tuple[tuple[Asked, Asked], ...]:
     """The pairs, read once. Raises `FactError` unless each is a prompt with its answer before and
     one with its answer after."""
-    found = several(pairs)
-    asked = [several(pair) or () for pair in found] if found is not None else [()]
-    if any(len(pair) != 2 for pair in asked):
+    items = several(pairs)
+    split = [several(pair) or () for pair in items] if items is not None else [()]
+    if any(len(pair) != 2 for pair in split):
         raise FactError(
             f"{what} are pairs of probes, one with the answer before the edit and one with that "
             f"after it, [(probe, probe), ...], got {pairs!r:.80}."
         )
-    return tuple(_asked(what, pair) for pair in asked)  # pyright: ignore[reportReturnType]
+    return tuple(_asked(what, pair) for pair in split)  # pyright: ignore[reportReturnType]
 
 
 def _groups(what: str, groups: object) -> Groups:
     """The groups, read once. Raises `FactError` for anything but pairs of a name and what is
     asked."""
-    pairs, found = several(groups), []
+    pairs, checked = several(groups), []
     for pair in (groups,) if pairs is None else pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
             raise FactError(
                 f"{what} are pairs of a name and probes, [('Reasoning', [probe, ...])], got "
                 f"{pair!r:.80}."
             )
-        found.append((pair[0], _asked(f"{what}, {pair[0]},", pair[1])))
-    return tuple(found)
+        checked.append((pair[0], _asked(f"{what}, {pair[0]},", pair[1])))
+    return tuple(checked)
 
 
 def _texts(what: str, values: object) -> tuple[str, ...]:

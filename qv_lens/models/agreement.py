@@ -51,15 +51,15 @@ def rotary_base(config: Any) -> float | None:
     """The base of a model's rotary positions, where its config names a single one."""
     table = getattr(config, "rope_parameters", None)
     named = table.get("rope_theta") if isinstance(table, Mapping) else None
-    found = getattr(config, "rope_theta", None) if named is None else named
-    return None if found is None else float(found)
+    base = getattr(config, "rope_theta", None) if named is None else named
+    return None if base is None else float(base)
 
 
 def rotary_bases(config: Any) -> set[float]:
     """The bases of a model's rotary positions, also where each kind of layer has its own."""
-    one = rotary_base(config)
+    base = rotary_base(config)
     tables = [table for table in _tables(config) if "rope_theta" in table]
-    return {float(table["rope_theta"]) for table in tables} if one is None else {one}
+    return {float(table["rope_theta"]) for table in tables} if base is None else {base}
 
 
 def short_context(config: Any) -> int | None:

@@ -35,7 +35,7 @@ def logp_with_each(
     stream = lens.stream([prompt.ids], layer)
     past = lens.past((layer, stream), torch.tensor([position])) if position else None
     first = 0 if past is None else position
-    site, found = lens.backend_adapter.coefficient(layer), []
+    site, parts = lens.backend_adapter.coefficient(layer), []
     for some in torch.arange(len(neurons), device=neurons.device).split(TOGETHER):
         copies = torch.zeros(len(some), dtype=torch.long, device=lens.device)
         index = torch.arange(len(some), device=lens.device), neurons[some].to(lens.device)
@@ -55,5 +55,5 @@ def logp_with_each(
             last=[prompt.last - first] * len(some),
         )
         logp = log_probs(lens.read_out(final[:, -1]))
-        found.append(logp if tokens is None else logp[:, tokens])
-    return torch.cat(found)
+        parts.append(logp if tokens is None else logp[:, tokens])
+    return torch.cat(parts)

@@ -359,11 +359,11 @@ class Backend:
         """All that the model computes with, in one order on both hooked classes: matrices, biases
         and norms layer by layer, then what lies before and after the layers. A bias of zeros is
         none, since a hooked class may make it up."""
-        found: list[Tensor | None] = []
+        weights: list[Tensor | None] = []
         for layer in range(self.n_layers):
-            found += [self.w_out(layer), self.w_in(layer), self.w_gate(layer), self.w_o(layer)]
-            found += [read(layer, which) for read in (self.w_qkv, self.b_qkv) for which in "QKV"]
-            found += [
+            weights += [self.w_out(layer), self.w_in(layer), self.w_gate(layer), self.w_o(layer)]
+            weights += [read(layer, which) for read in (self.w_qkv, self.b_qkv) for which in "QKV"]
+            weights += [
                 self.b_in(layer),
                 self.b_gate(layer),
                 self.stored_b_out(layer),
@@ -377,11 +377,13 @@ class Backend:
                 for norm in (getattr(attn, "q_norm", None), getattr(attn, "k_norm", None))
                 if norm is not None
             ]
-            found += [part for norm in norms if norm is not None for part in (norm.gain, norm.bias)]
+            weights += [
+                part for norm in norms if norm is not None for part in (norm.gain, norm.bias)
+            ]
         final = self.norm(None)
-        found += [self.embedding(), *self._beside_embedding()]
-        found += [final.gain, final.bias, *self.unembed()]
-        return (weight for weight in found if weight is not None and weight.any())
+        weights += [self.embedding(), *self._beside_embedding()]
+        weights += [final.gain, final.bias, *self.unembed()]
+        return (weight for weight in weights if weight is not None and weight.any())
 
     def _beside_embedding(self) -> Iterator[Tensor | None]:
         """Positions that are added to the tokens, as far as they are read, and the norm behind the
@@ -565,12 +567,12 @@ class Backend:
         on (HookedTransformer)."""
         layer, stream = start
         longest = int(first.max())
-        found = {
+        entries = {
             i: Entry.init_cache_entry(self.cfg, self.device, len(stream))
             for i in range(layer, self.n_layers)
         }
         self.model(
-            stream[:, : longest + 1], start_at_layer=layer, past_kv_cache=found, return_type=None
+            stream[:, : longest + 1], start_at_layer=layer, past_kv_cache=entries, return_type=None
         )
         at = torch.arange(longest, device=first.device) - (longest - first)[:, None]
         rows = torch.arange(len(first), device=first.device)[:, None]
@@ -579,7 +581,7 @@ class Backend:
             at >= 0,
             {
                 i: Entry(e.past_keys[index], e.past_values[index], frozen=True)
-                for i, e in found.items()
+                for i, e in entries.items()
             },
         )
 

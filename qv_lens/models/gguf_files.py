@@ -38,10 +38,10 @@ def left_out(file: Path, hf: Any, tokenizer: Any, prepend_bos: bool = False) -> 
 
     reader = GGUFReader(file)
     family = reader.fields["general.architecture"].contents()
-    said = _under(f"{family}.", reader)
+    fields = _under(f"{family}.", reader)
     return [
-        *_rotary(said, hf.config),
-        *_others(said, hf.config),
+        *_rotary(fields, hf.config),
+        *_others(fields, hf.config),
         *_in_front(_under("tokenizer.ggml.", reader), tokenizer, prepend_bos),
         *_tensors(reader, family, hf),
     ]
@@ -53,18 +53,22 @@ def _under(prefix: str, reader: Any) -> dict[str, Any]:
     return {name.removeprefix(prefix): field.contents() for name, field in fields.items()}
 
 
-def _rotary(said: Mapping[str, Any], config: Any) -> list[str]:
+def _rotary(fields: Mapping[str, Any], config: Any) -> list[str]:
     """What of its rotary positions is left out: the scaling, the base, how many dimensions turn."""
     reasons = []
-    kind = str(said.get("rope.scaling.type", "none"))
-    if "rope.scale_linear" in said and said["rope.scale_linear"] != 1:  # of older files
+    kind = str(fields.get("rope.scaling.type", "none"))
+    if "rope.scale_linear" in fields and fields["rope.scale_linear"] != 1:  # of older files
         kind = "linear"
     if kind != "none" and kind not in rotary_kinds(config):
         reasons.append(f"the {kind} scaling of its rotary positions")
-    base, bases = said.get("rope.freq_base"), rotary_bases(config)
-    if base is not None and bases and not any(isclose(base, one, rel_tol=1e-5) for one in bases):
+    base, bases = fields.get("rope.freq_base"), rotary_bases(config)
+    if (
+        base is not None
+        and bases
+        and not any(isclose(base, known_base, rel_tol=1e-5) for known_base in bases)
+    ):
         reasons.append(f"the base {base:g} of its rotary positions")
-    turned, wanted = said.get("rope.dimension_count"), _turned(config)
+    turned, wanted = fields.get("rope.dimension_count"), _turned(config)
     if turned is not None and wanted is not None and turned != wanted:
         reasons.append(f"that {turned} dimensions of a head are turned ({wanted} would be)")
     return reasons
@@ -80,30 +84,32 @@ def _turned(config: Any) -> int | None:
     return int(head * (share or 1))
 
 
-def _others(said: Mapping[str, Any], config: Any) -> list[str]:
+def _others(fields: Mapping[str, Any], config: Any) -> list[str]:
     """Other settings that are left out."""
     reasons = []
-    window, context = said.get("attention.sliding_window"), said.get("context_length", inf)
+    window, context = fields.get("attention.sliding_window"), fields.get("context_length", inf)
     if window and window < context and window != getattr(config, "sliding_window", None):
         reasons.append(f"a sliding window of {window} tokens")
     for key, (what, names) in NUMBERS.items():
         held = next((getattr(config, name) for name in names if hasattr(config, name)), None)
-        if key in said and (held is None or not isclose(said[key], held, rel_tol=1e-5)):
-            reasons.append(f"{said[key]:g} as the {what}")
+        if key in fields and (held is None or not isclose(fields[key], held, rel_tol=1e-5)):
+            reasons.append(f"{fields[key]:g} as the {what}")
     return reasons
 
 
-def _in_front(said: Mapping[str, Any], tokenizer: Any, prepend_bos: bool) -> list[str]:
+def _in_front(fields: Mapping[str, Any], tokenizer: Any, prepend_bos: bool) -> list[str]:
     """What the tokenizer puts in front of a text against the file, or leaves out there."""
     bos, reasons = puts_bos(tokenizer), []
-    without_a_word = bos or said.get("model") == "llama" or said.get("pre") in BOS_WITHOUT_A_WORD
-    wanted = said.get("add_bos_token", without_a_word)
+    without_a_word = (
+        bos or fields.get("model") == "llama" or fields.get("pre") in BOS_WITHOUT_A_WORD
+    )
+    wanted = fields.get("add_bos_token", without_a_word)
     if bos and not wanted:
         reasons.append("that a BOS stands nowhere")
     if wanted and not (bos or prepend_bos):
         reasons.append("that a BOS stands in front of every text (prepend_bos=True puts it there)")
     first = str(tokenizer.convert_ids_to_tokens(tokenizer("The")["input_ids"])[int(bos)])
-    if said.get("add_space_prefix") is False and first.startswith("\N{LOWER ONE EIGHTH BLOCK}"):
+    if fields.get("add_space_prefix") is False and first.startswith("\N{LOWER ONE EIGHTH BLOCK}"):
         reasons.append("that no blank stands in front of a text")
     return reasons
 

@@ -24,12 +24,12 @@ def checksum(weight: Tensor) -> bytes:
     return hashlib.blake2b(data.data, digest_size=8).digest()
 
 
-def digest(said: object, parts: Iterable[bytes]) -> str:
-    """16 hex digits of what is said and of the parts, in order."""
-    found = hashlib.blake2b(repr(said).encode(), digest_size=8)
+def digest(description: object, parts: Iterable[bytes]) -> str:
+    """16 hex digits of the description and of the parts, in order."""
+    hashed = hashlib.blake2b(repr(description).encode(), digest_size=8)
     for part in parts:
-        found.update(part)
-    return found.hexdigest()
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 def content(intervention: object) -> tuple[object, ...]:
@@ -38,8 +38,8 @@ def content(intervention: object) -> tuple[object, ...]:
     kind = type(intervention)
     if kind.__module__.split(".")[0] != "qv_lens" or not is_dataclass(intervention):
         return kind.__name__, os.urandom(8)
-    said = ((field.name, getattr(intervention, field.name)) for field in fields(intervention))
-    return kind.__name__, *((name, _plain(value)) for name, value in said)
+    pairs = ((field.name, getattr(intervention, field.name)) for field in fields(intervention))
+    return kind.__name__, *((name, _plain(value)) for name, value in pairs)
 
 
 def _plain(value: object) -> object:

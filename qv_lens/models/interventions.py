@@ -133,7 +133,7 @@ class Replace:
         if (
             value.shape not in shapes
             or not value.isfinite().all()
-            or any(isinstance(one, bool) for one in logical)
+            or any(isinstance(item, bool) for item in logical)
         ):
             raise ConfigError(
                 f"Replace's value must be a finite number, or one for each of the {units} units "
@@ -274,7 +274,7 @@ def ffn_coefficients(
 def check_not_suppressed(lens: Lens, what: str) -> None:
     """Raise `ConfigError` while a `Suppress` is in force: what its targets read is not the stream,
     which the gradients of `what` are taken of."""
-    if any(isinstance(one, Suppress) for one in lens.interventions):
+    if any(isinstance(intervention, Suppress) for intervention in lens.interventions):
         raise ConfigError(
             f"{what} would be wrong under a Suppress in force, whose targets do not read the stream: "
             "compute them outside of it. neuron_effects with method='gradient' and real removals "
@@ -384,6 +384,8 @@ def _only(lens: Lens, positions: Where, before: Tensor, after: Tensor) -> Tensor
 def _indices(positions: object) -> tuple[int, ...]:
     """The positions by index; none where they are something else."""
     several = one_or_more(positions)
-    whole = [one for one in several if isinstance(one, Integral) and not isinstance(one, bool)]
+    whole = [
+        index for index in several if isinstance(index, Integral) and not isinstance(index, bool)
+    ]
     valid = len(whole) == len(several) and min(map(int, whole), default=-1) >= 0
     return tuple(map(int, whole)) if valid else ()

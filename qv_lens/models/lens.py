@@ -184,12 +184,16 @@ class Lens:
         """Hash of all weights as they are now and of the interventions in force: the key under
         which results are kept on disk. With user-installed hooks it is unique on every call,
         because hooks cannot be compared."""
-        said = self.name, self.prepend_bos, [content(one) for one in self._in_force]
+        description = (
+            self.name,
+            self.prepend_bos,
+            [content(intervention) for intervention in self._in_force],
+        )
         unlike = [os.urandom(8)] if self._own_hooks() else []
         weights = (
             name.encode() + checksum(weight) for name, weight in self.model.named_parameters()
         )
-        return digest(said, itertools.chain(unlike, weights))
+        return digest(description, itertools.chain(unlike, weights))
 
     @property
     def bare_state(self) -> str | None:
@@ -307,14 +311,14 @@ class Lens:
         """Warn where a prompt's answer is asked for by a first token that says nothing of the
         answer: a blank alone, or some bytes of a letter."""
         labels = [self.token_label(token) for token in tokens]
-        found = {
+        fragments = {
             text: "a blank alone" if not label.strip() else "a part of a letter"
             for text, label in zip(texts, labels, strict=True)
             if not label.strip() or "\N{REPLACEMENT CHARACTER}" in label
         }
-        if found:
-            text, what = next(iter(found.items()))
-            others = f" (and {len(found) - 1} others)" if len(found) > 1 else ""
+        if fragments:
+            text, what = next(iter(fragments.items()))
+            others = f" (and {len(fragments) - 1} others)" if len(fragments) > 1 else ""
             remedy = "End the prompt with it, or ask" if what == "a blank alone" else "Ask"
             warnings.warn(
                 f"The answer after {text!r}{others} begins with a token that is {what}, as other "
@@ -546,11 +550,11 @@ class Lens:
         pairs = zip(self.tokenize(facts), targets, strict=True)
         prompts, values = [replace(prompt, answer=target) for prompt, target in pairs], []
         for begin in range(0, len(prompts), TOGETHER):
-            asked = prompts[begin : begin + TOGETHER]
-            logp = log_probs(self.answer_logits(asked))
-            tokens = torch.tensor([t for p in asked for t in p.answer], device=logp.device)
+            chunk = prompts[begin : begin + TOGETHER]
+            logp = log_probs(self.answer_logits(chunk))
+            tokens = torch.tensor([t for p in chunk for t in p.answer], device=logp.device)
             each = logp.gather(1, tokens[:, None])[:, 0]
-            values += [float(own.sum()) for own in each.split([len(p.answer) for p in asked])]
+            values += [float(own.sum()) for own in each.split([len(p.answer) for p in chunk])]
         return values
 
     def answer_ids(self, fact: Asked | str, answer: str | None = None) -> tuple[int, ...]:
@@ -597,10 +601,10 @@ class Lens:
         self._check_mode()
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         sample = None if top_k is None else Sampling(top_k, seed)
-        done = None if enough is None else lambda ids: enough(decode(ids))
+        finished = None if enough is None else lambda ids: enough(decode(ids))
         hf = None if self._in_force or self._own_hooks() else self._alike()
         way = partial(plain, self.logits) if hf is None else partial(cached, hf)
-        step = partial(way, eos=self.ends_of_text, sampling=sample, enough=done)
+        step = partial(way, eos=self.ends_of_text, sampling=sample, enough=finished)
         # a bridge's attention knows no token that only fills a row up: its weights would be NaN
         of_one_length = hf is not None and self.backend == "bridge"
         context = self.backend_adapter.cfg.n_ctx
@@ -621,8 +625,8 @@ class Lens:
     def _own_hooks(self) -> tuple[Any, ...]:
         """The user-installed hooks: between two passes there are no others. A forward that stood in
         its module's place when the model was wrapped is part of the model."""
-        found = own_hooks(self.model.modules())
-        return tuple(hook for hook in found if not any(hook is own for own in self._forwards))
+        hooks = own_hooks(self.model.modules())
+        return tuple(hook for hook in hooks if not any(hook is own for own in self._forwards))
 
     def _alike(self) -> Any | None:
         """The Hugging Face model that computes what the hooked model does: a bridge runs it, a
@@ -765,7 +769,7 @@ class Lens:
                 yield self
             finally:
                 for intervention in reversed(own):  # a block begun inside may still be open
-                    where = [i for i, one in enumerate(self._in_force) if one is intervention]
+                    where = [i for i, entry in enumerate(self._in_force) if entry is intervention]
                     del self._in_force[where[-1]]
 
     # ------------------------------------------------------------------ patches

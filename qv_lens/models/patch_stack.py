@@ -44,7 +44,7 @@ class PatchStack:
         return len(self._applied())
 
     def _applied(self) -> list[_Applied]:
-        return [one for one in self._stack if isinstance(one, _Applied)]
+        return [entry for entry in self._stack if isinstance(entry, _Applied)]
 
     @property
     def patches(self) -> tuple[Patch, ...]:
@@ -53,11 +53,11 @@ class PatchStack:
 
     def replaced(self, first: int = 0) -> Replaced:
         """Every weight that the patches from the `first` on have changed, as it was before them."""
-        found: Replaced = {}
+        first_saved: Replaced = {}
         for applied in self._applied()[first:]:
             for key, saved in applied.saved.items():
-                found.setdefault(key, saved)
-        return found
+                first_saved.setdefault(key, saved)
+        return first_saved
 
     def push(self, patch: Patch, weight: Weight) -> None:
         """Write a patch. Raises `PatchError` where the sum leaves the range of a weight's type;
@@ -105,20 +105,20 @@ class PatchStack:
 
     def leave(self, mark: object, weight: Weight) -> None:
         """Take back what was applied in a block, to the end: an interrupt is raised afterwards."""
-        begun = next(i for i, one in enumerate(self._stack) if one is mark)
+        begun = next(i for i, entry in enumerate(self._stack) if entry is mark)
         above = self._stack[begun + 1 :]
-        inner = next((i for i, one in enumerate(above) if isinstance(one, _Mark)), len(above))
+        inner = next((i for i, entry in enumerate(above) if isinstance(entry, _Mark)), len(above))
         try:
             self._take_back_to(begun, weight)
         except BaseException:
             self._take_back_to(begun, weight)
             raise
         finally:
-            for one in above[inner:]:  # of blocks that are still open
-                if isinstance(one, _Mark):
-                    self._stack.append(one)
+            for entry in above[inner:]:  # of blocks that are still open
+                if isinstance(entry, _Mark):
+                    self._stack.append(entry)
                 else:
-                    self.push(one.patch, weight)
+                    self.push(entry.patch, weight)
 
     def _take_back_to(self, begun: int, weight: Weight) -> None:
         while len(self._stack) > begun:

@@ -266,7 +266,10 @@ def _of_safetensors(file: Path, dtype: str | None) -> float:
 
     with safe_open(file, framework="pt") as stored:
         tensors = [stored.get_slice(key) for key in stored.keys()]  # noqa: SIM118 - no mapping
-        sizes = [math.prod(one.get_shape()) * _bytes(dtype or one.get_dtype()) for one in tensors]
+        sizes = [
+            math.prod(tensor.get_shape()) * _bytes(dtype or tensor.get_dtype())
+            for tensor in tensors
+        ]
     return sum(sizes) / 1e9
 
 

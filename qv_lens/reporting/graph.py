@@ -199,14 +199,14 @@ def _drawn(edges: pd.DataFrame, at: dict[str, tuple[float, float]]) -> list[Edge
         (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
         middle = (y0 + y1) / 2
         share = abs(edge.weight) / (largest or 1.0)
-        told = (
+        hover = (
             f"{edge.source} → {edge.target}: weight {signed(edge.weight)} nats; without this edge log p "
             f"of the answer really falls by {signed(edge.lost_logprob)}"
         )
         path = f"M{x0:.0f},{y0:.0f} C{x0:.0f},{middle:.0f} {x1:.0f},{middle:.0f} {x1:.0f},{y1:.0f}"
         sign = "plus" if edge.weight > 0 else "minus"
         drawn.append(
-            Edge(edge.source, edge.target, path, sign, round(0.5 + 4 * share, 2), share, told)
+            Edge(edge.source, edge.target, path, sign, round(0.5 + 4 * share, 2), share, hover)
         )
     return drawn
 

@@ -168,8 +168,8 @@ def _removal(study: Study) -> dict[str, Any]:
     own = lost[lost["prompt"] == 0]
     by_chance = own[own["ranking"] == RANDOM]["k"]
     counts = [
-        (_count(own, name), told)
-        for name, told in (
+        (_count(own, name), size)
+        for name, size in (
             ("Eq. 9", "Eq. 9 (value neurons)"),
             ("gradient", "gradient times activation"),
             (IN_ROUNDS, "the gradient asked again after every five"),
@@ -184,8 +184,8 @@ def _removal(study: Study) -> dict[str, Any]:
         "lost_at_random": (int(by_chance.notna().sum()), len(by_chance)),
         "most": int(study.removal["k"].max()),
         "without": [
-            (name, k, one_line(said), _holds(said, study.request.fact.answer))
-            for name, k, said in study.without.itertuples(index=False)
+            (name, k, one_line(text), _holds(text, study.request.fact.answer))
+            for name, k, text in study.without.itertuples(index=False)
         ],
         "asked": bool(study.removal.loc[study.removal["prompt"] == 0, "known"].all()),
         "curves": list(_curves(study)),
@@ -198,9 +198,9 @@ def _removal(study: Study) -> dict[str, Any]:
     }
 
 
-def _holds(said: str, answer: str) -> bool:
+def _holds(text: str, answer: str) -> bool:
     """Whether a text still names the answer."""
-    return contains(said, [answer])
+    return contains(text, [answer])
 
 
 def _curves(study: Study) -> Iterable[Picture]:
@@ -247,10 +247,10 @@ def _strip(tokens: pd.DataFrame) -> list[Token]:
     limit = float(total.abs().max()) or 1.0
     strip = []
     for row, value in zip(tokens.itertuples(), total, strict=True):
-        said = ", ".join(shown_tokens(row.promoted, 5))
-        told = f"FFN {row.ffn:+.3f}, attention {row.attn:+.3f} nats; next: {said}"
+        promoted = ", ".join(shown_tokens(row.promoted, 5))
+        hover = f"FFN {row.ffn:+.3f}, attention {row.attn:+.3f} nats; next: {promoted}"
         shade = _shade(value > 0, 0.7 * abs(value) / limit)
-        strip.append(Token(str(row.token) or "·", fixed(value, 2), shade, told))
+        strip.append(Token(str(row.token) or "·", fixed(value, 2), shade, hover))
     return strip
 
 
@@ -267,11 +267,11 @@ def _beliefs(beliefs: pd.DataFrame) -> list[tuple[int, list[tuple[str, str, str]
         cells = []
         for at in part.itertuples():
             words = shown_tokens(at.promoted, 5)
-            told = (
+            hover = (
                 f"layer {layer}, at {at.token!r}: {', '.join(words)}; likeliest "
                 f"{100 * at.probability:.1f}%, the answer {100 * at.answer:.2f}%"
             )
-            cells.append((words[0], _shade(True, 0.7 * at.probability), told))
+            cells.append((words[0], _shade(True, 0.7 * at.probability), hover))
         rows.append((int(layer), cells))
     return rows[::-1]
 
@@ -286,12 +286,12 @@ def _neurons(
     """A vocabulary frame as a table, its neurons tied to the pathway's nodes."""
     m = Column("m", "the neuron's coefficient", number=True, digits=2)
     score = Column(f"{head}, nats", "of the answer's log p", number=True, digits=4)
-    gone = Column("zeroed alone, nats", "change of the answer's log p", number=True, digits=4)
+    loss = Column("zeroed alone, nats", "change of the answer's log p", number=True, digits=4)
     columns = (
         Column("neuron"),
         m,
         score,
-        *([gone] if "alone" in frame else []),
+        *([loss] if "alone" in frame else []),
         Column("promotes"),
     )
     rows = []
@@ -307,7 +307,7 @@ def _neurons(
                 ),
                 cell(float(row.coefficient), m),
                 cell(float(row.score), score),
-                *([cell(float(row.alone), gone)] if "alone" in frame else []),
+                *([cell(float(row.alone), loss)] if "alone" in frame else []),
                 Cell(value=" ".join(row.promoted), tokens=shown_tokens(row.promoted, 8)),
             )
         )
@@ -479,17 +479,17 @@ def _probes(probes: pd.DataFrame) -> Table:
     columns = {
         name: Column({"kind": "asked", "wanted": "wanted after"}.get(name, name)) for name in names
     }
-    asked = ("kind", "prompt", "wanted", "before")
+    fixed_columns = ("kind", "prompt", "wanted", "before")
     rows = []
     for record in probes.to_dict("records"):
         rows.append(
             tuple(
                 Cell(
-                    str(said),
-                    str(said),
-                    changed=name not in asked and str(said) != str(record["before"]),
+                    str(text),
+                    str(text),
+                    changed=name not in fixed_columns and str(text) != str(record["before"]),
                 )
-                for name, said in record.items()
+                for name, text in record.items()
             )
         )
     return Table("said", tuple(columns.values()), tuple(rows))

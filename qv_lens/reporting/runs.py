@@ -36,13 +36,15 @@ SHOWN = ("experiment", "settings", "grid", "models", "versions", "machine", "com
 
 def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None) -> str:
     """A run (`runs.store.load_run`) as a page: its figure, its means, its settings."""
-    done = _finished(frame)
-    varied, measures = _varied(done), _measures(done)
+    finished = _finished(frame)
+    varied, measures = _varied(finished), _measures(finished)
     same = [
-        measure for measure in measures if done[measure].nunique(dropna=False) < 2 and len(done) > 1
+        measure
+        for measure in measures
+        if finished[measure].nunique(dropna=False) < 2 and len(finished) > 1
     ]
     kept = [measure for measure in measures if measure not in same]
-    means = _means(done, varied, kept)
+    means = _means(finished, varied, kept)
     settings = {key: frame.attrs.get(key) for key in SHOWN}
     return document(
         "run.html.j2",
@@ -52,8 +54,10 @@ def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None) -> str:
         failures=_failures(frame),
         shown=min(len(means), MOST),
         combinations=len(means),
-        same=[f"{measure} ({_only(done[measure])})" for measure in same],
-        results=table("results", means.head(MOST), _columns(varied, kept)) if len(done) else None,
+        same=[f"{measure} ({_only(finished[measure])})" for measure in same],
+        results=table("results", means.head(MOST), _columns(varied, kept))
+        if len(finished)
+        else None,
         settings=json.dumps(settings, indent=1),
     )
 
@@ -67,21 +71,21 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
             f"These runs are of different experiments: {', '.join(sorted(names))}. Compare runs of "
             "one."
         )
-    done = {name: _finished(frame) for name, frame in frames.items()}
-    several = {column for rows in done.values() for column in _varied(rows)}
-    shared = set.intersection(*(set(rows) for rows in done.values()))
-    first, *others = done.values()
+    finished = {name: _finished(frame) for name, frame in frames.items()}
+    several = {column for rows in finished.values() for column in _varied(rows)}
+    shared = set.intersection(*(set(rows) for rows in finished.values()))
+    first, *others = finished.values()
     varied = [column for column in first if column in several & shared]
-    done = dict(zip(done, alike(list(done.values()), varied), strict=True))
-    first, *others = done.values()
+    finished = dict(zip(finished, alike(list(finished.values()), varied), strict=True))
+    first, *others = finished.values()
     numeric = [set(_measures(rows)) for rows in others]
     measures = [each for each in _measures(first) if all(each in names for names in numeric)]
-    together = pd.concat([rows[measures] for rows in done.values()])
+    together = pd.concat([rows[measures] for rows in finished.values()])
     measures = [each for each in measures if (together[each].fillna(0) != 0).any()] or measures
     if not measures:
         raise ConfigError("These runs have no measure in common: there is nothing to compare.")
     parts = []
-    for name, rows in done.items():
+    for name, rows in finished.items():
         means = _means(rows, varied, measures)
         parts.append((means.set_index(varied) if varied else means).add_suffix(f" · {name}"))
     joined = pd.concat(parts, axis=1, join="inner").reset_index(drop=not varied)
@@ -90,7 +94,7 @@ def runs_page(frames: Mapping[str, pd.DataFrame]) -> str:
             "These runs have no combination of what was varied in common: there is nothing to "
             "compare. qv.load_run reads each."
         )
-    numbers = [f"{measure} · {name}" for measure in measures for name in done]
+    numbers = [f"{measure} · {name}" for measure in measures for name in finished]
     settings = _differences(frames)
     return document(
         "runs.html.j2",
@@ -111,47 +115,49 @@ def _state(frame: pd.DataFrame) -> str:
     return f"{frame['task'].nunique()} tasks, {failed} failed, {rows} rows{unfinished}"
 
 
-def _varied(done: pd.DataFrame) -> list[str]:
+def _varied(finished: pd.DataFrame) -> list[str]:
     """What the run's grid varies, and other columns of which the rows hold several values, but not
     one each; seeds only where nothing else was varied, so that a mean is one over seeds."""
-    more = done.attrs.get("more", {}).values()
-    asked = {*done.attrs["grid"], *(name for grid in more for name in grid)}
-    said = {column: as_text(done[column]) for column in done}
-    counts = {column: values.nunique() for column, values in said.items()}
+    more = finished.attrs.get("more", {}).values()
+    in_grid = {*finished.attrs["grid"], *(name for grid in more for name in grid)}
+    texts = {column: as_text(finished[column]) for column in finished}
+    counts = {column: values.nunique() for column, values in texts.items()}
     columns = [
         column
         for column, count in counts.items()
-        if column not in done.attrs["measures"]
+        if column not in finished.attrs["measures"]
         and count > 1
-        and (column in asked | ALWAYS or (count <= VALUES and column not in SINGLE))
+        and (column in in_grid | ALWAYS or (count <= VALUES and column not in SINGLE))
     ]
     several = [column for column in columns if column != "seed"]
     # of columns that say the same the first is enough: a layer, and the layer that was zeroed
     firsts: dict[tuple[str, ...], str] = {}
     for column in several:
-        firsts.setdefault(tuple(said[column]), column)
+        firsts.setdefault(tuple(texts[column]), column)
     return list(firsts.values()) or columns
 
 
 def _finished(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of finished tasks; measures that are numbers there, though failed tasks lack them, are
     numbers."""
-    done = frame[frame["status"] == "finished"]
-    measures = [name for name in frame.attrs["measures"] if name in done]
-    plain = done[measures].convert_dtypes()
+    rows = frame[frame["status"] == "finished"]
+    measures = [name for name in frame.attrs["measures"] if name in rows]
+    plain = rows[measures].convert_dtypes()
     numbers = [name for name in measures if plain[name].dtype.kind in "fiub"]
-    return done.assign(**{name: plain[name].astype("float64") for name in numbers})
+    return rows.assign(**{name: plain[name].astype("float64") for name in numbers})
 
 
-def _measures(done: pd.DataFrame) -> list[str]:
-    return [m for m in done.attrs["measures"] if m in done and done[m].dtype.kind in "fiub"]
+def _measures(finished: pd.DataFrame) -> list[str]:
+    return [
+        m for m in finished.attrs["measures"] if m in finished and finished[m].dtype.kind in "fiub"
+    ]
 
 
-def _means(done: pd.DataFrame, varied: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+def _means(finished: pd.DataFrame, varied: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
     """Means by what was varied, in its order; of the whole where nothing was."""
     if not varied:
-        return done[list(measures)].mean().to_frame().T
-    keyed = done.assign(**{column: done[column].map(_plain) for column in varied})
+        return finished[list(measures)].mean().to_frame().T
+    keyed = finished.assign(**{column: finished[column].map(_plain) for column in varied})
     means = keyed.groupby(list(varied), dropna=False)[list(measures)].mean().reset_index()
     ordered = means.sort_values(list(varied), key=lambda column: column.map(_order), kind="stable")
     return ordered.reset_index(drop=True)
@@ -188,8 +194,8 @@ def _failures(frame: pd.DataFrame) -> Table | None:
     failed = frame[frame["status"] == "failed"]
     if failed.empty:
         return None
-    asked = dict.fromkeys(name.partition(".")[0] for name in frame.attrs["grid"])
-    names = [name for name in asked if name in failed]
+    in_grid = dict.fromkeys(name.partition(".")[0] for name in frame.attrs["grid"])
+    names = [name for name in in_grid if name in failed]
     last = [str(error).strip().splitlines()[-1] for error in failed["error"]]
     # a column that some rows lack holds floats: whole numbers are shown as such
     varied = failed[names].convert_dtypes().astype(object)

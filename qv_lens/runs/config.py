@@ -156,8 +156,8 @@ def _read_toml(path: Path) -> tuple[Path, dict[str, Any]]:
 def assigned(change: str) -> tuple[str, Any]:
     """Name and value of key=value, the value as TOML reads it. Raises `ConfigError` for anything
     else."""
-    key, found, text = change.partition("=")
-    if not found:
+    key, equals, text = change.partition("=")
+    if not equals:
         raise ConfigError(f"--set takes key=value, got {change!r}.")
     return key.strip(), _value(text.strip())
 
@@ -335,18 +335,18 @@ def _declared(task: type) -> list[str]:
 def _built(task: type, values: Mapping[str, Any], name: str) -> Any:
     """A task or a part of it from those values that are its fields."""
     parts, hints = parts_of(task), hints_of(task)
-    given: dict[str, Any] = {}
+    values_of: dict[str, Any] = {}
     for each in fields(task):
         if each.name in parts:
-            given[each.name] = _built(parts[each.name], values, name)
+            values_of[each.name] = _built(parts[each.name], values, name)
         elif each.name in values:
             hint = hints.get(each.name)
-            given[each.name] = _as_declared(values[each.name], hint)
-            _check_kind(name, each.name, given[each.name], hint, each.type)
+            values_of[each.name] = _as_declared(values[each.name], hint)
+            _check_kind(name, each.name, values_of[each.name], hint, each.type)
         elif each.default is MISSING and each.default_factory is MISSING:
             raise ConfigError(f"{name} needs a value for {each.name!r}, in [settings] or [grid].")
     try:
-        made = task(**given)
+        made = task(**values_of)
     except QVLensError:
         raise
     except (TypeError, ValueError) as error:  # what its own checks raise
@@ -439,8 +439,8 @@ def _check_kind(experiment: str, name: str, value: Any, hint: Any, declared: Any
     if any(_is_of(value, part) for part in parts if get_origin(part) is not Literal):
         return
     if not choices:
-        said = declared if get_args(declared) else getattr(declared, "__name__", declared)
-        raise ConfigError(f"{experiment}: {name} must be {said}, got {value!r}.")
+        expected = declared if get_args(declared) else getattr(declared, "__name__", declared)
+        raise ConfigError(f"{experiment}: {name} must be {expected}, got {value!r}.")
     others = [f"any {kind.__name__}" for kind in kinds]
     raise unknown(f"{experiment}: {name}", value, [*choices, *others])
 

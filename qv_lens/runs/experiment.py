@@ -101,7 +101,7 @@ class Experiment:
         """The files of its package, or beside it, that it takes something from, and that these
         do."""
         package, beside = self.module.partition(".")[0] + ".", self.file.parent
-        found, todo = {self.module}, [self.module]
+        modules, todo = {self.module}, [self.module]
         while todo:
             values = vars(sys.modules[todo.pop()]).values()
             names = {
@@ -110,12 +110,12 @@ class Experiment:
             }
             fresh = {
                 n
-                for n in names - found
+                for n in names - modules
                 if n in sys.modules and (str(n).startswith(package) or _lies_in(beside, n))
             }
-            found |= fresh
+            modules |= fresh
             todo += fresh
-        files = [sys.modules[name].__file__ for name in found - {self.module}]
+        files = [sys.modules[name].__file__ for name in modules - {self.module}]
         return sorted(Path(file) for file in files if file is not None)
 
     def rows(self, task: Any, lens: Lens | None, once: Once = directly) -> pd.DataFrame:

@@ -202,16 +202,16 @@ def run(
             initial=len(tasks) - len(todo),
             unit="task",
         )
-        ignorant, done = [], len(tasks) - len(todo)
+        ignorant, count = [], len(tasks) - len(todo)
         with bar:
             for outcome in outcomes:
                 task = tasks[outcome.index]
                 _keep(store, task, outcome)
-                done += 1
+                count += 1
                 end = "finished" if outcome.rows is not None else "failed"
                 logger.info(
                     "%d of %d tasks: %s %s in %.0f s",
-                    done, len(tasks), _named(task, config), end, outcome.seconds,
+                    count, len(tasks), _named(task, config), end, outcome.seconds,
                 )  # fmt: skip
                 if outcome.rows is not None and knows_nothing(outcome.rows):
                     ignorant.append(task)

@@ -99,11 +99,11 @@ class Store:
         self._make_folders("")
         target = self.folder / "config.json"
         try:
-            mine = begun(target, _bytes(config))
+            first = begun(target, _bytes(config))
         except OSError:  # full, or a file system without links
             self._write("config.json", config)
-            mine = True
-        return None if mine else self._read("config.json")
+            first = True
+        return None if first else self._read("config.json")
 
     def _check_free(self) -> None:
         if self.folder.is_dir() and any(not p.name.startswith(".") for p in self.folder.iterdir()):
@@ -117,7 +117,7 @@ class Store:
     ) -> None:
         """Raise `ConfigError` for a folder of another config, or begun with other data; warn where
         the experiment's code has changed since."""
-        different = [said for key, said in PARTS.items() if known.get(key) != described.get(key)]
+        different = [part for key, part in PARTS.items() if known.get(key) != described.get(key)]
         if different:
             raise ConfigError(
                 f"{self.folder} holds a run with another config (different: "
@@ -509,11 +509,11 @@ def _hash(place: Path) -> str:
     if place.is_file():
         return hashlib.blake2b(place.read_bytes(), digest_size=8).hexdigest()
     files = {file: file.stat().st_size for file in sorted(place.rglob("*")) if file.is_file()}
-    said = [
+    contents = [
         f"{file.relative_to(place)} {_hash(file) if size < LARGE else size}"
         for file, size in files.items()
     ]
-    return hashlib.blake2b("\n".join(said).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b("\n".join(contents).encode(), digest_size=8).hexdigest()
 
 
 def _of_one_type(tables: list[pa.Table]) -> list[pa.Table]:
@@ -560,8 +560,8 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column as text; a list or a table as JSON."""
     if not pa.types.is_nested(column.type):
         return column.cast(pa.string())
-    said = [None if each is None else json.dumps(each, default=str) for each in column.to_pylist()]
-    return pa.chunked_array([pa.array(said, pa.string())])
+    texts = [None if each is None else json.dumps(each, default=str) for each in column.to_pylist()]
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 #: columns that two runs of the same need not share
@@ -602,11 +602,11 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
             stacklevel=2,
         )
     # rows that no field tells apart are joined in their order
-    one, other = (
+    left, right = (
         frame.assign(_row=frame.groupby(keys, dropna=False).cumcount() if keys else frame.index)
         for frame in alike([a[[*keys, *measures]], b[[*keys, *measures]]], keys)
     )
-    joined = one.merge(other, on=[*keys, "_row"], how="outer", suffixes=("_first", "_second"))
+    joined = left.merge(right, on=[*keys, "_row"], how="outer", suffixes=("_first", "_second"))
     if joined[[f"{measures[0]}_first", f"{measures[0]}_second"]].isna().any(axis=1).all():
         warnings.warn(
             f"No row of {first} has the fields of a row of {second} ({', '.join(keys)}): nothing is "
@@ -620,14 +620,14 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
     return joined.drop(columns="_row")
 
 
-def _is_result(one: pd.Series, other: pd.Series) -> bool:
+def _is_result(first: pd.Series, second: pd.Series) -> bool:
     """Whether a column that is no measure is a result all the same (seconds, the number of a
     process) and no key: the runs share none of its values or, of numbers that are not whole, not
     all."""
     from pandas.api.types import is_float_dtype
 
-    a, b = set(one.dropna().astype(str)), set(other.dropna().astype(str))
-    floats = is_float_dtype(one) or is_float_dtype(other)
+    a, b = set(first.dropna().astype(str)), set(second.dropna().astype(str))
+    floats = is_float_dtype(first) or is_float_dtype(second)
     return bool(a and b) and (a.isdisjoint(b) or (floats and not (a <= b or b <= a)))
 
 

@@ -165,7 +165,7 @@ def beyond(editor: Editor, tried: Iterable[Editor]) -> list[Editor]:
     if isinstance(editor, ClosedForm):
         numbers = [name for name in numbers if name not in SEARCHED]
     known = set(tried)
-    found = []
+    neighbours = []
     for name in numbers:
         values = sorted({getattr(other, name) for other in known} - {None})
         if len(values) < 2:
@@ -179,8 +179,8 @@ def beyond(editor: Editor, tried: Iterable[Editor]) -> list[Editor]:
             check_bounds(other)
         except EditError:
             continue  # more than the number can be
-        found.append(other)
-    return [other for other in found if other not in known]
+        neighbours.append(other)
+    return [other for other in neighbours if other not in known]
 
 
 def _with(editor: Editor, name: str, value: float) -> Editor:

@@ -138,8 +138,8 @@ class _Race:
         self.bar.total = (self.bar.total or 0) + len(race)
         for editor in race:
             values = self.log.means(self.lens, editor, cases)
-            told = {"editor": repr(editor), "rung": rung, "edits": len(cases)}
-            self.rows.append({**told, "score": score(values), **values})
+            record = {"editor": repr(editor), "rung": rung, "edits": len(cases)}
+            self.rows.append({**record, "score": score(values), **values})
             logger.info("%d edits, score %.3f: %r", len(cases), score(values), editor)
             self.bar.update()
         self.tried |= set(race)
@@ -148,7 +148,7 @@ class _Race:
     def best(self, ranked: Sequence[Editor], count: int, cases: Sequence[EditCase]) -> list[Editor]:
         """The first so many, and those that are as good as the last of them."""
         least = self._standing(ranked[count - 1], cases)
-        return [one for one in ranked if self._standing(one, cases) >= least]
+        return [editor for editor in ranked if self._standing(editor, cases) >= least]
 
     def carry_on(
         self, ranked: Sequence[Editor], rung: int, cases: Sequence[EditCase]
@@ -159,14 +159,14 @@ class _Race:
         while before is None or self._standing(ranked[0], cases) > before:
             before = self._standing(ranked[0], cases)
             leaders = self.best(ranked, 1, cases)
-            found = (each for leader in leaders for each in beyond(leader, self.tried))
-            further = list(dict.fromkeys(found))
+            candidates = (each for leader in leaders for each in beyond(leader, self.tried))
+            further = list(dict.fromkeys(candidates))
             self.run(further, rung, cases)
             ranked = self._best_first([*ranked, *further], cases)
         return ranked[:FINALISTS]
 
     def _best_first(self, race: Sequence[Editor], cases: Sequence[EditCase]) -> list[Editor]:
-        return sorted(race, key=lambda one: self._standing(one, cases), reverse=True)
+        return sorted(race, key=lambda editor: self._standing(editor, cases), reverse=True)
 
     def _standing(self, editor: Editor, cases: Sequence[EditCase]) -> tuple[float, float]:
         """The score, and of equal scores the mean of all metrics."""
@@ -190,9 +190,9 @@ def known_cases(
 
     The relations take turns, one fact each; a fact is left out if the model knows no other phrasing
     or no neighbour of it. Raises `ConfigError` where the model knows too few."""
-    given = atlas() if facts is None else facts
+    pool = atlas() if facts is None else facts
     # one fact twice would choose the settings and be held apart as well
-    drawn = list({(fact.text, fact.subject): fact for fact in given}.values())
+    drawn = list({(fact.text, fact.subject): fact for fact in pool}.values())
     random.Random(f"tune:{seed}").shuffle(drawn)
     known = [fact for fact, right in zip(drawn, knows(lens, drawn), strict=True) if right]
     cases = []
@@ -202,7 +202,7 @@ def known_cases(
         case = edit_case(fact, seed)
         right = correct(lens, case.paraphrases)
         paraphrases = tuple(
-            asked for asked, hit in zip(case.paraphrases, right, strict=True) if hit
+            probe for probe, hit in zip(case.paraphrases, right, strict=True) if hit
         )
         alike = [other for other in known if other.relation == fact.relation]
         near = neighbours(case.request, alike, random.Random(f"{seed} {fact.text}"))
@@ -296,18 +296,18 @@ class _Log:
             )
             key = self._key(lens, editor, case)
             self.known[key] = values
-            said = dict(zip(("editor", "statistics", "edit"), key, strict=True))
-            lines.append(json.dumps({**said, "values": values}))
+            names = dict(zip(("editor", "statistics", "edit"), key, strict=True))
+            lines.append(json.dumps({**names, "values": values}))
         with (self.folder / TRIALS).open("a") as file:
             file.write("\n".join(["", *lines, ""]))
 
 
 def _name(case: EditCase) -> str:
     """The key that identifies an edit: its words, and a hash of every question asked about it."""
-    asked = hashlib.blake2b(
+    digest = hashlib.blake2b(
         repr((case.request, questions(case))).encode(), digest_size=8
     ).hexdigest()
-    return f"{case.request.fact.text} -> {case.request.new} ({asked})"
+    return f"{case.request.fact.text} -> {case.request.new} ({digest})"
 
 
 def _read(line: str) -> dict | None:

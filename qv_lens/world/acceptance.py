@@ -65,7 +65,7 @@ def knowledge(lens: Lens, *, chains: int = 120, seed: int = 0) -> pd.DataFrame:
         ("unseen phrasing", 0.90, [world_cases.as_fact(world, f, i) for f, i in unseen]),
         ("unseen two-hop, cloze", 0.90, [world_cases.as_fact(world, c) for c in two]),
     ]
-    rows = [(name, wanted, accuracy(lens, asked), len(asked)) for name, wanted, asked in groups]
+    rows = [(name, wanted, accuracy(lens, probes), len(probes)) for name, wanted, probes in groups]
     for name, wanted, pool in (
         ("unseen two-hop, chain of thought", 0.95, two),
         ("unseen three-hop, chain of thought", 0.85, three),
@@ -90,7 +90,7 @@ def _by_thought(
     looks = look(lens, cases, Generation(kinds=("cot",), blocks=tuple(blocks)), ())
     return mean(
         [
-            measured(case, ["multihop_cot"], one, one, edited=False)["multihop_cot"]
-            for case, one in zip(cases, looks, strict=True)
+            measured(case, ["multihop_cot"], answers, answers, edited=False)["multihop_cot"]
+            for case, answers in zip(cases, looks, strict=True)
         ]
     )

@@ -131,9 +131,9 @@ def edit_case(
         near,
         onward,
         tuple(
-            (name, found)
-            for name, found in (("Subject_Aliasing", aliases), ("Reasoning", reasoning))
-            if found
+            (name, probes)
+            for name, probes in (("Subject_Aliasing", aliases), ("Reasoning", reasoning))
+            if probes
         ),
         (("Relation_Specificity", others),) if others else (),
         (relation.cloze[0].format(subject), f"{subject} is a"),
