@@ -289,8 +289,10 @@ def test_figure_2_wants_more_than_random_and_more_than_off_category():
     assert figure_2.loses_more_than_half(row)[1] == OPEN
     alike = [row.assign(seed=s, drop_relative=0.1 + 0.02 * (s - 2)) for s in range(5)]
     told, verdict = figure_2.loses_more_than_half(pd.concat([one, *alike]))
-    assert "at random 10.0% (2.8 to 30.1%, 20 prompts, 5 seeds)" in told  # Wilson's, 4 of 40
-    assert verdict == HOLDS
+    assert "at random 10.0% (2.8 to 30.1%, 20 prompts, 5 seeds)" in told  # Wilson's, 2 of 20
+    assert verdict == OPEN  # 51% of 20 prompts may be less than half
+    most = one.assign(drop_relative=one["drop_relative"] + 0.4)
+    assert figure_2.loses_more_than_half(pd.concat([most, *alike]))[1] == HOLDS
 
 
 @pytest.mark.parametrize(("lag", "verdict"), [(1, HOLDS), (2, HOLDS), (-2, FAILS), (0, FAILS)])
