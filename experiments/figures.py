@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 
 from experiments import sequence, single
 from experiments.ledger import RESULTS, experiments, results_of
+from experiments.models import COLUMNS
 
 FIGURES = Path(__file__).parents[1] / "figures"
 #: in the README
@@ -37,7 +38,8 @@ def drawn() -> Iterator[tuple[str, go.Figure]]:
             if rows.empty:
                 continue
             figure = module.figure(rows)
-            figure.update_layout(title=f"{model}: {figure.layout.title.text}")
+            called = COLUMNS.get(str(model), model)
+            figure.update_layout(title=f"{called}: {figure.layout.title.text}")
             yield f"{name}-{str(model).split('/')[-1]}", figure
 
 

@@ -9,6 +9,7 @@ import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -229,8 +230,16 @@ def category_heatmap(frame: pd.DataFrame, title: str = "Layer importance by cate
         sort=False,
     ).sort_index(axis=1)
     table = table.div(table.abs().max(axis=1).replace(0, 1), axis=0)  # a row of zeros stays one
-    table.index = [" · ".join(names) for names in table.index]
+    table.index = [" · ".join(PARTS.get(name, name) for name in names) for names in table.index]
     return _heatmap(table, title, "layer", "part and category", "share of the largest")
+
+
+#: the parts of Table 1 and Figure 3 in words
+PARTS = MappingProxyType({
+    "ffn": "FFN, Eq. 9", "attn": "attention, Eq. 9", "query": "query neurons, Eq. 10",
+    "count": "value neurons, number", "ffn_effect": "FFN, by effect",
+    "attn_effect": "attention, by effect", "effect_count": "neurons by effect, number",
+})  # fmt: skip
 
 
 def _that_differ(frame: pd.DataFrame, names: Iterable[str]) -> list[str]:
@@ -397,9 +406,11 @@ def lasting(
         return _layout(go.Figure(), title, height=430)
     needed = ("step", "group", "metric", "after")
     frame = _drawable(frame, needed, "evaluation.sequence", method=_method(frame))
-    frame = _named(frame, "method", SEQUENCE)
+    lengths = frame.groupby("method")["count"].nunique() if "count" in frame else pd.Series([1])
+    told_apart = [name for name in SEQUENCE if name != "count" or lengths.max() > 1]
+    frame = _named(frame, "method", told_apart)
     panels = [group for group in ("newest", "first", "drawn") if (frame["group"] == group).any()]
-    names = [f"{group} edits: {metric}" for group in panels]
+    names = [f"{group} edits {SAID.get(metric, metric)}" for group in panels]
     if (frame["metric"] == "perplexity").any():
         panels, names = [*panels, "model"], [*names, "perplexity of ordinary text"]
     figure = make_subplots(1, len(panels), subplot_titles=[_broken(name, 24) for name in names])
@@ -418,9 +429,11 @@ def lasting(
         else:
             figure.update_yaxes(range=[0, 1.05], tickformat=".0%", row=1, col=column)
     figure.update_xaxes(title="edits", type="log")
-    return _layout(figure, title, height=430).update_layout(margin_t=90)
+    return _layout(figure, title, height=430).update_layout(margin_t=110)
 
 
+#: what the model says of edited facts, in words
+SAID = MappingProxyType({"efficacy_gen": "said", "paraphrase_gen": "said in other words"})
 #: a table's pixels: of the narrowest figure that is usual, per character and line, and beside the
 #: rows
 WIDTH, CHARACTER, LINE, CELL, FRAME = 600, 8.0, 18, 8, 150
@@ -497,7 +510,7 @@ def method_dots(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
         if before > 0:
             line = {"color": colour, "dash": "dot", "width": 1.5}
             figure.add_vline(
-                before, line=line, annotation_text="unedited", annotation_position="top"
+                before, line=line, annotation_text=f"{name}, unedited", annotation_position="top"
             )
     figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%", title="share of the prompts")
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=list(order))

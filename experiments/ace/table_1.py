@@ -130,8 +130,9 @@ def counted(lens: Lens, neurons: NeuronSet, prompts: int) -> pd.DataFrame:
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
-    """Layers across, categories down."""
-    return category_heatmap(frame, "FFN and attention importance by category (ACE, Table 1)")
+    """Layers across, categories down, by Eq. 9 and by effect."""
+    shown = frame[frame["part"].isin(("ffn", "attn", "ffn_effect", "attn_effect"))]
+    return category_heatmap(shown, "FFN and attention importance by category (ACE, Table 1)")
 
 
 def takeaway_1(frame: pd.DataFrame) -> Verdict:
