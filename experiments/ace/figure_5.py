@@ -25,7 +25,8 @@ from experiments.decide import (
     read_as,
 )
 from qv_lens.evaluation.intervals import UNBOUNDED
-from qv_lens.plots import VECTORS, layer_lines
+from qv_lens.plots import layer_lines
+from qv_lens.plots.attribution import VECTORS
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "Task", "figure", "rows"]
 

@@ -422,7 +422,7 @@ def _check_curve(curve: bool, keep: bool, mean_over: Path | None, out: Path | No
         return
     if not curve:
         raise ConfigError("--out takes the picture of the curve: it goes with --curve.")
-    from qv_lens.plots import check_figure
+    from qv_lens.plots.output import check_figure
 
     check_figure(out)
     check_writable(out)

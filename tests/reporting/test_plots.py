@@ -12,6 +12,7 @@ import qv_lens as qv
 from qv_lens import plots
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.sequence import sequence
+from qv_lens.plots import output, parts
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 
@@ -86,7 +87,7 @@ def test_cells_are_means_over_what_is_not_an_axis():
     rows = pd.DataFrame({"category": "c", "part": "ffn", "layer": [0, 1], "score": [1.0, 2.0]})
     both = pd.concat([rows.assign(model="m"), rows.assign(model="n", score=[4.0, 0.0])])
     heat = plots.category_heatmap(both).data[0]
-    assert list(heat.y) == ["m · ffn · c", "n · ffn · c"]
+    assert list(heat.y) == ["m · FFN, Eq. 9 · c", "n · FFN, Eq. 9 · c"]
     np.testing.assert_array_equal(heat.z, [[0.5, 1.0], [1.0, 0.0]])
 
 
@@ -376,7 +377,7 @@ def test_a_figure_for_print_leaves_the_figure_as_it_is():
     before = figure.to_json()
     printed = plots.paper(figure, columns=2)
     assert figure.to_json() == before
-    assert printed.layout.width == 2 * plots.COLUMN
+    assert printed.layout.width == 2 * output.COLUMN
     assert printed.layout.title.text is None
     assert printed.layout.xaxis.title.text == "layer"
     assert list(printed.data[0].y) == [1.0, 1.0]
@@ -474,9 +475,9 @@ def test_edges_of_a_pathway_show_their_sign_and_the_strongest_are_drawn():
     edges = pd.DataFrame({"source": "a", "target": "b", "weight": weights, "prompt": 0})
     traces = plots.pathway(nodes, edges).data
     lines = [t for t in traces if t.mode == "lines" and list(t.x) == [0, 1]]
-    assert [line.line.color for line in lines].count(plots.ORANGE) == 60
-    assert [line.line.color for line in lines].count(plots.BLUE) == 60
-    assert lines[-1].line.color == plots.BLUE  # the largest, 60.5, last
+    assert [line.line.color for line in lines].count(parts.ORANGE) == 60
+    assert [line.line.color for line in lines].count(parts.BLUE) == 60
+    assert lines[-1].line.color == parts.BLUE  # the largest, 60.5, last
     assert lines[-1].line.width == pytest.approx(4.3)
 
 
