@@ -43,7 +43,12 @@ from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
 from qv_lens.models.alone import logp_with_each
 from qv_lens.models.backend import keeper
-from qv_lens.models.interventions import check_ffn, check_not_suppressed, ffn_coefficients
+from qv_lens.models.interventions import (
+    check_ffn,
+    check_not_suppressed,
+    check_targets_as_made,
+    ffn_coefficients,
+)
 from qv_lens.models.lens import Facts, Lens, log_probs
 from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet
@@ -256,9 +261,12 @@ def edge_effects(
 
     `facts`: those of the graph. The edges' attribute `agreement` holds `agreement(edges)`, `tested`
     says so in words, and `qv.plots.pathway` prints it.
-    Raises `ConfigError` for other facts, and under a `Suppress`.
+    Raises `ConfigError` for other facts, under a `Suppress`, and while a `Scale` or `Replace` is in
+    force on value neurons of the graph.
     """
     check_not_suppressed(lens, "Tests of edges")
+    values = graph.nodes.loc[graph.nodes["role"] != "query", ["layer", "neuron"]]
+    check_targets_as_made(lens, values.itertuples(index=False, name=None), "Tests of edges")
     # whatever a trace holds, an answer is read at the prompt's end
     rows = lens.rows(lens.traced(facts).facts if isinstance(facts, Trace) else facts)
     texts = [prompt.text for prompt in rows.prompts]

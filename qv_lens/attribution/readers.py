@@ -30,7 +30,12 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.spans import Positions
 from qv_lens.models.backend import Hook, keeper
-from qv_lens.models.interventions import check_ffn, check_not_suppressed
+from qv_lens.models.interventions import (
+    check_attention_as_made,
+    check_ffn,
+    check_not_suppressed,
+    check_targets_as_made,
+)
 from qv_lens.models.lens import Facts, Lens
 from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet, check_set
@@ -218,8 +223,8 @@ def targets_of(
     """The weighted keys of the best value neurons of each prompt; `key_of` puts other vectors in
     the place of subkeys.
 
-    Raises `ConfigError` for an unknown method, a prompt without value neurons, or value neurons
-    that were computed elsewhere in the prompt."""
+    Raises `ConfigError` for an unknown method, a prompt without value neurons, value neurons that
+    were computed elsewhere in the prompt, or that an intervention in force changes."""
     _check_options(method, targets, subkey, through)
     check_not_suppressed(lens, "Query scores")
     check_set(value)
@@ -234,6 +239,11 @@ def targets_of(
     table = pd.concat(best, ignore_index=True)
     if through == "attention":
         return _through_attention(lens, trace, table)
+    if reads_attention:
+        check_attention_as_made(lens, table["layer"], "Query scores of attention's neurons")
+    else:
+        units = table[["layer", "neuron"]].itertuples(index=False, name=None)
+        check_targets_as_made(lens, units, "Query scores")
     dtype = at_least_float32(trace.resid).dtype
     keys = torch.zeros(len(table), lens.d_model, dtype=dtype, device=trace.resid.device)
     own = {name: torch.zeros_like(trace.resid[:-1], dtype=dtype) for name in ("ffn", "attn")}

@@ -42,6 +42,7 @@ from qv_lens.attribution.setting import (
 )
 from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.spans import Positions
+from qv_lens.models.interventions import check_attention_as_made
 from qv_lens.models.lens import Facts, Lens
 from qv_lens.models.norms import at_least_float32
 from qv_lens.models.units import units_in_layer, values_in_layer
@@ -307,8 +308,10 @@ def values_by_head(
     lens: Lens, trace: Trace, layer: int
 ) -> tuple[Float[Tensor, "row head key"], Float[Tensor, "row head channel key"]]:
     """a_hp and a_hp val_hpc: under grouped-query attention a query head reads the value head h //
-    group."""
+    group. Raises `ConfigError` without patterns, and while heads or channels of the layer are
+    intervened on."""
     backend = lens.backend_adapter
+    check_attention_as_made(lens, [layer], "Scores of attention by position")
     if trace.pattern is None or trace.v is None:
         raise ConfigError(
             "These units need attention patterns: trace the facts with lens.trace(facts, "

@@ -59,7 +59,7 @@ class KN:
     def _moved(self, job: Job) -> Deltas:
         lens = job.lens
         rows: dict[int, dict[int, Tensor]] = {}
-        for request in job.requests:
+        for request in dict.fromkeys(job.requests):  # the same one again would move rows twice
             if request.fact.answer == UNKNOWN:
                 raise EditError(
                     f"KN moves away from the old answer, and that of {request.fact.text!r} is not "

@@ -70,6 +70,12 @@ class Moments:
         )
 
     @property
+    def of_one_row(self) -> bool:
+        """Whether all rows are alike, but for float32's rounding."""
+        size = self.count * self.mean.square().sum()
+        return self.count < 2 or bool(self.squares.sum() <= 1e-12 * size)
+
+    @property
     def deviation(self) -> Float[Tensor, " column"]:
         return (self.squares / (self.count - 1 + EPS)).sqrt()
 
@@ -120,10 +126,10 @@ class UltraEdit:
                     own, {key: Moments.of(torch.cat(xg, 1)) for key, xg in batch.items()}
                 )
             all_seen = _together(seen, own)
-            if any(moments.count < 2 for moments in all_seen.values()):
+            if any(moments.of_one_row for moments in all_seen.values()):
                 raise EditError(
-                    "One token alone has no deviation to be measured by, and nothing would be "
-                    "written: edit several facts at once, or pass tokens='all'."
+                    "One token alone (or the same one again) has no deviation to be measured by, and "
+                    "nothing would be written: edit several facts at once, or pass tokens='all'."
                 )
             turn = {
                 key: _solved(self.lr, [batch[key] for batch in rows], all_seen[key])

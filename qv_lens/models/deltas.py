@@ -18,6 +18,7 @@ from torch import Tensor
 
 from qv_lens.errors import ConfigError
 from qv_lens.models.backend import Hook
+from qv_lens.models.interventions import check_not_suppressed
 from qv_lens.models.lens import Lens
 
 #: D, or a function from what the weight reads to what is to be added (for factors or some of the
@@ -32,9 +33,15 @@ ORDER = {
 }
 
 
+#: what a Suppress reads of an FFN
+OF_FFN = ("W_in", "W_gate", "b_in", "W_out")
+
+
 def delta_hooks(lens: Lens, deltas: Mapping[tuple[int, str], Added]) -> list[Hook]:
     """Hooks for one forward pass in which the named weights are W + D. Raises `ConfigError` for an
-    unknown weight."""
+    unknown weight, and for those of FFNs under a `Suppress`, which computes with W itself."""
+    if any(name in OF_FFN for _, name in deltas):
+        check_not_suppressed(lens, "Training FFN weights, and gradients of them,")
     hooks: list[Hook] = []
     for (layer, name), delta in sorted(
         deltas.items(), key=lambda item: (item[0][0], ORDER.get(item[0][1], 0))

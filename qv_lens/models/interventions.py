@@ -11,7 +11,7 @@ by the others, and a query neuron writes what is left of its own."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Integral, Real
@@ -280,6 +280,39 @@ def check_not_suppressed(lens: Lens, what: str) -> None:
             "compute them outside of it. neuron_effects with method='gradient' and real removals "
             "hold under it."
         )
+
+
+def check_targets_as_made(lens: Lens, targets: Iterable[tuple[int, int]], what: str) -> None:
+    """Raise `ConfigError` while a `Scale` or `Replace` changes the m of these FFN neurons: `what` is
+    a gradient of the m that they make, and the stream gets another. (Zeroed ones have no m.)"""
+    wanted = set(targets)
+    for intervention in lens.interventions:
+        if not isinstance(intervention, Scale | Replace) or intervention.neurons.unit != "ffn":
+            continue
+        changed = sorted(wanted & set(intervention.neurons.units))
+        if changed:
+            raise ConfigError(
+                f"{what} would be wrong while a {type(intervention).__name__} is in force on the value "
+                f"neuron {changed[0]} (layer, neuron) and {len(changed) - 1} others: what feeds it is "
+                "not what it writes. Compute them outside of it, or leave these value neurons out."
+            )
+
+
+def check_attention_as_made(lens: Lens, layers: Iterable[int], what: str) -> None:
+    """Raise `ConfigError` while an intervention changes heads or attention channels of these
+    layers: `what` is made of patterns and values, which do not know of it."""
+    wanted = set(layers)
+    for intervention in lens.interventions:
+        if not isinstance(intervention, Zero | Scale | Replace):
+            continue
+        neurons = intervention.neurons
+        if neurons.unit != "ffn" and wanted & set(neurons.by_layer()):
+            raise ConfigError(
+                f"{what} would be wrong while a {type(intervention).__name__} of unit "
+                f"{neurons.unit!r} is in force in the same layer: a head's pattern and values are "
+                "what they were. Ask for unit='head' or 'attn_channel', which read what attention "
+                "really gives, or compute them outside of it."
+            )
 
 
 def check_ffn(lens: Lens, neurons: NeuronSet, positions: Where = "all") -> None:

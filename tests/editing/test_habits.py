@@ -202,3 +202,14 @@ def test_an_edit_keeps_its_lens_to_itself(lens, statistics):
     qv.edit(lens, REQUESTS, Watched(layers=editor.layers, steps=2), statistics=statistics)
     assert isinstance(said[0], ConfigError)
     assert ThreadPoolExecutor(1).submit(lens.next_token_logits, "Olga Pelodan").result() is not None
+
+
+def test_the_same_request_twice(lens):
+    """KN would move its rows twice; UltraEdit would have no deviation and write zeros."""
+    once, twice = (qv.edit(lens, REQUESTS[:1] * times, qv.KN(steps=3)) for times in (1, 2))
+    assert once.deltas.keys() == twice.deltas.keys()
+    for key, delta in once.deltas.items():
+        torch.testing.assert_close(delta.dense(), twice.deltas[key].dense())
+    for times in (1, 2):
+        with pytest.raises(EditError, match="has no deviation"):
+            qv.edit(lens, REQUESTS[:1] * times, qv.UltraEdit(layers=(1,)))
