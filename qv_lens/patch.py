@@ -37,7 +37,13 @@ class Delta:
     """The right factor."""
 
     def __post_init__(self) -> None:
-        """Row by row, as a file holds it: a product of factors that lie otherwise rounds otherwise."""
+        """Row by row, as a file holds it: a product of factors that lie otherwise rounds otherwise.
+        Raises `ValueError` for factors that do not fit."""
+        if self.right is not None and self.left.shape[-1] != self.right.shape[0]:
+            raise ValueError(
+                f"factors of shapes {tuple(self.left.shape)} and {tuple(self.right.shape)} have no "
+                "product"
+            )
         object.__setattr__(self, "left", self.left.contiguous())
         if self.right is not None:
             object.__setattr__(self, "right", self.right.contiguous())

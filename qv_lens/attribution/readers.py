@@ -351,7 +351,7 @@ def check_same_texts(role: str, neurons: NeuronSet, texts: Sequence[str]) -> Non
         if p in ranked_apart and p < len(theirs) and theirs[p] != text:
             raise ConfigError(
                 f"The {role} neurons of prompt {p} were computed for {theirs[p]!r}, asked is "
-                f"{text!r}: give both the same facts, or ask for one set everywhere "
+                f"{text!r:.200}: give both the same facts, or ask for one set everywhere "
                 f"({role}.union())."
             )
 

@@ -466,7 +466,7 @@ def wanted_at(lens: Lens, rows: Rows, target: Target) -> Wanted:
         text = rows.prompts[int(rows.prompt[same][0])].text
         raise ConfigError(
             f"A contrast compares two first tokens; both of {target} begin with "
-            f"{lens.token_label(int(token[same][0]))!r} after {text!r}."
+            f"{lens.token_label(int(token[same][0]))!r} after {text!r:.200}."
         )
     for part, tokens in zip(pair, (token, against), strict=True):
         if isinstance(part, str) and part not in ("predicted", "sequence") and tokens is not None:
@@ -551,7 +551,7 @@ def _category(fact: Fact | str) -> str:
     if not name:
         text = fact if isinstance(fact, str) else fact.text
         raise ConfigError(
-            f"over='category' needs a category of every fact; {text!r} has none: Fact(..., "
+            f"over='category' needs a category of every fact; {text!r:.200} has none: Fact(..., "
             "category=...)."
         )
     return name

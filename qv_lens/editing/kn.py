@@ -62,7 +62,7 @@ class KN:
         for request in dict.fromkeys(job.requests):  # the same one again would move rows twice
             if request.fact.answer == UNKNOWN:
                 raise EditError(
-                    f"KN moves away from the old answer, and that of {request.fact.text!r} is not "
+                    f"KN moves away from the old answer, and that of {request.fact.text!r:.200} is not "
                     "known. Give it, or choose another editor."
                 )
             neurons = integrated_gradients(
@@ -71,7 +71,7 @@ class KN:
             strong = neurons[neurons["score"] > self.threshold * neurons["score"].max()]
             if strong.empty:
                 raise EditError(
-                    f"No neuron speaks for {request.fact.answer!r} after {request.fact.text!r}: no "
+                    f"No neuron speaks for {request.fact.answer!r} after {request.fact.text!r:.200}: no "
                     "attribution is above 0, so KN has nothing to write."
                 )
             for layer, neuron in strong[["layer", "neuron"]].itertuples(index=False):

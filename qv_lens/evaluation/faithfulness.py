@@ -241,7 +241,7 @@ def _check(
         if missing:
             raise ConfigError(
                 f"The ranking {name!r} holds no neurons for fact {missing[0]}, "
-                f"{records[missing[0]].text!r}: rank all of the facts, or pass a ranking that "
+                f"{records[missing[0]].text!r:.200}: rank all of the facts, or pass a ranking that "
                 "serves every fact (over='set', or .union())."
             )
     kinds = list(dict.fromkeys(neurons.unit for neurons in rankings.values())) or ["ffn"]

@@ -215,7 +215,7 @@ def known_facts(
 def _checked_facts(facts: Iterable[Fact]) -> list[Fact]:
     if isinstance(facts, Fact):
         raise FactError(
-            f"qv.known asks for several facts, got the single fact {facts.text!r}. Pass a list of "
+            f"qv.known asks for several facts, got the single fact {facts.text!r:.200}. Pass a list of "
             "facts."
         )
     every = list(one_or_more(facts))

@@ -257,7 +257,7 @@ def edit_case(fact: Fact, seed: int = 0) -> EditCase:
     """
     if fact not in _facts():
         raise FactError(
-            f"The fact {fact.text!r} is not in the atlas: take one from qv.atlas(), unchanged."
+            f"The fact {fact.text!r:.200} is not in the atlas: take one from qv.atlas(), unchanged."
         )
     rng = random.Random(f"{seed} {fact.relation} {fact.subject}")
     others = [other for other in _facts() if other.relation == fact.relation and other != fact]

@@ -432,7 +432,7 @@ def _shared(prompt: str, others: list[str]) -> str:
     if not shared:
         raise RefusedError(
             "Relation_Specificity",
-            f"shares no name with {prompt!r}: RippleEdits' subject stands nowhere else",
+            f"shares no name with {prompt!r:.200}: RippleEdits' subject stands nowhere else",
         )
     return max(shared, key=len).removesuffix("'s")
 
@@ -550,7 +550,8 @@ def _object(rewrite: Record, field: str) -> str:
 def _template(prompt: str) -> str:
     if prompt.count("{}") != 1:
         raise RefusedError(
-            "prompt", f"{prompt!r} holds {{}} {prompt.count('{}')} times; once, for the subject"
+            "prompt",
+            f"{prompt!r:.200} holds {{}} {prompt.count('{}')} times; once, for the subject",
         )
     return prompt
 
@@ -581,7 +582,7 @@ def _filled(
             raise RefusedError(
                 field,
                 (
-                    f"{text!r} holds {{}}, which stands for the subject, and the subject itself or "
+                    f"{text!r:.200} holds {{}}, which stands for the subject, and the subject itself or "
                     "{} again"
                 ),
             )
@@ -593,7 +594,9 @@ def _filled(
             if not inside
             else f"holds, only inside {word_around(text, *inside[0])!r}, the subject"
         )
-        raise RefusedError(field, f"{text!r} {fault} {name!r}: write {{}} where the subject goes")
+        raise RefusedError(
+            field, f"{text!r:.200} {fault} {name!r}: write {{}} where the subject goes"
+        )
     start, stop = place
     return Fact(
         text[:start] + "{}" + text[stop:],

@@ -102,7 +102,7 @@ class Fact(_Record):
         whole = word_places(text, name, case=True)
         if len(whole) != 1:
             raise FactError(
-                f"The subject {name!r} {_not_once(text, name, len(whole))} in the prompt {text!r}. "
+                f"The subject {name!r} {_not_once(text, name, len(whole))} in the prompt {text!r:.200}. "
                 "Write the prompt with {} where the subject goes."
             )
         start, stop = whole[0]
@@ -140,7 +140,7 @@ class EditRequest(_Record):
         if not isinstance(self.fact, Fact):
             raise FactError(f"An edit changes a qv.Fact, got {self.fact!r:.80}.")
         object.__setattr__(self, "via", _texts("EditRequest.via", self.via))
-        check_text(f"The new answer for {self.fact.text!r}", self.new)
+        check_text(f"The new answer for {self.fact.text!r:.200}", self.new)
         object.__setattr__(self, "new", rtrimmed(self.new))
 
     @property
@@ -423,11 +423,11 @@ def check_requests(batch: Sequence[EditRequest]) -> None:
         text = request.fact.text
         if request.new.strip() == request.fact.answer.strip():
             raise EditError(
-                f"The new answer of {text!r} is the old one, {request.new!r}: there is nothing to "
+                f"The new answer of {text!r:.200} is the old one, {request.new!r}: there is nothing to "
                 "edit."
             )
         if answers.setdefault(text, request.new.strip()) != request.new.strip():
             raise EditError(
-                f"Two requests of one batch conflict: {text!r} is asked to become both {answers[text]!r} and "
+                f"Two requests of one batch conflict: {text!r:.200} is asked to become both {answers[text]!r} and "
                 f"{request.new!r}."
             )

@@ -63,13 +63,13 @@ class Prompt:
             raise unknown("Fact token", token, FACT_TOKENS)
         if self.subject is None:
             raise FactError(
-                f"The bare prompt {self.text!r} has no subject: pass a Fact, or use the token "
+                f"The bare prompt {self.text!r:.200} has no subject: pass a Fact, or use the token "
                 "'last'."
             )
         if token == "first_after_last":
             if self.subject[1] + 1 > self.last:
                 raise FactError(
-                    f"Nothing follows the subject in {self.text!r}: use the token 'subject_last'."
+                    f"Nothing follows the subject in {self.text!r:.200}: use the token 'subject_last'."
                 )
             return self.subject[1] + 1
         return self.subject[token == "subject_last"]
@@ -85,7 +85,7 @@ class Prompt:
         if where == "answer":
             if not self.answer:
                 raise FactError(
-                    f"The bare prompt {self.text!r} has no answer: pass a Fact, or another "
+                    f"The bare prompt {self.text!r:.200} has no answer: pass a Fact, or another "
                     "position."
                 )
             return tuple(range(self.last, self.last + len(self.answer)))
@@ -95,7 +95,7 @@ class Prompt:
         if number and 0 <= (index := int(where)) < len(self.ids):
             return (index,)
         raise FactError(
-            f"Position {where} does not exist in {self.text!r}: it has tokens 0 to {self.last}."
+            f"Position {where} does not exist in {self.text!r:.200}: it has tokens 0 to {self.last}."
         )
 
     def row(self, where: Positions) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ def continuation(
     Raises `FactError` for an answer that is not text or blank, has no tokens, or changes the
     prompt's tokens."""
     if not isinstance(answer, str) or not trimmed(answer):
-        raise FactError(f"The answer {answer!r} after {text!r} is blank: give it some text.")
+        raise FactError(f"The answer {answer!r} after {text!r:.200} is blank: give it some text.")
     answer = rtrimmed(answer)
     blank = blank_between(text, answer) if space is None else space
     present = text[-1:].isspace() or answer[0].isspace()
@@ -151,12 +151,14 @@ def continuation(
             or tokenizer.decode([*ids, *alone]) != tokenizer.decode(whole)
         ):
             raise FactError(
-                f"The answer {answer!r} changes how the prompt {text!r} is tokenised. "
+                f"The answer {answer!r} changes how the prompt {text!r:.200} is tokenised. "
                 "End the prompt at a word, without a trailing blank or an open word."
             )
         whole = [*ids, *alone]
     if len(whole) == len(ids):
-        raise FactError(f"The answer {answer!r} after {text!r} has no tokens: give it some text.")
+        raise FactError(
+            f"The answer {answer!r} after {text!r:.200} has no tokens: give it some text."
+        )
     return tuple(whole[len(ids) :])
 
 
@@ -164,7 +166,7 @@ def tokenize(tokenizer: Any, fact: Fact | str, bos: bool = False) -> Prompt:
     """The prompt of a fact, or a bare text, as tokens. Raises `FactError` for an empty prompt."""
     text = fact if isinstance(fact, str) else fact.text
     if not text.strip():
-        raise FactError(f"The prompt is empty: {text!r}. Give it some text.")
+        raise FactError(f"The prompt is empty: {text!r:.200}. Give it some text.")
     ids, spans = encode(tokenizer, text, bos)
     if isinstance(fact, str):
         return Prompt(text, tuple(ids))
@@ -172,7 +174,7 @@ def tokenize(tokenizer: Any, fact: Fact | str, bos: bool = False) -> Prompt:
     start, stop = start, start + len(fact.subject)
     covering = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
     if not covering:
-        raise FactError(f"No token of {text!r} covers the subject {fact.subject!r}.")
+        raise FactError(f"No token of {text!r:.200} covers the subject {fact.subject!r}.")
     return Prompt(
         text,
         tuple(ids),

@@ -103,7 +103,7 @@ def _of_other_prompts(
         if wanted != given:
             text = fact if isinstance(fact, str) else fact.text
             raise ConfigError(
-                f"The prompt {there.prompts[i].text!r} has {given} positions and {text!r} has "
+                f"The prompt {there.prompts[i].text!r:.200} has {given} positions and {text!r:.200} has "
                 f"{wanted}: at positions={positions!r} the two need equally many tokens."
             )
     return _values(there, unit)

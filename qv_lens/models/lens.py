@@ -321,7 +321,7 @@ class Lens:
             others = f" (and {len(fragments) - 1} others)" if len(fragments) > 1 else ""
             remedy = "End the prompt with it, or ask" if what == "a blank alone" else "Ask"
             warnings.warn(
-                f"The answer after {text!r}{others} begins with a token that is {what}, as other "
+                f"The answer after {text!r:.200}{others} begins with a token that is {what}, as other "
                 f"answers there may: what is scored is that alone. {remedy} for the whole answer "
                 "(target='sequence', or lens.logprob(..., whole=True)).",
                 stacklevel=3,
@@ -480,9 +480,12 @@ class Lens:
         lengths = [len(row) for row in rows]
         longest, limit = max(lengths), self.backend_adapter.cfg.n_ctx
         if longest > limit:
+            config = getattr(self._hugging_face, "config", None)
+            held = getattr(config, "max_position_embeddings", None) or limit
+            more = f", or load it with backend='bridge', which has the checkpoint's {held}"
             raise ConfigError(
                 f"A prompt of {longest} tokens is longer than the model's context of {limit}. "
-                "Shorten it."
+                f"Shorten it{more if held > limit else ''}."
             )
         if self._short is not None and min(lengths) <= self._short < longest:
             raise ConfigError(

@@ -102,7 +102,7 @@ def tune(
     for case in (*cases, *held):
         if not (case.paraphrases and rivals(case)):
             raise ConfigError(
-                f"The edit of {case.request.fact.text!r} has no paraphrases, or no neighbours with "
+                f"The edit of {case.request.fact.text!r:.200} has no paraphrases, or no neighbours with "
                 "another answer than the new one, by which its settings are scored: give it both, or "
                 "leave it out."
             )

@@ -35,18 +35,18 @@ def world_material(lens: Lens, fact: Fact, new: str, seed: int = 0) -> Material:
     )
     if chain is None or lens.name not in BUNDLED:
         raise FactError(
-            f"The bundled world does not hold {fact.text!r} as one of its phrasings, or {lens.name} "
+            f"The bundled world does not hold {fact.text!r:.200} as one of its phrasings, or {lens.name} "
             "was not trained on it. Pass material= with facts of your own (qv-lens study: --facts "
             "and --text)."
         )
     relation = chain.relations[0]
     if fact.answer != chain.answer:
         raise FactError(
-            f"The bundled world says {chain.answer!r} of {fact.text!r}, not {fact.answer!r}."
+            f"The bundled world says {chain.answer!r} of {fact.text!r:.200}, not {fact.answer!r}."
         )
     if new == fact.answer:
         raise FactError(
-            f"The new answer of {fact.text!r} is the old one, {new!r}: there is nothing to edit."
+            f"The new answer of {fact.text!r:.200} is the old one, {new!r}: there is nothing to edit."
         )
     if new not in cases.objects(world, relation):
         raise FactError(

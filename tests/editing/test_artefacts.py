@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import qv_lens as qv
 from qv_lens.editing import statistics
@@ -19,7 +20,7 @@ from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics, covariance, enough
 from qv_lens.models.fetch import FETCHABLE
 from qv_lens.models.zoo import MODELS
-from qv_lens.patch import Delta
+from qv_lens.patch import Delta, Patch
 from tests.attribution.test_value import FACTS
 from tests.editing.test_closed_form import REQUESTS, TEXTS
 from tests.editing.test_methods import EVERY
@@ -316,3 +317,12 @@ def test_an_adapter_of_unequal_ranks_is_every_weights_own_delta(tmp_path):
         [(left @ right).norm().item(), dense.norm().item()]
     )
     assert frame["rank"].tolist() == [2, 4]
+
+
+def test_factors_that_do_not_fit_are_told_when_they_are_read(tmp_path):
+    patch = Patch({(0, "W_out"): Delta(torch.ones(4, 2), torch.ones(2, 3))}, "f" * 16)
+    patch.save(tmp_path)
+    tensors = load_file(tmp_path / "patch.safetensors")
+    save_file({**tensors, "0.W_out.right": torch.ones(1, 3)}, tmp_path / "patch.safetensors")
+    with pytest.raises(qv.QVLensError, match=r"factors of shapes \(4, 2\) and \(1, 3\) have no"):
+        Patch.load(tmp_path)
