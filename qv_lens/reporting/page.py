@@ -349,7 +349,7 @@ def _code(study: Study) -> tuple[str, str]:
     space = "" if fact.space is None else f", space={fact.space}"
     before = (
         f"import qv_lens as qv\nlens = qv.load({study.settings['model']!r})\n"
-        f"fact = qv.Fact({fact.prompt!r:.200}, {fact.subject!r}, {fact.answer!r}{space})\n"
+        f"fact = qv.Fact({fact.prompt!r}, {fact.subject!r}, {fact.answer!r}{space})\n"
         "neuron = qv.NeuronSet.of([("
     )
     return before, ")])\nwith lens.intervene(qv.Zero(neuron)):\n    print(lens.logprob(fact))"
