@@ -23,7 +23,7 @@ from math import sqrt
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution.gradients import answer_logprobs, weight_attributions
+from qv_lens.attribution.ensembles import weight_attributions
 from qv_lens.editing.keys import clean_values, contexts, mean_over_contexts, read, rows_of
 from qv_lens.editing.presets import presets
 from qv_lens.editing.solve import inverse_of, solve
@@ -229,7 +229,7 @@ def ensembles(steps: int = 20) -> None:
             for i in range(1, steps + 1):
                 with torch.enable_grad():
                     leaf = ((i / steps - 1) * weight).requires_grad_(True)
-                    p = answer_logprobs(lens, prompts, delta_hooks(lens, {name: leaf})).exp().sum()
+                    p = lens.answer_logprobs(prompts, delta_hooks(lens, {name: leaf})).exp().sum()
                     total += torch.autograd.grad(p, leaf)[0]
             naive = weight * total / steps
             worst = max(worst, float((naive - at_once[name]).norm() / naive.norm()))

@@ -38,9 +38,9 @@ _HOME = {
     "edge_effects": "attribution.edges",
     "vocabulary": "attribution.projection",
     "interpretable": "attribution.projection",
-    "neuron_ensemble": "attribution.gradients",
-    "integrated_gradients": "attribution.gradients",
-    "transmission_paths": "attribution.gradients",
+    "neuron_ensemble": "attribution.ensembles",
+    "integrated_gradients": "attribution.knowledge_neurons",
+    "transmission_paths": "attribution.paths",
     "ace_official": "attribution.as_released",
     "locate": "attribution.locate",
     "covariance": "editing.statistics",
@@ -73,13 +73,11 @@ if TYPE_CHECKING:
     from qv_lens.attribution.as_released import ace_official
     from qv_lens.attribution.edges import edge_effects, qv_graph
     from qv_lens.attribution.effects import neuron_effects
-    from qv_lens.attribution.gradients import (
-        integrated_gradients,
-        neuron_ensemble,
-        transmission_paths,
-    )
+    from qv_lens.attribution.ensembles import neuron_ensemble
+    from qv_lens.attribution.knowledge_neurons import integrated_gradients
     from qv_lens.attribution.layers import layer_scores
     from qv_lens.attribution.locate import locate
+    from qv_lens.attribution.paths import transmission_paths
     from qv_lens.attribution.projection import interpretable, vocabulary
     from qv_lens.attribution.query import query_layers, query_neurons
     from qv_lens.attribution.value import value_neurons

@@ -521,14 +521,14 @@ def _words(
     probes_asked += [("follows from it", after) for _, after in case.onward[:3]] + [
         ("must stay", near) for near in case.neighbours[:3]
     ]
-    probes_alone = [probe for _, probe in probes_asked]
+    probe_list = [probe for _, probe in probes_asked]
     names = (case.request.fact.answer, new)
     probes = pd.DataFrame(
         {
             "kind": [kind for kind, _ in probes_asked],
-            "prompt": [probe.text for probe in probes_alone],
-            "wanted": [probe.answer for probe in probes_alone],
-            "before": first_sentences(lens, probes_alone, *names),
+            "prompt": [probe.text for probe in probe_list],
+            "wanted": [probe.answer for probe in probe_list],
+            "before": first_sentences(lens, probe_list, *names),
         }
     )
     states = [_layer_line(lens, case.request.fact, "before")]
@@ -537,7 +537,7 @@ def _words(
         ahead = search_ahead(lens, [case.request], editor, templates=templates, folder=folder)
         patch = edit(lens, case.request, editor, statistics=statistics, ahead=ahead)
         with lens.patched(patch):
-            probes[name] = first_sentences(lens, probes_alone, *names)
+            probes[name] = first_sentences(lens, probe_list, *names)
             if not after:
                 target = case.request.target
                 states.append(_layer_line(lens, target, "after"))

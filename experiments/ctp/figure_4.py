@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from experiments.decide import Claim, Verdict, decided, difference, share, together
 from experiments.models import STUDIED
 from experiments.prompts import APART, asked, at_least, check_asked, pool
-from qv_lens.attribution.gradients import NodeScore, transmission_paths
+from qv_lens.attribution.paths import NodeScore, transmission_paths
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.intervals import UNBOUNDED
 from qv_lens.evaluation.known_cases import knowledge

@@ -410,31 +410,31 @@ def certified_top(
     layers, n, _ = bounds.shape
     J, order = rearrange(bounds, "l g u -> g (l u)").sort(dim=1, descending=True)
     best = torch.full_like(J, -torch.inf)  # by unit, not by rank
-    summed, wave = [0] * n, k + max(8, k // 16)
-    while open_groups := [g for g in range(n) if not _certified(J[g], best[g], summed[g], k)]:
+    scored_count, wave = [0] * n, k + max(8, k // 16)
+    while open_groups := [g for g in range(n) if not _certified(J[g], best[g], scored_count[g], k)]:
         wanted = torch.zeros_like(best, dtype=torch.bool)
         for g in open_groups:
-            wanted[g, order[g, summed[g] : summed[g] + wave]] = True
-            summed[g] = min(summed[g] + wave, J.shape[1])
+            wanted[g, order[g, scored_count[g] : scored_count[g] + wave]] = True
+            scored_count[g] = min(scored_count[g] + wave, J.shape[1])
         mask = rearrange(wanted, "g (l u) -> l g u", l=layers)
         exact = [
             grouped(layer.score, groups) for layer in scored(task, unit, "exact", mask[:, groups])
         ]
         best = torch.where(wanted, rearrange(torch.stack(exact), "l g u -> g (l u)"), best)
         wave = max(8, k // 8)
-    return rearrange(best, "g (l u) -> l g u", l=layers), summed
+    return rearrange(best, "g (l u) -> l g u", l=layers), scored_count
 
 
-def _certified(J: Tensor, exact: Tensor, summed: int, k: int) -> bool:
-    """Whether no unit after the first `summed` can be among the k best (-inf: a unit that does not
+def _certified(J: Tensor, exact: Tensor, scored_count: int, k: int) -> bool:
+    """Whether no unit after the first `scored_count` can be among the k best (-inf: a unit that does not
     exist)."""
     real = int((-torch.inf < J).sum())
     k = min(k, real)
-    if summed >= real:
+    if scored_count >= real:
         return True
-    if summed < k:
+    if scored_count < k:
         return False
-    next_best = float(J[summed])
+    next_best = float(J[scored_count])
     return next_best + SLACK * max(1.0, abs(next_best)) < float(exact.topk(k).values[-1])
 
 

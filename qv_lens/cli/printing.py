@@ -133,7 +133,7 @@ def print_study(study: Study) -> None:
     print()
     for row in study.probes.to_dict("records"):
         told = "; ".join(
-            f"{name}: {text!r:.200}"
+            f"{name}: {text!r}"
             for name, text in row.items()
             if name not in ("kind", "prompt", "wanted")
         )

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from qv_lens.attribution.gradients import answer_logprobs, transmission_paths
+from qv_lens.attribution.paths import transmission_paths
 from qv_lens.editing.bounds import Count, Natural, NotNegative, Positive
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.fine_tuning import Key, added_to_some, scattered
@@ -263,7 +263,7 @@ def _step(
     adam.zero_grad(set_to_none=False)
     with torch.enable_grad():
         added = {part.key: part.added(lens) for part in _joined(nodes)}
-        loss = -answer_logprobs(lens, prompts, delta_hooks(lens, added), labels).mean()
+        loss = -lens.answer_logprobs(prompts, delta_hooks(lens, added), labels=labels).mean()
         if not torch.isfinite(loss):
             raise EditError("CTP's loss is not finite: lower lr.")
         (factor * loss).backward()

@@ -20,10 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qv_lens.attribution.gradients import (
-    answer_logprobs,
-    neuron_ensemble,
-)
+from qv_lens.attribution.ensembles import neuron_ensemble
 from qv_lens.editing.bounds import Count, Limit, NotNegative, Positive, Share
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.errors import EditError, unknown
@@ -76,8 +73,8 @@ class FT:
 
         def loss(prompts: list[Prompt]) -> Tensor:
             if self.objective == "target_new":
-                return -answer_logprobs(
-                    job.lens, prompts, delta_hooks(job.lens, dict(leaves))
+                return -job.lens.answer_logprobs(
+                    prompts, delta_hooks(job.lens, dict(leaves))
                 ).mean()
             return last_token_loss(job.lens, prompts, delta_hooks(job.lens, dict(leaves)))
 
@@ -214,7 +211,7 @@ def train(
 
 def nll(lens: Lens, added: Mapping[Key, Added]) -> Callable[[list[Prompt]], Tensor]:
     """The loss of a trainer: minus the mean log-probability per answer token, with the deltas."""
-    return lambda prompts: -answer_logprobs(lens, prompts, delta_hooks(lens, added)).mean()
+    return lambda prompts: -lens.answer_logprobs(prompts, delta_hooks(lens, added)).mean()
 
 
 def last_token_loss(lens: Lens, prompts: Sequence[Prompt], hooks: list) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qv_lens.attribution.gradients import IGRule, greedy_tokens, integrated_gradients
+from qv_lens.attribution.knowledge_neurons import IGRule, greedy_tokens, integrated_gradients
 from qv_lens.editing.bounds import Count, NotNegative, Share
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.errors import EditError, unknown

@@ -20,7 +20,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from qv_lens.attribution.gradients import answer_logprobs
 from qv_lens.editing.bounds import Count, NotNegative, Positive
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.errors import EditError
@@ -75,7 +74,7 @@ def _end_of_text(lens: Lens) -> int:
 
 def _loss(lens: Lens, leaves: dict[tuple[int, str], Tensor], prompts: list[Prompt]) -> Tensor:
     """The mean over the facts of each one's mean over its tokens."""
-    logp = answer_logprobs(lens, prompts, delta_hooks(lens, dict(leaves)))
+    logp = lens.answer_logprobs(prompts, delta_hooks(lens, dict(leaves)))
     each = logp.split([len(prompt.answer) for prompt in prompts])
     return -torch.stack([tokens.mean() for tokens in each]).mean()
 

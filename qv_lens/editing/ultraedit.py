@@ -26,7 +26,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qv_lens.attribution.gradients import answer_logprobs
 from qv_lens.editing.bounds import Count, Positive
 from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.layer_by_layer import ordered
@@ -173,7 +172,7 @@ def _rows(
         prompts = lens.tokenize([request.target for request in chunk])
         tapped = taps(lens, names)
         with torch.enable_grad():
-            loss = -answer_logprobs(lens, prompts, delta_hooks(lens, dict(tapped))).mean()
+            loss = -lens.answer_logprobs(prompts, delta_hooks(lens, dict(tapped))).mean()
             if not torch.isfinite(loss):
                 raise EditError("The loss is not finite: the model gives no probability to learn.")
             zeros = [tap.given for tap in tapped.values() if tap.given is not None]

@@ -81,15 +81,16 @@ def look(
     """What a model says of every case, on the weights as they now are: to the `questions` whose
     groups begin so."""
     generation = generation or Generation()
-    groups_of = [questions(case, beginning) for case in cases]
+    asked_groups = [questions(case, beginning) for case in cases]
     answers = iter(
         tell(
-            lens, [probe for groups in groups_of for probes in groups.values() for probe in probes]
+            lens,
+            [probe for groups in asked_groups for probes in groups.values() for probe in probes],
         )
     )
     looks = [
         {name: tuple(next(answers) for _ in probes) for name, probes in groups.items()}
-        for groups in groups_of
+        for groups in asked_groups
     ]
     texts: list[dict[str, tuple[str, ...]]] = [{} for _ in cases]
     for kind in generation.kinds:

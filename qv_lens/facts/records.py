@@ -3,7 +3,7 @@
 Frozen dataclasses in the field's words. A `Fact` is (subject, relation, object) with the prompt
 that asks for it; an `EditRequest` is a fact and its new object; a `MultiHopCase` chains facts, some
 of them edited (MQuAKE); an `EditCase` is one edit with its probes. Positions in tokens live in
-`spans`, file formats in `benchmarks`."""
+`spans`, file formats in `formats`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import TypeVar
 
-from qv_lens.errors import EditError, FactError, several
+from qv_lens.errors import ConfigError, EditError, FactError, several
 from qv_lens.facts.words import blanks_around, places, rtrimmed, trimmed, word_around, word_places
 
 _R = TypeVar("_R")
@@ -202,6 +202,20 @@ class Probe(_Record):
 Asked = Fact | Probe
 #: probes by the name of what they test
 Groups = tuple[tuple[str, tuple[Probe, ...]], ...]
+
+
+Records = Fact | EditRequest | Sequence[Fact | EditRequest]
+
+
+def asked_facts(records: Records) -> list[Fact]:
+    """The facts whose answers are asked for; a request counts with its new answer. Raises
+    `ConfigError` for none."""
+    several_records = [records] if isinstance(records, (Fact, EditRequest)) else list(records)
+    if not several_records:
+        raise ConfigError("No facts were given: pass at least one Fact or EditRequest.")
+    return [
+        record.target if isinstance(record, EditRequest) else record for record in several_records
+    ]
 
 
 @dataclass(frozen=True, repr=False)

@@ -404,6 +404,27 @@ class Lens:
         where = [(i, at) for i, prompt in enumerate(prompts) for at in prompt.positions("answer")]
         return self.logits_at(rows, where, hooks, start, last=[prompt.last for prompt in prompts])
 
+    def answer_logprobs(
+        self,
+        prompts: Sequence[Prompt],
+        hooks: Sequence[Hook] = (),
+        start: Start | None = None,
+        labels: Sequence[tuple[int, ...]] | None = None,
+    ) -> Float[Tensor, " token"]:
+        """log P(y_j | x, y_<j) of every token of every prompt's answer, in one pass, in order; or of
+        other `labels` there. Nats.
+
+        `hooks` and `start`: as `logits` takes them. Raises `FactError` for a prompt without
+        answer."""
+        targets = [prompt.answer for prompt in prompts] if labels is None else labels
+        tokens = [
+            token
+            for prompt, own in zip(prompts, targets, strict=True)
+            for _, token in zip(prompt.answer, own, strict=True)
+        ]
+        logp = log_probs(self.answer_logits(prompts, hooks, start))
+        return logp.gather(1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0]
+
     def read_out(
         self,
         stream: Float[Tensor, "*batch d_model"],
@@ -554,10 +575,8 @@ class Lens:
         prompts, values = [replace(prompt, answer=target) for prompt, target in pairs], []
         for begin in range(0, len(prompts), TOGETHER):
             chunk = prompts[begin : begin + TOGETHER]
-            logp = log_probs(self.answer_logits(chunk))
-            tokens = torch.tensor([t for p in chunk for t in p.answer], device=logp.device)
-            each = logp.gather(1, tokens[:, None])[:, 0]
-            values += [float(own.sum()) for own in each.split([len(p.answer) for p in chunk])]
+            lengths = [len(prompt.answer) for prompt in chunk]
+            values += [float(own.sum()) for own in self.answer_logprobs(chunk).split(lengths)]
         return values
 
     def answer_ids(self, fact: Asked | str, answer: str | None = None) -> tuple[int, ...]:

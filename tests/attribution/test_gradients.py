@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution.gradients import _best_paths, answer_gradients, weight_attributions
+from qv_lens.attribution.ensembles import weight_attributions
+from qv_lens.attribution.paths import _best_paths, answer_gradients
 from qv_lens.models.deltas import delta_hooks
 from tests.attribution.test_value import FACTS
 from tests.models import BACKENDS, KINDS, tiny_lens
@@ -103,7 +104,7 @@ def test_weight_attributions_equal_hugging_faces_autograd(
     """Eq. 5 on the stored matrices: scale them together, differentiate, multiply; two facts, an
     answer of several tokens; however many scales go into one pass, also with an intervention at the
     prompts' last token."""
-    monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
+    monkeypatch.setattr("qv_lens.attribution.ensembles.ROWS", rows)
     lens, steps = tiny_lens(kind), 3
     facts = [FACTS[0], LONG]
     with ours(lens, intervened):
@@ -241,7 +242,7 @@ def test_integrated_gradients_equal_hugging_faces_autograd(
     """The input of the stored output matrix scaled at one position, step by step; every answer
     token by itself, added up; however many steps go into one pass. `coefficient` is the mean of m
     over the answer's tokens."""
-    monkeypatch.setattr("qv_lens.attribution.gradients.ROWS", rows)
+    monkeypatch.setattr("qv_lens.attribution.knowledge_neurons.ROWS", rows)
     lens, steps = tiny_lens(kind), 4
     facts = [FACTS[0], LONG]
     with ours(lens, intervened):
@@ -296,7 +297,7 @@ def test_transmission_nodes_from_hugging_faces_gradients(
 ):
     """CTP's scores by hand: backward through the stored matrices of each mini-batch, z-scores by
     loops over rows; the same however many mini-batches go into one pass."""
-    monkeypatch.setattr("qv_lens.attribution.gradients.TOGETHER", rows)
+    monkeypatch.setattr("qv_lens.attribution.paths.TOGETHER", rows)
     lens = tiny_lens(kind)
     requests = [
         fact.to(new)

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qv_lens as qv
-from qv_lens.attribution.gradients import answer_logprobs
 from qv_lens.editing.fine_tuning import last_token_loss
 from qv_lens.evaluation.answers import tell
 from qv_lens.facts.records import Probe
@@ -490,7 +489,7 @@ def test_the_unembedding_runs_where_it_is_read_and_nowhere_else(backend, monkeyp
     monkeypatch.setattr(kind, "forward", lambda own, x: seen.append(x.shape) or wrapped(own, x))
     lens.next_token_logits(PROMPTS)
     tell(lens, [Probe(FACT.text, FACT.answer)])
-    answer_logprobs(lens, prompts, [])
+    lens.answer_logprobs(prompts)
     last_token_loss(lens, prompts, [])
     assert not seen
     lens.logits([prompts[0].ids])

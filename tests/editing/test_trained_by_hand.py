@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution.gradients import transmission_paths
+from qv_lens.attribution.paths import transmission_paths
 from qv_lens.errors import EditError
 from tests.attribution.test_gradients import hf_name
 from tests.editing.test_closed_form import REQUESTS
