@@ -24,7 +24,8 @@ import qv_lens as qv
 from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.statistics import Statistics, covariance, enough
 from qv_lens.evaluation.perplexity import perplexity
-from qv_lens.evaluation.protocols import evaluate, summary, total
+from qv_lens.evaluation.protocols import evaluate, total
+from qv_lens.evaluation.summary import summary
 from qv_lens.facts.atlas import edit_case
 from qv_lens.facts.corpora import python_reference
 from qv_lens.facts.files import read_texts

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import qv_lens as qv
-from qv_lens.editing.edit import Factored
+from qv_lens.editing.job import Factored
 from qv_lens.editing.keys import contexts, rows_of
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import search

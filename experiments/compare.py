@@ -30,23 +30,18 @@ import plotly.graph_objects as go
 from experiments.prompts import ATLAS, at_least, chained, check_files, usual
 from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.editing.closed_form import ACE
-from qv_lens.editing.edit import Editor, reads_statistics
+from qv_lens.editing.job import Editor, reads_statistics
 from qv_lens.editing.kept import default_text, default_texts, kept_covariance
 from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.cases import DrawnCases, edited_facts, first_known_cases, of_seed
 from qv_lens.evaluation.known_cases import answered_onward, as_said, first_known, knowledge
-from qv_lens.evaluation.protocols import (
-    PROTOCOLS,
-    check_metrics,
-    evaluate,
-    summary,
-    usual_count,
-    usual_metrics,
-)
-from qv_lens.evaluation.protocols import Protocol as ProtocolName
+from qv_lens.evaluation.protocols import check_metrics, evaluate
 from qv_lens.evaluation.questions import Generation
+from qv_lens.evaluation.selection import PROTOCOLS, usual_count, usual_metrics
+from qv_lens.evaluation.selection import Protocol as ProtocolName
+from qv_lens.evaluation.summary import summary
 from qv_lens.facts.atlas import atlas, chains, edit_case
 from qv_lens.facts.chain_cases import chain_case
 from qv_lens.facts.corpora import corpus

@@ -30,7 +30,7 @@ from experiments.comparison import comparison, head, line
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, together
 from experiments.models import ACES, COLUMNS
 from qv_lens.runs.experiment import parts_of
-from qv_lens.runs.store import load_run
+from qv_lens.runs.rows import load_run
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -24,7 +24,7 @@ import pandas as pd
 from experiments.compare import drawn_cases, statistics_of
 from experiments.prompts import at_least, check_files
 from qv_lens.cache import cache_folder
-from qv_lens.editing.edit import reads_statistics
+from qv_lens.editing.job import reads_statistics
 from qv_lens.editing.presets import preset_of
 from qv_lens.editing.statistics import enough
 from qv_lens.evaluation.sequence import sequence

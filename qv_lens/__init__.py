@@ -52,15 +52,15 @@ _HOME = {
     **HOMES,
     "read": "facts.benchmarks",
     "evaluate": "evaluation.protocols",
-    "summary": "evaluation.protocols",
+    "summary": "evaluation.summary",
     "known": "evaluation.known_cases",
     "faithfulness": "evaluation.faithfulness",
     "study": "case_study",
     "Study": "case_study",
     "report": "reporting.page",
     "save_graph": "reporting.graph_file",
-    "load_run": "runs.store",
-    "compare_runs": "runs.store",
+    "load_run": "runs.rows",
+    "compare_runs": "runs.comparing",
     "QVLensError": "errors",
 }
 
@@ -91,7 +91,8 @@ if TYPE_CHECKING:
     from qv_lens.errors import QVLensError
     from qv_lens.evaluation.faithfulness import faithfulness
     from qv_lens.evaluation.known_cases import known_facts as known
-    from qv_lens.evaluation.protocols import evaluate, summary
+    from qv_lens.evaluation.protocols import evaluate
+    from qv_lens.evaluation.summary import summary
     from qv_lens.facts.atlas import atlas
     from qv_lens.facts.benchmarks import read
     from qv_lens.facts.records import EditCase, EditRequest, Fact, MultiHopCase
@@ -103,7 +104,8 @@ if TYPE_CHECKING:
     from qv_lens.patch import Patch
     from qv_lens.reporting.graph_file import save_graph
     from qv_lens.reporting.page import report
-    from qv_lens.runs.store import compare_runs, load_run
+    from qv_lens.runs.comparing import compare_runs
+    from qv_lens.runs.rows import load_run
     from qv_lens.trace import Trace
 
 __all__ = [*_HOME, "plots"]  # pyright: ignore[reportUnsupportedDunderAll]

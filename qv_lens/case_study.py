@@ -51,7 +51,9 @@ from qv_lens.errors import ConfigError, FactError
 from qv_lens.evaluation.ablation import DROP, ablate, answers, suppress
 from qv_lens.evaluation.answers import correct, first_sentences, greedy_answers
 from qv_lens.evaluation.faithfulness import faithfulness, lost_at
-from qv_lens.evaluation.protocols import evaluate, fitting, summary
+from qv_lens.evaluation.protocols import evaluate
+from qv_lens.evaluation.selection import fitting
+from qv_lens.evaluation.summary import summary
 from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions
 from qv_lens.material import Material, atlas_material

@@ -23,7 +23,8 @@ import torch
 
 import qv_lens as qv
 from qv_lens.editing.statistics import covariance
-from qv_lens.evaluation.protocols import evaluate, summary
+from qv_lens.evaluation.protocols import evaluate
+from qv_lens.evaluation.summary import summary
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 

@@ -30,8 +30,10 @@ from torch import Tensor
 from qv_lens.attribution.layers import scores_by_layer
 from qv_lens.attribution.projection import projected, written
 from qv_lens.attribution.query import layers_of, queries_of, targets_of
+from qv_lens.attribution.ranking import ranked
 from qv_lens.attribution.setting import Setting
-from qv_lens.attribution.value import best_units, ranked, values_by_head
+from qv_lens.attribution.units import values_by_head
+from qv_lens.attribution.value import best_units
 from qv_lens.errors import ConfigError
 from qv_lens.models.lens import Facts, Lens
 from qv_lens.models.norms import at_least_float32

@@ -37,8 +37,8 @@ from qv_lens.attribution.readers import (
     once,
     targets_of,
 )
-from qv_lens.attribution.setting import Target, wanted_at, where_read
-from qv_lens.attribution.value import units_of
+from qv_lens.attribution.units import units_of
+from qv_lens.attribution.wanted import Target, wanted_at, where_read
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
 from qv_lens.models.alone import logp_with_each

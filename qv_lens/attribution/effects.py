@@ -32,17 +32,10 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qv_lens.attribution.grouping import Grouping, Over, check_over
+from qv_lens.attribution.ranking import check_top, grouped, ranked
 from qv_lens.attribution.relp import RULES, Rule, check_rules, read_out, relp_hooks
-from qv_lens.attribution.setting import (
-    Grouping,
-    Over,
-    Target,
-    Wanted,
-    check_over,
-    wanted_at,
-    where_read,
-)
-from qv_lens.attribution.value import check_top, grouped, ranked
+from qv_lens.attribution.wanted import Target, Wanted, wanted_at, where_read
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions, Prompt
 from qv_lens.models.backend import Hook

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.value import check_top
+from qv_lens.attribution.ranking import check_top
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact, Records, asked_facts
 from qv_lens.models.lens import Lens, Start, log_probs

@@ -20,26 +20,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qv_lens.attribution.grouping import Over, check_over
 from qv_lens.attribution.projection import NormMode
-from qv_lens.attribution.setting import (
-    Base,
-    Kind,
-    Method,
-    Over,
-    Setting,
-    Target,
-    check_moments,
-    check_over,
-    setting,
-)
-from qv_lens.attribution.value import (
-    Unit,
-    check_top,
-    every_score,
-    for_every_unit,
-    grouped,
-    scored,
-)
+from qv_lens.attribution.ranking import check_top, grouped
+from qv_lens.attribution.scores import scored
+from qv_lens.attribution.setting import Base, Kind, Method, Setting, check_moments, setting
+from qv_lens.attribution.units import Unit
+from qv_lens.attribution.value import every_score, for_every_unit
+from qv_lens.attribution.wanted import Target
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions

@@ -28,9 +28,10 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from qv_lens.attribution.grouping import Grouping, Over, check_over
+from qv_lens.attribution.ranking import check_top, grouped, ranked
 from qv_lens.attribution.readers import Method, Reader, Subkey, Through, Writer, targets_of
-from qv_lens.attribution.setting import Grouping, Over, check_over
-from qv_lens.attribution.value import AT_POSITIONS, Unit, check_top, grouped, ranked, units_of
+from qv_lens.attribution.units import AT_POSITIONS, Unit, units_of
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens

@@ -6,15 +6,13 @@ Eq. 9 on it.
 1. Base x of a layer: `mid` (h + A, the stream after attention; default), `pre` (h), or `loo_final`
    (the final vector with the component taken away: log p(h^L) - log p(h^L - v)). Attention's base
    is always h.
-2. Target w: the answer's first token, the model's own prediction, a token id, the whole answer
-   (teacher forced, one row per answer token, added up), or one token against another: I = delta_1 -
-   delta_2, closed form, the log-sum cancels.
+2. Target w: `wanted`. Of one token against another I = delta_1 - delta_2, closed form, the log-sum
+   cancels. The answer's tokens (teacher forced, a row each) are added up: `grouping`.
 3. Numerics: `engine`.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,135 +23,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qv_lens.attribution.engine import Problems, bounds, log_sums, tile_rows
+from qv_lens.attribution.grouping import Grouping
 from qv_lens.attribution.moments import HeadAndTail, log_sums_by_moments
 from qv_lens.attribution.projection import NORM_MODES, NormMode, Readout
+from qv_lens.attribution.wanted import Target, Wanted, wanted_at, where_read
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens
-from qv_lens.models.norms import at_least_float32, dtype_name
-from qv_lens.trace import Rows, Trace
+from qv_lens.models.norms import at_least_float32
+from qv_lens.trace import Trace
 
 Base = Literal["mid", "pre", "loo_final"]
 BASES: tuple[Base, ...] = ("mid", "pre", "loo_final")
 Kind = Literal["ffn", "attn", "head"]
-Over = Literal["prompt", "positions", "set", "category"]
-OVERS: tuple[Over, ...] = ("prompt", "positions", "set", "category")
 Method = Literal["exact", "topk", "moments", "first_order"]
 METHODS: tuple[Method, ...] = ("exact", "topk", "moments", "first_order")
-#: 'answer', 'predicted', 'sequence', a token id, or a pair (for, against) of answers, ids, 'answer'
-#: or 'predicted'
-Target = str | int | tuple[str | int, str | int]
-TARGETS = (
-    "answer",
-    "predicted",
-    "sequence",
-    "a token id",
-    "a pair of answers",
-    "another answer as that of a fact, qv.Fact(prompt, subject, 'Rome')",
-)
 #: neurons whose weights are upcast at a time
 CHUNK = 2048
 #: how far the divisor of a base may shrink, norm recomputed, before the closed form is left
 CANCELS = 30.0
 #: rows of layers that are read out in one product
 READ_TOGETHER = 32
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """How rows (positions of prompts) are added up and named. `sequence`: a prompt's rows belong
-    together."""
-
-    lens: Lens
-    """The model."""
-    rows: Rows
-    """The rows."""
-    sequence: bool = False
-    """Whether a prompt's rows belong together."""
-
-    def groups(self, over: Over) -> Int[Tensor, " row"]:
-        """Which group each row is added up in: its prompt and position, its prompt (all positions
-        of it), the set, or its fact's category.
-
-        The rows of a whole answer belong to one prompt. Raises `ConfigError` for categories that
-        facts do not have."""
-        if over == "set":
-            return torch.zeros_like(self.rows.prompt)
-        if over == "category":
-            names = self.categories()
-            return torch.tensor(
-                [names.index(_category(self.rows.facts[p])) for p in self.rows.prompt.tolist()]
-            )
-        if self.sequence or over == "positions":
-            return self.rows.prompt
-        return torch.arange(len(self.rows.prompt))
-
-    def categories(self) -> list[str]:
-        """The categories of the facts, in order of first appearance. Raises `ConfigError` if one
-        has none."""
-        return list(dict.fromkeys(_category(fact) for fact in self.rows.facts))
-
-    def labels(self, over: Over) -> list[dict[str, Any]]:
-        """One record per group: `prompt` (-1 for sums), `position` and `token` where a prompt has
-        several rows, `category`."""
-        if over == "set":
-            return [{"prompt": -1}]
-        if over == "category":
-            return [{"prompt": -1, "category": name} for name in self.categories()]
-        rows = self.rows
-        whole = self.sequence or over == "positions"
-        if whole or len(rows.prompt) == len(rows.prompts):
-            return [{"prompt": i} for i in range(len(rows.prompts))]
-        where = list(zip(rows.prompt.tolist(), rows.positions.tolist(), strict=True))
-        ids = [prompt.row("answer") for prompt in rows.prompts]
-        return [
-            {"prompt": i, "position": p, "token": self.lens.token_label(ids[i][p])}
-            for i, p in where
-        ]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked for at each row: a token, or how much likelier it is than another."""
-
-    lens: Lens
-    """The model."""
-    rows: Rows
-    """Where it is read."""
-    token: Int[Tensor, " row"]
-    """The token asked for at each row."""
-    against: Int[Tensor, " row"] | None = None
-    """The other token of a contrast."""
-    sequence: bool = False
-    """Whether a whole answer is asked for."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of scores: the weights', in float32 or better."""
-        return torch.promote_types(self.lens.dtype, torch.float32)
-
-    def attrs(self, predicted: Int[Tensor, " row"]) -> dict[str, Any]:
-        """What frames and sets are labelled with; `predicted`: the model's own most likely token at
-        each row. `positions` are where units lie, `read_at` where the target is read."""
-        label = self.lens.token_label
-        attrs = {
-            **self.lens.label,
-            "texts": [p.text for p in self.rows.prompts],
-            "dtype": dtype_name(self.dtype),
-            "targets": [label(int(t)) for t in self.token],
-            "target_ids": self.token.tolist(),
-            "positions": self.rows.positions.tolist(),
-            "read_at": self.rows.positions.tolist(),
-            "target_is_argmax": (predicted == self.token).tolist(),
-        }
-        if self.against is None:
-            return attrs
-        return {
-            **attrs,
-            "against": [label(int(t)) for t in self.against],
-            "against_ids": self.against.tolist(),
-        }
 
 
 @dataclass(frozen=True)
@@ -391,12 +281,6 @@ def _cancels(task: Problems) -> Bool[Tensor, "problem neuron"]:
     return task.beta * task.sigma_0 > CANCELS
 
 
-def check_over(over: str) -> None:
-    """Raise `ConfigError` for an unknown way to add up prompts."""
-    if over not in OVERS:
-        raise unknown("over", over, OVERS)
-
-
 def check_moments(method: str, norm: str) -> None:
     """Raise `ConfigError` for moments with a norm that depends on each vector."""
     if method == "moments" and norm == "full":
@@ -434,62 +318,6 @@ def setting(
     )
 
 
-def where_read(target: Target, positions: Positions = "last") -> Positions:
-    """The positions at which a target is read. Raises `ConfigError` for an unknown target, or for
-    positions that do not go with it."""
-    target = _plain_target(target)
-    if isinstance(target, str) and target not in ("answer", "predicted", "sequence"):
-        raise unknown("Target", target, TARGETS)
-    sequence = target == "sequence"
-    if positions == "answer" and not sequence:
-        raise ConfigError(
-            "positions='answer' reads every token of the answer: it goes with target='sequence'."
-        )
-    if sequence and positions not in ("last", "answer"):
-        raise ConfigError(
-            "target='sequence' has its own positions, those that predict the answer; got "
-            f"{positions!r}."
-        )
-    return "answer" if sequence else positions
-
-
-def wanted_at(lens: Lens, rows: Rows, target: Target) -> Wanted:
-    """What is asked for at rows: those of a trace, or the prompts' ends, where the model is asked
-    what it predicts itself if that is wanted.
-
-    Raises `ConfigError` for a token that does not exist, or a contrast of one token with itself."""
-    target = _plain_target(target)
-    pair = target if isinstance(target, tuple) else (target, None)
-    token = _tokens(lens, rows, pair[0])
-    against = None if pair[1] is None else _tokens(lens, rows, pair[1])
-    if against is not None and bool((same := against == token).any()):
-        text = rows.prompts[int(rows.prompt[same][0])].text
-        raise ConfigError(
-            f"A contrast compares two first tokens; both of {target} begin with "
-            f"{lens.token_label(int(token[same][0]))!r} after {text!r:.200}."
-        )
-    for part, tokens in zip(pair, (token, against), strict=True):
-        if isinstance(part, str) and part not in ("predicted", "sequence") and tokens is not None:
-            answer_of = dict(zip(rows.prompt.tolist(), tokens.tolist(), strict=True))
-            lens.warn_of_fragments(
-                [rows.prompts[i].text for i in answer_of], list(answer_of.values())
-            )
-    return Wanted(lens, rows, token, against, target == "sequence")
-
-
-def _plain_target(target: Any) -> Target:
-    """The target, any integer in it as an int. Raises `ConfigError` for what is not a target."""
-    if isinstance(target, tuple) and len(target) == 2:
-        return _plain_target(target[0]), _plain_target(target[1])  # type: ignore[return-value]
-    if isinstance(target, str):
-        return target
-    number: Any = target
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise unknown("Target", target, TARGETS) from None
-
-
 def _check_positions(trace: Trace, where: Positions) -> None:
     """Raise `ConfigError` for a trace of other positions than those asked for, or of an answer's
     positions that were not asked for."""
@@ -505,53 +333,3 @@ def _check_positions(trace: Trace, where: Positions) -> None:
         max(positions) > p.last for p, positions in zip(trace.prompts, where_of, strict=True)
     ):
         raise ConfigError("This trace holds an answer's positions: use it with target='sequence'.")
-
-
-def _tokens(lens: Lens, rows: Rows, target: str | int) -> Int[Tensor, " row"]:
-    """The token asked for at each row."""
-    if isinstance(target, int):
-        if not 0 <= target < lens.d_vocab:
-            raise ConfigError(f"Token id {target} is outside the vocabulary of {lens.d_vocab}.")
-        return torch.full_like(rows.prompt, target)
-    if target == "predicted":
-        return _predicted(lens, rows)
-    named = list(_named(lens, rows, target))
-    own = _predicted(lens, rows).tolist() if None in named else named
-    token = [other if name is None else name for name, other in zip(named, own, strict=True)]
-    return torch.tensor(token, device=rows.prompt.device)
-
-
-def _predicted(lens: Lens, rows: Rows) -> Int[Tensor, " row"]:
-    """The model's own most likely token at each row; rows that are no trace lie at the prompts'
-    ends."""
-    trace = rows if isinstance(rows, Trace) else lens.trace(rows.facts)
-    return trace.logits.argmax(-1)
-
-
-def _named(lens: Lens, rows: Rows, target: str) -> Iterator[int | None]:
-    """The token that each row's prompt names; None where a bare prompt has no answer."""
-    for index, position in zip(rows.prompt.tolist(), rows.positions.tolist(), strict=True):
-        prompt = rows.prompts[index]
-        if target == "answer":
-            yield prompt.answer[0] if prompt.answer else None
-        elif target == "sequence":
-            positions = rows.positions[rows.prompt == index].tolist()
-            if tuple(positions) != prompt.positions("answer"):
-                raise ConfigError(
-                    "target='sequence' reads every token of the answer: trace with "
-                    "positions='answer'."
-                )
-            yield prompt.answer[position - prompt.last]
-        else:
-            yield lens.answer_ids(rows.facts[index], target)[0]
-
-
-def _category(fact: Fact | str) -> str:
-    name = None if isinstance(fact, str) else fact.category
-    if not name:
-        text = fact if isinstance(fact, str) else fact.text
-        raise ConfigError(
-            f"over='category' needs a category of every fact; {text!r:.200} has none: Fact(..., "
-            "category=...)."
-        )
-    return name

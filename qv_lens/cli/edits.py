@@ -40,7 +40,7 @@ from qv_lens.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qv_lens.editing.edit import Editor
+    from qv_lens.editing.job import Editor
     from qv_lens.editing.statistics import Module
     from qv_lens.models.lens import Lens
 
@@ -175,7 +175,8 @@ def edit(
     announce(model)
 
     import qv_lens as qv
-    from qv_lens.editing.edit import check_statistics, reads_statistics
+    from qv_lens.editing.edit import check_statistics
+    from qv_lens.editing.job import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics
@@ -296,15 +297,16 @@ def evaluate(
         check_writable(out)
     announce(model)
 
-    from qv_lens.editing.edit import reads_statistics
+    from qv_lens.editing.job import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics, enough
     from qv_lens.evaluation.cases import edited_facts
     from qv_lens.evaluation.known_cases import knowledge
     from qv_lens.evaluation.protocols import evaluate as measure
-    from qv_lens.evaluation.protocols import summary, usual_count, usual_metrics
     from qv_lens.evaluation.questions import Generation
+    from qv_lens.evaluation.selection import usual_count, usual_metrics
+    from qv_lens.evaluation.summary import summary
     from qv_lens.world.evaluation import cases_of, examples_of
 
     used = None
@@ -446,7 +448,7 @@ def tune(
         check_writable(out)
     announce(model)
 
-    from qv_lens.editing.edit import reads_statistics
+    from qv_lens.editing.job import reads_statistics
     from qv_lens.editing.kept import corpus_statistics
     from qv_lens.editing.preset_files import (
         check_weights,

@@ -66,9 +66,9 @@ def run(
     """
     from qv_lens.runs.config import read_config
     from qv_lens.runs.experiment import find_experiment
+    from qv_lens.runs.rows import knowledge, load_run
     from qv_lens.runs.run import check_options, estimate, told
     from qv_lens.runs.run import run as start
-    from qv_lens.runs.store import knowledge, load_run
 
     not_empty("--model", model)
     not_empty("--set", changes)
@@ -174,7 +174,7 @@ def report(folders: list[Path], *, out: Path | None = None) -> None:
         first).
     """
     from qv_lens.runs.experiment import find_experiment
-    from qv_lens.runs.store import load_run
+    from qv_lens.runs.rows import load_run
 
     not_empty("FOLDERS", folders)
     frames = {folder.name: load_run(folder) for folder in folders}

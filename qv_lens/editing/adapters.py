@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from qv_lens.editing.bounds import Count, Dropped, NotNegative, Positive
-from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.fine_tuning import Key, nll, train
+from qv_lens.editing.job import Deltas, Job
 from qv_lens.errors import EditError
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.lens import Lens

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qv_lens.editing.edit import check_editor
+from qv_lens.editing.job import check_editor
 from qv_lens.editing.keys import read, rows_of, values
 from qv_lens.editing.layer_by_layer import ClosedForm
 from qv_lens.editing.presets import editor_of

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from qv_lens.editing.bounds import Count, Limit, Natural, NotNegative, Part, Positive, Share
-from qv_lens.editing.edit import Deltas, Factored, Job
+from qv_lens.editing.job import Deltas, Factored, Job
 from qv_lens.editing.keys import Prompts
 from qv_lens.editing.layer_by_layer import ClosedForm, Group, Pass, Solver, inverses
 from qv_lens.editing.solve import (

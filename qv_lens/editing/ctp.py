@@ -24,8 +24,8 @@ from torch import Tensor
 
 from qv_lens.attribution.paths import transmission_paths
 from qv_lens.editing.bounds import Count, Natural, NotNegative, Positive
-from qv_lens.editing.edit import Deltas, Job
 from qv_lens.editing.fine_tuning import Key, added_to_some, scattered
+from qv_lens.editing.job import Deltas, Job
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import Prompt

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qv_lens.attribution.ensembles import neuron_ensemble
 from qv_lens.editing.bounds import Count, Limit, NotNegative, Positive, Share
-from qv_lens.editing.edit import Deltas, Job
+from qv_lens.editing.job import Deltas, Job
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.deltas import Added, delta_hooks, zero_leaf, zeros_like_parameters

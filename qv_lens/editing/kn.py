@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qv_lens.attribution.knowledge_neurons import IGRule, greedy_tokens, integrated_gradients
 from qv_lens.editing.bounds import Count, NotNegative, Share
-from qv_lens.editing.edit import Deltas, Job
+from qv_lens.editing.job import Deltas, Job
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import UNKNOWN, EditRequest
 from qv_lens.models.lens import Lens

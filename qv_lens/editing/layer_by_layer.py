@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.editing.bounds import Count, Limit, Natural, NotNegative, Part, Positive
-from qv_lens.editing.edit import Deltas, Job, checked_templates
+from qv_lens.editing.job import Deltas, Job, checked_templates
 from qv_lens.editing.kept_targets import KeptTargets, TargetShelf
 from qv_lens.editing.keys import (
     Average,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from qv_lens.editing.bounds import Count, NotNegative, Positive
-from qv_lens.editing.edit import Deltas, Job
+from qv_lens.editing.job import Deltas, Job
 from qv_lens.errors import EditError
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.deltas import delta_hooks, zeros_like_parameters

@@ -32,7 +32,7 @@ from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.value import for_every_neuron, value_neurons
 from qv_lens.editing.bounds import Count, Limit, NotNegative, Positive, Share
 from qv_lens.editing.closed_form import EarlierKeys
-from qv_lens.editing.edit import Deltas, Job
+from qv_lens.editing.job import Deltas, Job
 from qv_lens.editing.keys import (
     ContextRows,
     clean_values,

@@ -25,7 +25,7 @@ from typing import Any
 
 from qv_lens.cache import cache_folder
 from qv_lens.editing.bounds import check_bounds
-from qv_lens.editing.edit import Editor
+from qv_lens.editing.job import Editor
 from qv_lens.errors import ConfigError, EditError, unknown
 from qv_lens.files import placed
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qv_lens.editing.bounds import check_bounds
-from qv_lens.editing.edit import Editor
 from qv_lens.editing.editors import HOMES, VARIANTS, editors, spelled
+from qv_lens.editing.job import Editor
 from qv_lens.editing.preset_files import PACKAGE, files_of, model_of, read_presets
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.models.lens import Lens

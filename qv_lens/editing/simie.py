@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.editing.bounds import Positive
-from qv_lens.editing.edit import Deltas, Editor, Job, check_editor, reads_statistics, style_of
 from qv_lens.editing.editors import editors
+from qv_lens.editing.job import Deltas, Editor, Job, check_editor, reads_statistics, style_of
 from qv_lens.editing.layer_by_layer import ClosedForm
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Module

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.editing.bounds import Count, Positive
-from qv_lens.editing.edit import Deltas, Job
+from qv_lens.editing.job import Deltas, Job
 from qv_lens.editing.layer_by_layer import ordered
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest

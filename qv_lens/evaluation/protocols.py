@@ -15,25 +15,18 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
 
-from qv_lens.editing.edit import (
-    Deltas,
-    Editor,
-    Factored,
-    check_editor,
-    check_statistics,
-    checked_texts,
-    edit,
-)
+from qv_lens.editing.edit import check_statistics, checked_texts, edit
+from qv_lens.editing.job import Deltas, Editor, Factored, check_editor
 from qv_lens.editing.layer_by_layer import ClosedForm, search_ahead
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
@@ -44,23 +37,28 @@ from qv_lens.errors import (
     FactError,
     check_count,
     check_seed,
-    one_or_more,
     unknown,
 )
-from qv_lens.evaluation.answers import look, prompts_of
-from qv_lens.evaluation.intervals import bounds, interval
+from qv_lens.evaluation.answers import look
 from qv_lens.evaluation.metrics import (
-    FORCED,
-    GENERATED,
-    JUDGED,
-    NAMED,
     Judge,
     check_metrics,
-    harmonic,
     measured,
 )
 from qv_lens.evaluation.perplexity import perplexity
-from qv_lens.evaluation.questions import CaseAnswers, Generation, ProbeAnswer, questions
+from qv_lens.evaluation.questions import CaseAnswers, Generation, questions
+from qv_lens.evaluation.selection import (
+    DEFAULT,
+    PROTOCOLS,
+    UNAIDED,
+    Protocol,
+    _kind,
+    checked_cases,
+    continued,
+    fitting,
+    groups_of,
+    unreadable,
+)
 from qv_lens.facts.benchmarks import contaminated
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase, check_requests
 from qv_lens.files import whole
@@ -68,12 +66,6 @@ from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, Patch, summed
 from qv_lens.progress import progress_bar
 
-Protocol = Literal["single", "batch", "consecutive"]
-PROTOCOLS = ("single", "batch", "consecutive")
-#: measured where no metric is named: what the model says, then what it is likely to say
-DEFAULT = (
-    "efficacy_gen", "paraphrase_gen", "specificity_gen", "multihop_gen", "multihop_known", *FORCED,
-)  # fmt: skip
 COLUMNS = [
     "case",
     "subject",
@@ -208,65 +200,6 @@ def evaluate(
     return frame
 
 
-_C = TypeVar("_C", bound=Case)
-#: a chain of thought asked for with nothing in front of it
-UNAIDED = (
-    "multihop_cot asks without worked examples here, in front of which the papers put five: pass "
-    "generation=Generation(blocks=...), as qv_lens.facts.prompts.G1 has ACE's, or Generation() to ask "
-    "so."
-)
-
-
-def checked_cases(verb: str, cases: Iterable[Case], kinds: tuple[type[_C], ...]) -> list[_C]:
-    """The cases as a list. Raises `ConfigError` for an empty list, a single case, or a case of a
-    kind that the verb does not take."""
-    if isinstance(cases, (EditCase, MultiHopCase)):
-        raise ConfigError(f"{verb} takes several cases: pass a list, [case].")
-    every = one_or_more(cases)
-    if not every:
-        raise ConfigError(
-            f"There is nothing to {verb}: pass at least one case. (A file of plain facts holds no "
-            "cases: give its facts new answers, qv.EditCase(fact.to('new answer')).)"
-        )
-    known = [case for case in every if isinstance(case, kinds)]
-    if len(known) < len(every):
-        other = next(case for case in every if not isinstance(case, kinds))
-        raise ConfigError(
-            f"{verb} takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as "
-            f".cases), got {other!r:.100}."
-        )
-    return known
-
-
-def groups_of(wanted: Sequence[str]) -> list[str]:
-    """The groups of probes that the metrics read."""
-    forced = {**FORCED, **NAMED}
-    return sorted({group for name in wanted if name in forced for group in forced[name][0]})
-
-
-def unreadable(lens: Lens, case: Case, groups: Sequence[str]) -> str | None:
-    """Why a case cannot be asked: one of its probes does not tokenise. None where all do."""
-    try:
-        for probes in questions(case, groups).values():
-            for probe in probes:
-                lens.answer_ids(probe)
-        lens.tokenize([request.target for request in case.requests])
-    except FactError as error:
-        return str(error)
-    return None
-
-
-def continued(generation: Generation | None, wanted: Sequence[str], seed: int) -> Generation:
-    """The settings of the continuations, and which of them the metrics read."""
-    kinds = dict.fromkeys(kind for name in wanted if (kind := _kind(name)))
-    return replace(generation or Generation(), kinds=tuple(kinds), seed=seed)
-
-
-def _kind(name: str) -> str | None:
-    """The continuations that a metric reads."""
-    return GENERATED[name][0] if name in GENERATED else JUDGED.get(name)
-
-
 def _warn_of_nothing(frame: pd.DataFrame) -> None:
     """Warn of metrics that none of the cases could be asked."""
     values = frame.groupby("metric")[["before", "after"]].count().sum(axis=1)
@@ -289,47 +222,6 @@ def _warn_of_contaminated(cases: Sequence[Case]) -> None:
             "qv_lens.facts.benchmarks.contaminated(cases), or edit in batches.",
             stacklevel=3,
         )
-
-
-def fitting(cases: Sequence[Case], names: Iterable[str]) -> list[str]:
-    """Those of the named metrics that at least one of the cases holds prompts for: what would not
-    be NaN."""
-    metric_names = list(names)
-    kinds = {GENERATED[name][0] for name in metric_names if name in GENERATED}
-    groups = groups_of(metric_names)
-    # whether a metric has a value depends on the questions alone, where the model knows the answers
-    any_answer = ProbeAnswer((0,), (0,), 0.0)
-    fits: set[str] = set()
-    for case in cases:
-        texts = {
-            kind: tuple("a b c" for _ in prompts_of(case, kind, Generation())) for kind in kinds
-        }
-        if "onward" in kinds:
-            texts["onward"] = tuple(old.answer for old in questions(case).get("onward_old", ()))
-        anything = CaseAnswers(
-            {
-                group: (any_answer,) * len(probes)
-                for group, probes in questions(case, groups).items()
-            },
-            texts,
-        )
-        for edited in (False, True):
-            values = measured(case, metric_names, anything, anything, edited)
-            fits.update(name for name in metric_names if values[name] == values[name])
-    return [name for name in metric_names if name in fits]
-
-
-def usual_metrics(cases: Sequence[Case]) -> list[str]:
-    """What the command measures where no metric is named: the default, and what takes longer
-    texts."""
-    if isinstance(cases[0], MultiHopCase):
-        return fitting(cases, (*DEFAULT, "multihop_direct", "multihop_cot", "multihop_cot_rate"))
-    return fitting(cases, (*DEFAULT, "fluency"))
-
-
-def usual_count(protocol: Protocol, batch_size: int = 32) -> int:
-    """How many cases a protocol is about where no number is named."""
-    return {"batch": batch_size, "consecutive": 100}.get(protocol, 34)
 
 
 @dataclass
@@ -672,72 +564,3 @@ def _kept(file: Path) -> CaseAnswers | None:
 
 
 # ------------------------------------------------------------------ summaries
-
-
-def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Means over the cases with 95% intervals (`intervals`), by the columns `by`; of a curve its
-    last step: `metric, before, after` of the same cases, those that have both (a refused edit has
-    no `after`); the ends of the interval of `after` (`low`, `high`), `cases`, the largest
-    `relative_norm`, median `seconds`.
-
-    `score_gen`, `score_acc` and `score_success` are the harmonic means of efficacy, paraphrase and
-    specificity (CounterFact). The same case number is the same case: frames put together need a
-    column in `by` that tells them apart. Raises `ConfigError` for columns that the frame lacks, or that are means
-    here."""
-    by = _columns(frame, by)
-    last = frame[
-        frame["step"] == frame.groupby([*by, "case"], dropna=False)["step"].transform("max")
-    ]
-    columns = [*by, "metric"]
-    edited = last["after"].notna()
-    any_edited = edited.groupby([last[name] for name in columns], dropna=False).transform("any")
-    # both means are of the same cases; where no edit was made, that before is told all the same
-    last = last.assign(before=last["before"].where(edited | ~any_edited))
-    groups = last.groupby(columns, sort=False, dropna=False)
-    out = groups[["before", "after"]].mean()
-    ends = [interval(rows["after"], bounds(key[-1])) for key, rows in groups]
-    out["low"] = [end.low for end in ends]
-    out["high"] = [end.high for end in ends]
-    out["cases"] = groups["after"].count()
-    out["relative_norm"], out["seconds"] = groups["relative_norm"].max(), groups["seconds"].median()
-    out = out.reset_index()
-    scores = []
-    for key, part in out.groupby(list(by), sort=False, dropna=False) if by else [((), out)]:
-        means = part.set_index("metric")
-        for kind in ("gen", "acc", "success"):
-            names = [f"{name}_{kind}" for name in ("efficacy", "paraphrase", "specificity")]
-            if set(names) <= set(means.index):
-                values = {
-                    column: harmonic(means.loc[names, column].tolist())
-                    for column in ("before", "after")
-                }
-                scores.append(
-                    {
-                        **dict(zip(by, key, strict=True)),
-                        "metric": f"score_{kind}",
-                        **values,
-                        "cases": means.loc[names[0], "cases"],
-                    }
-                )
-    out = pd.concat([out, pd.DataFrame(scores)], ignore_index=True) if scores else out
-    out.attrs.update(frame.attrs)  # which model and editor
-    return out
-
-
-def _columns(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
-    """The columns to tell rows apart by. Raises `ConfigError`."""
-    if isinstance(by, str):
-        raise ConfigError(f"by is a list of columns: by=[{by!r}].")
-    by = list(by)
-    needed = ("case", "step", "metric", "before", "after")
-    lacking = [name for name in needed if name not in frame]
-    if lacking:
-        raise ConfigError(
-            f"summary takes what evaluate gives; this frame has no column {lacking[0]!r}."
-        )
-    means = (*needed, "relative_norm", "seconds")
-    for name in by:
-        if name not in frame or name in means:
-            free = [str(column) for column in frame.columns if column not in means]
-            raise unknown("Column of by", name, free)
-    return by

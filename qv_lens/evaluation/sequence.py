@@ -26,15 +26,8 @@ from typing import Any
 
 import pandas as pd
 
-from qv_lens.editing.edit import (
-    Editor,
-    Factored,
-    check_editor,
-    check_statistics,
-    checked_texts,
-    edit,
-    style_of,
-)
+from qv_lens.editing.edit import check_statistics, checked_texts, edit
+from qv_lens.editing.job import Editor, Factored, check_editor, style_of
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
@@ -42,15 +35,8 @@ from qv_lens.errors import ConfigError, EditError, FactError, check_count, check
 from qv_lens.evaluation.answers import look
 from qv_lens.evaluation.metrics import measured
 from qv_lens.evaluation.perplexity import perplexity
-from qv_lens.evaluation.protocols import (
-    check_metrics,
-    checked_cases,
-    continued,
-    groups_of,
-    largest,
-    total,
-    unreadable,
-)
+from qv_lens.evaluation.protocols import check_metrics, largest, total
+from qv_lens.evaluation.selection import checked_cases, continued, groups_of, unreadable
 from qv_lens.facts.records import EditCase
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens

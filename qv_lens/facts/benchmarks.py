@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 
 from qv_lens.errors import FactError, QVLensError, unknown
+from qv_lens.facts.fields import Record, RefusedError
 from qv_lens.facts.files import SUFFIXES, Where, of_memory, read_records
-from qv_lens.facts.formats import READERS, Record, RefusedError, recognised
+from qv_lens.facts.formats import READERS, recognised
 from qv_lens.facts.records import Case, EditRequest, Fact, MultiHopCase
 
 

@@ -30,7 +30,9 @@ from qv_lens.errors import ConfigError, QVLensError, unknown
 from qv_lens.progress import progress_bar
 from qv_lens.runs.config import RunConfig, Task, tasks_of
 from qv_lens.runs.experiment import Experiment, find_experiment
-from qv_lens.runs.store import Store, knows_nothing, remaining, storable
+from qv_lens.runs.rows import knows_nothing
+from qv_lens.runs.shards import storable
+from qv_lens.runs.store import Store, remaining
 
 logger = logging.getLogger(__name__)
 

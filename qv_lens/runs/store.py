@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -33,22 +30,19 @@ import pyarrow.parquet as pq
 from qv_lens.errors import ConfigError
 from qv_lens.files import begun, whole
 from qv_lens.runs.config import RunConfig, Task
-from qv_lens.runs.experiment import Experiment, find_experiment
+from qv_lens.runs.experiment import find_experiment
+from qv_lens.runs.provenance import PACKAGES, as_json, description_of, machine, version_of
+from qv_lens.runs.shards import note_of, read_shard
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: columns that `load_run` writes beside the fields and results
-RESERVED = ("task", "status", "error")
-#: bytes of a file in a folder of data above which its size stands for it
-LARGE = 2**26
 #: what two configs may differ in, and how it is called; the tasks always differ with another
 PARTS = MappingProxyType({
     "experiment": "experiment", "settings": "settings", "grid": "grid", "more": "more",
     "measures": "the experiment's MEASURES",
     "tasks": "the experiment's VERSION, or a value that its Task has by itself",
 })  # fmt: skip
-PACKAGES = ("qv_lens", "torch", "transformer-lens", "transformers", "pandas", "pyarrow", "ray")
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Store:
     def open(cls, folder: str | Path, config: RunConfig, tasks: list[Task]) -> Store:
         """Make the folder, or find the one begun with the same config. Raises `ConfigError` for
         another config, a folder with other files in it, or one that cannot be written."""
-        described, beside = _description(config, tasks)
+        described, beside = description_of(config, tasks)
         store = cls(Path(folder), beside["made_by"])
         known = store._read("config.json") or store._begin({**described, **beside})
         if known is not None:
@@ -77,7 +71,7 @@ class Store:
     def found(cls, folder: str | Path, config: RunConfig, tasks: list[Task]) -> Store | None:
         """The folder that `open` would go on with, as it is; None where there is none yet. Raises
         what `open` raises."""
-        described, beside = _description(config, tasks)
+        described, beside = description_of(config, tasks)
         store = cls(Path(folder), beside["made_by"])
         known = store._read("config.json")
         if known is None:
@@ -223,8 +217,8 @@ class Store:
     def seconds(self, tasks: Iterable[Task]) -> list[float]:
         """What each finished one of these tasks took."""
         shards = [self.folder / "shards" / f"{task.id}.parquet" for task in tasks]
-        schemas = [_read_shard(pq.read_schema, path) for path in shards if path.exists()]
-        return [float(_noted(schema, "seconds") or "nan") for schema in schemas]
+        schemas = [read_shard(pq.read_schema, path) for path in shards if path.exists()]
+        return [float(note_of(schema, "seconds") or "nan") for schema in schemas]
 
     def close(self, config: RunConfig, tasks: list[Task]) -> None:
         """Write the manifest: every task is finished or has failed."""
@@ -243,7 +237,7 @@ class Store:
                 "models": self.models(),
                 "seeds": seeds,
                 "command": sys.argv,
-                "versions": {name: _version(name) for name in PACKAGES},
+                "versions": {name: version_of(name) for name in PACKAGES},
                 "machine": machine(),
             },
         )
@@ -294,363 +288,8 @@ class Store:
             ) from error
 
 
-def load_run(folder: str | Path) -> pd.DataFrame:
-    """All rows of a run, also of an unfinished one, in the order of its grid: fields, then results,
-    then `status`.
-
-    A failed task is one row with status 'failed' and its traceback in `error`. `.attrs`: the
-    manifest (or the config, with complete=False), `measures`, the columns that are results. Warns of
-    rows made by different versions of the experiment's code. Raises `ConfigError` for a folder that
-    is not a run."""
-    import pandas as pd
-
-    store = Store(Path(folder))
-    config = store.config()
-    order = {task: i for i, task in enumerate(config["tasks"])}
-    shards = [path for path in (store.folder / "shards").glob("*.parquet") if path.stem in order]
-    shards.sort(key=lambda path: order[path.stem])
-    tables = [_read_shard(pq.read_table, path) for path in shards]
-    made_by = {_noted(table.schema, "made_by") for table in tables} - {None}
-    if len(made_by) > 1:
-        warnings.warn(
-            f"The rows of {folder} were made by {len(made_by)} versions of its code or presets, which "
-            "changed on the way: if rows now come out otherwise, run it anew in another folder.",
-            stacklevel=2,
-        )
-    tables = [
-        table.replace_schema_metadata(None).append_column(
-            "status", pa.array(["finished"] * len(table))
-        )
-        for table in tables
-    ]
-    for failure in store.failures():
-        tables.append(pa.Table.from_pylist([{**failure, "status": "failed"}]))
-    if tables:
-        rows = pa.concat_tables(_of_one_type(tables), promote_options="permissive")
-        frame = rows.to_pandas().sort_values("task", kind="stable").reset_index(drop=True)
-    else:
-        frame = pd.DataFrame(columns=["task", "status"])
-    manifest = store.manifest()
-    there = store.finished() | {path.stem for path in (store.folder / "failed").glob("*.json")}
-    complete = manifest is not None and there >= set(order)
-    frame.attrs.update(manifest or config, complete=complete, measures=config["measures"])
-    return frame
-
-
-def knows_nothing(rows: pd.DataFrame) -> bool:
-    """Whether a task's rows say that the model knows none of the prompts that they ask."""
-    if not {"prompts_asked", "prompts_known"} <= set(rows):
-        return False
-    return bool((rows["prompts_asked"] > 0).any() and (rows["prompts_known"] == 0).all())
-
-
-def knowledge(frame: pd.DataFrame) -> pd.DataFrame:
-    """Counts over a run's rows (`load_run`), per model: `tasks`, the prompts `asked` in all of
-    them, how many of these are `known`, and `none`, the number of tasks in which no prompt is
-    known. Empty where the experiment does not count them."""
-    import pandas as pd
-
-    columns = ["model", "tasks", "asked", "known", "none"]
-    if not {"model", "prompts_asked", "prompts_known"} <= set(frame):
-        return pd.DataFrame(columns=columns)
-    rows = frame.dropna(subset=["prompts_known"])
-    rows = rows.drop_duplicates([name for name in ("task", "group") if name in rows])
-    tasks = (
-        rows.groupby(["model", "task"], sort=False)[["prompts_asked", "prompts_known"]]
-        .sum()
-        .reset_index()
-    )
-    tasks["none"] = tasks["prompts_known"] == 0
-    table = tasks.groupby("model", sort=False).agg(
-        tasks=("task", "size"),
-        asked=("prompts_asked", "sum"),
-        known=("prompts_known", "sum"),
-        none=("none", "sum"),
-    )
-    return table.reset_index().astype(dict.fromkeys(columns[1:], int))
-
-
-def _read_shard(read: Callable[[Path], Any], shard: Path) -> Any:
-    """What `read` finds in a shard. Raises `ConfigError` for a damaged one."""
-    try:
-        return read(shard)
-    except pa.ArrowException as error:
-        raise ConfigError(
-            f"{shard} is damaged: {error}. Remove it and run the same command again: that task alone "
-            "is done again."
-        ) from error
-
-
-def _noted(schema: pa.Schema, name: str) -> str | None:
-    """What a shard says of how it came about."""
-    noted = (schema.metadata or {}).get(name.encode())
-    return None if noted is None else noted.decode()
-
-
-def _description(config: RunConfig, tasks: list[Task]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a run folder belongs to, and what its rows were made with. Raises `ConfigError` for a
-    field that the run itself writes."""
-    experiment = find_experiment(config.experiment)
-    taken = [name for name in RESERVED if any(name in task.values for task in tasks)]
-    if taken:
-        raise ConfigError(
-            f"{config.experiment} has a field {taken[0]!r}, which the run itself writes: choose "
-            "another name."
-        )
-    described = {
-        **config.as_dict(),
-        "measures": list(experiment.measures),
-        "tasks": [task.id for task in tasks],
-    }
-    code, read = _hash(experiment.file), _read_beside(experiment, tasks)
-    beside = {
-        "file": str(experiment.file),
-        "fields": sorted({name for task in tasks for name in task.values}),
-        "code": code,
-        "files": _files(tasks),
-        "read": read,
-        "made_by": hashlib.blake2b(
-            " ".join([code, *sorted(read.values())]).encode(), digest_size=8
-        ).hexdigest(),
-    }
-    return json.loads(_plain(described)), beside  # as it will be read: tuples are lists
-
-
 def _bytes(content: dict[str, Any]) -> bytes:
-    return (_plain(content) + "\n").encode()
-
-
-def _plain(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False, default=str)
-
-
-def storable(rows: pd.DataFrame, task: Task, measures: Sequence[str]) -> pd.DataFrame:
-    """A task's rows as they are stored: a named index becomes columns. Raises `ConfigError` for a
-    column that the run itself writes, for rows without a result, and where there are none."""
-    import pandas as pd
-
-    if not isinstance(rows, pd.DataFrame):
-        raise ConfigError(
-            f"rows of an experiment returns a pandas DataFrame, got {type(rows).__name__}."
-        )
-    if rows.empty:
-        raise ConfigError(
-            "This task gave no rows, so that it would be missing from the results without a word: "
-            "return one, with NaN where there is nothing to measure."
-        )
-    if any(name is not None for name in rows.index.names):
-        rows = rows.reset_index()
-    clash = sorted({*RESERVED, *task.values} & set(rows.columns))
-    if clash:
-        raise ConfigError(
-            f"An experiment's rows must not hold the run's own column {clash[0]!r}: choose another "
-            "name."
-        )
-    if not set(measures) & set(rows.columns):
-        raise ConfigError(
-            f"The rows hold none of the MEASURES ({', '.join(measures)}); their columns: "
-            f"{', '.join(map(str, rows.columns)) or 'none'}."
-        )
-    return rows.reset_index(drop=True)
-
-
-def _files(tasks: list[Task]) -> dict[str, str]:
-    """Hash of every file and folder that a task's fields name, also within lists and tables: rows
-    of other data must not join those that are here. (Models are known by their weights.)"""
-    named: set[str] = set()
-    for task in tasks:
-        for field, value in asdict(task.fields).items():
-            if field != "model":
-                named.update(_texts(value))
-    around = {Path.cwd(), *Path.cwd().parents}  # a text that happens to be "." names no data
-    return {
-        name: _hash(Path(name))
-        for name in sorted(named)
-        if _exists(name) and Path(name).resolve() not in around
-    }
-
-
-def _exists(name: str) -> bool:
-    """Whether a text names a file or a folder; one that is too long for a name does not."""
-    try:
-        return bool(name) and Path(name).exists()
-    except OSError:
-        return False
-
-
-def _read_beside(experiment: Experiment, tasks: list[Task]) -> dict[str, str]:
-    """Hashes of what rows may depend on besides: the code that the experiment shares with others, and
-    the presets of its models ('' where there are none)."""
-    from qv_lens.editing.preset_files import files_of
-
-    shared = {f"{file.parent.name}/{file.name}": _hash(file) for file in experiment.shared}
-    models = {m for task in tasks if isinstance(m := getattr(task.fields, "model", None), str)}
-    presets = {
-        f"the presets of {model}": " ".join(map(_hash, files_of(model))) for model in sorted(models)
-    }
-    return {**shared, **presets}
-
-
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a field's value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
-    elif isinstance(value, Iterable):
-        for each in value:
-            yield from _texts(each)
-
-
-def _hash(place: Path) -> str:
-    """Hash of a file, or of a folder's: their names and what they hold, of very large ones the
-    size."""
-    if place.is_file():
-        return hashlib.blake2b(place.read_bytes(), digest_size=8).hexdigest()
-    files = {file: file.stat().st_size for file in sorted(place.rglob("*")) if file.is_file()}
-    contents = [
-        f"{file.relative_to(place)} {_hash(file) if size < LARGE else size}"
-        for file, size in files.items()
-    ]
-    return hashlib.blake2b("\n".join(contents).encode(), digest_size=8).hexdigest()
-
-
-def _of_one_type(tables: list[pa.Table]) -> list[pa.Table]:
-    """Tables whose columns can be put below each other. A column that has several types, none of
-    which holds them all, becomes a number where truth, counts and numbers meet (a mean that is
-    missing once), otherwise text (layer 2 and "all")."""
-    kinds: dict[str, set[str]] = {}
-    for table in tables:
-        for f in table.schema:
-            if not pa.types.is_null(f.type):
-                kinds.setdefault(f.name, set()).add(_kind(f.type))
-    for name, several in kinds.items():
-        if len(several) < 2:
-            continue
-        for i, table in enumerate(tables):
-            if name in table.column_names:
-                column = table[name]
-                # rounded where a count has more digits than a number
-                column = (
-                    column.cast(pa.float64(), safe=False)
-                    if several <= NUMBERS
-                    else _as_text(column)
-                )
-                tables[i] = table.set_column(table.column_names.index(name), name, column)
-    return tables
-
-
-#: kinds of columns that are numbers when put together
-NUMBERS = frozenset({"truth", "count", "count without sign", "number"})
-
-
-def _kind(of: pa.DataType) -> str:
-    """What a column holds: types of one kind go into one column as they are."""
-    if pa.types.is_string(of) or pa.types.is_large_string(of):
-        return "text"
-    if pa.types.is_boolean(of):
-        return "truth"
-    if pa.types.is_integer(of):
-        return "count without sign" if of == pa.uint64() else "count"
-    return "number" if pa.types.is_floating(of) else str(of)
-
-
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as text; a list or a table as JSON."""
-    if not pa.types.is_nested(column.type):
-        return column.cast(pa.string())
-    texts = [None if each is None else json.dumps(each, default=str) for each in column.to_pylist()]
-    return pa.chunked_array([pa.array(texts, pa.string())])
-
-
-#: columns that two runs of the same need not share
-NOT_KEYS = ("task", "status", "error", "prompts_asked", "prompts_known")
-
-
-def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
-    """Two runs of an experiment side by side: rows with the same fields joined, results as
-    `x_first`, `x_second`, `x_difference`.
-
-    Raises `ConfigError` for runs of different experiments.
-    """
-    from pandas.api.types import is_numeric_dtype
-
-    from qv_lens.reporting.tables import alike
-
-    a, b = load_run(first), load_run(second)
-    if a.attrs["experiment"] != b.attrs["experiment"]:
-        raise ConfigError(
-            f"{first} is a run of {a.attrs['experiment']!r}, {second} of {b.attrs['experiment']!r}: "
-            "compare runs of one experiment."
-        )
-    measures = a.attrs["measures"]
-    for folder, frame in ((first, a), (second, b)):
-        if missing := [name for name in measures if name not in frame]:
-            raise ConfigError(
-                f"{folder} has no {missing[0]!r} yet: no task is finished. qv.load_run shows what "
-                "failed."
-            )
-    shared = [c for c in a.columns if c in b.columns and c not in (*measures, *NOT_KEYS)]
-    fields = Store(Path(first)).config().get("fields", shared)
-    results = [c for c in shared if c not in fields and _is_result(a[c], b[c])]
-    keys = [name for name in shared if name not in results]
-    if results:
-        warnings.warn(
-            f"{', '.join(results)} holds other values in the two runs: rows that nothing else tells "
-            "apart are joined in their order.",
-            stacklevel=2,
-        )
-    # rows that no field tells apart are joined in their order
-    left, right = (
-        frame.assign(_row=frame.groupby(keys, dropna=False).cumcount() if keys else frame.index)
-        for frame in alike([a[[*keys, *measures]], b[[*keys, *measures]]], keys)
-    )
-    joined = left.merge(right, on=[*keys, "_row"], how="outer", suffixes=("_first", "_second"))
-    if joined[[f"{measures[0]}_first", f"{measures[0]}_second"]].isna().any(axis=1).all():
-        warnings.warn(
-            f"No row of {first} has the fields of a row of {second} ({', '.join(keys)}): nothing is "
-            "compared.",
-            stacklevel=2,
-        )
-    for name in measures:
-        before, after = joined[f"{name}_first"], joined[f"{name}_second"]
-        if is_numeric_dtype(before) and is_numeric_dtype(after):
-            joined[f"{name}_difference"] = after.astype(float) - before.astype(float)
-    return joined.drop(columns="_row")
-
-
-def _is_result(first: pd.Series, second: pd.Series) -> bool:
-    """Whether a column that is no measure is a result all the same (seconds, the number of a
-    process) and no key: the runs share none of its values or, of numbers that are not whole, not
-    all."""
-    from pandas.api.types import is_float_dtype
-
-    a, b = set(first.dropna().astype(str)), set(second.dropna().astype(str))
-    floats = is_float_dtype(first) or is_float_dtype(second)
-    return bool(a and b) and (a.isdisjoint(b) or (floats and not (a <= b or b <= a)))
-
-
-def machine() -> dict[str, Any]:
-    """Where this runs."""
-    gpu = None
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_name()
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor(),
-        "cores": os.cpu_count(),
-        "gpu": gpu,
-        "python": platform.python_version(),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return (as_json(content) + "\n").encode()
 
 
 def remaining(tasks: Iterable[Task], finished: set[str]) -> list[Task]:

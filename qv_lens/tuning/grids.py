@@ -41,8 +41,8 @@ from qv_lens.editing.closed_form import (
     BetaEdit,
 )
 from qv_lens.editing.ctp import CTP
-from qv_lens.editing.edit import Editor
 from qv_lens.editing.fine_tuning import FT, FTL, KNE
+from qv_lens.editing.job import Editor
 from qv_lens.editing.kn import KN
 from qv_lens.editing.layer_by_layer import ClosedForm
 from qv_lens.editing.locft import LocFT

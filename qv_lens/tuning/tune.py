@@ -30,7 +30,7 @@ from typing import Any
 
 import pandas as pd
 
-from qv_lens.editing.edit import Editor, Factored
+from qv_lens.editing.job import Editor, Factored
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, EditError

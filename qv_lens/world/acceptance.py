@@ -14,8 +14,9 @@ from qv_lens.editing.presets import presets
 from qv_lens.editing.statistics import Statistics
 from qv_lens.evaluation.answers import accuracy, look
 from qv_lens.evaluation.metrics import mean, measured
-from qv_lens.evaluation.protocols import evaluate, summary
+from qv_lens.evaluation.protocols import evaluate
 from qv_lens.evaluation.questions import Generation
+from qv_lens.evaluation.summary import summary
 from qv_lens.facts.records import MultiHopCase
 from qv_lens.models.lens import Lens
 from qv_lens.world import cases as world_cases

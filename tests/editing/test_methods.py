@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.editing.edit import Job
+from qv_lens.editing.job import Job
 from qv_lens.editing.keys import contexts, read, rows_of
 from qv_lens.editing.layer_by_layer import ClosedForm, search_ahead
 from qv_lens.editing.presets import presets

@@ -10,7 +10,8 @@ import pytest
 from scipy import special
 
 from qv_lens.evaluation.intervals import DIFFERENCE, UNBOUNDED, interval, student, wilson
-from qv_lens.evaluation.protocols import COLUMNS, summary
+from qv_lens.evaluation.protocols import COLUMNS
+from qv_lens.evaluation.summary import summary
 
 Z = 1.959963984540054
 

@@ -23,8 +23,8 @@ from qv_lens.evaluation.metrics import (
     measured,
     ngram_entropy,
 )
-from qv_lens.evaluation.protocols import summary
 from qv_lens.evaluation.questions import BESIDE, RUNS_ON, CaseAnswers, ProbeAnswer, questions
+from qv_lens.evaluation.summary import summary
 from qv_lens.facts import relations
 from qv_lens.facts.records import Hop, MultiHopCase, Probe
 from tests.models import BACKENDS, PROMPTS, tiny_lens

@@ -16,7 +16,7 @@ from experiments.ace import bottleneck, table_4
 from experiments.compare import Cases, Choice, Protocol, Task
 from qv_lens.cli import main
 from qv_lens.editing.presets import presets
-from qv_lens.evaluation.protocols import usual_metrics
+from qv_lens.evaluation.selection import usual_metrics
 from qv_lens.runs.run import Shelf
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator

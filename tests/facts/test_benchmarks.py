@@ -14,7 +14,7 @@ import qv_lens as qv
 from qv_lens.facts.benchmarks import named, parse, plain_facts, read, uncontaminated
 from qv_lens.facts.categories import labelled, of_relation
 from qv_lens.facts.corpora import corpus
-from qv_lens.facts.formats import leading_to
+from qv_lens.facts.mquake import leading_to
 from qv_lens.facts.records import UNKNOWN, Fact, Hop, Probe
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator

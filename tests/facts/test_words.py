@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import qv_lens as qv
 from qv_lens.facts.benchmarks import parse
-from qv_lens.facts.formats import leading_to
+from qv_lens.facts.mquake import leading_to
 from qv_lens.facts.prompts import begins, contains, matches, normalise
 from qv_lens.facts.records import Fact, Hop
 from qv_lens.facts.words import best_place, places

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 
 import qv_lens as qv
+from qv_lens.runs.comparing import compare_runs
 from qv_lens.runs.config import RunConfig, read_config
+from qv_lens.runs.rows import load_run
 from qv_lens.runs.run import Shelf, estimate, run
-from qv_lens.runs.store import Store, compare_runs, load_run
+from qv_lens.runs.store import Store
 
 TRIVIAL = str(Path(__file__).with_name("trivial.py"))
 HEAD = """
