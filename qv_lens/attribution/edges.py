@@ -42,7 +42,7 @@ from qv_lens.attribution.wanted import Target, wanted_at, where_read
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
 from qv_lens.models.alone import logp_with_each
-from qv_lens.models.backend import keeper
+from qv_lens.models.hooks import keeper
 from qv_lens.models.interventions import (
     check_ffn,
     check_not_suppressed,

@@ -38,8 +38,8 @@ from qv_lens.attribution.relp import RULES, Rule, check_rules, read_out, relp_ho
 from qv_lens.attribution.wanted import Target, Wanted, wanted_at, where_read
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions, Prompt
-from qv_lens.models.backend import Hook
 from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
+from qv_lens.models.hooks import Hook
 from qv_lens.models.interventions import check_not_suppressed
 from qv_lens.models.lens import Facts, Lens, Start, log_probs
 from qv_lens.models.norms import at_least_float32, enlarged

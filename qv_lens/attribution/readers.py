@@ -29,7 +29,7 @@ from torch import Tensor
 
 from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.spans import Positions
-from qv_lens.models.backend import Hook, keeper
+from qv_lens.models.hooks import Hook, keeper
 from qv_lens.models.interventions import (
     check_attention_as_made,
     check_ffn,

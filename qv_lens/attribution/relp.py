@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qv_lens.errors import unknown
-from qv_lens.models.backend import Hook, keeper
+from qv_lens.models.hooks import Hook, keeper
 from qv_lens.models.lens import Lens
 
 Rule = Literal["norm", "activation", "product", "attention"]

@@ -29,8 +29,9 @@ from qv_lens.errors import ConfigError, check_count, check_counts, check_seed
 from qv_lens.evaluation.intervals import UNBOUNDED, interval
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions, Prompt
-from qv_lens.models.backend import Hook, Past
+from qv_lens.models.backend import Past
 from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
+from qv_lens.models.hooks import Hook
 from qv_lens.models.interventions import check_units
 from qv_lens.models.lens import Facts, Lens, as_list, log_probs
 from qv_lens.models.units import (

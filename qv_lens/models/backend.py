@@ -9,12 +9,11 @@ d_head, d_model], W_U [d_model, d_vocab]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -25,30 +24,13 @@ from transformer_lens import TransformerLensKeyValueCacheEntry as Entry
 from transformer_lens.hook_points import HookPoint
 
 from qv_lens.errors import ModelError
+from qv_lens.models.activations import ACTIVATIONS
 from qv_lens.models.architectures import ARCHITECTURES, Architecture, Sublayer
+from qv_lens.models.hooks import Hook, adapted_to
 from qv_lens.models.norms import Norm, dtype_name
+from qv_lens.models.refusals import UNREADABLE, check_as_written, check_plain
 
-Hook = tuple[str, Callable[..., Any]]
 BackendName = Literal["hooked", "bridge"]
-_gelu_tanh = partial(torch.nn.functional.gelu, approximate="tanh")
-#: the FFN's non-linearity by TransformerLens's name
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
-    "silu": torch.nn.functional.silu, "swish": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu, "relu": torch.relu,
-    "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "gelu_fast": _gelu_tanh,
-})  # fmt: skip
-
-
-class Early(Hook):
-    """A hook that acts before the others at its point."""
-
-
-class Late(Hook):
-    """A hook that acts after the others at its point: it looks at what they leave."""
-
-
-def ordered(hooks: Sequence[Hook]) -> list[Hook]:
-    """Hooks as they act: in the order given, but for `Early` and `Late`."""
-    return sorted(hooks, key=lambda hook: isinstance(hook, Late) - isinstance(hook, Early))
 
 
 def _record_of(model: Any, kind: str) -> Architecture | None:
@@ -59,54 +41,6 @@ def _record_of(model: Any, kind: str) -> Architecture | None:
     if kind == "TransformerBridge" and named is None:
         named = type(model.original_model).__name__
     return ARCHITECTURES.get(str(named))
-
-
-def _set(name: str) -> Callable[[Any], bool]:
-    return lambda cfg: bool(getattr(cfg, name, None))
-
-
-#: kinds of a user's own hooked model for which no number here would be right: a test of the model's
-#: config, and the reason
-UNREADABLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
-    (
-        _set("attn_only"),
-        "it has no FFN (attn_only), whose neurons are what is attributed and edited",
-    ),
-    (
-        lambda cfg: cfg.normalization_type not in ("LN", "RMS"),
-        "its norms are neither LayerNorm nor RMSNorm (normalization_type)",
-    ),
-    (
-        _set("use_normalization_before_and_after"),
-        (
-            "a norm follows its FFN (use_normalization_before_and_after), so that a neuron does not "
-            "add m * W_out to the stream"
-        ),
-    ),
-    (
-        lambda cfg: getattr(cfg, "final_rms", False) and cfg.normalization_type == "LN",
-        "its final norm is of another kind than the others (final_rms)",
-    ),
-    (
-        _set("num_experts"),
-        "it is a mixture of experts: which neurons run depends on the router",
-    ),
-    (
-        lambda cfg: getattr(cfg, "attention_dir", "causal") != "causal",
-        (
-            "its attention looks ahead (attention_dir), so that padding and later tokens would "
-            "change every number"
-        ),
-    ),
-    (
-        lambda cfg: getattr(cfg, "positional_embedding_type", "") == "shortformer",
-        "attention reads positions apart from the stream (shortformer)",
-    ),
-    (
-        lambda cfg: str(cfg.act_fn) not in ACTIVATIONS,
-        "its FFN's activation (act_fn) is none of those known here",
-    ),
-)
 
 
 def versions() -> dict[str, str]:
@@ -506,7 +440,7 @@ class Backend:
         handles = []
         try:
             for name, function in hooks:
-                adapted = _adapt(function, shape)
+                adapted = adapted_to(function, shape)
                 handles.append(self.points[name].register_forward_hook(adapted))
             yield
         finally:
@@ -605,78 +539,9 @@ class Past:
         return Past(self.mask[index], chosen)
 
 
-def check_plain(model: Any, hf: Any) -> None:
-    """Raise `ModelError` for a model whose weights are not all that it computes with, or cannot be
-    written to and differentiated by."""
-    parts = list(model.modules())
-    check_as_written(parts, hf)
-    if any(type(part).__module__.split(".")[0] == "peft" for part in parts):
-        raise ModelError(
-            "This model has adapters beside its weights (PEFT), which no value vector, patch or "
-            "saved checkpoint would hold: merge them first (PeftModel.merge_and_unload())."
-        )
-    if any(weight.is_inference() for weight in model.parameters()):
-        raise ModelError(
-            "This model was loaded under torch.inference_mode(), so that nothing can be "
-            "differentiated by its weights: load it outside of that block."
-        )
-
-
-def check_as_written(parts: Iterable[torch.nn.Module], hf: Any) -> None:
-    """Raise `ModelError` for a model whose passes are not what weights and hooks say: dropout, a
-    compiled module, weights computed anew in every pass."""
-    if getattr(hf, "training", False):
-        raise ModelError(
-            "This model is in training mode, in which dropout changes every pass: call "
-            "model.eval() first."
-        )
-    for part in parts:
-        if _compiled(part):
-            raise ModelError(
-                "This model was compiled (torch.compile), and a compiled pass does not see hooks "
-                "that come later, so that interventions would have no effect: load it again, and "
-                "leave it as it is."
-            )
-        if "parametrizations" in part._modules:
-            raise ModelError(
-                "A weight of this model is computed anew in every pass "
-                "(torch.nn.utils.parametrize), so that a patch would be written to a passing copy: "
-                "remove_parametrizations(...) first."
-            )
-
-
-def _compiled(part: torch.nn.Module) -> bool:
-    """Whether a module is compiled: by its own `compile`, put into another, or its forward alone."""
-    forward = part.__dict__.get("forward")
-    return (
-        part._compiled_call_impl is not None
-        or type(part).__name__ == "OptimizedModule"
-        or hasattr(forward, "_torchdynamo_orig_callable")
-    )
-
-
-def keeper(kept: dict[Any, Tensor], name: Hashable) -> Callable[[Tensor], None]:
-    """A hook that keeps what it sees under a name."""
-
-    def hook(x: Tensor) -> None:
-        kept[name] = x
-
-    return hook
-
-
 class _Reached(Exception):  # noqa: N818 - nothing went wrong
     """A pass through a bridge has come as far as it was asked to (its own `stop_at_layer` runs on
     through the unembedding of every token after the last layer)."""
-
-
-def _adapt(function: Callable[..., Any], shape: Sequence[int]) -> Callable[..., Any]:
-    def hook(_module: Any, _inputs: Any, output: Tensor) -> Any:
-        if output.ndim > 2 or not shape:
-            return function(output)
-        moved = function(output.unflatten(0, tuple(shape)))
-        return moved if moved is None else moved.flatten(0, 1)
-
-    return hook
 
 
 def _shared(view: Tensor, weight: Tensor) -> bool:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qv_lens.errors import ModelError
 from qv_lens.models.architectures import Sublayer
-from qv_lens.models.backend import Backend, Hook
+from qv_lens.models.backend import Backend
+from qv_lens.models.hooks import Hook
 
 #: m, z, attn, ffn, resid, logits; with attention the pattern and the value vectors that it weighs
 Captured = tuple[Tensor, ...]

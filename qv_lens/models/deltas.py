@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qv_lens.errors import ConfigError
-from qv_lens.models.backend import Hook
+from qv_lens.models.hooks import Hook
 from qv_lens.models.interventions import check_not_suppressed
 from qv_lens.models.lens import Lens
 

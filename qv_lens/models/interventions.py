@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.errors import ConfigError, one_or_more
-from qv_lens.models.backend import Early, Hook, Late
+from qv_lens.models.hooks import Early, Hook, Late
 from qv_lens.models.lens import Lens
 from qv_lens.models.units import (
     UNITS_WITH_VALUES,

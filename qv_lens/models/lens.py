@@ -24,7 +24,7 @@ from qv_lens.errors import ConfigError, ModelError, PatchError, check_count, che
 from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.agreement import short_context
-from qv_lens.models.backend import Backend, Hook, Past, ordered, versions
+from qv_lens.models.backend import Backend, Past, versions
 from qv_lens.models.capture import capture, joined, scales_after
 from qv_lens.models.checkpoint import Checkpoint, forwards, own_hooks
 from qv_lens.models.generation import (
@@ -35,6 +35,7 @@ from qv_lens.models.generation import (
     following,
     plain,
 )
+from qv_lens.models.hooks import Hook, ordered
 from qv_lens.models.identity import bit_sum, checksum, content, digest
 from qv_lens.models.norms import at_least_float32, capped, dtype_name
 from qv_lens.models.patch_stack import PatchStack

@@ -25,7 +25,7 @@ from qv_lens.errors import ModelError, unknown
 from qv_lens.facts.spans import puts_bos
 from qv_lens.models import agreement
 from qv_lens.models.architectures import ARCHITECTURES, architecture_of
-from qv_lens.models.backend import check_as_written, check_plain
+from qv_lens.models.refusals import check_as_written, check_plain
 
 #: HookedTransformer's context is capped as TransformerLens caps it
 HOOKED_CONTEXT = 2048
