@@ -51,11 +51,13 @@ def integrated_gradients(
 
     Each layer is scaled alone, all its neurons jointly. An answer of several tokens is teacher
     forced, token by token, and added up. Scores are probabilities. The `top` best of each prompt are
-    kept (None: all).
+    kept (None: all). `records`: a request counts with its new answer. `steps`: points of the path.
 
     `rule='easyedit'`: what EasyEdit runs. It scales what the non-linearity reads (not m), on a grid
     from 0 to 1 with both ends; later tokens of an answer follow what the model itself would say,
-    and the scores of all tokens of an answer are averaged."""
+    and the scores of all tokens of an answer are averaged.
+
+    Raises `ConfigError` for an unknown rule, too few steps, `top` below 1, or no facts."""
     if rule not in ("paper", "easyedit"):
         raise unknown("Rule", rule, ("paper", "easyedit"))
     least = 2 if rule == "easyedit" else 1

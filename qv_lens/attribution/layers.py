@@ -9,7 +9,7 @@ head_sum              sum of I over the layer's heads
 count                 how many of the model's best neurons (FFN) or channels (attention) lie in the layer (Figure 3)
 
 I is not linear: the parts of a layer (its neurons or heads, and b_out) do not add up to I of the
-whole. What is missing is reported beside every sum, as `gap`."""
+whole. What is missing is reported beside 'neuron_sum' and 'head_sum', as `gap`."""
 
 from __future__ import annotations
 

@@ -54,7 +54,10 @@ def transmission_paths(
     `bottom` paths with the lowest.
     `gate`: a gated FFN's key node includes its column of W_gate.
     `batch_size`: prompts a pass.
-    `added`: deltas in force, as `delta_hooks` takes them."""
+    `added`: deltas in force, as `delta_hooks` takes them.
+    Raises `ConfigError` for an unknown `score` or `paths`, `batch_size` below 1, `top` and `bottom`
+    that do not fit a layer, `gate` without a gated FFN, no facts, or a gradient that is not
+    finite."""
     if score not in NODE_SCORES:
         raise unknown("Node score", score, NODE_SCORES)
     if paths not in ("ranks", "k_best"):

@@ -115,6 +115,8 @@ def vocabulary(
     FFN neurons and attention channels, by the vector they write. Sign-aware: with a negative
     coefficient a neuron promotes what its vector points away from. Rows of the vocabulary that no
     token uses are left out. `bias` adds the unembedding's bias (GPT-J's swamps short vectors).
+    Raises `ConfigError` for `top` below 1, for heads or columns of W_out, and for units that the
+    model lacks.
     Source: ACE, Tables 6 and 7.
 
     >>> import qv_lens as qv
@@ -189,6 +191,7 @@ def interpretable(
 
     Variants: `surface_forms` (`plural` adds the answer with an s). `bias` adds the unembedding's bias, as
     `vocabulary` does. Use: `value.where(qv.interpretable(lens, value, "basketball"))`.
+    Raises what `vocabulary` raises, and `ConfigError` for an answer that is not a text.
     Source: ACE, section 6.4 ("associated vocabulary included the correct target token").
     """
     check_set(neurons)

@@ -143,7 +143,9 @@ def query_layers(
     """Query scores of whole outputs: `prompt, kind ('ffn', 'attn', 'embed'), layer, score`; the
     embedding is layer -1.
 
-    `value`, `method`, `targets`, `subkey`, `positions`: as in `query_neurons`. For attention neurons as targets, and `through='attention'`, the positions are added up.
+    `value`, `method`, `targets`, `subkey`, `positions`, `through`: as in `query_neurons`. For
+    attention neurons as targets, and `through='attention'`, the positions are added up. Raises what
+    `query_neurons` raises.
     """
     reader = targets_of(lens, facts, value, method, targets, subkey, positions, through=through)
     frame = layers_of(lens, reader)

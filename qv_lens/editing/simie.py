@@ -123,8 +123,8 @@ class SimIE:
         known: set[Key],
         earlier_requests: Sequence[EditRequest],
     ) -> tuple[dict[Key, Tensor], dict[Key, Tensor], list[dict[Key, Tensor]]]:
-        """W_e and K of every weight that the editor writes or that was written before, and K of the
-        facts that are done at the weights that are first written now."""
+        """W_e and K of every weight that the editor writes or that was written before, and K of
+        `earlier_requests` at the weights that are first written now."""
         alone = Job(
             job.lens, [request], None, job.statistics, job.templates, job.seed,
             factored=job.factored, first=True,

@@ -99,13 +99,12 @@ class Search:
 
 @dataclass(frozen=True)
 class Targets:
-    """z* by site, and per fact the losses along the way: `losses[step][fact]` = (total, NLL,
-    KL)."""
+    """z* by site, and per fact the losses along the way."""
 
     z_of: tuple[Float[Tensor, "fact d_model"], ...]
     """z* by site."""
     losses: tuple[tuple[tuple[float, float, float], ...], ...]
-    """The loss at the end, by request."""
+    """`losses[step][fact]`: (total, NLL, KL) in nats."""
 
     @property
     def z(self) -> Float[Tensor, "fact d_model"]:

@@ -1,1 +1,1 @@
-"""Facts in words: records, token positions, prompts, the bundled world, benchmark readers."""
+"""Facts in words: records, where text becomes tokens, prompts, the atlas, readers of benchmarks."""

@@ -38,7 +38,7 @@ class Entry:
     n_layers: int
     """Its layers."""
     parameters: int
-    """Their number, which memory estimates rest on."""
+    """How many numbers its weights hold; memory estimates rest on it."""
     dtype: str
     """The checkpoint's own type."""
     source: str
