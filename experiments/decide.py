@@ -165,9 +165,16 @@ def two_samples(a: pd.Series, b: pd.Series, within: tuple[float, float] = SHARE)
     return minus(Estimate.of(a, within), Estimate.of(b, within))
 
 
+def verdict_of(holds: bool, fails: bool) -> str:
+    """Undecided where neither is so."""
+    if holds:
+        return HOLDS
+    return FAILS if fails else OPEN
+
+
 def decided(estimate: Estimate) -> str:
     """Whether a difference that should be positive is."""
-    return HOLDS if estimate.low > 0 else FAILS if estimate.high < 0 else OPEN
+    return verdict_of(estimate.low > 0, estimate.high < 0)
 
 
 def nearer(gap: Estimate, limit: float) -> Estimate:
@@ -178,7 +185,9 @@ def nearer(gap: Estimate, limit: float) -> Estimate:
 def together(verdicts: Collection[str]) -> str:
     """Of a claim in several parts: it holds if all do, and fails if one does."""
     kinds = set(verdicts)
-    return kinds.pop() if len(kinds) == 1 else FAILS if FAILS in kinds else OPEN
+    if len(kinds) == 1:
+        return kinds.pop()
+    return FAILS if FAILS in kinds else OPEN
 
 
 def share_lost(hits: float, trials: float) -> Estimate:

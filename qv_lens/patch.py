@@ -59,13 +59,9 @@ class Delta:
     @property
     def rank(self) -> int:
         """An upper bound of the rank: the number of factors, or the smaller side."""
-        return (
-            self.left.shape[1]
-            if self.right is not None
-            else min(self.left.shape)
-            if self.left.ndim > 1
-            else 1
-        )
+        if self.right is not None:
+            return self.left.shape[1]
+        return min(self.left.shape) if self.left.ndim > 1 else 1
 
     def dense(self) -> Float[Tensor, "rows columns"]:
         return self.left if self.right is None else self.left @ self.right

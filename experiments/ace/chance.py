@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
-from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, Verdict, per_case, share
+from experiments.decide import NOT_MEASURED, Claim, Verdict, per_case, share, verdict_of
 from experiments.models import STUDIED
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "RESULTS", "SETTINGS", "VERSION", "Task", "figure", "rows"]
@@ -72,7 +72,7 @@ def better_than_chance(frame: pd.DataFrame) -> Verdict:
         f"{named}, random {share(drawn.to_numpy().mean())} (from {share(drawn.to_numpy().min())} to "
         f"{share(drawn.to_numpy().max())})"
     )
-    verdict = HOLDS if p < 0.05 else FAILS if p > 0.5 else OPEN
+    verdict = verdict_of(p < 0.05, p > 0.5)
     return (
         f"{statistic}; {better} of {draws} draws are as good or better, p = {p:.2f} ({len(table)} "
         "cases)",

@@ -29,7 +29,6 @@ import plotly.graph_objects as go
 
 from experiments.ace import BY_EFFECT, NO_CODE
 from experiments.decide import (
-    FAILS,
     HOLDS,
     OPEN,
     Claim,
@@ -41,6 +40,7 @@ from experiments.decide import (
     share_lost,
     share_of,
     together,
+    verdict_of,
 )
 from experiments.models import STUDIED
 from experiments.prompts import check_asked, drawn, pool, usual
@@ -223,7 +223,7 @@ def loses_more_than_half(frame: pd.DataFrame) -> Verdict:
         shares = "; ".join(f"{name} {words}" for name, (words, _) in categories.items())
         lines.append(f"{where}: {shares}")
         verdicts.append(together([verdict for _, verdict in categories.values()]))
-    return "<br>".join(lines), HOLDS if HOLDS in verdicts else OPEN if OPEN in verdicts else FAILS
+    return "<br>".join(lines), verdict_of(HOLDS in verdicts, OPEN not in verdicts)
 
 
 def _of_category(rows: pd.DataFrame) -> Verdict:

@@ -22,7 +22,6 @@ from experiments.decide import (
     DESCRIBED,
     FAILS,
     HOLDS,
-    OPEN,
     Claim,
     Estimate,
     Verdict,
@@ -33,6 +32,7 @@ from experiments.decide import (
     read_as,
     share,
     together,
+    verdict_of,
 )
 from experiments.models import STUDIED, is_gptj, is_of_the_paper, layers_there
 from experiments.prompts import APART
@@ -62,7 +62,7 @@ def values_after_queries(frame: pd.DataFrame) -> Verdict:
         f"largest correlation {best:.2f} at lag {lag} (value counts after query scores); Eq. 10 is "
         f"positive in {(raw > 0).sum()} of {n} layers"
     )
-    return statistic, HOLDS if lag in (1, 2) and best > 0.5 else FAILS if lag <= 0 else OPEN
+    return statistic, verdict_of(lag in (1, 2) and best > 0.5, lag <= 0)
 
 
 def late_values(frame: pd.DataFrame) -> Verdict:
@@ -105,7 +105,7 @@ def invariance(frame: pd.DataFrame) -> Verdict:
     fixed = min(overlaps.values()) > 0.8
     # where the layers shift, chance could have moved them as well: that decides nothing
     same = HOLDS if fixed else FAILS
-    verdict = same if is_gptj(frame) else FAILS if fixed else OPEN
+    verdict = same if is_gptj(frame) else verdict_of(False, fixed)
     statistic = ", ".join(f"best {k} layers overlap {v:.2f}" for k, v in overlaps.items())
     return statistic, verdict if is_of_the_paper(frame) else DESCRIBED
 

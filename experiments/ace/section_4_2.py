@@ -161,7 +161,9 @@ def suppression_counts(frame: pd.DataFrame) -> Verdict:
             f"{condition}: {sentences[0]} in the three layers after, {sentences[1]} in all others"
         )
         good.append(fallen[0] > 0.3 and fallen[0] > 3 * abs(fallen[1]))
-    return "; ".join(lines), OPEN if not good else HOLDS if all(good) else FAILS
+    if not good:
+        return NOT_MEASURED
+    return "; ".join(lines), HOLDS if all(good) else FAILS
 
 
 CLAIMS = (

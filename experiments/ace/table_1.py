@@ -21,15 +21,13 @@ import plotly.graph_objects as go
 from experiments.ace import BY_EFFECT, NO_CODE
 from experiments.ace.overlap import best_layers, mean_overlap, overlap
 from experiments.decide import (
-    FAILS,
-    HOLDS,
     NOT_MEASURED,
-    OPEN,
     Claim,
     Estimate,
     Verdict,
     decided,
     read_as,
+    verdict_of,
 )
 from experiments.models import STUDIED
 from experiments.prompts import asked, at_least, check_asked
@@ -157,7 +155,7 @@ def takeaway_1(frame: pd.DataFrame) -> Verdict:
     gaps = [gap(frozenset(chosen)) for chosen in itertools.combinations(sorted(sets), len(similar))]
     p = float(np.mean([value >= gap(similar) - 1e-12 for value in gaps]))
     lower = float(np.mean([value <= gap(similar) + 1e-12 for value in gaps]))
-    verdict = HOLDS if p < 0.05 else FAILS if lower < 0.05 else OPEN
+    verdict = verdict_of(p < 0.05, lower < 0.05)
     return (
         f"gap {gap(similar):+.2f}, p = {p:.2f} ({len(sets)} categories, "
         f"{len(next(iter(sets.values())))} layers each)",

@@ -448,7 +448,8 @@ def _curve(
         lens, fact, rankings, sizes, keep=keep, baseline=baseline, seeds=draws, seed=seed
     )
     frame["text"] = f"{fact.text} {fact.answer}"
-    change = "kept" if keep else "zeroed" if baseline == "zero" else "set to their mean"
+    removed = "zeroed" if baseline == "zero" else "set to their mean"
+    change = "kept" if keep else removed
     print(f"{of_answer(lens, fact)}, by how many of {frame.attrs['units']:,} neurons are {change}")
     print_removal(frame)
     return frame

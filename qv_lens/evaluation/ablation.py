@@ -119,7 +119,7 @@ def suppress(
     rows = []
     counts = [_activated(lens, value, chains, threshold, "clean")] if counted else []
     for layer, neurons in best.items():
-        above = targets.where(lambda frame, layer=layer: frame["layer"] > layer)
+        above = targets.where(targets.frame["layer"] > layer)
         conditions: dict[str, Any] = {"Zero": Zero(neurons)}
         if len(above):
             conditions["Suppress"] = Suppress(neurons, above)

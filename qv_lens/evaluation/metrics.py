@@ -39,6 +39,8 @@ from collections.abc import Callable, Mapping, Sequence
 from math import exp, log2, nan
 from types import MappingProxyType
 
+from scipy.stats import hmean
+
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.questions import RUNS_ON, WRITTEN, CaseAnswers, ProbeAnswer, questions
 from qv_lens.facts.prompts import begins, contains, matches, parse_answer
@@ -55,15 +57,7 @@ def mean(values: Sequence[float | bool]) -> float:
 
 def harmonic(values: Sequence[float]) -> float:
     """The harmonic mean; 0 if any value is (CounterFact's score), NaN if any is not there."""
-    return (
-        nan
-        if any(v != v for v in values)
-        else 0.0
-        if any(v == 0 for v in values)
-        else len(values) / sum(1 / v for v in values)
-        if values
-        else nan
-    )
+    return float(hmean(values)) if len(values) else nan
 
 
 def ngram_entropy(text: str) -> float:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from math import nan
@@ -151,18 +151,18 @@ def evaluate(
     ordinary = checked_texts(held_out)
     run = _Run(
         lens,
-        wanted,
-        groups_of(wanted),
-        continued(generation, wanted, seed),
-        editor,
-        statistics,
-        templates,
-        seed,
-        None if cache is None else Path(cache),
-        Factored.of(statistics, factored),
-        judge,
-        ordinary,
-        perplexity(lens, ordinary) if ordinary else nan,
+        metrics=wanted,
+        groups=groups_of(wanted),
+        generation=continued(generation, wanted, seed),
+        editor=editor,
+        statistics=statistics,
+        templates=templates,
+        seed=seed,
+        folder=None if cache is None else Path(cache),
+        factored=Factored.of(statistics, factored),
+        judge=judge,
+        held_out=ordinary,
+        clean=perplexity(lens, ordinary) if ordinary else nan,
     )
     if editor is not None and protocol == "consecutive":
         _warn_of_contaminated(cases)
@@ -320,7 +320,7 @@ class _Run:
         before: dict[int, CaseAnswers],
         step: int,
         index: Sequence[int],
-        written: Callable[[int], _Written],
+        written: Mapping[int, _Written],
     ) -> Iterator[tuple]:
         """Ask the cases on the current model; the unedited model's answers are already known."""
         known = [before[i] for i in index]
@@ -350,8 +350,8 @@ class _Run:
                     step,
                     name,
                     (was.get(name, nan), after),
-                    written(i).norm,
-                    written(i).seconds,
+                    written[i].norm,
+                    written[i].seconds,
                 )
 
 
@@ -378,7 +378,8 @@ def _row(
     )
 
 
-Step = tuple[int, Sequence[int], Callable[[int], _Written]]
+#: how many cases are edited, which are asked, and what was written for each of these
+Step = tuple[int, Sequence[int], Mapping[int, _Written]]
 
 
 def _single(
@@ -386,7 +387,8 @@ def _single(
 ) -> Generator[Step, None, None]:
     if run.editor is None:
         for at in range(0, len(good), batch_size):
-            yield 0, good[at : at + batch_size], lambda i: _Written()
+            chunk = good[at : at + batch_size]
+            yield 0, chunk, dict.fromkeys(chunk, _Written())
         return
     ahead = None
     for count, i in enumerate(_bar(good, run, "case")):
@@ -398,10 +400,10 @@ def _single(
                 written.seconds += ahead.seconds[cases[i].requests[0]] / len(cases[i].requests)
         except EditError as error:
             run.skipped[i] = str(error)
-            yield 1, [i], lambda i: _Written(nan, nan)
+            yield 1, [i], {i: _Written(nan, nan)}
             continue
         with run.lens.patched(patch):
-            yield 1, [i], lambda i, written=written: written
+            yield 1, [i], {i: written}
 
 
 def _batch(
@@ -414,12 +416,12 @@ def _batch(
             patch = run.patch(requests)
         except EditError as error:
             run.skipped.update(dict.fromkeys(chunk, str(error)))
-            yield len(chunk), chunk, lambda i: _Written(nan, nan)
+            yield len(chunk), chunk, dict.fromkeys(chunk, _Written(nan, nan))
             continue
         seconds = (time.perf_counter() - start) / len(requests)
         written = _Written(largest(run.lens, [patch]), seconds)
         with run.lens.patched(patch):
-            yield len(chunk), chunk, lambda i, written=written: written
+            yield len(chunk), chunk, dict.fromkeys(chunk, written)
 
 
 def _consecutive(
@@ -440,7 +442,8 @@ def _consecutive(
             run.skipped[i], written[i] = str(error), _Written(nan, nan)
         if count == len(good) or (every and count % every == 0):
             norm = largest(run.lens, patches, applied=True)
-            yield count, good[:count], lambda i, norm=norm: _Written(norm, written[i].seconds)
+            of_all = {j: _Written(norm, written[j].seconds) for j in good[:count]}
+            yield count, good[:count], of_all
 
 
 _STEPS: dict[

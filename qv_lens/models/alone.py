@@ -9,6 +9,8 @@ prompt's end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -39,13 +41,7 @@ def logp_with_each(
     for some in torch.arange(len(neurons), device=neurons.device).split(TOGETHER):
         copies = torch.zeros(len(some), dtype=torch.long, device=lens.device)
         index = torch.arange(len(some), device=lens.device), neurons[some].to(lens.device)
-        new = values[some].to(lens.device)
-
-        def put(m: Tensor, index=index, new=new, at=position - first) -> Tensor:
-            out = m.clone()
-            out[index[0], at, index[1]] = new.to(m.dtype)
-            return out
-
+        put = _put(index, values[some].to(lens.device), position - first)
         final = lens.stream(
             [prompt.ids[first:]] * len(some),
             lens.n_layers,
@@ -57,3 +53,16 @@ def logp_with_each(
         logp = log_probs(lens.read_out(final[:, -1]))
         parts.append(logp if tokens is None else logp[:, tokens])
     return torch.cat(parts)
+
+
+def _put(
+    index: tuple[Tensor, Tensor], values: Float[Tensor, " neuron"], at: int
+) -> Callable[[Tensor], Tensor]:
+    """A hook that sets, in each copy of a prompt, one neuron at a position."""
+
+    def put(m: Tensor) -> Tensor:
+        out = m.clone()
+        out[index[0], at, index[1]] = values.to(m.dtype)
+        return out
+
+    return put

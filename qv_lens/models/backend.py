@@ -363,13 +363,7 @@ class Backend:
             gain = torch.ones(self.cfg.d_model, dtype=self.dtype, device=self.device)
         if self.name == "bridge" and self.record is not None and self.record.gain_offset:
             gain = gain + self.record.gain_offset
-        bias = (
-            None
-            if self.rms
-            else module.b
-            if hasattr(module, "b")
-            else getattr(module, "bias", None)
-        )
+        bias = None if self.rms else getattr(module, "b", getattr(module, "bias", None))
         return Norm(gain, _data(bias), float(self.cfg.eps), self.rms)
 
     def constant_pattern(self, layer: int) -> list[Hook]:

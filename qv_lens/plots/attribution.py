@@ -45,7 +45,8 @@ def layer_heatmap(frame: pd.DataFrame, title: str = "Layer importance") -> go.Fi
     """Layers across, one row per kind (or per prompt where there is one kind); colour is the score
     in nats, the mean over the prompts of a cell."""
     drawable(frame, ("kind", "layer", "score"), "layer_scores")
-    rows = "kind" if frame["kind"].nunique() > 1 else "prompt" if "prompt" in frame else "kind"
+    of_prompts = "prompt" in frame and frame["kind"].nunique() == 1
+    rows = "prompt" if of_prompts else "kind"
     table = grid(frame, rows, "layer")
     if rows == "prompt":
         table = table.rename(index=texts_of(frame))
