@@ -35,7 +35,7 @@ import pandas as pd
 from qv_lens.attribution.edges import Graph, edge_effects, qv_graph
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.layers import by_token, layer_scores
-from qv_lens.attribution.locate import Layers, layer_counts, locate
+from qv_lens.attribution.locate import Layers, layer_counts, locate, positive_by_layer
 from qv_lens.attribution.projection import logit_lens, vocabulary
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.setting import Kind
@@ -378,13 +378,8 @@ def profile(lens: Lens, facts: Sequence[Fact]) -> pd.DataFrame:
         frames.append(scores.reset_index().assign(kind=name))
     effects: tuple[tuple[Positions, str], ...] = (("last", LAST), ("subject_last", SUBJECT))
     for position, name in effects:
-        effects_there = neuron_effects(lens, trace, None, positions=position).frame
-        positive = effects_there[effects_there["score"] > 0].groupby("layer")["score"].sum() / len(
-            facts
-        )
-        frames.append(
-            positive.reindex(range(lens.n_layers), fill_value=0.0).reset_index().assign(kind=name)
-        )
+        positive = positive_by_layer(lens, neuron_effects(lens, trace, None, positions=position))
+        frames.append((positive / len(facts)).reset_index().assign(kind=name))
     return pd.concat(frames, ignore_index=True)[["kind", "layer", "score"]]
 
 

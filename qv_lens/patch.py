@@ -298,8 +298,10 @@ class Patch:
         target = Path(folder)
         try:
             target.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, target / "adapter_model.safetensors")
-            (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+            with whole(target / "adapter_model.safetensors") as partial:
+                save_file(tensors, partial)
+            with whole(target / "adapter_config.json") as partial:
+                partial.write_text(json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise PatchError(f"Cannot write the adapter to {target}: {error}.") from error
         return target

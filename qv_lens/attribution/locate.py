@@ -108,7 +108,7 @@ def locate(
         raise ConfigError("No cases were given: pass at least one Fact or MultiHopCase.")
     trace = lens.trace(facts, position)
     if isinstance(by, NeuronSet):
-        value, by_layer = by, _positive(lens, by)
+        value, by_layer = by, positive_by_layer(lens, by)
         if by.unit != "ffn" or not by_layer.any():
             raise ConfigError(
                 "locate takes a set of FFN neurons with scores, some of them above 0 "
@@ -122,7 +122,7 @@ def locate(
             )
     elif by == "effects":
         value = neuron_effects(lens, trace, top, positions=position)
-        by_layer = _positive(lens, value)
+        by_layer = positive_by_layer(lens, value)
     else:
         task = setting(lens, trace, norm=norm, base=base)
         scores, settings = every_score(task)
@@ -148,9 +148,9 @@ def locate(
     )
 
 
-def _positive(lens: Lens, value: NeuronSet) -> pd.Series:
+def positive_by_layer(lens: Lens, neurons: NeuronSet) -> pd.Series:
     """The positive scores of each layer, summed; 0 for a layer without any."""
-    positive = value.frame[value.frame["score"] > 0]
+    positive = neurons.frame[neurons.frame["score"] > 0]
     return positive.groupby("layer")["score"].sum().reindex(range(lens.n_layers), fill_value=0.0)
 
 

@@ -36,6 +36,7 @@ from qv_lens.cli.options import (
 from qv_lens.cli.printing import print_knowledge
 from qv_lens.editing.editors import check_name, spelled
 from qv_lens.errors import ConfigError
+from qv_lens.files import placed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -376,11 +377,8 @@ def _written(
 
 
 def _write(frame: pd.DataFrame, out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(out, index=False)
-    except OSError as error:
-        raise ConfigError(f"Cannot write {out}: {error}. Choose another path.") from error
+    with placed(out, "the rows") as partial:
+        frame.to_csv(partial, index=False)
     print(out)
 
 

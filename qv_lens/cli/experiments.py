@@ -18,6 +18,7 @@ from qv_lens.cli.options import (
     phases,
 )
 from qv_lens.errors import ConfigError
+from qv_lens.files import whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,7 +146,8 @@ def _drawn(experiment: Experiment, frame: pd.DataFrame) -> go.Figure | None:
 def _write_figure(figure: go.Figure, file: Path) -> None:
     """Write the figure. Raises `ConfigError` where the file cannot be written."""
     try:
-        figure.write_html(file, include_plotlyjs="directory")
+        with whole(file) as partial:
+            figure.write_html(partial, include_plotlyjs="directory")
     except OSError as error:
         raise ConfigError(
             f"The rows are kept, and the figure cannot be written to {file}: {error}."

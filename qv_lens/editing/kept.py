@@ -27,7 +27,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from qv_lens.cache import VARIABLE, cache_folder
-from qv_lens.editing.statistics import Module, Statistics, checked_layers, covariance, enough
+from qv_lens.editing.statistics import (
+    Module,
+    Statistics,
+    checked_layers,
+    covariance,
+    enough,
+    hashed,
+    text_length,
+)
 from qv_lens.errors import EditError
 from qv_lens.facts.corpora import corpus
 from qv_lens.models.lens import Lens
@@ -123,13 +131,10 @@ def corpus_statistics(
 
 
 def _name(lens: Lens, state: str, texts: Sequence[str], max_tokens: int | None) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    context = lens.backend_adapter.cfg.n_ctx
-    length = context if max_tokens is None else min(max_tokens, context)
+    length = text_length(lens, max_tokens)
     settings = repr((FORMAT, length, bool(lens.prepend_bos), lens.backend, state))
-    return f"{lens.fingerprint}-{digest.hexdigest()}-{hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()}"
+    of_settings = hashlib.blake2b(settings.encode(), digest_size=8)
+    return f"{lens.fingerprint}-{hashed(texts).hexdigest()}-{of_settings.hexdigest()}"
 
 
 def _part(statistics: Statistics, key: Key) -> Statistics:

@@ -193,8 +193,7 @@ def covariance(
     check_untouched(lens, "Statistics are taken")
     if isinstance(modules, str) or not modules or set(modules) - {"ffn", "attn"}:
         raise EditError(f"modules are ('ffn',), ('attn',) or both, got {modules!r}.")
-    context = lens.backend_adapter.cfg.n_ctx
-    length = context if max_tokens is None else min(max_tokens, context)
+    length = text_length(lens, max_tokens)
     wanted = [
         (lens.check_layer(layer), module) for layer in sorted(set(layers)) for module in modules
     ]
@@ -202,7 +201,7 @@ def covariance(
     if folder is not None and (Path(folder) / "statistics.json").exists():
         return _finished(lens, folder, wanted, stream, length)
     progress = _resume(lens, folder, wanted, length)
-    digest = _hashed(itertools.islice(stream, progress.documents))
+    digest = hashed(itertools.islice(stream, progress.documents))
     if progress.documents and digest.hexdigest() != progress.digest:
         raise EditError(
             f"{folder} holds statistics begun on another text. Give the same text, or another "
@@ -219,7 +218,7 @@ def covariance(
             for rows in _batches(lens, chunk, batch_size, length):
                 progress.tokens += sum(map(len, rows))
                 _accumulate(lens, rows, progress.sums)
-            digest = _hashed(chunk, digest)
+            digest = hashed(chunk, digest)
             progress.documents += len(chunk)
             progress.digest = digest.hexdigest()
             if folder is not None:
@@ -270,8 +269,7 @@ def enough(
     """The first texts that together hold the given number of tokens (None: `ENOUGH` times d_mlp),
     each cut as `covariance` cuts it. If there are too few, all of them, with a warning."""
     wanted = ENOUGH * lens.d_mlp if tokens is None else tokens
-    context = lens.backend_adapter.cfg.n_ctx
-    length = context if max_tokens is None else min(max_tokens, context)
+    length = text_length(lens, max_tokens)
     chosen = []
     count = 0
     for text in texts:
@@ -348,7 +346,7 @@ def _finished(
     keys = [(layer, "ffn") for layer in statistics.C0] + [
         (layer, "attn") for layer in statistics.attention
     ]
-    digest = _hashed(texts).hexdigest()
+    digest = hashed(texts).hexdigest()
     wanted_now = (lens.fingerprint, sorted(wanted), digest, max_tokens, lens.prepend_bos)
     if (
         statistics.fingerprint,
@@ -395,7 +393,13 @@ def _zeros(lens: Lens, layer: int, module: str) -> Tensor:
     return torch.zeros(size, size, dtype=torch.float64, device=lens.device)
 
 
-def _hashed(texts: Iterable[str], digest: hashlib.blake2b | None = None) -> hashlib.blake2b:
+def text_length(lens: Lens, max_tokens: int | None) -> int:
+    """To how many tokens a text is cut: so many, or as many as the model's context holds."""
+    context = lens.backend_adapter.cfg.n_ctx
+    return context if max_tokens is None else min(max_tokens, context)
+
+
+def hashed(texts: Iterable[str], digest: hashlib.blake2b | None = None) -> hashlib.blake2b:
     """The hash that names a text, of its documents so far; goes on from `digest`."""
     digest = hashlib.blake2b(digest_size=8) if digest is None else digest
     for text in texts:

@@ -4,6 +4,7 @@ of a `Trace`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,8 +15,26 @@ from qv_lens.models.architectures import Sublayer
 from qv_lens.models.backend import Backend
 from qv_lens.models.hooks import Hook
 
-#: m, z, attn, ffn, resid, logits; with attention the pattern and the value vectors that it weighs
-Captured = tuple[Tensor, ...]
+
+class Captured(NamedTuple):
+    """The tensors of a trace: every layer's at the rows asked for."""
+
+    m: Float[Tensor, "layer row d_mlp"]
+    """Coefficients of the FFN's neurons."""
+    z: Float[Tensor, "layer row head_channel"]
+    """What attention's channels write with."""
+    attn: Float[Tensor, "layer row d_model"]
+    """Attention's outputs."""
+    ffn: Float[Tensor, "layer row d_model"]
+    """The FFN's outputs."""
+    resid: Float[Tensor, "layer_and_final row d_model"]
+    """The stream before each layer, and after the last."""
+    logits: Float[Tensor, "row d_vocab"]
+    """Of the next token."""
+    pattern: Float[Tensor, "layer row head key"] | None = None
+    """Attention's weights, where they were asked for."""
+    v: Float[Tensor, "layer prompt kv_head_channel key"] | None = None
+    """The value vectors that they weigh."""
 
 
 def capture(
@@ -57,16 +76,12 @@ def capture(
     names = [[site(layer) for layer in layers] for site in sites]
     names[4].append(backend.resid_post(backend.n_layers - 1))
     hooks = [keep(name) for group in names for name in group]
-    extra = (
-        [
-            [backend.pattern(layer) for layer in layers],
-            [backend.qkv(layer, "V") for layer in layers],
-        ]
-        if attention
-        else []
-    )
-    for group, keeping in zip(extra, (keep_pattern, keep_values), strict=False):
-        hooks += [keeping(name) for name in group]
+    extra: list[list[str]] = []
+    if attention:
+        patterns = [backend.pattern(layer) for layer in layers]
+        values = [backend.qkv(layer, "V") for layer in layers]
+        extra = [patterns, values]
+        hooks += [*map(keep_pattern, patterns), *map(keep_values, values)]
     logits = run(hooks)
     _check_reached(
         kept, names, "Another forward was put in a module's place: load the model again."
@@ -76,7 +91,8 @@ def capture(
         [torch.stack([kept[name] for name in group]) for group in groups]
         for groups in (names, extra)
     )
-    return (*stacked, logits[index, position], *more)
+    m, z, attn, ffn, resid = stacked
+    return Captured(m, z, attn, ffn, resid, logits[index, position], *more)
 
 
 def _check_reached(kept: Collection[str], names: Iterable[Sequence[str]], advice: str) -> None:
@@ -89,16 +105,27 @@ def _check_reached(kept: Collection[str], names: Iterable[Sequence[str]], advice
 def joined(parts: Sequence[Captured]) -> Captured:
     """The rows of several passes as those of one, joined along the axis of rows; the keys of
     attention are padded to the longest prompt."""
-    columns = list(zip(*parts, strict=True))
-    plain = [torch.cat(column, dim=1) for column in columns[:5]]
-    return (*plain, torch.cat(columns[5]), *(_cat_padded(column) for column in columns[6:]))
+    return Captured(
+        m=torch.cat([part.m for part in parts], dim=1),
+        z=torch.cat([part.z for part in parts], dim=1),
+        attn=torch.cat([part.attn for part in parts], dim=1),
+        ffn=torch.cat([part.ffn for part in parts], dim=1),
+        resid=torch.cat([part.resid for part in parts], dim=1),
+        logits=torch.cat([part.logits for part in parts]),
+        pattern=_cat_padded([part.pattern for part in parts]),
+        v=_cat_padded([part.v for part in parts]),
+    )
 
 
-def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
-    """Batches of different longest prompts along axis 1, the last axis (keys) padded with zeros."""
-    longest = max(part.shape[-1] for part in parts)
+def _cat_padded(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Batches of different longest prompts along axis 1, the last axis (keys) padded with zeros;
+    None where they were not asked for."""
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    longest = max(part.shape[-1] for part in there)
     return torch.cat(
-        [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in parts], dim=1
+        [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in there], dim=1
     )
 
 

@@ -693,24 +693,15 @@ class Lens:
         for chunk in (slice(i, i + batch_size) for i in range(0, len(prompts), batch_size)):
             run = partial(self.logits, ids[chunk], last=[prompt.last for prompt in prompts[chunk]])
             parts.append(capture(self.backend_adapter, run, where[chunk], attention))
-        m, z, attn, ffn, resid, logits, *keys = joined(parts)
-        pattern, v = keys or (None, None)
-        scale = scales_after(self.backend_adapter, m, z)
+        captured = joined(parts)
         return Trace(
             rows.facts,
             prompts,
             rows.prompt,
             rows.positions,
-            m,
-            z,
-            attn,
-            ffn,
-            resid,
-            logits,
-            pattern,
-            v,
-            self.setup,
-            scale,
+            **captured._asdict(),
+            setup=self.setup,
+            scale=scales_after(self.backend_adapter, captured.m, captured.z),
         )
 
     @property

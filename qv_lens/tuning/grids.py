@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qv_lens.attribution.effects import neuron_effects
+from qv_lens.attribution.locate import positive_by_layer
 from qv_lens.editing.adapters import AdaLoRA, LoRA
 from qv_lens.editing.bounds import check_bounds
 from qv_lens.editing.closed_form import (
@@ -139,9 +140,9 @@ def shape_of(lens: Lens, facts: list[Fact]) -> Shape:
 def subject_depth(lens: Lens, facts: list[Fact]) -> int:
     """The layer up to which half of the positive effects of the FFN neurons at the subject's last
     token lies."""
-    frame = neuron_effects(lens, facts, None, over="set", positions="subject_last").frame
-    positive = frame[frame["score"] > 0].groupby("layer")["score"].sum().sort_index().cumsum()
-    if positive.empty:
+    effects = neuron_effects(lens, facts, None, over="set", positions="subject_last")
+    positive = positive_by_layer(lens, effects).cumsum()
+    if not positive.any():
         raise ConfigError(
             f"No neuron of {lens.name} at the subject's last token raises the answer of these facts: "
             "there is no depth to measure."
