@@ -426,8 +426,6 @@ def tune(
         The file of presets (default: in the user's cache, where presets(model) and --editor find
         it).
     """
-    from datetime import date
-
     from qv_lens.cache import cache_folder
     from qv_lens.facts.files import check_there
 
@@ -456,7 +454,6 @@ def tune(
         text_of,
         write_presets,
     )
-    from qv_lens.models.norms import dtype_name
     from qv_lens.tuning.grids import GRIDS, WRAPPED, grid, shape_of
     from qv_lens.tuning.tune import RUNGS, known_cases
     from qv_lens.tuning.tune import tune as choose
@@ -499,19 +496,13 @@ def tune(
         statistics = C0 if name in reading else None
         with phases("tuning", unless_seen=True):
             tuned = choose(lens, name, shape, choosing, held, statistics, work)
-        figures = ", ".join(f"{metric} {value:.2f}" for metric, value in tuned.figures.items())
-        scored = f"score {tuned.score:.3f}, the better of two on {tuned.edits} edits held apart"
-        print(f"{tuned.editor}\n  {scored}: {figures}", flush=True)
+        print(f"{tuned.editor}\n  {tuned.scored}: {tuned.figured}", flush=True)
         if tuned.score <= 0:
             failed.append(name)
             print(f"  Not written: no setting of {name} gave the new answers.", flush=True)
             continue
-        source = (
-            f"qv-lens tune, {date.today()}, {dtype_name(lens.dtype)}: of "
-            f"{tuned.table['editor'].nunique()} settings, {scored} ({figures})"
-        )
         entries = entries_of(target) if target.exists() else {}
-        entries[name] = entry_of(tuned.editor, source)
+        entries[name] = entry_of(tuned.editor, tuned.source(lens))
         write_presets(target, header, entries)
     if failed == names:
         raise ConfigError(

@@ -24,6 +24,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from qv_lens.evaluation.questions import questions, rivals
 from qv_lens.facts.atlas import atlas, edit_case, neighbours
 from qv_lens.facts.records import EditCase, Fact
 from qv_lens.models.lens import Lens
+from qv_lens.models.norms import dtype_name
 from qv_lens.progress import progress_bar
 from qv_lens.tuning.grids import Shape, beyond, grid
 
@@ -75,6 +77,23 @@ class Tuned:
     """How many edits those are."""
     table: pd.DataFrame
     """Every setting that was tried."""
+
+    @property
+    def scored(self) -> str:
+        """The score in words."""
+        return f"score {self.score:.3f}, the better of two on {self.edits} edits held apart"
+
+    @property
+    def figured(self) -> str:
+        """The figures in words."""
+        return ", ".join(f"{metric} {value:.2f}" for metric, value in self.figures.items())
+
+    def source(self, lens: Lens) -> str:
+        """What a preset says of where it comes from."""
+        return (
+            f"qv-lens tune, {date.today()}, {dtype_name(lens.dtype)}: of "
+            f"{self.table['editor'].nunique()} settings, {self.scored} ({self.figured})"
+        )
 
 
 def tune(
