@@ -35,7 +35,7 @@ import qv_lens as qv
 from qv_lens.evaluation.faithfulness import areas
 from qv_lens.evaluation.known_cases import first_known
 from qv_lens.facts.atlas import chains
-from qv_lens.models.alone import logp_with_each
+from qv_lens.models.one_neuron import logp_with_each
 from qv_lens.models.zoo import BUNDLED
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator

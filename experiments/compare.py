@@ -31,7 +31,7 @@ from experiments.prompts import ATLAS, at_least, chained, check_files, usual
 from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.job import Editor, reads_statistics
-from qv_lens.editing.kept import default_text, default_texts, kept_covariance
+from qv_lens.editing.kept_statistics import default_text, default_texts, kept_covariance
 from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown

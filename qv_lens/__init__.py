@@ -44,7 +44,7 @@ _HOME = {
     "ace_official": "attribution.as_released",
     "locate": "attribution.locate",
     "covariance": "editing.statistics",
-    "corpus_statistics": "editing.kept",
+    "corpus_statistics": "editing.kept_statistics",
     "Statistics": "editing.statistics",
     "presets": "editing.presets",
     "edit": "editing.edit",
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from qv_lens.editing.anchor import norm_anchor
     from qv_lens.editing.edit import edit
     from qv_lens.editing.editors import *
-    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.kept_statistics import corpus_statistics
     from qv_lens.editing.presets import presets
     from qv_lens.editing.statistics import Statistics, covariance
     from qv_lens.errors import QVLensError

@@ -42,7 +42,7 @@ from qv_lens.attribution.setting import Kind
 from qv_lens.attribution.value import for_every_neuron, value_neurons
 from qv_lens.editing.closed_form import ACE, MEMIT
 from qv_lens.editing.edit import edit
-from qv_lens.editing.kept import kept_covariance
+from qv_lens.editing.kept_statistics import kept_covariance
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.presets import Preset, has_presets, presets

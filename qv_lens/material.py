@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from qv_lens.editing.kept import default_texts
+from qv_lens.editing.kept_statistics import default_texts
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.answers import correct
 from qv_lens.evaluation.known_cases import answered_onward

@@ -16,7 +16,7 @@ import torch
 import qv_lens as qv
 from qv_lens import case_study, cli
 from qv_lens.cli import edits
-from qv_lens.editing import kept
+from qv_lens.editing import kept_statistics as kept
 from qv_lens.errors import ModelError
 from qv_lens.runs import run as runs
 from qv_lens.tuning import grids, tune

@@ -41,7 +41,6 @@ from qv_lens.attribution.units import units_of
 from qv_lens.attribution.wanted import Target, wanted_at, where_read
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
-from qv_lens.models.alone import logp_with_each
 from qv_lens.models.hooks import keeper
 from qv_lens.models.interventions import (
     check_ffn,
@@ -51,6 +50,7 @@ from qv_lens.models.interventions import (
 )
 from qv_lens.models.lens import Facts, Lens, log_probs
 from qv_lens.models.norms import at_least_float32
+from qv_lens.models.one_neuron import logp_with_each
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 

@@ -8,7 +8,7 @@ it.
    log-sum-exp that never sees all logits at once). G is neither written nor read again, so 64
    prompts cost one product.
 
-`engine.log_sums` is the reference and the fallback; `TRITON_INTERPRET=1` runs this kernel on a CPU
+`log_sums.log_sums` is the reference and the fallback; `TRITON_INTERPRET=1` runs this kernel on a CPU
 (tests). Importing this module needs Triton."""
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """log sum_j p_j exp(delta_j) of every neuron to a tolerance, without the logits of every neuron:
 the likeliest tokens exactly, the others by moments.
 
-delta_j = alpha G_kj with G = V U, as in `engine` (a frozen divisor).
+delta_j = alpha G_kj with G = V U, as in `log_sums` (a frozen divisor).
 
 1. Head: the tokens with the largest p |u / s|^2, and the longest u / s of all, are summed exactly,
-   sum_head p_j (e^delta_j - 1); s as in `engine.Lengths`.
+   sum_head p_j (e^delta_j - 1); s as in `log_sums.Lengths`.
 2. Tail, one base: sum_tail p_j (delta_j + delta_j^2 / 2) = alpha v.mu + alpha^2 v'Sv / 2, with
    mu = sum_tail p u and S = sum_tail p u u': one matrix for all neurons of a layer. What is left
    out is at most alpha^2 v'Sv rho e^rho / 6, with rho = |alpha| |s v| max_tail |u / s|.
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.engine import (
+from qv_lens.attribution.log_sums import (
     CPU_TOKENS,
     Lengths,
     Problems,

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.engine import Lengths
+from qv_lens.attribution.log_sums import Lengths
 from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.scripts import unspaced

@@ -8,7 +8,7 @@ Eq. 9 on it.
    is always h.
 2. Target w: `wanted`. Of one token against another I = delta_1 - delta_2, closed form, the log-sum
    cancels. The answer's tokens (teacher forced, a row each) are added up: `grouping`.
-3. Numerics: `engine`.
+3. Numerics: `log_sums`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qv_lens.attribution.engine import Problems, bounds, log_sums, tile_rows
 from qv_lens.attribution.grouping import Grouping
+from qv_lens.attribution.log_sums import Problems, bounds, log_sums, tile_rows
 from qv_lens.attribution.moments import HeadAndTail, log_sums_by_moments
 from qv_lens.attribution.projection import NORM_MODES, NormMode, Readout
 from qv_lens.attribution.wanted import Target, Wanted, wanted_at, where_read

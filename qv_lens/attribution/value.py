@@ -2,7 +2,7 @@
 answer.
 
 1. A unit writes v_k = m_k * row_k into the stream (`units`).
-2. I(v_k) for all of them in closed form (`setting`, `engine`); attention's base is the stream
+2. I(v_k) for all of them in closed form (`setting`, `log_sums`); attention's base is the stream
    before it.
 3. `topk` finds the same k best units from few exact scores (`scores`).
 4. The best of each prompt, set or category are ranked into a NeuronSet (`ranking`).

@@ -94,7 +94,7 @@ def stats(
         )
     announce(model)
 
-    from qv_lens.editing.kept import default_text, default_texts, kept_covariance
+    from qv_lens.editing.kept_statistics import default_text, default_texts, kept_covariance
     from qv_lens.editing.statistics import covariance
     from qv_lens.facts.corpora import corpus
 
@@ -178,7 +178,7 @@ def edit(
     import qv_lens as qv
     from qv_lens.editing.edit import check_statistics
     from qv_lens.editing.job import reads_statistics
-    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.kept_statistics import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics
     from qv_lens.evaluation.answers import greedy_answers
@@ -299,7 +299,7 @@ def evaluate(
     announce(model)
 
     from qv_lens.editing.job import reads_statistics
-    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.kept_statistics import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics, enough
     from qv_lens.evaluation.cases import edited_facts
@@ -445,7 +445,7 @@ def tune(
     announce(model)
 
     from qv_lens.editing.job import reads_statistics
-    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.kept_statistics import corpus_statistics
     from qv_lens.editing.preset_files import (
         check_weights,
         entries_of,

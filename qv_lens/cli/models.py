@@ -68,7 +68,7 @@ def check(name: str, *, edits: int = 50, chains: int = 120, loading: Loading = A
     at_least("--chains", chains, 1)
     announce(name)
 
-    from qv_lens.editing.kept import corpus_statistics
+    from qv_lens.editing.kept_statistics import corpus_statistics
     from qv_lens.world.acceptance import check as run
 
     lens = loaded(name, loading)

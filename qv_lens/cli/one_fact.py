@@ -162,7 +162,7 @@ def study(
     from qv_lens import ACE
     from qv_lens.case_study import study as run
     from qv_lens.editing.closed_form import MEMIT
-    from qv_lens.editing.kept import default_texts
+    from qv_lens.editing.kept_statistics import default_texts
     from qv_lens.editing.presets import preset_of
     from qv_lens.material import file_material
     from qv_lens.reporting.page import report

@@ -195,7 +195,7 @@ class AlphaEdit(ClosedForm):
         return (self.spread(lens, self.layers),)
 
     def solver(self, job: Job) -> Solver:
-        lens, C0 = job.lens, job.moments()
+        lens, C0 = job.lens, job.required_statistics()
         U0 = {
             layer: self._null_space(job, C0.of(lens, layer), layer)
             for layer in self.plan(lens)[0].groups[0]
@@ -277,7 +277,7 @@ class BetaEdit(AlphaEdit):
     """Largest ||dW|| / sqrt(n) of a batch of n facts."""
 
     def solver(self, job: Job) -> Solver:
-        base, lens, C0 = super().solver(job), job.lens, job.moments()
+        base, lens, C0 = super().solver(job), job.lens, job.required_statistics()
         seen, spaces = EarlierKeys(job, self), Factored(None)
         before = summed(patch.kept for patch in job.earlier(self))
 
@@ -333,7 +333,7 @@ class ENCORE(MEMIT):
     """lambda_n: weight of the norm of the update."""
 
     def solver(self, job: Job) -> Solver:
-        seen, C0 = EarlierKeys(job, self), job.moments()
+        seen, C0 = EarlierKeys(job, self), job.required_statistics()
 
         def metric(layer: int, module: str) -> InverseMetric:
             moment = C0.of(job.lens, layer).to(job.lens.device)

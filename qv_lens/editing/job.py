@@ -129,7 +129,7 @@ class Job:
             if patch.info.get("method") == type(editor).__name__
         ]
 
-    def moments(self) -> Statistics:
+    def required_statistics(self) -> Statistics:
         """C0. Raises `EditError` where none was given."""
         if self.statistics is None:
             raise EditError(f"This editor {MISSING}")

@@ -187,7 +187,7 @@ class ClosedForm(ABC):
         passes = self.plan(job.lens)
         for place in _written(passes) if self.reads_statistics else ():
             # missing statistics raise before anything is searched
-            job.moments().of(job.lens, *place)
+            job.required_statistics().of(job.lens, *place)
         return sweep(job, self, passes, self.solver(job))
 
     def at(self, *sites: str, drop: bool = False) -> Search:
@@ -423,7 +423,7 @@ def inverses(job: Job) -> Callable[[int, str], InverseMetric]:
     """C0^-1 of each weight, factored once."""
 
     def metric(layer: int, module: str) -> InverseMetric:
-        C0 = job.moments().of(job.lens, layer, "ffn" if module == "ffn" else "attn")
+        C0 = job.required_statistics().of(job.lens, layer, "ffn" if module == "ffn" else "attn")
         return job.factored.once(
             ("inverse", layer, module), lambda: inverse_of(C0.to(job.lens.device))
         )

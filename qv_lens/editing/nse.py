@@ -88,7 +88,7 @@ class NSE(ClosedForm):
     def _solver(self, job: Job, earlier: EarlierKeys, scores: Mapping[int, Tensor]) -> Solver:
         """The metric of a round, its neurons chosen by the scores or, where there are none, by
         their keys."""
-        C0 = job.moments()
+        C0 = job.required_statistics()
 
         def metric(layer: int, module: str) -> InverseMetric:
             moment = C0.of(job.lens, layer).to(job.lens.device)

@@ -14,14 +14,14 @@ from importlib.util import find_spec
 import pytest
 
 CHECK = """
-from qv_lens.attribution import engine, kernel
+from qv_lens.attribution import log_sums as sums, kernel
 from tests.attribution.test_units import by_definition, random_problem
 
 for spread in (0.1, 30.0):
     for full in (False, True):
         V, task = random_problem(spread=spread)
         beta, b = (task.beta, task.b) if full else (None, None)
-        expected = by_definition(V, engine.Problems(task.U, task.log_p, task.of, task.alpha, beta, b))
+        expected = by_definition(V, sums.Problems(task.U, task.log_p, task.of, task.alpha, beta, b))
         got = kernel.log_sums(V, task.U, task.log_p, task.of, task.alpha, beta, b)
         error = float(((got - expected).abs() / expected.abs().clamp_min(1)).max())
         assert error < 1e-5, (spread, full, error)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution import engine, moments
+from qv_lens.attribution import log_sums as sums
+from qv_lens.attribution import moments
 from qv_lens.attribution.layers import HOWS, by_token
 from qv_lens.attribution.setting import setting
 from tests.attribution.test_value import FACTS, final_sigma, log_prob
@@ -266,7 +267,7 @@ def random_problem(dtype=torch.float32, spread=1.0):
     log_p = (torch.randn(3, 333, generator=g) * 3).log_softmax(1)
     alpha, beta = torch.randn(5, 150, generator=g) * spread, torch.randn(5, 150, generator=g) * 0.1
     of, b = torch.tensor([0, 1, 1, 2, 0]), torch.randn(3, 333, generator=g)
-    return V.to(dtype), engine.Problems(
+    return V.to(dtype), sums.Problems(
         U.to(dtype), log_p.to(dtype), of, alpha.to(dtype), beta.to(dtype), b.to(dtype)
     )
 
@@ -285,10 +286,10 @@ def test_log_sums_of_any_size_and_tile(spread, budget):
     """spread 30 would overflow exp in float32: such tiles must take the shifted form."""
     V, task = random_problem(spread=spread)
     expected = by_definition(V, task)
-    error = (engine.log_sums(V, task, budget) - expected).abs() / expected.abs().clamp_min(1)
+    error = (sums.log_sums(V, task, budget) - expected).abs() / expected.abs().clamp_min(1)
     assert error.max() < 1e-5
     wanted = torch.rand(task.alpha.shape, generator=torch.Generator().manual_seed(1)) < 0.1
-    some = engine.log_sums(V, task, budget, wanted)
+    some = sums.log_sums(V, task, budget, wanted)
     assert ((some - expected).abs() / expected.abs().clamp_min(1))[wanted].max() < 1e-5
 
 
@@ -299,7 +300,7 @@ def test_small_log_sums_have_no_common_error(budget):
     V, task = random_problem(spread=1e-5)
     task = replace(task, beta=None)
     mass = task.log_p.double().exp().sum(1).log()[task.of][:, None]
-    error = engine.log_sums(V, task, budget) - (by_definition(V, task) - mass)
+    error = sums.log_sums(V, task, budget) - (by_definition(V, task) - mass)
     assert error.abs().max() < 1e-7
     assert error.mean(1).abs().max() < 5e-9
 
@@ -310,20 +311,20 @@ def test_log_sums_far_below_zero():
     task = replace(task, beta=torch.ones_like(task.alpha), b=task.b * 0.1 - 8)
     expected = by_definition(V, task)
     assert (expected < -7).all()
-    assert (engine.log_sums(V, task) - expected).abs().max() < 1e-5
+    assert (sums.log_sums(V, task) - expected).abs().max() < 1e-5
     wanted = torch.rand(task.alpha.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    some = engine.log_sums(V, task, None, wanted)
+    some = sums.log_sums(V, task, None, wanted)
     assert (some - expected)[wanted].abs().max() < 1e-5
     assert (some[~wanted] == 0).all()
 
 
 def test_memory_budget_sizes_the_tiles():
     U = torch.zeros(8, 1000)
-    assert engine.tile_rows(U, 2 * 1000 * 4 * 10) == 10
-    assert engine.tile_rows(U, 2 * 1000 * 4) == 1
-    assert engine.tile_rows(U) == engine.CPU_TILE // 1000
+    assert sums.tile_rows(U, 2 * 1000 * 4 * 10) == 10
+    assert sums.tile_rows(U, 2 * 1000 * 4) == 1
+    assert sums.tile_rows(U) == sums.CPU_TILE // 1000
     with pytest.raises(qv.QVLensError, match="memory_budget"):
-        engine.tile_rows(U, 100)
+        sums.tile_rows(U, 100)
 
 
 def test_parts_of_the_log_sums():
@@ -341,8 +342,8 @@ def test_parts_of_the_log_sums():
         at = token[base][:, None, None].expand(-1, 150, 1)
         torch.testing.assert_close(whole.delta(V, token), delta.gather(2, at)[:, :, 0])
         mean = (task.log_p.exp()[base][:, None] * delta).sum(2)
-        torch.testing.assert_close(engine.bounds(V, whole), mean)
-        assert (engine.bounds(V, whole) <= engine.log_sums(V, whole) + 1e-12).all()
+        torch.testing.assert_close(sums.bounds(V, whole), mean)
+        assert (sums.bounds(V, whole) <= sums.log_sums(V, whole) + 1e-12).all()
         spread = torch.maximum(delta.abs().amax(2), delta.amax(2) - delta.amin(2))
         assert (whole.reach(V) >= spread).all()
         assert (whole.reach(V) < 50 * spread).all()
@@ -356,7 +357,7 @@ def test_parts_of_the_log_sums():
 def test_moments_are_exact_where_their_bound_says_no(many, monkeypatch):
     """Of made-up problems with small and large coefficients: within the tolerance, and exact beyond
     the bound's reach; with the tail as a matrix, and as products of G."""
-    monkeypatch.setattr(engine, "CPU_TOKENS", 100)  # several blocks, the last one smaller
+    monkeypatch.setattr(sums, "CPU_TOKENS", 100)  # several blocks, the last one smaller
     monkeypatch.setattr(moments, "CPU_TOKENS", 100)
     V, task = random_problem(torch.float64)
     task = replace(
@@ -406,7 +407,7 @@ def test_the_bound_of_what_moments_leave_out(many):
             torch.testing.assert_close(split.S[base], S)
     order = 4 if many else 2
     parts = moments._by_products if many else moments._by_matrix
-    series, error = parts(V, task, split, *([engine.tile_shape(task.U)] if many else []))
+    series, error = parts(V, task, split, *([sums.tile_shape(task.U)] if many else []))
     G = V @ task.U
     for q, base in enumerate(task.of.tolist()):
         delta = task.alpha[q, :, None] * G
@@ -428,7 +429,7 @@ def test_how_far_a_vector_moves_a_logit_where_a_gain_is_uneven():
         U[:4] *= loud
         V[:, :4] /= loud
         U[9] = 0.0
-        lengths = engine.Lengths.of(U)
+        lengths = sums.Lengths.of(U)
         bound = lengths.vector(V)[:, None] * lengths.token
         assert ((V @ U).abs() <= bound).all()
         largest = (V @ U).abs().amax(1)
@@ -443,7 +444,7 @@ def test_the_bound_is_needed_where_every_token_is_as_far():
     U = (torch.arange(400) % 2).double()[None]
     V = torch.logspace(-3, -1, 600, dtype=torch.float64)[:, None]
     log_p = torch.full((1, 400), -math.log(400), dtype=torch.float64)
-    task = engine.Problems(U, log_p, torch.tensor([0]), torch.ones(1, 600, dtype=torch.float64))
+    task = sums.Problems(U, log_p, torch.tensor([0]), torch.ones(1, 600, dtype=torch.float64))
     split = moments.HeadAndTail.of(U, log_p, 10**9)
     got = moments.log_sums_by_moments(V, task, split)
     exact = (log_p[0] + V @ U).logsumexp(1)
@@ -472,10 +473,10 @@ def test_the_second_moment_of_any_size():
 def test_what_nobody_wants_is_not_computed():
     V, task = random_problem()
     nothing = torch.zeros(task.alpha.shape, dtype=torch.bool)
-    assert (engine.log_sums(V, task, None, nothing) == 0).all()
+    assert (sums.log_sums(V, task, None, nothing) == 0).all()
     one = nothing.clone()
     one[2, 7] = True
-    got = engine.log_sums(V, task, None, one)
+    got = sums.log_sums(V, task, None, one)
     assert got[2, 7].item() == pytest.approx(by_definition(V, task)[2, 7].item(), rel=1e-5)
     assert (got[~one] == 0).all()
 
@@ -486,7 +487,7 @@ def test_free_memory_is_what_the_system_says():
         pytest.skip("only Linux says it there")
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
     said = int(lines["MemFree"].split()[0]) * 1024
-    assert engine.free_memory(torch.device("cpu")) == pytest.approx(said, rel=0.2, abs=2**29)
+    assert sums.free_memory(torch.device("cpu")) == pytest.approx(said, rel=0.2, abs=2**29)
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])

@@ -12,8 +12,8 @@ import torch
 
 import qv_lens as qv
 from qv_lens.cache import cache_folder
-from qv_lens.editing import kept
-from qv_lens.editing.kept import kept_covariance
+from qv_lens.editing import kept_statistics as kept
+from qv_lens.editing.kept_statistics import kept_covariance
 from qv_lens.editing.statistics import Statistics, covariance
 from tests.models import tiny_lens
 
