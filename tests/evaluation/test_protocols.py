@@ -19,7 +19,7 @@ import torch
 import qv_lens as qv
 from qv_lens.editing import layer_by_layer
 from qv_lens.editing.statistics import covariance
-from qv_lens.evaluation import answers, protocols
+from qv_lens.evaluation import answers, metrics, protocols
 from qv_lens.evaluation.known_cases import known
 from qv_lens.evaluation.metrics import GENERATED, ngram_entropy
 from qv_lens.evaluation.perplexity import perplexity
@@ -129,10 +129,10 @@ def test_a_chain_of_thought_without_examples_is_warned_of(tiny):
 def test_results_do_not_depend_on_the_company_a_case_is_in(tiny):
     lens, _ = tiny
     one_by_one = (case for case in CASES)
-    together = evaluate(lens, one_by_one, [*protocols.FORCED, *GENERATED])
+    together = evaluate(lens, one_by_one, [*metrics.FORCED, *GENERATED])
     for i, case in enumerate(CASES):
         alone = evaluate(
-            lens, [case], [*protocols.FORCED, *(name for name in GENERATED if name != "fluency")]
+            lens, [case], [*metrics.FORCED, *(name for name in GENERATED if name != "fluency")]
         )
         mine = together[(together["case"] == i) & (together["metric"] != "fluency")]
         assert mine["after"].tolist() == pytest.approx(alone["after"].tolist(), nan_ok=True)
@@ -153,7 +153,7 @@ def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
         answers, "tell", lambda lens, given: asked.append(len(given)) or tell(lens, given)
     )
     together, most = evaluate(lens, cases, **options), max(asked)
-    for name in protocols.FORCED:
+    for name in metrics.FORCED:
         asked.clear()
         alone = evaluate(lens, cases, [name], **options)
         assert max(asked, default=0) < most
@@ -163,7 +163,7 @@ def test_a_metric_alone_asks_less_and_tells_the_same(tiny, kind, monkeypatch):
         else:
             assert alone["after"].isna().all()
     # what would be NaN is not asked by default
-    assert set(protocols.FORCED) - set(together["metric"]) == missing[kind]
+    assert set(metrics.FORCED) - set(together["metric"]) == missing[kind]
     asked = together[
         together["metric"] != "multihop_gen"
     ]  # has a value where the model knows a chain
@@ -338,7 +338,7 @@ def test_the_benchmarks_layouts_run_on_a_toy():
         *_read(world_cases.knowedit(WORLD, 2)),
     ]
     blocks = tuple(world_cases.cot_blocks(WORLD, (), random.Random(0)))
-    names = [*protocols.FORCED, "efficacy_gen", "multihop_cot", "fluency"]
+    names = [*metrics.FORCED, "efficacy_gen", "multihop_cot", "fluency"]
     frame = evaluate(lens, cases, names, generation=Generation(blocks=blocks, fluency_tokens=20))
     before = frame.groupby("metric")["before"].mean()
     assert before["efficacy_acc"] == 0
@@ -523,7 +523,7 @@ def test_perplexity_of_ordinary_text_stands_in_every_row(tiny):
         with lens.patched(qv.edit(lens, case.request, editor)):
             assert after == pytest.approx(by_hand(lens, texts[:2]), rel=1e-5)
     assert "perplexity" not in set(evaluate(lens, CASES[:1], ["efficacy_acc"], editor)["metric"])
-    table = protocols.summary(frame).reset_index()
+    table = qv.summary(frame).reset_index()
     assert table.loc[table["metric"] == "perplexity", "after"].item() > 1
     with pytest.raises(qv.QVLensError, match="several texts"):
         evaluate(lens, CASES[:1], ["efficacy_acc"], editor, held_out="one text")

@@ -19,6 +19,7 @@ import torch
 import qv_lens as qv
 from qv_lens.models.zoo import weight_gigabytes
 from qv_lens.plots import sweep_heatmap
+from qv_lens.runs import rows as rows_module
 from qv_lens.runs import run as run_module
 from qv_lens.runs import store as store_module
 from qv_lens.runs.config import RunConfig, read_config, tasks_of
@@ -212,12 +213,12 @@ def test_how_much_a_model_knows_is_added_up():
         ("b", 2, "in", 2, 2),
     ]
     frame = pd.DataFrame(rows, columns=["model", "task", "group", "prompts_asked", "prompts_known"])
-    assert store_module.knowledge(frame).to_numpy().tolist() == [
+    assert rows_module.knowledge(frame).to_numpy().tolist() == [
         ["a", 2, 12, 3, 1],
         ["b", 1, 2, 2, 0],
     ]
-    assert store_module.knowledge(frame.drop(columns="prompts_known")).empty
-    assert [store_module.knows_nothing(rows) for _, rows in frame.groupby("task")] == [
+    assert rows_module.knowledge(frame.drop(columns="prompts_known")).empty
+    assert [rows_module.knows_nothing(rows) for _, rows in frame.groupby("task")] == [
         False,
         True,
         False,
