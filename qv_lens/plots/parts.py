@@ -156,17 +156,25 @@ def heatmap(
         "y": [str(name) for name in _whole(table.index)],
     }
     hover = f"{x} %{{x}}, {y} %{{y}}: %{{z:.4f}} {unit}<extra></extra>"
-    scale = {"zmin": -limit, "zmax": limit, "colorscale": DIVERGING, "colorbar": {"title": unit}}
+    scale = {
+        "zmin": -limit,
+        "zmax": limit,
+        "colorscale": DIVERGING,
+        "colorbar": {"title": {"text": unit, "side": "right"}},
+    }
     figure = go.Figure(go.Heatmap(**heat, **scale, hovertemplate=hover, hoverongaps=False))
     figure.update_xaxes(title=x, dtick=1)
     figure.update_yaxes(title=y, autorange="reversed", type="category")
-    figure = laid_out(figure, title, height=170 + 40 * len(table))
+    row = 40 if len(table) <= MANY else 24
+    figure = laid_out(figure, title, height=170 + row * len(table))
     return figure if there.size == values.size else figure.update_layout(plot_bgcolor=GROUND)
 
 
 #: what hovering over a layer's score says
 LAYER_NATS = "layer %{x}: %{y:.3f} nats"
 
+#: rows of a heatmap up to which they are high
+MANY = 16
 #: layers up to which each has its number on the axis
 EACH = 40
 
