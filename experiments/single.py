@@ -59,6 +59,10 @@ GRID = {
         "ACE.official",
         "ACE.paper",
         "UltraEdit",
+        "SPHERE",
+        "BetaEdit",
+        "NSE",
+        "LocFT",
     ],
 }
 RESULTS = "single"
