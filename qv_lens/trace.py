@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qv_lens.errors import ConfigError
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Prompt
 
@@ -34,6 +35,29 @@ class Setup:
             a is b for a, b in zip(self.patches, other.patches, strict=True)
         )
         return self.fingerprint == other.fingerprint and same and self.bits == other.bits
+
+    def check(self, now: Setup, name: str) -> None:
+        """Raise `ConfigError` where the model of this name now has other weights, interventions or
+        hooks."""
+        if not self.weighs_as(now):
+            raise ConfigError(
+                f"This trace was taken on other weights than {name} has now (another model, patches "
+                "applied or taken back since, W_out written to): take it again with lens.trace."
+            )
+        if self.hooks != now.hooks:
+            raise ConfigError(
+                "This trace was taken with other hooks on the model than are there now "
+                f"({len(self.hooks)} then, {len(now.hooks)} now): take it again with lens.trace."
+            )
+        if self.interventions != now.interventions:
+            raise ConfigError(
+                f"This trace was taken under {_in_words(self.interventions)}; in force now: "
+                f"{_in_words(now.interventions)}. Take it again with lens.trace."
+            )
+
+
+def _in_words(interventions: tuple[object, ...]) -> str:
+    return ", ".join(f"{each!r:.100}" for each in interventions) or "no intervention"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ from qv_lens.models.generation import (
 from qv_lens.models.hooks import Hook, ordered
 from qv_lens.models.identity import bit_sum, checksum, content, digest
 from qv_lens.models.norms import at_least_float32, capped, dtype_name
-from qv_lens.models.patch_stack import PatchStack
+from qv_lens.models.patch_stack import PatchStack, check_fits
+from qv_lens.models.refusals import check_mode
 from qv_lens.models.turn import Turn
 from qv_lens.models.wrap import check_tokenizer, plain_tokenizer, wrap
 from qv_lens.patch import Patch
@@ -463,7 +464,7 @@ class Lens:
         under: Sequence[Hook] = (),
     ) -> Tensor:
         self._check_context(rows)
-        self._check_mode()
+        check_mode(self.device)
         ids = pad(rows).to(self.device)
         ends = [len(row) - 1 for row in rows] if last is None else list(last)
         with self.turn.one_pass():
@@ -477,19 +478,6 @@ class Lens:
                     return self.backend_adapter.run(ids, start, stop, past)
             finally:
                 self.last = outer
-
-    def _check_mode(self) -> None:
-        """Raise `ConfigError` in a mode of PyTorch's in which numbers are others, or no gradients."""
-        if torch.is_inference_mode_enabled():
-            raise ConfigError(
-                "Passes run under torch.no_grad(), not torch.inference_mode(): take that off; "
-                "weights are frozen anyway."
-            )
-        if torch.is_autocast_enabled(self.device.type):
-            raise ConfigError(
-                "Passes run without torch.autocast, under which every number is another one: leave "
-                "that block, and load the model with dtype='bfloat16' where it is to be smaller."
-            )
 
     def _check_context(self, rows: Sequence[Sequence[int]]) -> None:
         last = max(max(row, default=0) for row in rows)
@@ -621,7 +609,7 @@ class Lens:
             top_k = min(top_k, self.d_vocab)
         rows = [list(prompt.ids) for prompt in self.tokenize(text)]
         self._check_context(rows)
-        self._check_mode()
+        check_mode(self.device)
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         sample = None if top_k is None else Sampling(top_k, seed)
         finished = None if enough is None else lambda ids: enough(decode(ids))
@@ -743,27 +731,8 @@ class Lens:
         weights, or under other interventions or hooks."""
         if not isinstance(facts, Trace):
             return self.trace(facts, positions, attention=attention)
-        now, then = self.setup, facts.setup
-        if then is not None and not then.weighs_as(now):
-            raise ConfigError(
-                f"This trace was taken on other weights than {self.name} has now (another model, "
-                "patches applied or taken back since, W_out written to): take it again with "
-                "lens.trace."
-            )
-        if then is not None and then.hooks != now.hooks:
-            raise ConfigError(
-                "This trace was taken with other hooks on the model than are there now "
-                f"({len(then.hooks)} then, {len(now.hooks)} now): take it again with lens.trace."
-            )
-        if then is not None and then.interventions != now.interventions:
-            was, are = (
-                ", ".join(f"{one!r:.100}" for one in of.interventions) or "no intervention"
-                for of in (then, now)
-            )
-            raise ConfigError(
-                f"This trace was taken under {was}; in force now: {are}. Take it again with "
-                "lens.trace."
-            )
+        if facts.setup is not None:
+            facts.setup.check(self.setup, self.name)
         return facts
 
     # ------------------------------------------------------------------ interventions
@@ -798,17 +767,7 @@ class Lens:
                 f"({patch.info.get('model', 'unknown')}"
                 f"{made_in and f', dtype={made_in!r}'}), weights unprocessed."
             )
-        for (layer, name), delta in patch.deltas.items():
-            weight = self.parameter(layer, name)
-            if tuple(weight.shape) != delta.shape:
-                raise PatchError(
-                    f"The delta of {name}[{layer}] is {delta.shape}, the weight "
-                    f"{tuple(weight.shape)}."
-                )
-            if not delta.finite():
-                raise PatchError(
-                    f"The delta of {name}[{layer}] is not finite; nothing was written."
-                )
+        check_fits(patch, self.parameter)
 
     def apply(self, patch: Patch) -> None:
         """Write a patch into the live weights, on top of those applied before; `revert` takes it

@@ -128,6 +128,16 @@ class PatchStack:
                 self._take_back(weight)
 
 
+def check_fits(patch: Patch, weight: Weight) -> None:
+    """Raise `PatchError` for a delta of another shape than its weight, or that is not finite."""
+    for (layer, name), delta in patch.deltas.items():
+        shape = tuple(weight(layer, name).shape)
+        if shape != delta.shape:
+            raise PatchError(f"The delta of {name}[{layer}] is {delta.shape}, the weight {shape}.")
+        if not delta.finite():
+            raise PatchError(f"The delta of {name}[{layer}] is not finite; nothing was written.")
+
+
 def put_back(saved: Replaced, weight: Weight) -> None:
     """Every kept tensor into its weight, to the end: an interrupt is raised afterwards."""
     try:

@@ -1,4 +1,5 @@
-"""Models for which no number here would be right: what is wrong with them, and what to do."""
+"""Models, and modes of PyTorch, in which no number here would be right: what is wrong, and what to
+do."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qv_lens.errors import ModelError
+from qv_lens.errors import ConfigError, ModelError
 from qv_lens.models.activations import ACTIVATIONS
 
 
@@ -107,3 +108,17 @@ def _compiled(part: torch.nn.Module) -> bool:
         or type(part).__name__ == "OptimizedModule"
         or hasattr(forward, "_torchdynamo_orig_callable")
     )
+
+
+def check_mode(device: torch.device) -> None:
+    """Raise `ConfigError` in a mode of PyTorch's in which numbers are others, or no gradients."""
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "Passes run under torch.no_grad(), not torch.inference_mode(): take that off; weights "
+            "are frozen anyway."
+        )
+    if torch.is_autocast_enabled(device.type):
+        raise ConfigError(
+            "Passes run without torch.autocast, under which every number is another one: leave that "
+            "block, and load the model with dtype='bfloat16' where it is to be smaller."
+        )
