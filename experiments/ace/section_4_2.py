@@ -102,9 +102,10 @@ def by_effect(lens: Lens, chains: list[Fact], table: pd.DataFrame) -> pd.DataFra
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """A line per condition, over all prompts together where they were asked."""
-    together = frame[frame["category"] == "all"]
+    counted = frame.dropna(subset="count")  # without the neurons by effect nothing is counted
+    together = counted[counted["category"] == "all"]
     return counts(
-        together if len(together) else frame, "Activated value neurons (ACE, section 4.2)"
+        together if len(together) else counted, "Activated value neurons (ACE, section 4.2)"
     )
 
 

@@ -60,7 +60,16 @@ LEFT_OUT = {
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Bars by what was varied."""
-    return bars(frame, ("model", "skip"), "Layers of ACE that are not edited (ACE, Table 4)")
+    skip = (
+        frame["skip"]
+        .fillna("")
+        .map(lambda letters: f"without {_named(letters)}" if letters else "all")
+    )
+    return bars(
+        frame.assign(skip=skip),
+        ("model", "skip"),
+        "Layers of ACE that are not edited (ACE, Table 4)",
+    )
 
 
 def _skips(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.compare import MEASURES, VERSION, Task, rows
+from experiments.compare import MEASURES, VERSION, Task, by_setting, rows
 from experiments.compare import figure as bars
 from experiments.decide import Claim, curve
 from experiments.kne import METRICS
@@ -33,7 +33,9 @@ RESULTS = "kne_figureB4"
 
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Bars by what was varied."""
-    return bars(frame, ("model", "share"), "How many parameters are trained (KNE, Figure B.4)")
+    by_share, _ = by_setting(frame)
+    by_share = by_share.sort_values("share", kind="stable")
+    return bars(by_share, ("model", "share"), "How many parameters are trained (KNE, Figure B.4)")
 
 
 CLAIMS = (
