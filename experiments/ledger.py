@@ -100,7 +100,7 @@ TITLE = (
     "",
     "Claims of ACE, CTP and KNE that can be put as a number, against what was measured, on real "
     "models: **SmolLM2-135M** here (2 CPU cores, float32, weights as pip brings them, dequantised "
-    "from 4 bits), and for some claims Qwen2.5-Coder-0.5B; empty cells wait for their runs. "
+    "from 4 bits), and for some claims Qwen2.5-Coder-0.5B. "
     "Written by `python -m experiments.ledger` from `experiments/results/`.",
     "",
 )
