@@ -194,17 +194,17 @@ class Task:
 
 def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     """The rows of one cell: `evaluate`'s frame, with the layers that were written."""
-    wanted = task.cases
-    drawn = _drawn(lens, wanted, once)
-    examples = once(_examples, lens, wanted, once)
+    cases = task.cases
+    drawn = _drawn(lens, cases, once)
+    examples = once(_examples, lens, cases, once)
     editor = chosen(lens, task, once) if task.protocol.edits else None
     frame = evaluate(
         lens,
         drawn.cases,
-        wanted.metrics or usual_metrics(drawn.cases),
+        cases.metrics or usual_metrics(drawn.cases),
         editor,
         task.protocol.name,
-        wanted.seed,
+        cases.seed,
         statistics=once(statistics_of, lens, task.choice.text, task.choice.documents)
         if reads_statistics(editor)
         else None,
@@ -223,7 +223,7 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
         skipped=[skipped.get(str(case), "") for case in frame["case"]],
         refused=drawn.refused,
         unknown=drawn.unknown,
-        **once(_knowledge, lens, wanted, once),
+        **once(_knowledge, lens, cases, once),
     )
 
 

@@ -113,8 +113,9 @@ def _comparison_of(frame: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     titles = [f"{metric} ({same[metric]})" if metric in same else metric for metric in shown]
     lines = head("method", "cases", *titles, "‖dW‖/‖W‖", "s")
     by_method = dict(list(frame.groupby("method")))
-    firsts = frame[frame["metric"] == shown[0]].groupby("method")["after"].mean()
-    for method in firsts.sort_values(ascending=False, kind="stable").index:
+    firsts = frame[frame["metric"].isin(shown[:1])].groupby("method")["after"].mean()
+    firsts = firsts.reindex(list(by_method))
+    for method in firsts.sort_values(ascending=False, kind="stable", na_position="last").index:
         rows = by_method[method]
         count = int(cases[method])
         cells = [_cell(rows, metric, count if metric not in same else 0) for metric in shown]

@@ -2,9 +2,10 @@
 model.
 
 A decision is a function from rows to the statistic as text and `HOLDS`, `FAILS` or `OPEN`
-(undecided). A difference that should be positive holds if its interval lies above 0, fails if it
-lies below; where few pairs differ, Fisher's exact test must agree. The cases of one batch, and of one row of consecutive edits, share one edit: there the
-intervals are narrower than those over edits would be."""
+(undecided), or `DESCRIBED`. A difference that should be positive holds if its interval lies above 0,
+fails if it lies below; where few pairs differ, Fisher's exact test must agree. The cases of one
+batch, and of one row of consecutive edits, share one edit: there the intervals are narrower than
+those over edits would be."""
 
 from __future__ import annotations
 
@@ -125,7 +126,8 @@ def difference(a: pd.Series, b: pd.Series, within: tuple[float, float] = DIFFERE
     pairs no interval.
 
     Student's interval is too narrow where few pairs differ at all. It is widened to hold 0 where
-    Fisher's exact test (`by_signs`) finds a mean as large by chance."""
+    Fisher's exact test (`by_signs`) finds a mean as large by chance. What is decided at another
+    bound than 0 is decided by Student's alone."""
     paired = (a - b).dropna()
     estimate = Estimate.of(paired, within)
     if len(paired) < ENOUGH:
@@ -139,7 +141,7 @@ def by_signs(paired: pd.Series) -> float:
     """p of a mean as far from 0 if each difference could as well have the other sign (R. A. Fisher,
     The Design of Experiments, section 21), exactly. 1 where fewer than `ENOUGH` pairs differ, 0
     where more than `FEW` do: there Student's t decides."""
-    differing = paired[paired != 0].to_numpy()
+    differing = paired[paired.abs() > 1e-12].to_numpy()  # not what rounding leaves of equal means
     if len(differing) > FEW:
         return 0.0
     if len(differing) < ENOUGH:
@@ -300,15 +302,15 @@ def ahead(metric: str, method: str, rivals: Sequence[str], by: str = "method") -
         others = [name for name in rivals if name in table]
         if method not in table or not others:
             return NOT_MEASURED
-        pairs = table[[method, *others]]
-        table = pairs.dropna()
+        cases = table[[method, *others]]
+        table = cases.dropna()
         means = table.mean().sort_values(ascending=False)
         rival = means.drop(method).index[0]
         gap = difference(table[method], table[rival], differences(metric))
         statistic = ", ".join(f"{name} {share(value, metric)}" for name, value in means.items())
         missing = not_measured(name for name in rivals if name not in others)
         statistic = f"{statistic} ({method} − {rival} {points(gap)})"
-        return unless(statistic, decided(gap), missing, lacking(pairs))
+        return unless(statistic, decided(gap), missing, lacking(cases))
 
     return decide
 

@@ -109,7 +109,7 @@ IN_SHORT = (
     "In short, of what was measured so far:",
     "",
     "1. One value neuron in a hundred carries everything: without the best 461 of SmolLM2's 46,080 "
-    "neurons every answer is lost, of its category and of others. With as many at random a quarter "
+    "neurons every answer of its category is lost, and nearly every one of others. With as many at random a quarter "
     "is (mean of five draws, which differ much). What a category has for itself does not show in "
     "sets of this size.",
     "2. In its best layer alone (15 neurons) nearly all capitals are lost, with two thirds of the "
@@ -119,9 +119,10 @@ IN_SHORT = (
     "of 43 sports, 1 of 430 has it among its tokens, by effect 2. Without the 27 best by effect all "
     "of 90 answers are lost, without 27 at random one.",
     "4. Where meaning converges (after the subject, at the last token) whole layers add more than at "
-    "other tokens on Qwen2.5-Coder, as ACE's Table 5 has it, and less on SmolLM2. It is the one claim "
-    "that fails at 0.1 and holds at 0.5 billion parameters. Each prompt's first token, a sink that "
-    "scores ten times as much as any other, is left out.",
+    "other tokens on Qwen2.5-Coder, as ACE's Table 5 has it; on SmolLM2 the token after the subject "
+    "adds less, the last one as much. It is the one claim that fails at 0.1 and holds at 0.5 billion "
+    "parameters. Each prompt's first token, a sink that scores four (SmolLM2) and ten times (Qwen) as "
+    "much as the others on average, is left out.",
     "5. Without ten query neurons of a peak layer 1 and 15 of 40 two-hop answers are lost; hidden "
     "from the value neurons alone they cost 19 and 16; ten neurons of the same layers by effect 6 "
     "and 19. The value neurons of later layers stay active.",
@@ -142,14 +143,14 @@ IN_SHORT = (
     "as ours are no claims of the papers.",
     "",
     "A cell has its verdict, then the data set and the numbers. Where it holds an option, nothing "
-    "was run yet: the row's file opens with the command (`qv-lens run experiments/ace/table_1.py`), "
+    "that decides it was run yet: the row's file opens with the command (`qv-lens run experiments/ace/table_1.py`), "
     "which takes this option; `python -m experiments.ledger --collect runs` then fills the cell. "
     "A number without a verdict describes a model of which the paper claims nothing.",
     "",
     "Facts are those whose answer the model gives before the edit, by generation; of their exact "
-    "prompts, whose first token must be the argmax, it knows 80 to 100% (columns `prompts_known` of "
-    '`prompts_asked` of the results; of nationalities, which it begins with "the", a tenth to a '
-    "third). Editors "
+    "prompts, whose first token must be the argmax, it knows 70 to 100% (columns `prompts_known` of "
+    '`prompts_asked` of the results; of nationalities, which it begins with "the", a tenth to '
+    "three quarters). Editors "
     "are run as the model's presets say, with C0 of the reference text that comes with Python: with "
     "Wikitext, the papers' text, ACE keeps 9 to 13 points more of the neighbours, MEMIT and ROME 1 to "
     "5 (`benchmarks/RESULTS.md`).",
@@ -304,7 +305,7 @@ def _counted(verdicts: list[str]) -> str:
 
 
 def decided_on(claim: Claim, frame: pd.DataFrame, model: str) -> tuple[str, str]:
-    """What was measured of a claim on a model, and the verdict. Where nothing was, the option that
+    """What was measured of a claim on a model, and the verdict. Where nothing that decides it was, the option that
     its command takes, and no verdict. A claim that compares ACE's two models stands in the second
     one's column."""
     models = ACES if claim.both else (model,)

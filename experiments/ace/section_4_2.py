@@ -111,7 +111,10 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 def zeroed_drop(frame: pd.DataFrame) -> Verdict:
     """Zeroed for every reader, which decides; and suppressed for the value neurons alone."""
-    statistic, verdict = suppression_drop("Zero")(frame)
+    zeroed = suppression_drop("Zero")(frame)
+    if zeroed == NOT_MEASURED:
+        return NOT_MEASURED
+    statistic, verdict = zeroed
     alone, _ = suppression_drop("Suppress")(frame)
     return f"zeroed: {statistic}<br>suppressed for the value neurons alone: {alone}", verdict
 

@@ -281,7 +281,7 @@ def optimizers(model: torch.nn.Module, lr: float, decay: float) -> list[torch.op
 
 
 def rate(progress: float) -> float:
-    """Learning-rate factor at share `done` of the time: warm-up 1%, flat, then linearly down over
+    """Learning-rate factor at share `progress` of the time: warm-up 1%, flat, then linearly down over
     the last 40%."""
     return min(progress / 0.01, 1.0, max(0.0, (1 - progress) / 0.4))
 

@@ -92,7 +92,8 @@ def qv_graph(
     `through='attention'` are drawn at the tokens at which they lie. `edges` is what networkx takes:
     `nx.from_pandas_edgelist(edges, "source", "target", "weight", create_using=nx.DiGraph)`.
 
-    Raises `ConfigError` for neurons of other prompts, or queries that were found by another method.
+    Raises `ConfigError` for neurons of other prompts, queries that were found by another method, and
+    what `query_neurons` refuses.
     """
     check_ffn(lens, value)
     check_ffn(lens, query)

@@ -67,7 +67,8 @@ def query_neurons(
     'up'. `through='attention'` asks units at every token of the prompt, whose effect heads carry
     to the value neurons (method 'grad', FFN neurons as targets); the queries then have a
     `position`. Scores are in nats for `grad` and `share`.
-    Raises `ConfigError` if a prompt has no value neurons, or for an unknown option.
+    Raises `ConfigError` if a prompt has no value neurons, for an unknown option, under a `Suppress`,
+    and while a `Scale` or `Replace` is in force on value neurons (through the stream).
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")

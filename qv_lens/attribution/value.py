@@ -67,13 +67,13 @@ def value_neurons(
     'first_order' gives the upper bound J instead of I: a ranking, not the score. None: 'topk' for
     the best k where its bound holds, else 'exact'.
     `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see
-    `setting`).
+    `wanted`).
     `positions`: where to look; with 'all', every position is ranked apart.
     `memory_budget`: bytes for the largest intermediate (default: half of what is free). Scores are
     in nats. `coefficient` is m_k, z_k or a_hp (its mean where rows are added up; none for whole
     heads).
     Raises `FactError` for prompts or answers that do not tokenise, `ConfigError` for options that
-    do not exist or do not go together.
+    do not exist or do not go together, and for units by position of heads that are intervened on.
 
     >>> import qv_lens as qv
     >>> lens = qv.load("toy-gptj")

@@ -378,7 +378,8 @@ def _written(
 
 def _write(frame: pd.DataFrame, out: Path) -> None:
     with placed(out, "the rows") as partial:
-        frame.to_csv(partial, index=False)
+        # the file that is written has another ending
+        frame.to_csv(partial, index=False, compression="gzip" if out.suffix == ".gz" else None)
     print(out)
 
 

@@ -1,9 +1,5 @@
-"""edit(): requests and an editor become a Patch; the lens is left as it was.
-
-Editors are frozen dataclasses of hyperparameters with one method, `deltas(job)`: what to add to
-which weight. They may write to the live weights on the way with `job.write` (a sweep reads each
-layer with all earlier writes in place). Whatever happens, these weights are put back bit for bit.
-`reads_statistics`, where an editor has it, says that it needs C0."""
+"""edit(): requests and an editor become a Patch; the lens is left as it was. Whatever happens, the
+weights are put back bit for bit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """The job of an editor: the requests, the model, what an edit may read, and what it notes.
 
-An `Editor` turns a `Job` into deltas; `editing.edit` makes the job, checks what comes back and keeps
-it as a patch."""
+Editors are frozen dataclasses of hyperparameters with one method, `deltas(job)`: what to add to
+which weight. They may write to the live weights on the way with `job.write` (a sweep reads each
+layer with all earlier writes in place). `reads_statistics`, where an editor has it, says that it
+needs C0. `editing.edit` makes the job, checks what comes back and keeps it as a patch."""
 
 from __future__ import annotations
 

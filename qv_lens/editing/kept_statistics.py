@@ -76,11 +76,15 @@ def kept_covariance(
     missing = [key for key in keys if key not in parts_kept]
     logger.info("C0: %d matrices from %s, %d to compute", len(parts_kept), folder, len(missing))
     if missing:
-        still: tuple[Module, ...] = tuple(
+        needed_modules: tuple[Module, ...] = tuple(
             module for module in modules if module in {of for _, of in missing}
         )
         made = covariance(
-            lens, texts, {layer for layer, _ in missing}, max_tokens=max_tokens, modules=still
+            lens,
+            texts,
+            {layer for layer, _ in missing},
+            max_tokens=max_tokens,
+            modules=needed_modules,
         )
         parts = {key: _part(made, key) for key in missing}
         _keep(folder, parts)

@@ -108,10 +108,10 @@ class NSE(ClosedForm):
         earlier = EarlierKeys(job, self)
         templates = job.prefixes(self.style)
         batches = job.batches(self.batch)
-        targets_of = self._targets(job, plan, batches, templates)
+        targets_by_batch = self._targets(job, plan, batches, templates)
         written: list[Deltas] = []
         job.notes.update(rounds=[], neurons=[])
-        for requests, targets in zip(batches, targets_of, strict=True):
+        for requests, targets in zip(batches, targets_by_batch, strict=True):
             rows = rows_of(job.lens, requests, templates, plan.fact_token)
             history = []
             for i in range(len(requests)):

@@ -50,13 +50,12 @@ from qv_lens.evaluation.questions import CaseAnswers, Generation, questions
 from qv_lens.evaluation.selection import (
     DEFAULT,
     PROTOCOLS,
-    UNAIDED,
     Protocol,
-    _kind,
     checked_cases,
     continued,
     fitting,
     groups_of,
+    kind_of,
     unreadable,
 )
 from qv_lens.facts.benchmarks import contaminated
@@ -66,6 +65,12 @@ from qv_lens.models.lens import Lens
 from qv_lens.patch import Delta, Patch, summed
 from qv_lens.progress import progress_bar
 
+#: a chain of thought asked for with nothing in front of it
+UNAIDED = (
+    "multihop_cot asks without worked examples here, in front of which the papers put five: pass "
+    "generation=Generation(blocks=...), as qv_lens.facts.prompts.G1 has ACE's, or Generation() to ask "
+    "so."
+)
 COLUMNS = [
     "case",
     "subject",
@@ -146,7 +151,7 @@ def evaluate(
         check_editor(editor)
         check_statistics(lens, editor, statistics)
     wanted = list(metrics) if metrics is not None else fitting(cases, DEFAULT) or list(DEFAULT)
-    if generation is None and any(_kind(name) == "cot" for name in wanted):
+    if generation is None and any(kind_of(name) == "cot" for name in wanted):
         warnings.warn(UNAIDED, stacklevel=2)
     ordinary = checked_texts(held_out)
     run = _Run(

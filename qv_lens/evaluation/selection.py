@@ -22,13 +22,6 @@ DEFAULT = (
 
 _C = TypeVar("_C", bound=Case)
 
-#: a chain of thought asked for with nothing in front of it
-UNAIDED = (
-    "multihop_cot asks without worked examples here, in front of which the papers put five: pass "
-    "generation=Generation(blocks=...), as qv_lens.facts.prompts.G1 has ACE's, or Generation() to ask "
-    "so."
-)
-
 
 def checked_cases(verb: str, cases: Iterable[Case], kinds: tuple[type[_C], ...]) -> list[_C]:
     """The cases as a list. Raises `ConfigError` for an empty list, a single case, or a case of a
@@ -71,11 +64,11 @@ def unreadable(lens: Lens, case: Case, groups: Sequence[str]) -> str | None:
 
 def continued(generation: Generation | None, wanted: Sequence[str], seed: int) -> Generation:
     """The settings of the continuations, and which of them the metrics read."""
-    kinds = dict.fromkeys(kind for name in wanted if (kind := _kind(name)))
+    kinds = dict.fromkeys(kind for name in wanted if (kind := kind_of(name)))
     return replace(generation or Generation(), kinds=tuple(kinds), seed=seed)
 
 
-def _kind(name: str) -> str | None:
+def kind_of(name: str) -> str | None:
     """The continuations that a metric reads."""
     return GENERATED[name][0] if name in GENERATED else JUDGED.get(name)
 

@@ -291,10 +291,11 @@ def check_targets_as_made(lens: Lens, targets: Iterable[tuple[int, int]], what: 
             continue
         changed = sorted(wanted & set(intervention.neurons.units))
         if changed:
+            others = f" and {len(changed) - 1} others" if len(changed) > 1 else ""
             raise ConfigError(
                 f"{what} would be wrong while a {type(intervention).__name__} is in force on the value "
-                f"neuron {changed[0]} (layer, neuron) and {len(changed) - 1} others: what feeds it is "
-                "not what it writes. Compute them outside of it, or leave these value neurons out."
+                f"neuron {changed[0]} (layer, neuron){others}: what feeds it is not what it writes. "
+                "Compute them outside of it, or leave these value neurons out."
             )
 
 

@@ -62,7 +62,7 @@ class Intervention(Protocol):
         ...
 
     def hooks(self, lens: Lens) -> list[Hook]:
-        """Fresh hooks for one forward pass, `backend.Early` and `Late` ones among them where the
+        """Fresh hooks for one forward pass, `hooks.Early` and `Late` ones among them where the
         order of nesting must not count."""
         ...
 

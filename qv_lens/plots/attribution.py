@@ -158,9 +158,9 @@ def pathway(
     tested = edges.attrs.get("tested")
     if tested is None:
         return laid_out(figure, title, height=520)
-    hover = broken(tested, 90)
-    figure = laid_out(figure, f"{title}<br><sup>{hover}</sup>", height=520)
-    return figure.update_layout(margin_t=100 + 24 * hover.count("<br>"))
+    subtitle = broken(tested, 90)
+    figure = laid_out(figure, f"{title}<br><sup>{subtitle}</sup>", height=520)
+    return figure.update_layout(margin_t=100 + 24 * subtitle.count("<br>"))
 
 
 def _tokens_across(nodes: pd.DataFrame, edges: pd.DataFrame) -> list[str] | None:

@@ -104,7 +104,7 @@ def metric_bars(frame: pd.DataFrame, title: str = "Metrics", by: str = "variant"
 
 def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
     """One group of bars per method, one colour per metric, with the intervals of
-    `evaluation.protocols.summary`. Of several: `pd.concat`, each with its `by` assigned."""
+    `evaluation.summary.summary`. Of several: `pd.concat`, each with its `by` assigned."""
     frame = by_method(frame, by, ("metric", "after"), "summary(evaluate(...))")
     figure = go.Figure()
     for colour, name, rows in coloured(frame, "metric"):
@@ -117,7 +117,7 @@ def method_bars(frame: pd.DataFrame, title: str = "Editors", by: str = "method")
 
 
 def method_dots(frame: pd.DataFrame, title: str = "Editors", by: str = "method") -> go.Figure:
-    """A line per method and a dot per metric with its interval (`evaluation.protocols.summary`), the
+    """A line per method and a dot per metric with its interval (`evaluation.summary.summary`), the
     best method on top: by the harmonic mean of its metrics. A dotted line is the unedited model's
     share, where it has one. Of several: `pd.concat`, each with its `by` assigned."""
     frame = by_method(frame, by, SUMMARY, "summary(evaluate(...))")

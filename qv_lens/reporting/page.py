@@ -168,8 +168,8 @@ def _removal(study: Study) -> dict[str, Any]:
     own = lost[lost["prompt"] == 0]
     by_chance = own[own["ranking"] == RANDOM]["k"]
     counts = [
-        (_count(own, name), size)
-        for name, size in (
+        (_count(own, name), label)
+        for name, label in (
             ("Eq. 9", "Eq. 9 (value neurons)"),
             ("gradient", "gradient times activation"),
             (IN_ROUNDS, "the gradient asked again after every five"),

@@ -35,7 +35,7 @@ SHOWN = ("experiment", "settings", "grid", "models", "versions", "machine", "com
 
 
 def run_page(name: str, frame: pd.DataFrame, figure: go.Figure | None) -> str:
-    """A run (`runs.store.load_run`) as a page: its figure, its means, its settings."""
+    """A run (`runs.rows.load_run`) as a page: its figure, its means, its settings."""
     finished = _finished(frame)
     varied, measures = _varied(finished), _measures(finished)
     same = [

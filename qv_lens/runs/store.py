@@ -200,6 +200,7 @@ class Store:
     def check_dtype(self, dtype: str | None) -> None:
         """Raise `ConfigError` where the rows that are here came from weights of another type than
         the one asked for."""
+        dtype = dtype and str(dtype).removeprefix("torch.")
         for model in self.models():
             held = model.get("dtype", dtype)
             if dtype not in (None, held):
