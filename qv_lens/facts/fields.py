@@ -44,6 +44,7 @@ def groups_in(record: Record, field: str) -> Groups:
 
 
 def text_of(value: Any, field: str) -> str:
+    """A text that says something. Raises `RefusedError`."""
     if not isinstance(value, str) or not trimmed(value):
         raise RefusedError(field, f"is {value!r}, not a text")
     return value
@@ -55,18 +56,21 @@ def answer_of(value: Any, field: str) -> str:
 
 
 def table_of(value: Any, field: str) -> Record:
+    """A dictionary. Raises `RefusedError`."""
     if not isinstance(value, dict):
         raise RefusedError(field, f"holds {value!r}, not a dictionary")
     return value
 
 
 def list_of(values: Any, field: str) -> list[Any]:
+    """A list. Raises `RefusedError`."""
     if not isinstance(values, list):
         raise RefusedError(field, f"is {values!r}, not a list")
     return values
 
 
 def texts_of(record: Record, field: str) -> tuple[str, ...]:
+    """A list of texts that has to be there. Raises `RefusedError`."""
     return tuple(text_of(value, field) for value in list_of(record[field], field))
 
 
@@ -78,6 +82,7 @@ def names_of(record: Record, field: str) -> tuple[str, ...]:
 
 
 def number_of(record: Record, field: str) -> int:
+    """A whole number, also as a text or a float. Raises `RefusedError`."""
     value = record[field]
     if isinstance(value, float) and value.is_integer():  # a data frame's column with gaps
         value = int(value)
@@ -95,6 +100,7 @@ def object_of(rewrite: Record, field: str) -> str:
 
 
 def template_of(prompt: str) -> str:
+    """A prompt with one place for the subject. Raises `RefusedError`."""
     if prompt.count("{}") != 1:
         raise RefusedError(
             "prompt",
@@ -166,4 +172,5 @@ def flattened(value: Any, field: str) -> list[str]:
 
 
 def extra_of(record: Record, *taken: str) -> tuple[tuple[str, object], ...]:
+    """The fields that nothing here reads, kept as they are."""
     return tuple((key, value) for key, value in record.items() if key not in taken)

@@ -24,6 +24,7 @@ from qv_lens.facts.words import word_places
 
 
 def mquake(record: Record) -> MultiHopCase:
+    """A chain of facts and its edits. Raises `RefusedError` for a field that cannot be used."""
     hops, new_hops = (
         _hops(record, "single_hops", "triples"),
         _hops(record, "new_single_hops", "new_triples"),
@@ -101,6 +102,7 @@ def leading_to(fact: Fact, hops: tuple[Hop, ...], hop: int) -> tuple[str, ...]:
 
 
 def rewrites_of(record: Record) -> list[Record]:
+    """The edits of a record. Raises `RefusedError` where there are none."""
     rewrites = record["requested_rewrite"]
     if not rewrites:
         raise RefusedError("requested_rewrite", "is empty: nothing to edit")

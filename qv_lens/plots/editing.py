@@ -192,4 +192,5 @@ def by_method(frame: pd.DataFrame, by: str, needed: Sequence[str], of: str) -> p
 
 
 def method_of(frame: pd.DataFrame) -> str:
+    """The editor's name, where the frame knows it."""
     return str(frame.attrs.get("editor") or "edited").partition("(")[0]

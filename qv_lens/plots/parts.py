@@ -38,6 +38,7 @@ def that_differ(frame: pd.DataFrame, names: Iterable[str]) -> list[str]:
 
 
 def first_prompt(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the first prompt."""
     return frame[frame["prompt"] == frame["prompt"].min()] if "prompt" in frame else frame
 
 
@@ -88,6 +89,7 @@ def drawable(frame: pd.DataFrame, needed: Sequence[str], of: str, **labels: str)
 
 
 def model_of(frame: pd.DataFrame) -> str:
+    """The model's name, where the frame knows it."""
     return str(frame.attrs.get("model", ""))
 
 
@@ -205,6 +207,7 @@ def _whole(names: pd.Index) -> list[Any]:
 
 
 def laid_out(figure: go.Figure, title: str, height: int = 380) -> go.Figure:
+    """A figure with its title, in the house's fonts and margins."""
     return figure.update_layout(
         title=title,
         height=height,

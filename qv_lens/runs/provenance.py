@@ -55,6 +55,7 @@ def description_of(config: RunConfig, tasks: list[Task]) -> tuple[dict[str, Any]
 
 
 def as_json(content: dict[str, Any]) -> str:
+    """As it is written into a run folder."""
     return json.dumps(content, indent=1, ensure_ascii=False, default=str)
 
 
@@ -136,6 +137,7 @@ def machine() -> dict[str, Any]:
 
 
 def version_of(name: str) -> str | None:
+    """Of an installed package; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
