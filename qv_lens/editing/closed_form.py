@@ -226,7 +226,7 @@ class EarlierKeys:
 
     def __init__(self, job: Job, editor: ClosedForm) -> None:
         self.job = job
-        self.earlier = summed(patch.kept for patch in job.earlier(editor))
+        self.earlier = job.kept_earlier(editor)
 
     def keys(self, layer: int) -> Delta | None:
         """K K^T of the layer's, K with a column for each fact in the order of their edits."""
@@ -279,7 +279,7 @@ class BetaEdit(AlphaEdit):
     def solver(self, job: Job) -> Solver:
         base, lens, C0 = super().solver(job), job.lens, job.required_statistics()
         seen, spaces = EarlierKeys(job, self), Factored(None)
-        before = summed(patch.kept for patch in job.earlier(self))
+        before = job.kept_earlier(self)
 
         def keep(key: tuple[int, str], more: Tensor) -> None:
             job.kept.update(summed([job.kept, {key: Delta(more)}]))

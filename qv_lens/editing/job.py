@@ -131,6 +131,10 @@ class Job:
             if patch.info.get("method") == type(editor).__name__
         ]
 
+    def kept_earlier(self, editor: object) -> dict[tuple[int, str], Delta]:
+        """What the patches of `earlier` keep, added up by weight."""
+        return summed(patch.kept for patch in self.earlier(editor))
+
     def required_statistics(self) -> Statistics:
         """C0. Raises `EditError` where none was given."""
         if self.statistics is None:

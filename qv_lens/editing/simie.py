@@ -92,7 +92,7 @@ class SimIE:
         editor = editor_of(job.lens, self.editor)
         check_editor(editor)
         job.notes["wrapped"] = type(editor).__name__
-        earlier = summed(patch.kept for patch in job.earlier(self))
+        earlier = job.kept_earlier(self)
         A: dict[Key, Tensor] = {}
         parts: list[Deltas] = []
         for i, request in enumerate(progress_bar(job.requests, of="SimIE", unit="fact")):

@@ -114,7 +114,7 @@ class UltraEdit:
 
     def deltas(self, job: Job) -> Deltas:
         names = self._names(job.lens)
-        earlier = summed(patch.kept for patch in job.earlier(self))
+        earlier = job.kept_earlier(self)
         seen = {key: Moments.read(stored) for key, stored in earlier.items()}
         own: dict[Key, Moments] = {}
         parts: list[Deltas] = []

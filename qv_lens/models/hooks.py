@@ -33,7 +33,8 @@ def keeper(kept: dict[Any, Tensor], name: Hashable) -> Callable[[Tensor], None]:
 
 
 def adapted_to(function: Callable[..., Any], shape: Sequence[int]) -> Callable[..., Any]:
-    """A hook of PyTorch for a module that may see its rows flattened: the function gets them in `shape`."""
+    """A hook of PyTorch whose function gets in their `shape` the rows that a module may have
+    flattened."""
 
     def hook(_module: Any, _inputs: Any, output: Tensor) -> Any:
         if output.ndim > 2 or not shape:
