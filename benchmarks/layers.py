@@ -24,6 +24,7 @@ import pandas as pd
 from scipy.stats import hmean
 
 import qv_lens as qv
+from qv_lens.attribution.locate import Layers as Located
 from qv_lens.evaluation.known_cases import known_edits
 
 METRICS = ("efficacy_success", "paraphrase_success", "specificity_success", "efficacy_acc")
@@ -43,11 +44,12 @@ def known(lens: qv.Lens, file: str, count: int) -> list[qv.EditCase]:
     return edits[:count]
 
 
-def choices(lens: qv.Lens, facts: list[qv.Fact], name: str, editor) -> Iterator[tuple[str, Layers]]:
-    """The layers of each choice, as settings of the editor."""
+def choices(
+    lens: qv.Lens, effects: Located, paper: Located, name: str, editor
+) -> Iterator[tuple[str, Layers]]:
+    """The layers of each choice, as settings of the editor: located by effects, as the paper has
+    it, the preset's own, and random ones."""
     pool = range(lens.backend_adapter.first_editable, lens.n_layers - 1)
-    effects = qv.locate(lens, facts, "subject_last", by="effects")
-    paper = qv.locate(lens, facts)
     if name == "ACE":
         values, queries = len(editor.value_layers), len(editor.query_layers)
         for chosen, located in (("effects", effects), ("Eq. 9 and 10", paper)):
@@ -103,10 +105,12 @@ def main() -> None:
     print(f"{arguments.model}: {len(edited)} edits, located over {len(others)}", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     statistics = qv.corpus_statistics(lens, modules=("ffn",))
+    effects = qv.locate(lens, facts, "subject_last", by="effects")
+    paper = qv.locate(lens, facts)
     parts = []
     for name in ("MEMIT", "ACE"):
         editor = table[name].editor
-        for chosen, layers in choices(lens, facts, name, editor):
+        for chosen, layers in choices(lens, effects, paper, name, editor):
             file = arguments.out / f"{name} {chosen}.csv"
             if not file.exists():
                 changed = replace(editor, **layers)

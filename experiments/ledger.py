@@ -109,8 +109,8 @@ IN_SHORT = (
     "In short, of what was measured so far:",
     "",
     "1. One value neuron in a hundred carries everything: without the best 461 of SmolLM2's 46,080 "
-    "neurons every answer of its category is lost, and nearly every one of others. With as many at random a quarter "
-    "is (mean of five draws, which differ much). What a category has for itself does not show in "
+    "neurons every answer of its category is lost, and nearly every one of others. With as many at "
+    "random a quarter is (mean of five draws, which differ much). What a category has for itself does not show in "
     "sets of this size.",
     "2. In its best layer alone (15 neurons) nearly all capitals are lost, with two thirds of the "
     "other answers; of the nationalities none. So Figure 2 holds for capitals and fails for "
@@ -143,8 +143,8 @@ IN_SHORT = (
     "as ours are no claims of the papers.",
     "",
     "A cell has its verdict, then the data set and the numbers. Where it holds an option, nothing "
-    "that decides it was run yet: the row's file opens with the command (`qv-lens run experiments/ace/table_1.py`), "
-    "which takes this option; `python -m experiments.ledger --collect runs` then fills the cell. "
+    "that decides it was run yet: the row's file opens with the command (`qv-lens run "
+    "experiments/ace/table_1.py`), which takes this option; `python -m experiments.ledger --collect runs` then fills the cell. "
     "A number without a verdict describes a model of which the paper claims nothing.",
     "",
     "Facts are those whose answer the model gives before the edit, by generation; of their exact "
@@ -305,8 +305,8 @@ def _counted(verdicts: list[str]) -> str:
 
 
 def decided_on(claim: Claim, frame: pd.DataFrame, model: str) -> tuple[str, str]:
-    """What was measured of a claim on a model, and the verdict. Where nothing that decides it was, the option that
-    its command takes, and no verdict. A claim that compares ACE's two models stands in the second
+    """What was measured of a claim on a model, and the verdict. Where nothing that decides it was,
+    the option that its command takes, and no verdict. A claim that compares ACE's two models stands in the second
     one's column."""
     models = ACES if claim.both else (model,)
     if claim.both and model != ACES[-1]:

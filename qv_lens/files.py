@@ -16,7 +16,8 @@ from qv_lens.errors import ConfigError
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
     """Where to write; at the end of the block it takes `file`'s place. After an exception `file` is
-    as it was. A link's target is written; what is no file (/dev/null) is written to as it is."""
+    as it was. A link's target is written; what is not a file (/dev/null) is written to
+    as it is."""
     file = Path(os.path.realpath(file))
     if file.exists() and not file.is_file():
         yield file

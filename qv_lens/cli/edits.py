@@ -497,7 +497,7 @@ def tune(
         statistics = C0 if name in reading else None
         with phases("tuning", unless_seen=True):
             tuned = choose(lens, name, shape, choosing, held, statistics, work)
-        print(f"{tuned.editor}\n  {tuned.scored}: {tuned.figured}", flush=True)
+        print(f"{tuned.editor}\n  {tuned.score_in_words}: {tuned.figures_in_words}", flush=True)
         if tuned.score <= 0:
             failed.append(name)
             print(f"  Not written: no setting of {name} gave the new answers.", flush=True)

@@ -15,7 +15,6 @@ from qv_lens.plots.parts import (
     COLOURS,
     GREY,
     LAYER_NATS,
-    ROUND,
     broken,
     coloured,
     drawable,
@@ -25,6 +24,9 @@ from qv_lens.plots.parts import (
     marked_line,
     with_lines,
 )
+
+#: numbers to write at a logarithmic axis, without the small digits between them
+ROUND = tuple(n * 10**power for power in range(7) for n in (1, 2, 5))
 
 #: what figures of editors are drawn from
 SUMMARY = ("metric", "before", "after")

@@ -19,9 +19,6 @@ INK, BLUE, ORANGE, GREY = "#1d2733", "#2a6fdb", "#e07b39", "#9aa5b1"
 
 VIOLET = "#8e5ea2"
 
-#: numbers to write at a logarithmic axis, without the small digits between them
-ROUND = tuple(n * 10**power for power in range(7) for n in (1, 2, 5))
-
 #: where a heatmap has no cell
 GROUND = "#d5dbe1"
 

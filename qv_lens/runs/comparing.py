@@ -70,7 +70,7 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
 
 
 def _is_result(first: pd.Series, second: pd.Series) -> bool:
-    """Whether a column that is no measure is a result all the same (seconds, the number of a
+    """Whether a column that is not a measure is a result all the same (seconds, the number of a
     process) and no key: the runs share none of its values or, of numbers that are not whole, not
     all."""
     from pandas.api.types import is_float_dtype

@@ -136,8 +136,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def version_of(name: str) -> str | None:
-    """Of an installed package; None where it is not installed."""
+def versions() -> dict[str, str | None]:
+    """Of the packages that rows rest on; None for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

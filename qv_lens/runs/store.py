@@ -31,7 +31,7 @@ from qv_lens.errors import ConfigError
 from qv_lens.files import begun, whole
 from qv_lens.runs.config import RunConfig, Task
 from qv_lens.runs.experiment import find_experiment
-from qv_lens.runs.provenance import PACKAGES, as_json, description_of, machine, version_of
+from qv_lens.runs.provenance import as_json, description_of, machine, versions
 from qv_lens.runs.shards import note_of, read_shard
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Store:
                 "models": self.models(),
                 "seeds": seeds,
                 "command": sys.argv,
-                "versions": {name: version_of(name) for name in PACKAGES},
+                "versions": versions(),
                 "machine": machine(),
             },
         )

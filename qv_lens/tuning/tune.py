@@ -79,12 +79,12 @@ class Tuned:
     """Every setting that was tried."""
 
     @property
-    def scored(self) -> str:
+    def score_in_words(self) -> str:
         """The score in words."""
         return f"score {self.score:.3f}, the better of two on {self.edits} edits held apart"
 
     @property
-    def figured(self) -> str:
+    def figures_in_words(self) -> str:
         """The figures in words."""
         return ", ".join(f"{metric} {value:.2f}" for metric, value in self.figures.items())
 
@@ -92,7 +92,7 @@ class Tuned:
         """What a preset says of where it comes from."""
         return (
             f"qv-lens tune, {date.today()}, {dtype_name(lens.dtype)}: of "
-            f"{self.table['editor'].nunique()} settings, {self.scored} ({self.figured})"
+            f"{self.table['editor'].nunique()} settings, {self.score_in_words} ({self.figures_in_words})"
         )
 
 
