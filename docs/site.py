@@ -3,7 +3,7 @@
 1. A page for each editor: its docstring (formula and source), its presets, what it cost and reached
    on SmolLM2-135M.
 2. The API: every public name of the package, by room.
-3. The gallery: every committed figure. The ledger, the comparison, the benchmarks and
+3. The gallery: every committed figure. The ledger, both comparisons, the benchmarks and
    CONTRIBUTING.md as pages.
 4. A link that leaves docs/ leads to such a page, or becomes plain text."""
 
@@ -26,6 +26,7 @@ SETTINGS = ROOT / "qv_lens" / "editing" / "settings"
 OUTSIDE = {
     "experiments/LEDGER.md": "measured/ledger.md",
     "experiments/COMPARISON.md": "measured/comparison.md",
+    "experiments/SCORES.md": "measured/scores.md",
     "benchmarks/RESULTS.md": "measured/benchmarks.md",
     "CONTRIBUTING.md": "contributing.md",
 }

@@ -1,1 +1,1 @@
-"""The tables and figures of ACE, KNE and CTP, a file each, and the sweeps of this project."""
+"""The tables and figures of ACE, KNE and CTP, a file each, and the questions of this project."""

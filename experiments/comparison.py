@@ -86,9 +86,9 @@ def comparison(results: Path) -> str:
     """Every editor on every model that has rows in the folder of results, as text."""
     lines = ["# The comparison of editors", "", *PREFACE]
     for name, title, metrics in TABLES:
-        for (model, data), frame in _by(results / f"{name}.parquet", ["model", "data"]):
+        for (model, data), frame in by_columns(results / f"{name}.parquet", ["model", "data"]):
             lines += ["", f"## {title}: {model}, {data}", "", *_comparison_of(frame, metrics)]
-    for (model,), frame in _by(results / f"{sequence.RESULTS}.parquet", ["model"]):
+    for (model,), frame in by_columns(results / f"{sequence.RESULTS}.parquet", ["model"]):
         lines += ["", f"## Edits in a row: {model}", "", OF_A_ROW, "", *in_a_row(frame)]
     return "\n".join([*lines, ""])
 
@@ -147,7 +147,7 @@ def head(*names: str) -> list[str]:
     return [line(*names), "|" + "---|" * len(names)]
 
 
-def _by(path: Path, columns: list[str]) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+def by_columns(path: Path, columns: list[str]) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
     """A result's rows, by the values of some columns."""
     if path.exists():
         for values, frame in pd.read_parquet(path).groupby(columns):

@@ -1,7 +1,7 @@
-"""The ledger: every claim of the three papers against what was measured here; and the comparison of
-editors.
+"""The ledger: every claim of the three papers against what was measured here; the comparison of
+editors; and that of scores.
 
-    python -m experiments.ledger                     # experiments/results/*.parquet -> LEDGER.md and COMPARISON.md
+    python -m experiments.ledger                     # experiments/results/*.parquet -> LEDGER.md, COMPARISON.md, SCORES.md
     python -m experiments.ledger --collect runs      # first gather the run folders' rows into experiments/results/
     python -m experiments.ledger --check             # fail if the committed ledger is not what this writes
 
@@ -29,6 +29,7 @@ from experiments import compare, editors, sequence, single
 from experiments.comparison import comparison, head, line
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, together
 from experiments.models import ACES, COLUMNS
+from experiments.scores.tables import tables
 from qv_lens.runs.experiment import parts_of
 from qv_lens.runs.rows import load_run
 
@@ -36,7 +37,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 LEDGER = HERE / "LEDGER.md"
 COMPARISON = HERE / "COMPARISON.md"
-PAPERS = ("ace", "kne", "ctp")
+SCORES = HERE / "SCORES.md"
+#: the folders of the papers' tables and figures, and of our own questions
+FOLDERS = ("ace", "kne", "ctp", "scores")
 #: columns that results do not keep
 DROPPED = (
     "task",
@@ -76,8 +79,8 @@ ONE_NAME = re.compile(r"\['(\w+)'\]")
 
 
 def experiments() -> list[ModuleType]:
-    """Every table and figure of the papers, by paper and name."""
-    files = [file for paper in PAPERS for file in sorted((HERE / paper).glob("*.py"))]
+    """Every table and figure of the papers, and what is asked of the scores, by folder and name."""
+    files = [file for folder in FOLDERS for file in sorted((HERE / folder).glob("*.py"))]
     modules = [
         import_module(f"experiments.{file.parent.name}.{file.stem}")
         for file in files
@@ -90,8 +93,8 @@ def results_of(module: ModuleType) -> str:
     """The name of an experiment's results: what it says itself, or after its file."""
     named = getattr(module, "RESULTS", None)
     if named is None:
-        _, paper, name = module.__name__.split(".")
-        named = f"{paper}_{name.replace('_', '')}"
+        _, folder, name = module.__name__.split(".")
+        named = f"{folder}_{name.replace('_', '')}"
     return named
 
 
@@ -339,6 +342,11 @@ def _by_data(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(str(data), part) for data, part in rows.groupby("data", sort=False)]
 
 
+def pages() -> dict[Path, str]:
+    """What is written of the committed results, by file."""
+    return {LEDGER: written(), COMPARISON: comparison(RESULTS), SCORES: tables(RESULTS)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -348,7 +356,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.collect:
         collect(args.collect)
-    for path, text in ((LEDGER, written()), (COMPARISON, comparison(RESULTS))):
+    for path, text in pages().items():
         if args.check and path.read_text() != text:
             raise SystemExit(f"{path} is out of date: {_first_difference(path.read_text(), text)}")
         if not args.check:

@@ -18,8 +18,10 @@ from qv_lens.facts.files import check_there
 from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase
 from qv_lens.facts.words import word_places
 from qv_lens.models.lens import Lens
+from qv_lens.runs.experiment import Once
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
+from qv_lens.world.evaluation import OF_WORLD
 from qv_lens.world.models import of_world
 
 #: the source of prompts about the real world
@@ -121,6 +123,31 @@ def drawn(
     if source != ATLAS:
         return rng.sample(facts, min(count, len(facts)))
     return as_said(lens, first_known(lens, rng.sample(facts, len(facts)), count))
+
+
+#: facts that the model knows are looked for so many at a time
+SOUGHT = 50
+
+
+def known_fact(lens: Lens, data: str, number: int, seed: int, once: Once) -> Fact:
+    """A fact that the model knows, by its number in an order that the seed draws. `data`: 'facts' or
+    'multihop' (two-hop prompts), of the bundled world for its own models and of the atlas for any
+    other; or a file. Raises `ConfigError` where it knows too few."""
+    count = SOUGHT * (1 + number // SOUGHT)
+    known = once(_known_facts, lens, data, count, seed)
+    if number >= len(known):
+        raise ConfigError(
+            f"fact={number}: {lens.name} knows {len(known)} prompts of {data!r}; they are numbered "
+            "from 0."
+        )
+    return known[number]
+
+
+def _known_facts(lens: Lens, data: str, count: int, seed: int) -> list[Fact]:
+    source = usual(lens, "") if data in OF_WORLD else data
+    facts = pool(source, 2 if data == "multihop" else 1)
+    random.Random(seed).shuffle(facts)
+    return first_known(lens, facts, count)
 
 
 # ------------------------------------------------------------------ what can be refused when a run

@@ -3,6 +3,7 @@ patch.json."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,12 @@ class Delta:
         return Delta(torch.stack([d.dense() for d in parts]).sum(0))
 
 
+def _digest(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _balanced(
     left: Float[Tensor, "rows rank"], right: Float[Tensor, "rank columns"]
 ) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank columns"]]:
@@ -197,6 +204,7 @@ class Patch:
                 whole(target / "patch.safetensors") as weights,
             ):
                 save_file(tensors, weights)
+                header["sha256"] = _digest(weights)
                 described.write_text(json.dumps(header, indent=2) + "\n")
         except OSError as error:
             raise PatchError(f"Cannot write the patch to {target}: {error}.") from error
@@ -204,8 +212,8 @@ class Patch:
 
     @classmethod
     def load(cls, folder: str | Path) -> Patch:
-        """Read a patch written by `save`. Raises `PatchError` for files that are absent, damaged or
-        of another format."""
+        """Read a patch written by `save`. Raises `PatchError` for files that are absent, damaged, of
+        two patches, or of another format."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -213,6 +221,9 @@ class Patch:
         try:
             header = json.loads((source / "patch.json").read_text())
             tensors = load_file(source / "patch.safetensors")
+            # patches of earlier versions have none
+            if header.get("sha256") not in (None, _digest(source / "patch.safetensors")):
+                raise ValueError("patch.safetensors is not what was saved with patch.json")
             if header["format"] != FORMAT:
                 raise PatchError(
                     f"{source} holds a patch of format {header['format']}; this version reads "

@@ -319,10 +319,38 @@ def test_an_adapter_of_unequal_ranks_is_every_weights_own_delta(tmp_path):
     assert frame["rank"].tolist() == [2, 4]
 
 
+def without_digest(folder):
+    """The patch as versions before 2026-12 wrote it."""
+    header = json.loads((folder / "patch.json").read_text())
+    del header["sha256"]
+    (folder / "patch.json").write_text(json.dumps(header))
+
+
+def test_weights_that_are_not_those_saved_are_told(tmp_path):
+    """A flipped bit is a number like any other, and weights of another patch have the same names."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, value in ((first, 1.0), (second, 2.0)):
+        Patch({(0, "W_out"): Delta(torch.full((4, 3), value))}, "f" * 16).save(folder)
+    whole = (first / "patch.safetensors").read_bytes()
+    for content in (
+        whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+        (second / "patch.safetensors").read_bytes(),
+    ):
+        (first / "patch.safetensors").write_bytes(content)
+        with pytest.raises(qv.QVLensError, match="not what was saved with"):
+            Patch.load(first)
+    (first / "patch.safetensors").write_bytes(whole)
+    without_digest(second)
+    for folder, value in ((first, 1.0), (second, 2.0)):
+        delta = Patch.load(folder).deltas[0, "W_out"]
+        assert delta.left.unique().tolist() == [value]
+
+
 def test_factors_that_do_not_fit_are_told_when_they_are_read(tmp_path):
     patch = Patch({(0, "W_out"): Delta(torch.ones(4, 2), torch.ones(2, 3))}, "f" * 16)
     patch.save(tmp_path)
     tensors = load_file(tmp_path / "patch.safetensors")
     save_file({**tensors, "0.W_out.right": torch.ones(1, 3)}, tmp_path / "patch.safetensors")
+    without_digest(tmp_path)
     with pytest.raises(qv.QVLensError, match=r"factors of shapes \(4, 2\) and \(1, 3\) have no"):
         Patch.load(tmp_path)

@@ -1,0 +1,1 @@
+"""Which score says beforehand what a model loses without a neuron (ours)."""

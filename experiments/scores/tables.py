@@ -1,0 +1,153 @@
+"""What the scores say of what a model loses, as text: a table for each experiment, model and data
+that have rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.comparison import by_columns, head, line
+from experiments.decide import Estimate
+from experiments.models import COLUMNS
+from experiments.scores import edges, sets, single
+from qv_lens.evaluation.faithfulness import areas
+from qv_lens.evaluation.intervals import SHARE, UNBOUNDED
+
+PREFACE = (
+    "# Which score says what a model loses",
+    "",
+    "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
+    "`experiments/scores/`). Facts are those that the model knows; neurons are those of the FFNs, "
+    "zeroed at the last token. Losses are of log p of the answer's first token, in nats. Means, "
+    "with 95% intervals over the facts (Student's t).",
+)
+#: what was asked, as people call it
+ASKED = {"facts": "facts", "multihop": "two-hop prompts"}
+OF_ONE = (
+    "Every neuron of three layers, and 1,000 others, zeroed alone: how each score agrees with what "
+    "is really lost (`experiments/scores/single.py`). Overlap: how many of the hundred that cost "
+    "most are among the score's own hundred."
+)
+OF_SETS = (
+    "The best so many of each ranking zeroed together: what is lost (`experiments/scores/sets.py`). "
+    "Gone: of the answers that were the likeliest, the share that no longer is. Area: the change of "
+    "log p averaged over log k. Seconds: of the ranking, one thread beside another job."
+)
+OF_THE_KEPT = (
+    "All neurons zeroed but the best so many: what is lost. CPR and CMD: areas under and above the "
+    "share of log p that is kept (MIB), 1 and 0 at best."
+)
+OF_EDGES = (
+    "Edges of the Q-V graph of 30 value and 30 query neurons, each taken out alone: Spearman's ρ of "
+    "the predicted and the real loss of the value neuron's coefficient, and of the edge's weight "
+    "and the real loss of log p (`experiments/scores/edges.py`)."
+)
+#: the size that orders the rankings, and those of which it is told whether the answer is gone
+ORDERED_BY, GONE_AT = 30, (3, 10)
+
+
+def tables(results: Path) -> str:
+    """Every table that has rows in the folder of results, as text."""
+    lines = [*PREFACE]
+    kinds = (
+        ("scores_single", "One neuron at a time", OF_ONE, of_one),
+        ("scores_sets", "The best together", OF_SETS, of_sets),
+        ("scores_sets", "The best alone", OF_THE_KEPT, of_the_kept),
+        ("scores_edges", "Edges", OF_EDGES, of_edges),
+    )
+    for name, title, words, told in kinds:
+        for (model, data), frame in by_columns(results / f"{name}.parquet", ["model", "data"]):
+            table = told(frame)
+            if not table:
+                continue
+            count = frame.drop_duplicates(["seed", "fact"]).shape[0]
+            asked = f"{count} {ASKED.get(data, data)}"
+            lines += [
+                "",
+                f"## {title}: {COLUMNS.get(model, model)}, {asked}",
+                "",
+                words,
+                "",
+                *table,
+            ]
+    return "\n".join([*lines, ""])
+
+
+def of_one(frame: pd.DataFrame) -> list[str]:
+    """A line for each score, the best first."""
+    lines = head("score", "Spearman", "Pearson", "overlap")
+    means = {measure: single.by_fact(frame, measure) for measure in single.MEASURES}
+    order = means["spearman"].mean().sort_values(ascending=False).index
+    for score in order:
+        cells = [_told(values[score], 3) for values in means.values()]
+        lines.append(line(score, *cells))
+    return lines
+
+
+def of_sets(frame: pd.DataFrame) -> list[str]:
+    """A line for each ranking, by what its thirty best cost."""
+    frame = frame[~frame["keep"]]
+    if frame.empty:
+        return []
+    sizes = sorted(frame["k"].unique())
+    lines = head(
+        "ranking", *(f"k = {k}" for k in sizes), *(f"gone at {k}" for k in GONE_AT), "area", "s"
+    )
+    lost = {k: sets.losses(frame, k) for k in sizes}
+    area = areas(_curves(frame)).set_index("ranking")["area"]
+    for ranking in lost[ORDERED_BY].mean().sort_values(ascending=False).index:
+        rows = frame[frame["ranking"] == ranking]
+        cells = [_told(lost[k][ranking]) if ranking in lost[k] else "" for k in sizes]
+        gone = [_gone(rows[rows["k"] == k]) for k in GONE_AT]
+        seconds = f"{rows['seconds'].median():.1f}"
+        lines.append(line(ranking, *cells, *gone, f"{area[ranking]:.1f}", seconds))
+    return lines
+
+
+def of_the_kept(frame: pd.DataFrame) -> list[str]:
+    """A line for each ranking, by its CPR."""
+    frame = frame[frame["keep"]]
+    if frame.empty:
+        return []
+    sizes = sorted(frame["k"].unique())
+    lines = head("ranking", *(f"k = {k:,}" for k in sizes), "CPR", "CMD")
+    lost = (frame["clean"] - frame["logprob"]).groupby([frame["ranking"], frame["k"]]).mean()
+    under = areas(_curves(frame)).set_index("ranking").sort_values("cpr", ascending=False)
+    for ranking, row in under.iterrows():
+        cells = [f"{lost[ranking, k]:.1f}" for k in sizes]
+        lines.append(line(ranking, *cells, f"{row['cpr']:.2f}", f"{row['cmd']:.2f}"))
+    return lines
+
+
+def of_edges(frame: pd.DataFrame) -> list[str]:
+    """A line for each kind of graph."""
+    lines = head("value neurons by", "query neurons", "coefficient", "log p")
+    where = {"stream": "at the last token", "attention": "at any token, through attention"}
+    for (by, through), rows in frame.groupby(["by", "through"], sort=False):
+        cells = [_told(rows[measure], 3) for measure in edges.MEASURES if "spearman" in measure]
+        lines.append(line(by, where[str(through)], *cells))
+    return lines
+
+
+def _curves(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows as `qv.faithfulness` gives them."""
+    own = frame.drop(columns="seed").rename(
+        columns={"fact": "prompt", "keep": "kept", "order": "seed"}
+    )
+    own.attrs["units"] = int(frame["units"].iloc[0])
+    return own
+
+
+def _told(values: pd.Series, digits: int = 1) -> str:
+    estimate = Estimate.of(values, UNBOUNDED)
+    mean = round(estimate.mean, digits) + 0.0  # no -0.0
+    return f"{mean:.{digits}f} {estimate.spread(digits=digits)}"
+
+
+def _gone(rows: pd.DataFrame) -> str:
+    """Of the answers that were the likeliest, the share that is no longer."""
+    known = rows[rows["known"]]
+    if known.empty:
+        return ""
+    return f"{100 * Estimate.of(~known['right'], SHARE).mean:.0f}%"
