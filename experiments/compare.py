@@ -125,6 +125,11 @@ class Protocol:
         return self.protocol != "none"
 
     @property
+    def every(self) -> int | None:
+        """Every how many edits `evaluate` asks."""
+        return (self.curve or None) if self.protocol == "consecutive" else None
+
+    @property
     def name(self) -> ProtocolName:
         """What `evaluate` calls it; the unedited model is asked case by case."""
         return "single" if self.protocol == "none" else self.protocol
@@ -209,7 +214,7 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
         if reads_statistics(editor)
         else None,
         batch_size=task.protocol.batch_size,
-        every=task.protocol.curve or None,
+        every=task.protocol.every,
         generation=Generation(blocks=examples),
         cache=once(TemporaryDirectory).name,  # what the unedited model says of a case is asked once
     )

@@ -58,7 +58,7 @@ from qv_lens.facts.records import EditRequest, Fact, Probe
 from qv_lens.facts.spans import Positions
 from qv_lens.material import Material, atlas_material
 from qv_lens.models.interventions import Zero
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 from qv_lens.models.units import random_neurons
 from qv_lens.models.zoo import BUNDLED
 from qv_lens.neurons import NeuronSet
@@ -187,6 +187,7 @@ def study(
     `seed`: of everything drawn.
     Raises `FactError` for a fact that the bundled world does not hold, where that is asked.
     """
+    check_lens(lens)
     if not isinstance(fact, Fact) or not isinstance(new, str):
         raise FactError(
             f"study takes a fact and the text of its new answer, got {type(fact).__name__} and "

@@ -48,6 +48,12 @@ def meant(got: object, names: Iterable[str]) -> str:
     return f" Did you mean {spelled[close[0]]!r}?" if close else ""
 
 
+def check_kind(value: object, kind: type, takes: str) -> None:
+    """Raise `ConfigError`, which says what is taken, for a value of another kind."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{takes}; got {type(value).__name__}.")
+
+
 def check_count(
     name: str, value: Any, least: int = 1, *, error: type[QVLensError] = ConfigError
 ) -> None:

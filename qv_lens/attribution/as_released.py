@@ -29,19 +29,21 @@ from torch import Tensor
 
 from qv_lens.attribution.layers import scores_by_layer
 from qv_lens.attribution.projection import projected, written
-from qv_lens.attribution.query import layers_of, queries_of, targets_of
+from qv_lens.attribution.query import layers_of, queries_of
 from qv_lens.attribution.ranking import ranked
+from qv_lens.attribution.readers import QueryOptions, targets_of
 from qv_lens.attribution.setting import Setting
 from qv_lens.attribution.units import values_by_head
 from qv_lens.attribution.value import best_units
 from qv_lens.errors import ConfigError
-from qv_lens.models.lens import Facts, Lens
+from qv_lens.models.lens import Facts, Lens, check_lens
 from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet
 
 COUNTED, TARGETS, SHOWN = 300, 30, 10
 NOTEBOOKS = ("GPTJForCausalLM", "Qwen3ForCausalLM")
 LABEL = "ace_official, as released"
+ASKED = QueryOptions("share", TARGETS)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def ace_official(lens: Lens, facts: Facts) -> ReleasedResults:
 
     Raises `ConfigError` for a model that is neither GPT-J nor Qwen3: there are no other notebooks.
     """
+    check_lens(lens)
     record = lens.backend_adapter.record
     if record is None or record.model not in NOTEBOOKS:
         raise ConfigError(
@@ -143,8 +146,7 @@ def _query_neurons(task: Setting) -> NeuronSet:
         lens,
         list(trace.facts),
         value,
-        "share",
-        TARGETS,
+        ASKED,
         key_of=lambda layer, j: lens.backend_adapter.w_qkv(layer, "K")[j],
     )
     return queries_of(
@@ -162,8 +164,7 @@ def _query_layers(task: Setting, value: NeuronSet) -> pd.DataFrame:
         task.lens,
         task.trace,
         value,
-        "share",
-        TARGETS,
+        ASKED,
         key_of=lambda layer, j: task.lens.w_out(layer)[j],
     )
     return layers_of(task.lens, reader)

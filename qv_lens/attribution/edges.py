@@ -29,6 +29,7 @@ from qv_lens.attribution.readers import (
     METHODS,
     Method,
     PatternReader,
+    QueryOptions,
     Reader,
     Subkey,
     Through,
@@ -48,7 +49,7 @@ from qv_lens.models.interventions import (
     check_targets_as_made,
     ffn_coefficients,
 )
-from qv_lens.models.lens import Facts, Lens, log_probs
+from qv_lens.models.lens import Facts, Lens, check_lens, log_probs
 from qv_lens.models.norms import at_least_float32
 from qv_lens.models.one_neuron import logp_with_each
 from qv_lens.neurons import NeuronSet
@@ -95,11 +96,13 @@ def qv_graph(
     Raises `ConfigError` for neurons of other prompts, queries that were found by another method, and
     what `query_neurons` refuses.
     """
+    check_lens(lens)
     check_ffn(lens, value)
     check_ffn(lens, query)
     through: Through = query.settings.get("through", "stream")
-    reader = targets_of(lens, facts, value, method, targets, subkey, positions, through=through)
-    _check_queries(query, reader, method)
+    options = QueryOptions(method, targets, subkey, positions, through)
+    reader = targets_of(lens, facts, value, options)
+    _check_queries(query, reader, options)
     if through == "stream" and len(reader.trace.prompt) != len(reader.trace.prompts):
         raise ConfigError(
             "The graph is drawn for one position of each prompt: trace at one, not at several."
@@ -117,23 +120,25 @@ def qv_graph(
     ]
     edges = _edges(reader, targets_at, sources)
     graph = Graph(pd.concat(nodes, ignore_index=True), edges)
-    settings = settings_of(lens, reader, method, targets, value)
+    settings = settings_of(lens, reader, options, value)
     prompts = [_about(lens, reader.trace, value, prompt) for prompt in range(len(below))]
     for frame in graph:
-        frame.attrs.update(settings, through=through, prompts=prompts, n_layers=lens.n_layers)
+        frame.attrs.update(settings, prompts=prompts, n_layers=lens.n_layers)
     return graph
 
 
-def _check_queries(query: NeuronSet, reader: Reader, method: Method) -> None:
-    """Raise `ConfigError` for queries of other prompts, found by another method, or without a token
-    where they need one."""
+def _check_queries(query: NeuronSet, reader: Reader, options: QueryOptions) -> None:
+    """Raise `ConfigError` for queries of other prompts, found by another method or other keys, or
+    without a token where they need one."""
     check_same_texts("query", query, [prompt.text for prompt in reader.trace.prompts])
-    theirs = query.settings.get("method", method)
-    if theirs in METHODS and theirs != method:
-        raise ConfigError(
-            f"The queries were found with method={theirs!r}, the graph is asked for with {method!r}: "
-            "give both the same."
-        )
+    found = query.settings
+    for name, asked in (("method", options.method), ("subkey", options.key)):
+        theirs = found.get(name, asked)
+        if found.get("method") in METHODS and theirs != asked:
+            raise ConfigError(
+                f"The queries were found with {name}={theirs!r}, the graph is asked for with "
+                f"{asked!r}: give both the same."
+            )
     if not reader.by_position:
         return
     if "position" not in query.frame or query.frame["position"].isna().any():
@@ -265,6 +270,7 @@ def edge_effects(
     Raises `ConfigError` for other facts, under a `Suppress`, and while a `Scale` or `Replace` is in
     force on value neurons of the graph.
     """
+    check_lens(lens)
     check_not_suppressed(lens, "Tests of edges")
     values = graph.nodes.loc[graph.nodes["role"] != "query", ["layer", "neuron"]]
     check_targets_as_made(lens, values.itertuples(index=False, name=None), "Tests of edges")

@@ -41,7 +41,7 @@ from qv_lens.facts.spans import Positions, Prompt
 from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
 from qv_lens.models.hooks import Hook
 from qv_lens.models.interventions import check_not_suppressed
-from qv_lens.models.lens import Facts, Lens, Start, log_probs
+from qv_lens.models.lens import Facts, Lens, Start, check_lens, log_probs
 from qv_lens.models.norms import at_least_float32, enlarged
 from qv_lens.models.units import UNITS_WITH_VALUES, UnitWithValue, site, units_in_layer
 from qv_lens.neurons import NeuronSet
@@ -102,6 +102,7 @@ def neuron_effects(
     >>> qv.neuron_effects(lens, fact, 3).units
     [(4, 148), (11, 414), (2, 297)]
     """
+    check_lens(lens)
     check_top(top)
     check_over(over)
     _check(method, unit, rules, steps)

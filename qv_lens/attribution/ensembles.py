@@ -21,7 +21,7 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, check_count, several, unknown
 from qv_lens.facts.records import Fact, Records, asked_facts
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 from qv_lens.models.norms import enlarged
 from qv_lens.neurons import NeuronSet
 from qv_lens.progress import progress_bar
@@ -56,6 +56,7 @@ def neuron_ensemble(
     steps round with it (up to a tenth of a score on tiny models); load in float32 for exact ones.
     Raises `ConfigError` for a share outside (0, 1], an unknown parameter or axis.
     """
+    check_lens(lens)
     parameters = _names(parameters)
     _check_ensemble(share, parameters, axis, reduce, steps)
     facts = asked_facts(records)

@@ -20,7 +20,7 @@ from torch import Tensor
 from qv_lens.attribution.ranking import check_top
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact, Records, asked_facts
-from qv_lens.models.lens import Lens, Start, log_probs
+from qv_lens.models.lens import Lens, Start, check_lens, log_probs
 from qv_lens.models.norms import at_least_float32, enlarged
 from qv_lens.neurons import NeuronSet
 from qv_lens.progress import progress_bar
@@ -58,6 +58,7 @@ def integrated_gradients(
     and the scores of all tokens of an answer are averaged.
 
     Raises `ConfigError` for an unknown rule, too few steps, `top` below 1, or no facts."""
+    check_lens(lens)
     if rule not in ("paper", "easyedit"):
         raise unknown("Rule", rule, ("paper", "easyedit"))
     least = 2 if rule == "easyedit" else 1

@@ -31,7 +31,7 @@ from qv_lens.attribution.wanted import Target
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
-from qv_lens.models.lens import Facts, Lens
+from qv_lens.models.lens import Facts, Lens, check_lens
 from qv_lens.models.norms import at_least_float32
 from qv_lens.trace import Trace
 
@@ -83,6 +83,7 @@ def layer_scores(
     >>> int(frame["score"].idxmax())  # the layer whose output raises the answer most
     2
     """
+    check_lens(lens)
     if how not in HOWS:
         raise unknown("how", how, HOWS)
     if kind not in ("ffn", "attn", "head"):

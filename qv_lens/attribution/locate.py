@@ -29,7 +29,7 @@ from qv_lens.attribution.value import best_of, every_score
 from qv_lens.errors import ConfigError, one_or_more, unknown
 from qv_lens.facts.records import Fact, MultiHopCase
 from qv_lens.facts.spans import FactToken
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 from qv_lens.neurons import NeuronSet
 
 By = Literal["importance", "effects"]
@@ -99,6 +99,7 @@ def locate(
     >>> qv.locate(lens, fact).value[:2]  # value layers, best first
     (2, 3)
     """
+    check_lens(lens)
     if not isinstance(by, NeuronSet) and by not in ("importance", "effects"):
         raise unknown("by", by, ("importance", "effects"))
     if prompts not in ("multi_hop", "single_hop"):

@@ -20,7 +20,7 @@ from torch import Tensor
 from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.records import Fact, Records, asked_facts
 from qv_lens.models.deltas import Added, delta_hooks, zeros_like_parameters
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 from qv_lens.models.norms import enlarged
 
 #: token rows in one pass of CTP's gradients, which hold the activations of every layer
@@ -58,6 +58,7 @@ def transmission_paths(
     Raises `ConfigError` for an unknown `score` or `paths`, `batch_size` below 1, `top` and `bottom`
     that do not fit a layer, `gate` without a gated FFN, no facts, or a gradient that is not
     finite."""
+    check_lens(lens)
     if score not in NODE_SCORES:
         raise unknown("Node score", score, NODE_SCORES)
     if paths not in ("ranks", "k_best"):

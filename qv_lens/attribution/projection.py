@@ -27,7 +27,7 @@ from qv_lens.attribution.log_sums import Lengths
 from qv_lens.errors import ConfigError, check_count, unknown
 from qv_lens.facts.records import Fact
 from qv_lens.facts.scripts import unspaced
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 from qv_lens.models.norms import Norm, at_least_float32, capped
 from qv_lens.models.units import warn_of_others
 from qv_lens.neurons import NeuronSet, check_set
@@ -126,6 +126,7 @@ def vocabulary(
     >>> qv.vocabulary(lens, best)["promoted"][0][:2]
     [' invented', ' football']
     """
+    check_lens(lens)
     check_set(neurons)
     check_count("top", top)
     warn_of_others(lens, neurons)
@@ -194,6 +195,7 @@ def interpretable(
     Raises what `vocabulary` raises, and `ConfigError` for an answer that is not a text.
     Source: ACE, section 6.4 ("associated vocabulary included the correct target token").
     """
+    check_lens(lens)
     check_set(neurons)
     check_count("top", top)
     if not isinstance(answer, str):

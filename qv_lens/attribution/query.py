@@ -30,11 +30,19 @@ from torch import Tensor
 
 from qv_lens.attribution.grouping import Grouping, Over, check_over
 from qv_lens.attribution.ranking import check_top, grouped, ranked
-from qv_lens.attribution.readers import Method, Reader, Subkey, Through, Writer, targets_of
+from qv_lens.attribution.readers import (
+    Method,
+    QueryOptions,
+    Reader,
+    Subkey,
+    Through,
+    Writer,
+    targets_of,
+)
 from qv_lens.attribution.units import AT_POSITIONS, Unit, units_of
 from qv_lens.errors import ConfigError
 from qv_lens.facts.spans import Positions
-from qv_lens.models.lens import Facts, Lens
+from qv_lens.models.lens import Facts, Lens, check_lens
 from qv_lens.models.norms import at_least_float32
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
@@ -77,18 +85,12 @@ def query_neurons(
     >>> qv.query_neurons(lens, fact, value, 3).units
     [(2, 91), (1, 385), (1, 37)]
     """
+    check_lens(lens)
     check_over(over)
     check_top(top)
-    attention = unit in AT_POSITIONS
-    reader = targets_of(
-        lens, facts, value, method, targets, subkey, positions, attention, through=through
-    )
-    settings = {
-        **settings_of(lens, reader, method, targets, value),
-        "over": over,
-        "unit": unit,
-        "through": through,
-    }
+    options = QueryOptions(method, targets, subkey, positions, through)
+    reader = targets_of(lens, facts, value, options, attention=unit in AT_POSITIONS)
+    settings = {**settings_of(lens, reader, options, value), "over": over, "unit": unit}
     return queries_of(lens, reader, unit, top, over, settings)
 
 
@@ -148,9 +150,11 @@ def query_layers(
     attention neurons as targets, and `through='attention'`, the positions are added up. Raises what
     `query_neurons` raises.
     """
-    reader = targets_of(lens, facts, value, method, targets, subkey, positions, through=through)
+    check_lens(lens)
+    options = QueryOptions(method, targets, subkey, positions, through)
+    reader = targets_of(lens, facts, value, options)
     frame = layers_of(lens, reader)
-    frame.attrs.update(settings_of(lens, reader, method, targets, value), through=through)
+    frame.attrs.update(settings_of(lens, reader, options, value))
     return frame
 
 
@@ -179,9 +183,13 @@ def _by_prompt(
 
 
 def settings_of(
-    lens: Lens, reader: Reader, method: str, targets: int, value: NeuronSet
+    lens: Lens, reader: Reader, options: QueryOptions, value: NeuronSet
 ) -> dict[str, Any]:
-    """What results are labelled with: `norm` and `base` are those of the value neurons' scores."""
+    """What results are labelled with: `norm` and `base` are those of the value neurons' scores,
+    `targets` is how many of these were asked, `subkey` their key where there are several."""
     read = {name: value.settings[name] for name in ("norm", "base") if name in value.settings}
     texts = [prompt.text for prompt in reader.trace.prompts]
-    return {**lens.label, **read, "method": method, "targets": targets, "texts": texts}
+    settings: dict[str, Any] = {"method": options.method, "targets": options.targets}
+    if options.method != "grad" and value.unit == "ffn" and lens.backend_adapter.gated:
+        settings["subkey"] = options.key
+    return {**lens.label, **read, **settings, "through": options.through, "texts": texts}

@@ -44,6 +44,7 @@ from qv_lens.trace import Trace
 Method = Literal["grad", "share", "inner_product"]
 METHODS: tuple[Method, ...] = ("grad", "share", "inner_product")
 Subkey = Literal["linear", "gate", "up"]
+SUBKEYS: tuple[Subkey, ...] = ("linear", "gate", "up")
 Through = Literal["stream", "attention"]
 THROUGH: tuple[Through, ...] = ("stream", "attention")
 #: what writes into the stream
@@ -55,6 +56,58 @@ KeyOf = Callable[[int, Tensor], Tensor]
 SMALL = 1e-6
 #: targets asked in one pass, each in its own copy of the prompt
 TOGETHER = 32
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """How value neurons are asked for what activates them (see `query_neurons`).
+
+    Raises `ConfigError` for options that do not exist or do not go together."""
+
+    method: Method = "grad"
+    """Which of the three readings of Eq. 10."""
+    targets: int = 30
+    """How many value neurons of a prompt are asked."""
+    subkey: Subkey | None = None
+    """Which row of a gated FFN is a value neuron's key."""
+    positions: Positions = "last"
+    """The tokens at which the value neurons lie."""
+    through: Through = "stream"
+    """How what is written reaches them."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise unknown("Query method", self.method, METHODS)
+        if self.through not in THROUGH:
+            raise unknown("through", self.through, THROUGH)
+        if self.through == "attention" and self.method != "grad":
+            raise ConfigError(
+                "through='attention' follows the gradient of a value neuron's coefficient: use "
+                f"method='grad', not {self.method!r}."
+            )
+        check_count("targets (how many value neurons of a prompt are asked)", self.targets)
+        if self.subkey not in (None, *SUBKEYS):
+            raise unknown("Subkey", self.subkey, SUBKEYS)
+        if self.method == "grad" and self.subkey is not None:
+            raise ConfigError(
+                "method='grad' goes through gate and up as they are: subkey= is for 'share' and "
+                "'inner_product'."
+            )
+
+    @property
+    def key(self) -> Subkey:
+        """The row of a gated FFN that is asked for, or the method's own."""
+        return self.subkey or ("gate" if self.method == "inner_product" else "linear")
+
+    def check_fits(self, lens: Lens, value: NeuronSet) -> None:
+        """Raise `ConfigError` for a row of a gate that these value neurons do not have, or neurons
+        that are not asked through attention."""
+        of_attention = value.unit == "attn_neuron"
+        if self.subkey in ("gate", "up") and (of_attention or not lens.backend_adapter.gated):
+            neurons = "attention neurons have" if of_attention else f"the FFNs of {lens.name} have"
+            raise ConfigError(f"subkey={self.subkey!r} is a row of a gated FFN; {neurons} none.")
+        if self.through == "attention" and of_attention:
+            raise ConfigError("through='attention' asks FFN neurons; the targets are attention's.")
 
 
 class Written(NamedTuple):
@@ -212,32 +265,26 @@ def targets_of(
     lens: Lens,
     facts: Facts | Trace,
     value: NeuronSet,
-    method: Method,
-    targets: int,
-    subkey: Subkey | None = None,
-    positions: Positions = "last",
+    options: QueryOptions,
     attention: bool = False,
     key_of: KeyOf | None = None,
-    through: Through = "stream",
 ) -> Reader:
-    """The weighted keys of the best value neurons of each prompt; `key_of` puts other vectors in
-    the place of subkeys.
+    """The weighted keys of the best value neurons of each prompt; `attention`: whether the trace
+    holds attention's own values, `key_of` puts other vectors in the place of subkeys.
 
-    Raises `ConfigError` for an unknown method, a prompt without value neurons, value neurons that
-    were computed elsewhere in the prompt, or that an intervention in force changes."""
-    _check_options(method, targets, subkey, through)
+    Raises `ConfigError` for a prompt without value neurons, value neurons that were computed
+    elsewhere in the prompt, that have no such key, or that an intervention in force changes."""
     check_not_suppressed(lens, "Query scores")
     check_set(value)
+    options.check_fits(lens, value)
     reads_attention = value.unit == "attn_neuron"
     if not reads_attention:
         check_ffn(lens, value)
-    elif through == "attention":
-        raise ConfigError("through='attention' asks FFN neurons; the targets are attention's.")
-    trace = _traced(lens, facts, positions, attention, reads_attention)
+    trace = _traced(lens, facts, options.positions, attention, reads_attention)
     _check_same_prompts(value, trace, reads_attention)
-    best = [_best(value, trace, p, targets) for p in range(len(trace.prompts))]
+    best = [_best(value, trace, p, options.targets) for p in range(len(trace.prompts))]
     table = pd.concat(best, ignore_index=True)
-    if through == "attention":
+    if options.through == "attention":
         return _through_attention(lens, trace, table)
     if reads_attention:
         check_attention_as_made(lens, table["layer"], "Query scores of attention's neurons")
@@ -251,9 +298,7 @@ def targets_of(
     for layer, group in table.groupby("layer"):
         index = torch.tensor(group.index.to_numpy(), device=keys.device)
         rows = torch.tensor(group["row"].to_numpy(), device=keys.device)
-        keys[index] = _keys(
-            lens, trace, int(layer), rows, group, method, subkey, reads_attention, key_of
-        )
+        keys[index] = _keys(lens, trace, int(layer), rows, group, options, reads_attention, key_of)
         written_by[int(layer)].index_add_(0, rows, keys[index])
     return StreamReader(lens, trace, table, reads_attention, keys, own)
 
@@ -268,27 +313,6 @@ def _through_attention(lens: Lens, trace: Trace, table: pd.DataFrame) -> Pattern
             "the answer."
         )
     return PatternReader(lens, lens.trace(list(trace.facts), "all"), table, True, at)
-
-
-def _check_options(method: str, targets: int, subkey: str | None, through: str) -> None:
-    """Raise `ConfigError` for options that do not exist or do not go together."""
-    if method not in METHODS:
-        raise unknown("Query method", method, METHODS)
-    if through not in THROUGH:
-        raise unknown("through", through, THROUGH)
-    if through == "attention" and method != "grad":
-        raise ConfigError(
-            "through='attention' follows the gradient of a value neuron's coefficient: use "
-            f"method='grad', not {method!r}."
-        )
-    check_count("targets (how many value neurons of a prompt are asked)", targets)
-    if subkey not in (None, "linear", "gate", "up"):
-        raise unknown("Subkey", subkey, ("linear", "gate", "up"))
-    if method == "grad" and subkey is not None:
-        raise ConfigError(
-            "method='grad' goes through gate and up as they are: subkey= is for 'share' and "
-            "'inner_product'."
-        )
 
 
 def _column(table: pd.DataFrame, name: str, device: torch.device) -> Int[Tensor, " target"]:
@@ -391,8 +415,7 @@ def _keys(
     layer: int,
     rows: Int[Tensor, " target"],
     group: pd.DataFrame,
-    method: Method,
-    subkey: Subkey | None,
+    options: QueryOptions,
     attention: bool,
     key_of: KeyOf | None,
 ) -> Float[Tensor, "target d_model"]:
@@ -416,17 +439,15 @@ def _keys(
         # the attention weight cancels in grad m_j / m_j: both are a times that of val
         m = torch.ones_like(I)
         linear = key
-        if method == "grad":
+        if options.method == "grad":
             m = (norm(h) * key).sum(1)
     else:
         m = at_least_float32(trace.m[layer][rows, j])
-        linear, key = _subkeys(
-            lens, layer, norm(h), j, subkey or ("gate" if method == "inner_product" else "linear")
-        )
+        linear, key = _subkeys(lens, layer, norm(h), j, options.key)
     key = key if key_of is None else at_least_float32(key_of(layer, j))
-    if method == "inner_product":
+    if options.method == "inner_product":
         return key
-    if method == "grad":
+    if options.method == "grad":
         return _safe(I, m)[:, None] * norm.gradient(h, linear)
     keys = norm.gain.to(h.dtype) * key
     return _safe(I, (h * keys).sum(1))[:, None] * keys

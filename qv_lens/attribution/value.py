@@ -33,7 +33,7 @@ from qv_lens.attribution.units import AT_POSITIONS, UNITS, Unit, every_unit
 from qv_lens.attribution.wanted import Target
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions
-from qv_lens.models.lens import Facts, Lens
+from qv_lens.models.lens import Facts, Lens, check_lens
 from qv_lens.neurons import NeuronSet
 from qv_lens.trace import Trace
 
@@ -81,6 +81,7 @@ def value_neurons(
     >>> qv.value_neurons(lens, fact, 3).units  # (layer, neuron), best first
     [(2, 297), (2, 91), (2, 159)]
     """
+    check_lens(lens)
     _check(unit, over, method, top, target, base, norm)
     task = setting(
         lens,

@@ -24,14 +24,7 @@ from qv_lens.trace import Rows, Trace
 #: or 'predicted'
 Target = str | int | tuple[str | int, str | int]
 
-TARGETS = (
-    "answer",
-    "predicted",
-    "sequence",
-    "a token id",
-    "a pair of answers",
-    "another answer as that of a fact, qv.Fact(prompt, subject, 'Rome')",
-)
+TARGETS = ("answer", "predicted", "sequence", "a token id", "a pair of these")
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Wanted:
             **self.lens.label,
             "texts": [p.text for p in self.rows.prompts],
             "dtype": dtype_name(self.dtype),
-            "targets": [label(int(t)) for t in self.token],
+            "target_tokens": [label(int(t)) for t in self.token],
             "target_ids": self.token.tolist(),
             "positions": self.rows.positions.tolist(),
             "read_at": self.rows.positions.tolist(),
@@ -82,7 +75,7 @@ def where_read(target: Target, positions: Positions = "last") -> Positions:
     positions that do not go with it."""
     target = _plain_target(target)
     if isinstance(target, str) and target not in ("answer", "predicted", "sequence"):
-        raise unknown("Target", target, TARGETS)
+        raise _no_target(target)
     sequence = target == "sequence"
     if positions == "answer" and not sequence:
         raise ConfigError(
@@ -130,7 +123,12 @@ def _plain_target(target: Any) -> Target:
     try:
         return operator.index(number)
     except TypeError:
-        raise unknown("Target", target, TARGETS) from None
+        raise _no_target(target) from None
+
+
+def _no_target(target: object) -> ConfigError:
+    other = "For another answer give the fact that answer: qv.Fact(prompt, subject, 'Rome')."
+    return ConfigError(f"{unknown('Target', target, TARGETS)} {other}")
 
 
 def _tokens(lens: Lens, rows: Rows, target: str | int) -> Int[Tensor, " row"]:

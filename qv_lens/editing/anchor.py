@@ -23,7 +23,7 @@ from qv_lens.editing.statistics import check_untouched
 from qv_lens.editing.targets import ffn_part, search
 from qv_lens.errors import EditError
 from qv_lens.facts.records import EditRequest
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 
 #: facts searched together, and the share of the longest that is left out
 TOGETHER, LONGEST = 16, 0.05
@@ -41,6 +41,7 @@ def norm_anchor(
     Raises `EditError` for no request, an editor that searches no z*, or a lens that is not the
     unedited model: with patches, interventions or hooks, or written to since it was wrapped.
     """
+    check_lens(lens)
     wanted = [requests] if isinstance(requests, EditRequest) else list(requests)
     if not wanted:
         raise EditError("There is nothing to measure: pass at least one EditRequest.")

@@ -160,8 +160,10 @@ class PRUNE(MEMIT):
     each edit on top of the others)."""
 
     def deltas(self, job: Job) -> Deltas:
-        earlier, before, out = [patch for patch in job.earlier(self) if patch.kept], {}, {}
+        earlier = [patch for patch in job.earlier(self) if patch.kept]
         restrained_of = summed(patch.deltas for patch in earlier)
+        before: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        out: Deltas = {}
         for key, whole in summed(patch.kept for patch in earlier).items():
             before[key] = whole.dense(), restrained_of[key].dense()
             job.write(*key, Delta(before[key][0] - before[key][1]))
@@ -512,26 +514,33 @@ class ACE(ClosedForm):
             ),
         )
 
+    def deltas(self, job: Job) -> Deltas:
+        self._warn_of_dropped(job.lens)
+        return super().deltas(job)
+
     def _layers(self, lens: Lens) -> tuple[Group, Group]:
-        """Query and value layers that exist and can reach z*; warns of the layers that are
-        dropped."""
+        """Query and value layers that exist and can reach z*."""
         if not self.value_layers:
             raise EditError("ACE needs at least one value layer: z* is searched at the last one.")
-        value = tuple(layer for layer in self.value_layers if layer < lens.n_layers)
-        if value and len(value) < len(self.value_layers):
-            missing = sorted(set(self.value_layers) - set(value))
+        there = tuple(layer for layer in self.value_layers if layer < lens.n_layers)
+        value = there or self.value_layers
+        if self.passes == "two":
+            return self.query_layers, value
+        return tuple(layer for layer in self.query_layers if layer <= max(value)), value
+
+    def _warn_of_dropped(self, lens: Lens) -> None:
+        """Warn of layers that `_layers` leaves out."""
+        query, value = self._layers(lens)
+        missing = sorted(set(self.value_layers) - set(value))
+        above = sorted(set(self.query_layers) - set(query))
+        if missing:
             warnings.warn(
                 f"Value layers {missing} do not exist in a model of layers 0 to {lens.n_layers - 1} "
                 "and are dropped.",
-                stacklevel=5,
+                stacklevel=4,
             )
-        if self.passes == "two":
-            return self.query_layers, value or self.value_layers
-        top = max(value or self.value_layers)
-        query = tuple(layer for layer in self.query_layers if layer <= top)
-        if len(query) < len(self.query_layers):
-            dropped = sorted(set(self.query_layers) - set(query))
+        if above:
             warnings.warn(
-                f"Query layers {dropped} lie above the z layer {top} and are dropped.", stacklevel=5
+                f"Query layers {above} lie above the z layer {max(value)} and are dropped.",
+                stacklevel=4,
             )
-        return query, value or self.value_layers

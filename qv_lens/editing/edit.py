@@ -36,7 +36,7 @@ from qv_lens.facts.records import (
     check_requests,
 )
 from qv_lens.models.backend import versions
-from qv_lens.models.lens import Lens, log_probs
+from qv_lens.models.lens import Lens, check_lens, log_probs
 from qv_lens.models.norms import dtype_name
 from qv_lens.patch import Delta, Patch
 
@@ -93,6 +93,7 @@ def edit(
     >>> lens.generate(fact.text, 1)  # the lens is as it was
     ' fencing'
     """
+    check_lens(lens)
     if isinstance(requests, (EditCase, MultiHopCase)):
         raise EditError(
             "edit takes requests, got a case: pass case.request (of a multi-hop case case.edits)."

@@ -145,8 +145,8 @@ class Job:
         """Add a delta to the live weight; it is put back when the edit is done."""
         if not delta.finite():
             raise EditError(
-                f"The edit of {name}[{layer}] is not finite. Lower lr or clamp, or raise lam; "
-                "nothing was kept."
+                f"The edit of {name}[{layer}] is not finite. Lower lr or clamp, or raise "
+                "lam (where the editor has one); nothing was kept."
             )
         weight = self.lens.parameter(layer, name)
         if (layer, name) not in self.saved:

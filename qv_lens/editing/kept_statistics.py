@@ -38,7 +38,7 @@ from qv_lens.editing.statistics import (
 )
 from qv_lens.errors import EditError
 from qv_lens.facts.corpora import corpus
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 from qv_lens.models.zoo import BUNDLED
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,7 @@ def corpus_statistics(
     text is cut (None: the model's context).
     Raises `ConfigError` for a text that cannot be read, and what `covariance` raises.
     """
+    check_lens(lens)
     texts = default_texts(lens, text, max_tokens=max_tokens)
     wanted = range(lens.n_layers) if layers is None else layers
     return kept_covariance(lens, texts, wanted, max_tokens=max_tokens, modules=modules)

@@ -208,6 +208,6 @@ def solve(
     ):
         raise EditError(
             "The system of the edit is singular: two facts share one key. Edit them apart, or raise "
-            "the editor's lam (AlphaEdit: L2)."
+            "lam, soften or L2 (what the editor has of these)."
         )
     return Delta(Y, right)

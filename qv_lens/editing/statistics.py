@@ -30,7 +30,7 @@ from torch import Tensor
 from qv_lens.errors import EditError, check_count, several
 from qv_lens.facts.spans import encode
 from qv_lens.files import whole
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 from qv_lens.models.norms import at_least_float32
 from qv_lens.progress import progress_bar
 
@@ -188,6 +188,7 @@ def covariance(
     these statistics, they are returned. Raises `EditError` for a lens with patches, interventions or
     hooks, or whose weights were written to, no text, or a folder of other statistics, which is left
     as it is."""
+    check_lens(lens)
     layers = checked_layers(layers)
     _check_request(texts, {"batch_size": batch_size, "max_tokens": max_tokens, "every": every})
     check_untouched(lens, "Statistics are taken")

@@ -33,7 +33,7 @@ from qv_lens.models.backend import Past
 from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
 from qv_lens.models.hooks import Hook
 from qv_lens.models.interventions import check_units
-from qv_lens.models.lens import Facts, Lens, as_list, log_probs
+from qv_lens.models.lens import Facts, Lens, as_list, check_lens, log_probs
 from qv_lens.models.units import (
     UnitWithValue,
     random_neurons,
@@ -104,6 +104,7 @@ def faithfulness(
     >>> frame.groupby("ranking")["right"].all().to_dict()  # neither loses the answer
     {'Eq. 9': True, 'random': True}
     """
+    check_lens(lens)
     records, sizes, seed = as_list(facts), check_counts("sizes", sizes), check_seed(seed)
     unit = _check(lens, records, rankings, sizes, seeds, positions)
     places = lens.rows(records, positions)

@@ -18,7 +18,7 @@ from qv_lens.evaluation.answers import answer_length, correct
 from qv_lens.evaluation.kept_answers import looked_up
 from qv_lens.facts.prompts import G2, begins, normalise
 from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase, Probe
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 
 How = Literal["cloze", "generate", "few_shot"]
 
@@ -198,6 +198,7 @@ def known_facts(
     >>> len(kept), bool(table["right"][0])
     (1, True)
     """
+    check_lens(lens)
     facts = _checked_facts(facts)
     check_count("batch_size", batch_size)
     rows = []

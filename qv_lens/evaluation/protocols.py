@@ -61,7 +61,7 @@ from qv_lens.evaluation.selection import (
 from qv_lens.facts.benchmarks import contaminated
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase, check_requests
 from qv_lens.files import whole
-from qv_lens.models.lens import Lens
+from qv_lens.models.lens import Lens, check_lens
 from qv_lens.patch import Delta, Patch, summed
 from qv_lens.progress import progress_bar
 
@@ -138,6 +138,7 @@ def evaluate(
     >>> frame[["before", "after"]].to_numpy().tolist()
     [[0.0, 1.0]]
     """
+    check_lens(lens)
     check_metrics(metrics, judge)
     if protocol not in PROTOCOLS:
         raise unknown("Protocol", protocol, PROTOCOLS)
@@ -146,6 +147,11 @@ def evaluate(
     seed = check_seed(seed)
     if every is not None:
         check_count("every", every)
+        if protocol != "consecutive":
+            raise ConfigError(
+                "every asks along a row of edits: it goes with protocol='consecutive', not "
+                f"{protocol!r}."
+            )
     if editor is not None:
         editor = editor_of(lens, editor)
         check_editor(editor)

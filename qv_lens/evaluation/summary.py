@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from qv_lens.errors import ConfigError, unknown
+from qv_lens.errors import ConfigError, check_kind, unknown
 from qv_lens.evaluation.intervals import bounds, interval
 from qv_lens.evaluation.metrics import harmonic
 
@@ -21,6 +21,7 @@ def summary(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     specificity (CounterFact). The same case number is the same case: frames put together need a
     column in `by` that tells them apart. Raises `ConfigError` for columns that the frame lacks, or that are means
     here."""
+    check_kind(frame, pd.DataFrame, "A summary is of the frame that qv.evaluate gives")
     by = _columns(frame, by)
     last = frame[
         frame["step"] == frame.groupby([*by, "case"], dropna=False)["step"].transform("max")

@@ -90,12 +90,16 @@ class Prompt:
                 )
             return tuple(range(self.last, self.last + len(self.answer)))
         if isinstance(where, str):
+            if where not in FACT_TOKENS:
+                raise unknown("Position", where, (*FACT_TOKENS, "all", "answer", "a token's index"))
             return (self.position(where),)
         number = isinstance(where, Integral) and not isinstance(where, bool)
         if number and 0 <= (index := int(where)) < len(self.ids):
             return (index,)
+        one = "" if number else "; positions is one of them, 'all', or a token's name"
         raise FactError(
-            f"Position {where} does not exist in {self.text!r:.200}: it has tokens 0 to {self.last}."
+            f"Position {where} does not exist in {self.text!r:.200}: it has tokens 0 to "
+            f"{self.last}{one}."
         )
 
     def row(self, where: Positions) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qv_lens.errors import ConfigError
+from qv_lens.errors import ConfigError, one_or_more
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import Positions
 from qv_lens.models.lens import Facts, Lens, as_list
@@ -63,7 +63,7 @@ def baseline_values(
             f"Baseline {baseline!r} not found. Available: zero, mean, qv.MeanOver(facts), or a list "
             "of other prompts, one for each fact."
         )
-    return _of_other_prompts(lens, rows, as_list(baseline), positions, unit)
+    return _of_other_prompts(lens, rows, baseline, positions, unit)
 
 
 def _values(trace: Trace, unit: UnitWithValue) -> Float[Tensor, "layer row value"]:
@@ -86,14 +86,16 @@ def baseline_name(baseline: Baseline) -> str:
 
 
 def _of_other_prompts(
-    lens: Lens, rows: Rows, others: list[Fact | str], positions: Positions, unit: UnitWithValue
+    lens: Lens, rows: Rows, baseline: Facts, positions: Positions, unit: UnitWithValue
 ) -> Float[Tensor, "layer row value"]:
     """What each unit is on the prompt that stands beside the fact's."""
-    if len(others) != len(rows.facts):
+    count = len(one_or_more(baseline))
+    if count != len(rows.facts):
         raise ConfigError(
             f"Patching takes another prompt for each fact; there are {len(rows.facts)} facts and "
-            f"{len(others)} other prompts."
+            f"{count} other prompts."
         )
+    others = as_list(baseline)
     if positions == "answer":  # the same answer follows
         pairs = zip(others, rows.facts, strict=True)
         others = [_with_answer(other, fact) for other, fact in pairs]

@@ -20,7 +20,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qv_lens.errors import ConfigError, ModelError, PatchError, check_count, check_seed, one_or_more
+from qv_lens.errors import (
+    ConfigError,
+    ModelError,
+    PatchError,
+    check_count,
+    check_kind,
+    check_seed,
+    one_or_more,
+)
 from qv_lens.facts.records import Asked, Fact
 from qv_lens.facts.spans import Positions, Prompt, continuation, pad, tokenize
 from qv_lens.models.agreement import short_context
@@ -859,6 +867,12 @@ class Lens:
         force, which no checkpoint holds."""
         self.plain_model()
         return self._holder().save(folder, self.tokenizer)
+
+
+def check_lens(lens: object) -> None:
+    """Raise `ConfigError` for anything but a Lens, which is what every verb takes first."""
+    made = "wrap it, qv.Lens(model)" if hasattr(lens, "hook_dict") else "qv.load(name) gives one"
+    check_kind(lens, Lens, f"The first argument is a model as a qv.Lens ({made})")
 
 
 def as_list(facts: Facts) -> list[Fact | str]:

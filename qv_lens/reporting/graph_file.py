@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from qv_lens.attribution.edges import Graph
-from qv_lens.errors import ConfigError, check_count
+from qv_lens.errors import ConfigError, check_count, check_kind
 from qv_lens.files import placed
 
 #: what the viewers show at first: the neurons that hold this share of all |score|
@@ -41,6 +41,7 @@ def save_graph(graph: Graph, path: str | Path, *, prompt: int = 0) -> Path:
     named by it. Raises `ConfigError` for a prompt that the graph does not hold, and if the path
     cannot be written.
     """
+    check_kind(graph, Graph, "A graph file is written of what qv.qv_graph or edge_effects gives")
     prompts = graph.nodes.attrs.get("prompts")
     if prompts is None:
         raise ConfigError(

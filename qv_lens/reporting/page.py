@@ -16,6 +16,7 @@ import pandas as pd
 
 from qv_lens import plots
 from qv_lens.case_study import IN_ROUNDS, LOCATED_VARIANT, Study
+from qv_lens.errors import check_kind
 from qv_lens.evaluation.ablation import DROP
 from qv_lens.evaluation.faithfulness import RANDOM, lost_at
 from qv_lens.facts.prompts import contains, one_line
@@ -91,6 +92,7 @@ class Loss:
 def report(study: Study, path: str | Path, command: str = "") -> Path:
     """Write the page. `command` is what reproduces it. Raises `ConfigError` if the path cannot be
     written."""
+    check_kind(study, Study, "A page is written of a study, as qv.study gives it")
     return write(document("study.html.j2", **_view(study, command)), path)
 
 
@@ -497,6 +499,6 @@ def _probes(probes: pd.DataFrame) -> Table:
 
 def _settings(study: Study) -> list[tuple[str, str]]:
     """What reproduces the numbers."""
-    hidden = ("targets", "target_ids", "read_at", "target_is_argmax")
+    hidden = ("target_tokens", "target_ids", "read_at", "target_is_argmax")
     shown = [(name, str(value)) for name, value in study.settings.items() if name not in hidden]
     return [*shown, ("editor", str(study.edits["editor"].iloc[0]))]

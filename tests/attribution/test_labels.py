@@ -96,7 +96,7 @@ def test_settings_say_how_scores_came_about(kind):
     expected = {
         "norm": "none", "base": "pre", "unit": "ffn", "over": "set", "method": "topk", "dtype": "float64",
         "fingerprint": lens.fingerprint, "texts": [facts[0].text, facts[1]],
-        "targets": [lens.token_label(first), lens.token_label(predicted[1])],
+        "target_tokens": [lens.token_label(first), lens.token_label(predicted[1])],
         "positions": [len(lens.str_tokens(fact)) - 1 for fact in facts],
         "target_is_argmax": [first == predicted[0], True],
     }  # fmt: skip
@@ -104,10 +104,11 @@ def test_settings_say_how_scores_came_about(kind):
     assert "against" not in settings
     predicted_labels = [lens.token_label(token) for token in predicted]
     assert (
-        qv.value_neurons(lens, FACTS, 5, target="predicted").settings["targets"] == predicted_labels
+        qv.value_neurons(lens, FACTS, 5, target="predicted").settings["target_tokens"]
+        == predicted_labels
     )
     pair = qv.value_neurons(lens, FACTS, 5, target=(7, 9)).settings
-    assert (pair["targets"], pair["against"]) == (
+    assert (pair["target_tokens"], pair["against"]) == (
         [lens.token_label(7)] * 2,
         [lens.token_label(9)] * 2,
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution.readers import targets_of
+from qv_lens.attribution.readers import QueryOptions, targets_of
 from qv_lens.facts.benchmarks import parse
 from qv_lens.models.interventions import ffn_coefficients
 from qv_lens.world.cases import mquake
@@ -244,7 +244,7 @@ def test_the_best_targets_of_a_set_in_rounds_are_those_of_its_first_rounds():
     lens = tiny_lens("gptj")
     effects = qv.neuron_effects(lens, FACTS[0], 12, rounds=6)
     assert not effects.frame["score"].is_monotonic_decreasing  # so that the two orders differ
-    reader = targets_of(lens, FACTS[0], effects, "grad", 4)
+    reader = targets_of(lens, FACTS[0], effects, QueryOptions(targets=4))
     assert set(zip(reader.table["layer"], reader.table["neuron"], strict=True)) == set(
         effects.units[:4]
     )

@@ -146,6 +146,11 @@ def damaged_patch(tmp_path, name):
     qv.Patch.load(tmp_path / "patch")
 
 
+def queries(kind, **options):
+    lens = tiny_lens(kind)
+    return qv.query_neurons(lens, FACT, qv.value_neurons(lens, FACT, 3), 3, **options)
+
+
 def facts_for_edits(tmp_path):
     file = tmp_path / "facts.json"
     file.write_text(
@@ -254,6 +259,25 @@ CASES = {
     "no baseline": lambda tmp: _effects(baseline="median"),
     "mean over one fact": lambda tmp: _effects(baseline="mean"),
     "too few other prompts": lambda tmp: _effects(baseline=[]),
+    "hooked model in the place of a lens": lambda tmp: qv.value_neurons(tiny_lens("gptj").model, FACT),
+    "name in the place of a lens": lambda tmp: qv.edit("toy-gptj", FACT.to("Quorix"), "ROME"),
+    "page of neurons": lambda tmp: qv.report(qv.NeuronSet.of([(0, 1)]), tmp / "page.html"),
+    "graph file of neurons": lambda tmp: qv.save_graph(qv.NeuronSet.of([(0, 1)]), tmp / "graph.json"),
+    "summary of a path": lambda tmp: qv.summary("rows.csv"),
+    "list of positions": lambda tmp: _effects(positions=[3]),
+    "fact as a target": lambda tmp: _effects(target=FACT),
+    "answer as a target": lambda tmp: _effects(target="Rome"),
+    "gate of a model without gates": lambda tmp: queries("gptj", method="share", subkey="gate"),
+    "queries with another key than the graph": lambda tmp: qv.qv_graph(
+        (lens := tiny_lens("qwen3-gqa")),
+        FACT,
+        qv.value_neurons(lens, FACT, 3),
+        queries("qwen3-gqa", method="share", subkey="up"),
+        method="share",
+    ),
+    "along the way of single edits": lambda tmp: qv.evaluate(
+        tiny_lens("gptj"), [qv.EditCase(FACT.to("Quorix"))], editor="ROME", every=2
+    ),
     "other prompt of another length": lambda tmp: _effects(baseline=["One"], positions="all"),
     "too few candidates": lambda tmp: _effects(candidates=3),
     "rankings of several kinds": lambda tmp: qv.faithfulness(

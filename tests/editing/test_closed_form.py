@@ -275,10 +275,21 @@ def test_no_gradient_at_the_last_layer_is_an_error():
         qv.edit(lens, REQUESTS[0], qv.MEMIT(layers=(2,)), statistics=statistics)
 
 
-def test_query_layers_above_the_value_layers_are_dropped():
-    with pytest.warns(UserWarning, match="and are dropped"):
-        groups = qv.ACE(value_layers=(1, 7), query_layers=(0, 2))._layers(tiny_lens("gptj"))
-    assert groups == ((0,), (1,))
+def test_layers_that_cannot_be_edited_are_dropped_and_told_of_once():
+    """Where the edit is asked for, however often its layers are looked up on the way."""
+    lens = tiny_lens("gptj", dtype=torch.float32)
+    editor = qv.ACE(value_layers=(1, 7), query_layers=(0, 2), steps=2, lam=1.0)
+    C0 = covariance(lens, TEXTS, range(3))
+    with pytest.warns(UserWarning, match="are dropped") as told:
+        patch = qv.edit(lens, REQUESTS[0], editor, statistics=C0, templates=("{}",))
+    assert {layer for layer, _ in patch.deltas} == {0, 1}
+    messages = [str(each.message) for each in told if "are dropped" in str(each.message)]
+    assert [message[:16] for message in messages] == ["Value layers [7]", "Query layers [2]"]
+    assert {each.filename for each in told if "are dropped" in str(each.message)} == {__file__}
+    case = qv.EditCase(REQUESTS[0])
+    with pytest.warns(UserWarning, match="are dropped") as told:
+        qv.evaluate(lens, [case], ["efficacy_acc"], editor, statistics=C0, templates=("{}",))
+    assert sum("are dropped" in str(each.message) for each in told) == 2
 
 
 def test_patch_survives_the_disk(tmp_path):

@@ -466,6 +466,20 @@ def test_edits_in_a_row_know_of_those_before(tmp_path, dense):
         )
 
 
+def test_prune_after_prune_takes_no_target_that_other_weights_gave():
+    """The second edit is made on the first one's whole delta: z* searched on the restrained weights
+    would be others."""
+    lens = tiny_lens("gptj", dtype=torch.float64)
+    editor = qv.PRUNE(layers=(0, 1), lam=1e-4, steps=12, lr=2.0, clamp=60.0)
+    options = {"statistics": covariance(lens, TEXTS, range(2)), "templates": ("{}",)}
+    with lens.patched(qv.edit(lens, REQUESTS[0], editor, **options)):
+        ahead = search_ahead(lens, REQUESTS[1:], editor, templates=("{}",))
+        alone = qv.edit(lens, REQUESTS[1], editor, **options)
+        served = qv.edit(lens, REQUESTS[1], editor, ahead=ahead, **options)
+    for key, delta in alone.deltas.items():
+        assert (served.deltas[key].dense() - delta.dense()).norm() <= 1e-8 * delta.norm()
+
+
 def test_bad_requests_and_failures_leave_the_weights(monkeypatch):
     lens = tiny_lens("gptj", dtype=torch.float32)
     statistics, before = covariance(lens, TEXTS, range(3)), weights(lens)
