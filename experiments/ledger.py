@@ -30,6 +30,7 @@ from experiments.comparison import comparison, head, line
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, together
 from experiments.models import ACES, COLUMNS
 from experiments.scores.tables import tables
+from qv_lens.reporting.tables import finished_rows
 from qv_lens.runs.experiment import parts_of
 from qv_lens.runs.rows import load_run
 
@@ -192,7 +193,7 @@ def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str
         return
     if failed := int((frame["status"] != "finished").sum()):
         print(f"{module.__name__}: {failed} failed tasks left out")
-    rows = _of_no_machine(frame[frame["status"] == "finished"].infer_objects(), module)
+    rows = _of_no_machine(finished_rows(frame), module)
     if rows.empty:
         return
     of_editors = module in (editors, single)

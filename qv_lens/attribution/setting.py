@@ -82,7 +82,8 @@ class Setting:
 
     @cached_property
     def readout(self) -> Readout:
-        """How the stream is read out."""
+        """How the stream is read out. Raises what `Lens.check_read_out` raises."""
+        self.lens.check_read_out()
         return Readout.of(self.lens, self.trace, self.norm, self.final_bias)
 
     @property
@@ -138,29 +139,43 @@ class Setting:
             return wanted - logits.gather(-1, self.against[rows][:, None])[:, 0]
         return wanted - logits.logsumexp(-1)
 
+    @property
+    def sign(self) -> float:
+        """-1 where a vector is taken away from the base (`loo_final`)."""
+        return -1.0 if self.base == "loo_final" else 1.0
+
+    def importance(
+        self,
+        x: Float[Tensor, "row d_model"],
+        v: Float[Tensor, "row d_model"],
+        rows: Tensor | slice = slice(None),
+    ) -> Float[Tensor, " row"]:
+        """Eq. 9 (ACE): I(v) = log p(w | x + v) - log p(w | x), by `loo_final`
+        -(log p(w | x - v) - log p(w | x))."""
+        return self.sign * (self.gain(x + self.sign * v, rows) - self.gain(x, rows))
+
     def increase_of_vectors(
         self, layer: int, kind: Kind, v: Float[Tensor, "row d_model"]
     ) -> Float[Tensor, " row"]:
         """I of one vector per row."""
-        x, v = self.x(layer, kind), at_least_float32(v)
-        low, high = (x - v, x) if self.base == "loo_final" else (x, x + v)
-        return self.gain(high) - self.gain(low)
+        return self.importance(self.x(layer, kind), at_least_float32(v))
 
     def increase_of_many(
         self, layer: int, kind: Kind, v: Float[Tensor, "row n d_model"]
     ) -> Float[Tensor, "row n"]:
-        """I of several vectors per row, row by row: nothing larger than one row's logits is
-        held."""
+        """I of several vectors per row, row by row: nothing larger than one row's logits is held,
+        and log p(w | x) is read once."""
         x, out = self.x(layer, kind), []
-        sign = -1.0 if self.base == "loo_final" else 1.0
         tile = tile_rows(self.readout.U, self.memory_budget)
         for row in range(len(v)):
             start, rows = x[row : row + 1], torch.full((len(v[row]),), row, device=v.device)
             parts = [
-                self.gain(start + sign * at_least_float32(v[row, i : i + tile]), rows[i : i + tile])
+                self.gain(
+                    start + self.sign * at_least_float32(v[row, i : i + tile]), rows[i : i + tile]
+                )
                 for i in range(0, len(rows), tile)
             ]
-            out.append(sign * (torch.cat(parts) - self.gain(start, rows[:1])))
+            out.append(self.sign * (torch.cat(parts) - self.gain(start, rows[:1])))
         return torch.stack(out)
 
     def increase_of_units(
@@ -191,7 +206,6 @@ class Setting:
                 "softly: use method='exact'."
             )
         of = torch.arange(len(m), device=m.device) if of is None else of.to(m.device)
-        sign = -1.0 if self.base == "loo_final" else 1.0  # I = -(log p(x - v) - log p(x))
         x = self.x(layer, kind)
         x_c, sigma_0 = self.readout.centre(x), self.readout.scale(x)
         if bases is None:
@@ -203,11 +217,15 @@ class Setting:
         for i in range(0, len(vectors), CHUNK):
             chunk = slice(i, i + CHUNK)
             V = self.readout.centre(at_least_float32(vectors[chunk]))
-            task = self._problems(V, x_c, sigma_0, bases, of, sign * at_least_float32(m[:, chunk]))
+            task = self._problems(
+                V, x_c, sigma_0, bases, of, self.sign * at_least_float32(m[:, chunk])
+            )
             delta = task.delta(V, self.token)
             if self.against is not None:
-                out[:, chunk] = sign * (delta - task.delta(V, self.against))
-                self._by_hand(out[:, chunk], layer, kind, m[:, chunk], vectors[chunk], of, task)
+                out[:, chunk] = self.sign * (delta - task.delta(V, self.against))
+                self._rescore_cancelling(
+                    out[:, chunk], layer, kind, m[:, chunk], vectors[chunk], of, task
+                )
                 continue
             if method == "first_order":
                 sums = bounds(V, task)
@@ -218,14 +236,16 @@ class Setting:
                 sums = log_sums(
                     V, task, self.memory_budget, None if wanted is None else wanted[:, chunk]
                 )
-            out[:, chunk] = sign * (delta - sums)
+            out[:, chunk] = self.sign * (delta - sums)
             if method == "first_order":
                 out[:, chunk].masked_fill_(_cancels(task), torch.inf)
             else:
-                self._by_hand(out[:, chunk], layer, kind, m[:, chunk], vectors[chunk], of, task)
+                self._rescore_cancelling(
+                    out[:, chunk], layer, kind, m[:, chunk], vectors[chunk], of, task
+                )
         return out, fallback
 
-    def _by_hand(
+    def _rescore_cancelling(
         self,
         out: Tensor,
         layer: int,
@@ -237,11 +257,11 @@ class Setting:
     ) -> None:
         """Score again the pairs that nearly cancel the stream: there the closed form subtracts
         nearly equal numbers."""
-        x, sign = self.x(layer, kind), -1.0 if self.base == "loo_final" else 1.0
+        x = self.x(layer, kind)
         for q, k in _cancels(task).nonzero().tolist():
             row = of[q : q + 1]
-            v = sign * at_least_float32(m[q, k]) * at_least_float32(vectors[k : k + 1])
-            out[q, k] = (sign * (self.gain(x[row] + v, row) - self.gain(x[row], row)))[0]
+            v = at_least_float32(m[q, k]) * at_least_float32(vectors[k : k + 1])
+            out[q, k] = self.importance(x[row], v, row)[0]
 
     def _problems(
         self, V: Tensor, x_c: Tensor, sigma_0: Tensor, bases: Bases, of: Tensor, m: Tensor
@@ -262,14 +282,14 @@ class Setting:
             out.U,
             bases.log_p,
             of,
-            m / sigma,
-            1 / sigma - 1 / sigma_0[of],
-            x_c @ out.U,
-            sigma_0[of],
-            cap,
-            z,
-            out.lengths,
-            bases.mean,
+            alpha=m / sigma,
+            beta=1 / sigma - 1 / sigma_0[of],
+            b=x_c @ out.U,
+            sigma_0=sigma_0[of],
+            cap=cap,
+            z=z,
+            lengths=out.lengths,
+            mean=bases.mean,
         )
 
 

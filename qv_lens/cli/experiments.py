@@ -131,7 +131,9 @@ def run(
 def _drawn(experiment: Experiment, frame: pd.DataFrame) -> go.Figure | None:
     """The experiment's figure of a run's finished rows; None where it has none, or none are. Raises
     `ConfigError` where its code raises."""
-    finished = frame[frame["status"] == "finished"]
+    from qv_lens.reporting.tables import finished_rows
+
+    finished = finished_rows(frame)
     if experiment.figure is None or finished.empty:
         return None
     try:

@@ -441,10 +441,21 @@ class Lens:
         scale: Float[Tensor, "*batch 1"] | None = None,
     ) -> Float[Tensor, "*batch d_vocab"]:
         """Logits of final stream vectors: the final norm and the unembedding. `scale`: the final
-        norm's sigma (default: the vectors' own)."""
+        norm's sigma (default: the vectors' own). Raises what `check_read_out` raises."""
+        self.check_read_out()
         weight, bias = self.backend_adapter.unembed()
         normed = self.backend_adapter.norm(None)(stream, scale)
         return capped(normed @ weight + bias, self.backend_adapter.logit_cap)
+
+    def check_read_out(self) -> None:
+        """Raise `ConfigError` while anything acts on the final norm or the unembedding: whatever
+        reads vectors out by their weights alone would not hear it."""
+        if self._acts_on_read_out(()):
+            raise ConfigError(
+                "A hook or an intervention of your own acts on the final norm, the unembedding or "
+                "the model's output, which this reads by their weights: take it off "
+                "(model.reset_hooks()). lens.logprob, lens.trace and lens.generate hear it."
+            )
 
     def _acts_on_read_out(self, hooks: Sequence[Hook]) -> bool:
         """Whether anything acts after the last layer: one of these hooks, an intervention in force,

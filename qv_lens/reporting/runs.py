@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from qv_lens.errors import ConfigError
 from qv_lens.reporting.document import document, picture
-from qv_lens.reporting.tables import Column, Table, alike, as_text, missing, table
+from qv_lens.reporting.tables import Column, Table, alike, as_text, finished_rows, missing, table
 
 #: rows of a page's table
 MOST = 400
@@ -140,7 +140,7 @@ def _varied(finished: pd.DataFrame) -> list[str]:
 def _finished(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of finished tasks; measures that are numbers there, though failed tasks lack them, are
     numbers."""
-    rows = frame[frame["status"] == "finished"]
+    rows = finished_rows(frame)
     measures = [name for name in frame.attrs["measures"] if name in rows]
     plain = rows[measures].convert_dtypes()
     numbers = [name for name in measures if plain[name].dtype.kind in "fiub"]

@@ -119,6 +119,18 @@ def as_text(column: pd.Series) -> pd.Series:
     return column.astype(object).map(lambda value: "none" if missing(value) else str(value))
 
 
+def finished_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a run's finished tasks; whole numbers, and truth values, that those of failed ones
+    made something else are again what they were."""
+    done = frame["status"] == "finished"
+    if done.all():
+        return frame
+    rows = frame[done].infer_objects()
+    floats = rows.select_dtypes("float64")
+    whole = [name for name in floats if (floats[name] % 1 == 0).all()]  # NaN % 1 is NaN
+    return rows.astype(dict.fromkeys(whole, "int64"))
+
+
 def alike(frames: Sequence[pd.DataFrame], keys: Sequence[str]) -> list[pd.DataFrame]:
     """Frames whose keys can be compared: as text where some are text and others numbers (layer 2
     beside "all"), in different frames or in one."""

@@ -18,16 +18,16 @@ NOT_KEYS = ("task", "status", "error", "prompts_asked", "prompts_known")
 
 
 def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
-    """Two runs of an experiment side by side: rows with the same fields joined, results as
+    """Two runs of an experiment side by side: finished rows with the same fields joined, results as
     `x_first`, `x_second`, `x_difference`.
 
     Raises `ConfigError` for runs of different experiments.
     """
     from pandas.api.types import is_numeric_dtype
 
-    from qv_lens.reporting.tables import alike
+    from qv_lens.reporting.tables import alike, finished_rows
 
-    a, b = load_run(first), load_run(second)
+    a, b = finished_rows(load_run(first)), finished_rows(load_run(second))
     if a.attrs["experiment"] != b.attrs["experiment"]:
         raise ConfigError(
             f"{first} is a run of {a.attrs['experiment']!r}, {second} of {b.attrs['experiment']!r}: "
@@ -63,8 +63,9 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
             stacklevel=2,
         )
     for name in measures:
-        before, after = joined[f"{name}_first"], joined[f"{name}_second"]
-        if is_numeric_dtype(before) and is_numeric_dtype(after):
+        # of the runs' own columns: rows that one alone has make objects of truth values
+        if is_numeric_dtype(a[name]) and is_numeric_dtype(b[name]):
+            before, after = joined[f"{name}_first"], joined[f"{name}_second"]
             joined[f"{name}_difference"] = after.astype(float) - before.astype(float)
     return joined.drop(columns="_row")
 

@@ -125,6 +125,28 @@ def test_a_named_index_is_kept_and_rows_are_compared_one_to_one(tmp_path):
     assert both["x_difference"].tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("failed", [("b",), ("a",), ("a", "b")])
+def test_a_failed_task_leaves_the_others_rows_joined_by_their_fields(tmp_path, failed):
+    """Its row has no neuron, which makes the numbers of all others floats."""
+    body = f"""    name = open({str(tmp_path / "name")!r}).read()
+    if task.n == 2 and name in {failed!r}:
+        raise ValueError("no memory")
+    x = {{12: 3.5, 11: 2.0, 10: 1.0}} if name == "b" else {{10: 1.0, 11: 2.0, 12: 3.0}}
+    return pd.DataFrame({{"neuron": list(x), "x": list(x.values()), "right": [name == "a"] * 3}})
+"""
+    path = Path(experiment(tmp_path, "n: int", body))
+    path.write_text(path.read_text().replace('MEASURES = ("x",)', 'MEASURES = ("x", "right")'))
+    for name in ("a", "b"):
+        (tmp_path / "name").write_text(name)
+        run(RunConfig(str(path), {}, {"n": (0, 1, 2)}), tmp_path / name)
+    both = compare_runs(tmp_path / "a", tmp_path / "b")
+    made = both[both["n"] < 2].sort_values(["n", "neuron"])
+    assert made["neuron"].tolist() == [10, 11, 12] * 2
+    assert made["x_difference"].tolist() == [0.0, 0.0, 0.5] * 2
+    assert made["right_difference"].tolist() == [-1.0] * 6
+    assert both.loc[both["n"] == 2, "x_difference"].isna().all()
+
+
 def test_a_truth_that_is_missing_once_is_a_number(tmp_path):
     body = '    return pd.DataFrame({"x": [True if task.n else float("nan")]})'
     path = experiment(tmp_path, "n: int", body)
