@@ -84,10 +84,8 @@ def neuron_ensemble(
             "Every attribution is 0: the answers' probability is too small to be told from 0, or "
             "nothing of these weights reaches it. Choose another answer, or other parameters."
         )
-    threshold = float(frame["score"].quantile(1 - share))
-    below = ceil((len(frame) - 1) * (1 - share) - 1e-9)
-    frame = frame.sort_values("score", ascending=False, kind="stable")
-    frame = frame.head(len(frame) - below).reset_index(drop=True)
+    threshold = float(frame["score"].quantile(1 - share))  # t_p (Eq. 6)
+    frame = _at_least_threshold(frame, share)
     settings = {
         **lens.label,
         "method": "integrated gradients of weights",
@@ -100,6 +98,17 @@ def neuron_ensemble(
         "together": together,
     }
     return NeuronSet(frame, settings)
+
+
+def _at_least_threshold(frame: pd.DataFrame, share: float) -> pd.DataFrame:
+    """Eq. 7: the neurons with Attr >= t_p, the 1 - `share` quantile of all; best first.
+
+    t_p lies at a place among the ordered scores, between two of them: from the next one on they are
+    at least t_p. Its own value would have rounding decide."""
+    ordered = frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    place = ceil((len(frame) - 1) * (1 - share) - 1e-9)  # counted from the least
+    least = ordered["score"].iloc[len(frame) - 1 - place]
+    return ordered[ordered["score"] >= least]
 
 
 def _names(parameters: Sequence[str]) -> tuple[str, ...]:

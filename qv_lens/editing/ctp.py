@@ -5,8 +5,9 @@
    trained by `alone`).
 2. Only entries of nodes that were on a path at some time are trained (`_Nodes`); the forward pass
    runs with W + delta through hooks.
-3. Each mini-batch takes two Adam steps: (A) the new answer's cross-entropy on the nodes of T+, (B)
-   `lam` times that of the tokens which the model predicted before, on the nodes of T-.
+3. J = L(f_Theta*(x), y*) + lam L(f_Theta'(x), y) (Eq. 7) is lowered by two Adam steps a mini-batch:
+   (A) its first term, the new answer's cross-entropy, on Theta*, the nodes of T+; (B) its second,
+   that of the tokens which the model predicted before, on Theta', the nodes of T-.
 4. The entries at the end are the edit.
 
 Source: CTP, its released code."""

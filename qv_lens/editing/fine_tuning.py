@@ -100,8 +100,8 @@ class FTL(FT):
 
 @dataclass(frozen=True, kw_only=True)
 class KNE:
-    """Neuronal ensembles: train only the columns that `neuron_ensemble` finds; W' = W + alpha /
-    sqrt(n) dW.
+    """Neuronal ensembles: train only the n columns of a weight that `neuron_ensemble` finds, W_kne;
+    dW is 0 beside them, and W' = W + alpha / sqrt(n) dW (KNE, Eq. 8-11).
 
     `share`: the ensemble's share of all columns of `parameters`. The paper gives no alpha, lr,
     steps or m (`steps_ig`): untuned. Several requests share one ensemble (mean attribution),
@@ -151,6 +151,7 @@ class KNE:
             f"{layer}.{name}": len(index) for (layer, name), index in chosen.items()
         }
         leaves, added = {}, {}
+        scale = {key: self.alpha / sqrt(len(index)) for key, index in chosen.items()}  # Eq. 11
         for key, index in chosen.items():
             weight = job.lens.parameter(*key)
             shape = (
@@ -159,20 +160,11 @@ class KNE:
                 else (len(index), weight.shape[1])
             )
             leaves[key] = zero_leaf(weight, *shape)
-            added[key] = added_to_some(
-                leaves[key], index, weight.shape[1], self.axis, self.alpha / sqrt(len(index))
-            )
+            added[key] = added_to_some(leaves[key], index, weight.shape[1], self.axis, scale[key])
         train(job, list(leaves.values()), nll(job.lens, added), self.steps, self.lr, self.stop)
         return {
-            key: scattered(
-                job.lens,
-                key,
-                leaves[key],
-                chosen[key],
-                self.axis,
-                self.alpha / sqrt(len(chosen[key])),
-            )
-            for key in chosen
+            key: scattered(job.lens, key, leaves[key], index, self.axis, scale[key])
+            for key, index in chosen.items()
         }
 
 

@@ -8,7 +8,11 @@ By the push-through identity, with metric = C0^-1 and Y = C0^-1 K,
 
 which needs one Cholesky factor of C0 for all edits and all eps, and an n x n system per batch
 (d_mlp x d_mlp where there are more facts than neurons). Everything in float64; no inverse is
-formed."""
+formed.
+
+dW_out [d_mlp, d_model] is the transpose of the papers' Delta; their C0 of Eq. 12 holds eps. ROME is
+the case of one fact, eps = 0 and a read key k of its own: Lambda = (v* - W k) / ((C0^-1 k*)^T k)
+times (C0^-1 k*)^T."""
 
 from __future__ import annotations
 

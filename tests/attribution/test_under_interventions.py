@@ -91,3 +91,27 @@ def test_ffn_weights_are_not_trained_under_a_suppress(lens, name):
         delta_hooks(lens, {(5, name): lens.parameter(5, name) * 0})
     with lens.intervene(cut):
         delta_hooks(lens, {(5, "W_O"): lens.parameter(5, "W_O") * 0})
+
+
+def test_what_reads_out_by_weights_refuses_a_hook_there(lens):
+    """Halved final vectors: log p hears them, and nothing else gives the unhooked model's
+    numbers."""
+    effects, clean = qv.neuron_effects(lens, FACT, 5), lens.logprob(FACT)
+    lens.model.add_hook("ln_final.hook_normalized", lambda x, hook: 0.5 * x)
+    assert lens.logprob(FACT) < clean
+    for verb in (
+        lambda: qv.faithfulness(lens, FACT, {"effects": effects}, (1,), seeds=0),
+        lambda: qv.neuron_effects(lens, FACT, 5),
+        lambda: qv.neuron_effects(lens, FACT, 1, candidates=3),
+        lambda: qv.neuron_effects(lens, FACT, 5, method="relp"),
+        lambda: qv.integrated_gradients(lens, FACT),
+        lambda: qv.value_neurons(lens, FACT, 5),
+        lambda: qv.layer_scores(lens, FACT),
+        lambda: qv.edit(lens, FACT.to("golf"), qv.ROME(layer=3, mom2_adjustment=False)),
+    ):
+        with pytest.raises(qv.QVLensError, match="acts on the final norm"):
+            verb()
+    lens.model.reset_hooks()
+    assert qv.faithfulness(lens, FACT, {"effects": effects}, (1,), seeds=0)["clean"].iloc[
+        0
+    ] == pytest.approx(clean, abs=1e-6)
