@@ -195,3 +195,13 @@ def tiny_of(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
             )
     model.tie_weights()
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def hf_logits(hf, text):
+    """Of the token after a text, by Hugging Face's own model."""
+    return hf(torch.tensor([tokenizer()(text)["input_ids"]])).logits[0, -1]
+
+
+def relative(a, b) -> float:
+    """||a - b|| / ||b||."""
+    return float((a.double() - b.double()).norm() / b.double().norm())

@@ -1,7 +1,11 @@
-"""Which facts a model knows, kept in the user's cache: every command that draws cases asks the same
-facts of the same weights, and of thousands that takes minutes.
+"""What a model says, kept.
 
-A file for each state of a model (its weights, name and BOS) and version of the libraries; in it a
+1. Which facts it knows (`looked_up`), in the user's cache: every command that draws cases asks the
+   same facts of the same weights, and of thousands that takes minutes.
+2. What it answers to the questions of a case before any edit (`kept_in`), in a folder of the user's,
+   a file for each case.
+
+Of the first a file for each state of a model (its weights, name and BOS) and version of the libraries; in it a
 hash of each fact's prompt and accepted answers, and whether it is known. Nothing is kept of a model
 that is patched, intervened on or hooked by the user."""
 
@@ -13,13 +17,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qv_lens.cache import cache_folder
-from qv_lens.facts.records import Fact
+from qv_lens.errors import ConfigError
+from qv_lens.evaluation.questions import CaseAnswers
+from qv_lens.facts.records import Case, Fact
 from qv_lens.files import whole
 from qv_lens.models.backend import versions
 from qv_lens.models.lens import Lens
 
 #: raised when another answer counts as right: what was kept before is asked again
 RULE = 1
+#: changes when the same questions are asked in another way, so that older answers are not taken
+FORMAT = 3
 #: facts from which on an answer is looked up: hashing the weights takes as long as asking a few
 MANY = 64
 
@@ -41,18 +49,54 @@ def looked_up(
     return [kept[name] for name in names]
 
 
+def kept_in(
+    folder: Path,
+    lens: Lens,
+    cases: Sequence[Case],
+    asked: Sequence[tuple[object, ...]],
+    ask: Callable[[Sequence[Case]], list[CaseAnswers]],
+) -> list[CaseAnswers]:
+    """What `ask` says of each case; of those whose file the folder holds, that. `asked`: all that an
+    answer depends on beside the model, case by case. Raises `ConfigError` where the folder cannot be
+    written."""
+    state = lens.state()
+    files = [folder / f"{_digest((FORMAT, state, *key))}.json" for key in asked]
+    read = {file: _answers(file) for file in files}
+    kept = {file: answers for file, answers in read.items() if answers is not None}
+    missing = {file: case for file, case in zip(files, cases, strict=True) if file not in kept}
+    for file, made in zip(missing, ask(list(missing.values())), strict=True):
+        try:
+            with whole(file) as partial:
+                partial.write_text(json.dumps(made.plain()))
+        except OSError as error:
+            raise ConfigError(f"Cannot keep results in {folder}: {error}.") from error
+        kept[file] = made
+    return [kept[file] for file in files]
+
+
+def _answers(file: Path) -> CaseAnswers | None:
+    """The answers in a file; None where it is absent or damaged."""
+    try:
+        return CaseAnswers.of(json.loads(file.read_text()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
 def _file(lens: Lens) -> Path | None:
     folder = cache_folder()
     state = None if folder is None else lens.bare_state
     if folder is None or state is None:
         return None
-    key = repr((state, str(lens.dtype), lens.device.type, versions(), RULE))
-    return folder / "known" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
+    key = state, str(lens.dtype), lens.device.type, versions(), RULE
+    return folder / "known" / f"{_digest(key)}.json"
 
 
 def _name(fact: Fact) -> str:
-    key = repr((fact.text, fact.answer, fact.aliases, fact.space))
-    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    return _digest((fact.text, fact.answer, fact.aliases, fact.space), 8)
+
+
+def _digest(key: tuple[object, ...], size: int = 16) -> str:
+    return hashlib.blake2b(repr(key).encode(), digest_size=size).hexdigest()
 
 
 def _read(file: Path) -> dict[str, bool]:

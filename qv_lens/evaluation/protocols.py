@@ -11,8 +11,6 @@ given. So are the z* of single edits, which editors with the same search share. 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -40,6 +38,7 @@ from qv_lens.errors import (
     unknown,
 )
 from qv_lens.evaluation.answers import look
+from qv_lens.evaluation.kept_answers import kept_in
 from qv_lens.evaluation.metrics import (
     Judge,
     check_metrics,
@@ -60,7 +59,6 @@ from qv_lens.evaluation.selection import (
 )
 from qv_lens.facts.benchmarks import contaminated
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase, check_requests
-from qv_lens.files import whole
 from qv_lens.models.lens import Lens, check_lens
 from qv_lens.patch import Delta, Patch, summed
 from qv_lens.progress import progress_bar
@@ -178,7 +176,7 @@ def evaluate(
     if editor is not None and protocol == "consecutive":
         _warn_of_contaminated(cases)
     good = run.readable(cases)
-    looks = _before(lens, [cases[i] for i in good], run.generation, run.groups, cache)
+    looks = run.before([cases[i] for i in good])
     before = dict(zip(good, looks, strict=True))
     depth = len(lens.patches)
     try:
@@ -272,6 +270,17 @@ class _Run:
             else:
                 self.skipped[i] = reason
         return good
+
+    def before(self, cases: Sequence[Case]) -> list[CaseAnswers]:
+        """What the unedited model answers; of the cases that the folder holds, that."""
+
+        def ask(some: Sequence[Case]) -> list[CaseAnswers]:
+            return look(self.lens, some, self.generation, self.groups)
+
+        if self.folder is None:
+            return ask(cases)
+        asked = [(questions(case, self.groups), case, self.generation) for case in cases]
+        return kept_in(self.folder, self.lens, cases, asked, ask)
 
     def ahead(self, cases: Sequence[Case]) -> PrecomputedTargets | None:
         """Of closed forms: z* of the cases' first facts in one search; None where that fails or
@@ -528,53 +537,3 @@ def largest(lens: Lens, patches: Sequence[Patch], applied: bool = False) -> floa
         )
     # a matrix of zeros (a bias that a fresh model has) has no size to compare with
     return max((a / b for a, b in sizes if a and b), default=0.0)
-
-
-# ------------------------------------------------------------------ what the unedited model says,
-# kept
-
-
-#: changes when the same questions are asked in another way, so that older answers are not taken
-FORMAT = 3
-
-
-def _before(
-    lens: Lens,
-    cases: Sequence[Case],
-    generation: Generation,
-    groups: Sequence[str],
-    cache: str | Path | None,
-) -> list[CaseAnswers]:
-    if cache is None:
-        return look(lens, cases, generation, groups)
-    folder, state = Path(cache), lens.state()
-    keys = [
-        hashlib.blake2b(
-            repr((FORMAT, state, questions(c, groups), c, generation)).encode(), digest_size=16
-        ).hexdigest()
-        for c in cases
-    ]
-    read = {key: _kept(folder / f"{key}.json") for key in keys}
-    kept = {key: answers for key, answers in read.items() if answers is not None}
-    missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in kept}
-    for key, made in zip(
-        missing, look(lens, list(missing.values()), generation, groups), strict=True
-    ):
-        try:
-            with whole(folder / f"{key}.json") as partial:
-                partial.write_text(json.dumps(made.plain()))
-        except OSError as error:
-            raise ConfigError(f"Cannot keep results in {folder}: {error}.") from error
-        kept[key] = made
-    return [kept[key] for key in keys]
-
-
-def _kept(file: Path) -> CaseAnswers | None:
-    """The answers in a file; None where it is absent or damaged."""
-    try:
-        return CaseAnswers.of(json.loads(file.read_text()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-
-
-# ------------------------------------------------------------------ summaries

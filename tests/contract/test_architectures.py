@@ -20,7 +20,7 @@ from qv_lens.models.deltas import delta_hooks
 from qv_lens.models.interventions import ffn_coefficients
 from qv_lens.models.lens import Lens
 from qv_lens.models.wrap import hooked_available
-from tests.models import PROMPTS, TINY, texts, tiny_of, tokenizer
+from tests.models import PROMPTS, TINY, hf_logits, texts, tiny_of, tokenizer
 
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
 PAIRS = [
@@ -62,10 +62,6 @@ def statistics_of(name: str, backend: str) -> Statistics:
 def the_shared_lens_is_left_as_it_was(name, backend):
     yield
     assert lens_of(name, backend).bare_state == state_of(name, backend)
-
-
-def hf_logits(hf, text):
-    return hf(torch.tensor([tokenizer()(text)["input_ids"]])).logits[0, -1]
 
 
 def test_logits_are_hugging_faces(name, backend):

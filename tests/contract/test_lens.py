@@ -14,15 +14,11 @@ from qv_lens.facts.records import Probe
 from qv_lens.models.interventions import ffn_coefficients
 from qv_lens.models.zoo import WEIGHTS
 from qv_lens.patch import Delta
-from tests.models import BACKENDS, KINDS, PROMPTS, tiny_hf, tiny_lens, tokenizer
+from tests.models import BACKENDS, KINDS, PROMPTS, hf_logits, tiny_hf, tiny_lens, tokenizer
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
 exact = pytest.mark.usefixtures("true_float64")
-
-
-def hf_logits(hf, text):
-    return hf(torch.tensor([tokenizer()(text)["input_ids"]])).logits[0, -1]
 
 
 def logits_agree(kind, backend, dtype, tolerance, exact=True):

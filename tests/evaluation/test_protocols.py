@@ -254,11 +254,17 @@ def test_a_failure_in_the_middle_leaves_the_weights(tiny, monkeypatch):
         return look(*args)
 
     monkeypatch.setattr(protocols, "look", interrupted)
-    for protocol in ("single", "consecutive"):
+    for protocol, options in (("single", {}), ("consecutive", {"every": 1})):
         count.clear()
         with pytest.raises(KeyboardInterrupt):
             evaluate(
-                lens, CASES, ["efficacy_acc"], EDITORS[0], protocol, statistics=statistics, every=1
+                lens,
+                CASES,
+                ["efficacy_acc"],
+                EDITORS[0],
+                protocol,
+                statistics=statistics,
+                **options,
             )
         assert same(lens, before)
         assert not lens.patches

@@ -22,6 +22,7 @@ from qv_lens.editing.keys import clean_values, mean_over_contexts, read, rows_of
 from qv_lens.editing.solve import identity, inverse_of, null_space_metric, solve
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.editing.targets import PrecomputedTargets, Targets, search
+from tests.models import relative
 
 ORACLE = Path(__file__).parents[3] / "shared" / "oracle" / "editors"
 pytestmark = pytest.mark.skipif(
@@ -131,10 +132,6 @@ def released_null_space(monkeypatch):
         return spectrum[1][:, :127]
 
     monkeypatch.setattr(closed_form, "null_space", half)
-
-
-def relative(a, b):
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def test_delta_given_keys_targets_and_statistics(reference):

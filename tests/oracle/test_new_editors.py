@@ -21,6 +21,7 @@ from qv_lens.editing.keys import rows_of
 from qv_lens.editing.solve import damped
 from qv_lens.editing.statistics import Statistics
 from qv_lens.editing.targets import search
+from tests.models import relative
 
 SHARED = Path(__file__).parents[3] / "shared" / "oracle"
 ORACLE = SHARED / "new_editors"
@@ -74,10 +75,6 @@ def in_a_row(lens, batches, editor, statistics, templates):
         for _ in patches:
             lens.revert()
     return patches
-
-
-def relative(a, b):
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def assert_deltas(patches, tensors, run, tolerance, name="delta_ref"):

@@ -362,7 +362,11 @@ def test_what_is_damaged_or_missing_is_said(tmp_path):
 def test_settings_of_tuples_resume(tmp_path):
     config = RunConfig(TRIVIAL, {"editor": {"layers": (1, 2)}}, {"n": (1, 2)})
     run(config, tmp_path / "run")
+    shards = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "shards").iterdir()}
     run(config, tmp_path / "run")
+    assert len(shards) == 2
+    again = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "shards").iterdir()}
+    assert again == shards  # no task was done again
 
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path):
