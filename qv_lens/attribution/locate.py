@@ -116,10 +116,11 @@ def locate(
                 f"(qv.neuron_effects(lens, facts, method='relp')); got {by!r:.100}."
             )
         texts = [prompt.text for prompt in trace.prompts]
-        if by.settings.get("texts", texts) != texts:
+        if by.frame["prompt"].ge(0).any() and by.settings.get("texts", texts) != texts:
             raise ConfigError(
                 f"These neurons were scored on {by.settings['texts']!r:.100}, and layers are asked "
-                f"for {texts!r:.100}: give both the same facts."
+                f"for {texts!r:.100}: give both the same facts, or ask for one set everywhere "
+                "(by.union())."
             )
     elif by == "effects":
         value = neuron_effects(lens, trace, top, positions=position)

@@ -295,10 +295,10 @@ class _Step(NamedTuple):
     """Its NLL term, without phi."""
     kl: Tensor
     """Its KL term."""
-    known: Tensor
-    """Whether the new answer is the argmax everywhere."""
-    told: Tensor
-    """Whether it is everywhere in the prefixed prompts."""
+    right: Tensor
+    """Whether the new answer is the argmax at each of its tokens, after every prompt."""
+    right_prefixed: Tensor
+    """Whether it is after every prompt with a context in front."""
     probability: Tensor
     """The new answer's, per token, in the mean over the prompts."""
 
@@ -382,13 +382,13 @@ class _Problem:
                 )
             finished = total < STOP
             if s.hits:
-                hits += active & now.told
+                hits += active & now.right_prefixed
                 finished |= hits >= s.hits
             if s.sure:
                 finished |= now.probability > s.sure
             if s.drop:
-                finished |= now.known & (kl <= KL_STOP)
-                dropped = now.known
+                finished |= now.right & (kl <= KL_STOP)
+                dropped = now.right
             going = active & ~finished
             if step == s.steps - 1 or not going.any():
                 break
@@ -445,7 +445,7 @@ class _Problem:
         place = torch.full((len(self.ids),), -1, device=live.device)
         place[live] = torch.arange(len(live), device=live.device)
         stream = self._stream(live)
-        nll, known, argmax, probability = self._nll(stream, place)
+        nll, right, right_prefixed, probability = self._nll(stream, place)
         kl = self._kl(stream, place, nll)
         decay = sum(
             delta.norm(dim=1) / init.norm(dim=1).square()
@@ -453,11 +453,10 @@ class _Problem:
         )
         phi = torch.where(dropped, 0.1, 1.0)
         total = phi * nll + kl + self.settings.weight_decay * decay
-        return _Step(total, nll, kl, known, argmax, probability)
+        return _Step(total, nll, kl, right, right_prefixed, probability)
 
     def _nll(self, stream: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Per fact: the mean over its prompts of the NLL of the new answer, whether that is the
-        argmax everywhere, and everywhere in the prefixed prompts; and the mean probability."""
+        """Per fact `nll, right, right_prefixed, probability` of a `_Step`."""
         kept = place[self.asked[0]] >= 0
         rows, positions = self.asked[:, kept]
         labels = self.labels[kept]
@@ -471,12 +470,12 @@ class _Problem:
         prompts = zeros.index_add(0, owners, torch.ones_like(owners, dtype=logp.dtype))
         nll = zeros.index_add(0, self.owner[rows], per_token) / prompts.clamp_min(1)
         of_row = torch.zeros_like(tokens).index_add(0, rows, per_token.detach())
-        sure = zeros.index_add(0, owners, (-of_row[distinct]).exp()) / prompts.clamp_min(1)
-        known, argmax = (
+        probability = zeros.index_add(0, owners, (-of_row[distinct]).exp()) / prompts.clamp_min(1)
+        right, right_prefixed = (
             zeros.index_add(0, self.owner[rows], missed) == 0
             for missed in (wrong, wrong * self.prefixed[rows])
         )
-        return nll, known, argmax, sure
+        return nll, right, right_prefixed, probability
 
     def _kl(self, stream: Tensor, place: Tensor, like: Tensor) -> Tensor:
         """mu KL(p_edited || p_original) after the KL prompt, per fact."""

@@ -121,6 +121,11 @@ def test_layers_by_a_set_of_neurons_are_ranked_by_its_scores(kind):
     assert found.frame.attrs["scored_by"] == "relp"
     with pytest.raises(ConfigError, match="give both the same facts"):
         qv.locate(lens, FACTS[:1], **at, by=relp)
+    union = relp.union()  # one set everywhere, whatever it was scored on
+    found = qv.locate(lens, FACTS[:1], **at, by=union)
+    wanted = union.frame[union.frame["score"] > 0].groupby("layer")["score"].sum()
+    scores = found.frame[found.frame["kind"] == "value"].set_index("layer")["score"]
+    assert scores[scores > 0].to_dict() == pytest.approx(wanted.to_dict())
     heads = qv.neuron_effects(lens, FACTS, 3, unit="head")
     for strange in (heads, qv.NeuronSet.of([(0, 1)])):
         with pytest.raises(ConfigError, match="FFN neurons with scores"):
