@@ -345,12 +345,10 @@ class ENCORE(MEMIT):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PMET(ClosedForm):
-    """Precise model editing in a transformer (Li et al. 2024). Defaults: GPT-J's, of the authors'
-    release."""
+class TwoDeltas(ClosedForm):
+    """What PMET, IFMET and ACE share: z* is searched as a delta of attention and one of the FFN, and
+    the system is MEMIT's. Defaults: GPT-J's, of PMET's release."""
 
-    layers: Group = (3, 4, 5, 6, 7, 8)
-    """The layers that are written."""
     steps: Count = 30
     """Steps of the search of z*."""
     lr: Positive = 0.2
@@ -359,6 +357,18 @@ class PMET(ClosedForm):
     """mu: weight of the KL at "{subject} is a"."""
     lam: Positive = 6000.0
     """Multiplies the mean second moment C0."""
+
+    def solver(self, job: Job) -> Solver:
+        return Solver(inverses(job), lambda n: self.lam)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PMET(TwoDeltas):
+    """Precise model editing in a transformer (Li et al. 2024). Defaults: GPT-J's, of the authors'
+    release."""
+
+    layers: Group = (3, 4, 5, 6, 7, 8)
+    """The layers that are written."""
     attention: bool = False
     """Whether W_O is written too, from attention's own delta (statistics with modules=("ffn",
     "attn"))."""
@@ -370,12 +380,9 @@ class PMET(ClosedForm):
             ),
         )
 
-    def solver(self, job: Job) -> Solver:
-        return Solver(inverses(job), lambda n: self.lam)
-
 
 @dataclass(frozen=True, kw_only=True)
-class IFMET(ClosedForm):
+class IFMET(TwoDeltas):
     """IFMET (Zhang et al. 2024, no public code): shallow layers on the request, then deep layers on
     multi-hop prompts.
 
@@ -386,25 +393,14 @@ class IFMET(ClosedForm):
     """The shallow layers, written first."""
     deep_layers: Group = (16, 17, 18, 19, 20)
     """The deep layers, written on multi-hop prompts."""
-    steps: Count = 30
-    """Steps of the search of z*."""
-    lr: Positive = 0.2
-    """Learning rate of the search."""
-    kl: NotNegative = 1.0
-    """mu: weight of the KL at "{subject} is a"."""
-    lam: Positive = 6000.0
-    """Multiplies the mean second moment C0."""
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         deep = self.two_deltas(lens, (self.deep_layers,), fact_token="last", prompts="via")
         return self.two_deltas(lens, (self.layers,)), deep
 
-    def solver(self, job: Job) -> Solver:
-        return Solver(inverses(job), lambda n: self.lam)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ACE(ClosedForm):
+class ACE(TwoDeltas):
     """Attribution-controlled editing: query layers and value layers, chosen by `qv.locate` or by
     hand.
 
@@ -425,14 +421,6 @@ class ACE(ClosedForm):
     """Layers of value neurons."""
     query_layers: Group = (3, 4, 5, 6, 7, 8)
     """Layers of query neurons."""
-    steps: Count = 30
-    """Steps of the search of z*."""
-    lr: Positive = 0.2
-    """Learning rate of the search."""
-    kl: NotNegative = 1.0
-    """mu: weight of the KL at "{subject} is a"."""
-    lam: Positive = 6000.0
-    """Multiplies the mean second moment C0."""
     joint: bool = False
     """Whether several requests are one batch."""
     passes: Literal["one", "two"] = "one"
@@ -478,9 +466,6 @@ class ACE(ClosedForm):
     @property
     def batch(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return None if self.joint else 1
-
-    def solver(self, job: Job) -> Solver:
-        return Solver(inverses(job), lambda n: self.lam)
 
     def plan(self, lens: Lens) -> tuple[Pass, ...]:
         query, value = self._layers(lens)
