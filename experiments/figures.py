@@ -22,8 +22,13 @@ from experiments.ledger import RESULTS, experiments, results_of
 from experiments.models import COLUMNS
 
 FIGURES = Path(__file__).parents[1] / "figures"
-#: in the README
-SHOWN = ("ace-table_1-smollm2-135m", "single-smollm2-135m", "sequence-smollm2-135m")
+#: in the README and the docs
+SHOWN = (
+    "ace-table_1-smollm2-135m",
+    "scores-sets-smollm2-135m",
+    "sequence-smollm2-135m",
+    "single-smollm2-135m",
+)
 
 
 def drawn() -> Iterator[tuple[str, go.Figure]]:

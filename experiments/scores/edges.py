@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
 
 from experiments.decide import NOT_MEASURED, Claim, Decide, Estimate, Verdict, decided
 from experiments.models import STUDIED
@@ -25,9 +27,10 @@ from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
 from qv_lens.evaluation.intervals import UNBOUNDED
 from qv_lens.models.lens import Lens
+from qv_lens.plots.parts import COLOURS, laid_out
 from qv_lens.runs.experiment import Once, directly
 
-__all__ = ["CLAIMS", "GRID", "MEASURES", "Task", "rows"]
+__all__ = ["CLAIMS", "GRID", "MEASURES", "Task", "figure", "rows"]
 
 GRID = {
     "model": STUDIED,
@@ -83,6 +86,25 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
             }
         ]
     )
+
+
+def figure(frame: pd.DataFrame) -> go.Figure:
+    """Spearman's rho of every graph, by how its value neurons were chosen and what its edges go
+    through."""
+    boxes = px.box(
+        frame,
+        x="through",
+        y="spearman_logprob",
+        color="by",
+        points="all",
+        color_discrete_sequence=COLOURS,
+        labels={
+            "through": "",
+            "by": "value neurons by",
+            "spearman_logprob": "Spearman's ρ with the loss of log p",
+        },
+    )
+    return laid_out(boxes, "Do the weights of edges say what the answer loses without them?")
 
 
 def agree(measure: str, through: str, least: float) -> Decide:

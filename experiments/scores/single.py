@@ -31,6 +31,7 @@ from qv_lens.facts.records import Fact
 from qv_lens.models.lens import Lens
 from qv_lens.models.one_neuron import logp_with_each
 from qv_lens.neurons import NeuronSet
+from qv_lens.plots.parts import COLOURS, laid_out
 from qv_lens.runs.experiment import Once, directly
 
 __all__ = ["CLAIMS", "GRID", "MEASURES", "Task", "figure", "rows"]
@@ -127,16 +128,16 @@ def scores(lens: Lens, fact: Fact, asked: pd.Index) -> dict[str, pd.Series]:
 def figure(frame: pd.DataFrame) -> go.Figure:
     """Spearman's rho of every fact, by score."""
     order = frame.groupby("score")["spearman"].mean().sort_values(ascending=False).index
-    return px.box(
+    boxes = px.box(
         frame,
         x="score",
         y="spearman",
         points="all",
+        color_discrete_sequence=COLOURS,
         category_orders={"score": list(order)},
         labels={"score": "", "spearman": "Spearman's ρ with the loss of log p"},
-        title="Which score says what the model loses without a neuron?",
-        template="simple_white",
     )
+    return laid_out(boxes, "Which score says what the model loses without a neuron?")
 
 
 def by_fact(frame: pd.DataFrame, measure: str = "spearman") -> pd.DataFrame:
