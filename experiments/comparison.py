@@ -65,7 +65,7 @@ PREFACE = (
     "Cells are percent: the mean, and in square brackets its 95% interval over the cases (Wilson's "
     "of shares of 0 and 1, Student's t of other values). In round brackets: of how many cases "
     "(after a metric: for every method), where not all have such prompts. ‖dW‖/‖W‖ is the largest "
-    "of any case; s the median of seconds per fact, on one CPU thread with another job beside it.",
+    "of any case; s the median of seconds per fact, on one CPU thread beside other jobs.",
     "",
     "- `_gen`: what the model says, greedy, begins with the answer.",
     "- `_acc`: every token of the answer is the argmax; of `specificity_acc` the old one of "
