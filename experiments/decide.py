@@ -94,6 +94,11 @@ class Estimate(NamedTuple):
     def shifted(self, by: float) -> Estimate:
         return Estimate(self.mean + by, self.low + by, self.high + by, self.cases)
 
+    def words(self, digits: int) -> str:
+        """The mean and the interval."""
+        mean = round(self.mean, digits) + 0.0  # no -0.0
+        return f"{mean:.{digits}f} {self.spread(digits=digits)}"
+
     def spread(self, scale: float = 1.0, digits: int = 1) -> str:
         """The interval in words: plus or minus its half-width, or its two ends where they are not
         equally far from the mean."""

@@ -29,7 +29,7 @@ from experiments import compare, editors, sequence, single
 from experiments.comparison import comparison, head, line
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, together
 from experiments.models import ACES, COLUMNS
-from experiments.scores.tables import tables
+from experiments.score_tables import tables
 from qv_lens.reporting.tables import finished_rows
 from qv_lens.runs.experiment import parts_of
 from qv_lens.runs.rows import load_run

@@ -115,9 +115,10 @@ def agree(measure: str, through: str, least: float) -> Decide:
         by = some.pivot_table(index=["seed", "fact"], columns="by", values=measure)
         if "gradient" not in by:
             return NOT_MEASURED
-        told = ", ".join(f"value neurons by {name} {mean:.3f}" for name, mean in by.mean().items())
+        means = ", ".join(f"value neurons by {name} {mean:.3f}" for name, mean in by.mean().items())
         estimate = Estimate.of(by["gradient"], UNBOUNDED)
-        words = f"{told} (gradient {estimate.spread(digits=3)}, {estimate.cases} facts)"
+        kinds = f"{some['count'].iloc[0]} neurons of each kind"
+        words = f"{means} (gradient {estimate.spread(digits=3)}, {estimate.cases} facts, {kinds})"
         return words, decided(estimate.shifted(-least))
 
     return decide
@@ -126,13 +127,16 @@ def agree(measure: str, through: str, least: float) -> Decide:
 CLAIMS = (
     Claim(
         source="ours",
-        words="an edge's weight says what log p loses without it (ρ at least 0.95), at the last token",
-        statistic="Spearman's ρ over the edges between 30 value and 30 query neurons",
+        words=(
+            "an edge's weight says what log p loses without it (ρ at least 0.95): value neurons by "
+            "gradient, query neurons at the last token"
+        ),
+        statistic="Spearman's ρ over the edges between the best value and query neurons",
         decide=agree("spearman_logprob", "stream", 0.95),
     ),
     Claim(
         source="ours",
-        words="the same at any token, through attention (ρ at least 0.85)",
+        words="the same of query neurons at any token, through attention (ρ at least 0.85)",
         statistic="the same",
         decide=agree("spearman_logprob", "attention", 0.85),
     ),

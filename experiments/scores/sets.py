@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ DRAWN = (
     "gradient, rounds of 1",
     RANDOM,
 )
-#: random orders of a fact
+#: random orders of each fact
 ORDERS = 2
 
 
@@ -124,23 +125,28 @@ def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     """`qv.faithfulness`, a row for each size (and random order), with the seconds that the ranking
     took."""
     fact = known_fact(lens, task.data, task.fact, task.seed, once)
-    begin, ranked = time.perf_counter(), {}
-    if task.ranking != RANDOM:
-        ranked = {task.ranking: (EVERY if task.keep else RANKINGS)[task.ranking](lens, fact)}
+    rankings = EVERY if task.keep else RANKINGS
+    sizes = KEPT if task.keep else OUT
+    begin = time.perf_counter()
+    ranked = {} if task.ranking == RANDOM else {task.ranking: rankings[task.ranking](lens, fact)}
     seconds = time.perf_counter() - begin
-    orders = 0 if ranked else ORDERS
+    # each fact has orders of its own
+    seed = random.Random(f"{task.seed}:{fact.text}").getrandbits(32)
     frame = faithfulness(
-        lens, fact, ranked, KEPT if task.keep else OUT, keep=task.keep, seeds=orders, seed=task.seed
+        lens, fact, ranked, sizes, keep=task.keep, seeds=0 if ranked else ORDERS, seed=seed
     )
     frame = frame.rename(columns={"seed": "order"}).drop(columns=["prompt", "ranking", "kept"])
     return frame.assign(text=fact.text, seconds=seconds, units=lens.n_layers * lens.d_mlp)
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
-    """The removal curves, the mean over the facts."""
-    removed = frame[~frame["keep"] & frame["ranking"].isin(DRAWN)]
+    """The removal curves, the mean over the facts; of a run in which all others are zeroed, what is
+    left then."""
+    drawn = frame[frame["ranking"].isin(DRAWN)]
+    removed = drawn[~drawn["keep"]] if (~drawn["keep"]).any() else drawn
     removed = removed.assign(of=f"mean of {removed['fact'].nunique()} facts")
-    mean = removed.groupby(["ranking", "of", "k"], sort=False).agg(
+    removed = removed.rename(columns={"keep": "kept"})
+    mean = removed.groupby(["ranking", "of", "kept", "k"], sort=False).agg(
         logprob=("logprob", "mean"), clean=("clean", "mean"), right=("right", "mean"),
         said=("said", "first"),
     )  # fmt: skip
@@ -158,21 +164,21 @@ def losses(frame: pd.DataFrame, k: int) -> pd.DataFrame:
 
 
 def loses_more(k: int, first: str, second: str, times: float = 1.0) -> Decide:
-    """The k best of `first` lose at least so many times what the k best of `second` do."""
+    """The k best of `first` cost more than so many times what the k best of `second` do."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         table = losses(frame, k)
         if not {first, second} <= set(table):
             return NOT_MEASURED
         pair = table[[first, second]].dropna()
-        told = ", ".join(
+        means = ", ".join(
             f"{name} {mean:.1f}" for name, mean in pair.mean().sort_values(ascending=False).items()
         )
         gap = difference(pair[first], times * pair[second], UNBOUNDED)
         factor = pair[first].mean() / pair[second].mean()
         scaled = f"{times:g} × {second}" if times != 1 else second
         return (
-            f"{told} nats, {factor:.2f} times ({first} − {scaled} {gap.mean:+.1f} {gap.spread()}, "
+            f"{means} nats, {factor:.2f} times ({first} − {scaled} {gap.mean:+.1f} {gap.spread()}, "
             f"{gap.cases} facts)",
             decided(gap),
         )
@@ -183,7 +189,7 @@ def loses_more(k: int, first: str, second: str, times: float = 1.0) -> Decide:
 CLAIMS = (
     Claim(
         source="ours",
-        words="the gradient computed again after each neuron finds thirty that cost 1.8 times what RelP's thirty do",
+        words="the gradient computed again after each neuron finds thirty that cost more than 1.8 times what RelP's thirty do",
         statistic="log p lost without thirty neurons together, paired by fact",
         decide=loses_more(30, "gradient, rounds of 1", "RelP", 1.8),
     ),

@@ -68,8 +68,8 @@ def value_neurons(
     the best k where its bound holds, else 'exact'.
     `target`: 'answer', 'predicted', 'sequence', a token id, or a pair for a contrast (see
     `wanted`).
-    `positions`: where to look; with 'all', every position is ranked apart, or
-    with `over='positions'` their sum.
+    `positions`: where to look; with 'all', every position is ranked apart; with
+    `over='positions'` their sum is ranked.
     `memory_budget`: bytes for the largest intermediate (default: half of what is free). Scores are
     in nats. `coefficient` is m_k, z_k or a_hp (its mean where rows are added up; none for whole
     heads).

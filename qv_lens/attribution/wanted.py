@@ -127,7 +127,7 @@ def _plain_target(target: Any) -> Target:
 
 
 def _no_target(target: object) -> ConfigError:
-    other = "For another answer give the fact that answer: qv.Fact(prompt, subject, 'Rome')."
+    other = "To ask for another answer, pass a fact that has it: qv.Fact(prompt, subject, 'Rome')."
     return ConfigError(f"{unknown('Target', target, TARGETS)} {other}")
 
 

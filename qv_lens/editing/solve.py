@@ -212,6 +212,6 @@ def solve(
     ):
         raise EditError(
             "The system of the edit is singular: two facts share one key. Edit them apart, or raise "
-            "lam, soften or L2 (what the editor has of these)."
+            "lam, soften or L2 (whichever the editor has)."
         )
     return Delta(Y, right)

@@ -5,9 +5,9 @@
 2. What it answers to the questions of a case before any edit (`kept_in`), in a folder of the user's,
    a file for each case.
 
-Of the first a file for each state of a model (its weights, name and BOS) and version of the libraries; in it a
-hash of each fact's prompt and accepted answers, and whether it is known. Nothing is kept of a model
-that is patched, intervened on or hooked by the user."""
+`looked_up` keeps a file for each state of a model (its weights, name and BOS) and version of the
+libraries; in it a hash of each fact's prompt and accepted answers, and whether it is known. It keeps
+nothing of a model that is patched, intervened on or hooked by the user."""
 
 from __future__ import annotations
 

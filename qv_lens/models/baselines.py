@@ -89,13 +89,13 @@ def _of_other_prompts(
     lens: Lens, rows: Rows, baseline: Facts, positions: Positions, unit: UnitWithValue
 ) -> Float[Tensor, "layer row value"]:
     """What each unit is on the prompt that stands beside the fact's."""
-    count = len(one_or_more(baseline))
-    if count != len(rows.facts):
+    given = one_or_more(baseline)
+    if len(given) != len(rows.facts):
         raise ConfigError(
             f"Patching takes another prompt for each fact; there are {len(rows.facts)} facts and "
-            f"{count} other prompts."
+            f"{len(given)} other prompts."
         )
-    others = as_list(baseline)
+    others = as_list(given)
     if positions == "answer":  # the same answer follows
         pairs = zip(others, rows.facts, strict=True)
         others = [_with_answer(other, fact) for other, fact in pairs]

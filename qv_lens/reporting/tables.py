@@ -119,15 +119,24 @@ def as_text(column: pd.Series) -> pd.Series:
     return column.astype(object).map(lambda value: "none" if missing(value) else str(value))
 
 
+#: from here on a float does not tell neighbouring whole numbers apart
+EXACT = 2.0**53
+
+
 def finished_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a run's finished tasks; whole numbers, and truth values, that those of failed ones
-    made something else are again what they were."""
+    """The rows of a run's finished tasks. Whole numbers that became floats, and truth values that
+    became objects, where the row of a failed task has none, are again what they were."""
     done = frame["status"] == "finished"
     if done.all():
         return frame
+    lacking = frame.columns[frame[~done].isna().any()]
     rows = frame[done].infer_objects()
-    floats = rows.select_dtypes("float64")
-    whole = [name for name in floats if (floats[name] % 1 == 0).all()]  # NaN % 1 is NaN
+    floats = rows[lacking].select_dtypes("float64")
+    whole = [
+        name
+        for name, values in floats.items()
+        if (values.abs().lt(EXACT) & (values % 1 == 0)).all()
+    ]
     return rows.astype(dict.fromkeys(whole, "int64"))
 
 

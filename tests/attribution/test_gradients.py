@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from contextlib import contextmanager, nullcontext
 
+import pandas as pd
 import pytest
 import torch
 
 import qv_lens as qv
-from qv_lens.attribution.ensembles import weight_attributions
+from qv_lens.attribution.ensembles import _at_least_threshold, weight_attributions
 from qv_lens.attribution.paths import _best_paths, answer_gradients
 from qv_lens.models.deltas import delta_hooks
 from tests.attribution.test_value import FACTS
@@ -485,3 +486,13 @@ def test_bad_options_are_refused():
     ):
         with pytest.raises(qv.QVLensError):
             call()
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.3, 4), (0.01, 1), (0.5, 4), (0.75, 5), (1.0, 6)])
+def test_an_ensemble_holds_every_neuron_that_reaches_the_threshold(share, kept):
+    """KNE, Eq. 7: Attr >= t_p, also those that are equal to it."""
+    frame = pd.DataFrame({"neuron": range(6), "score": [0.0, 2.0, 3.0, 2.0, 1.0, 2.0]})
+    chosen = _at_least_threshold(frame, share)
+    wanted = frame[frame["score"] >= frame["score"].quantile(1 - share)]
+    assert set(chosen["neuron"]) == set(wanted["neuron"])
+    assert (len(chosen), chosen["score"].is_monotonic_decreasing) == (kept, True)

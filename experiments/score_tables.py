@@ -12,18 +12,18 @@ from experiments.decide import Estimate
 from experiments.models import COLUMNS
 from experiments.scores import edges, sets, single
 from qv_lens.evaluation.faithfulness import areas
-from qv_lens.evaluation.intervals import SHARE, UNBOUNDED
+from qv_lens.evaluation.intervals import UNBOUNDED
 
 PREFACE = (
     "# Which score says what a model loses",
     "",
     "Written by `python -m experiments.ledger` from `experiments/results/` (runs of "
     "`experiments/scores/`). Facts are those that the model knows; neurons are those of the FFNs, "
-    "zeroed at the last token. Losses are of log p of the answer's first token, in nats. Means, "
-    "with 95% intervals over the facts (Student's t).",
+    "zeroed at the last token. Losses are of log p of the answer's first token, in nats. Cells are "
+    "means over the facts, with 95% intervals (Student's t) where they have one.",
 )
-#: what was asked, as people call it
-ASKED = {"facts": "facts", "multihop": "two-hop prompts"}
+#: the data, as people call them
+KINDS = {"facts": "facts", "multihop": "two-hop prompts"}
 OF_ONE = (
     "Every neuron of three layers, and 1,000 others, zeroed alone: how each score agrees with what "
     "is really lost (`experiments/scores/single.py`). Overlap: how many of the hundred that cost "
@@ -32,7 +32,8 @@ OF_ONE = (
 OF_SETS = (
     "The best so many of each ranking zeroed together: what is lost (`experiments/scores/sets.py`). "
     "Gone: of the answers that were the likeliest, the share that no longer is. Area: the change of "
-    "log p averaged over log k. Seconds: of the ranking, one thread beside another job."
+    "log p averaged over log k, of rankings that go as far as the largest k. Seconds: the median, of "
+    "the ranking alone."
 )
 OF_THE_KEPT = (
     "All neurons zeroed but the best so many: what is lost. CPR and CMD: areas under and above the "
@@ -43,8 +44,10 @@ OF_EDGES = (
     "the predicted and the real loss of the value neuron's coefficient, and of the edge's weight "
     "and the real loss of log p (`experiments/scores/edges.py`)."
 )
-#: the size that orders the rankings, and those of which it is told whether the answer is gone
-ORDERED_BY, GONE_AT = 30, (3, 10)
+#: the size that orders the rankings
+ORDERED_BY = 30
+#: the sizes of which a column says how many answers are gone
+GONE_AT = (3, 10)
 
 
 def tables(results: Path) -> str:
@@ -56,21 +59,14 @@ def tables(results: Path) -> str:
         ("scores_sets", "The best alone", OF_THE_KEPT, of_the_kept),
         ("scores_edges", "Edges", OF_EDGES, of_edges),
     )
-    for name, title, words, told in kinds:
+    for name, title, words, table_of in kinds:
         for (model, data), frame in by_columns(results / f"{name}.parquet", ["model", "data"]):
-            table = told(frame)
+            table = table_of(frame)
             if not table:
                 continue
-            count = frame.drop_duplicates(["seed", "fact"]).shape[0]
-            asked = f"{count} {ASKED.get(data, data)}"
-            lines += [
-                "",
-                f"## {title}: {COLUMNS.get(model, model)}, {asked}",
-                "",
-                words,
-                "",
-                *table,
-            ]
+            facts = f"{len(frame.drop_duplicates(['seed', 'fact']))} {KINDS.get(data, data)}"
+            heading = f"## {title}: {COLUMNS.get(model, model)}, {facts}"
+            lines += ["", heading, "", words, "", *table]
     return "\n".join([*lines, ""])
 
 
@@ -80,7 +76,7 @@ def of_one(frame: pd.DataFrame) -> list[str]:
     means = {measure: single.by_fact(frame, measure) for measure in single.MEASURES}
     order = means["spearman"].mean().sort_values(ascending=False).index
     for score in order:
-        cells = [_told(values[score], 3) for values in means.values()]
+        cells = [_mean(values[score], 3) for values in means.values()]
         lines.append(line(score, *cells))
     return lines
 
@@ -95,13 +91,15 @@ def of_sets(frame: pd.DataFrame) -> list[str]:
         "ranking", *(f"k = {k}" for k in sizes), *(f"gone at {k}" for k in GONE_AT), "area", "s"
     )
     lost = {k: sets.losses(frame, k) for k in sizes}
-    area = areas(_curves(frame)).set_index("ranking")["area"]
+    area = areas(_curves(frame)).set_index("ranking")
     for ranking in lost[ORDERED_BY].mean().sort_values(ascending=False).index:
         rows = frame[frame["ranking"] == ranking]
-        cells = [_told(lost[k][ranking]) if ranking in lost[k] else "" for k in sizes]
+        cells = [_mean(lost[k][ranking]) if ranking in lost[k] else "" for k in sizes]
         gone = [_gone(rows[rows["k"] == k]) for k in GONE_AT]
         seconds = f"{rows['seconds'].median():.1f}"
-        lines.append(line(ranking, *cells, *gone, f"{area[ranking]:.1f}", seconds))
+        whole = sizes[-1] in set(rows["k"])
+        under = _area(area.loc[ranking]) if whole else ""
+        lines.append(line(ranking, *cells, *gone, under, seconds))
     return lines
 
 
@@ -112,10 +110,11 @@ def of_the_kept(frame: pd.DataFrame) -> list[str]:
         return []
     sizes = sorted(frame["k"].unique())
     lines = head("ranking", *(f"k = {k:,}" for k in sizes), "CPR", "CMD")
-    lost = (frame["clean"] - frame["logprob"]).groupby([frame["ranking"], frame["k"]]).mean()
+    lost = frame.assign(lost=frame["clean"] - frame["logprob"])
+    lost = lost.groupby(["ranking", "k", "seed", "fact"])["lost"].mean()
     under = areas(_curves(frame)).set_index("ranking").sort_values("cpr", ascending=False)
     for ranking, row in under.iterrows():
-        cells = [f"{lost[ranking, k]:.1f}" for k in sizes]
+        cells = [_mean(lost[ranking, k]) for k in sizes]
         lines.append(line(ranking, *cells, f"{row['cpr']:.2f}", f"{row['cmd']:.2f}"))
     return lines
 
@@ -125,7 +124,7 @@ def of_edges(frame: pd.DataFrame) -> list[str]:
     lines = head("value neurons by", "query neurons", "coefficient", "log p")
     where = {"stream": "at the last token", "attention": "at any token, through attention"}
     for (by, through), rows in frame.groupby(["by", "through"], sort=False):
-        cells = [_told(rows[measure], 3) for measure in edges.MEASURES if "spearman" in measure]
+        cells = [_mean(rows[measure], 3) for measure in edges.MEASURES if "spearman" in measure]
         lines.append(line(by, where[str(through)], *cells))
     return lines
 
@@ -139,10 +138,12 @@ def _curves(frame: pd.DataFrame) -> pd.DataFrame:
     return own
 
 
-def _told(values: pd.Series, digits: int = 1) -> str:
-    estimate = Estimate.of(values, UNBOUNDED)
-    mean = round(estimate.mean, digits) + 0.0  # no -0.0
-    return f"{mean:.{digits}f} {estimate.spread(digits=digits)}"
+def _mean(values: pd.Series, digits: int = 1) -> str:
+    return Estimate.of(values, UNBOUNDED).words(digits)
+
+
+def _area(row: pd.Series) -> str:
+    return Estimate(row["area"], row["low"], row["high"]).words(1)
 
 
 def _gone(rows: pd.DataFrame) -> str:
@@ -150,4 +151,4 @@ def _gone(rows: pd.DataFrame) -> str:
     known = rows[rows["known"]]
     if known.empty:
         return ""
-    return f"{100 * Estimate.of(~known['right'], SHARE).mean:.0f}%"
+    return f"{100 * (~known['right']).mean():.0f}%"
