@@ -488,7 +488,7 @@ def test_bad_options_are_refused():
             call()
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.3, 4), (0.01, 1), (0.5, 4), (0.75, 5), (1.0, 6)])
+@pytest.mark.parametrize(("share", "kept"), [(0.3, 4), (0.01, 1), (0.5, 4), (0.85, 5), (1.0, 6)])
 def test_an_ensemble_holds_every_neuron_that_reaches_the_threshold(share, kept):
     """KNE, Eq. 7: Attr >= t_p, also those that are equal to it."""
     frame = pd.DataFrame({"neuron": range(6), "score": [0.0, 2.0, 3.0, 2.0, 1.0, 2.0]})
