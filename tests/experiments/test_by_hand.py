@@ -12,6 +12,8 @@ import pyarrow.parquet
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LEDGER = (EXPERIMENTS / "LEDGER.md").read_text()
 COMPARISON = (EXPERIMENTS / "COMPARISON.md").read_text()
+SCORES = (EXPERIMENTS / "SCORES.md").read_text()
+README = (EXPERIMENTS.parent / "README.md").read_text()
 #: Student's t at 97.5% by degrees of freedom (a printed table's)
 T = {9: 2.262, 18: 2.101, 49: 2.010, 99: 1.984}
 SMOLLM2 = "smollm2-135m"
@@ -111,6 +113,31 @@ def test_table_1_of_ctp():
     assert f"(CTP − {other} {numbers})" in told
     verdict = "holds" if gap > half else "fails" if gap < -half else "undecided"
     assert f"**{verdict}**" in told
+
+
+def test_scores_of_single_neurons_and_of_thirty():
+    """The README's table, and its nats: means over fifty facts of SmolLM2."""
+    rhos: dict[str, list[float]] = {}
+    for row in rows("scores_single"):
+        rhos.setdefault(row["score"], []).append(row["spearman"])
+    table = re.search(r"\| SmolLM2-135M \|(.*)\|", README).group(1).split("|")
+    names = ("gradient", "integrated", "RelP", "Eq. 9", "Eq. 10")
+    for name, told in zip(names, table, strict=True):
+        mean, half = of_student(rhos[name])
+        assert len(rhos[name]) == 50
+        assert abs(mean - float(told)) <= 0.5 * 10 ** -len(told.strip().split(".")[1]) + 1e-9
+        assert f"| {name} | {mean:.3f} ± {half:.3f} |" in SCORES
+    lost: dict[str, list[float]] = {}
+    for row in rows("scores_sets"):
+        if row["k"] == 30 and not row["keep"] and row["data"] == "facts":
+            lost.setdefault(row["ranking"], []).append(row["clean"] - row["logprob"])
+    named = re.search(
+        r"loses most: (\d+) nats on SmolLM2 \(50 facts\), against (\d+) for RelP's thirty and (\d+) for",
+        README,
+    )
+    for name, told in zip(("gradient, rounds of 1", "RelP", "Eq. 9"), named.groups(), strict=True):
+        mean, _ = of_student(lost[name])
+        assert (len(lost[name]), round(mean)) == (50, int(told))
 
 
 def test_comparison_of_editors():
