@@ -101,14 +101,14 @@ def neuron_ensemble(
 
 
 def _at_least_threshold(frame: pd.DataFrame, share: float) -> pd.DataFrame:
-    """Eq. 7: the neurons with Attr >= t_p, the 1 - `share` quantile of all; best first.
+    """Eq. 7: the neurons with Attr >= t_p, the 1 - `share` quantile of all; best first. Of those
+    equal to t_p (the readers of dead neurons, all 0) only the first, as many as the share allows.
 
     t_p lies at a place among the ordered scores, between two of them: from the next one on they are
     at least t_p. Its own value would have rounding decide."""
     ordered = frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
-    place = ceil((len(frame) - 1) * (1 - share) - 1e-9)  # counted from the least
-    least = ordered["score"].iloc[len(frame) - 1 - place]
-    return ordered[ordered["score"] >= least]
+    below = ceil((len(frame) - 1) * (1 - share) - 1e-9)
+    return ordered.head(len(frame) - below)
 
 
 def _names(parameters: Sequence[str]) -> tuple[str, ...]:

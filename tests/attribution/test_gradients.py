@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import contextmanager, nullcontext
+from fractions import Fraction
 
 import pandas as pd
 import pytest
@@ -488,11 +489,12 @@ def test_bad_options_are_refused():
             call()
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.3, 4), (0.01, 1), (0.5, 4), (0.85, 5), (1.0, 6)])
-def test_an_ensemble_holds_every_neuron_that_reaches_the_threshold(share, kept):
-    """KNE, Eq. 7: Attr >= t_p, also those that are equal to it."""
-    frame = pd.DataFrame({"neuron": range(6), "score": [0.0, 2.0, 3.0, 2.0, 1.0, 2.0]})
-    chosen = _at_least_threshold(frame, share)
-    wanted = frame[frame["score"] >= frame["score"].quantile(1 - share)]
-    assert set(chosen["neuron"]) == set(wanted["neuron"])
-    assert (len(chosen), chosen["score"].is_monotonic_decreasing) == (kept, True)
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.75, 0.9, 1.0])
+@pytest.mark.parametrize("count", [2, 11, 100, 1001])
+def test_an_ensemble_holds_the_neurons_that_reach_the_threshold(share, count):
+    """KNE, Eq. 7: Attr >= t_p; t_p in exact fractions."""
+    scores = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
+    chosen = _at_least_threshold(pd.DataFrame({"neuron": range(count), "score": scores}), share)
+    threshold = (count - 1) * (1 - Fraction(str(share)))  # of the scores 0, 1, 2, ...
+    assert set(chosen["score"]) == {score for score in scores if score >= threshold}
+    assert chosen["score"].is_monotonic_decreasing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -230,9 +231,10 @@ class Replaced:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_hooks_of_the_users_are_seen_wherever_they_sit(backend):
-    """On a hook point, on a module of the model's own, of the backward pass, on all modules at
-    once, or in the place of a module's forward: none of them is taken for the bare model, and no
-    trace from before them is served."""
+    """On a hook point, on a module of the model's own, of the backward pass, on the model, on all
+    modules at once, or in the place of a module's forward: none of them is taken for the bare model,
+    and no trace from before them is served. Where one acts after the last layer too, Eq. 9, which
+    reads vectors out by the weights, would not hear it."""
     lens = tiny_lens("qwen3-gqa", backend, dtype=torch.float32)
     block = (lens.hf.model.layers if backend == "bridge" else lens.model.blocks)[1]
     point = lens.backend_adapter.points["blocks.1.hook_mlp_out"]
@@ -240,13 +242,13 @@ def test_hooks_of_the_users_are_seen_wherever_they_sit(backend):
     bare, trace, logp = lens.state(), lens.trace([FACT]), lens.logprob(FACT)
     lens.generate(FACT, 2)
     assert lens.bare_state == bare  # no pass leaves hooks behind
-    for put in (
-        lambda: block.mlp.register_forward_hook(lambda module, args, out: out * 0),
-        lambda: block.mlp.register_forward_pre_hook(lambda module, args: None),
-        lambda: point.register_full_backward_hook(lambda module, inside, out: None),
-        lambda: lens.model.register_forward_hook(lambda module, args, out: out),
-        lambda: everywhere.register_module_forward_hook(lambda module, args, out: out),
-        lambda: Replaced(leaf, lambda *args: type(leaf).forward(leaf, *args)),
+    for put, reads_out in (
+        (lambda: block.mlp.register_forward_hook(lambda module, args, out: out * 0), False),
+        (lambda: block.mlp.register_forward_pre_hook(lambda module, args: None), False),
+        (lambda: point.register_full_backward_hook(lambda module, inside, out: None), False),
+        (lambda: lens.model.register_forward_hook(lambda module, args, out: out), True),
+        (lambda: everywhere.register_module_forward_hook(lambda module, args, out: out), True),
+        (lambda: Replaced(leaf, lambda *args: type(leaf).forward(leaf, *args)), False),
     ):
         handle = put()
         assert lens.bare_state is None
@@ -255,7 +257,12 @@ def test_hooks_of_the_users_are_seen_wherever_they_sit(backend):
             qv.value_neurons(lens, trace, 3)
         with pytest.raises(qv.QVLensError, match="take off the hooks"):
             covariance(lens, ["The capital of Norway is Oslo."], [1])
-        assert len(qv.value_neurons(lens, lens.trace([FACT]), 3)) == 3
+        with (
+            pytest.raises(ConfigError, match="acts on the final norm")
+            if reads_out
+            else nullcontext()
+        ):
+            assert len(qv.value_neurons(lens, lens.trace([FACT]), 3)) == 3
         handle.remove()
     assert lens.bare_state == bare
     assert lens.logprob(FACT) == logp
