@@ -54,6 +54,8 @@ EFFECT_METHODS: tuple[EffectMethod, ...] = ("gradient", "relp", "integrated")
 TOGETHER = 8
 #: prompts, at several places of their paths, in one pass of integrated gradients
 PATH_ROWS = 64
+#: steps of the path of `integrated`, where none are named
+STEPS = 20
 
 
 def neuron_effects(
@@ -70,7 +72,7 @@ def neuron_effects(
     rounds: int = 1,
     candidates: int | None = None,
     rules: Sequence[Rule] = RULES,
-    steps: int = 20,
+    steps: int = STEPS,
 ) -> NeuronSet:
     """Units by what the answer loses without them, in nats: a positive score supports the answer.
 
@@ -169,6 +171,8 @@ def _check(method: str, unit: str, rules: Sequence[str], steps: int) -> None:
         raise ConfigError(f"rules are those of method='relp'; the method here is {method!r}.")
     if not isinstance(steps, Integral) or steps < 1:
         raise ConfigError(f"steps is in how many steps the path is taken, at least 1; got {steps}.")
+    if method != "integrated" and steps != STEPS:
+        raise ConfigError(f"steps are those of method='integrated'; the method here is {method!r}.")
 
 
 def _sizes(top: int | None, rounds: int) -> list[int | None]:

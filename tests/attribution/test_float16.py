@@ -34,7 +34,8 @@ def test_effects_on_sure_and_unlikely_answers_of_one_batch(half_and_whole, metho
     for facts, prompt in (([SURE], 0), ([SURE, UNLIKELY], 0), ([SURE, UNLIKELY], 1)):
 
         def scores(lens, facts=facts, prompt=prompt):
-            frame = qv.neuron_effects(lens, facts, None, method=method, steps=4).frame
+            steps = {"steps": 4} if method == "integrated" else {}
+            frame = qv.neuron_effects(lens, facts, None, method=method, **steps).frame
             return frame[frame["prompt"] == prompt].set_index(["layer", "neuron"])["score"]
 
         assert apart(half_and_whole, scores) < 0.01

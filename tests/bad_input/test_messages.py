@@ -264,6 +264,7 @@ CASES = {
     "page of neurons": lambda tmp: qv.report(qv.NeuronSet.of([(0, 1)]), tmp / "page.html"),
     "graph file of neurons": lambda tmp: qv.save_graph(qv.NeuronSet.of([(0, 1)]), tmp / "graph.json"),
     "summary of a path": lambda tmp: qv.summary("rows.csv"),
+    "steps of a method without any": lambda tmp: _effects(steps=5),
     "list of positions": lambda tmp: _effects(positions=[3]),
     "fact as a target": lambda tmp: _effects(target=FACT),
     "answer as a target": lambda tmp: _effects(target="Rome"),
