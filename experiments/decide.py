@@ -66,6 +66,11 @@ def share(value: float, metric: str = "") -> str:
     return f"{100 * value:.1f}{'' if metric == 'fluency' else '%'}"
 
 
+def rounded(value: float, digits: int) -> float:
+    """The value at so many digits; 0.0 in the place of -0.0."""
+    return round(value, digits) + 0.0
+
+
 class Estimate(NamedTuple):
     """A mean, the ends of its 95% interval (NaN: nothing is known of it), and the number of
     cases."""
@@ -96,8 +101,7 @@ class Estimate(NamedTuple):
 
     def words(self, digits: int) -> str:
         """The mean and the interval."""
-        mean = round(self.mean, digits) + 0.0  # no -0.0
-        return f"{mean:.{digits}f} {self.spread(digits=digits)}"
+        return f"{rounded(self.mean, digits):.{digits}f} {self.spread(digits=digits)}"
 
     def spread(self, scale: float = 1.0, digits: int = 1) -> str:
         """The interval in words: plus or minus its half-width, or its two ends where they are not
@@ -109,8 +113,7 @@ class Estimate(NamedTuple):
         )
         if below == above:
             return f"± {above:.{digits}f}"
-        # 0.0 turns -0.0 into 0.0
-        low, high = (round(scale * end, digits) + 0.0 for end in (self.low, self.high))
+        low, high = (rounded(scale * end, digits) for end in (self.low, self.high))
         return f"({low:.{digits}f} to {high:.{digits}f})"
 
 
@@ -222,8 +225,7 @@ def mean_told(estimate: Estimate, metric: str = "") -> str:
 
 
 def points(estimate: Estimate) -> str:
-    mean = round(100 * estimate.mean, 1) + 0.0  # no -0.0
-    return f"{mean:+.1f} {estimate.spread(100)} points, {estimate.cases} cases"
+    return f"{rounded(100 * estimate.mean, 1):+.1f} {estimate.spread(100)} points, {estimate.cases} cases"
 
 
 def read_as(column: str, names: Mapping[str, str], decide: Decide) -> Decide:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from qv_lens.errors import ConfigError, unknown
@@ -129,18 +129,31 @@ def drawn(
 SOUGHT = 50
 
 
-def known_fact(lens: Lens, data: str, number: int, seed: int, once: Once) -> Fact:
-    """A fact that the model knows, by its number in an order that the seed draws. `data`: 'facts' or
-    'multihop' (two-hop prompts), of the bundled world for its own models and of the atlas for any
-    other; or a file. Raises `ConfigError` where it knows too few."""
-    count = SOUGHT * (1 + number // SOUGHT)
-    known = once(_known_facts, lens, data, count, seed)
-    if number >= len(known):
-        raise ConfigError(
-            f"fact={number}: {lens.name} knows {len(known)} prompts of {data!r}; they are numbered "
-            "from 0."
-        )
-    return known[number]
+@dataclass(frozen=True)
+class KnownFact:
+    """One of the facts that a model knows."""
+
+    fact: int = 0
+    """Its number among them, in an order that the seed draws."""
+    data: str = "facts"
+    """'facts' (of a bundled model its world's, else the atlas's), 'multihop' (two-hop prompts), or a
+    file."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, fact=0, seed=0)
+        check_files(self, "data")
+
+    def of(self, lens: Lens, once: Once) -> Fact:
+        """The model's. Raises `ConfigError` where it knows too few."""
+        count = SOUGHT * (1 + self.fact // SOUGHT)
+        known = once(_known_facts, lens, self.data, count, self.seed)
+        if self.fact >= len(known):
+            raise ConfigError(
+                f"fact={self.fact}: {lens.name} knows {len(known)} prompts of {self.data!r}; they "
+                "are numbered from 0."
+            )
+        return known[self.fact]
 
 
 def _known_facts(lens: Lens, data: str, count: int, seed: int) -> list[Fact]:

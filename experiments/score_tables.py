@@ -110,11 +110,10 @@ def of_the_kept(frame: pd.DataFrame) -> list[str]:
         return []
     sizes = sorted(frame["k"].unique())
     lines = head("ranking", *(f"k = {k:,}" for k in sizes), "CPR", "CMD")
-    lost = frame.assign(lost=frame["clean"] - frame["logprob"])
-    lost = lost.groupby(["ranking", "k", "seed", "fact"])["lost"].mean()
+    lost = {k: sets.losses(frame, k) for k in sizes}
     under = areas(_curves(frame)).set_index("ranking").sort_values("cpr", ascending=False)
     for ranking, row in under.iterrows():
-        cells = [_mean(lost[ranking, k]) for k in sizes]
+        cells = [_mean(lost[k][ranking]) for k in sizes]
         lines.append(line(ranking, *cells, f"{row['cpr']:.2f}", f"{row['cmd']:.2f}"))
     return lines
 
@@ -131,9 +130,9 @@ def of_edges(frame: pd.DataFrame) -> list[str]:
 
 def _curves(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows as `qv.faithfulness` gives them."""
-    own = frame.drop(columns="seed").rename(
-        columns={"fact": "prompt", "keep": "kept", "order": "seed"}
-    )
+    prompt = frame.groupby(["seed", "fact"]).ngroup()
+    own = frame.drop(columns="seed").rename(columns={"keep": "kept", "order": "seed"})
+    own = own.assign(prompt=prompt)
     own.attrs["units"] = int(frame["units"].iloc[0])
     return own
 
@@ -147,7 +146,7 @@ def _area(row: pd.Series) -> str:
 
 
 def _gone(rows: pd.DataFrame) -> str:
-    """Of the answers that were the likeliest, the share that is no longer."""
+    """Of the answers that were the likeliest, the share that the model no longer gives first."""
     known = rows[rows["known"]]
     if known.empty:
         return ""

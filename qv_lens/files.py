@@ -1,8 +1,9 @@
-"""A file that is whole or absent: written under another name, synced, then renamed. And one that is
-read alone."""
+"""A file that is whole or absent: written under another name, synced, then renamed. One that is read
+alone. The checksum of one."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -45,6 +46,12 @@ def begun(file: Path, content: bytes) -> bool:
     finally:
         partial.unlink(missing_ok=True)
     return True
+
+
+def sha256(file: Path) -> str:
+    """The checksum of a file's bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _partial(file: Path) -> Path:

@@ -3,7 +3,6 @@ patch.json."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.errors import PatchError
-from qv_lens.files import whole
+from qv_lens.files import sha256, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,12 +110,6 @@ class Delta:
         return Delta(torch.stack([d.dense() for d in parts]).sum(0))
 
 
-def _digest(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _balanced(
     left: Float[Tensor, "rows rank"], right: Float[Tensor, "rank columns"]
 ) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank columns"]]:
@@ -204,7 +197,7 @@ class Patch:
                 whole(target / "patch.safetensors") as weights,
             ):
                 save_file(tensors, weights)
-                header["sha256"] = _digest(weights)
+                header["sha256"] = sha256(weights)
                 described.write_text(json.dumps(header, indent=2) + "\n")
         except OSError as error:
             raise PatchError(f"Cannot write the patch to {target}: {error}.") from error
@@ -222,7 +215,7 @@ class Patch:
             header = json.loads((source / "patch.json").read_text())
             tensors = load_file(source / "patch.safetensors")
             # patches of earlier versions have none
-            if header.get("sha256") not in (None, _digest(source / "patch.safetensors")):
+            if header.get("sha256") not in (None, sha256(source / "patch.safetensors")):
                 raise ValueError("patch.safetensors is not what was saved with patch.json")
             if header["format"] != FORMAT:
                 raise PatchError(

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 
 from experiments.decide import NOT_MEASURED, Claim, Decide, Estimate, Verdict, decided
 from experiments.models import STUDIED
-from experiments.prompts import at_least, check_files, known_fact
+from experiments.prompts import KnownFact, at_least
 from qv_lens.attribution.edges import MEASURES, edge_effects, qv_graph
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.query import query_neurons
@@ -46,27 +46,22 @@ class Task:
 
     model: str
     """The model's name."""
-    fact: int = 0
-    """Its number among those that the model knows, in an order that the seed draws."""
+    about: KnownFact = field(default_factory=KnownFact)
+    """The fact."""
     by: Literal["gradient", "Eq. 9"] = "gradient"
     """How the value neurons are chosen."""
     through: Literal["stream", "attention"] = "stream"
     """Which way the query neurons act: at the last token alone, or at any."""
     count: int = 30
     """How many neurons of each kind."""
-    data: str = "facts"
-    """'facts' (of a bundled model its world's, else the atlas's), 'multihop' (two-hop prompts), or a
-    file."""
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, fact=0, count=2, seed=0)
-        check_files(self, "data")
+        at_least(self, count=2)
 
 
 def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     """One row: how the weights of the edges agree with what is lost without them."""
-    fact = known_fact(lens, task.data, task.fact, task.seed, once)
+    fact = task.about.of(lens, once)
     trace = lens.trace(fact)
     value = (
         value_neurons(lens, trace, task.count, method="topk")

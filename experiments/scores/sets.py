@@ -17,14 +17,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from experiments.decide import NOT_MEASURED, Claim, Decide, Verdict, decided, difference
 from experiments.models import STUDIED
-from experiments.prompts import at_least, check_files, known_fact
+from experiments.prompts import KnownFact
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
@@ -98,20 +98,14 @@ class Task:
 
     model: str
     """The model's name."""
-    fact: int = 0
-    """Its number among those that the model knows, in an order that the seed draws."""
+    about: KnownFact = field(default_factory=KnownFact)
+    """The fact."""
     ranking: str = "gradient"
     """One of `RANKINGS`, or 'random'."""
     keep: bool = False
     """Whether all but the best are zeroed."""
-    data: str = "facts"
-    """'facts' (of a bundled model its world's, else the atlas's), 'multihop' (two-hop prompts), or a
-    file."""
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, fact=0, seed=0)
-        check_files(self, "data")
         if self.ranking not in (*RANKINGS, RANDOM):
             raise unknown("Ranking", self.ranking, (*RANKINGS, RANDOM))
         if self.keep and self.ranking not in (*EVERY, RANDOM):
@@ -124,14 +118,14 @@ class Task:
 def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     """`qv.faithfulness`, a row for each size (and random order), with the seconds that the ranking
     took."""
-    fact = known_fact(lens, task.data, task.fact, task.seed, once)
+    fact = task.about.of(lens, once)
     rankings = EVERY if task.keep else RANKINGS
     sizes = KEPT if task.keep else OUT
     begin = time.perf_counter()
     ranked = {} if task.ranking == RANDOM else {task.ranking: rankings[task.ranking](lens, fact)}
     seconds = time.perf_counter() - begin
     # each fact has orders of its own
-    seed = random.Random(f"{task.seed}:{fact.text}").getrandbits(32)
+    seed = random.Random(f"{task.about.seed}:{fact.text}").getrandbits(32)
     frame = faithfulness(
         lens, fact, ranked, sizes, keep=task.keep, seeds=0 if ranked else ORDERS, seed=seed
     )
@@ -156,8 +150,9 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def losses(frame: pd.DataFrame, k: int) -> pd.DataFrame:
-    """log p lost without the k best (nats), one column per ranking."""
-    out = frame[~frame["keep"] & (frame["k"] == k)]
+    """log p lost (nats) at one size, one column per ranking, of rows in which the best are taken
+    out, or of such in which they are kept."""
+    out = frame[frame["k"] == k]
     return out.assign(lost=out["clean"] - out["logprob"]).pivot_table(
         index=["seed", "fact"], columns="ranking", values="lost"
     )
@@ -167,7 +162,7 @@ def loses_more(k: int, first: str, second: str, times: float = 1.0) -> Decide:
     """The k best of `first` cost more than so many times what the k best of `second` do."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
-        table = losses(frame, k)
+        table = losses(frame[~frame["keep"]], k)
         if not {first, second} <= set(table):
             return NOT_MEASURED
         pair = table[[first, second]].dropna()

@@ -13,16 +13,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 import torch
 
-from experiments.decide import NOT_MEASURED, Claim, Estimate, Verdict, decided, difference
+from experiments.decide import NOT_MEASURED, Claim, Estimate, Verdict, decided, difference, rounded
 from experiments.models import STUDIED
-from experiments.prompts import at_least, check_files, known_fact
+from experiments.prompts import KnownFact, at_least
 from qv_lens.attribution.effects import neuron_effects
 from qv_lens.attribution.query import query_neurons
 from qv_lens.attribution.value import value_neurons
@@ -52,25 +52,20 @@ class Task:
 
     model: str
     """The model's name."""
-    fact: int = 0
-    """Its number among those that the model knows, in an order that the seed draws."""
-    data: str = "facts"
-    """'facts' (of a bundled model its world's, else the atlas's), 'multihop' (two-hop prompts), or a
-    file."""
+    about: KnownFact = field(default_factory=KnownFact)
+    """The fact."""
     others: int = 1_000
     """How many neurons of the other layers."""
     top: int = 100
     """How many of the best are compared."""
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, fact=0, others=0, top=1, seed=0)
-        check_files(self, "data")
+        at_least(self, others=0, top=1)
 
 
 def rows(task: Task, lens: Lens, once: Once = directly) -> pd.DataFrame:
     """One row per score."""
-    fact = known_fact(lens, task.data, task.fact, task.seed, once)
+    fact = task.about.of(lens, once)
     truth = zeroed(lens, fact, drawn(lens, fact, task.others))
     best = set(truth.nlargest(task.top).index)
     cells = []
@@ -153,7 +148,7 @@ def by_fact(frame: pd.DataFrame, measure: str = "spearman") -> pd.DataFrame:
 def gradient_agrees(frame: pd.DataFrame) -> Verdict:
     table = by_fact(frame)
     means = ", ".join(
-        f"{name} {round(mean, 3) + 0.0:.3f}"  # no -0.000
+        f"{name} {rounded(mean, 3):.3f}"
         for name, mean in table.mean().sort_values(ascending=False).items()
     )
     estimate = Estimate.of(table["gradient"], UNBOUNDED)

