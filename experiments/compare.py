@@ -7,9 +7,9 @@ by case.
    bundled world for its own models (chains of 2 to 4 hops with 1 to 4 edits), and of the atlas for
    any other, of what it knows (2 hops, 1 or 2 edits). Each seed takes others.
 2. `Protocol`: one of `evaluation.protocols`; "none" asks the unedited model.
-3. `Choice`: the editor, at the model's preset (`editing.presets`), its layers too; `layers` changes
-   ACE's: "located" (over multi-hop prompts on the cases' own relations), "value" and "query" (the
-   located ones of one kind alone), "random 3" (as many, the third draw), "all".
+3. `Choice`: the editor, at the model's preset (`editing.presets`), its layers too; with another
+   number of layers (`edited`) ACE edits those located over multi-hop prompts on the cases' own
+   relations.
 
 Sources: ACE, section 6 and Tables 2 to 4; KNE, Table 1; CTP, Tables 1 and 2. Facts of one case are
 edited one after another."""
@@ -59,7 +59,6 @@ from qv_lens.world.models import check_world
 DOCUMENTS = 3_000
 #: prompts over which layers are located
 LOCATED_OVER = 100
-LAYERS = ("preset", "located", "value", "query", "random", "all")
 #: what a run's figure draws, where it was measured
 SHOWN = (
     "efficacy_acc", "edit_success", "paraphrase_acc", "generality", "specificity_acc", "ctp_locality", "portability", "locality",
@@ -145,8 +144,6 @@ class Choice:
     """The model whose presets are taken ('': the task's own)."""
     editor: dict[str, object] | None = None
     """Changes to the preset."""
-    layers: str = "preset"
-    """Which layers ACE edits (see above)."""
     skip: str = ""
     """Which of its best-ranked layers it does not edit, a letter each: 'q', 'v', 'qq'."""
     edited: int = 0
@@ -160,8 +157,6 @@ class Choice:
 
     def __post_init__(self) -> None:
         at_least(self, documents=0, edited=0)
-        if self.layers.split(" ")[0] not in LAYERS:
-            raise unknown("Layers", self.layers, LAYERS)
         if set(self.skip) - {"q", "v"}:
             raise ConfigError(
                 "skip is a letter for each layer left out, q of the query and v of the value "
@@ -292,19 +287,19 @@ def chosen(lens: Lens, task: Task, once: Once = directly) -> Editor:
     choice = task.choice
     editor = choice.at(task.model)
     if not isinstance(editor, ACE):
-        if choice.layers != "preset" or choice.skip:
+        if choice.skip:
             raise ConfigError(
-                f"layers and skip choose ACE's layers; {choice.method} has none of query and value."
+                f"skip leaves out some of ACE's layers; {choice.method} has none of query and value."
             )
         return _widened(lens, choice, editor) if choice.edited else editor
     value = editor.value_layers
     query = editor.query_layers
-    own = choice.layers == "preset" and choice.edited in (0, len(value) + len(query))
+    own = choice.edited in (0, len(value) + len(query))
     if own and not choice.skip:
         return editor
     located = once(_located, lens, task.cases, once)
     if not own:
-        value, query = _pick(lens, choice, task.cases.seed, located)
+        value, query = _picked(lens, choice.edited, located)
     value = _without(value, located.value, choice.skip.count("v"))
     query = _without(query, located.query, choice.skip.count("q"))
     if not value and not query:
@@ -374,34 +369,18 @@ def _known_chains(lens: Lens, relations: set[str | None], without: set[str]) -> 
     return as_said(lens, first_known(lens, shuffled, LOCATED_OVER))
 
 
-def _pick(
-    lens: Lens, choice: Choice, seed: int, located: Layers
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(value, query) layers of a task."""
+def _picked(lens: Lens, edited: int, located: Layers) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(value, query) layers, `edited` in all, shared out as ACE shares its own out."""
     first = lens.backend_adapter.first_editable
     values, queries = layer_counts(lens)
-    if choice.edited:  # a fixed number in all, shared out as ACE shares it out
-        queries = min(
-            choice.edited - 1, max(1, round(choice.edited * queries / (values + queries)))
-        )
-        values = choice.edited - queries
+    queries = min(edited - 1, max(1, round(edited * queries / (values + queries))))
+    values = edited - queries
     value, query = located.editable(values, queries, first)
     # too few query layers below: more value layers
-    while len(value) + len(query) < choice.edited and values < lens.n_layers:
+    while len(value) + len(query) < edited and values < lens.n_layers:
         values += 1
         queries = max(0, queries - 1)
         value, query = located.editable(values, queries, first)
-    pool = list(range(first, lens.n_layers - 1))
-    if choice.layers == "value":
-        return value, ()
-    if choice.layers == "query":  # z* at the last of them
-        return query, ()
-    if choice.layers == "all":
-        return tuple(pool), ()
-    if choice.layers.startswith("random"):
-        rng = random.Random(f"layers:{seed}:{choice.layers}")
-        picked = sorted(rng.sample(pool, len(value) + len(query)))
-        return tuple(picked[len(query) :]), tuple(picked[: len(query)])
     return value, query
 
 
@@ -431,7 +410,7 @@ def by_chain(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 #: fields of a task that a figure tells apart, where they were varied
-VARIED = ("model", "data", "protocol", "method", "layers", "skip", "edited", "batch_size")
+VARIED = ("model", "data", "protocol", "method", "skip", "edited", "batch_size")
 
 
 def by_setting(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -147,7 +147,7 @@ class KnownFact:
     def of(self, lens: Lens, once: Once) -> Fact:
         """The model's. Raises `ConfigError` where it knows too few."""
         count = SOUGHT * (1 + self.fact // SOUGHT)
-        known = once(_known_facts, lens, self.data, count, self.seed)
+        known = once(known_facts, lens, self.data, count, self.seed)
         if self.fact >= len(known):
             raise ConfigError(
                 f"fact={self.fact}: {lens.name} knows {len(known)} prompts of {self.data!r}; they "
@@ -156,7 +156,9 @@ class KnownFact:
         return known[self.fact]
 
 
-def _known_facts(lens: Lens, data: str, count: int, seed: int) -> list[Fact]:
+def known_facts(lens: Lens, data: str, count: int, seed: int) -> list[Fact]:
+    """The first `count` prompts of such data, in an order that the seed draws, that the model
+    knows."""
     source = usual(lens, "") if data in OF_WORLD else data
     facts = pool(source, 2 if data == "multihop" else 1)
     random.Random(seed).shuffle(facts)

@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.comparison import by_columns, head, line
 from experiments.decide import Estimate
 from experiments.models import COLUMNS
-from experiments.scores import edges, sets, single
+from experiments.scores import edges, layers, sets, single
 from qv_lens.evaluation.faithfulness import areas
 from qv_lens.evaluation.intervals import UNBOUNDED
 
@@ -44,6 +44,18 @@ OF_EDGES = (
     "the predicted and the real loss of the value neuron's coefficient, and of the edge's weight "
     "and the real loss of log p (`experiments/scores/edges.py`)."
 )
+OF_LAYERS = (
+    "Editors at as many layers as their presets have, chosen by each score and by chance "
+    "(`experiments/scores/layers.py`). Percent by likelihood; the score is the harmonic mean of the "
+    "three, between 0 and 1. As good: random draws that reach the score; p of a permutation test."
+)
+#: how choices of layers are chosen
+CHOICES = {
+    "effects": "effects at the subject's token",
+    "paper": "Eq. 9 and 10 at the last token",
+    "two-hop": "the same, over two-hop prompts",
+    "preset": "the preset's, tuned",
+}
 #: the size that orders the rankings
 ORDERED_BY = 30
 #: the sizes of which a column says how many answers are gone
@@ -58,13 +70,15 @@ def tables(results: Path) -> str:
         ("scores_sets", "The best together", OF_SETS, of_sets),
         ("scores_sets", "The best alone", OF_THE_KEPT, of_the_kept),
         ("scores_edges", "Edges", OF_EDGES, of_edges),
+        ("scores_layers", "Layers for an edit", OF_LAYERS, of_layers),
     )
     for name, title, words, table_of in kinds:
         for (model, data), frame in by_columns(results / f"{name}.parquet", ["model", "data"]):
             table = table_of(frame)
             if not table:
                 continue
-            facts = f"{len(frame.drop_duplicates(['seed', 'fact']))} {KINDS.get(data, data)}"
+            number = "case" if "case" in frame else "fact"
+            facts = f"{len(frame.drop_duplicates(['seed', number]))} {KINDS.get(data, data)}"
             heading = f"## {title}: {COLUMNS.get(model, model)}, {facts}"
             lines += ["", heading, "", words, "", *table]
     return "\n".join([*lines, ""])
@@ -126,6 +140,32 @@ def of_edges(frame: pd.DataFrame) -> list[str]:
         cells = [_mean(rows[measure], 3) for measure in edges.MEASURES if "spearman" in measure]
         lines.append(line(by, where[str(through)], *cells))
     return lines
+
+
+def of_layers(frame: pd.DataFrame) -> list[str]:
+    """A line for each editor and choice, and one for the mean of the random draws."""
+    parts = (*layers.PARTS, "score")
+    lines = head("editor", "layers by", *(part.split("_")[0] for part in parts), "as good", "p")
+    for method, choices in layers.by_choice(frame).groupby("method", sort=False):
+        means = choices.groupby("layers")[list(parts)].mean()
+        for layers_by, words in CHOICES.items():
+            if layers_by in means.index:
+                better, draws = layers.draws_as_good(choices, layers_by)
+                p = f"{layers.chance(better, draws):.2f}" if draws else ""
+                cells = _shares(means.loc[layers_by])
+                lines.append(line(method, words, *cells, f"{better} of {draws}", p))
+        drawn = choices[layers.is_random(choices)]
+        if len(drawn):
+            between = f" ({drawn['score'].min():.2f} to {drawn['score'].max():.2f})"
+            *cells, score = _shares(drawn[list(parts)].mean())
+            lines.append(line(method, "chance, mean", *cells, score + between, "", ""))
+    return lines
+
+
+def _shares(means: pd.Series) -> list[str]:
+    """The three parts in percent, and the score."""
+    *parts, score = means
+    return [*(f"{100 * part:.0f}" for part in parts), f"{score:.2f}"]
 
 
 def _curves(frame: pd.DataFrame) -> pd.DataFrame:

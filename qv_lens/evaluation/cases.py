@@ -51,9 +51,7 @@ def draw_cases(lens: Lens, file: str, count: int, seed: int = 0, known: bool = F
     passed = 0
     if known:
         cases, passed = first_known_cases(lens, cases, upto)
-    what = (
-        f"edits of facts that {lens.name} answers, chains in all their hops," if known else "edits"
-    )
+    what = f"edits whose facts (of a chain all its hops) {lens.name} answers" if known else "edits"
     drawn = of_seed(cases, count, seed, f"{file} holds {len(cases)} {what}")
     return DrawnCases(drawn, len(records.refused), passed)
 

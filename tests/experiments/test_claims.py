@@ -12,7 +12,6 @@ import pytest
 from experiments import editors, ledger, run_all, sequence
 from experiments.ace import (
     bottleneck,
-    chance,
     figure_2,
     figure_3,
     figure_5,
@@ -305,24 +304,6 @@ def test_figure_3_knows_which_comes_first(lag, verdict):
     told, got = figure_3.values_after_queries(pd.DataFrame(rows))
     assert got == verdict
     assert f"at lag {lag} " in told
-
-
-def test_chance_ranks_within_the_seed():
-    def frame(located: list[float]) -> pd.DataFrame:
-        means = [
-            {"located": located[seed], **{f"random {i}": 0.1 * i for i in range(10)}}
-            for seed in range(3)
-        ]
-        return pd.DataFrame([
-            {"layers": name, "data": "facts", "metric": "efficacy_acc", "after": value, "seed": seed, "case": 0, "step": 1}
-            for seed in range(3) for name, value in means[seed].items()
-        ])  # fmt: skip
-
-    told, verdict = chance.better_than_chance(frame([1.0, 1.0, 1.0]))
-    assert verdict == HOLDS
-    assert "0 of 30 draws" in told
-    assert chance.better_than_chance(frame([0.35, 0.35, 0.35]))[1] == FAILS
-    assert "9 of 30 draws" in chance.better_than_chance(frame([1.0, 1.0, 0.05]))[0]
 
 
 def test_time_and_tokens_have_their_sign():

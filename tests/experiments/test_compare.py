@@ -91,15 +91,6 @@ def test_layers_are_chosen_as_the_task_says(rows):
         frame = rows(cell(metrics=("efficacy_acc",), editor={"steps": 2}, **fields))
         return ast.literal_eval(frame["written"].iloc[0])
 
-    located = written(layers="located")
-    assert written(layers="value") == {"value_layers": located["value_layers"]}
-    assert written(layers="query") == {"value_layers": located["query_layers"]}
-    drawn = [written(layers=f"random {i}") for i in range(4)]
-    assert all(
-        {k: len(v) for k, v in d.items()} == {k: len(v) for k, v in located.items()} for d in drawn
-    )
-    assert len({str(d) for d in drawn}) > 1
-    assert written(layers="all")["value_layers"] == list(range(1, 11))
     preset = presets("toy-gptj")["ACE"].editor  # value layers 4 and 5, query layers 2 and 3
     for skip, kind, left in (("q", "query_layers", 1), ("v", "value_layers", 1)):
         got = written(skip=skip)
@@ -111,20 +102,19 @@ def test_layers_are_chosen_as_the_task_says(rows):
     assert written(skip="vv") == {"value_layers": list(preset.query_layers)}
     memit = rows(cell(method="MEMIT", metrics=("efficacy_acc",), edited=2))
     assert memit["written"].iloc[0] == str({"layers": [4, 5]})
-    assert sum(map(len, written(layers="located", edited=6).values())) == 6
+    assert sum(map(len, written(edited=6).values())) == 6
 
 
 def test_bad_cells_say_what_is_wrong(rows):
     for fields, text in (
         ({"method": "MEMITT"}, "Method"),
-        ({"layers": "best"}, "Layers"),
         ({"protocol": "twice"}, "Protocol"),
         ({"data": "none.json"}, "none.json"),
     ):
         with pytest.raises(qv.QVLensError, match=text):
             rows(cell(**fields))
-    with pytest.raises(qv.QVLensError, match="choose ACE's layers"):
-        rows(cell(method="MEMIT", layers="all"))
+    with pytest.raises(qv.QVLensError, match="some of ACE's layers"):
+        rows(cell(method="MEMIT", skip="q"))
     with pytest.raises(qv.QVLensError, match="leaves ACE no layer"):
         rows(cell(skip="vvqq"))
     assert compare.MEASURES[0] == "before"
