@@ -53,17 +53,21 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
         )
     if source == ATLAS:
         return list(atlas()) if hops == 1 else [chained(chain) for chain in chains()]
-    got = read(source, skip=True)
-    warn_of(got.refused)
-    asked_chains = [case for case in got.cases if isinstance(case, MultiHopCase)]
+    records = read(source, skip=True)
+    warn_of(records.refused)
+    asked_chains = [case for case in records.cases if isinstance(case, MultiHopCase)]
     if hops == 1:
         edits = [
             request.fact
-            for case in got.cases
+            for case in records.cases
             if isinstance(case, EditCase)
             for request in case.requests
         ]
-        facts = [*got.facts, *edits, *(_link(hop) for case in asked_chains for hop in case.hops)]
+        facts = [
+            *records.facts,
+            *edits,
+            *(_link(hop) for case in asked_chains for hop in case.hops),
+        ]
     else:
         facts = [
             Fact("{}", c.questions[0], c.answer, c.hops[-1].relation)

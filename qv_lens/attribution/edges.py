@@ -131,13 +131,13 @@ def _check_queries(query: NeuronSet, reader: Reader, options: QueryOptions) -> N
     """Raise `ConfigError` for queries of other prompts, found by another method or other keys, or
     without a token where they need one."""
     check_same_texts("query", query, [prompt.text for prompt in reader.trace.prompts])
-    found = query.settings
-    for name, asked in (("method", options.method), ("subkey", options.key)):
-        theirs = found.get(name, asked)
-        if found.get("method") in METHODS and theirs != asked:
+    settings = query.settings
+    for name, wanted in (("method", options.method), ("subkey", options.key)):
+        theirs = settings.get(name, wanted)
+        if settings.get("method") in METHODS and theirs != wanted:
             raise ConfigError(
                 f"The queries were found with {name}={theirs!r}, the graph is asked for with "
-                f"{asked!r}: give both the same."
+                f"{wanted!r}: give both the same."
             )
     if not reader.by_position:
         return

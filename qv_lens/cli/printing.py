@@ -101,8 +101,10 @@ def print_study(study: Study) -> None:
         f"\n{fact.text} {fact.answer} -> {study.request.new}   (the model answers {study.answered.strip()!r}; log p of the first token of {fact.answer!r} {study.logprob:.3f}{knows})"
     )
     kinds = study.material[study.material["asked"] > 0]
-    told = [f"{row.known} of {row.asked} {row.kind}" for row in kinds.itertuples()]
-    print(f"Beside it are asked what the model answers before anything is done: {', '.join(told)}.")
+    known = [f"{row.known} of {row.asked} {row.kind}" for row in kinds.itertuples()]
+    print(
+        f"Beside it are asked what the model answers before anything is done: {', '.join(known)}."
+    )
     print_neurons("Value neurons", study.value_tokens)
     print_neurons("Query neurons", study.query_tokens)
     print_neurons("Neurons of the largest effect", study.effect_tokens)
@@ -132,12 +134,12 @@ def print_study(study: Study) -> None:
     )
     print()
     for row in study.probes.to_dict("records"):
-        told = "; ".join(
+        answers = "; ".join(
             f"{name}: {text!r}"
             for name, text in row.items()
             if name not in ("kind", "prompt", "wanted")
         )
-        print(f"  {row['kind']}: {row['prompt']} (wanted {row['wanted']!r})  {told}")
+        print(f"  {row['kind']}: {row['prompt']} (wanted {row['wanted']!r})  {answers}")
     print(f"Weights given back bit for bit: {'yes' if study.restored else 'no'}")
 
 

@@ -173,14 +173,14 @@ def areas(frame: pd.DataFrame) -> pd.DataFrame:
             of_prompt.setdefault(int(prompt), []).append(_area(curve))
             if kept:
                 shares.append(_shares(curve, frame.attrs["units"]))
-        values = [float(np.mean(found)) for found in of_prompt.values()]
+        values = [float(np.mean(orders)) for orders in of_prompt.values()]
         low, high = interval(values, UNBOUNDED)
         cpr, cmd = np.mean(shares, axis=0) if shares else (np.nan, np.nan)
         row = {"ranking": ranking, "kept": kept, "prompts": len(values), "area": np.mean(values)}
         records.append({**row, "low": low, "high": high, "cpr": cpr, "cmd": cmd})
-    found = pd.DataFrame(records)
-    found.attrs.update(frame.attrs)
-    return found
+    table = pd.DataFrame(records)
+    table.attrs.update(frame.attrs)
+    return table
 
 
 def _area(curve: pd.DataFrame) -> float:

@@ -279,8 +279,8 @@ class _Run:
 
         if self.folder is None:
             return ask(cases)
-        asked = [(questions(case, self.groups), case, self.generation) for case in cases]
-        return kept_in(self.folder, self.lens, cases, asked, ask)
+        keys = [(questions(case, self.groups), case, self.generation) for case in cases]
+        return kept_in(self.folder, self.lens, cases, keys, ask)
 
     def ahead(self, cases: Sequence[Case]) -> PrecomputedTargets | None:
         """Of closed forms: z* of the cases' first facts in one search; None where that fails or

@@ -113,12 +113,12 @@ def _parsed(
 def plain_facts(path: str | Path) -> list[Fact]:
     """The facts of a file: of facts, or of single edits what they edit. Raises `FactError` for
     chains, and what cannot be read."""
-    got = read(path)
-    if any(isinstance(case, MultiHopCase) for case in got.cases):
+    records = read(path)
+    if any(isinstance(case, MultiHopCase) for case in records.cases):
         raise FactError(
-            f'{path} holds chains ({got.format}), not facts: [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
+            f'{path} holds chains ({records.format}), not facts: [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
         )
-    return list(got.facts or got.edited)
+    return list(records.facts or records.edited)
 
 
 def _records(source: str | Path) -> tuple[list[Any], Where]:

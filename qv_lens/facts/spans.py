@@ -96,10 +96,10 @@ class Prompt:
         number = isinstance(where, Integral) and not isinstance(where, bool)
         if number and 0 <= (index := int(where)) < len(self.ids):
             return (index,)
-        one = "" if number else "; positions is one of them, 'all', or a token's name"
+        names = "" if number else "; positions is one of them, 'all', or a token's name"
         raise FactError(
             f"Position {where} does not exist in {self.text!r:.200}: it has tokens 0 to "
-            f"{self.last}{one}."
+            f"{self.last}{names}."
         )
 
     def row(self, where: Positions) -> tuple[int, ...]:

@@ -917,7 +917,7 @@ def log_probs(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch 
 def _check_intervention(intervention: object) -> None:
     """Raise `ConfigError` for anything else."""
     if not hasattr(intervention, "hooks") or isinstance(intervention, type):
-        got = repr(intervention).splitlines()[0]
+        words = repr(intervention).splitlines()[0]
         raise ConfigError(
-            f"An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got {got:.100}."
+            f"An intervention is qv.Zero(neurons), Scale, Replace or Suppress; got {words:.100}."
         )
