@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments import compare, sequence
+from experiments.models import COLUMNS, DATA
 from qv_lens.evaluation.intervals import bounds, interval
 
 #: the comparison's tables: results, heading, metrics (`@50`: when 50 facts had been edited)
@@ -87,9 +88,11 @@ def comparison(results: Path) -> str:
     lines = ["# The comparison of editors", "", *PREFACE]
     for name, title, metrics in TABLES:
         for (model, data), frame in by_columns(results / f"{name}.parquet", ["model", "data"]):
-            lines += ["", f"## {title}: {model}, {data}", "", *_comparison_of(frame, metrics)]
+            heading = f"## {title}: {COLUMNS.get(model, model)}, {DATA.get(data, data)}"
+            lines += ["", heading, "", *_comparison_of(frame, metrics)]
     for (model,), frame in by_columns(results / f"{sequence.RESULTS}.parquet", ["model"]):
-        lines += ["", f"## Edits in a row: {model}", "", OF_A_ROW, "", *in_a_row(frame)]
+        heading = f"## Edits in a row: {COLUMNS.get(model, model)}"
+        lines += ["", heading, "", OF_A_ROW, "", *in_a_row(frame)]
     return "\n".join([*lines, ""])
 
 

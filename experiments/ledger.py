@@ -28,7 +28,7 @@ import pandas as pd
 from experiments import compare, editors, sequence, single
 from experiments.comparison import comparison, head, line
 from experiments.decide import FAILS, HOLDS, NOT_MEASURED, OPEN, Claim, together
-from experiments.models import ACES, COLUMNS
+from experiments.models import ACES, COLUMNS, DATA
 from experiments.score_tables import tables
 from qv_lens.reporting.tables import finished_rows
 from qv_lens.runs.experiment import parts_of
@@ -73,8 +73,6 @@ KEY = (
 )
 
 
-#: the data of the rows, as people call them
-DATA = {"facts": "atlas", "multihop": "chains of the atlas", "counterfact": "CounterFact"}
 #: a list of one name, as a run's column has it
 ONE_NAME = re.compile(r"\['(\w+)'\]")
 

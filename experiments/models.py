@@ -1,4 +1,5 @@
-"""The models of the experiments: small pretrained ones that are measured here, and ACE's two."""
+"""The models of the experiments, small pretrained ones that are measured here and ACE's two, and the
+data, by the names that the tables call them."""
 
 from __future__ import annotations
 
@@ -18,6 +19,14 @@ COLUMNS = {
     "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B",
     "EleutherAI/gpt-j-6B": "GPT-J-6B",
     "Qwen/Qwen3-8B": "Qwen3-8B",
+}
+#: what rows were measured on, as people call it
+DATA = {
+    "facts": "atlas",
+    "multihop": "chains of the atlas",
+    "counterfact-edit-10k.json": "CounterFact",
+    "zsre_mend_train-1k.json": "ZsRE",
+    "MQuAKE-CF-3k.subset354.json": "MQuAKE-CF",
 }
 #: layers of ACE's models
 GPTJ_LAYERS = 28

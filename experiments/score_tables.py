@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.comparison import by_columns, head, line
 from experiments.decide import Estimate
-from experiments.models import COLUMNS
+from experiments.models import COLUMNS, DATA
 from experiments.scores import edges, layers, sets, single
 from qv_lens.evaluation.faithfulness import areas
 from qv_lens.evaluation.intervals import UNBOUNDED
@@ -22,8 +22,6 @@ PREFACE = (
     "zeroed at the last token. Losses are of log p of the answer's first token, in nats. Cells are "
     "means over the facts, with 95% intervals (Student's t) where they have one.",
 )
-#: the data, as people call them
-KINDS = {"facts": "facts", "multihop": "two-hop prompts"}
 OF_ONE = (
     "Every neuron of three layers, and 1,000 others, zeroed alone: how each score agrees with what "
     "is really lost (`experiments/scores/single.py`). Overlap: how many of the hundred that cost "
@@ -78,8 +76,8 @@ def tables(results: Path) -> str:
             if not table:
                 continue
             number = "case" if "case" in frame else "fact"
-            facts = f"{len(frame.drop_duplicates(['seed', number]))} {KINDS.get(data, data)}"
-            heading = f"## {title}: {COLUMNS.get(model, model)}, {facts}"
+            facts = f"{len(frame.drop_duplicates(['seed', number]))} {number}s"
+            heading = f"## {title}: {COLUMNS.get(model, model)}, {DATA.get(data, data)}, {facts}"
             lines += ["", heading, "", words, "", *table]
     return "\n".join([*lines, ""])
 

@@ -17,6 +17,7 @@ README = (EXPERIMENTS.parent / "README.md").read_text()
 #: Student's t at 97.5% by degrees of freedom (a printed table's)
 T = {9: 2.262, 18: 2.101, 49: 2.010, 99: 1.984}
 SMOLLM2 = "smollm2-135m"
+COUNTERFACT = "counterfact-edit-10k.json"
 #: ACE's NN, CT, LG, CP and LS
 SIMILAR = {"nationality", "continent", "language", "capital", "leadership"}
 
@@ -34,7 +35,7 @@ def cell(source: str, words: str) -> str:
     return line
 
 
-def single(metric: str, data: str = "counterfact") -> dict[str, dict[int, float]]:
+def single(metric: str, data: str = COUNTERFACT) -> dict[str, dict[int, float]]:
     """After single edits of these data: the metric by method and case."""
     found: dict[str, dict[int, float]] = {}
     for row in rows("single"):
@@ -158,7 +159,7 @@ def test_comparison_of_editors():
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
         low, high = (round(100 * (middle + side * half)) for side in (-1, 1))
-        table = COMPARISON.split(f"## Single edits, each taken back: {SMOLLM2}, counterfact")[
+        table = COMPARISON.split("## Single edits, each taken back: SmolLM2-135M, CounterFact")[
             1
         ].split("##")[0]
         assert f"| {method} | {n} | {100 * p:.0f} [{low}, {high}] |" in table

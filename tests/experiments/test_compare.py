@@ -185,7 +185,10 @@ def test_edits_of_a_file_that_the_model_knows(rows, tmp_path):
     assert frame["case"].nunique() == 5
     assert (frame["unknown"] == 1).all()
     assert (frame["prompts_known"] == frame["prompts_asked"]).all()
-    with pytest.raises(qv.QVLensError, match=r"5 edits whose facts \(of a chain all its hops\) toy-gptj answers, none"):
+    with pytest.raises(
+        qv.QVLensError,
+        match=r"5 edits whose facts \(of a chain all its hops\) toy-gptj answers, none",
+    ):
         rows(cell(protocol="none", data=str(file), count=5, seed=1, known=True))
 
 

@@ -131,7 +131,7 @@ def test_the_table_and_the_figure(tmp_path):
     frame = measured(0.75)
     frame.to_parquet(tmp_path / "scores_layers.parquet")
     text = score_tables.tables(tmp_path)
-    assert "## Layers for an edit: m, 4 facts" in text
+    assert "## Layers for an edit: m, atlas, 4 cases" in text
     assert "| ACE | effects at the subject's token | 75 | 75 | 75 | 0.75 | 2 of 20 | 0.14 |" in text
     assert "| ACE | chance, mean | 42 | 42 | 42 | 0.42 (0.04 to 0.80) |  |  |" in text
     assert {trace.name for trace in layers.figure(frame).data} == {"random", "effects"}

@@ -170,7 +170,7 @@ def test_tables_by_hand(tmp_path):
     # 0.4 to 0.47: mean 0.435, sd 0.0245, Student's t of 7 degrees of freedom 2.365
     assert "| Eq. 9 | 0.435 ± 0.020 | 0.145 ± 0.007 | 0.087 ± 0.004 |" in text
     assert text.index("| gradient | 0.99") < text.index("| Eq. 9 | 0.435")
-    assert "## The best together: m, 8 facts" in text
+    assert "## The best together: m, atlas, 8 facts" in text
     # 2 to 2.14 at ten: mean 2.07, sd 0.049
     # area: 2.07 (0.5 ln 10 + 1.5 ln 3 + 2.5 ln 10/3) / ln 100
     assert (
@@ -186,7 +186,7 @@ def test_tables_by_hand(tmp_path):
     kept["empty"] = kept["clean"] - 10.0
     kept.to_parquet(tmp_path / "scores_sets.parquet")
     text = score_tables.tables(tmp_path)
-    assert "## The best alone: m, 8 facts" in text
+    assert "## The best alone: m, atlas, 8 facts" in text
     assert "The best together" not in text
     assert "| ranking | k = 1 | k = 10 | k = 30 | k = 100 | CPR | CMD |" in text
     of_graphs().to_parquet(tmp_path / "scores_edges.parquet")
