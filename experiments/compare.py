@@ -35,7 +35,7 @@ from qv_lens.editing.kept_statistics import default_text, default_texts, kept_co
 from qv_lens.editing.presets import presets, with_settings
 from qv_lens.editing.statistics import Statistics
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.evaluation.cases import DrawnCases, edited_facts, first_known_cases, of_seed
+from qv_lens.evaluation.cases import DrawnCases, first_known_cases, of_seed
 from qv_lens.evaluation.known_cases import answered_onward, as_said, first_known, knowledge
 from qv_lens.evaluation.protocols import check_metrics, evaluate
 from qv_lens.evaluation.questions import Generation
@@ -45,7 +45,7 @@ from qv_lens.evaluation.summary import summary
 from qv_lens.facts.atlas import atlas, chains, edit_case
 from qv_lens.facts.chain_cases import chain_case
 from qv_lens.facts.corpora import corpus
-from qv_lens.facts.records import Fact
+from qv_lens.facts.records import Fact, edited_facts
 from qv_lens.models.lens import Lens
 from qv_lens.plots import method_bars, seconds_bars
 from qv_lens.reporting.tables import as_text

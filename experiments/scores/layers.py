@@ -35,9 +35,8 @@ from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.job import Editor
 from qv_lens.editing.presets import presets, with_settings
 from qv_lens.errors import ConfigError, unknown
-from qv_lens.evaluation.cases import edited_facts
 from qv_lens.evaluation.protocols import evaluate
-from qv_lens.facts.records import Fact
+from qv_lens.facts.records import Fact, edited_facts
 from qv_lens.models.lens import Lens
 from qv_lens.plots.parts import COLOURS, laid_out
 from qv_lens.runs.experiment import Once, directly

@@ -355,7 +355,7 @@ def _check_same_prompts(value: NeuronSet, trace: Trace, reads_attention: bool) -
     if computed is not None and same_prompts and computed[: len(here)] != here:
         raise ConfigError(
             f"The value neurons were computed at positions {computed}, the queries are asked for at "
-            f"{here}: give both the same trace, or the same positions=."
+            f"{here}: give both the same trace, or the same positions= (position= of qv.locate)."
         )
     several = len(trace.prompt) != len(trace.prompts)
     if several and value.settings.get("ranked") != "positions":

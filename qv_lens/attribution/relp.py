@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qv_lens.errors import unknown
+from qv_lens.errors import ConfigError, several, unknown
 from qv_lens.models.hooks import Hook, keeper
 from qv_lens.models.lens import Lens
 
@@ -33,7 +33,11 @@ NEAR_ZERO = 1e-6
 
 
 def check_rules(rules: Collection[str]) -> None:
-    """Raise `ConfigError` for a rule that does not exist."""
+    """Raise `ConfigError` for a rule that does not exist, or one name alone."""
+    if several(rules) is None:
+        raise ConfigError(
+            f"rules are several of RelP's ({', '.join(RULES)}), as ('norm', 'activation'); got {rules!r:.80}."
+        )
     for rule in rules:
         if rule not in RULES:
             raise unknown("Rule of RelP", rule, RULES)

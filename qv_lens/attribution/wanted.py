@@ -157,7 +157,8 @@ def _named(lens: Lens, rows: Rows, target: str) -> Iterator[int | None]:
     for index, position in zip(rows.prompt.tolist(), rows.positions.tolist(), strict=True):
         prompt = rows.prompts[index]
         if target == "answer":
-            yield prompt.answer[0] if prompt.answer else None
+            fact = rows.facts[index]
+            yield None if isinstance(fact, str) else (prompt.answer or lens.answer_ids(fact))[0]
         elif target == "sequence":
             positions = rows.positions[rows.prompt == index].tolist()
             if tuple(positions) != prompt.positions("answer"):

@@ -302,12 +302,12 @@ def evaluate(
     from qv_lens.editing.kept_statistics import corpus_statistics
     from qv_lens.editing.presets import preset_of, with_settings
     from qv_lens.editing.statistics import Statistics, enough
-    from qv_lens.evaluation.cases import edited_facts
     from qv_lens.evaluation.known_cases import knowledge
     from qv_lens.evaluation.protocols import evaluate as measure
     from qv_lens.evaluation.questions import Generation
     from qv_lens.evaluation.selection import usual_count, usual_metrics
     from qv_lens.evaluation.summary import summary
+    from qv_lens.facts.records import edited_facts
     from qv_lens.world.evaluation import cases_of, examples_of
 
     used = None

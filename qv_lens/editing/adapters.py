@@ -24,6 +24,7 @@ from torch import Tensor
 from qv_lens.editing.bounds import Count, Dropped, NotNegative, Positive
 from qv_lens.editing.fine_tuning import Key, nll, train
 from qv_lens.editing.job import Deltas, Job
+from qv_lens.editing.layer_by_layer import weights_of
 from qv_lens.errors import EditError
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.lens import Lens
@@ -74,12 +75,8 @@ class LoRA:
         }
 
     def _keys(self, lens: Lens) -> list[Key]:
-        layers = (
-            range(lens.n_layers)
-            if self.layers is None
-            else [lens.check_layer(layer) for layer in self.layers]
-        )
-        return [(layer, name) for layer in layers for name in self.parameters]
+        layers = range(lens.n_layers) if self.layers is None else self.layers
+        return weights_of(lens, layers, self.parameters)
 
     def _added(
         self, generator: torch.Generator, A: Tensor, B: Tensor, scale: Tensor | float

@@ -3,6 +3,7 @@ before anything is searched."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from math import inf
 from numbers import Integral, Real
@@ -75,10 +76,15 @@ def _check(editor: str, name: str, value: Any, hint: Any) -> None:
             raise EditError(f"{name} of {editor} must be {len(parts)} values, got {value!r}.")
         for i, (inner, part) in enumerate(zip(value, parts, strict=True)):
             _check(editor, f"{name}[{i}]", inner, part)
+    elif get_origin(hint) is tuple:
+        # a generator would be empty when it is read again
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+            example = "(3, 4)" if int in parts else "('W_out',)"
+            raise EditError(f"{name} of {editor} are several, as {example}; got {value!r:.80}.")
     elif hint is bool:
         if not isinstance(value, (bool, np.bool_)):
             raise EditError(f"{name} of {editor} must be True or False, got {value!r}.")
     elif value is not None:
-        for part in parts:  # a number or None
-            if get_origin(part) is Annotated:
+        for part in parts:  # a number, or several, or None
+            if get_origin(part) in (Annotated, tuple):
                 _check(editor, name, value, part)

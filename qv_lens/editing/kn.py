@@ -18,7 +18,7 @@ from qv_lens.attribution.knowledge_neurons import IGRule, greedy_tokens, integra
 from qv_lens.editing.bounds import Count, NotNegative, Share
 from qv_lens.editing.job import Deltas, Job
 from qv_lens.errors import EditError, unknown
-from qv_lens.facts.records import UNKNOWN, EditRequest
+from qv_lens.facts.records import EditRequest
 from qv_lens.models.lens import Lens
 from qv_lens.models.norms import at_least_float32
 from qv_lens.patch import Delta
@@ -60,11 +60,6 @@ class KN:
         lens = job.lens
         rows: dict[int, dict[int, Tensor]] = {}
         for request in dict.fromkeys(job.requests):  # the same one again would move rows twice
-            if request.fact.answer == UNKNOWN:
-                raise EditError(
-                    f"KN moves away from the old answer, and that of {request.fact.text!r:.200} is not "
-                    "known. Give it, or choose another editor."
-                )
             neurons = integrated_gradients(
                 lens, request.fact, None, steps=self.steps, rule=self.rule
             ).frame

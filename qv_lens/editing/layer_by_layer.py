@@ -46,7 +46,7 @@ from qv_lens.editing.keys import (
 from qv_lens.editing.solve import InverseMetric, damped, inverse_of, solve
 from qv_lens.editing.statistics import Module
 from qv_lens.editing.targets import PrecomputedTargets, Search, SearchKind, Targets, search
-from qv_lens.errors import EditError, several, unknown
+from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
 from qv_lens.facts.spans import FACT_TOKENS, FactToken
 from qv_lens.models.lens import Lens, Start
@@ -434,11 +434,19 @@ def inverses(job: Job) -> Callable[[int, str], InverseMetric]:
 def ordered(lens: Lens, groups: Sequence[Group]) -> tuple[Group, ...]:
     """Each group ascending, every layer checked against the model."""
     plan: list[Group] = []
-    for group in groups:
-        layers = several(group)
-        if layers is None:
-            raise EditError(f"An editor's layers are several, as (3, 4); got {group!r:.80}.")
-        if not layers:
+    for layers in groups:
+        if not len(layers):
             raise EditError("An editor needs at least one layer.")
         plan.append(tuple(sorted({lens.check_layer(layer) for layer in layers})))
     return tuple(plan)
+
+
+def weights_of(
+    lens: Lens, layers: Sequence[int], parameters: Sequence[str]
+) -> list[tuple[int, str]]:
+    """(layer, name) of every weight of an editor that writes the same ones of each layer, in
+    ascending order. Raises `EditError` for none."""
+    if not len(parameters):
+        raise EditError("An editor needs at least one weight to write.")
+    (group,) = ordered(lens, (tuple(layers),))
+    return [(layer, name) for layer in group for name in parameters]

@@ -13,11 +13,12 @@ A turn is a batch of facts; for every written weight, in TransformerLens layout 
 
 Source: UltraEdit (2025), released code (XiaojieGu/UltraEdit). There weights of one shape share
 their moments, and a mini-batch of a single row makes all of them NaN; here each weight has its own,
-and the variance of one row counts as 0. (A first turn of a single row would write nothing, and is
-refused.)"""
+and the variance of one row counts as 0. A first turn of a single row writes nothing, with a warning;
+its row counts for the turns after it."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from qv_lens.editing.bounds import Count, Positive
 from qv_lens.editing.job import Deltas, Job
-from qv_lens.editing.layer_by_layer import ordered
+from qv_lens.editing.layer_by_layer import weights_of
 from qv_lens.errors import EditError, unknown
 from qv_lens.facts.records import EditRequest
 from qv_lens.models.deltas import delta_hooks, taps
@@ -126,9 +127,11 @@ class UltraEdit:
                 )
             all_seen = _together(seen, own)
             if any(moments.of_one_row for moments in all_seen.values()):
-                raise EditError(
-                    "One token alone (or the same one again) has no deviation to be measured by, and "
-                    "nothing would be written: edit several facts at once, or pass tokens='all'."
+                warnings.warn(
+                    "UltraEdit writes nothing for a first token alone (or the same one again), which "
+                    "has no deviation to be measured by; it counts for edits made while this patch "
+                    "is in force. Edit several facts at once, or pass tokens='all'.",
+                    stacklevel=4,
                 )
             turn = {
                 key: _solved(self.lr, [batch[key] for batch in rows], all_seen[key])
@@ -143,10 +146,7 @@ class UltraEdit:
     def _names(self, lens: Lens) -> list[Key]:
         if self.tokens not in ("answer", "all"):
             raise unknown("UltraEdit's tokens", self.tokens, ("answer", "all"), error=EditError)
-        if not self.parameters:
-            raise EditError("An editor needs at least one weight to write.")
-        (layers,) = ordered(lens, (self.layers,))
-        return [(layer, name) for layer in layers for name in self.parameters]
+        return weights_of(lens, self.layers, self.parameters)
 
 
 def _together(first: dict[Key, Moments], second: dict[Key, Moments]) -> dict[Key, Moments]:
@@ -204,5 +204,7 @@ def _solved(
     normed = (torch.cat([X, g], 1) - moments.mean) / (moments.deviation + EPS)
     x_, g_ = normed.split([X.shape[1], g.shape[1]], 1)
     V = -lr * x_.square().sum(1, keepdim=True) * g_
+    if moments.of_one_row:
+        V = torch.zeros_like(V)
     system = X @ X.T + torch.eye(len(X), dtype=X.dtype, device=X.device)
     return Delta(X.T, torch.cholesky_solve(V, torch.linalg.cholesky(system)))

@@ -11,7 +11,7 @@ from typing import TypeVar
 from qv_lens.errors import ConfigError
 from qv_lens.evaluation.known_cases import known, known_edits
 from qv_lens.facts.benchmarks import read, warn_of
-from qv_lens.facts.records import UNKNOWN, Case, EditCase, Fact, MultiHopCase
+from qv_lens.facts.records import Case, EditCase, MultiHopCase
 from qv_lens.models.lens import Lens
 
 Found = TypeVar("Found")
@@ -95,12 +95,6 @@ def _known(lens: Lens, cases: Sequence[Case]) -> list[Case]:
     edits = [case for case in cases if isinstance(case, EditCase)]
     kept = {id(case) for case in (*known(lens, chains)[0], *known_edits(lens, edits))}
     return [case for case in cases if id(case) in kept]
-
-
-def edited_facts(cases: Sequence[Case]) -> list[Fact]:
-    """The facts that the cases edit, where they say what was true before."""
-    facts = [request.fact for case in cases for request in case.requests]
-    return [fact for fact in facts if fact.answer != UNKNOWN]
 
 
 def worked_examples(file: str) -> tuple[str, ...]:

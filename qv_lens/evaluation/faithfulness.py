@@ -163,8 +163,10 @@ def areas(frame: pd.DataFrame) -> pd.DataFrame:
 
     `area`: log p beside the clean one (nats), averaged over log k between the smallest and the
     largest k: the lower, the more was lost. `cpr`, `cmd`: of f over the share of units kept, from
-    none to all (1 and 0 are perfect).
+    none to all (1 and 0 are perfect). Raises `ConfigError` for a frame without its attrs, or of
+    several calls.
     """
+    _check_one_call(frame)
     records = []
     for (ranking, kept), part in frame.groupby(["ranking", "kept"], sort=False):
         of_prompt: dict[int, list[float]] = {}
@@ -181,6 +183,18 @@ def areas(frame: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(records)
     table.attrs.update(frame.attrs)
     return table
+
+
+def _check_one_call(frame: pd.DataFrame) -> None:
+    """Raise `ConfigError` for frames put together, whose prompts have the same numbers, and for one
+    that has lost what `faithfulness` wrote on it."""
+    curve = ["ranking", "kept", "prompt", "seed", "k"]
+    without = frame["kept"].any() and "units" not in frame.attrs
+    if without or frame.duplicated(curve).any():
+        raise ConfigError(
+            "areas takes the frame of one call of faithfulness, as it gave it (a join drops its "
+            ".attrs and gives two prompts one number): ask for all facts in one call."
+        )
 
 
 def _area(curve: pd.DataFrame) -> float:

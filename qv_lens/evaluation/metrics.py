@@ -37,8 +37,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import exp, log2, nan
+from numbers import Real
 from types import MappingProxyType
 
+import numpy as np
 from scipy.stats import hmean
 
 from qv_lens.errors import ConfigError, unknown
@@ -276,10 +278,22 @@ def _judgement(case: Case, now: CaseAnswers, kind: str, judge: Judge | None) -> 
         return nan
     return mean(
         [
-            float(judge(probe.text, text.removesuffix(RUNS_ON), [probe.answer, *probe.aliases]))
+            _judged(judge, probe, text.removesuffix(RUNS_ON))
             for text, probe in _said(case, now, kind)
         ]
     )
+
+
+def _judged(judge: Judge, probe: Probe, text: str) -> float:
+    """What a judge says of one continuation. Raises `ConfigError` for what is not a number from 0 to
+    1."""
+    value = judge(probe.text, text, [probe.answer, *probe.aliases])
+    if not isinstance(value, (Real, np.bool_)) or not 0 <= float(value) <= 1:
+        raise ConfigError(
+            f"judge gives a number from 0 to 1 (or True, False); of {text!r:.200} after "
+            f"{probe.text!r:.200} it gave {value!r:.80}."
+        )
+    return float(value)
 
 
 def measured(
@@ -319,8 +333,8 @@ def check_metrics(metrics: Sequence[str] | None, judge: Judge | None = None) -> 
     for name in metrics or ():
         if not any(name in table for table in (FORCED, NAMED, GENERATED, JUDGED)):
             raise unknown("Metric", name, [*FORCED, *NAMED, *GENERATED, *JUDGED])
-        if name in JUDGED and judge is None:
+        if name in JUDGED and not callable(judge):
             raise ConfigError(
                 f"{name} needs judge= (of evaluate), a function of prompt, continuation and accepted "
-                "answers."
+                f"answers; got {judge!r:.80}."
             )

@@ -18,6 +18,7 @@ import logging
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import nan
@@ -60,8 +61,8 @@ class _Progress:
     key: str
     done: int
     seconds: float
-    refused: list[int]
-    """Places of the cases that could not be edited, or asked."""
+    skipped: list[tuple[int, str]]
+    """Places of the cases that could not be edited, or asked, and why."""
     rows: list[list[Any]]
     patch: str | None = None
 
@@ -86,8 +87,8 @@ def sequence(
 
     The group `model` holds the model's own: `perplexity` of the texts `held_out`, `relative_norm`
     (the largest ||dW|| / ||W||), `seconds` per edit and `refused`, the number of edits that could
-    not be made, or whose case does not tokenise; these are not asked. `folder`: where progress is
-    kept; another call with the same arguments goes on from it. The lens is left as it was. `batch`:
+    not be made, or whose case does not tokenise; these are not asked, and stand with the reason in
+    `.attrs["skipped"]`, the first in a warning. `folder`: where progress is kept; another call with the same arguments goes on from it. The lens is left as it was. `batch`:
     how many cases are edited together; none reaches over a checkpoint, and one that is refused is
     edited case by case.
 
@@ -117,16 +118,19 @@ def sequence(
         while progress.done < len(cases):
             before = progress.done
             stop = min(before + batch, next(at for at in wanted if at > before))
-            batch_of = range(before, stop)
-            readable = [at for at in batch_of if unreadable(lens, cases[at], groups) is None]
+            reasons = {at: unreadable(lens, cases[at], groups) for at in range(before, stop)}
+            readable = [at for at, reason in reasons.items() if reason is None]
             start = time.perf_counter()
             made, refused = _edited(
                 lens, [cases[at] for at in readable], patches, editor, statistics=statistics,
                 templates=templates, seed=seed, factored=factored,
             )  # fmt: skip
             progress.seconds += time.perf_counter() - start
-            out = {*batch_of} - {*readable} | {readable[place] for place in refused}
-            progress.refused += sorted(out)
+            reasons |= {readable[place]: reason for place, reason in refused.items()}
+            skipped = [(at, reason) for at, reason in reasons.items() if reason is not None]
+            if skipped and not progress.skipped:
+                _warn_of(skipped[0])
+            progress.skipped += skipped
             if made:
                 patches = [total([*patches, *made])]
             progress.done = stop
@@ -142,28 +146,41 @@ def sequence(
             if progress.done in wanted or stop // save_every > before // save_every:
                 _save(room, progress, patches)
     frame = pd.DataFrame(progress.rows, columns=list(COLUMNS))
-    frame.attrs.update({**lens.label, "editor": repr(editor), "seed": seed})
+    skipped = {str(at): reason for at, reason in progress.skipped}
+    frame.attrs.update({**lens.label, "editor": repr(editor), "seed": seed, "skipped": skipped})
     return frame
+
+
+def _warn_of(skipped: tuple[int, str]) -> None:
+    """Say why the first case was left out, while there is time to stop."""
+    place, reason = skipped
+    warnings.warn(
+        f"Case {place} could not be edited: {reason} It is left out, and others like it; the frame "
+        "counts them ('refused') and has every reason (.attrs['skipped']).",
+        stacklevel=3,
+    )
 
 
 def _edited(
     lens: Lens, cases: Sequence[EditCase], patches: Sequence[Patch], editor: Editor, **options: Any
-) -> tuple[list[Patch], list[int]]:
+) -> tuple[list[Patch], dict[int, str]]:
     """The patches of cases edited together, on top of those in force, and which of the cases were
-    refused: where all together are, each is edited alone."""
+    refused, with the reason: where all together are, each is edited alone."""
     if not cases:
-        return [], []
+        return [], {}
     with lens.patched(*patches):
         try:
-            return [edit(lens, [case.request for case in cases], editor, **options)], []
-        except (EditError, FactError):
+            return [edit(lens, [case.request for case in cases], editor, **options)], {}
+        except (EditError, FactError) as error:
             if len(cases) == 1:
-                return [], [0]
-    made, refused = [], []
+                return [], {0: str(error)}
+    made: list[Patch] = []
+    refused: dict[int, str] = {}
     for place, case in enumerate(cases):
-        more, out = _edited(lens, [case], [*patches, *made], editor, **options)
+        more, reasons = _edited(lens, [case], [*patches, *made], editor, **options)
         made += more
-        refused += [place] if out else []
+        if reasons:
+            refused[place] = reasons[0]
     return made, refused
 
 
@@ -221,7 +238,8 @@ def _asked(
 ) -> list[list[Any]]:
     """The rows of one checkpoint."""
     step = progress.done
-    every = [place for place in range(step) if place not in set(progress.refused)]
+    skipped = {place for place, _ in progress.skipped}
+    every = [place for place in range(step) if place not in skipped]
     drawn = random.Random(f"{seed}:{step}").sample(every, min(sample, len(every)))
     members = {"newest": every[-sample:], "first": every[:sample], "drawn": sorted(drawn)}
     places = sorted(set().union(*members.values()))
@@ -250,7 +268,7 @@ def _asked(
     own = {
         "relative_norm": (0.0, largest(lens, patches)),
         "seconds": (nan, progress.seconds / step),
-        "refused": (0, len(progress.refused)),
+        "refused": (0, len(progress.skipped)),
     }
     if held_out:
         clean = next(row[4] for row in progress.rows if row[2] == "perplexity")

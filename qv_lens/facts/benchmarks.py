@@ -20,7 +20,7 @@ from qv_lens.errors import FactError, QVLensError, unknown
 from qv_lens.facts.fields import Record, RefusedError
 from qv_lens.facts.files import SUFFIXES, Where, of_memory, read_records
 from qv_lens.facts.formats import READERS, recognised
-from qv_lens.facts.records import Case, EditRequest, Fact, MultiHopCase
+from qv_lens.facts.records import Case, EditRequest, Fact, MultiHopCase, edited_facts
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ class ReadResult:
 
     @property
     def edited(self) -> tuple[Fact, ...]:
-        """The facts that the cases edit, as they were before."""
-        return tuple(request.fact for case in self.cases for request in case.requests)
+        """The facts that the cases edit, as they were before; without those whose record gives no
+        old answer."""
+        return tuple(edited_facts(self.cases))
 
 
 def read(source: str | Path, format: str | None = None, *, skip: bool = False) -> ReadResult:
@@ -111,14 +112,30 @@ def _parsed(
 
 
 def plain_facts(path: str | Path) -> list[Fact]:
-    """The facts of a file: of facts, or of single edits what they edit. Raises `FactError` for
-    chains, and what cannot be read."""
+    """The facts of a file: of facts, or of single edits what they edit, with a warning of those
+    whose old answer is not known. Raises `FactError` for chains, for edits all without an old
+    answer, and for what cannot be read."""
     records = read(path)
     if any(isinstance(case, MultiHopCase) for case in records.cases):
         raise FactError(
             f'{path} holds chains ({records.format}), not facts: [{{"prompt": "{{}} plays", "subject": ..., "answer": ...}}].'
         )
-    return list(records.facts or records.edited)
+    if records.facts:
+        return list(records.facts)
+    facts = list(records.edited)
+    if not facts:
+        raise FactError(
+            f"{path} holds {len(records.cases)} edits and no old answers ({records.format}): nothing "
+            "says what the model is asked about. Give them (in KnowEdit's format as 'ground_truth')."
+        )
+    without = len(records.cases) - len(facts)
+    if without:
+        warnings.warn(
+            f"{path}: {without} of {len(records.cases)} edits are left out, whose records give no old "
+            "answer.",
+            stacklevel=2,
+        )
+    return facts
 
 
 def _records(source: str | Path) -> tuple[list[Any], Where]:

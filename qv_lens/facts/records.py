@@ -7,7 +7,7 @@ of them edited (MQuAKE); an `EditCase` is one edit with its probes. Positions in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import TypeVar
 
@@ -172,7 +172,7 @@ class Hop(_Record):
 
 
 #: the old answer of an edit whose file does not give one (KnowEdit's wiki_recent)
-UNKNOWN = "?"
+UNKNOWN = "(not known)"
 
 
 @dataclass(frozen=True, repr=False)
@@ -445,3 +445,9 @@ def check_requests(batch: Sequence[EditRequest]) -> None:
                 f"Two requests of one batch conflict: {text!r:.200} is asked to become both {answers[text]!r} and "
                 f"{request.new!r}."
             )
+
+
+def edited_facts(cases: Iterable[Case]) -> list[Fact]:
+    """The facts that the cases edit, where they say what was true before."""
+    facts = [request.fact for case in cases for request in case.requests]
+    return [fact for fact in facts if fact.answer != UNKNOWN]

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from qv_lens.errors import FactError, ModelError, unknown
-from qv_lens.facts.records import Fact
+from qv_lens.facts.records import UNKNOWN, Fact
 from qv_lens.facts.scripts import blank_between, ends_unspaced
 from qv_lens.facts.words import rtrimmed, trimmed
 
@@ -85,8 +85,8 @@ class Prompt:
         if where == "answer":
             if not self.answer:
                 raise FactError(
-                    f"The bare prompt {self.text!r:.200} has no answer: pass a Fact, or another "
-                    "position."
+                    f"The answer after {self.text!r:.200} is not known (a bare prompt, or a record that "
+                    "gives none): pass a Fact with one, or another position."
                 )
             return tuple(range(self.last, self.last + len(self.answer)))
         if isinstance(where, str):
@@ -136,8 +136,14 @@ def continuation(
 
     `space`: whether a blank is put between them (None: by the rule). A second blank is never added.
 
-    Raises `FactError` for an answer that is not text or blank, has no tokens, or changes the
+    Raises `FactError` for an answer that is not known, not text or blank, has no tokens, or changes the
     prompt's tokens."""
+    if answer == UNKNOWN:
+        raise FactError(
+            f"The answer after {text!r:.200} is not known: its record gives no old one. Give the fact "
+            "one (dataclasses.replace(fact, answer=...)), or pass the prompt alone (fact.text), which "
+            "asks about what the model says itself."
+        )
     if not isinstance(answer, str) or not trimmed(answer):
         raise FactError(f"The answer {answer!r} after {text!r:.200} is blank: give it some text.")
     answer = rtrimmed(answer)
@@ -179,12 +185,10 @@ def tokenize(tokenizer: Any, fact: Fact | str, bos: bool = False) -> Prompt:
     covering = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
     if not covering:
         raise FactError(f"No token of {text!r:.200} covers the subject {fact.subject!r}.")
-    return Prompt(
-        text,
-        tuple(ids),
-        (covering[0], covering[-1]),
-        continuation(tokenizer, text, fact.answer, bos, fact.space),
-    )
+    answer = ()
+    if fact.answer != UNKNOWN:
+        answer = continuation(tokenizer, text, fact.answer, bos, fact.space)
+    return Prompt(text, tuple(ids), (covering[0], covering[-1]), answer)
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> Int[Tensor, "batch seq"]:

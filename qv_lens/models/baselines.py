@@ -8,6 +8,7 @@ another prompt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -30,6 +31,10 @@ class MeanOver:
 
     facts: Facts
     """Facts or texts."""
+
+    def __post_init__(self) -> None:
+        # read once: a generator gives them only then
+        object.__setattr__(self, "facts", tuple(as_list(self.facts)))
 
 
 #: 'zero'; 'mean' over the facts asked themselves, or over others; or other prompts, one for each
@@ -58,12 +63,13 @@ def baseline_values(
         return _mean(lens, rows.facts, positions, unit).expand(shape)
     if isinstance(baseline, MeanOver):
         return _mean(lens, baseline.facts, positions, unit).expand(shape)
-    if isinstance(baseline, str):
+    others = one_or_more(baseline)
+    if isinstance(baseline, str) or not all(isinstance(each, (Fact, str)) for each in others):
         raise ConfigError(
-            f"Baseline {baseline!r} not found. Available: zero, mean, qv.MeanOver(facts), or a list "
-            "of other prompts, one for each fact."
+            f"Baseline {baseline!r:.80} not found. Available: zero, mean, qv.MeanOver(facts), or a "
+            "list of other prompts, a fact or text for each fact."
         )
-    return _of_other_prompts(lens, rows, baseline, positions, unit)
+    return _of_other_prompts(lens, rows, others, positions, unit)
 
 
 def _values(trace: Trace, unit: UnitWithValue) -> Float[Tensor, "layer row value"]:
@@ -86,16 +92,18 @@ def baseline_name(baseline: Baseline) -> str:
 
 
 def _of_other_prompts(
-    lens: Lens, rows: Rows, baseline: Facts, positions: Positions, unit: UnitWithValue
+    lens: Lens,
+    rows: Rows,
+    others: Sequence[Fact | str],
+    positions: Positions,
+    unit: UnitWithValue,
 ) -> Float[Tensor, "layer row value"]:
     """What each unit is on the prompt that stands beside the fact's."""
-    given = one_or_more(baseline)
-    if len(given) != len(rows.facts):
+    if len(others) != len(rows.facts):
         raise ConfigError(
             f"Patching takes another prompt for each fact; there are {len(rows.facts)} facts and "
-            f"{len(given)} other prompts."
+            f"{len(others)} other prompts."
         )
-    others = as_list(given)
     if positions == "answer":  # the same answer follows
         pairs = zip(others, rows.facts, strict=True)
         others = [_with_answer(other, fact) for other, fact in pairs]

@@ -414,6 +414,7 @@ def test_heads_and_channels_feed_what_neurons_feed():
         ({"unit": "attn_neuron"}, "ffn, attn_channel, head"),
         ({"steps": 0, "method": "integrated"}, "at least 1"),
         ({"baseline": "median"}, "MeanOver"),
+        ({"baseline": 0}, "Baseline 0 not found"),
         ({"baseline": ["one"]}, "2 facts and 1 other"),
         ({"baseline": ["one", "two words more"], "positions": "all"}, "equally many tokens"),
         ({"baseline": qv.MeanOver([])}, "No facts"),
@@ -422,6 +423,16 @@ def test_heads_and_channels_feed_what_neurons_feed():
 def test_options_that_mean_nothing_are_refused(options, words):
     with pytest.raises(qv.QVLensError, match=words):
         qv.neuron_effects(tiny_lens("gptj"), FACTS, **options)
+
+
+def test_a_mean_over_facts_that_are_read_once():
+    lens = tiny_lens("gptj")
+    one, other = (
+        qv.neuron_effects(lens, FACTS, 5, baseline=qv.MeanOver(facts))
+        for facts in (FACTS, (fact for fact in FACTS))
+    )
+    assert one.frame["score"].tolist() == other.frame["score"].tolist()
+    assert other.settings["baseline"] == "mean over 2 prompts"
 
 
 def test_the_mean_over_one_fact_is_refused():

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -25,11 +25,13 @@ from qv_lens.editing.layer_by_layer import search_ahead
 from qv_lens.editing.presets import preset_of, presets
 from qv_lens.editing.statistics import Statistics, covariance
 from qv_lens.evaluation.cases import draw_cases
+from qv_lens.evaluation.faithfulness import areas
 from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.sequence import sequence
 from qv_lens.facts.atlas import Chain, edit_case, question
-from qv_lens.facts.benchmarks import parse, read
+from qv_lens.facts.benchmarks import parse, plain_facts, read
 from qv_lens.facts.corpora import corpus
+from qv_lens.facts.records import UNKNOWN
 from qv_lens.material import file_material
 from qv_lens.models.fetch import get
 from qv_lens.models.lens import Lens
@@ -257,6 +259,14 @@ CASES = {
     "effects by no rule": lambda tmp: _effects(method="relp", rules=("norms",)),
     "rules of another method": lambda tmp: _effects(rules=("norm",)),
     "no baseline": lambda tmp: _effects(baseline="median"),
+    "baseline of no prompt": lambda tmp: _effects(baseline=torch.zeros(3)),
+    "one rule alone": lambda tmp: _effects(method="relp", rules="norm"),
+    "an answer that is not known": lambda tmp: qv.value_neurons(tiny_lens("gptj"), replace(FACT, answer=UNKNOWN)),
+    "every token of an answer that is not known": lambda tmp: tiny_lens("gptj").trace(replace(FACT, answer=UNKNOWN), "answer"),
+    "file of edits without old answers": lambda tmp: plain_facts(of_recent_edits(tmp)),
+    "a judge by name": lambda tmp: qv.evaluate(tiny_lens("gptj"), [CASE], ["efficacy_judged"], judge="gpt-4"),
+    "areas of joined frames": lambda tmp: areas(pd.concat([_removal(), _removal()])),
+    "weights of UltraEdit as one name": lambda tmp: qv.edit(tiny_lens("gptj"), FACT.to("Quorix"), qv.UltraEdit(layers=(1,), parameters="W_out")),
     "mean over one fact": lambda tmp: _effects(baseline="mean"),
     "too few other prompts": lambda tmp: _effects(baseline=[]),
     "hooked model in the place of a lens": lambda tmp: qv.value_neurons(tiny_lens("gptj").model, FACT),
@@ -510,6 +520,28 @@ def _statistics_under():
     lens = tiny_lens("gptj", dtype=torch.float32)
     with lens.intervene(qv.Zero(qv.NeuronSet.of([(1, 0)]))):
         covariance(lens, TEXT, [1])
+
+
+def _removal() -> pd.DataFrame:
+    lens = tiny_lens("gptj")
+    return qv.faithfulness(
+        lens, FACT, {"gradient": qv.neuron_effects(lens, FACT, 3)}, (1, 3), seeds=0
+    )
+
+
+def of_recent_edits(tmp: Path) -> Path:
+    """A file in KnowEdit's layout, as wiki_recent has it."""
+    record = {
+        "subject": "Olga Pelodan",
+        "prompt": "Olga Pelodan works for",
+        "target_new": "Quorix",
+        "ground_truth": [],
+        "rephrase_prompt": "Olga Pelodan is paid by",
+        "portability": {},
+        "locality": {},
+    }
+    (tmp / "recent.json").write_text(json.dumps([record]))
+    return tmp / "recent.json"
 
 
 def _effects(**options):

@@ -104,11 +104,25 @@ def test_an_ensemble_is_no_larger_than_its_share():
         qv.neuron_ensemble(Lens.from_hf(hf, tokenizer()), REQUESTS[0], 0.6, steps=2)
 
 
-def test_kn_needs_an_old_answer():
+@pytest.mark.parametrize(
+    ("editor", "needs"),
+    [
+        (qv.KN(steps=2), True),
+        (qv.NSE(layers=(1,), steps=2, near=0.0, far=1e9, score="value"), True),
+        (qv.NSE(layers=(1,), steps=2, near=0.0, far=1e9, score="effects"), True),
+        (qv.NSE(layers=(1,), steps=2, near=0.0, far=1e9), False),
+        (qv.FT(layer=1, steps=2), False),
+    ],
+)
+def test_editors_that_ask_about_the_old_answer_need_one(editor, needs):
     lens = tiny_lens("gptj")
     request = qv.Fact("{} plays the sport of", "Tim Duncan", UNKNOWN).to("golf")
-    with pytest.raises(qv.QVLensError, match="is not known"):
-        qv.edit(lens, request, qv.KN(steps=2))
+    options = {"statistics": covariance(lens, TEXTS, (1,)), "templates": ("{}",)}
+    if needs:
+        with pytest.raises(qv.QVLensError, match="is not known"):
+            qv.edit(lens, request, editor, **options)
+    else:
+        assert qv.edit(lens, request, editor, **options).deltas
 
 
 def test_an_adapter_holds_two_facts_of_one_key(tmp_path):

@@ -270,12 +270,50 @@ def test_a_mini_batch_of_one_row_is_no_trap():
     editor = qv.UltraEdit(layers=(1,), lr=1e-3, mini_batch=1)
     patch = qv.edit(lens, [request, LONGER[1]], editor)
     assert patch.deltas[1, "W_out"].finite()
-    with pytest.raises(qv.QVLensError, match="no deviation"):
-        qv.edit(lens, request, editor)
+    with pytest.warns(UserWarning, match="no deviation"):
+        alone = qv.edit(lens, request, editor)
+    assert alone.deltas[1, "W_out"].norm() == 0
     assert (
         qv.edit(lens, request, dataclasses.replace(editor, tokens="all")).deltas[1, "W_out"].norm()
         > 0
     )
+
+
+def test_a_row_may_begin_with_one_token():
+    """The first turn writes nothing, and counts: the second is that of both rows' moments."""
+    lens = tiny_lens("gptj")
+    requests = [request.fact.to("the") for request in REQUESTS[:2]]
+    editor = qv.UltraEdit(layers=(1,), lr=1e-3, mini_batch=1)
+    with pytest.warns(UserWarning, match="no deviation"):
+        first = qv.edit(lens, requests[0], editor)
+    with lens.patched(first):
+        second = qv.edit(lens, requests[1], editor)
+    X, G = [], []
+    for request in requests:
+        ids = torch.tensor([list(lens.tokenize([request.target])[0].ids)])
+        keys, given = [], []
+        block = down(lens, 1)
+
+        def keep(module, inputs, output, keys=keys, given=given):
+            output.requires_grad_(True).retain_grad()
+            keys.append(inputs[0][0, -1].detach().double())
+            given.append(output)
+
+        handle = block.register_forward_hook(keep)
+        with torch.enable_grad():
+            logits = lens.hf(ids).logits[0, -1]
+            (-logits.log_softmax(-1)[lens.answer_ids(request.target)[0]]).backward()
+        handle.remove()
+        X.append(keys[0])
+        G.append(given[0].grad[0, -1].double())
+    rows = torch.cat([torch.stack(X), torch.stack(G)], 1)
+    # each turn has one row: M is N D^2 / N' alone, the square of half of their gap, twice
+    spread = ((rows[1] - rows[0]).square() / 2).sqrt()
+    normed = (rows[1] - rows.mean(0)) / (spread + torch.finfo(torch.float32).eps)
+    x, g = normed.split([len(X[0]), len(G[0])])
+    wanted = torch.outer(X[1], -1e-3 * x.square().sum() * g) / (1 + X[1].square().sum())
+    got = second.deltas[1, "W_out"].dense()
+    assert torch.allclose(got.double(), wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("kind", ["gptj", "qwen3-gqa"])
@@ -540,7 +578,13 @@ WRONG = {
     "L2 of AlphaEdit must be a finite number above 0": qv.AlphaEdit(layers=(1,), L2=0.0),
     "end_of_text of LocFT must be True or False, got 'no'": qv.LocFT(layer=1, end_of_text="no"),
     "unedited of SimIE must be True or False": qv.SimIE(editor=ROME, unedited="no"),
-    "layers are several, as": qv.MEMIT(layers=1),
+    "layers of MEMIT are several, as": qv.MEMIT(layers=1),
+    "layers of LoRA are several, as": qv.LoRA(layers=1),
+    "value_layers of ACE are several, as": qv.ACE(value_layers=1, query_layers=(0,)),
+    "layers of EMMET are several": qv.EMMET(layers=(layer for layer in (1, 2))),
+    "parameters of LoRA are several": qv.LoRA(parameters="W_out"),
+    "at least one weight": qv.LoRA(parameters=()),
+    "needs at least one layer": qv.LoRA(layers=()),
 }
 
 

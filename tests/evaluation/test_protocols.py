@@ -588,6 +588,9 @@ def test_a_judge_is_asked_only_where_it_is_passed(tiny):
         evaluate(lens, CASES[:1], ["efficacy_judged"])
     evaluate(lens, CASES[:1], ["efficacy_acc", "efficacy_exact"], judge=judge)
     assert not asked
+    for said in (None, "yes", 7, float("nan")):
+        with pytest.raises(qv.QVLensError, match="from 0 to 1"):
+            evaluate(lens, CASES[:1], ["efficacy_judged"], judge=lambda *_, said=said: said)
     frame = evaluate(lens, CASES[:1], ["efficacy_judged"], judge=judge)
     assert set(asked) == {CASES[0].request.fact.text}
     assert frame["after"].isin([0.0, 1.0]).all()

@@ -11,6 +11,7 @@ import pytest
 import qv_lens as qv
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.statistics import covariance
+from qv_lens.errors import EditError
 from qv_lens.evaluation import sequence as sequences
 from qv_lens.evaluation.sequence import sequence
 from qv_lens.facts.benchmarks import parse
@@ -184,8 +185,11 @@ def test_a_case_that_does_not_tokenise_is_left_out(lens, tmp_path):
     )
     row = [CASES[0], bad[0], CASES[2], CASES[3], bad[1], bad[0]]
     options = {**OPTIONS, "metrics": ("efficacy_acc", "paraphrase_acc"), "checkpoints": (3, 4)}
-    frame = sequence(lens, row, EDITOR, tmp_path, batch=2, **options)
+    with pytest.warns(UserWarning, match="Case 1 could not be edited: .*blank"):
+        frame = sequence(lens, row, EDITOR, tmp_path, batch=2, **options)
     assert [value(frame, step, "model", "refused") for step in (3, 4, 6)] == [1, 1, 3]
+    assert list(frame.attrs["skipped"]) == ["1", "4", "5"]
+    assert "blank" in frame.attrs["skipped"]["4"]
     good = [CASES[0], CASES[2], CASES[3]]
     alone = qv.evaluate(lens, good, ["efficacy_acc"], EDITOR, "consecutive")
     assert value(frame, 6, "newest", "efficacy_acc") == alone["after"].iloc[-2:].mean()
@@ -194,6 +198,19 @@ def test_a_case_that_does_not_tokenise_is_left_out(lens, tmp_path):
     )
     again = sequence(lens, tuple(row), EDITOR, tmp_path, batch=2, **options)  # the same cases
     pd.testing.assert_frame_equal(again, frame)
+    assert again.attrs["skipped"] == frame.attrs["skipped"]
+
+
+def test_an_editor_that_can_edit_nothing_says_why_at_once(lens, tmp_path):
+    class Refusing(qv.FT):
+        def deltas(self, job):
+            raise EditError(f"{job.requests[0].new} is refused.")
+
+    new = [case.request.new for case in CASES[:2]]
+    with pytest.warns(UserWarning, match=f"Case 0 could not be edited: {new[0]} is refused"):
+        frame = sequence(lens, CASES[:2], Refusing(layer=4), tmp_path, **OPTIONS)
+    assert value(frame, 2, "model", "refused") == 2
+    assert frame.attrs["skipped"] == {str(i): f"{new[i]} is refused." for i in (0, 1)}
 
 
 def test_a_refused_case_of_a_later_batch_is_that_one(lens, tmp_path):

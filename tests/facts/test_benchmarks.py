@@ -264,6 +264,12 @@ def test_what_is_no_file_of_records_is_told(tmp_path):
     (fact,) = plain_facts(tmp_path / "f.json")  # what the edit is about
     assert (fact,) == read(tmp_path / "f.json").edited
     assert repr(read(tmp_path / "f.json")) == "ReadResult(counterfact: 1 cases, 0 refused)"
+    recent = {"prompt": "Ann works for", "subject": "Ann", "target_new": "Acme"}  # no old answer
+    older = recent | {"ground_truth": ["Apex"]}
+    (tmp_path / "k.json").write_text(json.dumps([recent, older]))
+    assert [fact.answer for fact in read(tmp_path / "k.json").edited] == ["Apex"]
+    with pytest.warns(UserWarning, match="1 of 2 edits are left out"):
+        assert [fact.answer for fact in plain_facts(tmp_path / "k.json")] == ["Apex"]
     (tmp_path / "m.json").write_text(json.dumps([remastered()]))
     with pytest.raises(qv.QVLensError, match="holds chains"):
         plain_facts(tmp_path / "m.json")
