@@ -32,7 +32,6 @@ from qv_lens.editing.targets import PrecomputedTargets
 from qv_lens.errors import (
     ConfigError,
     EditError,
-    FactError,
     check_count,
     check_seed,
     unknown,
@@ -48,6 +47,7 @@ from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.questions import CaseAnswers, Generation, questions
 from qv_lens.evaluation.selection import (
     DEFAULT,
+    OF_ONE_CASE,
     PROTOCOLS,
     Protocol,
     checked_cases,
@@ -56,6 +56,7 @@ from qv_lens.evaluation.selection import (
     groups_of,
     kind_of,
     unreadable,
+    warn_of_skipped,
 )
 from qv_lens.facts.benchmarks import contaminated
 from qv_lens.facts.records import Case, EditCase, EditRequest, MultiHopCase, check_requests
@@ -121,7 +122,7 @@ def evaluate(
     also where it was read from there. `before` of multi-hop metrics counts the answers before the
     edit. `factored`: a `Factored(statistics)` that several calls share, so that C0 is factored once
     for all. A case that cannot be asked or edited has NaN as `after` and its reason in
-    `.attrs["skipped"]`.
+    `.attrs["skipped"]`; of the first one a warning tells it at once.
 
     Warns of a metric named that none of the cases can be asked, and of chains with a step that
     another case's edit answers differently, where all stay edited ("consecutive"); in batches such
@@ -268,8 +269,14 @@ class _Run:
             if reason is None:
                 good.append(i)
             else:
-                self.skipped[i] = reason
+                self.skip([i], reason)
         return good
+
+    def skip(self, places: Sequence[int], reason: str) -> None:
+        """Leave cases out, the first with a warning."""
+        if not self.skipped:
+            warn_of_skipped(places[0], reason)
+        self.skipped.update(dict.fromkeys(places, reason))
 
     def before(self, cases: Sequence[Case]) -> list[CaseAnswers]:
         """What the unedited model answers; of the cases that the folder holds, that."""
@@ -297,7 +304,7 @@ class _Run:
                 seed=self.seed,
                 folder=self.folder,
             )
-        except (EditError, FactError, torch.OutOfMemoryError):
+        except (*OF_ONE_CASE, torch.OutOfMemoryError):
             return None
         self.templates = targets.templates
         return targets
@@ -418,8 +425,8 @@ def _single(
             patch, written = run.one_by_one(cases[i], ahead)
             if ahead is not None:
                 written.seconds += ahead.seconds[cases[i].requests[0]] / len(cases[i].requests)
-        except EditError as error:
-            run.skipped[i] = str(error)
+        except OF_ONE_CASE as error:
+            run.skip([i], str(error))
             yield 1, [i], {i: _Written(nan, nan)}
             continue
         with run.lens.patched(patch):
@@ -434,8 +441,8 @@ def _batch(
         start = time.perf_counter()
         try:
             patch = run.patch(requests)
-        except EditError as error:
-            run.skipped.update(dict.fromkeys(chunk, str(error)))
+        except OF_ONE_CASE as error:
+            run.skip(chunk, str(error))
             yield len(chunk), chunk, dict.fromkeys(chunk, _Written(nan, nan))
             continue
         seconds = (time.perf_counter() - start) / len(requests)
@@ -458,8 +465,9 @@ def _consecutive(
                 run.lens.revert()
             patches = [total([*patches, patch])]
             run.lens.apply(patches[0])
-        except EditError as error:
-            run.skipped[i], written[i] = str(error), _Written(nan, nan)
+        except OF_ONE_CASE as error:
+            run.skip([i], str(error))
+            written[i] = _Written(nan, nan)
         if count == len(good) or (every and count % every == 0):
             norm = largest(run.lens, patches, applied=True)
             of_all = {j: _Written(norm, written[j].seconds) for j in good[:count]}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from qv_lens.errors import ConfigError, FactError, one_or_more
+from qv_lens.errors import ConfigError, EditError, FactError, one_or_more
 from qv_lens.evaluation.answers import prompts_of
 from qv_lens.evaluation.metrics import FORCED, GENERATED, JUDGED, NAMED, measured
 from qv_lens.evaluation.questions import CaseAnswers, Generation, ProbeAnswer, questions
 from qv_lens.facts.records import Case, EditCase, MultiHopCase
 from qv_lens.models.lens import Lens
 
+#: what is wrong with one case alone, so that the others are asked
+OF_ONE_CASE = (EditError, FactError)
 Protocol = Literal["single", "batch", "consecutive"]
 PROTOCOLS = ("single", "batch", "consecutive")
 #: measured where no metric is named: what the model says, then what it is likely to say
@@ -60,6 +63,14 @@ def unreadable(lens: Lens, case: Case, groups: Sequence[str]) -> str | None:
     except FactError as error:
         return str(error)
     return None
+
+
+def warn_of_skipped(place: int, reason: str) -> None:
+    """Say why the first case is left out, while there is time to stop."""
+    warnings.warn(
+        f"Case {place} is left out: {reason} If others are, .attrs['skipped'] of the frame says why.",
+        stacklevel=3,
+    )
 
 
 def continued(generation: Generation | None, wanted: Sequence[str], seed: int) -> Generation:

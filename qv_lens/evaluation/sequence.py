@@ -18,7 +18,6 @@ import logging
 import random
 import shutil
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import nan
@@ -32,12 +31,19 @@ from qv_lens.editing.job import Editor, Factored, check_editor, style_of
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
-from qv_lens.errors import ConfigError, EditError, FactError, check_count, check_counts, check_seed
+from qv_lens.errors import ConfigError, check_count, check_counts, check_seed
 from qv_lens.evaluation.answers import look
 from qv_lens.evaluation.metrics import measured
 from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.protocols import check_metrics, largest, total
-from qv_lens.evaluation.selection import checked_cases, continued, groups_of, unreadable
+from qv_lens.evaluation.selection import (
+    OF_ONE_CASE,
+    checked_cases,
+    continued,
+    groups_of,
+    unreadable,
+    warn_of_skipped,
+)
 from qv_lens.facts.records import EditCase
 from qv_lens.files import whole
 from qv_lens.models.lens import Lens
@@ -129,7 +135,7 @@ def sequence(
             reasons |= {readable[place]: reason for place, reason in refused.items()}
             skipped = [(at, reason) for at, reason in reasons.items() if reason is not None]
             if skipped and not progress.skipped:
-                _warn_of(skipped[0])
+                warn_of_skipped(*skipped[0])
             progress.skipped += skipped
             if made:
                 patches = [total([*patches, *made])]
@@ -151,16 +157,6 @@ def sequence(
     return frame
 
 
-def _warn_of(skipped: tuple[int, str]) -> None:
-    """Say why the first case was left out, while there is time to stop."""
-    place, reason = skipped
-    warnings.warn(
-        f"Case {place} could not be edited: {reason} It is left out, and others like it; the frame "
-        "counts them ('refused') and has every reason (.attrs['skipped']).",
-        stacklevel=3,
-    )
-
-
 def _edited(
     lens: Lens, cases: Sequence[EditCase], patches: Sequence[Patch], editor: Editor, **options: Any
 ) -> tuple[list[Patch], dict[int, str]]:
@@ -171,7 +167,7 @@ def _edited(
     with lens.patched(*patches):
         try:
             return [edit(lens, [case.request for case in cases], editor, **options)], {}
-        except (EditError, FactError) as error:
+        except OF_ONE_CASE as error:
             if len(cases) == 1:
                 return [], {0: str(error)}
     made: list[Patch] = []

@@ -26,7 +26,7 @@ from qv_lens.evaluation.perplexity import perplexity
 from qv_lens.evaluation.protocols import _compatible, evaluate, total
 from qv_lens.evaluation.questions import Generation
 from qv_lens.facts.benchmarks import parse, read
-from qv_lens.facts.records import Hop, MultiHopCase, Probe
+from qv_lens.facts.records import UNKNOWN, Hop, MultiHopCase, Probe
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from tests.editing.test_closed_form import EDITORS, REQUESTS, TEXTS, same, weights
@@ -225,12 +225,26 @@ def test_edits_that_lead_another_chain_elsewhere_are_kept_apart(tiny):
         assert any("1 of 2 cases have a step" in str(each.message) for each in told) == apart
 
 
+@pytest.mark.parametrize("protocol", ["single", "batch", "consecutive"])
+def test_a_case_without_an_old_answer_stops_no_other(tiny, protocol):
+    """KN asks which neurons say the old answer: it is told of no such case, and edits the next."""
+    lens, _ = tiny
+    recent = qv.EditCase(qv.Fact("{} plays", "Tim Duncan", UNKNOWN).to("golf"))
+    with pytest.warns(UserWarning, match="Case 0 is left out: The answer after .* is not known"):
+        frame = evaluate(
+            lens, [recent, CASES[0]], ["efficacy_acc"], qv.KN(steps=2), protocol, batch_size=1
+        )
+    assert list(frame.attrs["skipped"]) == ["0"]
+    assert frame.set_index("case")["after"].isna().to_dict() == {0: True, 1: False}
+
+
 def test_what_cannot_be_edited_or_asked_is_counted(tiny):
     lens, statistics = tiny
     impossible = qv.EditCase(qv.Fact("{} plays", "Tim Duncan", "golf").to("golf"))
-    frame = evaluate(
-        lens, [CASES[0], impossible], ["efficacy_acc"], EDITORS[0], statistics=statistics
-    )
+    with pytest.warns(UserWarning, match="Case 1 is left out: The new answer"):
+        frame = evaluate(
+            lens, [CASES[0], impossible], ["efficacy_acc"], EDITORS[0], statistics=statistics
+        )
     assert "there is nothing to edit" in frame.attrs["skipped"]["1"]
     assert math.isnan(frame.set_index("case").loc[1, "after"])
     assert not math.isnan(frame.set_index("case").loc[0, "after"])

@@ -185,7 +185,7 @@ def test_a_case_that_does_not_tokenise_is_left_out(lens, tmp_path):
     )
     row = [CASES[0], bad[0], CASES[2], CASES[3], bad[1], bad[0]]
     options = {**OPTIONS, "metrics": ("efficacy_acc", "paraphrase_acc"), "checkpoints": (3, 4)}
-    with pytest.warns(UserWarning, match="Case 1 could not be edited: .*blank"):
+    with pytest.warns(UserWarning, match="Case 1 is left out: .*blank"):
         frame = sequence(lens, row, EDITOR, tmp_path, batch=2, **options)
     assert [value(frame, step, "model", "refused") for step in (3, 4, 6)] == [1, 1, 3]
     assert list(frame.attrs["skipped"]) == ["1", "4", "5"]
@@ -207,7 +207,7 @@ def test_an_editor_that_can_edit_nothing_says_why_at_once(lens, tmp_path):
             raise EditError(f"{job.requests[0].new} is refused.")
 
     new = [case.request.new for case in CASES[:2]]
-    with pytest.warns(UserWarning, match=f"Case 0 could not be edited: {new[0]} is refused"):
+    with pytest.warns(UserWarning, match=f"Case 0 is left out: {new[0]} is refused"):
         frame = sequence(lens, CASES[:2], Refusing(layer=4), tmp_path, **OPTIONS)
     assert value(frame, 2, "model", "refused") == 2
     assert frame.attrs["skipped"] == {str(i): f"{new[i]} is refused." for i in (0, 1)}
