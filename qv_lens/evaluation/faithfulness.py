@@ -50,7 +50,7 @@ RANDOM = "random"
 #: copies of a prompt in one pass, each without another set of units
 ROWS = 64
 COLUMNS = (
-    "ranking", "seed", "prompt", "kept", "k", "logprob", "clean", "empty", "known", "right", "said",
+    "ranking", "seed", "prompt", "kept", "k", "logprob", "clean", "emptied", "known", "right", "said",
 )  # fmt: skip
 
 Unit = tuple[int, int]
@@ -79,7 +79,7 @@ def faithfulness(
     seeds: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What is left of each answer: `ranking, seed, prompt, kept, k, logprob, clean, empty, known,
+    """What is left of each answer: `ranking, seed, prompt, kept, k, logprob, clean, emptied, known,
     right, said`, one row per set taken out (or kept).
 
     `rankings`: units of one kind by name (FFN neurons, attention channels or heads), best first;
@@ -88,7 +88,7 @@ def faithfulness(
     `keep`: all units of that kind but the k best are taken out, instead of the k best.
     `baseline`: what is taken out is set to it (see `neuron_effects`). `positions`: at one
     token of each prompt (a name, 'subject_last', or an index), or at 'all'.
-    `logprob`, `clean` and `empty`: log p of the answer's first token (nats) in this pass, with
+    `logprob`, `clean` and `emptied`: log p of the answer's first token (nats) in this pass, with
     nothing taken out, and with all units taken out; `right`: whether that token is still the
     likeliest, `known`: whether it is with nothing taken out; `said`: the likeliest token.
     `seeds`: random orders, drawn by `seed`.
@@ -126,11 +126,11 @@ def faithfulness(
         everything = torch.ones_like(place.out((), False))
         logp = place.logp([~everything, everything, *out], values)
         answer = prompt.answer[0]
-        clean, empty = (float(row[answer]) for row in logp[:2])
+        clean, emptied = (float(row[answer]) for row in logp[:2])
         known = int(logp[0].argmax()) == answer
         for selection, row in zip(selections, logp[2:], strict=True):
             best = int(row.argmax())
-            measured = float(row[answer]), clean, empty, known, best == answer
+            measured = float(row[answer]), clean, emptied, known, best == answer
             which = selection.ranking, selection.seed, i, keep, selection.k
             rows.append((*which, *measured, lens.token_label(best)))
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -211,8 +211,8 @@ def _shares(curve: pd.DataFrame, units: int) -> tuple[float, float]:
     """CPR and CMD of one curve."""
     curve = curve.sort_values("k")
     share = np.concatenate([[0.0], curve["k"].to_numpy(float) / units, [1.0]])
-    whole = (curve["clean"] - curve["empty"]).to_numpy()
-    f = np.concatenate([[0.0], (curve["logprob"] - curve["empty"]).to_numpy() / whole, [1.0]])
+    whole = (curve["clean"] - curve["emptied"]).to_numpy()
+    f = np.concatenate([[0.0], (curve["logprob"] - curve["emptied"]).to_numpy() / whole, [1.0]])
     return float(np.trapezoid(f, share)), float(np.trapezoid(np.abs(1 - f), share))
 
 

@@ -153,7 +153,7 @@ def test_where_the_answer_is_lost():
     assert frame["known"].all()
     without_any = qv.faithfulness(lens, fact, {}, (1,), positions="all", seeds=1)
     assert without_any["known"].all()  # also where the model without any neuron would say another
-    assert (without_any["empty"] < -2).all()
+    assert (without_any["emptied"] < -2).all()
     other = dataclasses.replace(fact, answer="golf" if fact.answer != "golf" else "chess")
     unknown = qv.faithfulness(lens, other, {}, (1, 10), seeds=2)
     assert not unknown["known"].any()
@@ -310,7 +310,7 @@ def test_an_area_is_a_prompts_mean_over_its_draws():
         for (seed, prompt), depth in {(0, 0): -3.0, (1, 0): 0.0, (0, 1): -1.0, (1, 1): -2.0}.items()
         for k in (1, 10)
     ]
-    columns = ["ranking", "seed", "prompt", "kept", "k", "logprob", "clean", "empty"]
+    columns = ["ranking", "seed", "prompt", "kept", "k", "logprob", "clean", "emptied"]
     (row,) = module.areas(pd.DataFrame(rows, columns=columns)).itertuples()
     assert (row.prompts, row.area) == (2, -1.5)
 
@@ -322,7 +322,7 @@ def test_areas_by_hand():
         ("kept", 0, 0, True, 10, -5.0, -1.0, -9.0),
         ("kept", 0, 0, True, 50, -1.0, -1.0, -9.0),
     ]
-    columns = ["ranking", "seed", "prompt", "kept", "k", "logprob", "clean", "empty"]
+    columns = ["ranking", "seed", "prompt", "kept", "k", "logprob", "clean", "emptied"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["units"] = 100
     table = module.areas(frame).set_index("ranking")

@@ -144,7 +144,7 @@ def of_sets() -> pd.DataFrame:
     cells = [
         {"model": "m", "data": "facts", "seed": 0, "fact": fact, "ranking": ranking, "keep": False,
          "order": 0, "k": k, "logprob": -1.0 - slope * (1 + fact / 100) * size, "clean": -1.0,
-         "empty": -20.0, "known": fact > 0, "right": size < slope, "said": "x", "seconds": slope, "units": 1000}
+         "emptied": -20.0, "known": fact > 0, "right": size < slope, "said": "x", "seconds": slope, "units": 1000}
         for fact in range(8)
         for ranking, slope in slopes.items()
         for size, k in enumerate((1, 10, 30, 100))
@@ -183,7 +183,7 @@ def test_tables_by_hand(tmp_path):
     shorter.to_parquet(tmp_path / "scores_sets.parquet")
     assert "| 4.1 ± 0.1 |  |  | 0% |  | 2.0 |" in score_tables.tables(tmp_path)  # no area to k = 30
     kept = of_sets().assign(keep=True)
-    kept["empty"] = kept["clean"] - 10.0
+    kept["emptied"] = kept["clean"] - 10.0
     kept.to_parquet(tmp_path / "scores_sets.parquet")
     text = score_tables.tables(tmp_path)
     assert "## The best alone: m, atlas, 8 facts" in text
