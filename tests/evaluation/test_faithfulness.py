@@ -217,7 +217,7 @@ def test_what_is_kept_and_what_is_taken_out_against_the_intervention(unit, posit
             assert row.logprob == pytest.approx(
                 without(lens, FACTS[row.prompt], out, unit, positions), abs=1e-9
             )
-            assert row.empty == pytest.approx(
+            assert row.emptied == pytest.approx(
                 without(lens, FACTS[row.prompt], every, unit, positions), abs=1e-9
             )
 
