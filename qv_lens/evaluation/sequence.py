@@ -93,10 +93,11 @@ def sequence(
 
     The group `model` holds the model's own: `perplexity` of the texts `held_out`, `relative_norm`
     (the largest ||dW|| / ||W||), `seconds` per edit and `refused`, the number of edits that could
-    not be made, or whose case does not tokenise; these are not asked, and stand with the reason in
-    `.attrs["skipped"]`, the first in a warning. `folder`: where progress is kept; another call with the same arguments goes on from it. The lens is left as it was. `batch`:
-    how many cases are edited together; none reaches over a checkpoint, and one that is refused is
-    edited case by case.
+    not be made, or whose case does not tokenise; these are not asked, and stand with the reason
+    in `.attrs["skipped"]`, the first in a warning. `folder`: where progress is kept; another
+    call with the same arguments goes on from it. The lens is left as it was. `batch`: how many
+    cases are edited together; none reaches over a checkpoint, and one that is refused is edited
+    case by case.
 
     Raises `ConfigError` for a folder that holds another sequence, no cases, an unknown metric, or
     counts below 1; what the editor raises for its statistics.

@@ -417,12 +417,16 @@ def test_heads_and_channels_feed_what_neurons_feed():
         ({"baseline": 0}, "Baseline 0 not found"),
         ({"baseline": ["one"]}, "2 facts and 1 other"),
         ({"baseline": ["one", "two words more"], "positions": "all"}, "equally many tokens"),
-        ({"baseline": qv.MeanOver([])}, "No facts"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, words):
     with pytest.raises(qv.QVLensError, match=words):
         qv.neuron_effects(tiny_lens("gptj"), FACTS, **options)
+
+
+def test_a_mean_over_no_facts_is_refused():
+    with pytest.raises(qv.QVLensError, match="No facts"):
+        qv.MeanOver([])
 
 
 def test_a_mean_over_facts_that_are_read_once():

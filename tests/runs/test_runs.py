@@ -127,7 +127,7 @@ def test_bad_files_are_refused(tmp_path, text, changes, says):
         ("editors.py", ['method=["ROME", "MEMITT"]'], "Method 'MEMITT' not found"),
         ("editors.py", ["metrics=efficacy"], "Metric 'efficacy' not found"),
         ("editors.py", ['metrics=[["efficacy_acc", "fluent"]]'], "Metric 'fluent' not found"),
-        ("editors.py", ["layers=best"], "Layers 'best' not found"),
+        ("scores/layers.py", ["layers=best"], "Layers 'best' not found"),
         ("editors.py", ["skip=x"], "skip is a letter for each layer left out"),
         ("ace/table_4.py", ["editor.lamm=3"], "Setting of ACE: 'lamm' not found"),
         ("editors.py", ["batch_size=0"], "batch_size must be at least 1"),
