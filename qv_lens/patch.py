@@ -213,7 +213,9 @@ class Patch:
         source = Path(folder)
         try:
             header = json.loads((source / "patch.json").read_text())
-            tensors = load_file(source / "patch.safetensors")
+            # the file's tensors begin anywhere in memory, and products would round otherwise
+            stored_as = load_file(source / "patch.safetensors")
+            tensors = {name: tensor.clone() for name, tensor in stored_as.items()}
             # patches of earlier versions have none
             if header.get("sha256") not in (None, sha256(source / "patch.safetensors")):
                 raise ValueError("patch.safetensors is not what was saved with patch.json")

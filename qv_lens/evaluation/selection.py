@@ -11,7 +11,8 @@ from qv_lens.errors import ConfigError, EditError, FactError, one_or_more
 from qv_lens.evaluation.answers import prompts_of
 from qv_lens.evaluation.metrics import FORCED, GENERATED, JUDGED, NAMED, measured
 from qv_lens.evaluation.questions import CaseAnswers, Generation, ProbeAnswer, questions
-from qv_lens.facts.records import Case, EditCase, MultiHopCase
+from qv_lens.facts.records import Asked, Case, EditCase, MultiHopCase
+from qv_lens.facts.spans import encode
 from qv_lens.models.lens import Lens
 
 #: what is wrong with one case alone, so that the others are asked
@@ -58,11 +59,22 @@ def unreadable(lens: Lens, case: Case, groups: Sequence[str]) -> str | None:
     try:
         for probes in questions(case, groups).values():
             for probe in probes:
-                lens.answer_ids(probe)
+                _check_room(lens, probe)
         lens.tokenize([request.target for request in case.requests])
     except FactError as error:
         return str(error)
     return None
+
+
+def _check_room(lens: Lens, probe: Asked) -> None:
+    """Raise `FactError` for a prompt that does not tokenise, or leaves its answer no room."""
+    answer, context = lens.answer_ids(probe), lens.backend_adapter.cfg.n_ctx
+    length = len(encode(lens.tokenizer, probe.text, lens.prepend_bos)[0])
+    if length + len(answer) > context:
+        raise FactError(
+            f"The prompt {probe.text!r:.200} has {length} tokens and its answer {len(answer)}, and the "
+            f"model takes {context}: shorten it."
+        )
 
 
 def warn_of_skipped(place: int, reason: str) -> None:

@@ -18,13 +18,15 @@ import logging
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from qv_lens.editing.edit import check_statistics, checked_texts, edit
 from qv_lens.editing.job import Editor, Factored, check_editor, style_of
@@ -99,7 +101,8 @@ def sequence(
     cases are edited together; none reaches over a checkpoint, and one that is refused is edited
     case by case.
 
-    Raises `ConfigError` for a folder that holds another sequence, no cases, an unknown metric, or
+    Raises `ConfigError` for a folder that holds another sequence, or in which another process is at
+    work, no cases, an unknown metric, or
     counts below 1; what the editor raises for its statistics.
     """
     check_metrics(metrics)
@@ -114,44 +117,45 @@ def sequence(
     room = Path(folder)
     wanted = sorted({at for at in checkpoints if at <= len(cases)} | {len(cases)})
     key = _key(lens, cases, editor, metrics, wanted, batch, sample, held_out, seed, statistics)
-    progress = _resumed(room, key)
     groups = groups_of(metrics)
     templates, factored = contexts(lens, seed, style_of(editor)), Factored(statistics)
-    patches = [] if progress.patch is None else [Patch.load(room / progress.patch)]
-    if progress.done == 0 and not progress.rows and held_out:
-        progress.rows.append([0, "model", "perplexity", *[perplexity(lens, held_out)] * 2, 1])
-    with progress_bar(of=type(editor).__name__, unit="edit", total=len(cases)) as bar:
-        bar.update(progress.done)
-        while progress.done < len(cases):
-            before = progress.done
-            stop = min(before + batch, next(at for at in wanted if at > before))
-            reasons = {at: unreadable(lens, cases[at], groups) for at in range(before, stop)}
-            readable = [at for at, reason in reasons.items() if reason is None]
-            start = time.perf_counter()
-            made, refused = _edited(
-                lens, [cases[at] for at in readable], patches, editor, statistics=statistics,
-                templates=templates, seed=seed, factored=factored,
-            )  # fmt: skip
-            progress.seconds += time.perf_counter() - start
-            reasons |= {readable[place]: reason for place, reason in refused.items()}
-            skipped = [(at, reason) for at, reason in reasons.items() if reason is not None]
-            if skipped and not progress.skipped:
-                warn_of_skipped(*skipped[0])
-            progress.skipped += skipped
-            if made:
-                patches = [total([*patches, *made])]
-            progress.done = stop
-            bar.update(stop - before)
-            if progress.done in wanted:
-                progress.rows += _asked(
-                    lens, cases, progress, patches, metrics, sample, held_out, seed
-                )
-                logger.info(
-                    "%s: %d of %d edits, %.1f s each",
-                    type(editor).__name__, progress.done, len(cases), progress.seconds / progress.done,
+    with _alone_in(room):
+        progress = _resumed(room, key)
+        patches = [] if progress.patch is None else [Patch.load(room / progress.patch)]
+        if progress.done == 0 and not progress.rows and held_out:
+            progress.rows.append([0, "model", "perplexity", *[perplexity(lens, held_out)] * 2, 1])
+        with progress_bar(of=type(editor).__name__, unit="edit", total=len(cases)) as bar:
+            bar.update(progress.done)
+            while progress.done < len(cases):
+                before = progress.done
+                stop = min(before + batch, next(at for at in wanted if at > before))
+                reasons = {at: unreadable(lens, cases[at], groups) for at in range(before, stop)}
+                readable = [at for at, reason in reasons.items() if reason is None]
+                start = time.perf_counter()
+                made, refused = _edited(
+                    lens, [cases[at] for at in readable], patches, editor, statistics=statistics,
+                    templates=templates, seed=seed, factored=factored,
                 )  # fmt: skip
-            if progress.done in wanted or stop // save_every > before // save_every:
-                _save(room, progress, patches)
+                progress.seconds += time.perf_counter() - start
+                reasons |= {readable[place]: reason for place, reason in refused.items()}
+                skipped = [(at, reason) for at, reason in reasons.items() if reason is not None]
+                if skipped and not progress.skipped:
+                    warn_of_skipped(*skipped[0])
+                progress.skipped += skipped
+                if made:
+                    patches = [total([*patches, *made])]
+                progress.done = stop
+                bar.update(stop - before)
+                if progress.done in wanted:
+                    progress.rows += _asked(
+                        lens, cases, progress, patches, metrics, sample, held_out, seed
+                    )
+                    logger.info(
+                        "%s: %d of %d edits, %.1f s each",
+                        type(editor).__name__, progress.done, len(cases), progress.seconds / progress.done,
+                    )  # fmt: skip
+                if progress.done in wanted or stop // save_every > before // save_every:
+                    _save(room, progress, patches)
     frame = pd.DataFrame(progress.rows, columns=list(COLUMNS))
     skipped = {str(at): reason for at, reason in progress.skipped}
     frame.attrs.update({**lens.label, "editor": repr(editor), "seed": seed, "skipped": skipped})
@@ -187,6 +191,23 @@ def _key(lens: Lens, *settings: object) -> str:
     source = None if statistics is None else statistics.source  # pyright: ignore[reportAttributeAccessIssue]
     key = repr((lens.state(), list(cases), *others, source))  # pyright: ignore[reportArgumentType]
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _alone_in(room: Path) -> Iterator[None]:
+    """The folder, made where it is not there, for this process alone; what a killed one was writing
+    is removed. Raises `ConfigError` for one that another process is at work in, or that cannot be
+    written."""
+    try:
+        room.mkdir(parents=True, exist_ok=True)
+        with FileLock(room / "lock", blocking=False):
+            for partial in room.glob(f".{RECORD}.*.partial"):
+                partial.unlink()
+            yield
+    except Timeout as error:
+        raise ConfigError(
+            f"Another process edits in a row in {room}: wait for it, or name another folder."
+        ) from error
 
 
 def _resumed(room: Path, key: str) -> _Progress:

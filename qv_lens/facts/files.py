@@ -217,8 +217,17 @@ def read_texts(path: Path, error: type[QVLensError] = FactError) -> Iterator[str
     """The texts of a file: the "text" of each record or, in a file of another kind, each line that
     is not blank.
 
-    Raises `error` for a file that cannot be read, or records without texts.
+    Raises `error` for a file that cannot be read or holds no text, or records without texts.
     """
+    empty = True
+    for text in _texts_in(path, error):
+        empty = False
+        yield text
+    if empty:
+        raise error(f"{path} holds no text.")
+
+
+def _texts_in(path: Path, error: type[QVLensError]) -> Iterator[str]:
     suffix = path.suffix.lower()
     try:
         if suffix == ".json" or (suffix in JSON_LINES and _is_list(path)):

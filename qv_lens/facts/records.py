@@ -326,6 +326,19 @@ def check_text(what: str, value: object) -> None:
         raise FactError(f"{what} must be one text, got {value!r}.")
     if not trimmed(value):
         raise FactError(f"{what} is empty: {value!r}. Give it some text.")
+    check_characters(what, value)
+
+
+def check_characters(what: str, text: str) -> None:
+    """Raise `FactError` for a text that no tokenizer takes: with half of a character in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise FactError(
+            f"{what} holds half of a character, {half!r}: {text!r:.200}. Remove it, or read the file in "
+            "the encoding that it was written in."
+        ) from error
 
 
 def check_template(template: str) -> None:
@@ -409,6 +422,7 @@ def _texts(what: str, values: object) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str):
             raise FactError(f"{what} must be a sequence of strings; one of them is {text!r:.80}.")
+        check_characters(what, text)
     return texts
 
 

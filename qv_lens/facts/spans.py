@@ -21,7 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from qv_lens.errors import FactError, ModelError, unknown
-from qv_lens.facts.records import UNKNOWN, Fact
+from qv_lens.facts.records import UNKNOWN, Fact, check_characters
 from qv_lens.facts.scripts import blank_between, ends_unspaced
 from qv_lens.facts.words import rtrimmed, trimmed
 
@@ -116,7 +116,8 @@ def puts_bos(tokenizer: Any) -> bool:
 
 def encode(tokenizer: Any, text: str, bos: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and their character spans; `bos` puts the tokenizer's BOS in front (span (0,
-    0))."""
+    0)). Raises `FactError` for half of a character."""
+    check_characters("The text", text)
     encoding = tokenizer(text, return_offsets_mapping=True)
     ids, spans = list(encoding["input_ids"]), [tuple(span) for span in encoding["offset_mapping"]]
     if bos and (not ids or ids[0] != tokenizer.bos_token_id):

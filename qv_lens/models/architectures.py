@@ -57,8 +57,8 @@ class Architecture:
     unread: tuple[str, ...] = ()
     """Switches of the config that TransformerLens 3.9 passes over: where one is on,
     HookedTransformer is another model."""
-    refused: Mapping[str, tuple[object, str]] = field(default_factory=dict)
-    """Settings of the config with which no number here would be right: the value, and why."""
+    refused: Mapping[str, tuple[Callable[[Any], bool], str]] = field(default_factory=dict)
+    """Settings of the config with which no number here would be right: when, and why."""
     ace_layers: tuple[int, int, int] = (5, 3, 36)
     """How many value and query layers ACE's release edits, of how many layers: Qwen3-8B's, or the
     model's own."""
@@ -110,7 +110,10 @@ _RECORDS = (
     Architecture(
         model="OPTForCausalLM", family="OPT", layer="model.decoder.layers.{}",
         modules=_plain("self_attn", "q_proj", "k_proj", "v_proj", "out_proj", {"W_in": "fc1", "W_out": "fc2"}),
-        refused={"do_layer_norm_before": (False, "its norms follow the sum of the stream and a sublayer")},
+        refused={
+            "do_layer_norm_before": (lambda config: not config.do_layer_norm_before, "its norms follow the sum of the stream and a sublayer"),
+            "word_embed_proj_dim": (lambda config: config.word_embed_proj_dim != config.hidden_size, "a projection stands between the stream and the logits"),
+        },
     ),
     Architecture(model="LlamaForCausalLM", family="Llama (SmolLM2, Llama 3)", layer="model.layers.{}", modules=_LLAMA, unread=_BIASES),
     Architecture(model="MistralForCausalLM", family="Mistral", layer="model.layers.{}", modules=_LLAMA, unread=_BIASES),
@@ -150,7 +153,7 @@ _RECORDS = (
         model="BloomForCausalLM", family="BLOOM", layer="transformer.h.{}", activation="gelu_new",
         refused={
             "apply_residual_connection_post_layernorm": (
-                True, "the stream goes on from behind each norm, so that its parts do not add up to it"
+                lambda config: config.apply_residual_connection_post_layernorm, "the stream goes on from behind each norm, so that its parts do not add up to it"
             )
         },
         modules=_joint(
@@ -192,7 +195,9 @@ def architecture_of(config: Any, name: str | None = None) -> Architecture:
             "decoder: wrap it yourself as a TransformerLens model and pass that, qv.Lens(model)."
         )
     record = ARCHITECTURES[name]
-    for setting, (value, why) in record.refused.items():
-        if getattr(config, setting, None) == value:
-            raise ModelError(f"{name} with {setting} = {value} cannot be read rightly: {why}.")
+    for setting, (wrong, why) in record.refused.items():
+        if wrong(config):
+            raise ModelError(
+                f"{name} with {setting} = {getattr(config, setting)} cannot be read rightly: {why}."
+            )
     return record

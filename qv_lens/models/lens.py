@@ -643,8 +643,9 @@ class Lens:
         hf = None if self._in_force or self._own_hooks() else self._alike()
         way = partial(plain, self.logits) if hf is None else partial(cached, hf)
         step = partial(way, eos=self.ends_of_text, sampling=sample, enough=finished)
-        # a bridge's attention knows no token that only fills a row up: its weights would be NaN
-        of_one_length = hf is not None and self.backend == "bridge"
+        # a token that only fills a row up gives NaN in a bridge's attention, and in BLOOM's in float64
+        padded = self.backend != "bridge" and self.dtype != torch.float64
+        of_one_length = hf is not None and not padded
         context = self.backend_adapter.cfg.n_ctx
         with self.turn.one_pass():
             new = continued(step, rows, max_new_tokens, context, batch_size, of_one_length)

@@ -103,7 +103,8 @@ def pathway(
         step = min(APART, TOGETHER / (place.max() + 1))
         nodes = nodes.assign(x=nodes["position"] + step * place, y=nodes["layer"])
     at = {row.id: (row.x, row.y) for row in nodes.itertuples()}
-    figure, largest = go.Figure(), float(edges["weight"].abs().max()) if len(edges) else 1.0
+    figure = go.Figure()
+    largest = max(edges["weight"].abs(), default=0.0) or 1.0
     middles = []
     for edge in edges.sort_values("weight", key=abs).tail(120).itertuples():
         (x0, y0), (x1, y1) = at[edge.source], at[edge.target]
@@ -266,7 +267,7 @@ def removal_curve(
     by = by if by in frame else "prompt"
     texts = texts_of(frame) if by == "prompt" else {}
     panels = list(dict.fromkeys(frame[by]))
-    names = [broken(texts.get(name, str(name))) for name in panels]
+    names = [broken(texts.get(name, plain_text(name))) for name in panels]
     if len(panels) == 1:
         title, names = f"{title}<br><sup>{names[0]}</sup>", [""]
     figure = make_subplots(1, len(panels), shared_yaxes=True, subplot_titles=names)
@@ -322,14 +323,14 @@ def _removal_lines(
         "circle" if right else "circle-open" for right in rows.groupby("k")["right"].mean() >= 0.5
     ]
     words = [
-        f"{k} neurons by {ranking}: log p {p:.2f} nats; says {plain_text(repr(answers[k]))}{_went(first, k)}"
+        f"{k} neurons by {plain_text(ranking)}: log p {p:.2f} nats; says {plain_text(repr(answers[k]))}{_went(first, k)}"
         for k, p in table["mean"].items()
     ]
     yield go.Scatter(
         x=table.index,
         y=table["mean"],
         mode="lines+markers",
-        name=ranking,
+        name=plain_text(ranking),
         showlegend=legend,
         legendgroup=ranking,
         hovertext=words,

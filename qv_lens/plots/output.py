@@ -39,7 +39,7 @@ FIGURES = (".html", ".png", ".svg", ".pdf")
 
 def check_figure(file: Path) -> None:
     """Raise `ConfigError` for a name that no figure is written under."""
-    if file.suffix not in FIGURES:
+    if file.suffix.lower() not in FIGURES:
         raise ConfigError(
             f"A figure is written as {', '.join(FIGURES)}; {file.name} ends otherwise."
         )
@@ -53,10 +53,10 @@ def save(figure: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
     file = Path(path)
     check_figure(file)
     with placed(file, "the figure") as partial:
-        if file.suffix == ".html":
+        if file.suffix.lower() == ".html":
             figure.write_html(partial, include_plotlyjs=True)
         else:
-            partial.write_bytes(_drawn(figure, file.suffix.removeprefix("."), scale))
+            partial.write_bytes(_drawn(figure, file.suffix.lower().removeprefix("."), scale))
     return file
 
 

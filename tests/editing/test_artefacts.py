@@ -346,6 +346,18 @@ def test_weights_that_are_not_those_saved_are_told(tmp_path):
         assert delta.left.unique().tolist() == [value]
 
 
+def test_a_patch_lies_in_memory_as_one_just_made(tmp_path):
+    """Products of tensors that begin elsewhere are rounded otherwise: a row of edits that goes on
+    from a file would be another one in its last digits."""
+    for length in range(1, 9):  # the header's length moves the tensors
+        folder = tmp_path / ("x" * length)
+        info = {"note": "x" * length}
+        Patch({(0, "W_out"): Delta(torch.ones(4, 3), torch.ones(3, 5))}, "f" * 16, info).save(folder)
+        delta = Patch.load(folder).deltas[0, "W_out"]
+        assert delta.left.data_ptr() % 64 == 0
+        assert delta.right.data_ptr() % 64 == 0
+
+
 def test_factors_that_do_not_fit_are_told_when_they_are_read(tmp_path):
     patch = Patch({(0, "W_out"): Delta(torch.ones(4, 2), torch.ones(2, 3))}, "f" * 16)
     patch.save(tmp_path)

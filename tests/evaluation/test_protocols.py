@@ -249,9 +249,13 @@ def test_what_cannot_be_edited_or_asked_is_counted(tiny):
     assert math.isnan(frame.set_index("case").loc[1, "after"])
     assert not math.isnan(frame.set_index("case").loc[0, "after"])
     unreadable = qv.EditCase(qv.Fact("{} plays ", "Tim Duncan", "golf").to("ball"))
-    frame = evaluate(lens, [unreadable], ["efficacy_acc"])
-    assert list(frame.attrs["skipped"]) == ["0"]
-    assert frame["after"].isna().all()
+    context = lens.backend_adapter.cfg.n_ctx
+    long = qv.EditCase(qv.Fact("a " * context + "{} plays", "Tim Duncan", "golf").to("ball"))
+    for case in (unreadable, long):
+        frame = evaluate(lens, [case, CASES[0]], ["efficacy_acc"])
+        assert list(frame.attrs["skipped"]) == ["0"]
+        assert frame.set_index("case")["after"].isna().to_dict() == {0: True, 1: False}
+    assert f"the model takes {context}" in frame.attrs["skipped"]["0"]
     for bad in ({"metrics": ["eficacy_acc"]}, {"protocol": "singel"}):
         with pytest.raises(qv.QVLensError, match="Available: "):
             evaluate(lens, CASES, **bad)

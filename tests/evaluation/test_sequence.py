@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 import qv_lens as qv
 from qv_lens.editing.keys import contexts
@@ -129,6 +130,14 @@ def test_a_patch_without_its_record_is_written_anew(lens, whole, tmp_path):
     pd.testing.assert_frame_equal(frame[~seconds], whole[~seconds])
     again = sequence(lens, CASES, EDITOR, tmp_path, **OPTIONS)
     pd.testing.assert_frame_equal(again, frame)
+
+
+def test_a_folder_in_which_another_process_is_at_work_is_refused(lens, tmp_path):
+    (tmp_path / ".sequence.json.1.partial").touch()  # of one that was killed
+    with FileLock(tmp_path / "lock"), pytest.raises(qv.QVLensError, match="Another process edits"):
+        sequence(lens, CASES[:1], EDITOR, tmp_path, **OPTIONS)
+    sequence(lens, CASES[:1], EDITOR, tmp_path, **OPTIONS)
+    assert {file.name for file in tmp_path.iterdir()} == {"lock", "patch-1", "sequence.json"}
 
 
 def test_another_sequences_folder_is_refused(lens, tmp_path):

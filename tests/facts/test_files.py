@@ -353,6 +353,15 @@ def test_a_text_that_stands_twice_is_no_line_of_plain_text(tmp_path):
         list(read_texts(tmp_path / "x.txt"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("x.txt", "\n \n"), ("x.json", "[]"), ("x.csv", "text\n")]
+)
+def test_a_file_without_a_text_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(qv.QVLensError, match=rf"{name}.* no (text|records)"):
+        list(read_texts(tmp_path / name))
+
+
 def test_one_record_with_a_field_twice_is_skipped_alone(tmp_path):
     good = '{"prompt": "{} is", "subject": "a", "answer": "b"}'
     bad = good.replace("}", ', "answer": "c"}').replace('{, "answer": "c"} is', "{} is")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import qv_lens as qv
 from qv_lens.facts.records import Fact
 from qv_lens.facts.spans import continuation, tokenize
-from tests.models import tokenizer
+from tests.models import tiny_lens, tokenizer
 
 TOKENIZER = tokenizer()
 
@@ -60,3 +62,33 @@ def test_a_blank_in_front_of_an_answer_is_not_doubled():
     assert continuation(TOKENIZER, text, " Oslo", space=True) == continuation(
         TOKENIZER, text, "Oslo", space=True
     )
+
+
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda lens: qv.Fact("{} plays " + HALF, "Ann", "golf"),
+        lambda lens: qv.Fact("{} plays", f"Ann{HALF}", "golf"),
+        lambda lens: qv.Fact("{} plays", "Ann", "golf", aliases=(HALF,)),
+        lambda lens: qv.Fact("{} plays", "Ann", "golf").to(HALF),
+        lambda lens: lens.logprob(qv.Fact("{} plays", "Ann", "golf"), HALF),
+        lambda lens: lens.generate(f"Ann {HALF}", 1),
+        lambda lens: qv.neuron_effects(lens, f"Ann {HALF}", 3),
+    ],
+)
+def test_half_of_a_character_is_refused(of):
+    """Valid JSON may hold it, and no tokenizer takes it."""
+    with pytest.raises(qv.QVLensError, match=r"half of a character, '\\ud83d'"):
+        of(tiny_lens("gptj"))
+
+
+def test_a_record_with_half_of_a_character_is_skipped_alone(tmp_path):
+    good = {"prompt": "{} plays", "subject": "Ann", "answer": "golf"}
+    (tmp_path / "x.json").write_text(json.dumps([good, good | {"subject": f"Ann{HALF}"}]))
+    records = qv.read(tmp_path / "x.json", skip=True)
+    assert len(records.facts) == 1
+    assert records.refused["record"].tolist() == [1]
+    assert "half of a character" in records.refused["reason"][0]

@@ -361,6 +361,10 @@ def test_a_random_curve_says_what_most_of_its_draws_say():
     line = plots.removal_curve(pd.DataFrame(rows)).data[-1]
     assert list(line.marker.symbol) == ["circle-open"]
     assert "says '&lt;s&gt;'" in line.hovertext[0]
+    own = pd.DataFrame(rows).assign(text="<s>a", ranking="<i>mine</i>", seed=0).head(1)
+    figure = plots.removal_curve(own)
+    assert "&lt;s&gt;a" in figure.layout.title.text
+    assert figure.data[0].name == "&lt;i&gt;mine&lt;/i&gt;"
 
 
 def test_the_curve_names_the_neurons_that_went():
@@ -385,7 +389,7 @@ def test_a_figure_for_print_leaves_the_figure_as_it_is():
 
 def test_figures_are_written_by_the_end_of_their_name(tmp_path, monkeypatch):
     figure = plots.layer_profile(pd.DataFrame({"kind": "ffn", "layer": [0, 1], "score": 1.0}))
-    page = plots.save(figure, tmp_path / "new" / "a.html")
+    page = plots.save(figure, tmp_path / "new" / "a.HTML")
     assert "plotly" in page.read_text()
     with pytest.raises(ConfigError, match=r"\.html, \.png, \.svg, \.pdf; a\.jpeg ends otherwise"):
         plots.save(figure, tmp_path / "a.jpeg")
@@ -473,6 +477,7 @@ def test_edges_of_a_pathway_show_their_sign_and_the_strongest_are_drawn():
         *(1.5 + i for i in range(60)),
     ]
     edges = pd.DataFrame({"source": "a", "target": "b", "weight": weights, "prompt": 0})
+    assert len(plots.pathway(nodes, edges.assign(weight=0.0)).data)  # none stands out
     traces = plots.pathway(nodes, edges).data
     lines = [t for t in traces if t.mode == "lines" and list(t.x) == [0, 1]]
     assert [line.line.color for line in lines].count(parts.ORANGE) == 60
