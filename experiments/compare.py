@@ -27,6 +27,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
+from experiments.models import DATA
 from experiments.prompts import ATLAS, at_least, chained, check_files, usual
 from qv_lens.attribution.locate import Layers, layer_counts, locate
 from qv_lens.editing.closed_form import ACE
@@ -437,15 +438,17 @@ def timed(frame: pd.DataFrame) -> pd.DataFrame:
 def figure(
     frame: pd.DataFrame, by: Sequence[str] = (), title: str = "Mean and 95% interval"
 ) -> go.Figure:
-    """Bars by what was varied (methods, layers, ...), one colour per metric; of edits each timed
-    alone the seconds (CTP, Figure 3).
+    """Bars by what was varied (methods, settings, ...), each set of data apart, one colour per
+    metric; of edits each timed alone the seconds (CTP, Figure 3).
 
     `by`: the columns that were varied; those of `VARIED` and the changes to the editor where none
     are named."""
     frame, settings = by_setting(frame)
+    if "data" in frame:
+        frame = frame.assign(data=frame["data"].replace(DATA))
     varied = [
         name
-        for name in (by or (*VARIED, *settings))
+        for name in ((*by, "data") if by else (*VARIED, *settings))
         if name in frame and as_text(frame[name]).nunique() > 1
     ]
     names = varied or list(by[-1:]) or ["method"]

@@ -75,7 +75,8 @@ SAID = {
 
 
 def figure(frame: pd.DataFrame) -> go.Figure:
-    """What the model says after an edit, editor by editor."""
+    """What the model says after an edit of a fact that it knew, editor by editor."""
+    frame = frame[frame["known"]]
     means = table(frame, ("method",))
     shares = means[means["metric"].isin(SAID)].replace({"metric": SAID})
     cases = frame.groupby("method")["case"].nunique().max()

@@ -12,7 +12,16 @@ import plotly.graph_objects as go
 
 from experiments.compare import MEASURES, VERSION, Task, rows
 from experiments.compare import figure as bars
-from experiments.decide import Claim, Decide, Verdict, ahead, per_case, reaches, share
+from experiments.decide import (
+    NOT_MEASURED,
+    Claim,
+    Decide,
+    Verdict,
+    ahead,
+    per_case,
+    reaches,
+    share,
+)
 from experiments.kne import METRICS
 from experiments.models import STUDIED
 
@@ -50,6 +59,8 @@ def as_written(decide: Decide, *editors: str) -> Decide:
 
     def both(frame: pd.DataFrame) -> Verdict:
         statistic, verdict = decide(frame)
+        if (statistic, verdict) == NOT_MEASURED:
+            return NOT_MEASURED
         parts = [per_case(frame, name, "method") for name in ("edit_success", "generality")]
         means = ((parts[0] + parts[1]) / 2).mean().dropna()
         named = ", ".join(f"{name} {share(means[name])}" for name in editors if name in means)

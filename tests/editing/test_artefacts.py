@@ -352,7 +352,9 @@ def test_a_patch_lies_in_memory_as_one_just_made(tmp_path):
     for length in range(1, 9):  # the header's length moves the tensors
         folder = tmp_path / ("x" * length)
         info = {"note": "x" * length}
-        Patch({(0, "W_out"): Delta(torch.ones(4, 3), torch.ones(3, 5))}, "f" * 16, info).save(folder)
+        Patch({(0, "W_out"): Delta(torch.ones(4, 3), torch.ones(3, 5))}, "f" * 16, info).save(
+            folder
+        )
         delta = Patch.load(folder).deltas[0, "W_out"]
         assert delta.left.data_ptr() % 64 == 0
         assert delta.right.data_ptr() % 64 == 0

@@ -30,6 +30,7 @@ from experiments.decide import (
     DESCRIBED,
     FAILS,
     HOLDS,
+    NOT_MEASURED,
     OPEN,
     ahead,
     averaged,
@@ -696,6 +697,10 @@ def test_a_claim_is_decided_on_each_data_set():
     assert first.startswith("atlas: KNE 90.0%")
     assert second.startswith("wiki: ")
     assert "KNE 10.0%" in second
+    best_success = next(c for c in kne_table_1.CLAIMS if "edit success" in c.words)
+    shares = {"FT": 0.5, "MEMIT": 0.9}
+    without_it = edits("method", edit_success=shares, generality=shares)
+    assert best_success.decide(without_it) == NOT_MEASURED
 
 
 def test_a_claim_about_two_models_waits_for_both():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from experiments import compare, ledger, single
 from experiments.comparison import comparison, in_a_row
 
 
@@ -94,3 +95,16 @@ def test_what_an_editor_costs_and_at_how_many_edits_it_was_asked(tmp_path):
     assert cells[0]["paraphrase_acc"].endswith("(1)")
     assert cells[1]["paraphrase_acc"].endswith("(2)")
     assert [(cell["‖dW‖/‖W‖"], cell["s"]) for cell in cells] == [("0.9", "2.00")] * 2
+
+
+def test_the_figure_of_single_edits_is_of_facts_that_it_knew():
+    """ZsRE's, which the model did not know, stand in the same results."""
+    frame = pd.read_parquet(ledger.RESULTS / "single.parquet")
+    frame = frame[frame["model"] == "smollm2-135m"]
+    said = next(line for line in single.figure(frame).data if "says" in line.name)
+    shown = dict(zip(said.y, said.x, strict=True))
+    known = frame[(frame["data"] == "counterfact-edit-10k.json") & (frame["method"] == "MEMIT")]
+    assert shown["MEMIT"] == known.loc[known["metric"] == "efficacy_gen", "after"].mean()
+    bars = compare.figure(frame, ("model", "method"))
+    names = {name for line in bars.data for name in line.x}
+    assert {"MEMIT · CounterFact", "MEMIT · ZsRE", "MEMIT · atlas"} <= names
