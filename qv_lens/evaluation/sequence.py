@@ -198,16 +198,24 @@ def _alone_in(room: Path) -> Iterator[None]:
     """The folder, made where it is not there, for this process alone; what a killed one was writing
     is removed. Raises `ConfigError` for one that another process is at work in, or that cannot be
     written."""
+    lock = FileLock(room / "lock", blocking=False)
     try:
         room.mkdir(parents=True, exist_ok=True)
-        with FileLock(room / "lock", blocking=False):
-            for partial in room.glob(f".{RECORD}.*.partial"):
-                partial.unlink()
-            yield
+        lock.acquire()
     except Timeout as error:
         raise ConfigError(
             f"Another process edits in a row in {room}: wait for it, or name another folder."
         ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot keep progress in {room}: {error}. Name another folder."
+        ) from error
+    try:
+        for partial in room.glob(f".{RECORD}.*.partial"):
+            partial.unlink()
+        yield
+    finally:
+        lock.release()
 
 
 def _resumed(room: Path, key: str) -> _Progress:

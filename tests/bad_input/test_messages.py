@@ -411,6 +411,7 @@ CASES = {
     "perplexity of no text": lambda tmp: perplexity(tiny_lens("gptj"), 3),
     "ensemble of one parameter's name": lambda tmp: qv.neuron_ensemble(tiny_lens("gptj"), FACT, parameters="W_out"),
     "ensemble of no share": lambda tmp: qv.neuron_ensemble(tiny_lens("gptj"), FACT, share=None),
+    "edits in a row where nothing can be kept": lambda tmp: sequence(tiny_lens("gptj"), [CASE], qv.FT(layer=1), of_recent_edits(tmp)),
     "edits in a row of facts": lambda tmp: sequence(tiny_lens("gptj"), [FACT], "FT", tmp),
     "edits in a row of one case": lambda tmp: sequence(tiny_lens("gptj"), CASE, "FT", tmp),
     "edits in a row by halves": lambda tmp: sequence(tiny_lens("gptj"), [CASE], "FT", tmp, batch=2.5),
