@@ -63,7 +63,6 @@ KEY = (
     "data",
     "count",
     "seed",
-    "layers",
     "skip",
     "edited",
     "case",
@@ -132,7 +131,7 @@ IN_SHORT = (
     "answer to 98 or 99 of 100 facts. ACE reaches 84, although its layers and settings were tuned in "
     "the same way. Of 50 questions that the model does not answer (ZsRE, the same settings) MEMIT's "
     "new answer is right in 44, ROME's in 42, ACE's in 6, PMET's in none. At layers located by effects "
-    "MEMIT does better than at all of 20 random draws; at those located by Eq. 9 no better than chance.",
+    "MEMIT does better than at any of 20 random draws; at those located by Eq. 9 no better than chance.",
     "7. Two hops after an edit could not tell editors apart: SmolLM2 answers 10 of 34 such questions "
     "before it, 3 (ACE) to 9 (ROME) as the edit wants after it.",
     "8. KNE and CTP give 98 to 100 of 100 new answers; more than half of the neighbours that were "

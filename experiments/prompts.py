@@ -15,7 +15,7 @@ from qv_lens.facts.atlas import Chain, atlas, chains
 from qv_lens.facts.benchmarks import read, warn_of
 from qv_lens.facts.categories import CATEGORIES, of_relation
 from qv_lens.facts.files import check_there
-from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase
+from qv_lens.facts.records import EditCase, Fact, Hop, MultiHopCase, edited_facts
 from qv_lens.facts.words import word_places
 from qv_lens.models.lens import Lens
 from qv_lens.runs.experiment import Once
@@ -57,12 +57,7 @@ def pool(source: str = "", hops: int = 1) -> list[Fact]:
     warn_of(records.refused)
     asked_chains = [case for case in records.cases if isinstance(case, MultiHopCase)]
     if hops == 1:
-        edits = [
-            request.fact
-            for case in records.cases
-            if isinstance(case, EditCase)
-            for request in case.requests
-        ]
+        edits = edited_facts(case for case in records.cases if isinstance(case, EditCase))
         facts = [
             *records.facts,
             *edits,

@@ -19,21 +19,20 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 from scipy.stats import hmean
 
-from experiments.compare import drawn_cases, statistics_of
+from experiments.compare import Choice, drawn_cases, statistics_of
 from experiments.decide import NOT_MEASURED, Claim, Decide, Verdict, verdict_of
 from experiments.models import STUDIED
 from experiments.prompts import at_least, check_files, known_facts
 from qv_lens.attribution.locate import Layers, locate
 from qv_lens.editing.closed_form import ACE
 from qv_lens.editing.job import Editor
-from qv_lens.editing.presets import presets, with_settings
+from qv_lens.editing.presets import with_settings
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.evaluation.protocols import evaluate
 from qv_lens.facts.records import Fact, edited_facts
@@ -94,10 +93,7 @@ class Task:
     @property
     def editor(self) -> Editor:
         """The preset's. Raises `ConfigError` for a model or method that has none."""
-        table = presets(self.preset or self.model)
-        if self.method not in table:
-            raise unknown("Method", self.method, table)
-        return table[self.method].editor
+        return Choice(self.method, self.preset).at(self.model)
 
 
 def groups(editor: Editor) -> Mapping[str, int]:
@@ -137,18 +133,21 @@ def layers_of(
     if task.layers == "preset":
         return {}
     counts = groups(task.editor)
+    queries = counts.get("query_layers", 0)
+    values = sum(counts.values()) - queries
     first = lens.backend_adapter.first_editable
     if task.layers in LOCATED:
         located = once(_located, lens, task.layers, facts, task.seed)
-        return _best(located, counts, first)
-    draw = task.layers.removeprefix(f"{RANDOM} ")
-    rng = random.Random(f"layers:{task.method}:{draw}")
-    # nothing reads the subject's token after the last layer's attention
-    picked = sorted(rng.sample(range(first, lens.n_layers - 1), sum(counts.values())))
-    queries = counts.get("query_layers", 0)
-    parts = {"query_layers": picked[:queries]}
-    parts["value_layers"] = parts["layers"] = picked[queries:]
-    return {name: tuple(parts[name]) for name in counts}
+        value, query = located.editable(values, queries, first)
+    else:
+        draw = task.layers.removeprefix(f"{RANDOM} ")
+        rng = random.Random(f"layers:{task.method}:{draw}")
+        # nothing reads the subject's token after the last layer's attention
+        picked = sorted(rng.sample(range(first, lens.n_layers - 1), values + queries))
+        value, query = tuple(picked[queries:]), tuple(picked[:queries])
+    if "query_layers" in counts:
+        return {"value_layers": value, "query_layers": query}
+    return {"layers": value}
 
 
 def _located(lens: Lens, by: str, facts: tuple[Fact, ...], seed: int) -> Layers:
@@ -157,14 +156,6 @@ def _located(lens: Lens, by: str, facts: tuple[Fact, ...], seed: int) -> Layers:
     if by == "two-hop":
         return locate(lens, known_facts(lens, "multihop", len(facts), seed))
     return locate(lens, facts)
-
-
-def _best(located: Layers, counts: Mapping[str, int], first: int) -> Mapping[str, tuple[int, ...]]:
-    """The best layers of each kind that an edit can be written to."""
-    values = counts.get("value_layers", counts.get("layers", 0))
-    value, query = located.editable(values, counts.get("query_layers", 0), first)
-    parts: dict[str, Any] = {"value_layers": value, "query_layers": query, "layers": value}
-    return {name: parts[name] for name in counts}
 
 
 # ------------------------------------------------------------------ what it says

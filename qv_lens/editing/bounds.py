@@ -3,7 +3,7 @@ before anything is searched."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from math import inf
 from numbers import Integral, Real
@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import numpy as np
 from torch import Tensor
 
-from qv_lens.errors import EditError
+from qv_lens.errors import EditError, several
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _check(editor: str, name: str, value: Any, hint: Any) -> None:
             _check(editor, f"{name}[{i}]", inner, part)
     elif get_origin(hint) is tuple:
         # a generator would be empty when it is read again
-        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+        if not isinstance(value, Collection) or several(value) is None:
             example = "(3, 4)" if int in parts else "('W_out',)"
             raise EditError(f"{name} of {editor} are several, as {example}; got {value!r:.80}.")
     elif hint is bool:
