@@ -9,7 +9,7 @@ editors; and that of scores.
    its file).
 2. A run folder says which experiment it is of; its rows join that experiment's results and replace
    those of the same cells: of the same settings, whatever number of cases they had. A real model's
-   column is filled once its rows are among the results.
+   column is filled once its rows are among the results. What its tasks took is kept by its name.
 3. A claim on several data sets is decided on each."""
 
 from __future__ import annotations
@@ -165,6 +165,13 @@ IN_SHORT = (
     "one edit, so there it is too narrow.",
     "",
 )
+#: among the results: what the collected runs took
+COSTS = "costs.csv"
+#: what is said of the seconds of the runs
+COST = (
+    "What the runs took that were collected since 2026-12-01, of one worker on one core, most of them "
+    "beside other work (`qv-lens run FILE --dry-run` says it beforehand, from two trial tasks):",
+)
 
 
 def collect(runs: Path) -> None:
@@ -178,8 +185,26 @@ def collect(runs: Path) -> None:
             unused.append(folder.name)
         for name, rows, cell in results:
             _join(name, rows, cell)
+        if results:
+            _note_cost(folder.name, frame)
     if unused:
         print(f"of no result, left alone: {', '.join(unused)}")
+
+
+def _note_cost(run: str, frame: pd.DataFrame) -> None:
+    """Keep what the tasks of a run took, in the place of an earlier run of its name."""
+    module = frame.attrs["experiment"].removeprefix("experiments.")
+    tasks = finished_rows(frame).drop_duplicates("task")
+    seconds = tasks["task"].map(frame.attrs["seconds"])
+    cost = seconds.groupby(tasks["model"]).agg(["size", "sum"]).round(0).astype(int)
+    cost.columns = ["tasks", "seconds"]
+    cost = cost.reset_index().assign(run=run, file=module.replace(".", "/") + ".py")
+    kept = RESULTS / COSTS
+    if kept.exists():
+        old = pd.read_csv(kept)
+        cost = pd.concat([old[old["run"] != run], cost])
+    cost = cost[["file", "run", "model", "tasks", "seconds"]].sort_values(["file", "run", "model"])
+    cost.to_csv(kept, index=False)
 
 
 def belonging(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
@@ -297,7 +322,21 @@ def written() -> str:
                 f"{called}: of the papers' {counts[False]} claims {_counted(papers)}. Of {counts[True]} "
                 f"rows of ours {_counted(ours)}.",
             ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *_costs(), ""])
+
+
+def _costs() -> list[str]:
+    """What each file took, by model."""
+    kept = RESULTS / COSTS
+    if not kept.exists():
+        return []
+    by_file = pd.read_csv(kept).groupby(["file", "model"])[["tasks", "seconds"]].sum()
+    lines = ["", *COST, "", *head("file", "model", "tasks", "minutes")]
+    for (file, model), (tasks, seconds) in by_file.iterrows():
+        lines.append(
+            line(f"[{file}]({file})", COLUMNS.get(model, model), tasks, round(seconds / 60))
+        )
+    return lines
 
 
 def _counted(verdicts: list[str]) -> str:

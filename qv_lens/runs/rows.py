@@ -21,9 +21,9 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     then `status`.
 
     A failed task is one row with status 'failed' and its traceback in `error`. `.attrs`: the
-    manifest (or the config, with complete=False), `measures`, the columns that are results. Warns of
-    rows made by different versions of the experiment's code. Raises `ConfigError` for a folder that
-    is not a run."""
+    manifest (or the config, with complete=False); `measures`, the columns that are results;
+    `seconds`, what each finished task took, by `task`. Warns of rows made by different versions of
+    the experiment's code. Raises `ConfigError` for a folder that is not a run."""
     import pandas as pd
 
     store = Store(Path(folder))
@@ -33,6 +33,10 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     shards.sort(key=lambda path: order[path.stem])
     tables = [read_shard(pq.read_table, path) for path in shards]
     made_by = {note_of(table.schema, "made_by") for table in tables} - {None}
+    seconds = {
+        order[path.stem]: float(note_of(table.schema, "seconds") or "nan")
+        for path, table in zip(shards, tables, strict=True)
+    }
     if len(made_by) > 1:
         warnings.warn(
             f"The rows of {folder} were made by {len(made_by)} versions of its code or presets, which "
@@ -55,7 +59,9 @@ def load_run(folder: str | Path) -> pd.DataFrame:
     manifest = store.manifest()
     there = store.finished() | {path.stem for path in (store.folder / "failed").glob("*.json")}
     complete = manifest is not None and there >= set(order)
-    frame.attrs.update(manifest or config, complete=complete, measures=config["measures"])
+    frame.attrs.update(
+        manifest or config, complete=complete, measures=config["measures"], seconds=seconds
+    )
     return frame
 
 

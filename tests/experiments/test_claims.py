@@ -648,9 +648,12 @@ def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
     def rows(folder) -> pd.DataFrame:
         model = "Qwen/Qwen3-8B" if "Qwen" in folder.name else "toy-gptj"
         found = pd.DataFrame(
-            [{**row, "model": model, "case": case, "status": "finished"} for case in (0, 1)]
+            [
+                {**row, "model": model, "task": 0, "case": case, "status": "finished"}
+                for case in (0, 1)
+            ]
         )
-        broken = pd.DataFrame([{"model": model, "method": "FT", "status": "failed"}])
+        broken = pd.DataFrame([{"model": model, "task": 1, "method": "FT", "status": "failed"}])
         of_table = "table_2" in folder.name
         frame = pd.concat(
             [found.assign(known=False) if of_table else found, broken], ignore_index=True
@@ -662,6 +665,7 @@ def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
             if of_table
             else "experiments.editors"
         )
+        frame.attrs["seconds"] = {0: 90.0}
         return frame
 
     monkeypatch.setattr(ledger, "load_run", rows)
@@ -675,6 +679,13 @@ def test_collecting_keeps_other_models_and_drops_doubles(tmp_path, monkeypatch):
         (tmp_path / name / "config.json").write_text("{}")
     ledger.collect(tmp_path / "first")
     ledger.collect(tmp_path / "second")
+    ledger.collect(tmp_path / "first")
+    costs = pd.read_csv(tmp_path / "results" / "costs.csv")
+    assert costs.to_numpy().tolist() == [
+        ["ace/table_2.py", "table_2-Qwen3-8B", "Qwen/Qwen3-8B", 1, 90],
+        ["editors.py", "editors", "toy-gptj", 1, 90],
+        ["editors.py", "editors-Qwen3-8B", "Qwen/Qwen3-8B", 1, 90],
+    ]
     frame = pd.read_parquet(tmp_path / "results" / "multihop.parquet")
     assert frame.groupby("model").size().to_dict() == {"toy-gptj": 2, "Qwen/Qwen3-8B": 2}
     assert frame["edits"].dtype.kind == "i"

@@ -233,6 +233,8 @@ def test_a_run_resumes_and_reads_back(tmp_path):
     assert len(frame) == 24
     assert frame.attrs["complete"]
     assert frame.attrs["measures"] == ["draw"]
+    assert set(frame.attrs["seconds"]) == set(frame["task"])
+    assert all(0 < seconds < 60 for seconds in frame.attrs["seconds"].values())
     assert frame.columns[:3].tolist() == ["task", "n", "seed"]
     for name in ("versions", "machine", "command", "seeds", "models"):
         assert name in frame.attrs
