@@ -111,7 +111,6 @@ def edit(
     if batch_size is not None:
         check_count("batch_size", batch_size, error=EditError)
     seed = check_seed(seed, error=EditError)
-    check_requests(batch)
     templates = None if templates is None else checked_templates(templates)
     held_out = checked_texts(held_out)
     fingerprint = lens.fingerprint
@@ -121,6 +120,8 @@ def edit(
         templates = ahead.templates
     shared = Factored.of(statistics, factored)
     job = Job(lens, batch, batch_size, statistics, templates, seed, ahead, shared)
+    for together in job.batches(getattr(editor, "batch", None)):
+        check_requests(together)
     start = time.perf_counter()
     with lens.turn.held():
         try:

@@ -1,10 +1,12 @@
 """NSE: targets from the unedited model, rows of the neurons that matter, written in rounds.
 
-1. z* of every fact is searched on the weights as they were before the first edit by this editor in
-   force (MEMIT's search), whatever is written afterwards.
+1. z* of every fact is searched (MEMIT's search) on the weights as they were before the first edit
+   by this editor in force, whatever is written afterwards; or with `unedited=False` on the weights
+   as the batches before it left them.
 2. A batch is written in up to `rounds` rounds. In a round the distance of a fact is
    ||z* - current|| on its bare prompt; facts whose distance lies between `near` and `far` take
-   part, and where there are none the batch is done.
+   part, and where there are none the batch is done. A batch of which no fact ever does is not
+   written, and step 4 counts it all the same.
 3. A round is MEMIT's sweep over these facts. At each layer neurons are scored, by sum |K| over the
    facts or by an attribution, and the largest of them whose shares of the sum add up to at most
    `share` are written (at least one):
@@ -13,14 +15,15 @@
 
 4. Behind the rounds, S takes in the keys of all facts of the batch on the weights as written.
 
-Source: NSE (2025), released code. There a first neuron above the share fails, and facts farther
-than `far` are left out without a word. `score='value'` and 'effects' are ours: if attribution finds
+Source: NSE (2025), released code. It searches on the unedited model where its store of z* is
+filled beforehand, else on the edited one. There a first neuron above the share fails, and facts
+farther than `far` are left out without a word. `score='value'` and 'effects' are ours: if attribution finds
 where a fact lies, rows chosen by it should carry the edit."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,6 +74,8 @@ class NSE(ClosedForm):
     """Facts farther from their z* than this are not written."""
     share: Share = 0.8
     """p: the share of the scores that the neurons written hold."""
+    unedited: bool = True
+    """Whether z* is searched on the model as it was before all edits by this editor."""
     score: NeuronScore = "keys"
     """What chooses neurons: the size of their keys, or, for the fact's old answer asked at the
     fact's token, Eq. 9 ('value') or `neuron_effects` ('effects')."""
@@ -108,11 +113,11 @@ class NSE(ClosedForm):
         earlier = EarlierKeys(job, self)
         templates = job.prefixes(self.style)
         batches = job.batches(self.batch)
-        targets_by_batch = self._targets(job, plan, batches, templates)
+        all_rows = [rows_of(job.lens, each, templates, plan.fact_token) for each in batches]
+        all_targets = self._targets(job, plan, batches, all_rows)
         written: list[Deltas] = []
         job.notes.update(rounds=[], neurons=[])
-        for requests, targets in zip(batches, targets_by_batch, strict=True):
-            rows = rows_of(job.lens, requests, templates, plan.fact_token)
+        for requests, rows, targets in zip(batches, all_rows, all_targets, strict=True):
             history = []
             for i in range(len(requests)):
                 job.losses.append([list(step[i]) for step in targets.losses])
@@ -137,12 +142,10 @@ class NSE(ClosedForm):
             self._warn_of_far(self._distance(job.lens, plan, rows, targets))
             job.notes["rounds"].append(history)
             earlier.learn(self._keys(job.lens, plan, rows))
-        if not written:
-            raise EditError(
-                f"No fact is between near={self.near:g} and far={self.far:g} of its z*: nothing "
-                "was written. Lower near, or raise far."
-            )
         self._warn_of_near(job.notes["rounds"])
+        if not written:
+            weights = {(i, "W_out"): job.lens.parameter(i, "W_out") for i in plan.groups[0]}
+            return {key: Delta(torch.zeros_like(W.double())) for key, W in weights.items()}
         return summed(written)
 
     def _targets(
@@ -150,22 +153,31 @@ class NSE(ClosedForm):
         job: Job,
         plan: Pass,
         batches: Sequence[Sequence[EditRequest]],
-        templates: Sequence[str],
-    ) -> list[Targets]:
-        """z* of every batch, on the weights before all edits by this editor."""
-        if job.ahead is not None and not job.earlier(self):  # searched on the weights as they are
-            return [job.ahead.of(requests) for requests in batches]
-        with job.before(self):
-            return [
-                search(
-                    job.lens,
-                    requests,
-                    rows_of(job.lens, requests, templates, plan.fact_token),
-                    plan.fact_token,
-                    plan.search,
-                )
-                for requests in batches
-            ]
+        all_rows: Sequence[ContextRows],
+    ) -> Iterator[Targets]:
+        """z* of one batch after another: of all on the weights before all edits by this editor, or
+        of each when its turn comes, on the weights as they then are."""
+
+        def searched(requests: Sequence[EditRequest], rows: ContextRows) -> Targets:
+            return search(job.lens, requests, rows, plan.fact_token, plan.search)
+
+        ahead = job.ahead  # searched on the weights as they are at first
+        if ahead is not None and self.unedited and job.earlier(self):
+            warnings.warn(
+                "These targets were searched on edited weights, and NSE takes those of the unedited "
+                "model: they are searched anew. With unedited=False yours are taken.",
+                stacklevel=4,
+            )
+            ahead = None
+        if not self.unedited:
+            for i, (requests, rows) in enumerate(zip(batches, all_rows, strict=True)):
+                yield searched(requests, rows) if i or ahead is None else ahead.of(requests)
+        elif ahead is not None:
+            yield from [ahead.of(requests) for requests in batches]
+        else:
+            with job.before(self):
+                found = [searched(*each) for each in zip(batches, all_rows, strict=True)]
+            yield from found
 
     def _distance(self, lens: Lens, plan: Pass, rows: ContextRows, targets: Targets) -> list[float]:
         """||z* - current|| of each fact."""

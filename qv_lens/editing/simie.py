@@ -56,6 +56,8 @@ class SimIE:
     unedited: bool = True
     """Whether each fact is edited on the model as it was before all edits by this editor."""
 
+    batch = 1  # requests edited together
+
     @property
     def reads_statistics(self) -> bool:
         """Whether the wrapped editor reads C0."""

@@ -167,9 +167,11 @@ def damped(
 
 
 def rect(W: Float[Tensor, "a b"], delta: Float[Tensor, "a b"], keep: float) -> Float[Tensor, "a b"]:
-    """The `keep` share of the entries with the largest |dW / (W + 1e-8)|, all others 0 (RECT)."""
+    """The `keep` share of the entries with the largest |dW / (W + 1e-8)|, all others 0 (RECT).
+    As released: the entry that the other share ends with is kept as well."""
     change = (delta / (W.double() + 1e-8)).abs().flatten()
-    count = max(1, round(keep * change.numel()))
+    left_out = int(change.numel() * (1 - keep))
+    count = min(change.numel(), change.numel() - left_out + 1)
     mask = torch.zeros_like(change, dtype=torch.bool)
     mask[change.topk(count).indices] = True
     return delta * mask.view_as(delta)

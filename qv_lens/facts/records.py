@@ -457,7 +457,8 @@ def check_requests(batch: Sequence[EditRequest]) -> None:
         if answers.setdefault(text, request.new.strip()) != request.new.strip():
             raise EditError(
                 f"Two requests of one batch conflict: {text!r:.200} is asked to become both {answers[text]!r} and "
-                f"{request.new!r}."
+                f"{request.new!r}. Ask for one of them, or edit them one after the other "
+                "(batch_size=1)."
             )
 
 

@@ -180,7 +180,12 @@ def test_targets_searched_ahead_are_not_those_of_an_earlier_nse():
     with lens.patched(first):
         ahead = search_ahead(lens, REQUESTS[1:], editor, templates=TEMPLATES)
         searched = qv.edit(lens, REQUESTS[1], editor, **options)
-        given = qv.edit(lens, REQUESTS[1], editor, ahead=ahead, **options)
+        with pytest.warns(UserWarning, match="With unedited=False yours are taken"):
+            given = qv.edit(lens, REQUESTS[1], editor, ahead=ahead, **options)
+        now = dataclasses.replace(editor, unedited=False)
+        taken = qv.edit(lens, REQUESTS[1], now, ahead=ahead, **options)
+        again = qv.edit(lens, REQUESTS[1], now, **options)
+    close(taken.deltas[1, "W_out"].dense(), again.deltas[1, "W_out"].dense(), 1e-6)
     close(given.deltas[1, "W_out"].dense(), searched.deltas[1, "W_out"].dense(), 1e-12)
 
 

@@ -137,10 +137,9 @@ def nse(**options):
     return qv.NSE(**settings)
 
 
-def residual(lens, requests, K, C0):
+def residual(lens, requests, K, statistics):
     """R of MEMIT at one layer, solved for out of its own delta: (C0 + K K^T) dW = K R^T."""
-    memit = qv.MEMIT(layers=(1,), lam=1.0, steps=4)
-    statistics = covariance(lens, TEXTS, [1])
+    memit, C0 = qv.MEMIT(layers=(1,), lam=1.0, steps=4), statistics.C0[1].double()
     patch = qv.edit(lens, requests, memit, statistics=statistics, templates=TEMPLATES)
     return torch.linalg.lstsq(K, (C0 + K @ K.T) @ patch.deltas[1, "W_out"].dense()).solution.T
 
@@ -163,7 +162,7 @@ def test_one_round_of_nse_writes_the_rows_of_its_largest_keys(share):
     lens = tiny_lens("gptj")
     statistics = covariance(lens, TEXTS, [1])
     C0, K = statistics.C0[1].double(), keys(lens, REQUESTS)
-    R = residual(lens, REQUESTS, K, C0)
+    R = residual(lens, REQUESTS, K, statistics)
     size = K.abs().sum(1)
     order, held, rows = sorted(range(len(size)), key=lambda j: -size[j]), 0.0, []
     for j in order:
@@ -195,7 +194,7 @@ def test_targets_of_nse_are_those_of_the_unedited_model():
     clean = lens.trace(REQUESTS[1].fact, "subject_last")
     C0 = statistics.C0[1].double()
     K_clean = keys(lens, REQUESTS[1:])
-    R = residual(lens, REQUESTS[1:], K_clean, C0)
+    R = residual(lens, REQUESTS[1:], K_clean, statistics)
     with lens.patched(first):
         second = qv.edit(lens, REQUESTS[1], editor, **options)
         K, seen = keys(lens, REQUESTS[1:]), keys(lens, REQUESTS[:1])
@@ -230,10 +229,46 @@ def test_rounds_of_nse_go_on_with_the_facts_that_are_not_there_yet():
     assert step["active"] == [i for i, size in enumerate(far[0]) if size > between]
     with pytest.warns(UserWarning, match="are farther from their z"):
         qv.edit(lens, REQUESTS, nse(rounds=1, far=between), **options)
-    with pytest.raises(qv.QVLensError, match="nothing was written"):
-        qv.edit(lens, REQUESTS, nse(near=1e8), **options)
     with pytest.raises(qv.QVLensError, match="rounds of NSE must be"):
         qv.edit(lens, REQUESTS, nse(rounds=0), **options)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_batch_of_which_nothing_is_written_counts_for_the_next_one(share):
+    """As released: S takes in the keys of all facts. In one edit, and as a patch upon a patch."""
+    lens = tiny_lens("gptj")
+    statistics = covariance(lens, TEXTS, [1])
+    options = {"statistics": statistics, "templates": TEMPLATES}
+    with pytest.warns(UserWarning, match="1 of 1 facts lie within near"):
+        nothing = qv.edit(lens, REQUESTS[0], nse(near=1e8), **options)
+    assert not nothing.deltas[1, "W_out"].dense().any()
+    C0, K = statistics.C0[1].double(), keys(lens, REQUESTS[1:])
+    seen = keys(lens, REQUESTS[:1])
+    R = residual(lens, REQUESTS[1:], K, statistics)
+    with lens.patched(nothing):
+        patch = qv.edit(lens, REQUESTS[1], nse(share=share, rounds=1), **options)
+    rows = largest(K.abs().sum(1), share)
+    system = (C0 + seen @ seen.T)[rows][:, rows] + K[rows] @ K[rows].T
+    close(patch.deltas[1, "W_out"].dense()[rows], torch.linalg.solve(system, K[rows] @ R.T), 1e-5)
+
+
+def test_nse_may_search_on_the_weights_as_edited():
+    """`unedited=False`: the second batch's R is MEMIT's on the edited model, its own search."""
+    lens = tiny_lens("gptj")
+    statistics = covariance(lens, TEXTS, [1])
+    options = {"statistics": statistics, "templates": TEMPLATES}
+    editor = nse(share=1.0, rounds=1, unedited=False)
+    whole = qv.edit(lens, REQUESTS, editor, batch_size=1, **options)
+    first = qv.edit(lens, REQUESTS[0], editor, **options)
+    C0, seen = statistics.C0[1].double(), keys(lens, REQUESTS[:1])
+    with lens.patched(first):
+        K = keys(lens, REQUESTS[1:])
+        R = residual(lens, REQUESTS[1:], K, statistics)
+        second = qv.edit(lens, REQUESTS[1], editor, **options)
+    expected = torch.linalg.solve(C0 + seen @ seen.T + K @ K.T, K @ R.T)
+    close(second.deltas[1, "W_out"].dense(), expected, 1e-5)
+    apart = first.deltas[1, "W_out"].dense() + second.deltas[1, "W_out"].dense()
+    close(whole.deltas[1, "W_out"].dense(), apart, 1e-6)
 
 
 @pytest.mark.parametrize("score", ["value", "effects"])

@@ -154,7 +154,8 @@ def test_trims():
     )
     kept = rect(W, delta, 0.4)
     change = (delta / (W + 1e-8)).abs()
-    assert (kept != 0).sum() == round(0.4 * 63)
+    # the release keeps what is at least the 37th smallest (0.6 of 63), that one too
+    assert (kept != 0).sum() == (change >= change.flatten().kthvalue(37).values).sum() == 27
     assert change[kept != 0].min() >= change[kept == 0].max()
     s0, limit = torch.linalg.svdvals(delta), torch.linalg.svdvals(W)[0]
     expected = torch.tensor(
@@ -478,6 +479,24 @@ def test_prune_after_prune_takes_no_target_that_other_weights_gave():
         served = qv.edit(lens, REQUESTS[1], editor, ahead=ahead, **options)
     for key, delta in alone.deltas.items():
         assert (served.deltas[key].dense() - delta.dense()).norm() <= 1e-8 * delta.norm()
+
+
+@pytest.mark.parametrize(
+    ("editor", "size"),
+    [(qv.MEMIT(layers=(0,), lam=1.0, steps=3), 1), (qv.ROME(layer=0, steps=3), None)],
+)
+def test_two_answers_of_one_prompt_may_be_edited_one_after_the_other(editor, size):
+    """As a stream of edits may ask; the sum is that of two calls."""
+    lens = tiny_lens("gptj")
+    options = {"statistics": covariance(lens, TEXTS, range(2)), "templates": ("{}",)}
+    requests = [FACTS[0].to("Quorix"), FACTS[0].to("Dalrin")]
+    together = qv.edit(lens, requests, editor, batch_size=size, **options)
+    first = qv.edit(lens, requests[0], editor, **options)
+    with lens.patched(first):
+        second = qv.edit(lens, requests[1], editor, **options)
+    for key, delta in together.deltas.items():
+        parts = first.deltas[key].dense() + second.deltas[key].dense()
+        torch.testing.assert_close(delta.dense(), parts, atol=1e-9, rtol=1e-6)
 
 
 def test_bad_requests_and_failures_leave_the_weights(monkeypatch):
