@@ -3,9 +3,9 @@ model.
 
 A decision is a function from rows to the statistic as text and `HOLDS`, `FAILS` or `OPEN`
 (undecided), or `DESCRIBED`. A difference that should be positive holds if its interval lies above 0,
-fails if it lies below; where few pairs differ, Fisher's exact test must agree. The cases of one
-batch, and of one row of consecutive edits, share one edit: there the intervals are narrower than
-those over edits would be."""
+fails if it lies below; where few pairs differ, Fisher's exact test must agree. The cases of one row
+of consecutive edits share one edit: there the intervals are narrower than those over edits would
+be. Those of one batch decide nothing (`ledger.of_one_edit`)."""
 
 from __future__ import annotations
 

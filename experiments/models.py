@@ -17,6 +17,7 @@ ACES = ("EleutherAI/gpt-j-6B", "Qwen/Qwen3-8B")
 COLUMNS = {
     "smollm2-135m": "SmolLM2-135M",
     "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B",
+    "gemma-3-270m": "Gemma 3 270M",
     "EleutherAI/gpt-j-6B": "GPT-J-6B",
     "Qwen/Qwen3-8B": "Qwen3-8B",
 }

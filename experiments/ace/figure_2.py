@@ -29,7 +29,6 @@ import plotly.graph_objects as go
 
 from experiments.ace import BY_EFFECT, NO_CODE
 from experiments.decide import (
-    HOLDS,
     OPEN,
     Claim,
     Estimate,
@@ -40,7 +39,6 @@ from experiments.decide import (
     share_lost,
     share_of,
     together,
-    verdict_of,
 )
 from experiments.models import STUDIED
 from experiments.prompts import check_asked, drawn, pool, usual
@@ -213,8 +211,8 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def loses_more_than_half(frame: pd.DataFrame) -> Verdict:
-    """In either scope and in every category: more than half is lost, and more than with random
-    neurons or off category."""
+    """In the best layer, as the caption has it, and in every category: more than half is lost, and
+    more than with random neurons or off category. The whole model is told beside it."""
     lines, verdicts = [], []
     for (layer, apart), scope in frame.groupby(["layer", "held_out"]):
         where = {"all": "whole model", "top": "best layer"}.get(str(layer), f"layer {layer}")
@@ -222,8 +220,9 @@ def loses_more_than_half(frame: pd.DataFrame) -> Verdict:
         categories = {name: _of_category(rows) for name, rows in scope.groupby("category")}
         shares = "; ".join(f"{name} {words}" for name, (words, _) in categories.items())
         lines.append(f"{where}: {shares}")
-        verdicts.append(together([verdict for _, verdict in categories.values()]))
-    return "<br>".join(lines), verdict_of(HOLDS in verdicts, OPEN not in verdicts)
+        if layer == "top":
+            verdicts += [verdict for _, verdict in categories.values()]
+    return "<br>".join(lines), together(verdicts) if verdicts else OPEN
 
 
 def _of_category(rows: pd.DataFrame) -> Verdict:

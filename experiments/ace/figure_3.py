@@ -52,18 +52,38 @@ def figure(frame: pd.DataFrame) -> go.Figure:
 
 
 def values_after_queries(frame: pd.DataFrame) -> Verdict:
-    chains = frame.groupby(["part", "layer"])["score"].mean()
-    raw, count = chains["query"].to_numpy(), chains["count"].to_numpy()
-    query, count = (raw - raw.mean()) / raw.std(), (count - count.mean()) / count.std()
-    n = len(query)
-    lags = {lag: float((query[: n - lag] * count[lag:]).mean()) for lag in range(n // 3 + 1)}
-    back = {-lag: float((query[lag:] * count[: n - lag]).mean()) for lag in range(1, n // 3 + 1)}
-    lag, best = max({**lags, **back}.items(), key=lambda item: item[1])
+    """By Eq. 9 of the layers, as the figure's caption has it, and by Eq. 10. It decides what is so
+    without each of the categories as well."""
+    lag, best = largest_lag(frame, "ffn")
+    of_query, best_query = largest_lag(frame, "query")
+    query = frame[frame["part"] == "query"].groupby("layer")["score"].mean()
     statistic = (
-        f"largest correlation {best:.2f} at lag {lag} (value counts after query scores); Eq. 10 is "
-        f"positive in {(raw > 0).sum()} of {n} layers"
+        f"largest correlation {best:.2f} at lag {lag} (value counts after the layers' Eq. 9); after "
+        f"Eq. 10 {best_query:.2f} at lag {of_query}; Eq. 10 is positive in {(query > 0).sum()} of "
+        f"{len(query)} layers"
     )
-    return statistic, verdict_of(lag in (1, 2) and best > 0.5, lag <= 0)
+    parts = [frame[frame["category"] != name] for name in frame["category"].unique()]
+    found = [(lag, best), *(largest_lag(part, "ffn") for part in parts if len(part))]
+    clear = all(r > 0.5 for _, r in found)
+    after = [lag in (1, 2) for lag, _ in found]
+    return statistic, verdict_of(clear and all(after), clear and not any(after))
+
+
+def largest_lag(frame: pd.DataFrame, part: str) -> tuple[int, float]:
+    """By how many layers value counts lie after a part's scores where Pearson's r is largest, over
+    the layers that both have, and r; up to a third of the depth."""
+    means = frame.groupby(["part", "layer"])["score"].mean()
+    score, count = means[part].to_numpy(), means["count"].to_numpy()
+    n = len(score)
+    by_lag = {
+        lag: float(
+            np.corrcoef(
+                score[max(0, -lag) : n - max(0, lag)], count[max(0, lag) : n - max(0, -lag)]
+            )[0, 1]
+        )
+        for lag in range(-(n // 3), n // 3 + 1)
+    }
+    return max(by_lag.items(), key=lambda item: item[1])
 
 
 def late_values(frame: pd.DataFrame) -> Verdict:
@@ -117,8 +137,8 @@ CLAIMS = (
         source="ACE, Figure 3",
         words="value neurons accumulate one or two layers after peaks of the query layers",
         statistic=(
-            "lag of the largest cross-correlation between query scores and value-neuron counts, "
-            "two-hop prompts"
+            "lag of the largest correlation (above 0.5) between the layers' Eq. 9, which decides, or "
+            "Eq. 10, and value-neuron counts, two-hop prompts; also without each category"
         ),
         decide=values_after_queries,
     ),

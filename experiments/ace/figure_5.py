@@ -56,6 +56,7 @@ def attention_first(frame: pd.DataFrame) -> Verdict:
     last = wholes["layer"].max()
     falling = by_part[(by_part < last).any(axis=1)]
     stays = int((by_part["ffn_vector"] == last).sum())
+    falls = stays <= len(by_part) / 2  # else nothing is known of where it falls
     statistic += f"; FFN's does not fall before the end in {stays} of {len(by_part)} categories"
     if falling.empty:
         return statistic, OPEN
@@ -63,7 +64,7 @@ def attention_first(frame: pd.DataFrame) -> Verdict:
     return (
         f"{statistic}; by category FFN's lies {gap.mean:.1f} {gap.spread()} layers after attention's "
         f"({gap.cases} categories)",
-        decided(gap),
+        decided(gap) if falls else OPEN,
     )
 
 
@@ -88,7 +89,7 @@ CLAIMS = (
         words="attention's increase falls (layer 25) before FFN's (27)",
         statistic=(
             "last layer above half the peak, over categories in which one of them falls; where FFN's "
-            "does not, the model's last layer is a lower bound"
+            "does not, the model's last layer is a lower bound; undecided where it does not in most"
         ),
         decide=attention_first,
     ),

@@ -19,12 +19,11 @@ import plotly.graph_objects as go
 
 from experiments.ace import BY_EFFECT, NO_CODE
 from experiments.decide import (
-    FAILS,
-    HOLDS,
     NOT_MEASURED,
     OPEN,
     Claim,
     Decide,
+    Estimate,
     Verdict,
     decided,
     lost,
@@ -144,30 +143,42 @@ def answers_lost(rows: pd.DataFrame) -> Verdict:
 
 
 def suppression_counts(frame: pd.DataFrame) -> Verdict:
+    """More than three in ten fall silent in the three layers after, and three times as large a share
+    as in all others."""
     here = frame[frame["category"] == "all"]
     clean = here[here["condition"] == "clean"].set_index("layer")
-    lines, good = [], []
+    lines, verdicts = [], []
     for condition, rows in here[here["condition"].str.startswith("Zero")].groupby("condition"):
         now, layer = rows.set_index("layer"), int(rows["suppressed"].iloc[0])
         near = (clean.index > layer) & (clean.index <= layer + 3)
         sentences, fallen = [], []
         for where in (clean.index[near], clean.index[~near]):
-            (was, half), (is_now, other) = (
-                (f["count"][where].sum(), (f["interval"][where] ** 2).sum() ** 0.5)
-                for f in (clean, now)
-            )
+            was, left = _counted(clean, where), _counted(now, where)
             sentences.append(
-                f"{was:.1f} ± {half:.1f} to {is_now:.1f} ± {other:.1f} "
-                f"({now['original'][where].sum():.1f} of them the same)"
+                f"{was.words(1)} to {left.words(1)} ({now['original'][where].sum():.1f} of them the "
+                "same)"
             )
-            fallen.append(1 - is_now / max(1e-9, was))
+            fallen.append(
+                Estimate(
+                    1 - left.mean / max(1e-9, was.mean),
+                    1 - left.high / max(1e-9, was.low),
+                    1 - left.low / max(1e-9, was.high),
+                )
+            )
         lines.append(
             f"{condition}: {sentences[0]} in the three layers after, {sentences[1]} in all others"
         )
-        good.append(fallen[0] > 0.3 and fallen[0] > 3 * abs(fallen[1]))
-    if not good:
+        least = max(0.3, 3 * abs(fallen[1].mean))
+        verdicts.append(decided(fallen[0].shifted(-least)))
+    if not verdicts:
         return NOT_MEASURED
-    return "; ".join(lines), HOLDS if all(good) else FAILS
+    return "; ".join(lines), together(verdicts)
+
+
+def _counted(frame: pd.DataFrame, layers: pd.Index) -> Estimate:
+    """Value neurons in these layers together, per prompt. The rows have each layer's interval, not
+    each prompt's sum: the sum of their half-widths is the widest that the sum's can be."""
+    return Estimate.around(frame["count"][layers].sum(), frame["interval"][layers].sum())
 
 
 CLAIMS = (
@@ -176,7 +187,7 @@ CLAIMS = (
         words="zeroing the top 100 query neurons of a peak layer costs 46.2% and 61.9%",
         statistic=(
             "share of right two-hop answers lost (100 of GPT-J's 16,384 neurons a layer, as large "
-            "a share of other models', at least ten)"
+            "a share of other models', at least ten): above 30% in each"
         ),
         decide=zeroed_drop,
         release=NO_CODE,
@@ -193,7 +204,10 @@ CLAIMS = (
             "activated value neurons in the layers after fall from (28, 16, 33) to (6, 4, 7), "
             "others by 12 in all"
         ),
-        statistic="share of activated value neurons lost, three layers after against all others",
+        statistic=(
+            "share of activated value neurons lost in the three layers after: above 0.3, and three "
+            "times that of all others; intervals at their widest"
+        ),
         decide=suppression_counts,
         release=NO_CODE,
     ),

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.ace import BY_EFFECT, NO_CODE
+from experiments.ace import BY_EFFECT, NO_CODE, sums_to_nothing
 from experiments.ace.overlap import best_layers, mean_overlap, overlap
 from experiments.decide import (
     NOT_MEASURED,
@@ -110,13 +110,18 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
 
 
 def effects(lens: Lens, facts: list[Fact]) -> list[pd.DataFrame]:
-    """The effects on log p of the units of each layer, added up, by prompt; and how many of the
-    best neurons lie there."""
+    """The effects on log p of the units of each layer, added up, by prompt (none where
+    `sums_to_nothing`); and how many of the best neurons lie there."""
     neurons = neuron_effects(lens, facts, None)
     channels = neuron_effects(lens, facts, None, unit="attn_channel")
+    added = (("ffn", neurons), ("attn", channels))
     sums = [
-        effect.frame.groupby(["prompt", "layer"])["score"].sum().reset_index().assign(part=part)
-        for part, effect in (("ffn_effect", neurons), ("attn_effect", channels))
+        effect.frame.groupby(["prompt", "layer"])["score"]
+        .sum()
+        .reset_index()
+        .assign(part=f"{kind}_effect")
+        for kind, effect in added
+        if not sums_to_nothing(lens, kind)
     ]
     counts = counted(lens, neurons.top(TOP), len(facts)).assign(part="effect_count")
     return [*sums, counts]

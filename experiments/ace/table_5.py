@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from experiments.ace import BY_EFFECT, NO_CODE
+from experiments.ace import BY_EFFECT, NO_CODE, sums_to_nothing
 from experiments.decide import NOT_MEASURED, Claim, Verdict, decided, difference, together
 from experiments.models import STUDIED
 from experiments.prompts import asked, check_asked
@@ -55,7 +55,7 @@ class Task:
 def rows(task: Task, lens: Lens) -> pd.DataFrame:
     """Per `prompt`: `position, token, ffn, attn` (nats; I of the answer's first token, by the layer
     whose output adds most), `effect` (nats: the effects of all neurons there on log p of the
-    answer, added up), `promoted`: the likeliest next tokens there, `place` ('subject', 'first
+    answer, added up; NaN where `sums_to_nothing`), `promoted`: the likeliest next tokens there, `place` ('subject', 'first
     behind it', 'last', 'other')."""
     parts = []
     facts = asked(lens, task)
@@ -66,7 +66,9 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
         ]
         places = _places(lens.tokenize(fact)[0])
         neurons = neuron_effects(lens, fact, None, positions="all").frame
-        effect = neurons.groupby("position")["score"].sum().reindex(frame["position"])
+        effect = neurons.groupby("position")["score"].sum(min_count=1).reindex(frame["position"])
+        if sums_to_nothing(lens, "ffn"):
+            effect[:] = float("nan")
         parts.append(
             frame.assign(
                 effect=effect.to_numpy(),
@@ -106,24 +108,43 @@ def converging_tokens(frame: pd.DataFrame) -> Verdict:
 
 def converging_effects(frame: pd.DataFrame) -> Verdict:
     """By the effects of the neurons at a token on log p of the answer, each for itself, added up."""
-    if "effect" not in frame:
+    if "effect" not in frame or frame["effect"].isna().all():
         return NOT_MEASURED
     return higher_than_others(frame.assign(total=frame["effect"]))
 
 
 def higher_than_others(whole: pd.DataFrame) -> Verdict:
-    """The token after the subject and the last one, each against the mean of all others but the
-    prompt's first."""
+    """The token after the subject and the last one, each against the mean of those in between, which
+    decides; and of all others but the prompt's first."""
     whole = after_the_sink(whole)
-    named = whole["place"].where(whole["place"].isin(("first behind it", "last")), "others")
-    table = whole.pivot_table(index="prompt", columns=named, values="total", aggfunc="mean")
+    place = whole["place"].where(whole["place"].isin(CONVERGING), "others")
+    means = whole.pivot_table(index="prompt", columns=place, values="total", aggfunc="mean")
+    between = whole[_between(whole)].groupby("prompt")["total"].mean().reindex(means.index)
     lines, verdicts = [], []
-    for place in ("first behind it", "last"):
-        gap = difference(table[place], table["others"], UNBOUNDED)
-        where = "last token" if place == "last" else "after the subject"
-        lines.append(f"{where} − others {gap.mean:+.2f} {gap.spread(digits=2)} nats")
+    for name, where in CONVERGING.items():
+        gap = difference(means[name], between, UNBOUNDED)
+        rest = difference(means[name], means["others"], UNBOUNDED)
+        lines.append(
+            f"{where} − in between {gap.mean:+.2f} {gap.spread(digits=2)} nats (− all others "
+            f"{rest.mean:+.2f} {rest.spread(digits=2)})"
+        )
         verdicts.append(decided(gap))
     return f"{'; '.join(lines)} ({gap.cases} prompts)", together(verdicts)
+
+
+#: the tokens where, by the paper, semantics converge
+CONVERGING = {"first behind it": "after the subject", "last": "last token"}
+
+
+def _between(whole: pd.DataFrame) -> pd.Series:
+    """Which rows are of tokens between the two converging ones of their prompt."""
+    at = {
+        name: whole["prompt"].map(
+            whole[whole["place"] == name].groupby("prompt")["position"].first()
+        )
+        for name in CONVERGING
+    }
+    return (whole["position"] > at["first behind it"]) & (whole["position"] < at["last"])
 
 
 CLAIMS = (
@@ -134,8 +155,8 @@ CLAIMS = (
             "between"
         ),
         statistic=(
-            "importance after the subject and at the last token, each minus the mean of all other "
-            "tokens but the prompt's first, an attention sink"
+            "importance after the subject and at the last token, each minus the mean of the tokens "
+            "in between, which decides (and of all others but the prompt's first, an attention sink)"
         ),
         decide=converging_tokens,
         release=NO_CODE,

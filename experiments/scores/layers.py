@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
@@ -189,8 +190,20 @@ def chance(better: int, draws: int) -> float:
     return (1 + better) / (1 + draws)
 
 
+def chance_of_other_facts(frame: pd.DataFrame, layers: str) -> tuple[float, float]:
+    """Between which values p lies in 95 of 100 draws of as many of the edits, with replacement."""
+    edits = frame[["seed", "case"]].drop_duplicates().reset_index(drop=True)
+    rng, found = np.random.default_rng(0), []
+    for _ in range(RESAMPLED):
+        drawn = edits.iloc[rng.integers(len(edits), size=len(edits))]
+        choices = by_choice(frame.merge(drawn, on=["seed", "case"]))
+        found.append(chance(*draws_as_good(choices, layers)))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def better_than_chance(method: str, layers: str) -> Decide:
-    """Layers chosen so are better for an editor than random ones."""
+    """Layers chosen so are better for an editor than random ones: of these edits, and of others."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         frame = frame[frame["method"] == method]
@@ -201,19 +214,23 @@ def better_than_chance(method: str, layers: str) -> Decide:
         if not draws:
             return NOT_MEASURED
         p = chance(better, draws)
+        low, high = chance_of_other_facts(frame, layers)
         means = choices.groupby("layers", sort=False)["score"].mean()
         drawn = choices[is_random(choices)]["score"]
         named = ", ".join(f"{name} {means[name]:.2f}" for name in means.index if name in NAMED)
         facts = len(frame.drop_duplicates(["seed", "case"]))
         return (
             f"{named}, random {drawn.mean():.2f} ({drawn.min():.2f} to {drawn.max():.2f}); {better} "
-            f"of {draws} draws are as good as {layers}, p = {p:.2f} ({facts} edits)",
-            verdict_of(p < 0.05, p > 0.5),
+            f"of {draws} draws are as good as {layers}, p = {p:.2f} ({facts} edits; of edits drawn from "
+            f"these {low:.2f} to {high:.2f})",
+            verdict_of(high < 0.05, low > 0.5),
         )
 
     return decide
 
 
+#: how often edits are drawn
+RESAMPLED = 200
 #: the choices that are told beside the random ones
 NAMED = (*LOCATED, "preset")
 

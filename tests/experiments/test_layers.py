@@ -108,10 +108,19 @@ def test_claims_by_hand():
     decide = layers.better_than_chance("ACE", "effects")
     told, verdict = decide(measured(0.9))
     assert verdict == HOLDS
-    assert "0 of 20 draws are as good as effects, p = 0.05 (4 edits)" in told
+    assert (
+        "0 of 20 draws are as good as effects, p = 0.05 (4 edits; of edits drawn from these 0.05 to 0.05)"
+        in told
+    )
     assert "effects 0.90, random 0.42 (0.04 to 0.80)" in told
     assert decide(measured(0.75))[1] == OPEN  # two are as good: p = 3 / 21
     assert decide(measured(0.39))[1] == FAILS
+    # ahead by one edit of four: drawn again, it is often not among them
+    one = measured(0.79)
+    one.loc[(one["layers"] == "effects") & (one["case"] == 0), "after"] = 0.9
+    told, verdict = decide(one)
+    assert "0 of 20 draws are as good as effects" in told
+    assert verdict == OPEN
     assert "4 of 40" in decide(measured(0.75, seeds=2))[0]
     assert layers.better_than_chance("MEMIT", "effects")(measured(1.0)) == NOT_MEASURED
     assert layers.better_than_chance("ACE", "paper")(measured(1.0)) == NOT_MEASURED

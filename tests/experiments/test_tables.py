@@ -14,19 +14,21 @@ import torch
 
 import qv_lens as qv
 from experiments import compare, editors, ledger, prompts, single
-from experiments.ace import neurons_27, section_4_2, table_1, table_5, table_6_7
+from experiments.ace import neurons_27, section_4_2, sums_to_nothing, table_1, table_5, table_6_7
 from experiments.ctp import figure_4
 from experiments.kne import figure_b5
 from experiments.prompts import asked, of_category, pool, usual
 from qv_lens.evaluation import known_cases
 from qv_lens.facts.atlas import chains
 from qv_lens.facts.categories import CATEGORIES
+from qv_lens.models.lens import Lens
 from qv_lens.runs.config import read_config
 from qv_lens.runs.experiment import directly
 from qv_lens.runs.run import all_tasks
 from qv_lens.world import cases as world_cases
 from qv_lens.world import generator
 from qv_lens.world.evaluation import cases_of, examples_of
+from tests.models import tiny_of, tokenizer
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -407,3 +409,19 @@ def test_rows_take_the_place_of_the_same_cell_alone(tmp_path, monkeypatch):
 def test_a_ledger_that_is_out_of_date_says_where():
     text = ledger._first_difference("# The ledger\n| a | holds |", "# The ledger\n| a | fails |")
     assert text.startswith("'| a | holds |' is now '| a | fails |'. Run python -m")
+
+
+@pytest.mark.parametrize(("name", "nothing"), [("Gemma 3", True), ("Qwen3", False)])
+def test_effects_before_a_norm_are_not_added_up(name, nothing):
+    """A norm takes a longer vector for the same, so along the sublayer's whole output nothing is
+    lost to first order: what is left of the sum is rounding."""
+    lens = Lens.from_hf(tiny_of(name, torch.float64), tokenizer())
+    facts = [qv.Fact("The capital of {} is", "Norway", "Oslo")]
+    for kind, unit in (("ffn", "ffn"), ("attn", "attn_channel")):
+        frame = qv.neuron_effects(lens, facts, None, unit=unit).frame
+        sums = frame.groupby("layer")["score"].sum().abs()
+        share = float((sums / frame["score"].abs().groupby(frame["layer"]).sum()).max())
+        assert (share < 1e-4) == nothing
+        assert sums_to_nothing(lens, kind) == nothing
+    parts = {part for frame in table_1.effects(lens, facts) for part in frame["part"]}
+    assert parts == {"effect_count"} if nothing else {"effect_count", "ffn_effect", "attn_effect"}
