@@ -270,18 +270,18 @@ class Patch:
                     else "has no module name (patches made by qv.edit have)"
                 )
                 raise PatchError(
-                    f"A LoRA adapter cannot hold {name}[{layer}]: it {why}. Use lens.save instead."
+                    f"A LoRA adapter cannot hold {name}[{layer}]: it {why}. Use lens.save (--save) instead."
                 )
             if "[" in module:
                 raise PatchError(
                     f"A LoRA adapter cannot hold {name}[{layer}]: the checkpoint keeps it in one "
-                    f"matrix with others ({module}). Use lens.save instead."
+                    f"matrix with others ({module}). Use lens.save (--save) instead."
                 )
             left, right = _balanced(*delta.factors())
             if left.shape[1] > max_rank:
                 raise PatchError(
                     f"The delta of {name}[{layer}] has rank {left.shape[1]}, more than {max_rank}. "
-                    "Use lens.save instead."
+                    "Use lens.save (--save) instead."
                 )
             tensors[f"base_model.model.{module}.lora_A.weight"] = left.T.float().contiguous()
             tensors[f"base_model.model.{module}.lora_B.weight"] = right.T.float().contiguous()

@@ -152,3 +152,13 @@ def test_refusals_import_no_torch(words, says):
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith(f"qv-lens: {says}")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word():
+    """`qv-lens models list | head -1`: the pipe is closed before all is written."""
+    command = [sys.executable, "-c", "from qv_lens.cli import main; main(['models', 'list'])"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141

@@ -442,7 +442,7 @@ def test_an_edited_model_is_saved_and_a_patch_is_shown_applied_and_exported(call
         ((*EDIT, "--save", saved), "Choose another --save"),
         (("patch", "apply", patch, "--model", "toy-gptj", "--out", saved), "Choose another --out"),
         (("patch", "show", tmp_path / "none"), "none"),
-        (("patch", "export", patch, "--out", adapter), "Use lens.save instead"),
+        (("patch", "export", patch, "--out", adapter), "Use lens.save (--save) instead"),
     ):
         code, _, told = call(*words)
         assert code == 2

@@ -40,6 +40,7 @@ from qv_lens.evaluation.intervals import student
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.categories import RELATED
 from qv_lens.facts.records import Fact
+from qv_lens.models.architectures import Sublayer
 from qv_lens.models.lens import Lens
 from qv_lens.neurons import NeuronSet
 from qv_lens.plots import category_heatmap
@@ -114,7 +115,7 @@ def effects(lens: Lens, facts: list[Fact]) -> list[pd.DataFrame]:
     `sums_to_nothing`); and how many of the best neurons lie there."""
     neurons = neuron_effects(lens, facts, None)
     channels = neuron_effects(lens, facts, None, unit="attn_channel")
-    added = (("ffn", neurons), ("attn", channels))
+    added: tuple[tuple[Sublayer, NeuronSet], ...] = (("ffn", neurons), ("attn", channels))
     sums = [
         effect.frame.groupby(["prompt", "layer"])["score"]
         .sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -99,9 +100,18 @@ def _warnings_as_lines() -> Iterator[None]:
 
 def main(arguments: Annotated[list[str] | None, Parameter(parse=False)] = None) -> None:
     """Entry point: an error of ours, or in the words of the command, is one line and exit code 2,
-    never a traceback; a warning is one line too."""
+    never a traceback; a warning is one line too. A reader that has seen enough (`| head`) ends it,
+    with a shell's code for that."""
     try:
-        app.meta(arguments)
+        try:
+            app.meta(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # what is still to be flushed
+        sys.exit(128 + signal.SIGPIPE)
     except (QVLensError, CycloptsError) as error:
         print(f"qv-lens: {error}", file=sys.stderr)
         sys.exit(2)

@@ -197,6 +197,9 @@ def edit(
     if C0 is None and reads_statistics(used):
         C0 = corpus_statistics(lens, text, layers, modules=modules)
     patch = qv.edit(lens, request, used, statistics=C0, seed=seed)
+    adapter = (
+        None if lora is None else patch.to_lora(lora)
+    )  # it may be refused: nothing else is written
     before = lens.logprob([request.target, fact])
     with lens.patched(patch):
         after = lens.logprob([request.target, fact])
@@ -217,8 +220,8 @@ def edit(
     print(patch.frame().round(4).to_string(index=False))
     if out is not None:
         print(patch.save(out))
-    if lora is not None:
-        print(patch.to_lora(lora))
+    if adapter is not None:
+        print(adapter)
     if save is not None:
         print(save)
 

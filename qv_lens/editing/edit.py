@@ -114,6 +114,13 @@ def edit(
     templates = None if templates is None else checked_templates(templates)
     held_out = checked_texts(held_out)
     fingerprint = lens.fingerprint
+    if not lens.patches and lens.written_to():
+        warnings.warn(
+            f"The weights of {lens.name} were written to since it was wrapped (by hand, or through "
+            "another lens). This patch names the model as it was then, on which it is another edit: "
+            "wrap the model as it now is in a new Lens.",
+            stacklevel=2,
+        )
     if ahead is not None:
         first_search = getattr(editor, "first_search", None)
         ahead.check(lens, first_search(lens) if first_search else None, templates)

@@ -15,6 +15,7 @@ when nothing else is left, for growing k.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -163,10 +164,12 @@ def areas(frame: pd.DataFrame) -> pd.DataFrame:
 
     `area`: log p beside the clean one (nats), averaged over log k between the smallest and the
     largest k: the lower, the more was lost. `cpr`, `cmd`: of f over the share of units kept, from
-    none to all (1 and 0 are perfect). Raises `ConfigError` for a frame without its attrs, or of
+    none to all (1 and 0 are perfect), a straight line from the largest k on; warns where that is most
+    of it. Raises `ConfigError` for a frame without its attrs, or of
     several calls.
     """
     _check_one_call(frame)
+    _warn_of_lines(frame)
     records = []
     for (ranking, kept), part in frame.groupby(["ranking", "kept"], sort=False):
         of_prompt: dict[int, list[float]] = {}
@@ -194,6 +197,18 @@ def _check_one_call(frame: pd.DataFrame) -> None:
         raise ConfigError(
             "areas takes the frame of one call of faithfulness, as it gave it (a join drops its "
             ".attrs and gives two prompts one number): ask for all facts in one call."
+        )
+
+
+def _warn_of_lines(frame: pd.DataFrame) -> None:
+    """Warn of CPR and CMD that nobody measured."""
+    largest = frame.loc[frame["kept"], "k"].max()
+    if largest < frame.attrs.get("units", 0) / 2:
+        units = frame.attrs["units"]
+        warnings.warn(
+            f"CPR and CMD are areas from no unit to all {units}, and the largest set kept has "
+            f"{largest}: the rest is drawn as a straight line. Ask faithfulness for sizes up to {units}.",
+            stacklevel=3,
         )
 
 

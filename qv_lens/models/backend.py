@@ -463,6 +463,12 @@ class Backend:
                 f"turned into {dtype_name(self.dtype)} since: turn it by model.to(torch."
                 f"{dtype_name(self.dtype)}), which TransformerLens notes, or load it so."
             )
+        if self.embedding().dtype != self.dtype:
+            raise ModelError(
+                f"A part of this model was turned into {dtype_name(self.embedding().dtype)} since it was "
+                f"wrapped, and the rest is in {dtype_name(self.dtype)}: turn the model that the lens holds "
+                "(lens.model.to(...)), or wrap the Hugging Face model anew."
+            )
         # a tokenizer that pads on the left would make it guess a mask from the ids
         if self.name == "hooked":
             options = {"return_type": "logits", "padding_side": "right", "stop_at_layer": stop}

@@ -216,26 +216,34 @@ class Lens:
         """Whether no patch, intervention or hook of the user's is in force."""
         return not (self.patches or self._in_force or self._own_hooks())
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hash of every weight as first seen and of the architecture: 16 hex digits. Patches record
         it."""
+        return self._first_seen[0]
+
+    def written_to(self) -> bool:
+        """Whether the weights are others than those that the fingerprint names: patched, or written
+        to by hand or through another lens."""
+        return self._first_seen[1] != self._bits()
+
+    @cached_property
+    def _first_seen(self) -> tuple[str, tuple[int, ...]]:
+        """The fingerprint, and every parameter by a sum of its bits, which is sooner compared."""
         if self._applied:
             raise PatchError(
                 "The fingerprint belongs to the unpatched model: revert the patches first."
             )
-        return self._weighed()
-
-    def written_to(self) -> bool:
-        """Whether the weights are others than those that the fingerprint names: patched, or written
-        to by hand."""
-        return self.fingerprint != self._weighed()
-
-    def _weighed(self) -> str:
         cfg, backend = self.backend_adapter.cfg, self.backend_adapter
         heads = cfg.n_heads, backend.n_kv_heads
         shape = cfg.n_layers, cfg.d_model, *heads, backend.activation_name, backend.rms
-        return digest(shape, map(checksum, backend.every_weight()))
+        return digest(shape, map(checksum, backend.every_weight())), self._bits()
+
+    def _bits(self) -> tuple[int, ...]:
+        """A sum of the bits of every parameter, tied ones once."""
+        places = {(w.data_ptr(), w.numel()): w for w in self.model.parameters()}
+        bits = [bit_sum(weight).to(self.device) for weight in places.values()]
+        return tuple(torch.stack(bits).tolist())
 
     def check_layer(self, layer: int) -> int:
         """The layer as an int (also from a frame's column); raises `ConfigError` for one that does
@@ -742,12 +750,10 @@ class Lens:
     @property
     def setup(self) -> Setup:
         """What a trace is taken on: every parameter by a sum of its bits, tied ones once."""
-        places = {(w.data_ptr(), w.numel()): w for w in self.model.parameters()}
-        bits = [bit_sum(weight).to(self.device) for weight in places.values()]
         return Setup(
             self.fingerprint,
             self.patches,
-            tuple(torch.stack(bits).tolist()),
+            self._bits(),
             self.interventions,
             self._own_hooks(),
         )

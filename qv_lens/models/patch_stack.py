@@ -3,6 +3,8 @@
 1. A patch is added to the live weights on top of those before it; the tensors it replaces are kept.
 2. Taking back the newest puts the kept tensors in its place, bit for bit: nothing is subtracted. An
    interrupt meanwhile is raised when that is done.
+   Where something else was written over a patch meanwhile (by hand, or through another lens on the
+   same model), it goes too, with a warning.
 3. A block leaves its mark on the stack. What is applied inside lies above the mark, and is taken back
    with it; `pop` never reaches below. A block inside it that is still open keeps what lies above its
    own mark, which is written again.
@@ -10,12 +12,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from qv_lens.errors import PatchError
+from qv_lens.models.identity import bit_sum
 from qv_lens.models.norms import dtype_name
 from qv_lens.patch import Patch
 
@@ -28,6 +32,8 @@ Replaced = dict[tuple[int, str], Tensor]
 class _Applied:
     patch: Patch
     saved: Replaced = field(default_factory=dict)
+    written: dict[tuple[int, str], int] = field(default_factory=dict)
+    """A sum of each weight's bits behind the patch."""
 
 
 class _Mark:
@@ -75,6 +81,7 @@ class PatchStack:
                         f"{dtype_name(live.dtype)}: load the model with dtype='float32'. Nothing "
                         "was written."
                     )
+                applied.written[layer, name] = int(bit_sum(live))
         except BaseException:
             self._take_back(weight)
             raise
@@ -94,6 +101,7 @@ class PatchStack:
     def _take_back(self, weight: Weight) -> Patch:
         applied = self._stack[-1]
         assert isinstance(applied, _Applied)
+        _warn_of_others(applied, weight)
         put_back(applied.saved, weight)
         self._stack.pop()  # at the end: an interrupt before leaves it for the next try
         return applied.patch
@@ -126,6 +134,18 @@ class PatchStack:
                 self._stack.pop()
             else:
                 self._take_back(weight)
+
+
+def _warn_of_others(applied: _Applied, weight: Weight) -> None:
+    """Warn of weights that are others than the patch left them."""
+    for (layer, name), bits in applied.written.items():
+        if int(bit_sum(weight(layer, name))) != bits:
+            warnings.warn(
+                f"{name}[{layer}] was written to since this patch was applied (by hand, or through "
+                "another lens on the same model): it is put back as it was before the patch, and "
+                "what was written goes with it. Use one lens for each model.",
+                stacklevel=4,
+            )
 
 
 def check_fits(patch: Patch, weight: Weight) -> None:

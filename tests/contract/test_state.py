@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,8 +20,9 @@ from transformers import ByT5Tokenizer
 import qv_lens as qv
 from qv_lens.editing.statistics import covariance
 from qv_lens.errors import ConfigError, ModelError, PatchError
+from qv_lens.models.lens import Lens
 from qv_lens.models.wrap import hooked_available
-from qv_lens.patch import Delta
+from qv_lens.patch import Delta, Patch
 from tests.models import BACKENDS, PROMPTS, tiny_hf, tiny_lens, tiny_of, tokenizer
 
 FACT = qv.Fact("{} works for", "Olga Pelodan", "Nortek")
@@ -432,3 +434,39 @@ def test_interventions_of_a_users_own_are_told_apart_by_what_lies_inside():
             with lens.intervene(Mine(held)):
                 states.add(lens.state())
     assert len(states) == 4
+
+
+def test_two_lenses_on_one_model_do_not_undo_each_other_in_silence():
+    """Patches taken back in another order than they were written leave one of them on the model."""
+    lens = tiny_lens("gptj")
+    other = Lens.from_hf(lens.hf, lens.tokenizer)
+    lens.fingerprint, other.fingerprint  # noqa: B018
+    change = torch.zeros_like(lens.w_out(1)).double()
+    change[0, 0] = 1.0
+    patches = [Patch({(1, "W_out"): Delta(change)}, one.fingerprint) for one in (lens, other)]
+    lens.apply(patches[0])
+    other.apply(patches[1])
+    with pytest.warns(UserWarning, match=r"W_out\[1\] was written to since this patch was applied"):
+        lens.revert()
+    with pytest.warns(UserWarning, match="through another lens"):
+        other.revert()
+    assert lens.written_to()
+    with pytest.warns(UserWarning, match="names the model as it was then"):
+        qv.edit(
+            lens,
+            qv.Fact("The capital of {} is", "Norway", "Oslo").to("Rome"),
+            qv.FT(layer=1, steps=1),
+        )
+    lens.w_out(1)[0, 0] -= 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lens.apply(patches[0])
+        lens.revert()
+
+
+def test_a_model_of_which_a_part_was_turned_is_refused():
+    hf = tiny_hf("gptj")
+    lens = Lens.from_hf(hf, tokenizer())
+    hf.to(torch.bfloat16)
+    with pytest.raises(qv.QVLensError, match=r"A part of this model was turned|were turned into"):
+        lens.logprob(qv.Fact("The capital of {} is", "Norway", "Oslo"))
