@@ -21,6 +21,7 @@ integrated gradients (Sundararajan et al. 2017)."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -38,6 +39,7 @@ from qv_lens.attribution.relp import RULES, Rule, check_rules, read_out, relp_ho
 from qv_lens.attribution.wanted import Target, Wanted, wanted_at, where_read
 from qv_lens.errors import ConfigError, unknown
 from qv_lens.facts.spans import Positions, Prompt
+from qv_lens.models.architectures import Sublayer
 from qv_lens.models.baselines import Baseline, baseline_name, baseline_values
 from qv_lens.models.hooks import Hook
 from qv_lens.models.interventions import check_not_suppressed
@@ -110,6 +112,8 @@ def neuron_effects(
     _check(method, unit, rules, steps)
     if method == "relp":
         check_not_suppressed(lens, "RelP")
+    if method == "integrated" and baseline == "zero":
+        _warn_of_norm(lens, unit)
     records = lens.traced(facts).facts if isinstance(facts, Trace) else facts
     if positions == "answer" and target != "sequence":
         raise ConfigError(
@@ -173,6 +177,18 @@ def _check(method: str, unit: str, rules: Sequence[str], steps: int) -> None:
         raise ConfigError(f"steps is in how many steps the path is taken, at least 1; got {steps}.")
     if method != "integrated" and steps != STEPS:
         raise ConfigError(f"steps are those of method='integrated'; the method here is {method!r}.")
+
+
+def _warn_of_norm(lens: Lens, unit: str) -> None:
+    """Warn where the path to zero runs behind a norm: all of it but its end has the same output."""
+    sublayer: Sublayer = "ffn" if unit == "ffn" else "attn"
+    if lens.backend_adapter.norm_after(0, sublayer) is not None:
+        warnings.warn(
+            f"A norm stands behind these units in {lens.name}: smaller together they write the same, so "
+            "that method='integrated' gives the gradient's scores times a number that grows with "
+            "steps. The order is right; for nats use method='gradient', or baseline='mean'.",
+            stacklevel=3,
+        )
 
 
 def _sizes(top: int | None, rounds: int) -> list[int | None]:

@@ -10,6 +10,7 @@ import torch
 import qv_lens as qv
 from qv_lens.attribution import effects
 from qv_lens.models.baselines import baseline_values
+from qv_lens.models.lens import Lens
 from tests.models import BACKENDS, KINDS, TINY, tiny_lens, tiny_of, tokenizer
 
 FACTS = [
@@ -584,3 +585,17 @@ def test_another_prompt_is_followed_by_the_answer_that_is_asked():
     wanted = lens.trace([qv.Fact("{} lives in", "Olga Pelodan", "Nortek Dalrin")], "answer").m
     torch.testing.assert_close(found, wanted)
     assert (wanted[:, 1] - lens.trace([other], "answer").m[:, 1]).abs().max() > 1e-3
+
+
+def test_integrated_effects_behind_a_norm_are_told_of():
+    lens = Lens.from_hf(tiny_of("Gemma 3", torch.float64), tokenizer())
+    fact = qv.Fact("The capital of {} is", "Norway", "Oslo")
+    gradient = qv.neuron_effects(lens, fact, 20)
+    for steps in (4, 8):
+        with pytest.warns(UserWarning, match="A norm stands behind these units"):
+            shares = qv.neuron_effects(lens, fact, 20, method="integrated", steps=steps)
+        # the mean of 1 / alpha over the midpoints
+        times = sum(steps / (i + 0.5) for i in range(steps)) / steps
+        assert shares.units == gradient.units
+        wanted = gradient.frame["score"] * times
+        assert shares.frame["score"].tolist() == pytest.approx(wanted.tolist(), rel=1e-2)
