@@ -98,6 +98,7 @@ class Lens:
         self.prepend_bos = prepend_bos
         self.name = name or str(getattr(model.cfg, "model_name", ""))
         self._applied = PatchStack()
+        self._first_bits: tuple[int, ...] = ()
         self._in_force: list[Intervention] = []
         self.turn = Turn()
         self.last: Int[Tensor, " prompt"] | None = (
@@ -216,28 +217,25 @@ class Lens:
         """Whether no patch, intervention or hook of the user's is in force."""
         return not (self.patches or self._in_force or self._own_hooks())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of every weight as first seen and of the architecture: 16 hex digits. Patches record
         it."""
-        return self._first_seen[0]
-
-    def written_to(self) -> bool:
-        """Whether the weights are others than those that the fingerprint names: patched, or written
-        to by hand or through another lens."""
-        return self._first_seen[1] != self._bits()
-
-    @cached_property
-    def _first_seen(self) -> tuple[str, tuple[int, ...]]:
-        """The fingerprint, and every parameter by a sum of its bits, which is sooner compared."""
         if self._applied:
             raise PatchError(
                 "The fingerprint belongs to the unpatched model: revert the patches first."
             )
+        self._first_bits = self._bits()
         cfg, backend = self.backend_adapter.cfg, self.backend_adapter
         heads = cfg.n_heads, backend.n_kv_heads
         shape = cfg.n_layers, cfg.d_model, *heads, backend.activation_name, backend.rms
-        return digest(shape, map(checksum, backend.every_weight())), self._bits()
+        return digest(shape, map(checksum, backend.every_weight()))
+
+    def written_to(self) -> bool:
+        """Whether the weights are others than those that the fingerprint names: patched, or written
+        to by hand or through another lens."""
+        named = self.fingerprint  # with the bits of the weights it names
+        return bool(named) and self._bits() != self._first_bits
 
     def _bits(self) -> tuple[int, ...]:
         """A sum of the bits of every parameter, tied ones once."""
