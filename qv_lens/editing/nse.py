@@ -144,8 +144,7 @@ class NSE(ClosedForm):
             earlier.learn(self._keys(job.lens, plan, rows))
         self._warn_of_near(job.notes["rounds"])
         if not written:
-            weights = {(i, "W_out"): job.lens.parameter(i, "W_out") for i in plan.groups[0]}
-            return {key: Delta(torch.zeros_like(W.double())) for key, W in weights.items()}
+            return {(layer, "W_out"): _nothing(job.lens.w_out(layer)) for layer in plan.groups[0]}
         return summed(written)
 
     def _targets(
@@ -235,6 +234,11 @@ class NSE(ClosedForm):
             rows = every.layer(layer).frame.sort_values("neuron")
             scores[layer] = torch.tensor(rows["score"].to_numpy(), device=lens.device).abs()
         return scores
+
+
+def _nothing(W: Float[Tensor, "k d"]) -> Delta:
+    """A change of W by 0."""
+    return Delta(W.new_zeros(len(W), 1).double(), W.new_zeros(1, W.shape[1]).double())
 
 
 def some_rows(
