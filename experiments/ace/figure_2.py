@@ -265,7 +265,7 @@ CLAIMS = (
         ),
         statistic=(
             "share of right answers lost, category by category: above half, and more than at random "
-            "and of other categories; in one of the four scopes"
+            "and of other categories; in the best layer"
         ),
         decide=loses_more_than_half,
         release=NO_CODE,
