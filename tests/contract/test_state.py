@@ -464,9 +464,24 @@ def test_two_lenses_on_one_model_do_not_undo_each_other_in_silence():
         lens.revert()
 
 
-def test_a_model_of_which_a_part_was_turned_is_refused():
+def test_a_hugging_face_model_turned_under_a_lens_is_refused_or_read_as_it_is():
+    """HookedTransformer turns with a part of it only; a bridge is the model that was turned."""
+    fact = qv.Fact("The capital of {} is", "Norway", "Oslo")
     hf = tiny_hf("gptj")
     lens = Lens.from_hf(hf, tokenizer())
     hf.to(torch.bfloat16)
-    with pytest.raises(qv.QVLensError, match=r"A part of this model was turned|were turned into"):
+    if lens.backend == "hooked":
+        with pytest.raises(ModelError, match=r"A part of this model was turned|were turned into"):
+            lens.logprob(fact)
+    else:
+        assert lens.dtype == torch.bfloat16
+        anew = Lens.from_hf(tiny_hf("gptj").to(torch.bfloat16), tokenizer())
+        assert torch.equal(lens.next_token_logits(fact), anew.next_token_logits(fact))
+
+
+def test_a_model_of_which_a_part_was_turned_is_refused():
+    hf = tiny_hf("gptj")
+    lens = Lens.from_hf(hf, tokenizer())
+    lens.model.get_submodule("blocks.0").to(torch.bfloat16)
+    with pytest.raises(ModelError, match=r"A part of this model was turned|were turned into"):
         lens.logprob(qv.Fact("The capital of {} is", "Norway", "Oslo"))
