@@ -82,11 +82,14 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(
-        cls, values: Sequence[float] | pd.Series, within: tuple[float, float] = SHARE
+        cls,
+        values: Sequence[float] | pd.Series,
+        within: tuple[float, float] = SHARE,
+        level: float = LEVEL,
     ) -> Estimate:
-        """Of a mean of values that lie `within` these bounds."""
+        """Of a mean of values that lie `within` these bounds, with an interval of this level."""
         known = pd.Series(values, dtype=float).dropna()
-        return cls(float(known.mean()), *interval(known, within), len(known))
+        return cls(float(known.mean()), *interval(known, within, level), len(known))
 
     @classmethod
     def around(cls, mean: float, half: float, cases: int = 0) -> Estimate:
@@ -129,7 +132,12 @@ def differences(metric: str) -> tuple[float, float]:
     return UNBOUNDED if metric in NOT_SHARES else DIFFERENCE
 
 
-def difference(a: pd.Series, b: pd.Series, within: tuple[float, float] = DIFFERENCE) -> Estimate:
+def difference(
+    a: pd.Series,
+    b: pd.Series,
+    within: tuple[float, float] = DIFFERENCE,
+    level: float = LEVEL,
+) -> Estimate:
     """Mean of paired differences, of shares unless `within` says otherwise; of fewer than `ENOUGH`
     pairs no interval.
 
@@ -137,10 +145,10 @@ def difference(a: pd.Series, b: pd.Series, within: tuple[float, float] = DIFFERE
     Fisher's exact test (`by_signs`) finds a mean as large by chance. What is decided at another
     bound than 0 is decided by Student's alone."""
     paired = (a - b).dropna()
-    estimate = Estimate.of(paired, within)
+    estimate = Estimate.of(paired, within, level)
     if len(paired) < ENOUGH:
         return Estimate(estimate.mean, float("nan"), float("nan"), len(paired))
-    if by_signs(paired) <= 1 - LEVEL:
+    if by_signs(paired) <= 1 - level:
         return estimate
     return estimate._replace(low=min(estimate.low, 0.0), high=max(estimate.high, 0.0))
 
@@ -301,8 +309,11 @@ def not_measured(names: Iterable[object]) -> str:
 
 
 def ahead(metric: str, method: str, rivals: Sequence[str], by: str = "method") -> Decide:
-    """`method` is above each of its rivals: against the best of them, on the cases on which all were
-    measured; undecided while any rival has not been measured, on any of the cases."""
+    """`method` is above each of its rivals, on the cases on which all were measured; undecided while
+    any rival has not been measured, on any of the cases.
+
+    It holds if the method is above every one of them. It fails if one of k rivals is above the
+    method at the level 1 - 0.05 / k (Bonferroni): the best of several is often above by chance."""
 
     def decide(frame: pd.DataFrame) -> Verdict:
         table = per_case(frame, metric, by)
@@ -311,13 +322,19 @@ def ahead(metric: str, method: str, rivals: Sequence[str], by: str = "method") -
             return NOT_MEASURED
         cases = table[[method, *others]]
         table = cases.dropna()
+
+        def gap(rival: str, level: float = LEVEL) -> Estimate:
+            return difference(table[method], table[rival], differences(metric), level)
+
+        above_all = all(gap(rival).low > 0 for rival in others)
+        strict = 1 - (1 - LEVEL) / len(others)
+        below_one = any(gap(rival, strict).high < 0 for rival in others)
         means = table.mean().sort_values(ascending=False)
-        rival = means.drop(method).index[0]
-        gap = difference(table[method], table[rival], differences(metric))
+        first = means.drop(method).index[0]
         statistic = ", ".join(f"{name} {share(value, metric)}" for name, value in means.items())
         missing = not_measured(name for name in rivals if name not in others)
-        statistic = f"{statistic} ({method} − {rival} {points(gap)})"
-        return unless(statistic, decided(gap), missing, lacking(cases))
+        statistic = f"{statistic} ({method} − {first} {points(gap(first))})"
+        return unless(statistic, verdict_of(above_all, below_one), missing, lacking(cases))
 
     return decide
 

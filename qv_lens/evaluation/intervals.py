@@ -1,4 +1,4 @@
-"""95% intervals of means and shares: the one place where they are computed.
+"""Intervals of means and shares, of 95% unless said: the one place where they are computed.
 
 values that are 0 or 1     Wilson's score interval (scipy.stats.binomtest): it says something where all cases are alike
 any other values           Student's t, cut off at the bounds of the values
@@ -27,7 +27,7 @@ NOT_SHARES = ("fluency", "perplexity")
 
 
 class Interval(NamedTuple):
-    """The ends of a 95% interval; NaN where the values say nothing."""
+    """The ends of an interval; NaN where the values say nothing."""
 
     low: float
     high: float
@@ -41,18 +41,20 @@ def bounds(metric: str) -> tuple[float, float]:
     return (0.0, inf) if metric in NOT_SHARES else SHARE
 
 
-def wilson(hits: float, trials: float) -> Interval:
+def wilson(hits: float, trials: float, level: float = LEVEL) -> Interval:
     """Of a share: `hits` of `trials`, both rounded to whole numbers. With `trials` 0, nothing is
     known."""
     count = round(trials)
     if count < 1:
         return UNKNOWN
-    ends = stats.binomtest(min(round(hits), count), count).proportion_ci(LEVEL, method="wilson")
+    ends = stats.binomtest(min(round(hits), count), count).proportion_ci(level, method="wilson")
     return Interval(float(ends.low), float(ends.high))
 
 
 def interval(
-    values: Sequence[float] | np.ndarray | pd.Series, within: tuple[float, float] = SHARE
+    values: Sequence[float] | np.ndarray | pd.Series,
+    within: tuple[float, float] = SHARE,
+    level: float = LEVEL,
 ) -> Interval:
     """Of the mean of `values` (NaN is left out), each of which lies `within` these bounds."""
     known = np.asarray(values, float)
@@ -60,27 +62,27 @@ def interval(
     if not len(known):
         return UNKNOWN
     if within == SHARE and np.isin(known, SHARE).all():
-        return wilson(known.sum(), len(known))
+        return wilson(known.sum(), len(known), level)
     if np.ptp(known) < 1e-12:
-        return _alike(float(known[0]), len(known), within)
+        return _alike(float(known[0]), len(known), within, level)
     mean = float(known.mean())
-    half = float(student(known.std(ddof=1) / len(known) ** 0.5, len(known)))
+    half = float(student(known.std(ddof=1) / len(known) ** 0.5, len(known), level))
     return Interval(max(within[0], mean - half), min(within[1], mean + half))
 
 
-def _alike(value: float, count: int, within: tuple[float, float]) -> Interval:
+def _alike(value: float, count: int, within: tuple[float, float], level: float) -> Interval:
     """Of `count` cases that all have this value."""
     if isinf(within[0]) or isinf(within[1]):
         return UNKNOWN
-    others = 1 - wilson(count, count).low
+    others = 1 - wilson(count, count, level).low
     return Interval(value - others * (value - within[0]), value + others * (within[1] - value))
 
 
-def student(error: Any, count: Any) -> Any:
+def student(error: Any, count: Any, level: float = LEVEL) -> Any:
     """Half an interval from a standard error and the number of cases, of arrays too; NaN where the
     cases are all alike, or only one."""
     error = np.asarray(error, float)
     count = np.asarray(count, float)
     known = (count > 1) & (error > 0)
-    factor = stats.t.ppf((1 + LEVEL) / 2, np.where(known, count - 1, 1))
+    factor = stats.t.ppf((1 + level) / 2, np.where(known, count - 1, 1))
     return np.where(known, factor * error, nan)

@@ -6,6 +6,7 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -87,6 +88,22 @@ def test_differences_have_their_sign():
     told, verdict = ahead("score", "A", ("B", "D"))(frame)
     assert verdict == OPEN
     assert told.endswith("not measured: D")
+
+
+def test_the_best_of_several_rivals_is_above_by_chance():
+    """Nine methods that are equally good: few of a hundred tables say that one is ahead of A."""
+    rivals = tuple("BCDEFGHI")
+    cases = pd.MultiIndex.from_product([("A", *rivals), range(30)], names=["method", "case"])
+    frame = cases.to_frame(index=False).assign(data="facts", metric="score", seed=0, step=1)
+    verdicts = []
+    for seed in range(100):
+        scores = np.random.default_rng(seed).uniform(size=len(frame))
+        verdicts.append(ahead("score", "A", rivals)(frame.assign(after=scores))[1])
+    assert verdicts.count(FAILS) <= 5  # 14 where the best is compared as if named beforehand
+    assert verdicts.count(HOLDS) == 0
+    better = frame.assign(after=scores + 0.5 * (frame["method"] == "A"))
+    assert ahead("score", "A", rivals)(better)[1] == HOLDS
+    assert ahead("score", "B", ("A", *rivals[1:]))(better)[1] == FAILS
 
 
 def test_few_pairs_decide_nothing_however_alike():
