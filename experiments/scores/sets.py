@@ -86,6 +86,7 @@ DRAWN = (
     "RelP",
     "gradient, rounds of 10",
     "gradient, rounds of 1",
+    "RelP, rounds of 1",
     RANDOM,
 )
 #: random orders of each fact
@@ -138,7 +139,8 @@ def figure(frame: pd.DataFrame) -> go.Figure:
     left then."""
     drawn = frame[frame["ranking"].isin(DRAWN)]
     removed = drawn[~drawn["keep"]] if (~drawn["keep"]).any() else drawn
-    removed = removed.assign(of=f"mean of {removed['fact'].nunique()} facts")
+    facts = removed["fact"].nunique()
+    removed = removed.assign(of=f"{facts} facts; hollow: most lost")
     removed = removed.rename(columns={"keep": "kept"})
     mean = removed.groupby(["ranking", "of", "kept", "k"], sort=False).agg(
         logprob=("logprob", "mean"), clean=("clean", "mean"), right=("right", "mean"),
