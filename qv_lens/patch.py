@@ -124,11 +124,11 @@ def _balanced(
 
 def summed(parts: Iterable[Mapping[tuple[int, str], Delta]]) -> dict[tuple[int, str], Delta]:
     """The sums of several deltas, weight by weight."""
-    deltas = list(parts)
-    return {
-        key: Delta.total([part[key] for part in deltas if key in part])
-        for key in sorted({k for part in deltas for k in part})
-    }
+    of_weight: dict[tuple[int, str], list[Delta]] = {}
+    for part in parts:
+        for key, delta in part.items():
+            of_weight.setdefault(key, []).append(delta)
+    return {key: Delta.total(of_weight[key]) for key in sorted(of_weight)}
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,8 @@ class Patch:
 
     def to(self, device: torch.device) -> Patch:
         """The same patch, its tensors on a device."""
-        deltas, kept = (
-            {key: delta.to(device) for key, delta in part.items()}
-            for part in (self.deltas, self.kept)
-        )
+        deltas = {key: delta.to(device) for key, delta in self.deltas.items()}
+        kept = {key: delta.to(device) for key, delta in self.kept.items()}
         return replace(self, deltas=deltas, kept=kept)
 
     def save(self, folder: str | Path) -> Path:

@@ -26,6 +26,7 @@ from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.facts.spans import Prompt
 from qv_lens.models.lens import Lens
 from qv_lens.plots import token_bars
+from qv_lens.plots.parts import quoted
 
 # all that exist where there are fewer; the figure shows the first
 SETTINGS = {"category": "sport", "prompts": 100}
@@ -61,9 +62,6 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
     facts = asked(lens, task)
     for i, fact in enumerate(facts):
         frame = by_token(lens, fact)
-        promoted = [
-            ", ".join(repr(token.strip()) for token in tokens) for tokens in frame["promoted"]
-        ]
         places = _places(lens.tokenize(fact)[0])
         neurons = neuron_effects(lens, fact, None, positions="all").frame
         effect = neurons.groupby("position")["score"].sum(min_count=1).reindex(frame["position"])
@@ -72,7 +70,7 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
         parts.append(
             frame.assign(
                 effect=effect.to_numpy(),
-                promoted=promoted,
+                promoted=frame["promoted"].map(quoted),
                 place=places,
                 prompt=i,
                 text=fact.text,

@@ -25,6 +25,7 @@ from qv_lens.attribution.value import value_neurons
 from qv_lens.evaluation.known_cases import knowledge
 from qv_lens.models.lens import Lens
 from qv_lens.plots import vocabulary_table
+from qv_lens.plots.parts import quoted
 
 SETTINGS = {"category": "sport", "prompts": 100, "top": 10}
 GRID = {"model": STUDIED, "seed": [0]}
@@ -78,10 +79,7 @@ def rows(task: Task, lens: Lens) -> pd.DataFrame:
             tokens = vocabulary(lens, best)
             part = tokens[["layer", "neuron", "coefficient", "score"]].assign(
                 role=role,
-                promoted=[
-                    ", ".join(repr(token.strip()) for token in promoted)
-                    for promoted in tokens["promoted"]
-                ],
+                promoted=tokens["promoted"].map(quoted),
                 interpretable=interpretable(lens, best, fact.answer).to_numpy(),
                 found=len(neurons),
                 prompt=i,

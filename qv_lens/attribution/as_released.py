@@ -28,7 +28,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from qv_lens.attribution.layers import scores_by_layer
-from qv_lens.attribution.projection import projected, written
+from qv_lens.attribution.projection import projected, token_labels, written
 from qv_lens.attribution.query import layers_of, queries_of
 from qv_lens.attribution.ranking import ranked
 from qv_lens.attribution.readers import QueryOptions, targets_of
@@ -172,8 +172,4 @@ def _query_layers(task: Setting, value: NeuronSet) -> pd.DataFrame:
 
 def _tokens(lens: Lens, neurons: NeuronSet) -> pd.DataFrame:
     high, low = projected(lens, written(lens, neurons), SHOWN, True, torch.ones(len(neurons), 1))
-    named = {
-        name: [[lens.token_label(i) for i in row] for row in ids.tolist()]
-        for name, ids in (("top", high), ("bottom", low))
-    }
-    return neurons.to_frame().assign(**named)
+    return neurons.to_frame().assign(top=token_labels(lens, high), bottom=token_labels(lens, low))

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qv_lens.attribution.grouping import Over, check_over
-from qv_lens.attribution.projection import NormMode
+from qv_lens.attribution.projection import NormMode, token_labels
 from qv_lens.attribution.ranking import check_top, grouped
 from qv_lens.attribution.scores import scored
 from qv_lens.attribution.setting import Base, Kind, Method, Setting, check_moments, setting
@@ -240,7 +240,5 @@ def by_token(lens: Lens, fact: Fact) -> pd.DataFrame:
     frame = rows.pivot_table(
         index=["position", "token"], columns="kind", values="score", aggfunc="max"
     ).reset_index()
-    best = lens.trace(fact, "all").logits.topk(8).indices.tolist()
-    return frame[["position", "token", "ffn", "attn"]].assign(
-        promoted=[[lens.token_label(i) for i in row] for row in best]
-    )
+    best = lens.trace(fact, "all").logits.topk(8).indices
+    return frame[["position", "token", "ffn", "attn"]].assign(promoted=token_labels(lens, best))

@@ -132,11 +132,14 @@ def vocabulary(
     warn_of_others(lens, neurons)
     frame = neurons.to_frame()
     ids = projected(lens, written(lens, neurons), top, bias, signs(frame))
-    promoted, suppressed = (
-        [[lens.token_label(i) for i in row] for row in end.tolist()] for end in ids
-    )
+    promoted, suppressed = (token_labels(lens, end) for end in ids)
     # promoted last: a narrow print of a frame keeps its last column
-    return frame.assign(suppressed=list(suppressed), promoted=list(promoted))
+    return frame.assign(suppressed=suppressed, promoted=promoted)
+
+
+def token_labels(lens: Lens, tokens: Int[Tensor, "row token"]) -> list[list[str]]:
+    """Rows of the vocabulary as text, a list for each row."""
+    return [[lens.token_label(token) for token in row] for row in tokens.tolist()]
 
 
 @torch.no_grad()
@@ -165,12 +168,11 @@ def logit_lens(lens: Lens, fact: Fact, top: int = 5) -> pd.DataFrame:
         stream = at_least_float32(trace.resid[layer + 1])
         p = readout.logits(stream).softmax(-1)
         best = p.topk(top)
-        labels = [[lens.token_label(token) for token in row] for row in best.indices.tolist()]
         columns = {
             "layer": layer,
             "position": trace.positions.tolist(),
             "token": tokens,
-            "promoted": labels,
+            "promoted": token_labels(lens, best.indices),
             "probability": best.values[:, 0].tolist(),
             "answer": p[:, answer].tolist(),
         }

@@ -124,15 +124,13 @@ class _Nodes:
 
 def _joined(nodes: Sequence[_Nodes]) -> list[_Nodes]:
     """Every weight once."""
-    parts = {key: [n for n in nodes if n.key == key] for key in sorted({n.key for n in nodes})}
-    return [
-        _Nodes(
-            key,
-            torch.cat([n.index for n in of]),
-            torch.cat([n.entries for n in of], 0 if of[0].axis == "row" else -1),
-        )
-        for key, of in parts.items()
-    ]
+    joined = []
+    for key in sorted({each.key for each in nodes}):
+        parts = [each for each in nodes if each.key == key]
+        axis = 0 if parts[0].axis == "row" else -1
+        index = torch.cat([part.index for part in parts])
+        joined.append(_Nodes(key, index, torch.cat([part.entries for part in parts], axis)))
+    return joined
 
 
 def _contrast(

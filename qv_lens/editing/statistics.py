@@ -123,10 +123,9 @@ class Statistics:
         damaged."""
         sums, header = _read(Path(folder), "statistics")
         try:
-            by = {
-                module: {layer: C for (layer, m), C in sums.items() if m == module}
-                for module in ("ffn", "attn")
-            }
+            by: dict[str, dict[int, Tensor]] = {"ffn": {}, "attn": {}}
+            for (layer, module), C in sums.items():
+                by[module][layer] = C
             return cls(
                 by["ffn"],
                 header["tokens"],

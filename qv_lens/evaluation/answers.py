@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -82,12 +83,8 @@ def look(
     groups begin so."""
     generation = generation or Generation()
     asked_groups = [questions(case, beginning) for case in cases]
-    answers = iter(
-        tell(
-            lens,
-            [probe for groups in asked_groups for probes in groups.values() for probe in probes],
-        )
-    )
+    probes_of = [probes for groups in asked_groups for probes in groups.values()]
+    answers = iter(tell(lens, list(itertools.chain.from_iterable(probes_of))))
     looks = [
         {name: tuple(next(answers) for _ in probes) for name, probes in groups.items()}
         for groups in asked_groups

@@ -77,8 +77,12 @@ def _entropy(words: Sequence[str], n: int) -> float:
     return -sum(c / total * log2(c / total) for c in counts.values())
 
 
+def _mean_share(answers: Sequence[ProbeAnswer]) -> float:
+    return mean([answer.share for answer in answers])
+
+
 def _share(group: str) -> Metric:
-    return lambda case, now, before, edited: mean([answer.share for answer in now[group]])
+    return lambda case, now, before, edited: _mean_share(now[group])
 
 
 def _right(group: str) -> Metric:
@@ -135,7 +139,7 @@ def _groups(prefix: str) -> Callable[[CaseAnswers], list[str]]:
 
 
 def _portability(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
-    return mean([mean([t.share for t in now[name]]) for name in _groups("portability_")(now)])
+    return mean([_mean_share(now[name]) for name in _groups("portability_")(now)])
 
 
 def _continuations(kind: str, says: Callable[[str, Sequence[str]], bool]) -> Metric:
@@ -218,9 +222,8 @@ def _kept(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> fl
 
 
 def _ctp(case: Case, now: CaseAnswers, before: CaseAnswers, edited: bool) -> float:
-    efficacy, generality = (
-        mean([t.share for t in now[name]]) for name in ("rewrite_new", "paraphrase_new")
-    )
+    efficacy = _mean_share(now["rewrite_new"])
+    generality = _mean_share(now["paraphrase_new"])
     return mean([efficacy, generality, _kept(case, now, before, edited)])
 
 
@@ -315,9 +318,7 @@ def measured(
         for name in names
     }
     if "portability" in names:
-        values.update(
-            {name: mean([t.share for t in now[name]]) for name in _groups("portability_")(now)}
-        )
+        values.update({name: _mean_share(now[name]) for name in _groups("portability_")(now)})
     if "locality" in names:
         values.update({name: _same(now[name], before[name]) for name in _groups("locality_")(now)})
     return values

@@ -72,27 +72,35 @@ def capture(
         return name, hook
 
     layers = range(backend.n_layers)
-    sites = (backend.coefficient, backend.z, backend.attn_out, backend.mlp_out, backend.resid_pre)
-    names = [[site(layer) for layer in layers] for site in sites]
-    names[4].append(backend.resid_post(backend.n_layers - 1))
-    hooks = [keep(name) for group in names for name in group]
-    extra: list[list[str]] = []
+    names = {
+        "m": [backend.coefficient(layer) for layer in layers],
+        "z": [backend.z(layer) for layer in layers],
+        "attn": [backend.attn_out(layer) for layer in layers],
+        "ffn": [backend.mlp_out(layer) for layer in layers],
+        "resid": [
+            *(backend.resid_pre(layer) for layer in layers),
+            backend.resid_post(backend.n_layers - 1),
+        ],
+    }
+    hooks = [keep(name) for group in names.values() for name in group]
+    extra: dict[str, list[str]] = {}
     if attention:
         patterns = [backend.pattern(layer) for layer in layers]
         values = [backend.qkv(layer, "V") for layer in layers]
-        extra = [patterns, values]
+        extra = {"pattern": patterns, "v": values}
         hooks += [*map(keep_pattern, patterns), *map(keep_values, values)]
     logits = run(hooks)
     _check_reached(
-        kept, names, "Another forward was put in a module's place: load the model again."
+        kept, names.values(), "Another forward was put in a module's place: load the model again."
     )
-    _check_reached(kept, extra, "Attention is not seen here: load the model with backend='hooked'.")
-    stacked, more = (
-        [torch.stack([kept[name] for name in group]) for group in groups]
-        for groups in (names, extra)
+    _check_reached(
+        kept, extra.values(), "Attention is not seen here: load the model with backend='hooked'."
     )
-    m, z, attn, ffn, resid = stacked
-    return Captured(m, z, attn, ffn, resid, logits[index, position], *more)
+    stacked = {
+        field: torch.stack([kept[name] for name in group])
+        for field, group in (names | extra).items()
+    }
+    return Captured(**stacked, logits=logits[index, position])
 
 
 def _check_reached(kept: Collection[str], names: Iterable[Sequence[str]], advice: str) -> None:

@@ -31,6 +31,7 @@ from qv_lens.plots.parts import (
     marked_line,
     model_of,
     plain_text,
+    quoted,
     text_table,
     texts_of,
     that_differ,
@@ -229,12 +230,11 @@ def neuron_table(frame: pd.DataFrame, title: str = "Neurons") -> go.Figure:
     names = [
         f"f{layer}-{neuron}" for layer, neuron in zip(frame["layer"], frame["neuron"], strict=True)
     ]
-    tokens = [", ".join(repr(t.strip()) for t in row) for row in frame["promoted"]]
     cells = [
         names,
         frame["coefficient"].map("{:.2f}".format),
         frame["score"].map("{:.4f}".format),
-        tokens,
+        frame["promoted"].map(quoted),
     ]
     return text_table(["neuron", "m", "score", "promotes"], cells, [1, 1, 1, 6], title)
 

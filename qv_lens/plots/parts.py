@@ -44,6 +44,11 @@ def plain_text(text: Any) -> str:
     return html.escape(str(text), quote=False)
 
 
+def quoted(tokens: Iterable[str]) -> str:
+    """Tokens in a table's cell, without their blanks."""
+    return ", ".join(repr(token.strip()) for token in tokens)
+
+
 #: a table's pixels: of the narrowest figure that is usual, per character and line, and beside the
 #: rows
 WIDTH, CHARACTER, LINE, CELL, FRAME = 600, 8.0, 18, 8, 150

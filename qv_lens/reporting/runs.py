@@ -202,25 +202,21 @@ def _failures(frame: pd.DataFrame) -> Table | None:
     return table("failed", varied.assign(error=last), _columns([*names, "error"], ()))
 
 
+def _settings(frame: pd.DataFrame) -> dict[str, Any]:
+    """What a run was set to, the values of its grid, and those of models that have others."""
+    settings = {**frame.attrs["settings"], **frame.attrs["grid"]}
+    for model, grid in frame.attrs.get("more", {}).items():
+        settings.update({f"{key} ({model})": values for key, values in grid.items()})
+    return settings
+
+
 def _differences(frames: Mapping[str, pd.DataFrame]) -> Table:
     """Settings in which the runs differ."""
-    settings = {
-        name: {
-            **f.attrs["settings"],
-            **f.attrs["grid"],
-            **{
-                f"{key} ({model})": values
-                for model, grid in f.attrs.get("more", {}).items()
-                for key, values in grid.items()
-            },
-        }
-        for name, f in frames.items()
-    }
-    keys = dict.fromkeys(key for each in settings.values() for key in each)
-    rows = [
-        {"setting": key} | {name: str(each.get(key, "–")) for name, each in settings.items()}
-        for key in keys
-        if len({str(each.get(key)) for each in settings.values()}) > 1
-    ]
+    settings = {name: _settings(frame) for name, frame in frames.items()}
+    rows = []
+    for key in dict.fromkeys(key for each in settings.values() for key in each):
+        values = {name: str(each.get(key, "–")) for name, each in settings.items()}
+        if len(set(values.values())) > 1:
+            rows.append({"setting": key, **values})
     columns = ["setting", *frames]
     return table("settings", pd.DataFrame(rows, columns=columns), _columns(columns, ()))
