@@ -29,7 +29,7 @@ Task = str | Mapping[str, Any]
 def ability(
     lens: Lens,
     tasks: Sequence[Task],
-    patches: Sequence[Patch] = (),
+    patches: Patch | Sequence[Patch] = (),
     *,
     limit: int | None = None,
     shots: int | None = None,
@@ -65,7 +65,7 @@ def ability(
             "'qv_lens[ability]'."
         ) from error
     index, bos = _index(manager, tasks), _asked_with_bos(lens)
-    with lens.patched(*patches):
+    with lens.patched(*([patches] if isinstance(patches, Patch) else patches)):
         label = lens.label
         wrapped = wrapper(
             pretrained=lens.plain_model(),

@@ -244,7 +244,8 @@ class _Written:
 
 @dataclass
 class _Run:
-    """One evaluation in progress; `skipped` fills up with what could not be asked or edited."""
+    """One evaluation in progress; `skipped` fills up with what could not be asked or edited,
+    `unedited` with the unedited model's values."""
 
     lens: Lens
     metrics: list[str]
@@ -260,6 +261,7 @@ class _Run:
     held_out: Sequence[str] = ()
     clean: float = nan
     skipped: dict[int, str] = field(default_factory=dict)
+    unedited: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def readable(self, cases: Sequence[Case]) -> list[int]:
         """The cases whose probes tokenise."""
@@ -360,15 +362,16 @@ class _Run:
         if self.held_out and self.editor is not None:
             surprised = perplexity(self.lens, self.held_out)
         for i, now in zip(index, looks, strict=True):
-            was = measured(cases[i], self.metrics, before[i], before[i], False, self.judge)
-            values = measured(
-                cases[i], self.metrics, now, before[i], self.editor is not None, self.judge
-            )
-            if self.held_out:
-                was, values = (
-                    {**table, "perplexity": value}
-                    for table, value in ((was, self.clean), (values, surprised))
+            if i not in self.unedited:  # once: a judge may be a person
+                self.unedited[i] = measured(
+                    cases[i], self.metrics, before[i], before[i], False, self.judge
                 )
+            was = values = self.unedited[i]
+            if self.editor is not None:
+                values = measured(cases[i], self.metrics, now, before[i], True, self.judge)
+            if self.held_out:
+                was = {**was, "perplexity": self.clean}
+                values = {**values, "perplexity": surprised}
             for name, value in values.items():
                 after = nan if i in self.skipped else value
                 yield _row(

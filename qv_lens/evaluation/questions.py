@@ -14,7 +14,17 @@ from types import MappingProxyType
 
 from qv_lens.facts import relations
 from qv_lens.facts.prompts import matches
-from qv_lens.facts.records import UNKNOWN, Asked, Case, EditCase, Hop, MultiHopCase, Probe
+from qv_lens.facts.records import (
+    UNKNOWN,
+    Asked,
+    Case,
+    EditCase,
+    EditRequest,
+    Hop,
+    MultiHopCase,
+    Probe,
+)
+from qv_lens.facts.scripts import blank_between, ends_unspaced
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,15 @@ def _of_edit(case: EditCase) -> dict[str, list[Probe]]:
     return groups
 
 
+def statement(request: EditRequest) -> str:
+    """The edit as a sentence in front of a prompt; a question and its answer where it is asked as
+    one."""
+    prompt, answer = request.target, request.new
+    blank = blank_between(prompt.text, answer) if prompt.space is None else prompt.space
+    sentence = f"{prompt.text}{' ' if blank else ''}{answer}"
+    return f"{sentence}。" if ends_unspaced(sentence) else f"{sentence}. "
+
+
 def rivals(case: EditCase) -> list[Asked]:
     """The neighbours for which the new answer is a wrong one: where it is a neighbour's own, there
     is nothing to compare with."""
@@ -179,7 +198,9 @@ def _beside(case: Case) -> dict[str, list[Probe]]:
     groups: dict[str, list[Probe]] = {f"{name}new": [] for name in BESIDE}
     for request, names in zip(case.requests, _aliases(case), strict=True):
         fact, new = request.fact, request.new
-        groups["denied_new"].append(Probe(relations.denied(fact.text), new, names, fact.space))
+        denial = relations.denied(fact)
+        if denial is not None:
+            groups["denied_new"].append(Probe(denial, new, names, fact.space))
         groups["alone_new"].append(Probe(fact.subject, new, names))
         groups["unrelated_new"] += [Probe(text, new, names) for text in relations.others(fact)]
         back = relations.reversed_prompt(fact, new)
@@ -187,9 +208,9 @@ def _beside(case: Case) -> dict[str, list[Probe]]:
             groups["reversed_new"].append(Probe(back, fact.subject))
     groups["distracted_old"] = []
     if isinstance(case, EditCase):
-        stated = f"{case.request.target.text} {case.request.new}."
+        stated = statement(case.request)
         for fact in rivals(case):
-            text = f"{stated} {fact.text}"
+            text = f"{stated}{fact.text}"
             groups["distracted_old"].append(Probe(text, fact.answer, space=fact.space))
             groups["distracted_new"].append(Probe(text, case.request.new, space=fact.space))
     return groups

@@ -41,6 +41,11 @@ def checked_cases(verb: str, cases: Iterable[Case], kinds: tuple[type[_C], ...])
     known = [case for case in every if isinstance(case, kinds)]
     if len(known) < len(every):
         other = next(case for case in every if not isinstance(case, kinds))
+        if isinstance(other, MultiHopCase):
+            raise ConfigError(
+                f"{verb} takes cases of one fact each (EditCase), got the chain {other!r:.100}: "
+                "evaluate(..., protocol='consecutive') takes chains."
+            )
         raise ConfigError(
             f"{verb} takes cases (qv.EditCase(fact.to('new answer')), or what read() gives as "
             f".cases), got {other!r:.100}."

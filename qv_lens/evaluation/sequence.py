@@ -33,7 +33,14 @@ from qv_lens.editing.job import Editor, Factored, check_editor, style_of
 from qv_lens.editing.keys import contexts
 from qv_lens.editing.presets import editor_of
 from qv_lens.editing.statistics import Statistics
-from qv_lens.errors import ConfigError, check_count, check_counts, check_seed
+from qv_lens.errors import (
+    ConfigError,
+    EditError,
+    PatchError,
+    check_count,
+    check_counts,
+    check_seed,
+)
 from qv_lens.evaluation.answers import look
 from qv_lens.evaluation.metrics import measured
 from qv_lens.evaluation.perplexity import perplexity
@@ -60,6 +67,8 @@ METRICS = (
 )  # fmt: skip
 COLUMNS = ("step", "group", "metric", "before", "after", "cases")
 RECORD = "sequence.json"
+#: so many refused at the beginning, and none made: the editor's settings are wrong, not the facts
+HOPELESS = 10
 
 
 @dataclass
@@ -103,7 +112,8 @@ def sequence(
 
     Raises `ConfigError` for a folder that holds another sequence, or in which another process is at
     work, no cases, an unknown metric, or
-    counts below 1; what the editor raises for its statistics.
+    counts below 1; what the editor raises for its statistics; `EditError` where the first ten edits
+    or more are all refused.
     """
     check_metrics(metrics)
     cases, held_out = checked_cases("sequence", cases, (EditCase,)), checked_texts(held_out)
@@ -121,7 +131,7 @@ def sequence(
     templates, factored = contexts(lens, seed, style_of(editor)), Factored(statistics)
     with _alone_in(room):
         progress = _resumed(room, key)
-        patches = [] if progress.patch is None else [Patch.load(room / progress.patch)]
+        patches = _kept(room, progress)
         if progress.done == 0 and not progress.rows and held_out:
             progress.rows.append([0, "model", "perplexity", *[perplexity(lens, held_out)] * 2, 1])
         with progress_bar(of=type(editor).__name__, unit="edit", total=len(cases)) as bar:
@@ -144,6 +154,11 @@ def sequence(
                 progress.skipped += skipped
                 if made:
                     patches = [total([*patches, *made])]
+                elif not patches and refused and len(progress.skipped) >= HOPELESS:
+                    raise EditError(
+                        f"All of the first {len(progress.skipped)} edits were refused, the last "
+                        f"because of this: {progress.skipped[-1][1]} Nothing was edited."
+                    )
                 progress.done = stop
                 bar.update(stop - before)
                 if progress.done in wanted:
@@ -234,8 +249,24 @@ def _resumed(room: Path, key: str) -> _Progress:
             f"{room} holds another sequence (other weights, cases, editor or settings). Name "
             "another folder, or remove it."
         )
+    for patch in room.glob("patch-*"):
+        if patch.name != progress.patch:  # a process killed between the record and this left it
+            shutil.rmtree(patch, ignore_errors=True)
     progress.rows = [[nan if value is None else value for value in row] for row in progress.rows]
     return progress
+
+
+def _kept(room: Path, progress: _Progress) -> list[Patch]:
+    """The patch in force, if any. Raises `ConfigError` for one that cannot be read."""
+    if progress.patch is None:
+        return []
+    try:
+        return [Patch.load(room / progress.patch)]
+    except PatchError as error:
+        raise ConfigError(
+            f"The edits of {room / RECORD} cannot be read: {error} Remove the folder {room}, which "
+            "begins the row again, or name another one."
+        ) from error
 
 
 def _save(room: Path, progress: _Progress, patches: Sequence[Patch]) -> None:

@@ -49,7 +49,8 @@ class ReadResult:
 
 
 def read(source: str | Path, format: str | None = None, *, skip: bool = False) -> ReadResult:
-    """Every record of a file or dataset ("name", "name:config"). `format`: 'mquake', 'counterfact', 'ripple',
+    """Every record of a file or dataset ("name", "name:config", "name:config:split"; "name::split"
+    where it has no configurations; without a split 'train'). `format`: 'mquake', 'counterfact', 'ripple',
     'flat', 'zsre', 'knowedit', 'known' or 'plain' (None: by its keys).
 
     Raises `FactError` for what cannot be read, or, unless `skip`, a record that is refused.
@@ -155,8 +156,7 @@ def _records(source: str | Path) -> tuple[list[Any], Where]:
 def dataset(
     source: str, error: type[QVLensError] = FactError, *, streaming: bool = False
 ) -> Iterator[Record]:
-    """The rows of a dataset's training split by name ("name", "name:config"); `streaming` fetches
-    them as they are read.
+    """The rows of a dataset by name, as `read` takes it; `streaming` fetches them as they are read.
 
     Raises `error` where `datasets` is absent or the rows cannot be fetched.
     """
@@ -166,12 +166,17 @@ def dataset(
         raise error(
             f"{source!r} is not a file; for a dataset of that name: pip install 'qv_lens[data]'."
         ) from cause
-    name, _, config = source.partition(":")
+    name, _, rest = source.partition(":")
+    config, _, split = rest.partition(":")
     try:
-        yield from datasets.load_dataset(name, config or None, split="train", streaming=streaming)
+        yield from datasets.load_dataset(
+            name, config or None, split=split or "train", streaming=streaming
+        )
     except Exception as cause:  # the hub's own errors are many
         raise error(
-            f"The dataset {source!r} cannot be read: {type(cause).__name__}: {cause}."
+            f"The dataset {source!r} cannot be read: {type(cause).__name__}: {cause}. (A name is "
+            "followed by its configuration and split: 'name:config:split', or 'name::split'; without "
+            "one the split is 'train'.)"
         ) from cause
 
 

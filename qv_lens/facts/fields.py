@@ -95,7 +95,8 @@ def object_of(rewrite: Record, field: str) -> str:
     """MQuAKE's and CounterFact's {"str": "football"}; MQuAKE-Remastered's `target_new_str`."""
     value = rewrite[field] if field in rewrite else rewrite.get(f"{field}_str")
     if value is None:
-        raise KeyError(field)
+        remastered = any(name.startswith("target_") and name.endswith("_str") for name in rewrite)
+        raise KeyError(f"{field}_str" if remastered else field)
     return answer_of(value.get("str") if isinstance(value, dict) else value, field)
 
 

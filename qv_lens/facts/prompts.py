@@ -89,12 +89,13 @@ def answered(continuation: str) -> bool:
 
 
 def normalise(text: str) -> str:
-    """The form in which two answers are compared: composed, case folded, outer punctuation removed.
+    """The form in which two answers are compared: composed, case folded, outer punctuation removed,
+    and the token that ends a text, which generated text does not show.
 
     Signs that carry meaning stay: C++, C#, .NET, -5, $5, 5%, #1. Full-width forms, typographic
     quotes and dashes and runs of blanks count as plain ones. A text that is all punctuation stays
     as it is."""
-    plain = _unified(text)
+    plain = _unified(END_OF_TEXT.sub("", text) or text)
     start = 0
     while start < len(plain) and _outer(plain[start], "+") and not LEADING.match(plain, start):
         start += 1
@@ -104,6 +105,8 @@ def normalise(text: str) -> str:
     return plain[start:stop] or plain
 
 
+#: the tokens with which models end a text, as they are written in an answer
+END_OF_TEXT = re.compile(r"(?:\s*(?:<\|[^<>|\s]{1,40}\|>|</s>|<eos>|<end_of_turn>))+\W*\Z")
 #: signs before a word or number that belong to it
 LEADING = re.compile(r"[-+<>~](?=[.$€£¥]?\d)|(?<!\.)\.(?=\w)|[#§](?=\w)")
 #: signs after a word or number that belong to it

@@ -13,6 +13,7 @@ The relations are those of CounterFact and of the atlas."""
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from qv_lens.facts.records import Fact
@@ -42,6 +43,7 @@ WORDINGS = (
     Wording("P190", "place", "place", "The twin city of {} is", ("twin city", "sister city"), "{} is the twin city of"),
     Wording("P30", "place", "continent", "{} is on the continent of", ("continent",)),
     Wording("P37", "place", "language", "In {}, the official language is", ("official language", "declares the language", "language spoken is", "they understand")),
+    Wording("P937", "person", "place", "{} worked in the city of", ("worked in", "found employment in", "was employed in", "took up work in", "used to work in")),
     Wording("P35", "place", "person", "The head of state of {} is", ("president of", "king of", "queen of", "emperor of"), "{} is the head of state of"),
     Wording("P6", "place", "person", "The head of government of {} is", ("prime minister of", "chancellor of", "governor of", "mayor of"), "{} is the head of government of"),
     Wording("P103", "person", "language", "The mother tongue of {} is", ("mother tongue", "native language", "native speaker")),
@@ -49,7 +51,6 @@ WORDINGS = (
     Wording("P27", "person", "place", "{} is a citizen of", ("citizen", "national of", "citizenship")),
     Wording("P19", "person", "place", "{} was born in", ("was born", "native", "originally from", "originates from", "originated from")),
     Wording("P20", "person", "place", "{} died in the city of", ("died", "passed away", "lost their life", "succumbed", "expired", "life ended")),
-    Wording("P937", "person", "place", "{} worked in the city of", ("worked in", "found employment in", "was employed in", "took up work in", "used to work in")),
     Wording("P39", "person", "profession", "{} holds the office of", ("has the position", "holds the position", "'s position is", "whose position is", "holds the title", "office of", "title of")),
     Wording("P413", "person", "position", "{} plays in the position of", ("position", "plays as")),
     Wording("P641", "person", "sport", "{} plays the sport of", ("sport", "professional")),
@@ -62,8 +63,8 @@ WORDINGS = (
     Wording("P169", "company", "person", "The chief executive of {} is", ("ceo of", "chief executive"), "{} is the chief executive of"),
     Wording("P112", "company", "person", "{} was founded by", ("founded by", "started by", "created by its founder"), "{} is the founder of"),
     Wording("P159", "company", "place", "{} is headquartered in", ("headquarter", "based in", "head office")),
-    Wording("P495", "work", "place", "{} comes from the country of", ("created in", "developed in", "that was created", "from the country", "formulated in", "that originated in", "that was from")),
-    Wording("P740", "company", "place", "{} was founded in", ("founded in", "formed in", "started in", "that was started", "that was formed", "originated in")),
+    Wording("P495", "work", "place", "{} comes from the country of", ("created in the country", "originated in the country", "developed in", "from the country", "formulated in", "that was from")),
+    Wording("P740", "company", "place", "{} was founded in", ("founded in", "formed in", "started in", "that was started", "that was formed")),
     Wording("P127", "company", "company", "{} is owned by", ("owned by", "owner$", "owner of", "from the company")),
     Wording("P50", "work", "person", "{} was written by", ("written by", "work by the writer"), "{} is the author of"),
     Wording("P449", "work", "company", "{} was first shown on", ("aired", "premiere", "debuted on", "debut on", "was released on")),
@@ -127,9 +128,15 @@ def reversed_prompt(fact: Fact, answer: str) -> str | None:
     return own.back.format(answer) if own is not None and own.back else None
 
 
-def denied(text: str) -> str:
+def denied(fact: Fact) -> str | None:
     """A prompt behind "It is not true that"; an article or preposition at its beginning is written
-    small."""
-    first, blank, rest = text.partition(" ")
-    small = first.lower() if first in ("The", "In", "On", "Of", "What", "Which", "Who") else first
+    small. None for a question, and for a prompt in another script than Latin."""
+    if "?" in fact.text or not any(map(_latin, fact.prompt)):
+        return None
+    first, blank, rest = fact.text.partition(" ")
+    small = first.lower() if first in ("The", "In", "On", "Of") else first
     return f"It is not true that {small}{blank}{rest}"
+
+
+def _latin(char: str) -> bool:
+    return unicodedata.name(char, "").startswith("LATIN")

@@ -72,6 +72,7 @@ def test_ten_questions_before_with_and_after_a_patch(task):
     with lens.patched(patch):
         assert patched["value"][0] == pytest.approx(best(lens))
         assert ability(lens, [task])["value"][0] == patched["value"][0]
+    assert ability(lens, [task], patch)["value"][0] == patched["value"][0]
     assert (
         patched["value"][0] < plain["value"][0]
     )  # the edited question's gold answer is the old one

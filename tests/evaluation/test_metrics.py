@@ -409,6 +409,32 @@ def test_what_is_asked_beside_an_edit():
     assert not set(questions(CAPITAL)) & set(texts).difference({"near_old"})
 
 
+def test_what_is_put_in_front_of_a_prompt_is_a_sentence_of_its_language():
+    """A question is denied by no "It is not true that", nor is a prompt that is not in English
+    letters; Chinese has neither blanks nor a full stop of ours."""
+    asked = qv.Fact("What is the capital of {}?", "France", "Paris").to("Rome")
+    assert not questions(qv.EditCase(asked), ("denied_",)).get("denied_new")
+    chinese = qv.EditCase(
+        qv.Fact("{}的首都是", "法国", "巴黎").to("罗马"),
+        neighbours=(Probe("德国的首都是", "柏林"),),
+    )
+    groups = questions(chinese, ("denied_", "distracted_"))
+    assert not groups.get("denied_new")
+    assert groups["distracted_old"][0].text == "法国的首都是罗马。德国的首都是"
+
+
+def test_an_answer_with_its_end_of_text_is_said_without_it():
+    """Generated text does not show the token; teacher forcing counts it."""
+    lens = qv.load("toy-gptj")
+    fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")
+    whole = f"golf{lens.tokenizer.eos_token}"
+    names = ["efficacy_acc", "efficacy_gen", "efficacy_exact", "efficacy_contains"]
+    editor = qv.LocFT(layer=4, lr=3e-3, epochs=60)
+    frame = qv.evaluate(lens, [qv.EditCase(fact.to(whole))], names, editor)
+    assert frame["before"].tolist() == [0.0] * 4
+    assert frame["after"].tolist() == [1.0] * 4
+
+
 def test_a_chain_made_by_hand_has_no_edited_hop_among_its_neighbours():
     """Also where the case does not say which hop the edit belongs to."""
     fact = qv.Fact("{} plays the sport of", "Elena Morefeld", "fencing")

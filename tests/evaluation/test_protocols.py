@@ -610,5 +610,11 @@ def test_a_judge_is_asked_only_where_it_is_passed(tiny):
         with pytest.raises(qv.QVLensError, match="from 0 to 1"):
             evaluate(lens, CASES[:1], ["efficacy_judged"], judge=lambda *_, said=said: said)
     frame = evaluate(lens, CASES[:1], ["efficacy_judged"], judge=judge)
-    assert set(asked) == {CASES[0].request.fact.text}
+    assert asked == [CASES[0].request.fact.text]
     assert frame["after"].isin([0.0, 1.0]).all()
+    # a person is not asked again about the unedited model: two before, one after one edit, two after two
+    asked.clear()
+    editor = qv.FT(layer=0, steps=1)
+    row = {"protocol": "consecutive", "every": 1, "judge": judge}
+    evaluate(lens, CASES[:2], ["efficacy_judged"], editor, **row)
+    assert len(asked) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -132,6 +133,18 @@ def test_a_patch_without_its_record_is_written_anew(lens, whole, tmp_path):
     pd.testing.assert_frame_equal(again, frame)
 
 
+def test_a_folder_holds_the_patch_in_force_alone(lens, tmp_path):
+    """One that a killed process left goes; where its own is gone, what to do is told."""
+    frame = sequence(lens, CASES[:2], EDITOR, tmp_path, **OPTIONS)
+    (tmp_path / "patch-1").mkdir()
+    again = sequence(lens, CASES[:2], EDITOR, tmp_path, **OPTIONS)
+    pd.testing.assert_frame_equal(again, frame)
+    assert [folder.name for folder in tmp_path.glob("patch-*")] == ["patch-2"]
+    shutil.rmtree(tmp_path / "patch-2")
+    with pytest.raises(qv.QVLensError, match=r"cannot be read: .* Remove the folder"):
+        sequence(lens, CASES[:2], EDITOR, tmp_path, **OPTIONS)
+
+
 def test_a_folder_in_which_another_process_is_at_work_is_refused(lens, tmp_path):
     (tmp_path / ".sequence.json.1.partial").touch()  # of one that was killed
     with FileLock(tmp_path / "lock"), pytest.raises(qv.QVLensError, match="Another process edits"):
@@ -220,6 +233,14 @@ def test_an_editor_that_can_edit_nothing_says_why_at_once(lens, tmp_path):
         frame = sequence(lens, CASES[:2], Refusing(layer=4), tmp_path, **OPTIONS)
     assert value(frame, 2, "model", "refused") == 2
     assert frame.attrs["skipped"] == {str(i): f"{new[i]} is refused." for i in (0, 1)}
+    for batch in (1, 4):  # a thousand are not tried where none of ten can be made
+        with (
+            pytest.warns(UserWarning, match="Case 0 is left out"),
+            pytest.raises(
+                EditError, match=r"All of the first 1[02] edits were refused, .* is refused"
+            ),
+        ):
+            sequence(lens, CASES * 3, Refusing(layer=4), tmp_path / str(batch), batch=batch)
 
 
 def test_a_refused_case_of_a_later_batch_is_that_one(lens, tmp_path):

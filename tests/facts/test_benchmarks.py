@@ -224,13 +224,21 @@ def test_datasets_by_name(monkeypatch):
         "other": [{"content": "no text here"}], "texts": [{"text": "one"}, {"text": " "}, {"text": "two"}],
     }  # fmt: skip
 
+    asked = []
+
     def load_dataset(name, config, split, streaming=False):
+        asked.append((name, config, split))
         if isinstance(answers[name], Exception):
             raise answers[name]
         return answers[name]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    assert read("good").cases[0].case_id == 5
+    for source in ("good", "good:plain", "good::CF3k", "good:plain:CF3k"):
+        assert read(source).cases[0].case_id == 5
+    assert asked == [
+        ("good", None, "train"), ("good", "plain", "train"),
+        ("good", None, "CF3k"), ("good", "plain", "CF3k"),
+    ]  # fmt: skip
     assert list(corpus("texts")) == ["one", "two"]
     for name, words in (("gone", "no network"), ("torn", "went dead")):
         with pytest.raises(
