@@ -8,7 +8,7 @@ error, or with `skip=True` reports the record."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -189,6 +189,42 @@ def named(
     for case in cases:
         groups.setdefault(category(case.requests[0]) or "unknown", []).append(case)
     return groups
+
+
+#: MQuAKE-Remastered's labels of cases that are edited, the first that a case has counts
+EDITED_SPLITS = ("edited", "train_edited", "test_edited")
+
+
+def by_split(cases: Iterable[MultiHopCase], edits: int) -> dict[str, list[MultiHopCase]]:
+    """MQuAKE-Remastered's groups of cases where so many are edited: 'edited' and 'unedited', of
+    CF-6334 'train_edited', 'test_edited' and 'unedited'; its other cases are left out. The edits of
+    the first two are made, the questions of all are asked.
+
+    Raises `FactError` for a case whose record has no `split` for this number.
+    Source: MQuAKE-Remastered (its loader).
+    """
+    cases = list(cases)
+    labels = [_split_labels(case, str(edits)) for case in cases]
+    of_halves = any(label.startswith(("train_", "test_")) for some in labels for label in some)
+    groups: dict[str, list[MultiHopCase]] = {}
+    for case, some in zip(cases, labels, strict=True):
+        edited = next((name for name in EDITED_SPLITS if name in some), None)
+        if edited is not None:
+            groups.setdefault(edited, []).append(case)
+        elif not of_halves or "test_unedited" in some:
+            groups.setdefault("unedited", []).append(case)
+    return groups
+
+
+def _split_labels(case: MultiHopCase, edits: str) -> Collection[str]:
+    split = dict(case.extra).get("split")
+    sizes = split if isinstance(split, Mapping) else {}
+    if edits not in sizes:
+        raise FactError(
+            f"Case {case.case_id} has no split for {edits} edits (it has: "
+            f"{', '.join(map(str, sizes)) or 'none'}): the records of MQuAKE-Remastered have them."
+        )
+    return sizes[edits] or ()
 
 
 def warn_of(refused: pd.DataFrame) -> None:

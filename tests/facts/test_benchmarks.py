@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import qv_lens as qv
-from qv_lens.facts.benchmarks import named, parse, plain_facts, read, uncontaminated
+from qv_lens.facts.benchmarks import by_split, named, parse, plain_facts, read, uncontaminated
 from qv_lens.facts.categories import labelled, of_relation
 from qv_lens.facts.corpora import corpus
 from qv_lens.facts.mquake import leading_to
@@ -399,6 +399,28 @@ def remastered(**changes):
         "new_triples_labeled": [["Ada Lovelace", "citizen", "Norway"], ["Norway", "capital", "Oslo"]],
         "split": {"1": ["edited"]}, **changes,
     }  # fmt: skip
+
+
+def test_the_groups_of_mquake_remastered_for_a_number_of_edits():
+    """Of CF-3k edited or not; of CF-6334 three groups, a case of both halves among the first's."""
+    halves = (["train_edited", "test_edited"], ["test_edited"], ["test_unedited"], ["train_unedited"], [])  # fmt: skip
+    records = [
+        remastered(case_id=i, split={"1": ["edited"] if i else None, "100": labels})
+        for i, labels in enumerate(halves)
+    ]
+    cases = parse(records).cases
+    numbers = [
+        {name: [case.case_id for case in some] for name, some in by_split(cases, edits).items()}
+        for edits in (1, 100)
+    ]
+    assert numbers[0] == {"edited": [1, 2, 3, 4], "unedited": [0]}
+    assert numbers[1] == {"train_edited": [0], "test_edited": [1], "unedited": [2]}
+    with pytest.raises(
+        qv.QVLensError, match=r"Case 0 has no split for 1000 edits \(it has: 1, 100\)"
+    ):
+        by_split(cases, 1000)
+    with pytest.raises(qv.QVLensError, match=r"no split for 1 edits \(it has: none\)"):
+        by_split([replace(cases[0], extra=())], 1)
 
 
 def test_mquake_remastered_and_what_contaminates_a_case():
